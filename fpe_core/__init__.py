@@ -1,0 +1,59 @@
+"""Free-Prompt-Editing on tensors: load a checkpoint, invert images, edit them with text.
+
+    checkpoint = load_checkpoint("builtin:still-life")
+    editor = Editor(checkpoint)
+    inversion = editor.invert(images, source_prompts)
+    result = editor.edit(inversion, [["a photo of a green plain heart on a white background"]])
+
+Knows torch, diffusers and transformers; no Ray, no Arrow, no storage.
+"""
+
+from fpe_core.checkpoint import (
+    Checkpoint,
+    checkpoint_defaults,
+    checkpoint_fingerprint,
+    load_checkpoint,
+)
+from fpe_core.editor import Editor
+from fpe_core.errors import (
+    CheckpointError,
+    FPEError,
+    ImageDecodeError,
+    ImageTooLargeError,
+    ParameterError,
+    PromptError,
+    RowsOutOfMemoryError,
+)
+from fpe_core.fit import Fit, FittedImage, decode_image, fit_image
+from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
+from fpe_core.parameters import EditParameters, LayersByRange, LayersByTokens
+
+# Part of every edit's id. Rises when the same edit would give another image.
+ALGORITHM_VERSION = "1"
+
+__all__ = [
+    "ALGORITHM_VERSION",
+    "Checkpoint",
+    "CheckpointError",
+    "Edit",
+    "EditParameters",
+    "EditResult",
+    "Editor",
+    "FPEError",
+    "Fit",
+    "FittedImage",
+    "ImageDecodeError",
+    "ImageTooLargeError",
+    "Inversion",
+    "LayersByRange",
+    "LayersByTokens",
+    "ParameterError",
+    "PromptError",
+    "RowsOutOfMemoryError",
+    "SyntheticSources",
+    "checkpoint_defaults",
+    "checkpoint_fingerprint",
+    "decode_image",
+    "fit_image",
+    "load_checkpoint",
+]

@@ -1,0 +1,375 @@
+"""Free-Prompt-Editing of many images with many prompts at once (CVPR 2024, arXiv 2403.03431).
+
+    inversion = editor.invert(images, source_prompts)
+    result = editor.edit(inversion, [["a red car", "a blue car"], ["a snowy street"]])
+
+UNet rows, T steps of which R replace attention maps, N edits of a source:
+
+    real source         T + R + 2 T N       inversion, source rows, two rows per edit and step
+    synthetic source    2 T + 2 T N         the source is sampled with guidance beside its edits
+
+Without guidance (scale 1) every 2 is a 1. The source's own row is evaluated once a step, whatever
+the row limit, and shared by all its edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fpe_core.attention import (
+    MapReplacement,
+    SelfAttentionLayer,
+    select_layers,
+    self_attention_layers,
+)
+from fpe_core.autoencoder import decode_latents, encode_images, latent_dtype, latent_shape
+from fpe_core.checkpoint import Checkpoint
+from fpe_core.errors import ParameterError
+from fpe_core.fit import fit_image
+from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources
+from fpe_core.parameters import EditParameters
+from fpe_core.rows import RowLimit, rows_that_fit
+from fpe_core.schedule import ddim_schedule, seeded_noise
+from fpe_core.text import EncodedPrompts, encode_prompts
+
+_Mode = Callable[[int, Tensor], AbstractContextManager[None]]
+
+
+class Editor:
+    """Edits images with one checkpoint.
+
+    What an edit needs is in the values passed; the editor itself only remembers its row limits.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, max_rows: int | None = None, memory_share: float = 1.0
+    ) -> None:
+        """
+        Args:
+            checkpoint: the model; several editors may share one, but not at the same time.
+            max_rows: most rows per UNet call; None takes what memory allows. Halves itself on
+                out-of-memory.
+            memory_share: part of the device's free memory this editor may take, 0..1.
+        """
+        if max_rows is not None and max_rows < 1:
+            raise ParameterError(f"max_rows must be >= 1, got {max_rows}")
+        self.checkpoint = checkpoint
+        self._max_rows = max_rows
+        self._memory_share = memory_share
+        self._limits: dict[tuple[int, int], tuple[RowLimit, RowLimit]] = {}
+        self._latent_dtype = latent_dtype(checkpoint)
+
+    @torch.inference_mode()
+    def invert(
+        self,
+        images: Sequence[Image.Image],
+        source_prompts: Sequence[str] | None = None,
+        parameters: EditParameters | None = None,
+        *,
+        fit: str = "crop",
+    ) -> Inversion:
+        """Walks images up to noise by unguided DDIM inversion.
+
+        Args:
+            images: of any mode, size and orientation; fitted to the parameters' size (`fit_image`).
+            source_prompts: what each image shows; None or "" for no prompt.
+            parameters: None takes the checkpoint's recommendation.
+            fit: "crop" or "pad", see `fpe_core.fit`.
+
+        Returns:
+            the trajectories, one per image, in order.
+
+        Raises:
+            ParameterError, PromptError, ImageDecodeError, RowsOutOfMemoryError.
+        """
+        parameters = parameters or self.checkpoint.default_parameters
+        prompts = tuple(source_prompts) if source_prompts is not None else ("",) * len(images)
+        _require_one_each("source prompts", prompts, "images", images)
+        schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
+        unet_limit, vae_limit = self._row_limits(parameters)
+        rows_before = unet_limit.evaluated
+        fitted = [fit_image(i, parameters.width_px, parameters.height_px, fit) for i in images]
+        text = self._encode_prompts(prompts)
+        rows = _Rows.unguided(text.rows(prompts))
+
+        z = self._zeros(parameters)
+        if fitted:
+            z = encode_images(self.checkpoint, [f.image for f in fitted], vae_limit)
+        trajectory = [z]
+        for k, timestep in enumerate(schedule.timesteps):
+            z = schedule.invert_step(z, self._predict(rows, z, timestep, text, unet_limit), k)
+            trajectory.append(z)
+        stacked = torch.stack(trajectory, dim=1)
+        return Inversion(
+            trajectory=stacked,
+            images=tuple(f.image for f in fitted),
+            fits=tuple(f.fit for f in fitted),
+            source_prompts=prompts,
+            parameters=parameters,
+            diverged=tuple(not finite for finite in _finite(stacked)),
+            truncated_prompts=tuple(text.truncated.get(prompt, "") for prompt in prompts),
+            unet_rows=unet_limit.evaluated - rows_before,
+        )
+
+    def synthesise(
+        self,
+        source_prompts: Sequence[str],
+        seeds: Sequence[int],
+        parameters: EditParameters | None = None,
+    ) -> SyntheticSources:
+        """Sources that `edit` will sample from a prompt and a seed each; costs no UNet row yet."""
+        parameters = parameters or self.checkpoint.default_parameters
+        _require_one_each("seeds", seeds, "source prompts", source_prompts)
+        noise = self._zeros(parameters)
+        if seeds:
+            shape = latent_shape(self.checkpoint, parameters)
+            noise = torch.stack([seeded_noise(seed, shape) for seed in seeds]).to(noise)
+        return SyntheticSources(
+            noise=noise,
+            source_prompts=tuple(source_prompts),
+            seeds=tuple(seeds),
+            parameters=parameters,
+        )
+
+    @torch.inference_mode()
+    def edit(
+        self,
+        sources: Sources,
+        target_prompts: Sequence[Sequence[str]],
+        parameters: EditParameters | None = None,
+    ) -> EditResult:
+        """Edits each source once per target prompt.
+
+        Args:
+            sources: from `invert` or `synthesise`.
+            target_prompts: per source, any number of prompts.
+            parameters: None takes the sources' own; steps and size must agree with them.
+
+        Returns:
+            the edits, in the order asked for.
+
+        Raises:
+            ParameterError, PromptError, RowsOutOfMemoryError.
+        """
+        parameters = parameters or sources.parameters
+        _require_agreement(sources.parameters, parameters)
+        _require_one_each("lists of target prompts", target_prompts, "sources", sources)
+        if any(isinstance(prompts, str) for prompts in target_prompts):
+            raise ParameterError("target_prompts must hold a list of prompts per source, got text")
+        targets = [prompt for prompts in target_prompts for prompt in prompts]
+        text = self._encode_prompts((parameters.negative_prompt, *sources.source_prompts, *targets))
+        unet_limit, vae_limit = self._row_limits(parameters)
+        rows_before = unet_limit.evaluated
+        latents, source_latents = self._denoise(
+            sources, target_prompts, parameters, text, unet_limit
+        )
+
+        finite = _finite(latents)
+        images = decode_latents(self.checkpoint, latents, vae_limit)
+        if isinstance(sources, SyntheticSources):
+            source_images = decode_latents(self.checkpoint, source_latents, vae_limit)
+        else:
+            source_images = sources.images
+        edits = iter(
+            Edit(prompt, image, latent, is_finite, text.truncated.get(prompt, ""))
+            for prompt, image, latent, is_finite in zip(
+                targets, images, latents.cpu().unbind(), finite, strict=True
+            )
+        )
+        return EditResult(
+            edits=tuple(tuple(next(edits) for _ in prompts) for prompts in target_prompts),
+            source_images=source_images,
+            unet_rows=unet_limit.evaluated - rows_before,
+        )
+
+    def _denoise(
+        self,
+        sources: Sources,
+        target_prompts: Sequence[Sequence[str]],
+        parameters: EditParameters,
+        text: EncodedPrompts,
+        limit: RowLimit,
+    ) -> tuple[Tensor, Tensor]:
+        """Final latents z_0 of all edits, flat, and of the sources if they are synthetic."""
+        schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
+        layers = self._replaced_layers(parameters)
+        negative = text.rows([parameters.negative_prompt])
+        source_text = text.rows(sources.source_prompts)
+        target_rows = _Rows.of(
+            text.rows([p for ps in target_prompts for p in ps]), negative, parameters
+        )
+        source_of_edit = torch.tensor(
+            [s for s, prompts in enumerate(target_prompts) for _ in prompts],
+            dtype=torch.int64,
+            device=self.checkpoint.device,
+        )
+        if isinstance(sources, Inversion):
+            # A real source is pinned: at t_k its row is z_(k+1) of the trajectory, which is not the
+            # point that inversion evaluated, so its Q and K there are not inversion's.
+            trajectory = sources.trajectory
+            source_rows = _Rows.unguided(source_text)
+        else:
+            trajectory = None
+            source_rows = _Rows.of(source_text, negative, parameters)
+
+        z_source = sources.start
+        z = z_source[source_of_edit]
+        with MapReplacement(self.checkpoint.unet, layers) as maps:
+
+            def record(first_row: int, _items: Tensor) -> AbstractContextManager[None]:
+                return maps.recording(first_row)
+
+            def inject(first_row: int, items: Tensor) -> AbstractContextManager[None]:
+                return maps.injecting(first_row, source_of_edit[items])
+
+            for step, k in enumerate(reversed(range(schedule.steps))):
+                timestep = schedule.timesteps[k]
+                replacing = bool(layers) and len(z) > 0 and step < parameters.replaced_steps
+                maps.forget()
+                if trajectory is not None:
+                    z_source = trajectory[:, k + 1]
+                if trajectory is None or replacing:
+                    mode: _Mode = record if replacing else _own_maps
+                    output = self._predict(source_rows, z_source, timestep, text, limit, mode=mode)
+                    z_source = schedule.sample_step(z_source, output, k)
+                mode = inject if replacing else _own_maps
+                output = self._predict(target_rows, z, timestep, text, limit, mode=mode)
+                z = schedule.sample_step(z, output, k)
+        return z, z_source
+
+    def _predict(
+        self,
+        rows: _Rows,
+        z: Tensor,
+        timestep: int,
+        text: EncodedPrompts,
+        limit: RowLimit,
+        *,
+        mode: _Mode | None = None,
+    ) -> Tensor:
+        """The UNet's output for every latent of z, (items, C, h, w), guided if the rows are.
+
+        `mode(first_row, items)` is entered around each chunk: chunk rows from `first_row` on are
+        conditional and belong to the latents `items`.
+        """
+
+        def evaluate(first: int, last: int) -> Tensor:
+            items = rows.items[first:last]
+            conditional_from = min(max(rows.first_conditional - first, 0), last - first)
+            with (mode or _own_maps)(conditional_from, items[conditional_from:]):
+                sample = z[items].to(self.checkpoint.dtype)
+                output: Tensor = self.checkpoint.unet(
+                    sample.contiguous(memory_format=torch.channels_last),
+                    timestep,
+                    encoder_hidden_states=text.embeddings[rows.prompts[first:last]],
+                    return_dict=False,
+                )[0]
+            return output.to(self._latent_dtype)
+
+        if len(rows.items) == 0:
+            return torch.zeros_like(z)
+        output = limit.map(len(rows.items), evaluate)
+        if rows.guidance_scale is None:
+            return output
+        unconditional, conditional = output.chunk(2)
+        guided: Tensor = unconditional + rows.guidance_scale * (conditional - unconditional)
+        return guided
+
+    def _replaced_layers(self, parameters: EditParameters) -> tuple[SelfAttentionLayer, ...]:
+        _, height, width = latent_shape(self.checkpoint, parameters)
+        return select_layers(
+            self_attention_layers(self.checkpoint.unet, height, width), parameters.layers
+        )
+
+    def _zeros(self, parameters: EditParameters) -> Tensor:
+        """No latents at all, (0, C, h, w), on the right device."""
+        shape = (0, *latent_shape(self.checkpoint, parameters))
+        return torch.zeros(shape, dtype=self._latent_dtype, device=self.checkpoint.device)
+
+    def _encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts:
+        return encode_prompts(self.checkpoint.tokenizer, self.checkpoint.text_encoder, prompts)
+
+    def _row_limits(self, parameters: EditParameters) -> tuple[RowLimit, RowLimit]:
+        """Of the UNet and of the autoencoder at this size; they outlive the call."""
+        key = (parameters.width_px, parameters.height_px)
+        if key not in self._limits:
+            _, height, width = latent_shape(self.checkpoint, parameters)
+            unet, vae = self.checkpoint.unet.config, self.checkpoint.vae.config
+            maps = (
+                unet.block_out_channels[0] * height * width,
+                vae.block_out_channels[0] * parameters.width_px * parameters.height_px // 4,
+            )
+            element_bytes = torch.empty((), dtype=self.checkpoint.dtype).element_size()
+            fit = [
+                rows_that_fit(self.checkpoint.device, size, element_bytes, self._memory_share)
+                for size in maps
+            ]
+            self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 32)))
+        return self._limits[key]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The UNet rows of one step: which latent and which prompt each is, unconditional ones first.
+
+    Attributes:
+        items: (rows,) index of the latent.
+        prompts: (rows,) index of the prompt's embedding.
+        first_conditional: rows before this one are unconditional.
+        guidance_scale: None where there is no guidance, and so no unconditional row.
+    """
+
+    items: Tensor
+    prompts: Tensor
+    first_conditional: int
+    guidance_scale: float | None
+
+    @classmethod
+    def unguided(cls, prompts: Tensor) -> _Rows:
+        items = torch.arange(len(prompts), device=prompts.device)
+        return cls(items, prompts, 0, None)
+
+    @classmethod
+    def of(cls, prompts: Tensor, negative: Tensor, parameters: EditParameters) -> _Rows:
+        """One row per prompt, and its unconditional twin unless guidance is the identity."""
+        if not parameters.is_guided:
+            return cls.unguided(prompts)
+        count = len(prompts)
+        return cls(
+            torch.arange(count, device=prompts.device).repeat(2),
+            torch.cat([negative.expand(count), prompts]),
+            count,
+            parameters.guidance_scale,
+        )
+
+
+def _own_maps(_first_row: int, _items: Tensor) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _finite(values: Tensor) -> list[bool]:
+    """Per item of the first axis, whether everything in it is finite."""
+    finite: list[bool] = values.flatten(1).isfinite().all(dim=1).tolist() if len(values) else []
+    return finite
+
+
+def _require_one_each(what: str, given: Sized, of_what: str, wanted: Sized) -> None:
+    if len(given) != len(wanted):
+        raise ParameterError(
+            f"{what} and {of_what} must be equally many, got {len(given)} and {len(wanted)}"
+        )
+
+
+def _require_agreement(inverted: EditParameters, asked: EditParameters) -> None:
+    for name in ("steps", "width_px", "height_px"):
+        if getattr(inverted, name) != getattr(asked, name):
+            raise ParameterError(
+                f"{name} must be the sources' own ({getattr(inverted, name)}), got "
+                f"{getattr(asked, name)}: a trajectory fits only what it was made with"
+            )

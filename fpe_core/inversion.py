@@ -1,0 +1,121 @@
+"""What an edit starts from: the inverted trajectory of an image, or a prompt and a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from fpe_core.fit import Fit
+from fpe_core.parameters import EditParameters
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """DDIM inversions of S images (FPE, arXiv 2403.03431, sec. 4).
+
+    Attributes:
+        trajectory: z_0 .. z_T of each image, (S, T + 1, C, h, w), float32 on the model's device.
+        images: the images as the model saw them, RGB at the parameters' size.
+        fits: how each of them came to be from the image given.
+        source_prompts: the prompt each was inverted with, "" for none.
+        parameters: what they were inverted with; an edit must agree on steps and size.
+        diverged: per image, whether its trajectory holds a NaN or infinity.
+        truncated_prompts: per image, the part of its prompt that did not fit the text encoder.
+        unet_rows: UNet rows it took, T per image.
+    """
+
+    trajectory: Tensor
+    images: tuple[Image.Image, ...]
+    fits: tuple[Fit, ...]
+    source_prompts: tuple[str, ...]
+    parameters: EditParameters
+    diverged: tuple[bool, ...]
+    truncated_prompts: tuple[str, ...]
+    unet_rows: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def start(self) -> Tensor:
+        """z_T, where the edits of each image start: (S, C, h, w)."""
+        return self.trajectory[:, -1]
+
+    def select(self, indices: Sequence[int]) -> Inversion:
+        """The inversions of some of the images, in the given order. Rows are shared out evenly."""
+        return Inversion(
+            trajectory=self.trajectory[list(indices)],
+            images=tuple(self.images[i] for i in indices),
+            fits=tuple(self.fits[i] for i in indices),
+            source_prompts=tuple(self.source_prompts[i] for i in indices),
+            parameters=self.parameters,
+            diverged=tuple(self.diverged[i] for i in indices),
+            truncated_prompts=tuple(self.truncated_prompts[i] for i in indices),
+            unet_rows=self.parameters.steps * len(indices),
+        )
+
+
+@dataclass(frozen=True)
+class SyntheticSources:
+    """S sources that do not exist yet: each is sampled from its prompt and seed beside its edits.
+
+    Attributes:
+        noise: start noise z_T, (S, C, h, w), float32; that of a seed is the same on every device.
+        source_prompts: what each source shows.
+        seeds: the seed of each.
+        parameters: an edit must agree on steps and size.
+    """
+
+    noise: Tensor
+    source_prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    parameters: EditParameters
+
+    def __len__(self) -> int:
+        return len(self.source_prompts)
+
+    @property
+    def start(self) -> Tensor:
+        """z_T, where each source and its edits start: (S, C, h, w)."""
+        return self.noise
+
+
+Sources = Inversion | SyntheticSources
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edited image.
+
+    Attributes:
+        target_prompt: what was asked for.
+        image: RGB, 8 bits, at the parameters' size.
+        latent: final latent z_0, (C, h, w), float32, on the CPU.
+        is_finite: False if the latent holds a NaN or infinity; the image means nothing then.
+        truncated_prompt: the part of the prompt that did not fit the text encoder, "" if all did.
+    """
+
+    target_prompt: str
+    image: Image.Image
+    latent: Tensor
+    is_finite: bool
+    truncated_prompt: str
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """The edits of S sources.
+
+    Attributes:
+        edits: per source, its edits in the order of its target prompts.
+        source_images: per source the image it was edited from: the fitted input, or the synthesised
+            one.
+        unet_rows: UNet rows this call took, inversion not included.
+    """
+
+    edits: tuple[tuple[Edit, ...], ...]
+    source_images: tuple[Image.Image, ...]
+    unet_rows: int

@@ -1,0 +1,105 @@
+"""How many rows go through a network at once: as many as memory allows, halved when it does not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fpe_core.errors import RowsOutOfMemoryError
+
+_log = logging.getLogger(__name__)
+
+# Past this many rows a device is busy anyway, and smaller chunks keep latencies and peaks low.
+_MOST_ROWS = 128
+# Peak of one UNet row over the size of its widest feature map (320 x 64 x 64 in SD 1.5). An
+# estimate on the safe side; the limit halves itself where it is wrong.
+_PEAK_FEATURE_MAPS = 48
+
+
+class RowLimit:
+    """A limit on rows per call of a network that halves itself on out-of-memory.
+
+    Attributes:
+        rows: the current limit, >= 1. It only ever falls.
+        evaluated: rows evaluated so far; a call that ran out of memory does not count.
+    """
+
+    def __init__(self, rows: int) -> None:
+        if rows < 1:
+            raise ValueError(f"a row limit must be at least 1, got {rows}")
+        self.rows = rows
+        self.evaluated = 0
+
+    def map(self, count: int, evaluate: Callable[[int, int], Tensor]) -> Tensor:
+        """`evaluate(first, last)` over 0..count in chunks of at most `rows`, concatenated.
+
+        Raises:
+            RowsOutOfMemoryError: a single row does not fit.
+        """
+        chunks: list[Tensor] = []
+        done = 0
+        while done < count:
+            last = min(done + self.rows, count)
+            try:
+                chunks.append(evaluate(done, last))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(last - done, error)
+                continue
+            self.evaluated += last - done
+            done = last
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+    def _halve(self, tried: int, error: Exception) -> None:
+        if tried <= 1:
+            raise RowsOutOfMemoryError(
+                "one row alone does not fit into the device's memory; use a smaller size_px, a "
+                "narrower dtype or a larger device"
+            ) from error
+        self.rows = max(1, tried // 2)
+        _log.warning("out of memory with %d rows; going on with %d", tried, self.rows)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up, on any device: CUDA and MPS have types, the CPU a message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator: can't allocate memory" in message
+        or "DefaultCPUAllocator: not enough memory" in message
+        or "out of memory" in message
+    )
+
+
+def rows_that_fit(
+    device: torch.device, widest_map_elements: int, element_bytes: int, memory_share: float
+) -> int:
+    """A first row limit from the memory that is free now.
+
+    Args:
+        device: where the network lives.
+        widest_map_elements: elements of the largest feature map of one row.
+        element_bytes: bytes of one of them.
+        memory_share: the part of the free memory that may be used, 0..1; below 1 where several
+            processes share a device.
+    """
+    free_bytes = _free_bytes(device) * memory_share * 0.6
+    row_bytes = widest_map_elements * element_bytes * _PEAK_FEATURE_MAPS
+    return max(2, min(_MOST_ROWS, int(free_bytes // row_bytes)))
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):  # no such figure on this system: assume a small machine
+        return 4e9

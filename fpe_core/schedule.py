@@ -1,0 +1,112 @@
+"""DDIM in both directions over one grid of timesteps (Song et al. 2021, arXiv 2010.02502, eq. 12).
+
+Step k = 0 .. T-1 belongs to timestep t_k = k * (N // T) + 1 (leading spacing, offset 1). A
+trajectory has T + 1 latents: z_0 is clean, z_(k+1) is the latent at noise level t_k. Inversion
+walks k upwards, sampling downwards; both move between the same two noise levels at the same k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpe_core.errors import CheckpointError, ParameterError
+
+_STEPS_OFFSET = 1
+
+
+@dataclass(frozen=True)
+class DDIMSchedule:
+    """Timesteps and noise levels of one run of `steps` steps.
+
+    Attributes:
+        timesteps: t_k, ascending, length T.
+        alphas_bar: cumulative alpha of z_0 .. z_T, length T + 1, float64; the first is the training
+            schedule's own first entry (`set_alpha_to_one` False), not 1.
+        prediction_type: what the UNet's output is, "epsilon" or "v_prediction".
+    """
+
+    timesteps: tuple[int, ...]
+    alphas_bar: tuple[float, ...]
+    prediction_type: str
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+    def invert_step(self, z_k: Tensor, model_output: Tensor, k: int) -> Tensor:
+        """z_k and the UNet's output at (z_k, t_k) to z_(k+1)."""
+        return self._move(z_k, model_output, self.alphas_bar[k], self.alphas_bar[k + 1])
+
+    def sample_step(self, z_next: Tensor, model_output: Tensor, k: int) -> Tensor:
+        """z_(k+1) and the UNet's output at (z_(k+1), t_k) to z_k."""
+        return self._move(z_next, model_output, self.alphas_bar[k + 1], self.alphas_bar[k])
+
+    def _move(self, z: Tensor, model_output: Tensor, level_from: float, level_to: float) -> Tensor:
+        signal, noise = level_from**0.5, (1 - level_from) ** 0.5
+        if self.prediction_type == "v_prediction":  # Salimans & Ho 2022, arXiv 2202.00512, app. D
+            clean = signal * z - noise * model_output
+            epsilon = signal * model_output + noise * z
+        else:
+            epsilon = model_output
+            clean = (z - noise * epsilon) / signal
+        moved: Tensor = level_to**0.5 * clean + (1 - level_to) ** 0.5 * epsilon
+        return moved
+
+
+def ddim_schedule(scheduler_config: Mapping[str, Any], steps: int) -> DDIMSchedule:
+    """The grid of `steps` DDIM steps on the noise schedule a checkpoint was trained with.
+
+    Only what describes the training is read from the config (betas, number of timesteps, prediction
+    type); spacing, offset and final alpha are the algorithm's. Coefficients are float64.
+
+    Raises:
+        ParameterError: more steps than training timesteps.
+        CheckpointError: a beta schedule or prediction type that Stable Diffusion 1.x does not use.
+    """
+    training_alphas_bar = np.cumprod(1.0 - _training_betas(scheduler_config))
+    training_steps = len(training_alphas_bar)
+    stride = training_steps // steps
+    if stride < 1 or (steps - 1) * stride + _STEPS_OFFSET >= training_steps:
+        raise ParameterError(
+            f"steps must be at most {training_steps - _STEPS_OFFSET} for this checkpoint "
+            f"(trained on {training_steps} timesteps), got {steps}"
+        )
+    timesteps = tuple(k * stride + _STEPS_OFFSET for k in range(steps))
+    prediction_type = str(scheduler_config.get("prediction_type", "epsilon"))
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise CheckpointError(
+            f"scheduler prediction_type {prediction_type!r} is not supported; "
+            "allowed: epsilon, v_prediction"
+        )
+    alphas_bar = (training_alphas_bar[0], *(training_alphas_bar[t] for t in timesteps))
+    return DDIMSchedule(timesteps, tuple(float(level) for level in alphas_bar), prediction_type)
+
+
+def _training_betas(config: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if config.get("trained_betas") is not None:
+        return np.asarray(config["trained_betas"], dtype=np.float64)
+    first, last = float(config.get("beta_start", 0.00085)), float(config.get("beta_end", 0.012))
+    count = int(config.get("num_train_timesteps", 1000))
+    kind = config.get("beta_schedule", "scaled_linear")
+    if kind == "scaled_linear":
+        return np.linspace(first**0.5, last**0.5, count, dtype=np.float64) ** 2
+    if kind == "linear":
+        return np.linspace(first, last, count, dtype=np.float64)
+    raise CheckpointError(
+        f"scheduler beta_schedule {kind!r} is not supported; allowed: scaled_linear, linear"
+    )
+
+
+def seeded_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise, float32 on the CPU, the same on every device for the same seed.
+
+    One generator per source, so that noise does not depend on what a source is batched with.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed % 2**63)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)

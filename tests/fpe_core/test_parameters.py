@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fpe_core import EditParameters, LayersByRange, LayersByTokens, ParameterError
+
+rules = st.one_of(
+    st.builds(LayersByTokens, st.integers(0, 10**6)),
+    st.integers(1, 16).flatmap(
+        lambda first: st.builds(LayersByRange, st.just(first), st.integers(first, 32))
+    ),
+)
+parameters = st.builds(
+    EditParameters,
+    steps=st.integers(1, 999),
+    guidance_scale=st.floats(0, 50),
+    negative_prompt=st.text(max_size=20),
+    layers=rules,
+    replaced_fraction=st.floats(0, 1),
+    width_px=st.integers(1, 256).map(lambda n: 8 * n),
+    height_px=st.integers(1, 256).map(lambda n: 8 * n),
+)
+
+
+@given(parameters)
+def test_a_record_reads_back_as_the_same_parameters(value):
+    assert EditParameters.from_dict(json.loads(json.dumps(value.to_dict()))) == value
+
+
+def test_defaults_are_the_paper_s():
+    value = EditParameters()
+    assert (value.steps, value.guidance_scale, value.replaced_fraction) == (50, 7.5, 0.8)
+    assert value.layers == LayersByTokens(1024)
+    assert value.replaced_steps == 40
+
+
+def test_whole_and_decimal_guidance_are_one_record():
+    assert (
+        EditParameters(guidance_scale=5).to_dict() == EditParameters(guidance_scale=5.0).to_dict()
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3, 0.7, 0.8, 1.0])
+def test_replaced_steps_do_not_suffer_from_rounding(fraction):
+    assert EditParameters(steps=10, replaced_fraction=fraction).replaced_steps == round(
+        10 * fraction
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 to 1000, got 0"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"guidance_scale": -1}, "guidance_scale must be >= 0"),
+        ({"guidance_scale": math.nan}, "guidance_scale must be a finite number"),
+        ({"replaced_fraction": 1.5}, "replaced_fraction must be 0 to 1, got 1.5"),
+        ({"width_px": 100}, "width_px must be a multiple of 8, got 100"),
+        ({"height_px": 0}, "height_px must be >= 8"),
+        ({"negative_prompt": None}, "negative_prompt must be text"),
+        ({"layers": 4}, "layers must be"),
+        ({"layers": {"first": 4}}, "layers must be"),
+        ({"layers": {"first": 5, "last": 4}}, r"layers.last must be >= layers.first \(5\), got 4"),
+        ({"layers": {"max_tokens": -1}}, "layers.max_tokens must be >= 0"),
+        ({"stepz": 4}, "unknown edit parameter"),
+    ],
+)
+def test_bad_values_are_named(values, message):
+    if "layers" in values and not isinstance(values["layers"], dict):
+        with pytest.raises(ParameterError, match=message):
+            EditParameters(**values)
+    else:
+        with pytest.raises(ParameterError, match=message):
+            EditParameters.from_dict(values)
