@@ -8,12 +8,8 @@
 Knows torch, diffusers and transformers; no Ray, no Arrow, no storage.
 """
 
-from fpe_core.checkpoint import (
-    Checkpoint,
-    checkpoint_defaults,
-    checkpoint_fingerprint,
-    load_checkpoint,
-)
+from fpe_core.checkpoint import Checkpoint, load_checkpoint
+from fpe_core.checkpoint_files import checkpoint_defaults, checkpoint_fingerprint
 from fpe_core.editor import Editor
 from fpe_core.errors import (
     CheckpointError,

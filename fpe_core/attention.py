@@ -1,5 +1,4 @@
-"""Self-attention maps taken from the source and given to the target (FPE, arXiv 2403.03431, alg.
-1).
+"""Self-attention maps taken from the source and given to the target (FPE, arXiv 2403.03431).
 
 The map softmax(Q K^T / sqrt d) of a target's conditional row is replaced by the source's. As the
 map is a function of Q and K alone, attending with the source's Q and K over the target's V is the

@@ -2,8 +2,7 @@
 
 Policies (`fit_image`):
 
-    crop   scale so that the shorter side fits, keep the centre, cut the rest. The default: every
-           pixel
+    crop   scale so that the shorter side fits, keep the centre, cut the rest. The default: all that
            the model sees is picture.
     pad    scale so that the longer side fits, repeat the border pixels around it. Nothing is cut.
 
