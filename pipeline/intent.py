@@ -1,0 +1,157 @@
+"""What a job means once its checkpoint and its manifest are known: groups of edits with ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from fpe_core import (
+    CheckpointError,
+    EditParameters,
+    ParameterError,
+    checkpoint_defaults,
+    checkpoint_fingerprint,
+)
+from pipeline.errors import JobError
+from pipeline.ids import (
+    EditContext,
+    Occurrences,
+    SourceKey,
+    base_id,
+    edit_id,
+    group_id,
+    source_id,
+    source_key_of_bytes,
+    source_key_of_prompt,
+    source_key_of_uri,
+)
+from pipeline.job import Job
+from pipeline.manifest import Manifest
+from pipeline.manifest_row import Problems, RowReader, SourceRow, WantedEdit
+from pipeline.prompts import SOURCE_PREFIX, PromptPlan
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """A row of the manifest with its ids: one source and its edits."""
+
+    source: SourceRow
+    group_id: bytes
+    source_id: bytes
+    edits: tuple[tuple[bytes, WantedEdit], ...]
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a job means once its checkpoint and its manifest's columns are known. Streams groups."""
+
+    job: Job
+    manifest: Manifest
+    parameters: EditParameters
+    context: EditContext
+    prompts: PromptPlan | None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return () if self.prompts is None else self.prompts.label_names
+
+    @property
+    def carried_schema(self) -> pa.Schema:
+        """What edits inherit. A column that a label replaces is called source_<name>."""
+        labels = self.label_names
+        fields = [
+            field.with_name(SOURCE_PREFIX + field.name) if field.name in labels else field
+            for field in self.manifest.carried_schema
+        ]
+        return pa.schema(fields)
+
+    def groups(self, problems: Problems) -> Iterator[tuple[list[PlannedGroup], pa.Table]]:
+        """Per batch of rows: its groups, and the carried columns of exactly their rows.
+
+        Rows with a problem, and those whose edits would all change nothing, are left out.
+        """
+        reader = RowReader(self.manifest, self.parameters, self.prompts)
+        group_counter, edit_counter = Occurrences(), Occurrences()
+        for batch in self.manifest.batches():
+            groups = [
+                self._planned(row, group_counter, edit_counter)
+                for row in reader.read(batch, problems)
+                if row.edits
+            ]
+            indices = [group.source.row - batch.first_row for group in groups]
+            carried = batch.carried.take(pa.array(indices, pa.int64()))
+            yield groups, carried.rename_columns(self.carried_schema.names)
+
+    def edit_ids(self) -> Iterator[bytes]:
+        """The ids of all edits of the job, in order. Raises ManifestError."""
+        problems = Problems()
+        for groups, _ in self.groups(problems):
+            for group in groups:
+                yield from (identity for identity, _ in group.edits)
+        problems.raise_if_any()
+
+    def _planned(
+        self, row: SourceRow, group_counter: Occurrences, edit_counter: Occurrences
+    ) -> PlannedGroup:
+        key = source_key(row)
+        base = base_id(
+            key,
+            source_prompt=row.source_prompt,
+            parameters=row.parameters,
+            seed=row.seed,
+            context=self.context,
+        )
+        edits = []
+        for edit in row.edits:
+            first = edit_id(base, edit.target_prompt)
+            repetition = edit_counter.next(first)
+            identity = edit_id(base, edit.target_prompt, repetition) if repetition else first
+            edits.append((identity, edit))
+        return PlannedGroup(
+            source=row,
+            group_id=group_id(base, group_counter.next(base)),
+            source_id=source_id(key, base),
+            edits=tuple(edits),
+        )
+
+
+def understand(job: Job) -> Intent:
+    """Opens the job's manifest and looks its checkpoint up, without loading the model.
+
+    Raises JobError and ManifestError.
+    """
+    prompts = None if job.prompts is None else PromptPlan.of(job.prompts)
+    carry = () if prompts is None else ("target_prompt",)
+    if prompts is not None and prompts.source is not None:
+        carry = (*carry, "source_prompt")
+    manifest = Manifest.open(
+        job.manifest, job.storage_options, carry=carry, needs_target_prompt=prompts is None
+    )
+    model = job.model
+    try:
+        fingerprint = checkpoint_fingerprint(
+            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
+        )
+        defaults = checkpoint_defaults(
+            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
+        )
+    except CheckpointError as error:
+        raise JobError(f"model.checkpoint: {error}") from error
+    try:
+        parameters = job.resolve_parameters(defaults)
+    except ParameterError as error:
+        raise JobError(f"edit: {error}") from error
+    context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
+    return Intent(job, manifest, parameters, context, prompts)
+
+
+def source_key(row: SourceRow) -> SourceKey:
+    """What the source of a row is, for ids."""
+    if row.image_bytes is not None:
+        return source_key_of_bytes(row.id, row.image_bytes)
+    if row.uri:
+        return source_key_of_uri(row.id, row.uri_key)
+    assert row.seed is not None  # manifest_row lets no other row pass
+    return source_key_of_prompt(row.id, row.source_prompt, row.seed)

@@ -1,0 +1,378 @@
+"""The job file as one pydantic model: what a person asks for, every field with its meaning.
+
+Nothing is converted silently: a string is no number, an unknown key is an error. A null that is
+allowed means "automatic"; the resolved job, as config.yaml holds it, has no null that matters.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from itertools import product
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from fpe_core import EditParameters, LayersByRange, LayersByTokens
+from pipeline.prompts import Template, TemplateError
+
+MAX_COMBINATIONS = 10_000
+_SECRET_WORDS = {
+    "auth",
+    "authorization",
+    "cookie",
+    "credential",
+    "credentials",
+    "key",
+    "passphrase",
+    "password",
+    "sas",
+    "secret",
+    "secretkey",
+    "accesskey",
+    "token",
+}
+_SAFE_TOKENS = {"anon", "google_default", "cache", "cloud"}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSection(_Section):
+    """Which checkpoint edits, and where it runs."""
+
+    checkpoint: str = Field(
+        default="builtin:still-life",
+        min_length=1,
+        description="builtin:still-life, a diffusers folder, a .safetensors file or a hub id "
+        "of a Stable Diffusion checkpoint",
+    )
+    device: str = Field(
+        default="auto",
+        min_length=1,
+        description="auto, cpu, cuda, cuda:1, mps; auto takes the best there",
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = Field(
+        default="auto",
+        description="type of the weights; auto is half precision on a GPU, else float32",
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="also load .bin and .ckpt weights, which can run code; false: safetensors only",
+    )
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a hub checkpoint; null: its main branch"
+    )
+    config: str | None = Field(
+        default=None,
+        description="diffusers folder or hub id that describes a single-file checkpoint; "
+        "null: found from the weights",
+    )
+
+
+class TokenLayers(_Section):
+    """The self-attention layers with at most this many tokens."""
+
+    max_tokens: int = Field(ge=0, description="1024 is 32x32 latent positions: layers 3-13 at 512")
+
+
+class LayerRange(_Section):
+    """The self-attention layers first..last, counted from 1 in execution order."""
+
+    first: int = Field(ge=1, description="first replaced layer, counted from 1")
+    last: int = Field(ge=1, description="last replaced layer, included")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last ({self.last}) must be >= first ({self.first})")
+        return self
+
+
+def _tuple_from_list(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
+Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(_tuple_from_list)]
+
+
+class EditSection(_Section):
+    """How an edit is made. Null everywhere means: as the checkpoint recommends."""
+
+    steps: int | None = Field(default=None, ge=1, le=1000, description="DDIM steps, both ways")
+    guidance_scale: float | None = Field(
+        default=None, ge=0, le=100, description="classifier-free guidance; 1 is none"
+    )
+    negative_prompt: str | None = Field(
+        default=None,
+        description="prompt of the unconditional branch; a manifest column overrides it",
+    )
+    layers: TokenLayers | LayerRange | None = Field(
+        default=None,
+        description="self-attention layers whose maps come from the source: "
+        "{max_tokens: N} or {first: a, last: b}",
+    )
+    replaced_fraction: float | None = Field(
+        default=None, ge=0, le=1, description="share of the steps, from the first, in which they do"
+    )
+    size_px: Pixels | Size | None = Field(
+        default=None,
+        description="side of the square, or [width, height], that sources are fitted to; "
+        "multiples of 8",
+    )
+
+
+class PromptsSection(_Section):
+    """Edits made by expanding one template with lists of labels."""
+
+    target: str = Field(
+        description="target prompt; {name} is a label or a manifest column, {source_<label>} the "
+        "column's own value where a label has its name; {{ and }} are braces"
+    )
+    source: str | None = Field(
+        default=None,
+        description="source prompt from manifest columns; null: the source_prompt column, else "
+        "an empty prompt",
+    )
+    labels: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="lists of values by label; each label becomes an output column",
+    )
+    combine: Literal["product", "zip"] = Field(
+        default="product",
+        description="product: every combination; zip: first with first, and so on",
+    )
+    skip_unchanged: bool = Field(
+        default=True, description="drop the edit whose labels all equal the row's own columns"
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name, values in labels.items():
+            if not name.isidentifier():
+                raise ValueError(f"label {name!r} is no name: letters, digits and _, please")
+            if not values:
+                raise ValueError(f"label {name} has no values")
+            if any(not value.strip() for value in values):
+                raise ValueError(f"label {name} has an empty value")
+        return labels
+
+    @model_validator(mode="after")
+    def _check_templates(self) -> Self:
+        try:
+            target = Template.parse(self.target)
+            if self.source is not None:
+                Template.parse(self.source)
+        except TemplateError as error:
+            raise ValueError(str(error)) from error
+        for name, values in self.labels.items():
+            if len(values) > 1 and name not in target.fields and self.combine == "product":
+                raise ValueError(
+                    f"label {name} has {len(values)} values, and the target template does not "
+                    f"name it, so its edits would be the same: add {{{name}}} to the template"
+                )
+        lengths = {name: len(values) for name, values in self.labels.items()}
+        if self.combine == "zip" and len(set(lengths.values())) > 1:
+            raise ValueError(f"combine: zip needs lists of one length, these are {lengths}")
+        if math.prod(lengths.values()) > MAX_COMBINATIONS and self.combine == "product":
+            raise ValueError(f"the labels make more than {MAX_COMBINATIONS} edits of each row")
+        combinations = self.combinations()
+        if len(set(combinations)) < len(combinations):
+            raise ValueError("a combination of label values comes twice")
+        return self
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.labels)
+
+    def combinations(self) -> tuple[tuple[str, ...], ...]:
+        """The values of every edit's labels, in the order of `label_names`; one () without any."""
+        if self.combine == "zip" and self.labels:
+            return tuple(zip(*self.labels.values(), strict=True))
+        return tuple(product(*self.labels.values()))
+
+
+class ImagesSection(_Section):
+    """How images are read and written."""
+
+    fit: Literal["crop", "pad"] = Field(
+        default="crop",
+        description="crop: fill the size, cut what hangs over; pad: all of it, with a border",
+    )
+    format: Literal["png", "jpeg", "webp"] = Field(
+        default="png", description="format of the outputs"
+    )
+    quality: int = Field(
+        default=95, ge=1, le=100, description="of jpeg and webp; webp at 100 is lossless"
+    )
+    max_pixels: int = Field(
+        default=100_000_000, ge=1, description="larger images fail as image_too_large, undecoded"
+    )
+    keep_source: bool = Field(default=True, description="write the fitted source beside its edits")
+
+
+class ResourcesSection(_Section):
+    """What the run may take. Null means: worked out from the cluster."""
+
+    ray_address: str | None = Field(
+        default=None, description="auto or ray://host:10001 of a running cluster; null: a local Ray"
+    )
+    actors: int | None = Field(default=None, ge=1, description="processes with a model each")
+    cpus_per_actor: float | None = Field(default=None, gt=0, description="CPUs that each reserves")
+    gpus_per_actor: float | None = Field(default=None, ge=0, description="GPUs that each reserves")
+    threads_per_actor: int | None = Field(default=None, ge=1, description="torch threads of each")
+    groups_per_block: int | None = Field(
+        default=None, ge=1, description="sources that travel, and are committed, together"
+    )
+    max_rows: int | None = Field(
+        default=None, ge=1, description="latents through the UNet at once; null: what memory allows"
+    )
+    free_cpus: int = Field(
+        default=1, ge=0, description="CPUs that actors leave to readers and the rest"
+    )
+
+
+class FailuresSection(_Section):
+    """When a run stops itself."""
+
+    max_in_a_row: int = Field(
+        default=100, ge=1, description="failed edits in a row that stop the job"
+    )
+    max_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of failed edits that stops it"
+    )
+    min_edits_for_share: int = Field(
+        default=50, ge=1, description="edits before the share is looked at"
+    )
+
+
+class Job(_Section):
+    """One job: a manifest, the edits to make of it, and the run folder they go to."""
+
+    manifest: str | list[str] = Field(
+        description="fsspec URL, or a list of them, of a Parquet file, folder or glob"
+    )
+    output: str = Field(min_length=1, description="fsspec URL of the run folder")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="fsspec options of both (endpoint_url, anon, ...); no credentials here",
+    )
+    model: ModelSection = Field(default_factory=ModelSection, description="the checkpoint")
+    edit: EditSection = Field(default_factory=EditSection, description="how an edit is made")
+    prompts: PromptsSection | None = Field(
+        default=None,
+        description="target prompts from a template; null: the manifest's target_prompt",
+    )
+    images: ImagesSection = Field(default_factory=ImagesSection, description="reading and writing")
+    resources: ResourcesSection = Field(
+        default_factory=ResourcesSection, description="what the run may take"
+    )
+    failures: FailuresSection = Field(
+        default_factory=FailuresSection, description="when a run stops itself"
+    )
+
+    @field_validator("manifest")
+    @classmethod
+    def _check_manifest(cls, manifest: str | list[str]) -> str | list[str]:
+        urls = [manifest] if isinstance(manifest, str) else manifest
+        if not urls or any(not url.strip() for url in urls):
+            raise ValueError("names no file: give the URL of a Parquet file, folder or glob")
+        for url in urls:
+            _refuse_credentials_in_url(url)
+        return manifest
+
+    @field_validator("output")
+    @classmethod
+    def _check_output(cls, output: str) -> str:
+        _refuse_credentials_in_url(output)
+        return output
+
+    @field_validator("storage_options")
+    @classmethod
+    def _check_storage_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        _refuse_credentials(options, "")
+        return options
+
+    @property
+    def manifest_urls(self) -> tuple[str, ...]:
+        return (self.manifest,) if isinstance(self.manifest, str) else tuple(self.manifest)
+
+    def resolve_parameters(self, defaults: EditParameters) -> EditParameters:
+        """The job's `edit` section over the checkpoint's recommendation.
+
+        Raises fpe_core.ParameterError for values that do not go together.
+        """
+        edit = self.edit
+        layers: LayersByTokens | LayersByRange = defaults.layers
+        if isinstance(edit.layers, TokenLayers):
+            layers = LayersByTokens(max_tokens=edit.layers.max_tokens)
+        elif isinstance(edit.layers, LayerRange):
+            layers = LayersByRange(first=edit.layers.first, last=edit.layers.last)
+        size = edit.size_px
+        width_px, height_px = (
+            (size, size)
+            if isinstance(size, int)
+            else (size or (defaults.width_px, defaults.height_px))
+        )
+        return EditParameters(
+            steps=_either(edit.steps, defaults.steps),
+            guidance_scale=_either(edit.guidance_scale, defaults.guidance_scale),
+            negative_prompt=_either(edit.negative_prompt, defaults.negative_prompt),
+            layers=layers,
+            replaced_fraction=_either(edit.replaced_fraction, defaults.replaced_fraction),
+            width_px=width_px,
+            height_px=height_px,
+        )
+
+    def with_parameters(self, parameters: EditParameters) -> Job:
+        """The same job with nothing left to the checkpoint, as config.yaml holds it."""
+        layers = parameters.layers
+        section = EditSection(
+            steps=parameters.steps,
+            guidance_scale=parameters.guidance_scale,
+            negative_prompt=parameters.negative_prompt,
+            layers=TokenLayers(max_tokens=layers.max_tokens)
+            if isinstance(layers, LayersByTokens)
+            else LayerRange(first=layers.first, last=layers.last),
+            replaced_fraction=parameters.replaced_fraction,
+            size_px=(parameters.width_px, parameters.height_px),
+        )
+        return self.model_copy(update={"edit": section})
+
+
+_Value = TypeVar("_Value")
+
+
+def _either(chosen: _Value | None, recommended: _Value) -> _Value:
+    return recommended if chosen is None else chosen
+
+
+def _refuse_credentials(options: Mapping[str, Any], path: str) -> None:
+    """Raises ValueError for an option whose name looks like a credential's, at any depth."""
+    for name, value in options.items():
+        words = {word.lower() for word in re.findall(r"[A-Za-z][a-z0-9]*|[A-Z]+", str(name))}
+        words |= set(re.split(r"[^a-z0-9]+", str(name).lower()))
+        looks_secret = words & _SECRET_WORDS or "connection_string" in str(name).lower()
+        if looks_secret and "kms" not in str(name).lower() and value not in _SAFE_TOKENS:
+            raise ValueError(
+                f"{path}{name} looks like a credential, and a job file is stored with its output: "
+                "remove it and set the environment on every node (AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, "
+                "AZURE_STORAGE_CONNECTION_STRING, ...)"
+            )
+        if isinstance(value, Mapping):
+            _refuse_credentials(value, f"{path}{name}.")
+
+
+def _refuse_credentials_in_url(url: str) -> None:
+    if "://" in url and "@" in urlsplit(url).netloc and ":" in urlsplit(url).netloc.split("@")[0]:
+        shown = url.split("://", 1)[0] + "://..." + url.rsplit("@", 1)[1]
+        raise ValueError(
+            f"{shown} holds a password, and a job file is stored with its output: "
+            "set it in the environment of every node"
+        )

@@ -1,0 +1,347 @@
+"""First station: the manifest, some Parquet files that say what to edit. Opened, checked, streamed.
+
+Columns that mean something here are in `KNOWN_COLUMNS`; every other column is carried to each edit
+of its row in its own type. What a row says is read in `manifest_row`; this file knows the files.
+Rows are numbered from 0 over all files in the order of their URLs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ManifestError
+from pipeline.storage import Folder, absolute_url
+
+KNOWN_COLUMNS = (
+    "image",
+    "target_prompt",
+    "id",
+    "source_prompt",
+    "seed",
+    "split",
+    "guidance_scale",
+    "negative_prompt",
+    "replaced_fraction",
+    "steps",
+)
+MAX_PROBLEMS = 20
+ROWS_PER_BATCH = 1024
+ROWS_PER_BATCH_OF_BYTES = 16
+_READ_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """One Parquet file of the manifest; `label` is how messages call it.
+
+    `key_base` is what relative URIs are joined to for ids: the file's folder as seen from the
+    manifest URL of the job, so that a dataset that moves with its manifest keeps its ids. A job
+    that lists several URLs has no such point of view; there it is the folder itself.
+    """
+
+    url: str
+    label: str
+    rows: int
+    first_row: int
+    schema: pa.Schema
+    key_base: str
+
+    @property
+    def base(self) -> str:
+        """The folder that relative URIs are relative to, as a URL."""
+        return self.url.rpartition("/")[0] or "/"
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class ManifestBatch:
+    """Some rows of one file: `known` as Python values by column, `carried` in the fixed schema."""
+
+    file: ManifestFile
+    first_row: int
+    known: Mapping[str, Sequence[Any]]
+    carried: pa.Table
+    rows: int
+
+    @property
+    def first_row_in_file(self) -> int:
+        return self.first_row - self.file.first_row
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a manifest, their schemas checked. Holds no rows."""
+
+    files: tuple[ManifestFile, ...]
+    carried_schema: pa.Schema
+    options: Mapping[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        urls: str | Sequence[str],
+        options: Mapping[str, Any] | None = None,
+        *,
+        carry: Sequence[str] = (),
+        needs_target_prompt: bool = True,
+    ) -> Self:
+        """Finds the files and checks their columns and types.
+
+        `carry` names known columns that are carried as well. Raises ManifestError listing what is
+        wrong with which file, and StorageError.
+        """
+        options = dict(options or {})
+        files = _open_files(urls, options)
+        if not files:
+            raise ManifestError(f"the manifest {_shown(urls)} holds no Parquet file")
+        problems = [
+            f"{file.label}: {problem}"
+            for file in files
+            for problem in _schema_problems(file.schema, needs_target_prompt)
+        ]
+        if problems:
+            raise ManifestError(
+                "the manifest's columns do not fit:", problems[:MAX_PROBLEMS], total=len(problems)
+            )
+        return cls(tuple(files), _carried_schema(files, carry), options)
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset(name for file in self.files for name in file.schema.names)
+
+    def has_image_bytes(self, file: ManifestFile) -> bool:
+        return "image" in file.schema.names and not _is_text(
+            _plain(file.schema.field("image").type)
+        )
+
+    def batches(self) -> Iterator[ManifestBatch]:
+        """All rows in order, a bounded number at a time. Raises ManifestError for damaged files.
+
+        Holds a few rows and a page of each column; pages are as large as their writer made them.
+        """
+        for file in self.files:
+            yield from self._batches_of(file)
+
+    def _batches_of(self, file: ManifestFile) -> Iterator[ManifestBatch]:
+        row = file.first_row
+        for batch in self._record_batches(file):
+            yield self._batch(file, row, pa.Table.from_batches([batch]))
+            row += batch.num_rows
+
+    def _record_batches(self, file: ManifestFile) -> Iterator[pa.RecordBatch]:
+        folder = Folder.open(file.base, self.options)
+        size = ROWS_PER_BATCH_OF_BYTES if self.has_image_bytes(file) else ROWS_PER_BATCH
+        rows = 0
+        try:
+            with folder.open_read(file.name) as source:
+                # Without a buffer a whole column of a row group, all its images, is read at once.
+                reader = pq.ParquetFile(source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
+                for batch in reader.iter_batches(size, use_threads=False):
+                    yield batch
+                    rows += batch.num_rows
+        except Exception as error:  # Arrow's, the store's or its client's
+            raise ManifestError(f"{file.url} cannot be read past row {rows}: {error}") from error
+
+    def _batch(self, file: ManifestFile, first_row: int, table: pa.Table) -> ManifestBatch:
+        known = {
+            name: table[name].to_pylist() if name in table.column_names else [None] * len(table)
+            for name in KNOWN_COLUMNS
+        }
+        columns = [
+            _cast(table[field.name], field.type)
+            if field.name in table.column_names
+            else pa.nulls(len(table), field.type)
+            for field in self.carried_schema
+        ]
+        carried = pa.table(columns, schema=self.carried_schema)
+        return ManifestBatch(file, first_row, known, carried, len(table))
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """The values in the type they are carried in."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.cast(column.type.storage_type)
+    return column if column.type.equals(kind) else column.cast(kind)
+
+
+def _shown(urls: str | Sequence[str]) -> str:
+    return urls if isinstance(urls, str) else ", ".join(urls)
+
+
+def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[ManifestFile]:
+    """The files with their row numbers, in the order of their URLs, none twice."""
+    roots: dict[str, str] = {}
+    for url in [urls] if isinstance(urls, str) else urls:
+        root, paths = _find(absolute_url(url), options)
+        for path in paths:
+            roots.setdefault(root.url_of(path), root.url if isinstance(urls, str) else "")
+    files: list[ManifestFile] = []
+    first_row = 0
+    for url in sorted(roots):
+        files.append(_open_file(url, roots[url], first_row, options))
+        first_row += files[-1].rows
+    return files
+
+
+def _find(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
+    """The Parquet files that a manifest URL names, as paths in the folder they have in common."""
+    parent, _, name = url.rstrip("/").rpartition("/")
+    folder = Folder.open(parent or "/", options)
+    if folder.is_file(name):
+        return folder, [name]
+    folder = Folder.open(url, options)
+    paths = [path for path in folder.list() if _is_data(path)]
+    if not paths and any(mark in url for mark in "*?["):
+        folder = Folder.open(_before_pattern(url), options)
+        paths = folder.glob(url[len(_before_pattern(url)) + 1 :])
+        paths = [path for path in paths if not _is_hidden(path)]
+    if not paths:
+        raise ManifestError(
+            f"the manifest {url} is no Parquet file, no folder with some and no pattern that finds "
+            "any: check the path, and whether these credentials may list it"
+        )
+    return folder, paths
+
+
+def _before_pattern(url: str) -> str:
+    """The folders of a glob before the first that has a wildcard."""
+    parts = url.split("/")
+    first = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    return "/".join(parts[:first])
+
+
+def _is_data(path: str) -> bool:
+    return path.endswith((".parquet", ".pq")) and not _is_hidden(path)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) -> ManifestFile:
+    base, _, name = url.rpartition("/")
+    folder = Folder.open(base or "/", options)
+    try:
+        with folder.open_read(name) as source:
+            footer = pq.ParquetFile(source)
+            rows, schema = footer.metadata.num_rows, footer.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{url} is no Parquet file, or is cut short: {error}") from error
+    key_base = base[len(root) :].strip("/") if root else base
+    label = url[len(root) :].lstrip("/") if root else url
+    return ManifestFile(url, label, rows, first_row, schema, key_base)
+
+
+def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[str]:
+    """What is wrong with the columns of one file."""
+    names = schema.names
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"column {name} is there {names.count(name)} times"
+    if "image" not in names and not {"source_prompt", "seed"} <= set(names):
+        near = _near("image", names)
+        yield f"needs a column image{near}, or source_prompt and seed for synthetic sources"
+    if "target_prompt" not in names and needs_target_prompt:
+        near = _near("target_prompt", names)
+        yield f"needs a column target_prompt{near}, or a prompts section in the job"
+    for name, (fits, expected) in _EXPECTED.items():
+        if names.count(name) == 1 and not fits(_plain(schema.field(name).type)):
+            yield f"column {name} must be {expected}, it is {schema.field(name).type}"
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    lowered = {other.lower(): other for other in names if other not in KNOWN_COLUMNS}
+    found = difflib.get_close_matches(name, lowered, n=1, cutoff=0.7)
+    return f" (is it {lowered[found[0]]!r}?)" if found else f" (there are {', '.join(names)})"
+
+
+def _carried_schema(files: Sequence[ManifestFile], carry: Sequence[str]) -> pa.Schema:
+    """The columns that edits inherit, each in one type over all files. Raises ManifestError."""
+    schemas = []
+    for file in files:
+        kept = [f for f in file.schema if f.name not in KNOWN_COLUMNS or f.name in carry]
+        schemas.append(pa.schema([pa.field(field.name, _plain(field.type)) for field in kept]))
+    try:
+        unified = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ManifestError(f"a column has different types in different files: {error}") from error
+    # A column that is null in every file has no type of its own.
+    return pa.schema(
+        [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in unified]
+    )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type that remains when dictionaries are decoded and extensions taken off."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    return kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_string_view(kind)
+        or types.is_null(kind)
+    )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_null(kind))
+
+
+def _is_list_of_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list and _is_text(_plain(kind.value_type)))
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind):
+        return _is_text(kind) or _is_bytes(kind)
+    fields = {field.name: field.type for field in kind}
+    return (
+        bool(fields.keys() & {"bytes", "path"})
+        and _is_bytes(fields.get("bytes", pa.null()))
+        and _is_text(fields.get("path", pa.null()))
+    )
+
+
+def _is_integer(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return _is_integer(kind) or bool(pa.types.is_floating(kind))
+
+
+_EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "image": (_is_image, "text (a URI), or bytes, or struct<bytes: binary, path: string>"),
+    "target_prompt": (lambda kind: _is_text(kind) or _is_list_of_text(kind), "text or lists of it"),
+    "id": (lambda kind: _is_text(kind) or _is_integer(kind), "text or whole numbers"),
+    "source_prompt": (_is_text, "text"),
+    "seed": (_is_number, "whole numbers"),  # pandas makes floats of integers with a null
+    "split": (_is_text, "text"),
+    "guidance_scale": (_is_number, "numbers"),
+    "negative_prompt": (_is_text, "text"),
+    "replaced_fraction": (_is_number, "numbers"),
+    "steps": (_is_number, "whole numbers"),
+}
+"""The type of every known column: a test for it, and how it is called."""

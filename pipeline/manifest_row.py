@@ -1,0 +1,281 @@
+"""What one row of the manifest says: a source and its edits, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from fpe_core import EditParameters, ParameterError
+from pipeline.errors import JobError, ManifestError
+from pipeline.manifest import (
+    KNOWN_COLUMNS,
+    MAX_PROBLEMS,
+    Manifest,
+    ManifestBatch,
+    ManifestFile,
+)
+from pipeline.prompts import SOURCE_PREFIX, PromptPlan, TemplateError
+from pipeline.storage import resolve_uri
+
+OVERRIDES = ("steps", "guidance_scale", "negative_prompt", "replaced_fraction")
+MAX_SEED = 2**63 - 1
+_MAX_CACHED_PARAMETERS = 4096
+
+
+@dataclass(frozen=True)
+class WantedEdit:
+    """One edit of a row: its prompt, and the values of the job's labels in their order."""
+
+    target_prompt: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A checked row.
+
+    `uri` is absolute and "" where the image is in the manifest (`image_bytes`) or there is none
+    (`is_synthetic`); `uri_key` is what ids take for it; `path` names the image for people.
+    `edits` is empty where every edit of the row would change nothing.
+    """
+
+    row: int
+    id: str
+    uri: str
+    uri_key: str
+    image_bytes: bytes | None
+    path: str
+    source_prompt: str
+    seed: int | None
+    split: str
+    parameters: EditParameters
+    edits: tuple[WantedEdit, ...]
+
+    @property
+    def is_synthetic(self) -> bool:
+        return not self.uri and self.image_bytes is None
+
+
+@dataclass
+class Problems:
+    """What is wrong with a manifest's rows: the first page of it, and how much there is."""
+
+    lines: list[str] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, file: ManifestFile, row: int, text: str) -> None:
+        self.total += 1
+        if len(self.lines) < MAX_PROBLEMS:
+            self.lines.append(f"row {row} ({file.label}, row {row - file.first_row}): {text}")
+
+    def raise_if_any(self) -> None:
+        """Raises ManifestError."""
+        if self.total:
+            count = "1 problem" if self.total == 1 else f"{self.total} problems"
+            raise ManifestError(
+                f"the manifest has {count} (rows count from 0):", self.lines, total=self.total
+            )
+
+
+class _BadRowError(ValueError):
+    """One thing wrong with a row."""
+
+
+class RowReader:
+    """Reads the rows of a manifest for one job, in order. Remembers ids, to find them twice."""
+
+    def __init__(
+        self, manifest: Manifest, parameters: EditParameters, prompts: PromptPlan | None
+    ) -> None:
+        """Raises JobError where the prompt templates and the manifest's columns do not fit."""
+        self._parameters = parameters
+        self._prompts = prompts
+        self._rows_of_ids: dict[bytes, int] = {}
+        self._parameters_of: dict[tuple[Any, ...], EditParameters] = {}
+        self._text_columns = frozenset() if prompts is None else template_columns(manifest, prompts)
+
+    def read(self, batch: ManifestBatch, problems: Problems) -> Iterator[SourceRow]:
+        """The rows of a batch; a row with a problem is reported and left out."""
+        texts = {name: _texts_of(batch, name) for name in self._text_columns}
+        for index in range(batch.rows):
+            row = batch.first_row + index
+            known = {name: values[index] for name, values in batch.known.items()}
+            text = {name: values[index] for name, values in texts.items()}
+            found: list[str] = []
+            try:
+                checked = self._read_row(batch.file, row, known, text, found)
+            except _BadRowError as error:
+                found.append(str(error))
+                checked = None
+            for problem in found:
+                problems.add(batch.file, row, problem)
+            if checked is not None and not found:
+                yield checked
+
+    def _read_row(
+        self,
+        file: ManifestFile,
+        row: int,
+        known: Mapping[str, Any],
+        text: Mapping[str, str],
+        found: list[str],
+    ) -> SourceRow | None:
+        """The row, with what is wrong added to `found`; what hides the rest is raised."""
+        row_id = "" if known["id"] is None else str(known["id"])
+        self._check_id(row_id, row, found)
+        seed = _whole_number("seed", known["seed"])
+        if seed is not None and not 0 <= seed <= MAX_SEED:
+            found.append(f"seed must be 0 to 2^63-1, got {seed}")
+        parameters = self._row_parameters(known)
+        source_prompt, edits = self._row_prompts(known, text)
+        uri, image_bytes, path = _image_of(known["image"])
+        if not uri and image_bytes is None and (not source_prompt.strip() or seed is None):
+            raise _BadRowError("has neither an image nor both source_prompt and seed")
+        return SourceRow(
+            row=row,
+            id=row_id,
+            uri=resolve_uri(uri, file.base) if uri else "",
+            uri_key=_uri_key(uri, file.key_base) if uri else "",
+            image_bytes=image_bytes,
+            path=path,
+            source_prompt=source_prompt,
+            seed=seed,
+            split=known["split"] or "",
+            parameters=parameters,
+            edits=edits,
+        )
+
+    def _check_id(self, row_id: str, row: int, found: list[str]) -> None:
+        if not row_id:
+            return
+        digest = hashlib.blake2b(row_id.encode(), digest_size=16).digest()
+        first = self._rows_of_ids.setdefault(digest, row)
+        if first != row:
+            found.append(f"id {row_id!r} is that of row {first} too")
+
+    def _row_parameters(self, known: Mapping[str, Any]) -> EditParameters:
+        overrides = {
+            "steps": _whole_number("steps", known["steps"]),
+            "guidance_scale": _number(known["guidance_scale"]),
+            "negative_prompt": known["negative_prompt"],
+            "replaced_fraction": _number(known["replaced_fraction"]),
+        }
+        key = tuple(overrides.values())
+        if len(self._parameters_of) > _MAX_CACHED_PARAMETERS:
+            self._parameters_of.clear()
+        if key not in self._parameters_of:
+            given = {name: value for name, value in overrides.items() if value is not None}
+            try:
+                self._parameters_of[key] = replace(self._parameters, **given)
+            except ParameterError as error:
+                raise _BadRowError(str(error)) from error
+        return self._parameters_of[key]
+
+    def _row_prompts(
+        self, known: Mapping[str, Any], text: Mapping[str, str]
+    ) -> tuple[str, tuple[WantedEdit, ...]]:
+        source_prompt = known["source_prompt"] or ""
+        if self._prompts is None:
+            return source_prompt, _edits_of_column(known["target_prompt"])
+        try:
+            template_prompt = self._prompts.source_prompt(text)
+            edits = tuple(WantedEdit(*edit) for edit in self._prompts.expand(text))
+        except TemplateError as error:
+            raise _BadRowError(str(error)) from error
+        _refuse_repeated([edit.target_prompt for edit in edits])
+        return source_prompt if template_prompt is None else template_prompt, edits
+
+
+def template_columns(manifest: Manifest, prompts: PromptPlan) -> frozenset[str]:
+    """The manifest columns that the job's templates and labels read. Raises JobError."""
+    columns = manifest.columns
+    try:
+        needed = prompts.columns(columns)
+    except TemplateError as error:
+        raise JobError(f"prompts: {error}") from error
+    for label in prompts.label_names:
+        if label in KNOWN_COLUMNS:
+            raise JobError(f"prompts.labels.{label}: this name has a meaning of its own; rename it")
+        if label in columns and SOURCE_PREFIX + label in columns:
+            raise JobError(
+                f"prompts.labels.{label}: the manifest's column {label} would be carried as "
+                f"{SOURCE_PREFIX}{label}, and there is such a column already; rename one of them"
+            )
+    for name in sorted(needed):
+        kinds = [f.schema.field(name).type for f in manifest.files if name in f.schema.names]
+        for kind in kinds:
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+                raise JobError(
+                    f"prompts: column {name} is {kind}; a template needs text or numbers"
+                )
+    return needed
+
+
+def _texts_of(batch: ManifestBatch, name: str) -> list[str]:
+    if name in batch.known:
+        values = batch.known[name]
+    elif name in batch.carried.column_names:
+        values = batch.carried[name].to_pylist()
+    else:
+        values = [None] * batch.rows
+    return ["" if value is None else str(value) for value in values]
+
+
+def _image_of(value: Any) -> tuple[str, bytes | None, str]:
+    """(URI, bytes, name) of an image cell; bytes win over a path beside them."""
+    if isinstance(value, dict):
+        data, path = value.get("bytes"), value.get("path") or ""
+    elif isinstance(value, bytes):
+        data, path = value, ""
+    else:
+        data, path = None, value or ""
+    if data is not None:
+        return "", data, path
+    return path, None, path
+
+
+def _uri_key(uri: str, key_base: str) -> str:
+    """The URI as ids take it: relative ones from where the job sees the manifest."""
+    if "://" in uri or uri.startswith("/"):
+        return uri
+    if "://" in key_base:
+        return resolve_uri(uri, key_base)
+    return posixpath.normpath(posixpath.join(key_base, uri))
+
+
+def _edits_of_column(value: Any) -> tuple[WantedEdit, ...]:
+    prompts = [value] if isinstance(value, str) else list(value or ())
+    if not prompts:
+        raise _BadRowError("target_prompt is empty")
+    for number, prompt in enumerate(prompts):
+        if prompt is None or not prompt.strip():
+            where = f" (number {number} of its list)" if len(prompts) > 1 else ""
+            raise _BadRowError(f"target_prompt is empty{where}")
+    _refuse_repeated(prompts)
+    return tuple(WantedEdit(prompt) for prompt in prompts)
+
+
+def _refuse_repeated(prompts: list[str]) -> None:
+    if len(set(prompts)) < len(prompts):
+        repeated = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
+        raise _BadRowError(f"target prompt {repeated!r} comes twice in this row")
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _whole_number(name: str, value: Any) -> int | None:
+    if value is None or isinstance(value, int):
+        return value
+    if math.isnan(value):
+        return None
+    if not value.is_integer():
+        raise _BadRowError(f"{name} must be a whole number, got {value!r}")
+    return int(value)

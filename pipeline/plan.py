@@ -1,0 +1,171 @@
+"""Which edits a job means and which are left: ids for every edit, less what the ledger has.
+
+The manifest is streamed twice. The first time everything is checked and counted, so that nothing is
+written for a manifest with a mistake in it; the second time what is left is written as the work
+list, Parquet files in `<run>/.plan/<plan_id>/`. The plan's id comes from its content: planning the
+same work again finds its files. The driver holds ids and never rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from fpe_core import EditParameters
+from pipeline.ids import canonical_json
+from pipeline.intent import Intent, PlannedGroup, understand
+from pipeline.job import Job
+from pipeline.ledger import Ledger
+from pipeline.manifest_row import Problems
+from pipeline.storage import Folder
+from pipeline.work_list import work_files, work_schema, work_table
+
+PLAN_FOLDER = ".plan"
+PLAN_FILE = "plan.json"
+_PLAN_ID_BYTES = 8
+_BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}  # of photographs at quality 95, roughly
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job's work in numbers, and where the work list lies.
+
+    `edits_total`, `sources` and `parameters` are the whole job's; `groups_pending`, `unet_rows` and
+    `output_bytes` (an estimate) are of what is left. `work_files` are paths in the run folder, none
+    where nothing is left or the plan was not written. `carried_schema` has the columns of the work
+    list's `carried`, and is None where nothing is carried.
+    """
+
+    plan_id: str
+    edits_total: int
+    edits_done: int
+    groups_pending: int
+    sources: int
+    unet_rows: int
+    output_bytes: int
+    work_files: tuple[str, ...]
+    carried_schema: pa.Schema | None
+    label_names: tuple[str, ...]
+    fingerprint: str
+    parameters: EditParameters
+
+    @property
+    def edits_pending(self) -> int:
+        return self.edits_total - self.edits_done
+
+
+def make_plan(job: Job, ledger: Ledger | None = None, *, write: bool = True) -> Plan:
+    """Checks the whole manifest, counts, and (with `write`) writes the work list.
+
+    `ledger` is read from the job's output where it is not given. Raises JobError, ManifestError,
+    LedgerError and StorageError; after an error nothing has been written.
+    """
+    folder = Folder.open(job.output, job.storage_options)
+    ledger = Ledger.open(folder) if ledger is None else ledger
+    intent = understand(job)
+    plan = _plan_of(intent, _survey(intent, ledger.done_ids()))
+    if not write or not plan.edits_pending:
+        return plan
+    names = []
+    for number, data in enumerate(work_files(intent, ledger.done_ids())):
+        names.append(f"{PLAN_FOLDER}/{plan.plan_id}/work-{number:05d}.parquet")
+        folder.write_if_absent(names[-1], data)
+    plan = replace(plan, work_files=tuple(names))
+    folder.write_if_absent(
+        f"{PLAN_FOLDER}/{plan.plan_id}/{PLAN_FILE}", plan_summary(plan, len(ledger.done_ids()))
+    )
+    return plan
+
+
+def plan_summary(plan: Plan, ledger_edits: int) -> bytes:
+    """plan.json: the plan's numbers, and how many edits the ledger held when it was made."""
+    values = {
+        "plan_id": plan.plan_id,
+        "edits_total": plan.edits_total,
+        "edits_done": plan.edits_done,
+        "edits_pending": plan.edits_pending,
+        "groups_pending": plan.groups_pending,
+        "sources": plan.sources,
+        "unet_rows": plan.unet_rows,
+        "ledger_edits": ledger_edits,
+        "work_files": list(plan.work_files),
+        "label_names": list(plan.label_names),
+        "checkpoint_fingerprint": plan.fingerprint,
+        "parameters": plan.parameters.to_dict(),
+    }
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> int:
+    """UNet rows of a group (DESIGN section 4): its source once, then every edit."""
+    rows_per_step = 2 if parameters.is_guided else 1
+    sampled = rows_per_step * parameters.steps
+    source = sampled if synthetic else parameters.steps + parameters.replaced_steps
+    return source + sampled * edits
+
+
+@dataclass
+class _Survey:
+    """What the first pass counts."""
+
+    edits_total: int = 0
+    edits_done: int = 0
+    groups_pending: int = 0
+    unet_rows: int = 0
+    output_pixels: int = 0
+    sources: set[bytes] = field(default_factory=set)
+    digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=_PLAN_ID_BYTES))
+
+
+def _survey(intent: Intent, done: AbstractSet[bytes]) -> _Survey:
+    """The first pass. Raises ManifestError with all problems of all rows."""
+    problems = Problems()
+    survey = _Survey()
+    schema = work_schema(intent.carried_schema)
+    for groups, carried in intent.groups(problems):
+        for group in groups:
+            pending = sum(identity not in done for identity, _ in group.edits)
+            survey.edits_total += len(group.edits)
+            survey.edits_done += len(group.edits) - pending
+            survey.sources.add(group.source_id)
+            if pending:
+                _count_pending(survey, intent, group, pending)
+        if not problems.total:
+            table = work_table(groups, carried, done, schema).drop_columns(["image_bytes"])
+            for batch in table.combine_chunks().to_batches():
+                survey.digest.update(batch.serialize())
+    problems.raise_if_any()
+    return survey
+
+
+def _count_pending(survey: _Survey, intent: Intent, group: PlannedGroup, pending: int) -> None:
+    parameters = group.source.parameters
+    survey.groups_pending += 1
+    survey.unet_rows += unet_rows_of(parameters, pending, synthetic=group.source.is_synthetic)
+    images = pending + (1 if intent.job.images.keep_source else 0)
+    survey.output_pixels += images * parameters.width_px * parameters.height_px
+
+
+def _plan_of(intent: Intent, survey: _Survey) -> Plan:
+    carried = intent.carried_schema
+    digest = survey.digest.copy()
+    digest.update(canonical_json([survey.edits_total, intent.context.fingerprint]).encode())
+    return Plan(
+        plan_id=digest.hexdigest(),
+        edits_total=survey.edits_total,
+        edits_done=survey.edits_done,
+        groups_pending=survey.groups_pending,
+        sources=len(survey.sources),
+        unet_rows=survey.unet_rows,
+        output_bytes=int(survey.output_pixels * _BYTES_PER_PIXEL[intent.job.images.format]),
+        work_files=(),
+        carried_schema=carried if len(carried) else None,
+        label_names=intent.label_names,
+        fingerprint=intent.context.fingerprint,
+        parameters=intent.parameters,
+    )

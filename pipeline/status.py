@@ -1,0 +1,93 @@
+"""How far a run is, told from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import StorageError
+from pipeline.ledger import LEDGER_FOLDER, Ledger, LedgerCounts, orphan_parts
+from pipeline.plan import PLAN_FILE, PLAN_FOLDER
+from pipeline.storage import Folder
+
+STATS_FILE = "stats.json"
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run folder in numbers.
+
+    `pending` is of the latest plan, less what was committed since; None before the first plan.
+    `parts` hold the accepted edits; `unadopted_parts` are finished and wait for the next run to
+    enter them into the ledger. `stats` is stats.json, {} where the run has not ended once.
+    """
+
+    output: str
+    counts: LedgerCounts
+    pending: int | None
+    parts: int
+    unadopted_parts: int
+    ledger_files: int
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """Edits in the ledger."""
+        return self.counts.total
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the latest plan is done and every finished part is in the ledger."""
+        return self.pending == 0 and not self.unadopted_parts
+
+
+def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStatus:
+    """The state of a run folder; reads only. Raises StorageError where there is no run."""
+    folder = Folder.open(output, options)
+    plans = folder.list_folders(PLAN_FOLDER)
+    if not plans and not folder.exists(LEDGER_FOLDER):
+        raise StorageError(
+            f"there is no run in {folder.url}: it has neither {PLAN_FOLDER} nor {LEDGER_FOLDER}; "
+            "give the output folder of a job"
+        )
+    ledger = Ledger.open(folder)
+    return RunStatus(
+        output=folder.url,
+        counts=ledger.counts(),
+        pending=_pending(folder, plans, ledger.counts().total),
+        parts=len(ledger.parts()),
+        unadopted_parts=sum(1 for _ in orphan_parts(folder, ledger)),
+        ledger_files=len(ledger.files()),
+        stats=_read_json(folder, STATS_FILE),
+    )
+
+
+def _pending(folder: Folder, plan_ids: list[str], done: int) -> int | None:
+    """What the latest plan has left. Plans have no dates: the latest knew the fullest ledger."""
+    latest: tuple[int, float] | None = None
+    pending: int | None = None
+    for plan_id in plan_ids:
+        path = f"{PLAN_FOLDER}/{plan_id}/{PLAN_FILE}"
+        plan = _read_json(folder, path)
+        if not plan:
+            continue  # planning was interrupted
+        age = (int(plan["ledger_edits"]), folder.modified(path))
+        if latest is None or age > latest:
+            latest = age
+            pending = max(0, int(plan["edits_pending"]) - (done - int(plan["ledger_edits"])))
+    return pending
+
+
+def _read_json(folder: Folder, path: str) -> dict[str, Any]:
+    """{} for a file that is not there."""
+    if not folder.exists(path):
+        return {}
+    try:
+        value = json.loads(folder.read(path))
+    except ValueError as error:
+        raise StorageError(f"{folder.url_of(path)} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{folder.url_of(path)} is damaged: it holds no mapping")
+    return value

@@ -1,0 +1,210 @@
+"""Proves a run: every planned edit has one outcome or is pending, and what is accepted is there."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fpe_core import FPEError, decode_image
+from pipeline.errors import LedgerError, StorageError
+from pipeline.intent import understand
+from pipeline.job import Job
+from pipeline.ledger import METADATA_FILE, Ledger, finished_parts, uncommitted
+from pipeline.outcome import Outcome
+from pipeline.storage import Folder
+
+MAX_PROBLEMS = 20
+_READ_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found. The numbers but `not_planned` are of the job's own edits.
+
+    `not_planned` edits are in the ledger and not in this job: an earlier job wrote to the same run
+    folder, or the manifest has changed. They are checked all the same. `problems` holds a page.
+    """
+
+    planned: int
+    accepted: int
+    rejected: int
+    failed: int
+    pending: int
+    not_planned: int
+    images_checked: int
+    problems: tuple[str, ...]
+    problems_total: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the folder holds exactly what the ledger says; pending edits are no problem."""
+        return not self.problems_total
+
+
+def verify_run(job: Job) -> Verification:
+    """Checks the run folder of a job against its manifest; writes nothing.
+
+    - planned = accepted + rejected + failed + pending, by id;
+    - no edit id is twice in the ledger, none twice in the parts' metadata;
+    - accepted edits of the ledger and rows of the metadata are the same, with the same file names;
+    - every image that the metadata names is there and decodes;
+    - no finished part waits to be adopted by the ledger.
+
+    Raises JobError, ManifestError, LedgerError and StorageError where it cannot check.
+    """
+    folder = Folder.open(job.output, job.storage_options)
+    ledger = Ledger.open(folder)
+    problems = _Problems()
+    outcome_of, file_of = _read_ledger(ledger, problems)
+    images = 0
+    with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="verify") as pool:
+        seen: set[bytes] = set()
+        for part in finished_parts(folder):
+            rows = _read_metadata(folder, part, problems)
+            committed = part in ledger.parts()
+            problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
+            for problem in pool.map(
+                lambda name: _image_problem(folder, name, job.images.max_pixels), _images_of(rows)
+            ):
+                images += 1
+                problems.add(*problem)
+    for edit_id in file_of.keys() - seen:
+        problems.add(f"edit {edit_id.hex()} is accepted in the ledger and in no part's metadata")
+    for part in finished_parts(folder, besides=ledger.settled_parts()):
+        problems.add(*_orphan_problem(folder, ledger, part))
+    return _sum_up(job, outcome_of, images, problems)
+
+
+@dataclass
+class _Problems:
+    lines: list[str] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, *problems: str) -> None:
+        self.total += len(problems)
+        self.lines.extend(problems[: max(0, MAX_PROBLEMS - len(self.lines))])
+
+
+def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str], dict[bytes, int]]:
+    """The outcome of every edit, and for accepted ones the hash of their file's name."""
+    outcome_of: dict[bytes, str] = {}
+    file_of: dict[bytes, int] = {}
+    for table in ledger.outcomes():
+        columns = (table[name].to_pylist() for name in ("edit_id", "outcome", "edited_file_name"))
+        for edit_id, outcome, name in zip(*columns, strict=True):
+            if edit_id in outcome_of:
+                problems.add(f"edit {edit_id.hex()} is twice in the ledger")
+            outcome_of[edit_id] = Outcome(outcome)
+            if outcome == Outcome.ACCEPTED:
+                file_of[edit_id] = hash(name)
+    return outcome_of, file_of
+
+
+@dataclass(frozen=True)
+class _MetadataRow:
+    edit_id: bytes
+    edited_file: str
+    source_file: str
+
+
+def _read_metadata(folder: Folder, part: str, problems: _Problems) -> list[_MetadataRow]:
+    """The rows of a part, with file names relative to the run folder."""
+    path = f"{part}/{METADATA_FILE}"
+    try:
+        table = pq.read_table(io.BytesIO(folder.read(path)))
+        ids = [bytes.fromhex(text) for text in table["edit_id"].to_pylist()]
+        edited = table["edited_file_name"].to_pylist()
+        has_sources = "source_file_name" in table.column_names
+        sources = table["source_file_name"].to_pylist() if has_sources else [None] * len(ids)
+    except (pa.ArrowException, StorageError, KeyError, TypeError, ValueError) as error:
+        problems.add(f"{path} cannot be read: {error}")
+        return []
+    return [
+        _MetadataRow(identity, f"{part}/{file}", f"{part}/{source}" if source else "")
+        for identity, file, source in zip(ids, edited, sources, strict=True)
+    ]
+
+
+def _differences(
+    rows: Iterable[_MetadataRow],
+    is_committed: bool,
+    outcome_of: dict[bytes, str],
+    file_of: dict[bytes, int],
+    seen: set[bytes],
+) -> list[str]:
+    """Where the rows of a part and the ledger's accepted edits are not the same; adds to `seen`."""
+    found = []
+    for row in rows:
+        edit = f"edit {row.edit_id.hex()} ({row.edited_file})"
+        if row.edit_id in seen:
+            found.append(f"{edit} is twice in the metadata of the parts")
+        elif row.edit_id in file_of:
+            if file_of[row.edit_id] != hash(row.edited_file):
+                found.append(f"{edit}: the ledger names another file")
+        elif row.edit_id in outcome_of:
+            found.append(f"{edit} is {outcome_of[row.edit_id]} in the ledger")
+        elif is_committed:
+            found.append(f"{edit} is not in the ledger, which has other edits of its part")
+        seen.add(row.edit_id)
+    return found
+
+
+def _orphan_problem(folder: Folder, ledger: Ledger, part: str) -> tuple[str, ...]:
+    """() for a part that the ledger has altogether."""
+    try:
+        lacking = len(uncommitted(folder, ledger, part))
+    except LedgerError as error:
+        return (str(error),)
+    if not lacking:
+        return ()
+    return (
+        f"{part} is finished, and {lacking} of its edits are not in the ledger: run the same job "
+        "again, it takes them over",
+    )
+
+
+def _images_of(rows: Iterable[_MetadataRow]) -> list[str]:
+    names = (name for row in rows for name in (row.edited_file, row.source_file) if name)
+    return list(dict.fromkeys(names))
+
+
+def _image_problem(folder: Folder, name: str, max_pixels: int) -> tuple[str, ...]:
+    """() for an image that is there and decodes."""
+    try:
+        decode_image(folder.read(name), max_pixels=max_pixels)
+    except StorageError as error:
+        return (f"an image is missing: {error}",)
+    except FPEError as error:
+        return (f"{name} does not decode: {error}",)
+    return ()
+
+
+def _sum_up(
+    job: Job, outcome_of: dict[bytes, str], images: int, problems: _Problems
+) -> Verification:
+    """Counts the job's edits by outcome, in one stream over the manifest."""
+    counts: Counter[str] = Counter()
+    planned = 0
+    for edit_id in understand(job).edit_ids():
+        planned += 1
+        counts[outcome_of.get(edit_id, "pending")] += 1
+    known = planned - counts["pending"]
+    if sum(counts.values()) != planned:
+        raise AssertionError("every planned edit has one outcome or is pending")
+    return Verification(
+        planned=planned,
+        accepted=counts[Outcome.ACCEPTED],
+        rejected=counts[Outcome.REJECTED],
+        failed=counts[Outcome.FAILED],
+        pending=counts["pending"],
+        not_planned=len(outcome_of) - known,
+        images_checked=images,
+        problems=tuple(problems.lines),
+        problems_total=problems.total,
+    )

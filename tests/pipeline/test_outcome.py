@@ -1,0 +1,88 @@
+"""Outcomes: closed, one schema, small."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.outcome import (
+    MAX_MESSAGE_CHARS,
+    OUTCOME_SCHEMA,
+    FailureCode,
+    Outcome,
+    RejectReason,
+    outcomes_from_bytes,
+    outcomes_table,
+    outcomes_to_bytes,
+    short_message,
+)
+from tests.pipeline.outcome_rows import accepted, failed, key, rejected
+from tests.pipeline.unhurried import unhurried
+
+
+def test_the_words_are_those_of_the_design() -> None:
+    assert list(Outcome) == ["accepted", "rejected", "failed"]
+    assert list(FailureCode) == [
+        "source_missing",
+        "source_forbidden",
+        "decode_failed",
+        "image_too_large",
+        "prompt_invalid",
+        "inversion_diverged",
+        "nan_latent",
+        "out_of_memory",
+        "write_failed",
+        "worker_died",
+    ]
+    assert list(RejectReason) == ["no_change", "structure_lost", "wrong_direction", "off_target"]
+
+
+def test_outcomes_become_rows_of_the_fixed_schema() -> None:
+    table = outcomes_table([accepted(1), rejected(2), failed(3, FailureCode.NAN_LATENT)])
+    assert table.schema.equals(OUTCOME_SCHEMA)
+    assert table["outcome"].to_pylist() == ["accepted", "rejected", "failed"]
+    assert table["reason"].to_pylist() == ["", "no_change", "nan_latent"]
+    assert table["part"].to_pylist() == ["part-a", "", ""]
+    assert outcomes_table([]).schema.equals(OUTCOME_SCHEMA)
+
+
+def test_there_is_no_other_outcome_reason_or_code() -> None:
+    with pytest.raises(ValueError, match="no_such_code"):
+        key(1).failed("no_such_code", "")
+    with pytest.raises(ValueError, match="decode_failed"):
+        key(1).rejected("decode_failed", unet_rows=0, seconds=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has a part and a file"):
+        key(1).accepted(part="", edited_file_name="", unet_rows=0, seconds=0)
+
+
+def test_outcomes_travel_as_bytes() -> None:
+    table = outcomes_table([accepted(1), failed(2)])
+    assert outcomes_from_bytes(outcomes_to_bytes(table)).equals(table)
+    assert outcomes_from_bytes(outcomes_to_bytes(table.slice(0, 0))).num_rows == 0
+    with pytest.raises(pa.ArrowInvalid):
+        outcomes_from_bytes(b"anything")
+
+
+@unhurried
+@given(st.text())
+def test_messages_are_one_short_line_that_can_be_stored(text: str) -> None:
+    message = short_message(text)
+    assert len(message) <= MAX_MESSAGE_CHARS
+    assert not {"\n", "\r", "\t"} & set(message)
+    assert short_message(message) == message
+    assert outcomes_table([key(1).failed("decode_failed", text)])["message"][0].as_py() == message
+
+
+def test_a_long_message_keeps_its_beginning() -> None:
+    message = short_message("x" * 400 + "\n" + "y" * 400)
+    assert message.startswith("x" * 400 + " y")
+    assert message.endswith("y...")
+    assert len(message) == MAX_MESSAGE_CHARS
+
+
+@unhurried
+@given(st.characters(categories=["Cs"]))
+def test_half_a_character_in_a_message_does_not_cost_its_row(surrogate: str) -> None:
+    assert short_message(f"a{surrogate}b") == "a?b"
