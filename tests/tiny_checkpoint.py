@@ -1,9 +1,10 @@
 """A random Stable Diffusion 1.x in miniature, written as an ordinary diffusers folder.
 
-Same classes and the same layout as SD 1.5: sixteen self-attention layers over four resolutions (1-2, 3-4, 5-6, 7, 8-10,
-11-13, 14-16 in execution order), cross-attention in the three upper levels, a VAE of factor 8, a CLIP text encoder with 77
-positions, DDIM with SD's betas. At its native 64 px the levels hold 64, 16, 4 and 1 tokens. It is random, so it edits
-nothing sensibly, but every code path of a real checkpoint runs in milliseconds.
+Same classes and layout as SD 1.5: sixteen self-attention layers over four resolutions (1-2,
+3-4, 5-6, 7, 8-10, 11-13, 14-16 in execution order), cross-attention in the three upper levels, a
+VAE of factor 8, a CLIP text encoder with 77 positions, DDIM with SD's betas. At its native 64 px
+the levels hold 64, 16, 4 and 1 tokens. It is random, so it edits nothing sensibly, but every code
+path of a real checkpoint runs in milliseconds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _WORDS = ("photo", "red", "green", "blue", "cat", "dog", "car", "snow", "the", "
 def build_tiny_checkpoint(
     folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Path:
-    """Write a tiny random Stable Diffusion into `folder` and return it. The same seed gives the same weights."""
+    """Write a tiny random Stable Diffusion into `folder` and return it.
+
+    The same seed gives the same weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = _tokenizer()
@@ -72,7 +76,8 @@ def _unet() -> UNet2DConditionModel:
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    # Freshly initialised queries and keys give nearly uniform attention maps, and then replacing a map changes nothing.
+    # Freshly initialised queries and keys give nearly uniform attention maps, and then replacing a
+    # map changes nothing.
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
             if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")):

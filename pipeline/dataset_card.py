@@ -1,0 +1,76 @@
+"""The README.md of a run folder: a dataset card that says what it holds, and how to load it."""
+
+from __future__ import annotations
+
+from pipeline.ledger import LedgerCounts
+from pipeline.plan import Plan
+from pipeline.write import MetadataLayout
+
+CARD_FILE = "README.md"
+
+_HEAD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: part-*/**
+task_categories:
+- image-to-image
+tags:
+- synthetic
+- image-editing
+---
+"""
+
+
+def dataset_card(
+    plan: Plan, layout: MetadataLayout, totals: LedgerCounts, checkpoint: str
+) -> bytes:
+    """The card as UTF-8 Markdown; its head makes `load_dataset` see the parts and nothing else."""
+    size = f"{plan.parameters.width_px} x {plan.parameters.height_px}"
+    text = f"""{_HEAD}
+# Edited images
+
+{totals.accepted} images of {size} pixels, edited with text by Free-Prompt-Editing
+(arXiv 2403.03431) with the checkpoint `{checkpoint}`.
+
+    from datasets import load_dataset
+    dataset = load_dataset("path/to/this/folder", split="train")
+
+| column | meaning |
+|---|---|
+{_column_rows(layout)}
+
+Edits of one source share `group_id` and `split`: keep them on the same side of a train and test
+split. `config.yaml` is the job that made this folder, `stats.json` its numbers. Edits that failed
+({totals.failed}) or were rejected ({totals.rejected}) are in `.ledger/` with their reasons.
+"""
+    return text.encode()
+
+
+def _column_rows(layout: MetadataLayout) -> str:
+    meanings = {
+        "edited": "the edited image",
+        "edit_id": "hash of everything the edit was made from",
+        "source_id": "hash of the source",
+        "group_id": "hash of the source with its prompt and parameters",
+        "id, split": "of the manifest's row",
+        "source_prompt, target_prompt": "what the source shows, and what the edit was to show",
+        "seed": "of a synthetic source",
+        "steps, guidance_scale, negative_prompt, replaced_fraction, layers": "parameters",
+        "checkpoint, checkpoint_fingerprint": "the model and the hash of its content",
+        "fit_*": "original to edited pixels: x_edited = x * fit_scale_x + fit_offset_x_px",
+    }
+    if layout.keep_source:
+        meanings["source"] = "the source as the model saw it"
+    meanings |= dict.fromkeys(layout.labels, "label of the edit")
+    meanings |= {
+        output: f"the manifest's column {_cell(name)}"
+        for name, output in layout.carried_names.items()
+    }
+    return "\n".join(f"| {_cell(name)} | {meaning} |" for name, meaning in meanings.items())
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

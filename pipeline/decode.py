@@ -1,0 +1,104 @@
+"""Second station: work rows to pixels. Fetch, orient, fit; one typed failure per bad row.
+
+Runs as Ray tasks on the CPUs that the editing actors leave free, so a device never waits for the
+network. What passes through Ray is small and even: 8-bit pixels at the model's own size, so every
+row of a run weighs the same (0.8 MB at 512 px) whatever the photo was, and a block never has a
+size-dependent reason to be split. The encoded bytes of the manifest end here. One free CPU is
+enough: a machine of two runs and resumes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from fpe_core import EditParameters, decode_image, fit_image
+from fpe_core.errors import FPEError
+from pipeline.errors import RowError
+from pipeline.outcome import FailureCode, short_message
+from pipeline.storage import read_uri
+
+FETCH_THREADS = 8
+PIXEL_FIELDS = (
+    pa.field("pixels", pa.binary()),
+    pa.field("fit", pa.string(), nullable=False),
+    pa.field("failure", pa.string(), nullable=False),
+    pa.field("message", pa.string(), nullable=False),
+)
+"""What `decode` adds: height * width * 3 bytes of RGB (null where there is none), the fit as JSON,
+a FailureCode ("" = fine) and what to tell about it."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """Where sources are and what becomes of them. Small and picklable."""
+
+    fit: str = "crop"
+    max_pixels: int = 100_000_000
+    storage_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecodedSource:
+    """The four PIXEL_FIELDS of one row."""
+
+    pixels: bytes | None = None
+    fit: str = ""
+    failure: str = ""
+    message: str = ""
+
+
+def decode(table: pa.Table, settings: DecodeSettings) -> pa.Table:
+    """Work rows with pixels in place of their encoded bytes; never raises for a bad row.
+
+    Synthetic rows pass with pixels null. A row that failed has its code in `failure`.
+    """
+    columns = ["synthetic", "uri", "image_bytes", "parameters"]
+    rows = table.select(columns).to_pylist()
+    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+        decoded = list(pool.map(lambda row: _decode_row(row, settings), rows))
+    return _with_pixels(table, decoded)
+
+
+def decoded_schema(work_schema: pa.Schema) -> pa.Schema:
+    """The schema that `decode` returns for work rows of `work_schema`."""
+    kept = [field for field in work_schema if field.name != "image_bytes"]
+    return pa.schema([*kept, *PIXEL_FIELDS])
+
+
+def _with_pixels(table: pa.Table, decoded: Iterable[DecodedSource]) -> pa.Table:
+    table = table.drop_columns(["image_bytes"])
+    results = list(decoded)
+    for pixel_field in PIXEL_FIELDS:
+        values = [getattr(result, pixel_field.name) for result in results]
+        table = table.append_column(pixel_field, pa.array(values, pixel_field.type))
+    return table
+
+
+def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
+    if row["synthetic"]:
+        return DecodedSource()
+    try:
+        data = row["image_bytes"]
+        if data is None:
+            data = read_uri(row["uri"], options=settings.storage_options)
+        parameters = EditParameters.from_dict(json.loads(row["parameters"]))
+        image = decode_image(data, max_pixels=settings.max_pixels)
+        fitted = fit_image(image, parameters.width_px, parameters.height_px, settings.fit)
+        return DecodedSource(
+            pixels=fitted.image.tobytes(), fit=json.dumps(fitted.fit.to_dict(), sort_keys=True)
+        )
+    except (FPEError, RowError) as error:
+        code, reason = error.code, str(error)
+    except Exception as error:  # noqa: BLE001 - a decoder may raise anything; it costs this row only
+        code, reason = "", f"{type(error).__name__}: {error}"
+    source = row["uri"] or "the image bytes in the manifest"
+    return DecodedSource(
+        failure=FailureCode(code or FailureCode.DECODE_FAILED),
+        message=short_message(f"{source}: {reason}"),
+    )

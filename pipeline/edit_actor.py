@@ -1,0 +1,399 @@
+"""Third station: one model per actor. Inverts a source once, edits it with all its prompts, writes.
+
+`EditActor` is a plain class, so it runs as well without Ray. It takes one block of decoded work
+rows and returns its outcomes. Groups with equal parameters go through the model together. If that
+raises, they are halved until the row that caused it stands alone, and that row alone fails: a bad
+row never costs another. What no row is to blame for (a device gone for good, parameters that do
+not fit the model) is raised instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import torch
+
+from fpe_core import (
+    Edit,
+    Editor,
+    EditResult,
+    FPEError,
+    Inversion,
+    ParameterError,
+    SyntheticSources,
+    load_checkpoint,
+)
+from fpe_core.rows import is_out_of_memory
+from pipeline.errors import RowError
+from pipeline.group import Group, PlannedEdit
+from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
+from pipeline.storage import Folder
+from pipeline.write import (
+    ImageFormat,
+    MetadataLayout,
+    PartWriter,
+    carried_columns,
+    fit_columns,
+    parameter_columns,
+    part_name,
+)
+
+_T = TypeVar("_T")
+_EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
+
+_NO_ROWS_FAULT = (torch.AcceleratorError, ParameterError)
+"""The device is gone for good, or what the job asks for does not fit the model."""
+
+WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
+"""Which process made the edit: host:pid. The driver counts with it; the ledger does not keep it."""
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """Everything an actor needs to know. Small and picklable."""
+
+    output: str
+    checkpoint: str
+    checkpoint_fingerprint: str
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_pickle: bool = False
+    revision: str | None = None
+    config: str | None = None
+    max_rows: int | None = None
+    memory_share: float = 1.0
+    threads: int | None = None
+    image_format: ImageFormat = field(default_factory=ImageFormat)
+    layout: MetadataLayout = field(default_factory=MetadataLayout)
+    write_threads: int = 8
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An edit that the model made, on its way to the storage."""
+
+    group: Group
+    edit: PlannedEdit
+    notes: str
+    unet_rows: float
+    seconds: float
+    edited_file: Future[str]
+    source_file: Future[str] | None
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Groups ready to be edited, and what each has cost so far."""
+
+    groups: tuple[Group, ...]
+    start: Inversion | SyntheticSources
+    unet_rows_each: float
+    seconds_each: float
+
+    def select(self, indices: Sequence[int]) -> _Sources:
+        start = self.start
+        return replace(
+            self,
+            groups=tuple(self.groups[i] for i in indices),
+            start=start.select(indices)
+            if isinstance(start, Inversion)
+            else replace(
+                start,
+                noise=start.noise[list(indices)],
+                source_prompts=tuple(start.source_prompts[i] for i in indices),
+                seeds=tuple(start.seeds[i] for i in indices),
+            ),
+        )
+
+
+_Result = _Made | EditOutcome
+
+
+class EditActor:
+    """Loads the checkpoint once and edits block after block."""
+
+    def __init__(self, settings: EditSettings) -> None:
+        """Raises CheckpointError and StorageError: without these nothing can be done."""
+        if settings.threads is not None:
+            torch.set_num_threads(min(settings.threads, _usable_cores()))
+        self._settings = settings
+        self._folder = Folder.open(settings.output, settings.storage_options)
+        checkpoint = load_checkpoint(
+            settings.checkpoint,
+            device=settings.device,
+            dtype=settings.dtype,
+            allow_pickle=settings.allow_pickle,
+            revision=settings.revision,
+            config=settings.config,
+        )
+        self._editor = Editor(
+            checkpoint, max_rows=settings.max_rows, memory_share=settings.memory_share
+        )
+        self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Decoded work rows to OUTCOME_SCHEMA and the worker, one row per edit.
+
+        What it returns as accepted is on the storage and in the part's metadata.
+        """
+        carried = carried_columns(table)
+        rows = table.drop_columns(["carried"] if carried is not None else []).to_pylist()
+        groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
+        outcomes = self._edit_part(groups, carried)
+        worker = pa.array([self._worker] * outcomes.num_rows, WORKER_FIELD.type)
+        return outcomes.append_column(WORKER_FIELD, worker)
+
+    def _edit_part(self, groups: Sequence[Group], carried: pa.Table | None) -> pa.Table:
+        planned = [edit.key.edit_id for group in groups for edit in group.edits]
+        writer = PartWriter(
+            self._folder, part_name(planned), self._settings.image_format, self._pool
+        )
+        finished = writer.finished_outcomes()
+        if finished is not None:
+            return finished
+        results: list[_Result] = []
+        for group in groups:
+            if group.failure:
+                results.extend(e.key.failed(group.failure, group.message) for e in group.edits)
+        for bucket in _buckets([group for group in groups if not group.failure]):
+            results.extend(self._edit_groups(bucket, writer))
+        place = {edit_id: number for number, edit_id in enumerate(planned)}
+        results.sort(key=lambda result: place[_edit_id(result)])
+        return self._finish(writer, results, carried)
+
+    def _edit_groups(self, groups: Sequence[Group], writer: PartWriter) -> Iterator[_Result]:
+        """All edits of groups with equal parameters."""
+        try:
+            sources = self._prepare(groups)
+        except _NO_ROWS_FAULT:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, only the guilty group fails
+            if len(groups) == 1:
+                yield from (_failed(edit, error) for edit in groups[0].edits)
+                return
+            for half in _halves(groups):
+                yield from self._edit_groups(half, writer)
+            return
+        diverged = sources.start.diverged if isinstance(sources.start, Inversion) else ()
+        for index in (i for i, has_diverged in enumerate(diverged) if has_diverged):
+            yield from _diverged(sources, index)
+        sound = [i for i in range(len(groups)) if not (diverged and diverged[i])]
+        for call in _calls(sources.groups, sound):
+            part_of_it = sources.select(call)
+            edits = [group.edits for group in part_of_it.groups]
+            yield from self._edit_call(part_of_it, edits, writer)
+
+    def _prepare(self, groups: Sequence[Group]) -> _Sources:
+        """Real sources are inverted, all together; synthetic ones cost nothing yet."""
+        started, parameters = time.monotonic(), groups[0].parameters
+        prompts = [group.source_prompt for group in groups]
+        if groups[0].image is None:
+            seeds = [group.seed or 0 for group in groups]
+            start = self._editor.synthesise(prompts, seeds, parameters)
+            return _Sources(tuple(groups), start, unet_rows_each=0.0, seconds_each=0.0)
+        images = [group.image for group in groups if group.image is not None]
+        inversion = self._editor.invert(images, prompts, parameters)
+        return _Sources(
+            tuple(groups),
+            inversion,
+            unet_rows_each=inversion.unet_rows / len(groups),
+            seconds_each=(time.monotonic() - started) / len(groups),
+        )
+
+    def _edit_call(
+        self, sources: _Sources, edits: Sequence[Sequence[PlannedEdit]], writer: PartWriter
+    ) -> Iterator[_Result]:
+        """One call of the editor; `edits` are those of each source. Halves itself if it raises."""
+        started = time.monotonic()
+        try:
+            prompts = [[edit.key.target_prompt for edit in of_source] for of_source in edits]
+            result = self._editor.edit(sources.start, prompts)
+        except _NO_ROWS_FAULT:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, only the guilty edit fails
+            if len(edits) > 1:
+                for half in _halves(range(len(edits))):
+                    yield from self._edit_call(
+                        sources.select(half), [edits[i] for i in half], writer
+                    )
+            elif len(edits[0]) > 1:
+                for edits_half in _halves(edits[0]):
+                    yield from self._edit_call(sources, [edits_half], writer)
+            else:
+                yield _failed(edits[0][0], error, sources.unet_rows_each)
+            return
+        yield from self._write(sources, edits, result, time.monotonic() - started, writer)
+
+    def _write(
+        self,
+        sources: _Sources,
+        edits: Sequence[Sequence[PlannedEdit]],
+        result: EditResult,
+        seconds: float,
+        writer: PartWriter,
+    ) -> Iterator[_Result]:
+        """Hands the images of one call to the writer's threads; shares its cost out evenly."""
+        count = sum(len(of_source) for of_source in edits)
+        for index, (group, of_source) in enumerate(zip(sources.groups, edits, strict=True)):
+            unet_rows = sources.unet_rows_each / len(group.edits) + result.unet_rows / count
+            seconds_each = sources.seconds_each / len(group.edits) + seconds / count
+            finite = any(made.is_finite for made in result.edits[index])
+            source_file = None
+            if self._settings.layout.keep_source and finite:
+                image = result.source_images[index]
+                source_file = writer.put_source(group.stem, group.source_id, image)
+            for edit, made in zip(of_source, result.edits[index], strict=True):
+                if not made.is_finite:
+                    yield edit.key.failed(
+                        FailureCode.NAN_LATENT,
+                        "the edit's latent is not finite; try float32 or a lower guidance_scale",
+                        unet_rows=unet_rows,
+                        seconds=seconds_each,
+                    )
+                    continue
+                edited_file = writer.put_edited(group.stem, edit.key.edit_id, made.image)
+                notes = _truncation_notes(sources.start, index, made)
+                yield _Made(group, edit, notes, unet_rows, seconds_each, edited_file, source_file)
+
+    def _finish(
+        self, writer: PartWriter, results: Sequence[_Result], carried: pa.Table | None
+    ) -> pa.Table:
+        """Waits for the images, writes the part's metadata, returns the outcomes."""
+        rows: list[dict[str, Any]] = []
+        places: list[int] = []
+        outcomes: list[EditOutcome] = []
+        for made in results:
+            if isinstance(made, EditOutcome):
+                outcomes.append(made)
+                continue
+            try:
+                edited_name = made.edited_file.result()
+                source_name = made.source_file.result() if made.source_file else None
+            except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
+                outcomes.append(_write_failed(made, error))
+                continue
+            rows.append(self._metadata_row(made, edited_name, source_name))
+            places.append(made.group.place)
+            accepted = made.edit.key.accepted(
+                part=writer.part,
+                edited_file_name=f"{writer.part}/{edited_name}",
+                unet_rows=made.unet_rows,
+                seconds=made.seconds,
+            )
+            outcomes.append(replace(accepted, message=made.notes))
+        table = outcomes_table(outcomes)
+        if not rows:
+            return table
+        try:
+            inherited = None if carried is None else carried.take(places)
+            return writer.finish(self._settings.layout.table(rows, inherited), table)
+        except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
+            unwritten = {m.edit.key.edit_id: m for m in results if isinstance(m, _Made)}
+            return outcomes_table(
+                _write_failed(unwritten[o.edit_id], error) if o.part else o for o in outcomes
+            )
+
+    def _metadata_row(
+        self, made: _Made, edited_name: str, source_name: str | None
+    ) -> dict[str, Any]:
+        group, key, layout = made.group, made.edit.key, self._settings.layout
+        return {
+            "edited_file_name": edited_name,
+            "source_file_name": source_name,
+            "edit_id": key.edit_id.hex(),
+            "source_id": key.source_id.hex(),
+            "group_id": key.group_id.hex(),
+            "id": group.id or None,
+            "split": group.split or None,
+            "source_prompt": group.source_prompt,
+            "target_prompt": key.target_prompt,
+            **dict(zip(layout.labels, made.edit.labels, strict=True)),
+            "seed": group.seed,
+            **parameter_columns(group.parameters),
+            "checkpoint": self._settings.checkpoint,
+            "checkpoint_fingerprint": self._settings.checkpoint_fingerprint,
+            **fit_columns(group.fit),
+        }
+
+
+def _buckets(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that may go through the model together: equal parameters, all real or synthetic."""
+    buckets: dict[tuple[str, bool], list[Group]] = {}
+    for group in groups:
+        key = (json.dumps(group.parameters.to_dict(), sort_keys=True), group.image is None)
+        buckets.setdefault(key, []).append(group)
+    return list(buckets.values())
+
+
+def _calls(groups: Sequence[Group], indices: Sequence[int]) -> Iterator[list[int]]:
+    """Groups of one call of the editor, as indices.
+
+    A call should fill the device, and its images should be on their way while the next computes.
+    """
+    call: list[int] = []
+    edits = 0
+    for index in indices:
+        call.append(index)
+        edits += len(groups[index].edits)
+        if edits >= _EDITS_PER_CALL:
+            yield call
+            call, edits = [], 0
+    if call:
+        yield call
+
+
+def _edit_id(result: _Result) -> bytes:
+    return result.edit.key.edit_id if isinstance(result, _Made) else result.edit_id
+
+
+def _halves(items: Sequence[_T]) -> tuple[Sequence[_T], Sequence[_T]]:
+    middle = len(items) // 2
+    return items[:middle], items[middle:]
+
+
+def _failed(edit: PlannedEdit, error: Exception, unet_rows: float = 0.0) -> EditOutcome:
+    code = error.code if isinstance(error, FPEError | RowError) else ""
+    if is_out_of_memory(error):
+        code = FailureCode.OUT_OF_MEMORY
+    message = str(error) if code else f"the model raised {type(error).__name__}: {error}"
+    return edit.key.failed(code or FailureCode.WORKER_DIED, message, unet_rows=unet_rows)
+
+
+def _diverged(sources: _Sources, index: int) -> Iterator[EditOutcome]:
+    group = sources.groups[index]
+    for edit in group.edits:
+        yield edit.key.failed(
+            FailureCode.INVERSION_DIVERGED,
+            "the inversion of the source is not finite; try float32 or more steps",
+            unet_rows=sources.unet_rows_each / len(group.edits),
+            seconds=sources.seconds_each / len(group.edits),
+        )
+
+
+def _write_failed(made: _Made, error: Exception) -> EditOutcome:
+    return made.edit.key.failed(
+        FailureCode.WRITE_FAILED, str(error), unet_rows=made.unet_rows, seconds=made.seconds
+    )
+
+
+def _truncation_notes(start: Inversion | SyntheticSources, index: int, made: Edit) -> str:
+    """What the text encoder did not see, "" if it saw everything."""
+    source = start.truncated_prompts[index] if isinstance(start, Inversion) else ""
+    pairs = (("target", made.truncated_prompt), ("source", source))
+    return "; ".join(f"{which} prompt cut before: {cut}" for which, cut in pairs if cut)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,200 @@
+"""The Ray Data graph: work list -> decode (tasks) -> edit and write (actors) -> outcomes.
+
+Read and decode are one task per slice of the work list: which rows a block holds is settled before
+Ray starts and does not depend on their size, so a lost block comes back as the same block, and a
+pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks as it can.)
+
+A task that kills its worker is tried once more and then dropped: the driver notices which groups
+never came back, see `pipeline.run`. Exceptions of rows never get here; `EditActor` catches them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from fpe_core import FPEError
+from pipeline.decode import DecodeSettings, decode
+from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
+from pipeline.errors import UserError
+from pipeline.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
+from pipeline.resources import Pool
+from pipeline.storage import Folder
+from pipeline.work_slice import WorkSlice, read_slice
+
+MOST_LOST_BLOCKS = 20
+"""Blocks that may be lost to dying workers before the run gives up: then it is not the rows."""
+_ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
+_log = logging.getLogger(__name__)
+
+
+class WorkerError(UserError):
+    """An editing worker cannot work at all; the message is the worker's."""
+
+
+class WorkList(Datasource):
+    """The work list as a source of Ray Data: one read task, and one block, per slice."""
+
+    def __init__(self, folder: Folder, slices: Sequence[WorkSlice]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._folder = folder
+        self._slices = tuple(slices)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - the slices decide
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,  # noqa: ARG002 - nothing here depends on it
+    ) -> list[ReadTask]:
+        return [
+            ReadTask(
+                functools.partial(_read_block, self._folder, part),
+                BlockMetadata(
+                    num_rows=part.rows, size_bytes=None, exec_stats=None, input_files=None
+                ),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for part in self._slices
+        ]
+
+
+def _read_block(folder: Folder, part: WorkSlice) -> list[pa.Table]:
+    return [read_slice(folder, part)]
+
+
+class RayEditActor:
+    """`EditActor` in a Ray worker. Never raises: Ray would retry, or drop the block without a word.
+
+    What it cannot do it reports in the column `error`, for the driver to raise.
+    """
+
+    def __init__(self, settings: EditSettings) -> None:
+        self._error = ""
+        try:
+            self._actor = EditActor(settings)
+        except Exception as error:  # noqa: BLE001 - reported by the first call
+            self._error = f"the model cannot be used: {error}"
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self._error:
+            return _report(self._error)
+        try:
+            outcomes = self._actor(table)
+        except torch.AcceleratorError:
+            # Every later call in this process would fail too. Ray starts a new one and tries again.
+            _log.exception("the device failed; this worker ends itself")
+            os._exit(70)
+        except (FPEError, UserError) as error:
+            return _report(str(error))
+        except Exception:  # noqa: BLE001 - rows are caught further down, so this is a defect
+            return _report(f"an editing worker failed:\n{traceback.format_exc()}")
+        return outcomes.append_column(_ERROR_FIELD, pa.array([""] * len(outcomes), pa.string()))
+
+
+def _report(error: str) -> pa.Table:
+    """A block of one empty row that carries an error to the driver."""
+    schema = pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD, _ERROR_FIELD])
+    nobody = EditKey(
+        edit_id=bytes(16), group_id=bytes(16), source_id=bytes(16), row=-1, target_prompt=""
+    )
+    (row,) = outcomes_table([nobody.failed(FailureCode.WORKER_DIED, error)]).to_pylist()
+    return pa.Table.from_pylist([row | {"worker": "", "error": error}], schema=schema)
+
+
+def stream_outcomes(
+    folder: Folder,
+    slices: Sequence[WorkSlice],
+    *,
+    decoding: DecodeSettings,
+    editing: EditSettings,
+    pool: Pool,
+    one_at_a_time: bool = False,
+) -> Iterator[pa.Table]:
+    """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
+
+    Closing the iterator stops the work. `one_at_a_time` queues nothing behind a running task, so
+    that a dying worker takes only its own block along.
+    """
+    context = _data_context(one_at_a_time)
+    with DataContext.current(context), warnings.catch_warnings():
+        # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        dataset = ray.data.read_datasource(
+            WorkList(folder, slices), num_cpus=1, override_num_blocks=len(slices)
+        )
+        dataset = dataset.map_batches(
+            decode,
+            fn_kwargs={"settings": decoding},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+        )
+        dataset = dataset.map_batches(
+            RayEditActor,
+            fn_constructor_args=(editing,),
+            # Blocks have this size already; Ray insists on the number where there are GPUs.
+            batch_size=max(part.rows for part in slices),
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=min(pool.actors, len(slices))),
+            num_cpus=pool.cpus_per_actor,
+            num_gpus=pool.gpus_per_actor,
+            max_restarts=-1,
+            max_task_retries=1,
+        )
+    _silence_ray_data()
+    try:
+        batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for table in batches:
+            for error in table["error"].to_pylist():
+                if error:
+                    raise WorkerError(error)
+            yield table.drop_columns(["error"])
+    except UserError:
+        raise
+    except Exception as error:  # Ray has its own trees of errors, and its causes hide in text
+        raise WorkerError(
+            f"Ray gave up: {_in_one_line(error)} More is in Ray's logs (logs/ in its session "
+            "folder). The same command goes on from what is committed."
+        ) from error
+
+
+def _data_context(one_at_a_time: bool) -> DataContext:
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = None  # never split a block: slices are the right size
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    context.max_errored_blocks = MOST_LOST_BLOCKS
+    context.max_consecutive_actor_init_deaths = 3  # then the machine is too small for the model
+    context.max_tasks_in_flight_per_actor = 1 if one_at_a_time else 2
+    context.execution_options.preserve_order = False
+    return context
+
+
+def _silence_ray_data() -> None:
+    """Keeps Ray Data's own lines out of the terminal; they stay in the session's ray-data.log."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What an error says, or where it is a remote traceback, how that ends."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[-1] if 'Traceback' in str(error) else lines[0]}"

@@ -1,0 +1,199 @@
+"""How a job shares out a cluster: how many actors, with what each, how much work goes to each.
+
+    GPUs       one actor per GPU
+    no GPU     one actor per CPU, less those that stay free; the cores' threads are shared out
+    always     at least one CPU is free: readers run there, and a pool of all CPUs hangs for ever
+
+Sizes are decided once, before anything starts; a pool is filled at once and never resized (Ray
+starts the actors of a growing pool one by one).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import ResourceError
+
+_READER_CPUS = 1.0
+_BLOCKS_PER_ACTOR = 8  # fewer leave actors idle at the end and progress coarse
+_MOST_GROUPS_GPU = 64
+_MOST_GROUPS_CPU = 32
+_CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
+_MOST_THREADS = 16
+
+
+class Wishes(Protocol):
+    """The `resources` section of a job; None means: work it out."""
+
+    @property
+    def actors(self) -> int | None: ...
+    @property
+    def cpus_per_actor(self) -> float | None: ...
+    @property
+    def gpus_per_actor(self) -> float | None: ...
+    @property
+    def threads_per_actor(self) -> int | None: ...
+    @property
+    def groups_per_block(self) -> int | None: ...
+    @property
+    def free_cpus(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster has to give."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The sizes of a run."""
+
+    actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+    threads_per_actor: int
+    memory_share: float
+    groups_per_block: int
+
+
+def size_pool(
+    nodes: Sequence[Node], wishes: Wishes, *, device: str, groups: int, pixels_per_image: int
+) -> Pool:
+    """The pool for `groups` groups of images of that many pixels.
+
+    Raises ResourceError, with what is missing, where readers and actors cannot run side by side.
+    """
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    gpus_per_actor = _gpus_per_actor(wishes, device, gpus)
+    cpus_per_actor = 1.0 if wishes.cpus_per_actor is None else wishes.cpus_per_actor
+    free = max(_READER_CPUS, float(wishes.free_cpus))
+    places = sum(_places(node, cpus_per_actor, gpus_per_actor) for node in nodes)
+    most = min(places, math.floor((cpus - free) / cpus_per_actor + 1e-9))
+    if most < max(1, wishes.actors or 1):
+        asked = "an actor needs" if not wishes.actors else f"{wishes.actors} actors need"
+        count = wishes.actors or 1
+        raise ResourceError(
+            f"{asked} {count * cpus_per_actor:g} CPUs and {count * gpus_per_actor:g} GPUs, and "
+            f"{free:g} CPUs must stay free for reading; the cluster has {cpus:g} CPUs and "
+            f"{gpus:g} GPUs on {len(nodes)} nodes. Lower resources.actors, cpus_per_actor or "
+            f"gpus_per_actor, or take a larger cluster."
+        )
+    actors = wishes.actors or max(1, min(most, groups))
+    groups_per_block = wishes.groups_per_block or _groups_per_block(
+        groups, actors, pixels_per_image, on_gpu=gpus_per_actor > 0
+    )
+    actors = min(actors, math.ceil(groups / groups_per_block))  # one without a block stays idle
+    threads = max(1, min(int(cpus // actors), _MOST_THREADS))
+    return Pool(
+        actors=actors,
+        cpus_per_actor=cpus_per_actor,
+        gpus_per_actor=gpus_per_actor,
+        threads_per_actor=wishes.threads_per_actor or threads,
+        memory_share=_memory_share(actors, len(nodes), gpus_per_actor),
+        groups_per_block=groups_per_block,
+    )
+
+
+def _gpus_per_actor(wishes: Wishes, device: str, gpus: float) -> float:
+    if wishes.gpus_per_actor is not None:
+        return wishes.gpus_per_actor
+    if device.startswith("cuda") and gpus == 0:
+        raise ResourceError(
+            f"model.device is {device}, and the cluster has no GPU that Ray knows of; set "
+            "model.device=cpu, or start Ray on a machine with a GPU"
+        )
+    return 1.0 if gpus > 0 and (device == "auto" or device.startswith("cuda")) else 0.0
+
+
+def _places(node: Node, cpus_per_actor: float, gpus_per_actor: float) -> int:
+    places = node.cpus / cpus_per_actor
+    if gpus_per_actor > 0:
+        # A fraction of a GPU never spans two of them; several whole ones may be any.
+        each = 1 / gpus_per_actor
+        of_gpus = node.gpus * math.floor(each + 1e-9) if each >= 1 else node.gpus * each
+        places = min(places, of_gpus)
+    return math.floor(places + 1e-9)
+
+
+def _memory_share(actors: int, nodes: int, gpus_per_actor: float) -> float:
+    """Part of a device's free memory that one actor may plan with."""
+    if gpus_per_actor > 0:
+        return min(1.0, gpus_per_actor)
+    return 1.0 / math.ceil(actors / nodes)
+
+
+def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, on_gpu: bool) -> int:
+    """Enough to be worth a task, few enough that all actors work to the end."""
+    most = _MOST_GROUPS_GPU
+    if not on_gpu:
+        most = min(_MOST_GROUPS_CPU, max(1, _CPU_BLOCK_PIXELS // pixels_per_image))
+    return max(1, min(most, math.ceil(groups / (actors * _BLOCKS_PER_ACTOR))))
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[tuple[Node, ...]]:
+    """A Ray to work with and its nodes; what was started here ends here, quietly.
+
+    A Ray that is connected already is used as it is. Otherwise null starts a local one, and any
+    address ("auto", "ray://...") connects to that cluster.
+
+    Raises ResourceError where there is none at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # a second to load, and it reads the environment: only when needed
+
+    if ray.is_initialized():
+        yield _nodes()
+        return
+    # Ray's C++ writes to the terminal past every logger; what matters comes as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    few_cores = address is None and (os.cpu_count() or 1) < 2  # logical: reader and actor share it
+    try:
+        with _silent_stderr():
+            ray.init(
+                address=address or "local",
+                num_cpus=2 if few_cores else None,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ResourceError(
+            f"no Ray at resources.ray_address={address or 'null (a local one)'}: {error}"
+        ) from error
+    try:
+        yield _nodes()
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Sends what is written to file descriptor 2 meanwhile, by whatever language, nowhere."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _nodes() -> tuple[Node, ...]:
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return tuple(Node(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0)) for have in alive)

@@ -1,0 +1,259 @@
+"""The whole job: plan, start Ray, stream outcomes into the ledger, sum up. The only writer of it.
+
+adopt    finished parts that a killed run did not get to commit
+plan     ids of every edit, less what the ledger has; nothing left: no Ray, the end
+stream   decode -> edit -> write on the cluster; outcomes arrive block by block
+commit   every few seconds, and whatever happens at the end: a failure, a signal, a dead worker
+retry    groups whose block was lost to a dying worker, one by one; one that kills its worker
+         again fails as worker_died
+sum up   stats.json, README.md, config.yaml
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+import yaml
+
+from pipeline.dataset_card import CARD_FILE, dataset_card
+from pipeline.decode import DecodeSettings
+from pipeline.edit_actor import EditSettings
+from pipeline.errors import Interrupted, JobError
+from pipeline.interruption import StopRequests
+from pipeline.job import Job
+from pipeline.ledger import Ledger, adopt_orphan_parts
+from pipeline.outcome import OUTCOME_SCHEMA
+from pipeline.plan import Plan, make_plan
+from pipeline.resources import Pool, ray_session, size_pool
+from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
+from pipeline.storage import Folder, absolute_url
+from pipeline.work_slice import cut_lost_groups, cut_work, quarantined
+from pipeline.write import ImageFormat, MetadataLayout
+
+CONFIG_FILE = "config.yaml"
+SCHEMA_FILE = ".metadata-schema"
+"""The schema of the run folder's metadata files: a later job with other columns is refused."""
+COMMIT_INTERVAL_S = 5.0
+COMMIT_EDITS = 2000
+_log = logging.getLogger(__name__)
+
+
+class ProgressSink(Protocol):
+    """Who is told how far a run is."""
+
+    def start(self, total: int, done: int) -> None: ...
+    def advance(self, outcomes_table: pa.Table) -> None: ...
+    def finish(self) -> None: ...
+
+
+def run_job(job: Job, *, progress: ProgressSink) -> RunSummary:
+    """Makes every edit of a job that the ledger of its run folder does not have yet.
+
+    Raises UserErrors: JobError and ManifestError before anything is written; ResourceError;
+    TooManyFailuresError, Interrupted and WorkerError after what had arrived is committed.
+    """
+    tally = Tally()
+    folder = Folder.open(job.output, job.storage_options)
+    ledger = Ledger.open(folder)
+    adopt_orphan_parts(folder, ledger)
+    plan = make_plan(job, ledger)
+    run = _Run(job, folder, ledger, plan, _layout(job, plan), tally, progress)
+    if not plan.edits_pending:
+        _log.info("all %d edits are done already", plan.edits_total)
+        if plan.edits_total and not folder.exists(STATS_FILE):
+            run.sum_up()  # the last run was killed after its last commit
+        return tally.summary(plan, folder.url)
+    run.claim_folder()
+    with StopRequests() as stops:
+        try:
+            run.work(stops)
+        except (KeyboardInterrupt, SystemExit) as interrupt:  # Ray's SIGTERM handler exits
+            left = plan.edits_pending - tally.outcomes.total()
+            raise Interrupted(
+                f"interrupted with {left} of {plan.edits_total} edits left. What had arrived is "
+                "committed; the same command goes on from there."
+            ) from interrupt
+    return tally.summary(plan, folder.url)
+
+
+@dataclass
+class _Run:
+    """One run of a job: what is fixed, and what has arrived and is not committed yet."""
+
+    job: Job
+    folder: Folder
+    ledger: Ledger
+    plan: Plan
+    layout: MetadataLayout
+    tally: Tally
+    progress: ProgressSink
+    pool: Pool | None = None
+    arrived: list[pa.Table] = field(default_factory=list)
+    committed_at: float = field(default_factory=time.monotonic)
+    groups_back: set[bytes] = field(default_factory=set)
+
+    def claim_folder(self) -> None:
+        """Says what the folder holds before it holds anything, so that a killed run loads too.
+
+        Raises JobError where its columns are not those of what is there already.
+        """
+        schema = self.layout.schema
+        if not self.folder.write_if_absent(SCHEMA_FILE, schema.serialize().to_pybytes()):
+            there = pa.ipc.read_schema(pa.py_buffer(self.folder.read(SCHEMA_FILE)))
+            if not there.equals(schema):
+                raise JobError(
+                    f"{self.folder.url} holds edits with other columns, and a folder has one set "
+                    f"of them ({_difference(there, schema)}): give the job another output"
+                )
+        self.folder.replace(CONFIG_FILE, _config(self.job, self.plan))
+        self.folder.replace(CARD_FILE, self._card())
+
+    def work(self, stops: StopRequests) -> None:
+        """Runs the graph; commits what has arrived however it ends."""
+        self.progress.start(self.plan.edits_total, self.plan.edits_done)
+        try:
+            with ray_session(self.job.resources.ray_address) as nodes:
+                stops.arm()
+                parameters = self.plan.parameters
+                self.pool = size_pool(
+                    nodes,
+                    self.job.resources,
+                    device=self.job.model.device,
+                    groups=self.plan.groups_pending,
+                    pixels_per_image=parameters.width_px * parameters.height_px,
+                )
+                _log.info("working with %s", self.pool)
+                with closing(self._outcomes(self.pool)) as outcomes:
+                    self._collect(outcomes, stops)
+        finally:
+            self.sum_up()
+            self.progress.finish()
+
+    def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
+        """Takes outcomes in and commits them, the last ones however it ends."""
+        try:
+            for table in outcomes:
+                self._take(table)
+                self.tally.check(self.job.failures)
+                is_due = time.monotonic() - self.committed_at >= COMMIT_INTERVAL_S
+                if is_due or sum(map(len, self.arrived)) >= COMMIT_EDITS:
+                    with stops.held():
+                        self.commit()
+        finally:
+            with stops.held():
+                self.commit()
+
+    def _take(self, table: pa.Table) -> None:
+        self.tally.add(table)
+        columns = [
+            table[name].cast(OUTCOME_SCHEMA.field(name).type) for name in OUTCOME_SCHEMA.names
+        ]
+        outcomes = pa.table(columns, schema=OUTCOME_SCHEMA)
+        self.arrived.append(outcomes)
+        self.groups_back.update(outcomes["group_id"].to_pylist())
+        self.progress.advance(outcomes)
+
+    def commit(self) -> None:
+        """Enters what has arrived into the ledger: now it is done."""
+        if self.arrived:
+            self.ledger.commit(pa.concat_tables(self.arrived))
+            self.arrived.clear()
+        self.committed_at = time.monotonic()
+
+    def sum_up(self) -> None:
+        """Writes what can be derived from the ledger at any time."""
+        stats = encode_stats(
+            self.tally.summary(self.plan, self.folder.url),
+            self.ledger.counts(),
+            pool=self.pool,
+            workers=self.tally.edits_by_worker,
+        )
+        self.folder.replace(STATS_FILE, stats)
+        self.folder.replace(CARD_FILE, self._card())
+
+    def _outcomes(self, pool: Pool) -> Generator[pa.Table]:
+        """Outcomes of all pending groups, with the worker where there was one."""
+        from pipeline.graph import stream_outcomes  # starts Ray Data: only when needed
+
+        decoding, editing = _decoding(self.job), _editing(self.job, self.plan, self.layout, pool)
+        slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
+        yield from stream_outcomes(
+            self.folder, slices, decoding=decoding, editing=editing, pool=pool
+        )
+        lost = cut_lost_groups(self.folder, self.plan.work_files, self.groups_back)
+        if not lost:
+            return
+        _log.warning("%d sources were lost with their workers; trying each alone", len(lost))
+        yield from stream_outcomes(
+            self.folder, lost, decoding=decoding, editing=editing, pool=pool, one_at_a_time=True
+        )
+        for part in cut_lost_groups(self.folder, self.plan.work_files, self.groups_back):
+            yield quarantined(self.folder, part)
+
+    def _card(self) -> bytes:
+        return dataset_card(self.plan, self.layout, self.ledger.counts(), self.job.model.checkpoint)
+
+
+def _layout(job: Job, plan: Plan) -> MetadataLayout:
+    layout = MetadataLayout(plan.label_names, plan.carried_schema, job.images.keep_source)
+    for name in layout.refused_labels():
+        raise JobError(
+            f"prompts.labels.{name}: the output has a column of this name already; rename the label"
+        )
+    return layout
+
+
+def _decoding(job: Job) -> DecodeSettings:
+    return DecodeSettings(
+        fit=job.images.fit,
+        max_pixels=job.images.max_pixels,
+        storage_options=job.storage_options,
+    )
+
+
+def _editing(job: Job, plan: Plan, layout: MetadataLayout, pool: Pool) -> EditSettings:
+    model = job.model
+    return EditSettings(
+        output=absolute_url(job.output),
+        storage_options=job.storage_options,
+        checkpoint=model.checkpoint,
+        checkpoint_fingerprint=plan.fingerprint,
+        device=model.device if pool.gpus_per_actor or model.device != "auto" else "cpu",
+        dtype=model.dtype,
+        allow_pickle=model.allow_pickle,
+        revision=model.revision,
+        config=model.config,
+        max_rows=job.resources.max_rows,
+        memory_share=pool.memory_share,
+        threads=pool.threads_per_actor,
+        image_format=ImageFormat(job.images.format, job.images.quality),
+        layout=layout,
+    )
+
+
+def _config(job: Job, plan: Plan) -> bytes:
+    """The job as it runs: edit parameters resolved, places absolute."""
+    manifest = [absolute_url(url) for url in job.manifest_urls]
+    resolved = job.with_parameters(plan.parameters).model_copy(
+        update={
+            "manifest": manifest if isinstance(job.manifest, list) else manifest[0],
+            "output": absolute_url(job.output),
+        }
+    )
+    text = yaml.safe_dump(
+        resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
+    return str(text).encode()
+
+
+def _difference(there: pa.Schema, here: pa.Schema) -> str:
+    """Which columns differ, for people."""
+    fields = [{f"{item.name}: {item.type}" for item in schema} for schema in (there, here)]
+    parts = [("missing now", fields[0] - fields[1]), ("new", fields[1] - fields[0])]
+    return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)

@@ -1,0 +1,128 @@
+"""What a run did, in numbers: counted while outcomes arrive, summed up at its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from pipeline.errors import TooManyFailuresError
+from pipeline.ledger import LedgerCounts
+from pipeline.outcome import Outcome
+from pipeline.plan import Plan
+from pipeline.resources import Pool
+
+STATS_FILE = "stats.json"
+
+
+class FailureLimits(Protocol):
+    """The `failures` section of a job."""
+
+    @property
+    def max_in_a_row(self) -> int: ...
+    @property
+    def max_share(self) -> float: ...
+    @property
+    def min_edits_for_share(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run. Counts are of this run, but `edits_planned` and `already_done` of the whole job.
+
+    `edits_planned` = `already_done` + accepted + rejected + failed once a run has come to its end.
+    """
+
+    edits_planned: int
+    already_done: int
+    accepted: int
+    rejected: int
+    failed: int
+    failures_by_code: Mapping[str, int]
+    seconds: float
+    edits_per_second: float
+    unet_rows: float
+    unet_rows_per_edit: float
+    output: str
+
+    @property
+    def edits_made(self) -> int:
+        """Outcomes of this run, whatever they are."""
+        return self.accepted + self.rejected + self.failed
+
+
+@dataclass
+class Tally:
+    """Counts the outcomes of a run as they arrive."""
+
+    started: float = field(default_factory=time.monotonic)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    edits_by_worker: Counter[str] = field(default_factory=Counter)
+    unet_rows: float = 0.0
+    failed_in_a_row: int = 0
+    last_failure: str = ""
+
+    def add(self, table: pa.Table) -> None:
+        """Takes in outcomes; a column `worker` is counted where there is one."""
+        self.unet_rows += sum(table["unet_rows"].to_pylist())
+        if "worker" in table.column_names:
+            self.edits_by_worker.update(table["worker"].to_pylist())
+        columns = (table[name].to_pylist() for name in ("outcome", "reason", "message"))
+        for outcome, reason, message in zip(*columns, strict=True):
+            self.outcomes[outcome] += 1
+            if outcome == Outcome.FAILED:
+                self.failures[reason] += 1
+                self.failed_in_a_row += 1
+                self.last_failure = f"{reason}: {message}"
+            else:
+                self.failed_in_a_row = 0
+
+    def check(self, limits: FailureLimits) -> None:
+        """Raises TooManyFailuresError past the limits."""
+        failed, made = self.outcomes[Outcome.FAILED], self.outcomes.total()
+        reason = ""
+        if self.failed_in_a_row >= limits.max_in_a_row:
+            reason = f"{self.failed_in_a_row} edits failed in a row (failures.max_in_a_row)"
+        elif made >= limits.min_edits_for_share and failed > limits.max_share * made:
+            reason = f"{failed} of {made} edits failed (failures.max_share)"
+        if reason:
+            raise TooManyFailuresError(
+                f"stopped: {reason}. The last one: {self.last_failure}. What had arrived is "
+                "committed; mend the cause, or raise the limit, and start the same command again."
+            )
+
+    def summary(self, plan: Plan, output: str) -> RunSummary:
+        """The run so far."""
+        seconds, made = time.monotonic() - self.started, self.outcomes.total()
+        return RunSummary(
+            edits_planned=plan.edits_total,
+            already_done=plan.edits_done,
+            accepted=self.outcomes[Outcome.ACCEPTED],
+            rejected=self.outcomes[Outcome.REJECTED],
+            failed=self.outcomes[Outcome.FAILED],
+            failures_by_code=dict(sorted(self.failures.items())),
+            seconds=seconds,
+            edits_per_second=made / seconds if seconds else 0.0,
+            unet_rows=self.unet_rows,
+            unet_rows_per_edit=self.unet_rows / made if made else 0.0,
+            output=output,
+        )
+
+
+def encode_stats(
+    summary: RunSummary, totals: LedgerCounts, *, pool: Pool | None, workers: Mapping[str, int]
+) -> bytes:
+    """stats.json: the last run, who made its edits, and the totals of the run folder."""
+    values = {
+        "last_run": asdict(summary),
+        "resources": None if pool is None else asdict(pool),
+        "edits_by_worker": dict(sorted(workers.items())),
+        "total": asdict(totals) | {"edits": totals.total},
+    }
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,94 @@
+"""What all tests share: one small local Ray, a tiny checkpoint, pictures."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # `from tests...` works however pytest is started
+
+# Read when Ray is imported: a dataset that hangs fails after this time instead of half an hour.
+# An actor that loads torch on a busy machine makes no progress for longer than one would think.
+os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "120")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other work
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from tests.s3_server import ACCESS_KEY, SECRET_KEY  # noqa: E402
+from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults  # noqa: E402
+
+RAY_CPUS = 3
+"""Logical: two editing actors and one CPU for reading, on whatever machine the tests run."""
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for all ordinary tests; its workers know the test store's credentials."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        ray.init(
+            address="local",
+            num_cpus=RAY_CPUS,
+            num_gpus=0,
+            object_store_memory=256 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion as a diffusers folder that recommends four steps at 64 px."""
+    folder = build_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    write_defaults(
+        folder,
+        steps=4,
+        guidance_scale=3.0,
+        layers={"max_tokens": 16},
+        replaced_fraction=0.5,
+        size_px=SIZE_PX,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """picture(number, width, height): a smooth RGB picture, another one for every number."""
+
+    def draw(number: int = 0, width: int = SIZE_PX, height: int = SIZE_PX) -> Image.Image:
+        y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+        x, y = x / width, y / height
+        phase = 1.0 + number * 0.37
+        bands = [np.sin(5 * x * phase), np.cos(4 * y + phase), np.sin(6 * (x - y) + phase)]
+        return Image.fromarray((np.stack(bands, -1) * 127 + 128).clip(0, 255).astype(np.uint8))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[[Image.Image], bytes]:
+    """png(image): its bytes."""
+
+    def encode(image: Image.Image) -> bytes:
+        sink = io.BytesIO()
+        image.save(sink, "PNG")
+        return sink.getvalue()
+
+    return encode

@@ -1,0 +1,93 @@
+"""Signals during a run, with real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from pipeline.interruption import StopRequests
+
+
+class Asked(KeyboardInterrupt):
+    """What the command's own handler raises."""
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def kill(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_ctrl_c_interrupts() -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequests():
+        kill(signal.SIGINT)
+
+
+def test_sigterm_interrupts_where_nobody_handles_it() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with pytest.raises(KeyboardInterrupt), StopRequests():
+        kill(signal.SIGTERM)
+
+
+def test_the_commands_own_handler_is_asked_even_after_ray_took_the_signal() -> None:
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        raise Asked
+
+    signal.signal(signal.SIGTERM, handler)
+    with StopRequests() as stops:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does when it starts
+        stops.arm()
+        with pytest.raises(Asked):
+            kill(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_signal_waits_for_the_commit() -> None:
+    events: list[str] = []
+
+    def commit(stops: StopRequests) -> None:
+        with stops.held():
+            kill(signal.SIGINT)
+            events.append("committed")
+        events.append("went on")
+
+    with StopRequests() as stops, pytest.raises(KeyboardInterrupt):
+        commit(stops)
+    assert events == ["committed"]
+
+
+def test_nothing_is_interrupted_without_a_signal() -> None:
+    with StopRequests() as stops, stops.held():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequests():
+        kill(signal.SIGINT)
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    during: list[object] = []
+
+    def work() -> None:
+        with StopRequests() as stops, stops.held():
+            during.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert during == [before]

@@ -1,0 +1,142 @@
+"""Sizing the pool: every machine gets one that can run, or a reason why not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ResourceError
+from pipeline.job import ResourcesSection
+from pipeline.resources import Node, Pool, ray_session, size_pool
+
+
+def pool_of(
+    *nodes: Node,
+    device: str = "auto",
+    groups: int = 100_000,
+    pixels: int = 512 * 512,
+    **wishes: Any,
+) -> Pool:
+    section = ResourcesSection(**wishes)
+    return size_pool(nodes, section, device=device, groups=groups, pixels_per_image=pixels)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "gpus_each", "threads"),
+    [
+        ([Node(2)], 1, 0, 2),
+        ([Node(4)], 3, 0, 1),
+        ([Node(16)], 15, 0, 1),
+        ([Node(4), Node(4)], 7, 0, 1),
+        ([Node(16, 1)], 1, 1, 16),
+        ([Node(32, 8)], 8, 1, 4),
+        ([Node(16, 4), Node(16, 4)], 8, 1, 4),
+        ([Node(8), Node(8, 2)], 2, 1, 8),
+    ],
+)
+def test_automatic_sizes(nodes: list[Node], actors: int, gpus_each: int, threads: int) -> None:
+    pool = pool_of(*nodes)
+    assert (pool.actors, pool.gpus_per_actor) == (actors, gpus_each)
+    assert pool.threads_per_actor == threads
+
+
+@given(
+    cpus=st.lists(st.integers(1, 64), min_size=1, max_size=4),
+    gpus=st.integers(0, 8),
+    free=st.integers(0, 3),
+    groups=st.integers(1, 10_000),
+)
+def test_a_reader_always_fits_beside_the_actors(
+    cpus: list[int], gpus: int, free: int, groups: int
+) -> None:
+    nodes = [Node(count, gpus) for count in cpus]
+    try:
+        pool = pool_of(*nodes, groups=groups, free_cpus=free)
+    except ResourceError:
+        assert sum(cpus) < 1 + max(1, free)
+        return
+    assert 1 <= pool.actors <= groups
+    assert pool.actors * pool.cpus_per_actor + max(1, free) <= sum(cpus)
+    assert pool.actors * pool.gpus_per_actor <= gpus * len(cpus)
+    assert pool.threads_per_actor * pool.actors <= max(sum(cpus), pool.actors)
+    assert math.ceil(groups / pool.groups_per_block) >= min(pool.actors, groups)
+
+
+def test_a_hundred_rows_are_enough_blocks_for_eight_gpus() -> None:
+    pool = pool_of(Node(32, 8), groups=100)
+    assert pool.actors == 8
+    assert 100 // pool.groups_per_block >= 2 * pool.actors
+
+
+def test_blocks_of_large_work_are_bounded() -> None:
+    assert pool_of(Node(32, 8), groups=10**7).groups_per_block == 64
+    assert pool_of(Node(4), groups=10**7, pixels=128 * 128).groups_per_block == 32
+    assert pool_of(Node(4), groups=10**7, pixels=512 * 512).groups_per_block == 2
+    assert pool_of(Node(4), groups=10**7, pixels=1024 * 1024).groups_per_block == 1
+
+
+def test_few_groups_need_few_actors() -> None:
+    assert pool_of(Node(64), groups=3).actors == 3
+
+
+def test_wishes_are_kept() -> None:
+    pool = pool_of(
+        Node(16, 2),
+        actors=4,
+        cpus_per_actor=2,
+        gpus_per_actor=0.5,
+        threads_per_actor=3,
+        groups_per_block=5,
+    )
+    assert pool == Pool(4, 2, 0.5, 3, 0.5, 5)
+
+
+def test_a_fraction_of_a_gpu_does_not_span_two() -> None:
+    assert pool_of(Node(16, 2), gpus_per_actor=0.6).actors == 2
+    assert pool_of(Node(16, 2), gpus_per_actor=0.5).actors == 4
+    assert pool_of(Node(16, 4), gpus_per_actor=2).actors == 2
+
+
+def test_the_cpu_can_be_chosen_where_there_are_gpus() -> None:
+    pool = pool_of(Node(8, 2), device="cpu")
+    assert (pool.actors, pool.gpus_per_actor) == (7, 0)
+
+
+def test_memory_is_shared_out() -> None:
+    assert pool_of(Node(4)).memory_share == pytest.approx(1 / 3)
+    assert pool_of(Node(4), Node(4)).memory_share == pytest.approx(1 / 4)
+    assert pool_of(Node(8, 1)).memory_share == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wishes", "missing"),
+    [
+        ([Node(1)], {}, "an actor needs 1 CPUs and 0 GPUs, and 1 CPUs must stay free"),
+        ([Node(4)], {"actors": 4}, "4 actors need 4 CPUs"),
+        ([Node(4)], {"free_cpus": 4}, "4 CPUs must stay free"),
+        ([Node(4), Node(4)], {"cpus_per_actor": 5}, "an actor needs 5 CPUs"),
+        ([Node(8, 1)], {"actors": 2}, "2 actors need 2 CPUs and 2 GPUs"),
+        ([Node(8)], {"gpus_per_actor": 1}, "the cluster has 8 CPUs and 0 GPUs on 1 nodes"),
+    ],
+)
+def test_what_is_missing_is_said(nodes: list[Node], wishes: dict[str, Any], missing: str) -> None:
+    with pytest.raises(ResourceError) as caught:
+        pool_of(*nodes, **wishes)
+    assert missing in str(caught.value)
+
+
+def test_cuda_without_a_gpu_is_refused() -> None:
+    with pytest.raises(ResourceError, match=r"model\.device is cuda"):
+        pool_of(Node(8), device="cuda")
+
+
+def test_a_ray_that_runs_already_is_used_and_left_running(ray_cluster: None) -> None:
+    import ray
+
+    with ray_session(None) as nodes:
+        assert [node.cpus for node in nodes] == [3.0]
+    assert ray.is_initialized()

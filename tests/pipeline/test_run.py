@@ -1,0 +1,410 @@
+"""The whole job on a local Ray: a manifest goes in, an edited dataset comes out, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import Interrupted, JobError, ResourceError, TooManyFailuresError
+from pipeline.graph import WorkerError
+from pipeline.job import Job
+from pipeline.ledger import Ledger
+from pipeline.outcome import OUTCOME_SCHEMA
+from pipeline.run import run_job
+from pipeline.stats import RunSummary
+from pipeline.storage import Folder
+from pipeline.verify import verify_run
+from tests.s3_server import S3Server, s3_server  # noqa: F401
+from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults
+
+STEPS, REPLACED, GUIDED = 4, 2, 8
+SOURCE_ROWS = STEPS + REPLACED
+"""UNet rows of the tiny checkpoint's recommendation: per source, and GUIDED per edit."""
+
+WriteManifest = Callable[..., str]
+MakeJob = Callable[..., Job]
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Recorder:
+    """A progress sink that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[int, int]] = []
+        self.tables: list[pa.Table] = []
+        self.finished = 0
+
+    def start(self, total: int, done: int) -> None:
+        self.started.append((total, done))
+
+    def advance(self, outcomes_table: pa.Table) -> None:
+        self.tables.append(outcomes_table)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+class InterruptedBy(Recorder):
+    """One that sends this process a signal when the first outcomes arrive."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def advance(self, outcomes_table: pa.Table) -> None:
+        super().advance(outcomes_table)
+        os.kill(os.getpid(), self._number)
+
+
+class WorkerKiller(Recorder):
+    """One that kills the editing workers once, in the middle of their work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.killed: list[int] = []
+
+    def advance(self, outcomes_table: pa.Table) -> None:
+        super().advance(outcomes_table)
+        if not self.killed:
+            processes = psutil.Process().children(recursive=True)  # Ray's are ours
+            self.killed = [p.pid for p in processes if "RayEditActor" in " ".join(p.cmdline())]
+            for pid in self.killed:
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def write_manifest(
+    tmp_path_factory: pytest.TempPathFactory, picture: Callable[..., Image.Image]
+) -> WriteManifest:
+    """write_manifest(n, columns...): n pictures and a manifest that names them."""
+
+    def write(count: int, **columns: Sequence[Any] | pa.Array) -> str:
+        folder = tmp_path_factory.mktemp("manifest")
+        (folder / "pictures").mkdir()
+        for number in range(count):
+            picture(number).save(folder / "pictures" / f"{number}.png")
+        defaults: dict[str, Any] = {
+            "image": [f"pictures/{number}.png" for number in range(count)],
+            "target_prompt": ["a red cat"] * count,
+        }
+        pq.write_table(pa.table(defaults | columns), folder / "manifest.parquet")
+        return str(folder / "manifest.parquet")
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def make_job(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
+    """make_job(manifest, sections...): a job of the tiny checkpoint, one actor, a new folder.
+
+    The actor takes two of the three CPUs, so all these jobs run as on a machine that has room for
+    one actor and one reader.
+    """
+
+    def make(manifest: str, **sections: Any) -> Job:
+        values: dict[str, Any] = {
+            "manifest": manifest,
+            "output": str(tmp_path_factory.mktemp("job") / "run"),
+            "model": {"checkpoint": str(tiny_checkpoint), "device": "cpu"},
+            "resources": {"groups_per_block": 2, "cpus_per_actor": 2},
+        }
+        return Job(**(values | sections))
+
+    return make
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has run."""
+
+    job: Job
+    summary: RunSummary
+    progress: Recorder
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, write_manifest: WriteManifest, make_job: MakeJob) -> Finished:
+    """Good and bad rows, real and synthetic sources, labels, columns that are all null."""
+    pictures = [f"pictures/{number}.png" for number in range(5)]
+    manifest = write_manifest(
+        5,
+        image=[*pictures, "pictures/absent.png", "manifest.parquet", None],
+        target_prompt=pa.array([None] * 8, pa.string()),
+        source_prompt=[*[None] * 7, "a photo of a dog"],
+        seed=pa.array([*[None] * 7, 7], pa.int64()),
+        split=["train"] * 6 + ["test"] * 2,
+        colour=["red", "blue", "red", "blue", "red", "red", "red", "blue"],
+        weather=pa.array([None] * 8, pa.string()),
+        cover_file_name=["x"] * 8,
+    )
+    prompts = {"target": "a {colour} cat", "labels": {"colour": ["red", "green"]}}
+    job = make_job(manifest, prompts=prompts)
+    progress = Recorder()
+    return Finished(job, run_job(job, progress=progress), progress)
+
+
+def outcomes_of(job: Job) -> list[dict[str, Any]]:
+    ledger = Ledger.open(Folder.open(job.output, job.storage_options))
+    return sorted(
+        (row for table in ledger.outcomes() for row in table.to_pylist()),
+        key=lambda row: (row["row"], row["target_prompt"]),
+    )
+
+
+def stats_of(job: Job) -> dict[str, Any]:
+    return dict(json.loads(Path(job.output, "stats.json").read_text()))
+
+
+def files_of(job: Job) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in Path(job.output).rglob("*") if p.is_file()}
+
+
+def test_every_edit_of_a_manifest_has_its_outcome(finished: Finished) -> None:
+    # Rows that are red already have one edit, the others two.
+    summary = finished.summary
+    assert (summary.edits_planned, summary.already_done) == (11, 0)
+    assert (summary.accepted, summary.failed) == (9, 2)
+    assert summary.failures_by_code == {"decode_failed": 1, "source_missing": 1}
+    verification = verify_run(finished.job)
+    assert verification.ok, verification.problems
+    assert (verification.accepted, verification.failed, verification.pending) == (9, 2, 0)
+
+
+def test_sources_are_inverted_once(finished: Finished) -> None:
+    real, synthetic, edits = 5, 1, 9
+    expected = real * SOURCE_ROWS + synthetic * GUIDED + edits * GUIDED
+    assert finished.summary.unet_rows == pytest.approx(expected)
+
+
+def test_progress_hears_of_every_edit(finished: Finished) -> None:
+    progress = finished.progress
+    assert progress.started == [(11, 0)]
+    assert sum(map(len, progress.tables)) == 11
+    assert all(table.schema.equals(OUTCOME_SCHEMA) for table in progress.tables)
+    assert progress.finished == 1
+
+
+def test_the_run_folder_is_a_dataset(finished: Finished, tmp_path: Path) -> None:
+    loaded = datasets.load_dataset(finished.job.output, cache_dir=str(tmp_path))["train"]
+    assert len(loaded) == 9
+    assert all(row["edited"].size == (SIZE_PX, SIZE_PX) for row in loaded)
+    assert all(row["source"].mode == "RGB" for row in loaded)
+    assert {(row["source_colour"], row["colour"]) for row in loaded} == {
+        ("red", "green"),
+        ("blue", "red"),
+        ("blue", "green"),
+    }
+    assert set(loaded["weather"]) == {None}
+    assert set(loaded["manifest_cover_file_path"]) == {"x"}
+    assert {row["split"] for row in loaded if row["seed"] == 7} == {"test"}
+    assert len(set(loaded["group_id"])) == 6
+
+
+def test_the_configuration_is_kept_resolved(finished: Finished) -> None:
+    values = yaml.safe_load(Path(finished.job.output, "config.yaml").read_text())
+    job = Job(**values)
+    assert (job.edit.steps, job.edit.size_px) == (STEPS, (SIZE_PX, SIZE_PX))
+    assert verify_run(job).accepted == 9
+    assert stats_of(finished.job)["total"]["edits"] == 11
+
+
+def test_every_actor_works_on_a_hundred_rows(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    """Blocks of the size that is chosen automatically, and as many actors as fit."""
+    job = make_job(write_manifest(100), resources={})
+    assert run_job(job, progress=Recorder()).accepted == 100
+    stats = stats_of(job)
+    assert stats["resources"]["actors"] == 2
+    assert len(stats["edits_by_worker"]) == 2
+    assert min(stats["edits_by_worker"].values()) >= 20
+    assert sum(stats["edits_by_worker"].values()) == 100
+
+
+def test_the_second_run_computes_nothing(finished: Finished) -> None:
+    before = files_of(finished.job)
+    # Had it any work to do, it would need more than there is.
+    resources = finished.job.resources.model_copy(update={"actors": 999})
+    progress = Recorder()
+    again = run_job(finished.job.model_copy(update={"resources": resources}), progress=progress)
+    assert (again.edits_planned, again.already_done, again.edits_made) == (11, 11, 0)
+    assert progress.started == []
+    assert files_of(finished.job) == before
+
+
+def test_without_work_ray_is_not_even_imported(finished: Finished, tmp_path: Path) -> None:
+    job = finished.job
+    script = tmp_path / "again.py"
+    script.write_text(
+        "import sys\n"
+        "from pipeline.job import Job\n"
+        "from pipeline.run import run_job\n"
+        f"summary = run_job(Job.model_validate_json({job.model_dump_json()!r}), progress=None)\n"
+        "assert summary.already_done == 11\n"
+        "print('ray' in sys.modules)\n"
+    )
+    root = Path(__file__).parent.parent.parent
+    result = subprocess.run(
+        [sys.executable, script],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout.strip(), result.returncode) == ("False", 0), result.stderr
+
+
+def test_a_changed_parameter_adds_edits_beside_the_old(
+    finished: Finished, write_manifest: WriteManifest, tmp_path: Path
+) -> None:
+    old = files_of(finished.job)
+    edit = finished.job.edit.model_copy(update={"guidance_scale": 1.5})
+    job = finished.job.model_copy(update={"edit": edit})
+    summary = run_job(job, progress=Recorder())
+    assert (summary.accepted, summary.already_done) == (9, 0)
+    derived = {"README.md", "stats.json", "config.yaml"}
+    kept = {path: time for path, time in old.items() if path.name not in derived}
+    assert kept.items() <= files_of(job).items()
+    loaded = datasets.load_dataset(job.output, cache_dir=str(tmp_path))["train"]
+    assert sorted(loaded["guidance_scale"]) == [1.5] * 9 + [3.0] * 9
+    assert len(set(loaded["edit_id"])) == 18
+
+
+def test_other_columns_need_another_folder(
+    finished: Finished, write_manifest: WriteManifest
+) -> None:
+    other = finished.job.model_copy(
+        update={"manifest": write_manifest(1, taste=["sweet"]), "prompts": None}
+    )
+    before = files_of(finished.job)
+    with pytest.raises(JobError, match=r"missing now: .*weather.*new: taste.*another output"):
+        run_job(other, progress=Recorder())
+    assert {p: t for p, t in files_of(other).items() if ".plan" not in p.parts} == {
+        p: t for p, t in before.items() if ".plan" not in p.parts
+    }
+
+
+def test_labels_with_our_names_are_refused(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    prompts = {"target": "a {layers} cat", "labels": {"layers": ["red"]}}
+    job = make_job(write_manifest(1), prompts=prompts)
+    with pytest.raises(JobError, match=r"prompts\.labels\.layers"):
+        run_job(job, progress=Recorder())
+    assert not Path(job.output, ".ledger").exists()
+
+
+def test_too_many_failures_stop_the_job_and_are_committed(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    manifest = write_manifest(
+        2, image=[f"absent-{n}.png" for n in range(40)], target_prompt=["a"] * 40
+    )
+    job = make_job(manifest, failures={"max_in_a_row": 6})
+    progress = Recorder()
+    with pytest.raises(TooManyFailuresError, match=r"in a row.*source_missing.*absent"):
+        run_job(job, progress=progress)
+    arrived = sum(map(len, progress.tables))
+    assert 6 <= arrived < 40
+    assert len(outcomes_of(job)) == arrived
+    assert progress.finished == 1
+    assert ray.is_initialized()
+
+
+def test_a_stopped_job_commits_and_goes_on(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    """SIGTERM, as schedulers send it; Ray has put its own handler on by then."""
+    job = make_job(write_manifest(12))
+    progress = InterruptedBy(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="same command goes on"):
+        run_job(job, progress=progress)
+    arrived = {row["edit_id"] for row in outcomes_of(job)}
+    assert 2 <= len(arrived) < 12
+    summary = run_job(job, progress=Recorder())
+    assert summary.accepted == 12 - summary.already_done
+    assert summary.already_done >= len(arrived)
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert verification.accepted == 12
+
+
+def test_a_worker_that_is_killed_costs_nothing(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    job = make_job(write_manifest(16))
+    progress = WorkerKiller()
+    summary = run_job(job, progress=progress)
+    assert len(progress.killed) == 1
+    assert (summary.accepted, summary.failed) == (16, 0)
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert len(stats_of(job)["edits_by_worker"]) == 2
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_job_with_its_reason(
+    write_manifest: WriteManifest, make_job: MakeJob, tmp_path: Path
+) -> None:
+    """It looks like a checkpoint to the driver; only the actors find out."""
+    folder = build_tiny_checkpoint(tmp_path / "broken")
+    write_defaults(folder, steps=2, size_px=SIZE_PX)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {name: w for name, w in load_file(file).items() if "mid_block" not in name}
+    save_file(weights, file, metadata={"format": "pt"})
+    job = make_job(write_manifest(4), model={"checkpoint": str(folder), "device": "cpu"})
+    with pytest.raises(WorkerError, match="the model cannot be used"):
+        run_job(job, progress=Recorder())
+    assert outcomes_of(job) == []
+
+
+def test_a_cluster_that_is_too_small_is_refused(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    job = make_job(write_manifest(1), resources={"actors": 3})
+    with pytest.raises(ResourceError, match="3 actors need 3 CPUs"):
+        run_job(job, progress=Recorder())
+
+
+def test_a_run_folder_and_its_pictures_on_an_object_store(
+    make_job: MakeJob,
+    s3_server: S3Server,  # noqa: F811
+    picture: Callable[..., Image.Image],
+) -> None:
+    pictures = s3_server.file("input/pictures")
+    pictures.mkdir(parents=True)
+    for number in range(3):
+        picture(number).save(pictures / f"{number}.png")
+    pq.write_table(
+        pa.table({"image": [f"pictures/{n}.png" for n in range(4)], "target_prompt": ["a"] * 4}),
+        s3_server.file("input/manifest.parquet"),
+    )
+    job = make_job(
+        s3_server.url("input/manifest.parquet"),
+        output=s3_server.url("run"),
+        storage_options=s3_server.storage_options,
+    )
+    summary = run_job(job, progress=Recorder())
+    assert (summary.accepted, summary.failures_by_code) == (3, {"source_missing": 1})
+    assert run_job(job, progress=Recorder()).already_done == 4
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert len(list(s3_server.file("run").glob("part-*/edited/*.png"))) == 3

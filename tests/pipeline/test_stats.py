@@ -1,0 +1,71 @@
+"""Counting a run, and stopping it when too much fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import pytest
+
+from pipeline.errors import TooManyFailuresError
+from pipeline.job import FailuresSection
+from pipeline.ledger import LedgerCounts
+from pipeline.outcome import EditOutcome, outcomes_table
+from pipeline.resources import Pool
+from pipeline.stats import RunSummary, Tally, encode_stats
+from tests.pipeline.outcome_rows import accepted, failed, rejected
+
+LIMITS = FailuresSection(max_in_a_row=3, max_share=0.5, min_edits_for_share=10)
+
+
+def tally_of(*batches: Iterable[EditOutcome]) -> Tally:
+    tally = Tally()
+    for batch in batches:
+        tally.add(outcomes_table(batch))
+    return tally
+
+
+def test_outcomes_are_counted_by_kind_and_code() -> None:
+    tally = tally_of([accepted(1), failed(2)], [failed(3, "nan_latent"), rejected(4), failed(5)])
+    assert dict(tally.outcomes) == {"accepted": 1, "failed": 3, "rejected": 1}
+    assert dict(tally.failures) == {"decode_failed": 2, "nan_latent": 1}
+    assert tally.unet_rows == sum(
+        outcome.unet_rows for outcome in (accepted(1), failed(2), failed(3), rejected(4), failed(5))
+    )
+
+
+def test_failures_in_a_row_stop_a_run_across_batches() -> None:
+    tally = tally_of([accepted(1), failed(2)], [failed(3)])
+    tally.check(LIMITS)
+    tally.add(outcomes_table([failed(4)]))
+    with pytest.raises(TooManyFailuresError, match=r"3 edits failed in a row.*decode_failed"):
+        tally.check(LIMITS)
+
+
+def test_a_good_edit_ends_the_row() -> None:
+    tally_of([failed(1), failed(2)], [accepted(3), failed(4), failed(5)]).check(LIMITS)
+
+
+def test_the_share_counts_once_there_are_enough_edits() -> None:
+    mixed = [outcome for n in range(0, 8, 2) for outcome in (failed(n), accepted(n + 1))]
+    tally = tally_of(mixed, [failed(20)])
+    tally.check(LIMITS)  # 5 of 9, and 9 are too few to tell
+    tally.add(outcomes_table([accepted(21)]))
+    tally.check(LIMITS)  # 5 of 10 is half, not more
+    tally.add(outcomes_table([failed(22)]))
+    with pytest.raises(TooManyFailuresError, match="6 of 11 edits failed"):
+        tally.check(LIMITS)
+
+
+def test_stats_hold_the_run_and_the_totals() -> None:
+    summary = RunSummary(9, 4, 3, 1, 1, {"nan_latent": 1}, 2.0, 2.5, 50.0, 10.0, "/run")
+    assert summary.edits_made == 5
+    pool = Pool(2, 1.0, 0.0, 1, 0.5, 4)
+    data = encode_stats(
+        summary, LedgerCounts(accepted=7, failed=2), pool=pool, workers={"b:1": 2, "a:1": 3}
+    )
+    values = json.loads(data)
+    assert values["last_run"]["failures_by_code"] == {"nan_latent": 1}
+    assert values["total"]["edits"] == 9
+    assert values["resources"]["actors"] == 2
+    assert list(values["edits_by_worker"]) == ["a:1", "b:1"]
