@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -171,16 +173,20 @@ def outcomes_to_bytes(table: pa.Table) -> bytes:
 
     Stored under OUTCOMES_METADATA_KEY in the schema metadata, they let `adopt_orphan_parts`
     restore rejected and failed edits, times and row counts too when a run died between writing
-    the part and committing it.
+    the part and committing it. Base64, because Parquet's key-values are text.
     """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, OUTCOME_SCHEMA) as writer:
         writer.write_table(table.cast(OUTCOME_SCHEMA))
-    return bytes(sink.getvalue().to_pybytes())
+    return base64.b64encode(sink.getvalue())
 
 
 def outcomes_from_bytes(data: bytes) -> pa.Table:
     """The reverse of `outcomes_to_bytes`; raises pyarrow.ArrowInvalid for anything else."""
-    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-        table = reader.read_all()
+    try:
+        stream = base64.b64decode(data, validate=True)
+        with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
+            table = reader.read_all()
+    except (binascii.Error, OSError) as error:
+        raise pa.ArrowInvalid(f"these are no outcomes of a part: {error}") from error
     return table.cast(OUTCOME_SCHEMA)

@@ -63,6 +63,9 @@ def test_outcomes_travel_as_bytes() -> None:
     assert outcomes_from_bytes(outcomes_to_bytes(table.slice(0, 0))).num_rows == 0
     with pytest.raises(pa.ArrowInvalid):
         outcomes_from_bytes(b"anything")
+    with pytest.raises(pa.ArrowInvalid):
+        outcomes_from_bytes(b"\xff\x00 no text")
+    assert outcomes_to_bytes(table).decode("ascii"), "Parquet's key-values are text"
 
 
 @unhurried
