@@ -1,0 +1,54 @@
+# make demo   set up, edit a few dozen pictures with the built-in model, draw a contact sheet
+# make test   set up, format, lint, types, tests
+#
+# PYTHON names another interpreter. pip's own settings (a mirror, a folder of wheels) are honoured.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+CODE   := fpe_core pipeline jobs tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help:
+	@echo "make setup    create $(VENV) with the pinned dependencies"
+	@echo "make demo     set up, then run the main job on pictures it renders itself"
+	@echo "make test     set up, then make check and the tests"
+	@echo "make check    format, lint and types"
+	@echo "make format   put the code into its format"
+	@echo "make clean    delete $(VENV), out/ and caches"
+
+setup: $(READY)
+	@echo "$(VENV) is ready"
+
+# torch comes first and alone: it is the one download of hundreds of megabytes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>/dev/null || echo missing)."; \
+	  echo "       Name another: make setup PYTHON=python3.12"; exit 2; } >&2
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/fpe demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Writes a trained model as a diffusers folder, by one swap: no reader sees half of it."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
+
+from fpe_core.still_life.architecture import assemble, build_tokenizer
+from fpe_core.still_life.progress import write_json
+from fpe_core.still_life.train_denoiser import Denoiser
+
+FPE_DEFAULTS = {
+    "size_px": 128,
+    "steps": 25,
+    "guidance_scale": 4.0,
+    "layers": {"first": 1, "last": 16},
+    "replaced_fraction": 0.8,
+}
+
+
+def export(
+    folder: Path,
+    autoencoder: AutoencoderKL,
+    denoiser: Denoiser,
+    tokenizer: CLIPTokenizer,
+    figures: dict[str, Any],
+) -> None:
+    """Replaces `folder` by the model in float16 safetensors; a README.md in it stays."""
+    vae, unet, text_encoder = (
+        copy.deepcopy(module).cpu().eval().to(torch.float16)
+        for module in (autoencoder, denoiser.unet, denoiser.text_encoder)
+    )
+    fresh, old = (folder.with_name(f"{folder.name}.{end}") for end in ("fresh", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    assemble(vae, unet, text_encoder, tokenizer).save_pretrained(fresh, safe_serialization=True)
+    build_tokenizer(fresh / "tokenizer")  # vocab.json and merges.txt for older readers
+    write_json(fresh / "fpe_defaults.json", FPE_DEFAULTS)
+    write_json(fresh / "training.json", figures)
+    if (folder / "README.md").exists():
+        shutil.copy2(folder / "README.md", fresh / "README.md")
+    for weights in fresh.rglob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors writes them for the owner alone
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    fresh.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,133 @@
+"""Makes the built-in model from nothing: `python -m fpe_core.still_life.train --out DIR`.
+
+    render      the training scenes, once
+    autoencoder pictures to latents and back
+    encode      the latents of all training scenes, once
+    decoder     again, on those latents
+    denoiser    UNet and text encoder together
+    export      a diffusers folder, now and then and at the end
+
+Kill it at any moment and run the same command again: each stage goes on from its last snapshot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fpe_core.still_life import workers
+from fpe_core.still_life.architecture import (
+    build_autoencoder,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+)
+from fpe_core.still_life.export import export
+from fpe_core.still_life.latents import encoded
+from fpe_core.still_life.progress import Budget, Run
+from fpe_core.still_life.scenes_on_disk import FIRST_TRAINING_SEED, rendered, training_scenes
+from fpe_core.still_life.train_autoencoder import reconstruction_psnr_db, train_autoencoder
+from fpe_core.still_life.train_decoder import train_decoder
+from fpe_core.still_life.train_denoiser import Denoiser, tokenize_captions, train_denoiser
+
+_EXPORT_EVERY_S = 600.0
+_HELD_OUT_SEEDS = range(64)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageBudgets:
+    """How long each training stage may take."""
+
+    autoencoder: Budget
+    decoder: Budget
+    denoiser: Budget
+
+
+def train(
+    out: Path, budgets: StageBudgets, *, scene_count: int = 20_000, seed: int = 0
+) -> dict[str, Any]:
+    """Runs or resumes every stage in `out`, exports to `out/checkpoint`, returns its figures."""
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(out / f"tokenizer_{workers.rank()}")
+    autoencoder = build_autoencoder()
+    denoiser = Denoiser(build_unet(), build_text_encoder(tokenizer))
+
+    scenes = training_scenes(scene_count)
+    if workers.rank() == 0:
+        rendered(out, scenes)
+    workers.wait_for_all()
+    images = rendered(out, scenes)
+    common: dict[str, Any] = {"folder": out, "device": device, "seed": seed}
+    first = train_autoencoder(autoencoder, images, scenes, budget=budgets.autoencoder, **common)
+    latents = encoded(autoencoder, images, out, device)
+    second = train_decoder(autoencoder, latents, images, budget=budgets.decoder, **common)
+    psnr_db = reconstruction_psnr_db(autoencoder, _HELD_OUT_SEEDS)
+
+    def figures(third: Run) -> dict[str, Any]:
+        return {
+            "seed": seed,
+            "first_training_seed": FIRST_TRAINING_SEED,
+            "scenes": scene_count,
+            "processes": workers.count(),
+            "held_out_psnr_db": psnr_db,
+            "autoencoder": {"steps": first.step, "seconds": first.seconds},
+            "decoder": {"steps": second.step, "seconds": second.seconds},
+            "denoiser": {
+                "steps": third.step,
+                "seconds": third.seconds,
+                "loss": third.curve[-1]["loss"] if third.curve else None,
+            },
+        }
+
+    tokens = tokenize_captions(tokenizer, scenes)
+    exported_at = time.monotonic()
+    for run, average in train_denoiser(
+        denoiser, latents, tokens, budget=budgets.denoiser, **common
+    ):
+        if workers.rank() == 0 and time.monotonic() - exported_at > _EXPORT_EVERY_S:
+            export(out / "checkpoint", autoencoder, average, tokenizer, figures(run))
+            exported_at = time.monotonic()
+    if workers.rank() == 0:
+        export(out / "checkpoint", autoencoder, average, tokenizer, figures(run))
+    return figures(run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything")
+    parser.add_argument("--minutes", type=float, default=90.0, help="of training, in all")
+    parser.add_argument("--autoencoder-share", type=float, default=0.2, help="of the minutes")
+    parser.add_argument("--decoder-share", type=float, default=0.1, help="of the minutes")
+    parser.add_argument("--processes", type=int, help="default: one per core, one with a GPU")
+    chosen = parser.parse_args()
+    in_all_s = chosen.minutes * 60.0
+    first_s, second_s = in_all_s * chosen.autoencoder_share, in_all_s * chosen.decoder_share
+    budgets = StageBudgets(
+        Budget(seconds=first_s),
+        Budget(seconds=second_s),
+        Budget(seconds=in_all_s - first_s - second_s),
+    )
+    workers.run_on_workers(_train_with_log, chosen.out, budgets, processes=chosen.processes)
+
+
+def _train_with_log(out: Path, budgets: StageBudgets) -> None:
+    if workers.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        handlers: list[logging.Handler] = [
+            logging.StreamHandler(),
+            logging.FileHandler(out / "train.log"),
+        ]
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    train(out, budgets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a person types or schedules: the `fpe` command and ready-made job files."""

@@ -1,0 +1,237 @@
+"""The `fpe` command.
+
+Modules that load torch or Ray are imported inside the commands that need them: `fpe --help` and a
+typo in a command answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from jobs.exits import STOPPED, guarded
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
+    from pipeline.stats import RunSummary
+
+app = typer.Typer(
+    name="fpe",
+    help="Edit whole image datasets with text: Free-Prompt-Editing on Ray Data.",
+    epilog="Exit codes: 0 done; 1 stopped before the end, or not in order; 2 wrong command line, "
+    "job file, manifest or checkpoint; 130 and 143 interrupted (the same command goes on); "
+    "70 a defect of this program.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Show job files and their defaults.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="Job file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Dotted keys with YAML values, such as edit.steps=20."
+    ),
+]
+RunOrJob = Annotated[
+    str, typer.Argument(metavar="RUN|JOB.yaml", help="Run folder (path or URL), or its job file.")
+]
+
+
+def main() -> None:
+    """The entry point. `--debug` may stand anywhere."""
+    app(args=[argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="fpe")
+
+
+@app.callback()
+def _options(
+    _debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of errors. May stand anywhere.")
+    ] = False,
+) -> None:
+    _log_to_stderr()
+
+
+@app.command()
+@guarded
+def run(job_file: JobFile, overrides: Overrides = None) -> None:
+    """Run a job, or go on with it: what is done already is left out."""
+    from jobs.config import load_job
+
+    _report(_run(load_job(job_file, overrides or [])))
+
+
+@app.command()
+@guarded
+def plan(job_file: JobFile, overrides: Overrides = None) -> None:
+    """Check a job and its manifest and say what a run would do. Writes nothing."""
+    from jobs.config import load_job
+    from jobs.tables import plan_table
+    from pipeline.plan import make_plan
+
+    job = load_job(job_file, overrides or [])
+    with _err.status("Reading the manifest"):
+        planned = make_plan(job, write=False)
+    _out.print(plan_table(planned, job.output))
+
+
+@app.command()
+@guarded
+def status(run_folder: RunOrJob) -> None:
+    """Say how far a run is."""
+    from jobs.tables import status_table
+    from pipeline.status import run_status
+
+    output, options = _place(run_folder)
+    _out.print(status_table(run_status(output, options)))
+
+
+@app.command()
+@guarded
+def verify(run_folder: RunOrJob, overrides: Overrides = None) -> None:
+    """Prove a run: every planned edit accounted for, every picture there and readable."""
+    from jobs.config import is_job_file, load_job, load_job_of_run
+    from jobs.tables import verification_table
+    from pipeline.verify import verify_run
+
+    if is_job_file(run_folder):
+        job = load_job(run_folder, overrides or [])
+    else:
+        job = load_job_of_run(run_folder)
+    with _err.status("Reading the ledger, the manifest and every picture"):
+        found = verify_run(job)
+    _out.print(verification_table(found, job.output))
+    for problem in found.problems:
+        _out.print(problem, markup=False)
+    hidden = found.problems_total - len(found.problems)
+    if hidden:
+        _out.print(f"... and {hidden} more")
+    if not found.ok:
+        _out.print("The run is not in order.")
+        raise typer.Exit(STOPPED)
+    _out.print("The run is in order" + (", and not finished." if found.pending else "."))
+
+
+@app.command()
+@guarded
+def sheet(
+    run_folder: RunOrJob,
+    sources: Annotated[int, typer.Option(min=1, help="How many sources are shown.")] = 9,
+    edits: Annotated[int, typer.Option(min=1, help="How many edits of each.")] = 5,
+) -> None:
+    """Draw a run's contact sheet: sources and their edits, with captions."""
+    from pipeline.contact_sheet import SheetLayout, write_contact_sheet
+    from pipeline.errors import StorageError
+    from pipeline.storage import Folder
+
+    output, options = _place(run_folder)
+    folder = Folder.open(output, options)
+    layout = SheetLayout(sources=sources, edits_per_source=edits)
+    path = write_contact_sheet(folder, title=output, layout=layout)
+    if path is None:
+        raise StorageError(f"{output}: no edits to show; is this the run folder of a job?")
+    _out.print(f"{output.rstrip('/')}/{path}")
+
+
+@config_app.command("show")
+@guarded
+def config_show(
+    job_file: Annotated[
+        str | None, typer.Argument(metavar="JOB.yaml", help="Show this job instead of defaults.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print every key of a job file, with its value or default and what it means, as YAML."""
+    from jobs.config import load_job
+    from jobs.show import job_as_yaml
+
+    job = None if job_file is None else load_job(job_file, overrides or [])
+    _out.print(job_as_yaml(job), markup=False, end="")
+
+
+@app.command()
+@guarded
+def demo(
+    folder: Annotated[
+        pathlib.Path, typer.Option(help="Where demo-scenes/ and demo/ are put.")
+    ] = pathlib.Path("out"),
+    scenes: Annotated[int, typer.Option(min=1, max=1000, help="How many to render.")] = 24,
+) -> None:
+    """Render still lifes, edit them with the built-in model, draw a contact sheet."""
+    from jobs.config import BUILTIN_FOLDER, load_job
+    from jobs.demo import write_scenes
+    from pipeline.contact_sheet import SHEET_NAME, write_contact_sheet
+    from pipeline.storage import Folder
+
+    rendered = write_scenes(folder / "demo-scenes", scenes)
+    _out.print(
+        f"{rendered.scenes} scenes in {folder / 'demo-scenes'}, {rendered.edits} edits asked for"
+    )
+    job = load_job(
+        BUILTIN_FOLDER / "demo.yaml",
+        [f"manifest={rendered.manifest}", f"output={folder / 'demo'}"],
+    )
+    summary = _run(job)
+    run_folder = Folder.open(job.output)
+    if summary.accepted or not run_folder.exists(SHEET_NAME):
+        write_contact_sheet(run_folder, title=f"Free-Prompt-Editing with {job.model.checkpoint}")
+    _report(summary)
+    _out.print(f"Contact sheet: {folder / 'demo' / SHEET_NAME}")
+
+
+def _log_to_stderr() -> None:
+    """Our own log lines; on a terminal, where a bar tells the rest, warnings only."""
+    if _err.is_terminal:
+        handler, level = RichHandler(console=_err, show_path=False), logging.WARNING
+        logging.basicConfig(format="%(message)s", datefmt="%X", handlers=[handler])
+    else:
+        level = logging.INFO
+        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%X")
+    for floor in ("fpe_core", "pipeline", "jobs"):
+        logging.getLogger(floor).setLevel(level)
+    logging.getLogger("stamina").addFilter(_say_what_is_tried_again)
+
+
+def _say_what_is_tried_again(record: logging.LogRecord) -> bool:
+    """stamina says only "stamina.retry_scheduled" and hides the rest in extra fields."""
+    cause = getattr(record, "stamina.caused_by", "")
+    wait_s = getattr(record, "stamina.wait_for", 0.0)
+    record.msg, record.args = "trying again in %.1f s after %s", (wait_s, cause)
+    return True
+
+
+def _run(job: Job) -> RunSummary:
+    from jobs.progress import choose_progress
+    from pipeline.run import run_job
+
+    with choose_progress(_err) as progress:
+        return run_job(job, progress=progress)
+
+
+def _report(summary: RunSummary) -> None:
+    from jobs.tables import summary_table
+
+    if not summary.edits_made:
+        _out.print(f"All {summary.edits_planned} edits are done already; nothing was computed.")
+    _out.print(summary_table(summary))
+
+
+def _place(run_or_job: str) -> tuple[str, dict[str, Any]]:
+    """The run folder and its storage options."""
+    from jobs.config import is_job_file, load_job
+
+    if not is_job_file(run_or_job):
+        return run_or_job, {}
+    job = load_job(run_or_job)
+    return job.output, job.storage_options

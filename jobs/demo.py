@@ -1,0 +1,114 @@
+"""Still-life scenes with a manifest that asks for several edits of each: the demo job's input."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fpe_core.still_life import (
+    FACTORS,
+    Scene,
+    caption,
+    counterfactual,
+    object_mask,
+    render,
+    sample_scene,
+)
+
+SCENES = 24
+SIZE_PX = 128
+MANIFEST_NAME = "manifest.parquet"
+
+_FIRST_SEED = 2000
+"""Scenes of seeds below 1,000,000 were never trained on."""
+
+_COLOUR_STEPS = (3, 6, 1)
+"""How far along the list of colours the colour edits of a scene go."""
+
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.string()),
+        ("source_prompt", pa.string()),
+        ("target_prompt", pa.list_(pa.string())),
+        *((factor, pa.string()) for factor in FACTORS),
+        ("box", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoScenes:
+    """What was written: the manifest, the number of scenes and of the edits it asks for."""
+
+    manifest: pathlib.Path
+    scenes: int
+    edits: int
+
+
+def write_scenes(folder: pathlib.Path, count: int = SCENES) -> DemoScenes:
+    """Renders `count` scenes of 128 px into `folder` and writes a manifest beside them.
+
+    The manifest has the caption as source prompt, five target prompts per scene, every factor as a
+    column, and the object's box (x, y, width, height in pixels). Files that are right already stay.
+    """
+    rows = []
+    for number in range(count):
+        scene = sample_scene(_FIRST_SEED + number)
+        name = f"scene-{number:03d}"
+        _write(folder / "images" / f"{name}.png", _png(scene))
+        rows.append(
+            {
+                "id": name,
+                "image": f"images/{name}.png",
+                "source_prompt": caption(scene),
+                "target_prompt": [caption(edited) for edited in edits_of(scene)],
+                **{factor: getattr(scene, factor) for factor in FACTORS},
+                "box": object_box(scene),
+            }
+        )
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    data = io.BytesIO()
+    pq.write_table(table, data)
+    manifest = folder / MANIFEST_NAME
+    _write(manifest, data.getvalue())
+    return DemoScenes(manifest, count, sum(len(row["target_prompt"]) for row in rows))
+
+
+def edits_of(scene: Scene) -> Iterator[Scene]:
+    """What the demo asks of a scene: three other colours, another background, another material."""
+    for step in _COLOUR_STEPS:
+        yield counterfactual(scene, colour=_along("colour", scene.colour, step))
+    yield counterfactual(scene, background=_along("background", scene.background, 2))
+    yield counterfactual(scene, material=_along("material", scene.material, 1))
+
+
+def object_box(scene: Scene, size_px: int = SIZE_PX) -> list[int]:
+    """The box around the object: x, y, width, height in pixels."""
+    rows, columns = np.nonzero(object_mask(scene, size_px))
+    left, top = int(columns.min()), int(rows.min())
+    return [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
+
+
+def _along(factor: str, value: str, step: int) -> str:
+    values = FACTORS[factor]
+    return values[(values.index(value) + step) % len(values)]
+
+
+def _png(scene: Scene) -> bytes:
+    data = io.BytesIO()
+    render(scene, SIZE_PX).save(data, "PNG")
+    return data.getvalue()
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+    if path.exists() and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

@@ -1,0 +1,111 @@
+"""What commands print: tables of names and figures, the same on a terminal and in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.plan import Plan
+from pipeline.stats import RunSummary
+from pipeline.status import RunStatus
+from pipeline.verify import Verification
+
+
+def summary_table(summary: RunSummary) -> Table:
+    """What a run did."""
+    table = _figures(f"Run {summary.output}")
+    _row(table, "edits planned", _count(summary.edits_planned))
+    _row(table, "done before", _count(summary.already_done))
+    if not summary.edits_made:
+        return table
+    _row(table, "accepted", _count(summary.accepted), "green")
+    _row(table, "rejected", _count(summary.rejected), "yellow" if summary.rejected else "")
+    _row(table, "failed", _count(summary.failed), "red" if summary.failed else "")
+    _reasons(table, summary.failures_by_code)
+    _row(table, "seconds", f"{summary.seconds:.1f}")
+    _row(table, "edits/s", f"{summary.edits_per_second:.2f}")
+    _row(table, "UNet rows per edit", f"{summary.unet_rows_per_edit:.1f}")
+    return table
+
+
+def plan_table(plan: Plan, output: str) -> Table:
+    """What a run would do."""
+    table = _figures(f"Plan for {output}")
+    _row(table, "edits", _count(plan.edits_total))
+    _row(table, "already done", _count(plan.edits_done))
+    _row(table, "to do", _count(plan.edits_pending), "bold")
+    _row(table, "sources", _count(plan.sources))
+    _row(table, "sources to do", _count(plan.groups_pending))
+    _row(table, "UNet rows to do", _count(plan.unet_rows))
+    _row(table, "pictures to write", f"about {_size(plan.output_bytes)}")
+    return table
+
+
+def status_table(status: RunStatus) -> Table:
+    """How far a run folder is."""
+    table, counts = _figures(f"Status of {status.output}"), status.counts
+    pending = "not planned yet" if status.pending is None else _count(status.pending)
+    _row(table, "to do, by the latest plan", pending)
+    _row(table, "accepted", _count(counts.accepted))
+    _row(table, "rejected", _count(counts.rejected))
+    _reasons(table, counts.rejected_by_reason)
+    _row(table, "failed", _count(counts.failed))
+    _reasons(table, counts.failed_by_code)
+    _row(table, "parts", _count(status.parts))
+    if status.unadopted_parts:
+        _row(table, "parts the next run takes over", _count(status.unadopted_parts))
+    if counts.total:
+        _row(table, "UNet rows per edit", f"{counts.unet_rows / counts.total:.1f}")
+    return table
+
+
+def verification_table(verification: Verification, output: str) -> Table:
+    """What `verify` counted; the problems themselves are printed below."""
+    table = _figures(f"Verification of {output}")
+    _row(table, "edits planned", _count(verification.planned))
+    _row(table, "accepted", _count(verification.accepted))
+    _row(table, "rejected", _count(verification.rejected))
+    _row(table, "failed", _count(verification.failed))
+    _row(table, "pending", _count(verification.pending))
+    if verification.not_planned:
+        _row(table, "of other jobs, manifests or models", _count(verification.not_planned))
+    _row(table, "pictures decoded", _count(verification.images_checked))
+    _row(table, "problems", _count(verification.problems_total))
+    return table
+
+
+def _size(count: float) -> str:
+    """Bytes for people: 1.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _figures(title: str) -> Table:
+    table = Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=False,
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", overflow="fold")
+    return table
+
+
+def _row(table: Table, name: str, value: str, style: str = "") -> None:
+    table.add_row(Text(name), Text(value, style=style))
+
+
+def _reasons(table: Table, reasons: Mapping[str, int]) -> None:
+    for reason, count in reasons.items():
+        _row(table, f"  {reason}", _count(count))
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"

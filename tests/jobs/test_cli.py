@@ -1,0 +1,286 @@
+"""The `fpe` command as it is typed."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from jobs.cli import app
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def fpe(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `fpe` with these arguments."""
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def figures(table: str) -> Mapping[str, str]:
+    """The rows of a printed table of names and figures."""
+    rows = [line.split("  ") for line in table.splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    return {row[0]: row[1] for row in cells if len(row) == 2}
+
+
+@pytest.fixture
+def job_file(
+    tmp_path: pathlib.Path, tiny_checkpoint: pathlib.Path, picture: Callable[..., Image.Image]
+) -> pathlib.Path:
+    """A job of three pictures with two edits each, for a random checkpoint."""
+    for number in range(3):
+        picture(number).save(tmp_path / f"{number}.png")
+    table = pa.table(
+        {
+            "image": [f"{number}.png" for number in range(3)],
+            "shape": ["cat", "dog", "car"],
+            "target_prompt": [["a red cat", "a blue cat"]] * 3,
+        }
+    )
+    pq.write_table(table, tmp_path / "manifest.parquet")
+    file = tmp_path / "job.yaml"
+    job = {
+        "manifest": str(tmp_path / "manifest.parquet"),
+        "output": str(tmp_path / "run"),
+        "model": {"checkpoint": str(tiny_checkpoint), "device": "cpu"},
+    }
+    file.write_text(yaml.safe_dump(job), encoding="utf-8")
+    return file
+
+
+def test_the_entry_point_is_the_command() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"fpe": "jobs.cli:main"}
+
+
+def test_help_answers_without_torch_and_ray() -> None:
+    """Two seconds of imports are not for somebody who asks for help."""
+    code = (
+        "import sys, jobs.cli\n"
+        "sys.argv = ['fpe', '--help']\n"
+        "try:\n    jobs.cli.main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'ray', 'pyarrow'} & set(sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "plan", "status", "verify", "sheet", "config", "demo"):
+        assert command in done.stdout
+    assert "Exit codes" in done.stdout
+
+
+def test_config_show_prints_defaults() -> None:
+    code, printed, _ = fpe("config", "show")
+    assert code == 0
+    assert yaml.safe_load(printed)["failures"]["max_in_a_row"] == 100
+
+
+def test_config_show_prints_a_job_with_overrides(job_file: pathlib.Path) -> None:
+    code, printed, _ = fpe("config", "show", str(job_file), "edit.steps=7")
+    assert code == 0
+    assert yaml.safe_load(printed)["edit"]["steps"] == 7
+
+
+def test_plan_counts_and_writes_nothing(job_file: pathlib.Path) -> None:
+    code, printed, errors = fpe("plan", str(job_file), "edit.steps=10")
+    assert (code, errors) == (0, "")
+    row = figures(printed)
+    assert (row["edits"], row["already done"], row["to do"], row["sources"]) == ("6", "0", "6", "3")
+    # ten steps of inversion, five of them beside the edits, twice ten for each of two edits
+    assert row["UNet rows to do"] == str(3 * (10 + 5 + 2 * 20))
+    assert not (job_file.parent / "run").exists()
+
+
+def test_plan_expands_labels(job_file: pathlib.Path) -> None:
+    code, printed, _ = fpe(
+        "plan",
+        str(job_file),
+        "prompts.target=a {colour} {shape} {where}",
+        "prompts.labels={colour: [red, blue, green], where: [in snow, at night]}",
+    )
+    assert code == 0
+    assert figures(printed)["edits"] == "18"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["edit.steps=0"], "error: override 'edit.steps=0': edit.steps: must be >= 1 (got 0)"),
+        (["edit.stepz=1"], "error: override 'edit.stepz=1': edit.stepz: unknown key; did you mean"),
+        (["model.checkpoint=nowhere/at-all/x"], "error: model.checkpoint: "),
+        (["manifest=nowhere.parquet"], "error: "),
+        (["prompts.target=a {colour} hat"], "error: "),
+    ],
+)
+def test_mistakes_are_told_and_exit_with_2(
+    job_file: pathlib.Path, arguments: list[str], expected: str
+) -> None:
+    code, printed, errors = fpe("plan", str(job_file), *arguments)
+    assert code == 2, errors
+    assert printed == ""
+    assert errors.startswith(expected)
+    assert "Traceback" not in errors
+
+
+def test_a_bad_manifest_is_told_with_row_numbers(job_file: pathlib.Path) -> None:
+    table = pa.table({"image": ["0.png", None, "2.png"], "target_prompt": ["a", "b", " "]})
+    pq.write_table(table, job_file.parent / "manifest.parquet")
+    code, _, errors = fpe("plan", str(job_file))
+    assert code == 2
+    assert "row 1" in errors
+    assert "row 2" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments", [["rum"], ["run"], ["plan", "--fast", "x.yaml"], ["config", "shew"]]
+)
+def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
+    code, printed, errors = fpe(*arguments)
+    assert (code, printed) == (2, "")
+    assert "Usage: " in errors
+
+
+def test_a_missing_job_file_exits_with_2(tmp_path: pathlib.Path) -> None:
+    for command in ("run", "plan", "verify"):
+        code, _, errors = fpe(command, str(tmp_path / "nothing.yaml"))
+        assert code == 2
+        assert "there is no such job file" in errors
+
+
+def test_a_sheet_of_nothing_says_so(tmp_path: pathlib.Path) -> None:
+    code, _, errors = fpe("sheet", str(tmp_path))
+    assert code == 1
+    assert "is this the run folder of a job?" in errors
+
+
+@pytest.fixture
+def small_job(job_file: pathlib.Path, ray_cluster: None) -> pathlib.Path:
+    """The job, on the Ray that all tests share."""
+    return job_file
+
+
+def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
+    output = str(small_job.parent / "run")
+    code, printed, errors = fpe("run", str(small_job), "images.format=webp")
+    assert code == 0, errors
+    row = figures(printed)
+    assert (row["edits planned"], row["done before"], row["accepted"]) == ("6", "0", "6")
+    # four steps recommended, two of them replaced, two edits: (4 + 2 + 2 * 2 * 4) / 2
+    assert row["UNet rows per edit"] == "11.0"
+    assert float(row["edits/s"]) > 0
+
+    written = sorted(small_job.parent.glob("run/part-*/edited/*.webp"))
+    before = [path.stat().st_mtime_ns for path in written]
+    code, printed, _ = fpe("run", str(small_job), "images.format=webp")
+    assert code == 0
+    assert "All 6 edits are done already; nothing was computed." in printed
+    assert [path.stat().st_mtime_ns for path in written] == before
+    assert len(written) == 6
+
+    for target in (output, str(small_job)):
+        code, printed, _ = fpe("verify", target)
+        assert code == 0, printed
+        row = figures(printed)
+        assert (row["edits planned"], row["accepted"], row["pending"]) == ("6", "6", "0")
+        assert row["pictures decoded"] == "9"
+        assert "The run is in order." in printed
+        code, printed, _ = fpe("status", target)
+        assert code == 0
+        assert figures(printed)["to do, by the latest plan"] == "0"
+
+    code, printed, _ = fpe("sheet", output)
+    assert code == 0
+    with Image.open(printed.strip()) as sheet:
+        assert sheet.width > 3 * 200
+
+    code, printed, _ = fpe("plan", str(small_job), "images.format=webp", "edit.steps=2")
+    assert figures(printed)["to do"] == "6", "other parameters are other edits"
+
+    written[0].unlink()
+    written[1].write_bytes(b"no picture")
+    code, printed, _ = fpe("verify", output)
+    assert code == 1
+    assert figures(printed)["problems"] == "2"
+    assert written[0].name in printed
+    assert "The run is not in order." in printed
+
+
+def test_a_bad_picture_costs_its_row_and_not_the_exit_code(small_job: pathlib.Path) -> None:
+    (small_job.parent / "1.png").write_bytes(b"no picture")
+    (small_job.parent / "2.png").unlink()
+    code, printed, errors = fpe("run", str(small_job))
+    assert code == 0, errors
+    row = figures(printed)
+    assert (row["accepted"], row["failed"]) == ("2", "4")
+    assert (row["decode_failed"], row["source_missing"]) == ("2", "2")
+    code, printed, _ = fpe("verify", str(small_job))
+    assert code == 0
+    assert figures(printed)["failed"] == "4"
+
+
+def test_too_many_failures_stop_the_job(small_job: pathlib.Path) -> None:
+    for number in range(3):
+        (small_job.parent / f"{number}.png").unlink()
+    code, printed, errors = fpe("run", str(small_job), "failures.max_in_a_row=3")
+    assert (code, printed) == (1, "")
+    assert "failures.max_in_a_row" in errors
+    assert "source_missing" in errors
+    assert "Traceback" not in errors
+
+
+def test_actors_that_do_not_fit_are_refused(small_job: pathlib.Path) -> None:
+    code, _, errors = fpe("run", str(small_job), "resources.actors=100")
+    assert code == 1
+    assert "100 actors need 100 CPUs" in errors
+
+
+def test_demo_leaves_a_sheet_and_names_it_last(tmp_path: pathlib.Path, ray_cluster: None) -> None:
+    code, printed, errors = fpe("demo", "--folder", str(tmp_path), "--scenes", "1")
+    assert code == 0, errors
+    assert figures(printed)["accepted"] == "5"
+    last = printed.rstrip().splitlines()[-1]
+    assert last == f"Contact sheet: {tmp_path}/demo/contact_sheet.png"
+    drawn = (tmp_path / "demo" / "contact_sheet.png").stat().st_mtime_ns
+    code, printed, _ = fpe("demo", "--folder", str(tmp_path), "--scenes", "1")
+    assert code == 0
+    assert "All 5 edits are done already; nothing was computed." in printed
+    assert (tmp_path / "demo" / "contact_sheet.png").stat().st_mtime_ns == drawn
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_in_order(job_file: pathlib.Path, number: signal.Signals) -> None:
+    """The process of its own that a person or a scheduler starts, with a Ray of its own."""
+    code = "from jobs.cli import main; main()"
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(job_file)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "starting the workers" in line:
+            break
+    running.send_signal(number)
+    printed, errors = running.communicate()
+    assert running.returncode == 128 + number, errors
+    assert "stopped: " in errors
+    assert "the same command goes on" in errors.lower()
+    assert "Traceback" not in printed + errors
+    assert fpe("verify", str(job_file))[0] == 0

@@ -1,0 +1,58 @@
+"""The demo's scenes ask for edits whose true answer the renderer knows."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fpe_core.still_life import caption, factors_in, object_mask, sample_scene
+from jobs.demo import SIZE_PX, edits_of, object_box, write_scenes
+
+
+def test_every_row_has_a_picture_a_caption_and_five_targets(tmp_path: pathlib.Path) -> None:
+    scenes = write_scenes(tmp_path, 6)
+    table = pq.read_table(scenes.manifest).to_pylist()
+    assert (scenes.scenes, scenes.edits, len(table)) == (6, 30, 6)
+    for row in table:
+        with Image.open(tmp_path / row["image"]) as picture:
+            assert picture.size == (SIZE_PX, SIZE_PX)
+        own = factors_in(row["source_prompt"])
+        changed = [
+            {name for name, value in factors_in(target).items() if value != own[name]}
+            for target in row["target_prompt"]
+        ]
+        assert changed == [{"colour"}, {"colour"}, {"colour"}, {"background"}, {"material"}]
+        assert len(set(row["target_prompt"])) == 5
+        assert {name: row[name] for name in own} == own
+
+
+def test_a_second_call_writes_nothing(tmp_path: pathlib.Path) -> None:
+    write_scenes(tmp_path, 2)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    before = [path.stat().st_mtime_ns for path in files]
+    write_scenes(tmp_path, 2)
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_the_edits_change_one_factor_of_the_scene() -> None:
+    scene = sample_scene(7)
+    assert len({caption(edited) for edited in edits_of(scene)}) == 5
+    for edited in edits_of(scene):
+        assert (edited.centre_x, edited.shape, edited.style) == (
+            scene.centre_x,
+            scene.shape,
+            scene.style,
+        )
+
+
+def test_the_box_holds_the_object_and_no_more() -> None:
+    scene = sample_scene(11)
+    left, top, width, height = object_box(scene)
+    mask = object_mask(scene, SIZE_PX)
+    assert mask[top : top + height, left : left + width].sum() == mask.sum()
+    inside = mask[top : top + height, left : left + width]
+    for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):
+        assert np.any(edge)

@@ -1,0 +1,108 @@
+"""Progress is a bar for people and a line every ten seconds for logs."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from jobs.progress import LogProgress, TerminalProgress, choose_progress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def outcomes(*names: str) -> pa.Table:
+    return pa.table({"outcome": list(names)})
+
+
+def test_a_line_comes_when_ten_seconds_have_passed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="jobs.progress")
+    clock = Clock()
+    with LogProgress(interval_s=10.0, clock=clock) as progress:
+        progress.start(total=10, done=0)
+        clock.now = 9.0
+        progress.advance(outcomes("accepted"))
+        assert len(caplog.messages) == 1, "only the line of the start"
+        clock.now = 10.0
+        progress.advance(outcomes("accepted", "failed"))
+        clock.now = 15.0
+        progress.advance(outcomes("rejected"))
+        clock.now = 20.0
+        progress.tick()
+    assert caplog.messages[1:] == [
+        "3/10 edits, 0.30 edits/s, 10 s gone, about 4 s left, 1 failed",
+        "4/10 edits, 0.20 edits/s, 20 s gone, about 22 s left, 1 rejected, 1 failed",
+    ]
+
+
+def test_waiting_for_the_first_edit_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="jobs.progress")
+    clock = Clock()
+    with LogProgress(interval_s=10.0, clock=clock) as progress:
+        progress.start(total=10, done=4)
+        clock.now = 12.0
+        progress.tick()
+    assert caplog.messages == [
+        "6 of 10 edits to do; starting the workers",
+        "4/10 edits, waiting for the first (12 s)",
+    ]
+
+
+def test_the_thread_talks_while_nothing_arrives_and_ends(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="jobs.progress")
+    said = threading.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: (  # type: ignore[method-assign]
+        said.set() if "waiting for the first" in record.getMessage() else None
+    )
+    logger = logging.getLogger("jobs.progress")
+    logger.addHandler(handler)
+    try:
+        with LogProgress(interval_s=0.01) as progress:
+            progress.start(total=1, done=0)
+            assert said.wait(60)
+        assert "progress" not in [thread.name for thread in threading.enumerate()]
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_the_last_line_tells_the_whole(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="jobs.progress")
+    with LogProgress() as progress:
+        progress.start(total=3, done=1)
+        progress.advance(outcomes("accepted", "accepted"))
+        progress.finish()
+    assert caplog.messages[-1].startswith("3/3 edits")
+
+
+def test_the_bar_counts_what_is_done() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    with TerminalProgress(console) as progress:
+        progress.start(total=8, done=5)
+        progress.advance(outcomes("accepted", "failed"))
+        progress.finish()
+    shown = screen.getvalue()
+    assert "7/8" in shown
+    assert "1 failed" in shown
+
+
+def test_the_console_decides() -> None:
+    assert isinstance(choose_progress(Console(file=io.StringIO())), LogProgress)
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    assert isinstance(choose_progress(terminal), TerminalProgress)
+
+
+def test_nothing_to_do_leaves_nothing_behind() -> None:
+    for progress in (LogProgress(), TerminalProgress(Console(file=io.StringIO()))):
+        with progress:
+            progress.finish()
