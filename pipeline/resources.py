@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ _MOST_GROUPS_GPU = 64
 _MOST_GROUPS_CPU = 32
 _CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
 _MOST_THREADS = 16
+_CONNECT_TIMEOUT_S = 10.0
 
 
 class Wishes(Protocol):
@@ -158,6 +160,8 @@ def ray_session(address: str | None) -> Iterator[tuple[Node, ...]]:
         return
     # Ray's C++ writes to the terminal past every logger; what matters comes as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address:
+        check_reachable(address)
     few_cores = address is None and (os.cpu_count() or 1) < 2  # logical: reader and actor share it
     try:
         with _silent_stderr():
@@ -169,13 +173,28 @@ def ray_session(address: str | None) -> Iterator[tuple[Node, ...]]:
                 logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise ResourceError(
-            f"no Ray at resources.ray_address={address or 'null (a local one)'}: {error}"
+            f"no Ray at resources.ray_address={address or 'null (a local one)'}: {error}{cause}"
         ) from error
     try:
         yield _nodes()
     finally:
         ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """Raises ResourceError where nothing listens at host:port: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", "local", or a name that only Ray can resolve
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ResourceError(
+            f"nothing answers at resources.ray_address={address}: {error}. Is the cluster up, and "
+            "may this machine reach it?"
+        ) from error
 
 
 @contextmanager

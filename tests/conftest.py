@@ -22,10 +22,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tests.s3_server import ACCESS_KEY, SECRET_KEY  # noqa: E402
 from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults  # noqa: E402
+
+# Hypothesis without a clock: a busy machine makes no test fail, and every run tries the same.
+settings.register_profile(
+    "unhurried",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
+settings.load_profile("unhurried")
 
 RAY_CPUS = 3
 """Logical: two editing actors and one CPU for reading, on whatever machine the tests run."""

@@ -120,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", type=Path, default=CHECKPOINT_DIR)
     parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--first-seed", type=int, default=FIRST_MEASURED_SEED)
     parser.add_argument("--factors", nargs="*", default=["colour", "background", "material"])
     parser.add_argument("--layers", nargs=2, type=int, metavar=("FIRST", "LAST"))
     parser.add_argument("--guidance", type=float)
@@ -136,7 +137,7 @@ def main() -> None:
         parameters = dataclasses.replace(parameters, guidance_scale=chosen.guidance)
     if chosen.fraction is not None:
         parameters = dataclasses.replace(parameters, replaced_fraction=chosen.fraction)
-    seeds = range(FIRST_MEASURED_SEED, FIRST_MEASURED_SEED + chosen.scenes)
+    seeds = range(chosen.first_seed, chosen.first_seed + chosen.scenes)
     log.info("%d scenes, %s", len(seeds), parameters.to_dict())
     log.info("reconstruction %.2f dB", reconstruction_psnr_db(checkpoint.vae, seeds))
     for factor in chosen.factors:

@@ -150,7 +150,7 @@ def test_an_image_of_the_right_size_is_untouched():
     assert fitted.fit.to_fitted(3.5, 7) == (3.5, 7)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     width=st.integers(1, 300),
     height=st.integers(1, 300),

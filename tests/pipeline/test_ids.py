@@ -24,7 +24,6 @@ from pipeline.ids import (
     source_key_of_prompt,
     source_key_of_uri,
 )
-from tests.pipeline.unhurried import unhurried
 
 CONTEXT = EditContext(fingerprint="abc", fit="crop", algorithm_version="1")
 KEY = source_key_of_uri("id-1", "a.png")
@@ -92,14 +91,12 @@ parts = st.recursive(
 )
 
 
-@unhurried
 @given(st.lists(parts, max_size=4), st.lists(parts, max_size=4))
 def test_ids_are_equal_where_content_is_and_only_there(a: list[object], b: list[object]) -> None:
     same_content = canonical_json(a) == canonical_json(b)
     assert (content_id("x", *a) == content_id("x", *b)) == same_content
 
 
-@unhurried
 @given(st.text(max_size=6), st.text(max_size=6), st.text(max_size=6), st.text(max_size=6))
 @example("a", "b/c", "a/b", "c")
 @example('a","', "b", "a", '","b')
@@ -115,7 +112,6 @@ def test_nan_has_no_id() -> None:
         content_id("x", float("nan"))
 
 
-@unhurried
 @given(st.lists(st.sampled_from([b"a", b"b", b"c"])))
 def test_occurrences_number_repetitions(identities: list[bytes]) -> None:
     counter = Occurrences()
@@ -134,7 +130,6 @@ hostile = st.one_of(
 )
 
 
-@unhurried
 @given(hostile, hostile, hostile)
 @example("", "s3://bucket/../..", "")
 @example("_" * 5000 + "!", "", "")

@@ -19,7 +19,6 @@ from pipeline.outcome import (
     short_message,
 )
 from tests.pipeline.outcome_rows import accepted, failed, key, rejected
-from tests.pipeline.unhurried import unhurried
 
 
 def test_the_words_are_those_of_the_design() -> None:
@@ -68,7 +67,6 @@ def test_outcomes_travel_as_bytes() -> None:
     assert outcomes_to_bytes(table).decode("ascii"), "Parquet's key-values are text"
 
 
-@unhurried
 @given(st.text())
 def test_messages_are_one_short_line_that_can_be_stored(text: str) -> None:
     message = short_message(text)
@@ -85,7 +83,6 @@ def test_a_long_message_keeps_its_beginning() -> None:
     assert len(message) == MAX_MESSAGE_CHARS
 
 
-@unhurried
 @given(st.characters(categories=["Cs"]))
 def test_half_a_character_in_a_message_does_not_cost_its_row(surrogate: str) -> None:
     assert short_message(f"a{surrogate}b") == "a?b"

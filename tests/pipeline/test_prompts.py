@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pipeline.job import PromptsSection
 from pipeline.prompts import PromptPlan, Template, TemplateError
-from tests.pipeline.unhurried import unhurried
 
 names = st.text(string.ascii_lowercase + "_", min_size=1, max_size=8).filter(str.isidentifier)
 words = st.text(min_size=1, max_size=10).filter(lambda text: bool(text.strip()))
@@ -27,7 +26,6 @@ def test_a_template_is_filled_from_names() -> None:
     assert template.fill({"colour": "red", "shape": "cat"}) == "a red cat, {really} red"
 
 
-@unhurried
 @given(st.lists(st.tuples(st.text(max_size=8), names), min_size=1, max_size=5), st.data())
 def test_filling_is_replacing_and_nothing_else(
     pieces: list[tuple[str, str]], data: st.DataObject
@@ -86,7 +84,6 @@ def test_no_labels_make_one_edit() -> None:
     assert plan("a {shape}").expand({"shape": "cat"}) == (("a cat", ()),)
 
 
-@unhurried
 @given(
     st.dictionaries(
         names, st.lists(words, min_size=1, max_size=4, unique=True), min_size=1, max_size=3

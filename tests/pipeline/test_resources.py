@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ResourceError
 from pipeline.job import ResourcesSection
-from pipeline.resources import Node, Pool, ray_session, size_pool
+from pipeline.resources import Node, Pool, check_reachable, ray_session, size_pool
 
 
 def pool_of(
@@ -140,3 +141,15 @@ def test_a_ray_that_runs_already_is_used_and_left_running(ray_cluster: None) -> 
     with ray_session(None) as nodes:
         assert [node.cpus for node in nodes] == [3.0]
     assert ray.is_initialized()
+
+
+def test_an_address_where_nothing_listens_is_refused_before_ray_tries() -> None:
+    with socket.socket() as bound:  # bound and not listening: every connection is refused
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        for prefix in ("", "ray://"):
+            with pytest.raises(ResourceError, match=f"nothing answers at .*{address}"):
+                check_reachable(prefix + address)
+        bound.listen()
+        check_reachable(address)
+    check_reachable("auto")
