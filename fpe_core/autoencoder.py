@@ -60,16 +60,23 @@ def encode_images(checkpoint: Checkpoint, images: Sequence[Image.Image], limit: 
 
 def decode_latents(
     checkpoint: Checkpoint, latents: Tensor, limit: RowLimit
-) -> tuple[Image.Image, ...]:
-    """Latents (n, C, h, w) to RGB images; what is not finite becomes black."""
+) -> tuple[tuple[Image.Image, ...], tuple[bool, ...]]:
+    """Latents (n, C, h, w) to RGB images, and per image whether all of it is finite.
+
+    Finite latents need not give finite pixels: some autoencoders overflow in half precision. What
+    is not finite becomes black.
+    """
     vae = checkpoint.vae
+    finite: list[bool] = []
 
     def decode(first: int, last: int) -> Tensor:
         scaled = (latents[first:last] / vae.config.scaling_factor).to(checkpoint.dtype)
         pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
+        finite.extend(pixels.isfinite().flatten(1).all(dim=1).tolist())
         pixels = (pixels.float() * 127.5 + 127.5).nan_to_num(0.0).clamp(0, 255).round()
         return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     if len(latents) == 0:
-        return ()
-    return tuple(Image.fromarray(array) for array in limit.map(len(latents), decode).numpy())
+        return (), ()
+    arrays = limit.map(len(latents), decode).numpy()
+    return tuple(Image.fromarray(array) for array in arrays), tuple(finite)

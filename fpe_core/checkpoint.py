@@ -22,6 +22,7 @@ import torch
 
 from fpe_core.checkpoint_files import (
     COMPONENTS,
+    SINGLE_FILE_CONFIG,
     default_parameters_of,
     fingerprint_of,
     locate,
@@ -30,9 +31,12 @@ from fpe_core.checkpoint_files import (
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
 
-# Configs and tokenizer for single files, which carry neither.
-_SINGLE_FILE_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def load_checkpoint(
         components[name].to(memory_format=torch.channels_last)
     return Checkpoint(
         name=str(source),
-        fingerprint=fingerprint_of(files, allow_pickle),
+        fingerprint=fingerprint_of(files, allow_pickle, config),
         unet=components["unet"],
         vae=components["vae"],
         text_encoder=components["text_encoder"],
@@ -176,7 +180,7 @@ def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None)
     try:
         pipe = StableDiffusionPipeline.from_single_file(
             str(path),
-            config=str(config or _SINGLE_FILE_CONFIG),
+            config=str(config or SINGLE_FILE_CONFIG),
             torch_dtype=dtype,
             local_files_only=config is not None and Path(config).is_dir(),
             safety_checker=None,
@@ -185,7 +189,7 @@ def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None)
     except Exception as error:
         raise CheckpointError(
             f"single-file checkpoint {path} cannot be loaded with the configs of "
-            f"{config or _SINGLE_FILE_CONFIG}: {type(error).__name__}: {error}. A single file "
+            f"{config or SINGLE_FILE_CONFIG}: {type(error).__name__}: {error}. A single file "
             "carries neither configs nor a tokenizer; without a network give model.config, a "
             "diffusers folder that has them."
         ) from error

@@ -17,6 +17,8 @@ from fpe_core.parameters import EditParameters
 
 BUILTIN_STILL_LIFE = "builtin:still-life"
 DEFAULTS_FILE = "fpe_defaults.json"
+# Configs and tokenizer for single files, which carry neither.
+SINGLE_FILE_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
@@ -39,7 +41,11 @@ class CheckpointFiles:
 
 
 def checkpoint_fingerprint(
-    source: str | Path, *, revision: str | None = None, allow_pickle: bool = False
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    config: str | Path | None = None,
 ) -> str:
     """Hash of a checkpoint's content, 32 hex digits: equal files anywhere give equal fingerprints.
 
@@ -48,7 +54,7 @@ def checkpoint_fingerprint(
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
-    return fingerprint_of(locate(source, allow_pickle, revision), allow_pickle)
+    return fingerprint_of(locate(source, allow_pickle, revision), allow_pickle, config)
 
 
 def checkpoint_defaults(
@@ -162,22 +168,30 @@ def _shard_pattern(name: str, variant: str, suffix: str) -> str:
     return rf"{name}{re.escape(variant)}(-\d+-of-\d+)?{re.escape(suffix)}"
 
 
-def fingerprint_of(files: CheckpointFiles, allow_pickle: bool) -> str:
+def fingerprint_of(
+    files: CheckpointFiles, allow_pickle: bool, config: str | Path | None = None
+) -> str:
     digest = hashlib.blake2b(digest_size=16)
     if files.is_single_file:
         _hash_file(digest, "single", files.path)
+        if config is not None and Path(config).is_dir():
+            for component in COMPONENTS:
+                _hash_configs(digest, component, Path(config) / component)
+        else:
+            digest.update(str(config or SINGLE_FILE_CONFIG).encode())
         return digest.hexdigest()
     for component in COMPONENTS:
-        folder = files.path / component
-        names = sorted(
-            path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model")
-        )
-        weights = (
-            weights_files(files.path, component, allow_pickle) if component in _WEIGHTS else ()
-        )
-        for path in (*names, *weights):
-            _hash_file(digest, f"{component}/{path.name}", path)
+        _hash_configs(digest, component, files.path / component)
+        if component in _WEIGHTS:
+            for path in weights_files(files.path, component, allow_pickle):
+                _hash_file(digest, f"{component}/{path.name}", path)
     return digest.hexdigest()
+
+
+def _hash_configs(digest: Any, component: str, folder: Path) -> None:
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".json", ".txt", ".model"):
+            _hash_file(digest, f"{component}/{path.name}", path)
 
 
 def _hash_file(digest: Any, label: str, path: Path) -> None:

@@ -170,10 +170,9 @@ class Editor:
             sources, target_prompts, parameters, text, unet_limit
         )
 
-        finite = _finite(latents)
-        images = decode_latents(self.checkpoint, latents, vae_limit)
+        images, finite = decode_latents(self.checkpoint, latents, vae_limit)
         if isinstance(sources, SyntheticSources):
-            source_images = decode_latents(self.checkpoint, source_latents, vae_limit)
+            source_images, _ = decode_latents(self.checkpoint, source_latents, vae_limit)
         else:
             source_images = sources.images
         edits = iter(
@@ -310,7 +309,7 @@ class Editor:
                 rows_that_fit(self.checkpoint.device, size, element_bytes, self._memory_share)
                 for size in maps
             ]
-            self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 32)))
+            self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
         return self._limits[key]
 
 

@@ -94,7 +94,8 @@ class Edit:
         target_prompt: what was asked for.
         image: RGB, 8 bits, at the parameters' size.
         latent: final latent z_0, (C, h, w), float32, on the CPU.
-        is_finite: False if the latent holds a NaN or infinity; the image means nothing then.
+        is_finite: False if the latent or the image came out as NaN or infinity anywhere; the image
+            means nothing then.
         truncated_prompt: the part of the prompt that did not fit the text encoder, "" if all did.
     """
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from fpe_core.errors import ParameterError
 
+_MOST_STEPS = 999  # of 1,000 training timesteps the first is no sampling step (steps_offset 1)
+
 
 @dataclass(frozen=True)
 class LayersByTokens:
@@ -54,7 +56,7 @@ class EditParameters:
     """Parameters of Free-Prompt-Editing; the defaults are the paper's (arXiv 2403.03431).
 
     Attributes:
-        steps: DDIM steps of the inversion and of the edit alike, 1..1000.
+        steps: DDIM steps of the inversion and of the edit alike, 1..999.
         guidance_scale: classifier-free guidance of the edit, >= 0; 1 means no guidance. The
             inversion is never guided.
         negative_prompt: text of the unconditional row.
@@ -72,7 +74,7 @@ class EditParameters:
     height_px: int = 512
 
     def __post_init__(self) -> None:
-        _require_integer("steps", self.steps, minimum=1, maximum=1000)
+        _require_integer("steps", self.steps, minimum=1, maximum=_MOST_STEPS)
         _require_number("guidance_scale", self.guidance_scale, minimum=0.0)
         _require_number("replaced_fraction", self.replaced_fraction, minimum=0.0, maximum=1.0)
         if not isinstance(self.negative_prompt, str):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class RowLimit:
     """A limit on rows per call of a network that halves itself on out-of-memory.
 
     Attributes:
-        rows: the current limit, >= 1. It only ever falls.
+        rows: the current limit, >= 1. It falls, and stays down where that helped.
         evaluated: rows evaluated so far; a call that ran out of memory does not count.
     """
 
@@ -42,6 +43,7 @@ class RowLimit:
         """
         chunks: list[Tensor] = []
         done = 0
+        rows_before = self.rows
         while done < count:
             last = min(done + self.rows, count)
             try:
@@ -49,18 +51,19 @@ class RowLimit:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(last - done, error)
+                if last - done <= 1:
+                    self.rows = rows_before  # this input is to blame, not the limit
+                    raise RowsOutOfMemoryError(
+                        "one row alone does not fit into the device's memory; use a smaller "
+                        "size_px, a narrower dtype or a larger device"
+                    ) from error
+                self._halve(last - done)
                 continue
             self.evaluated += last - done
             done = last
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
-    def _halve(self, tried: int, error: Exception) -> None:
-        if tried <= 1:
-            raise RowsOutOfMemoryError(
-                "one row alone does not fit into the device's memory; use a smaller size_px, a "
-                "narrower dtype or a larger device"
-            ) from error
+    def _halve(self, tried: int) -> None:
         self.rows = max(1, tried // 2)
         _log.warning("out of memory with %d rows; going on with %d", tried, self.rows)
         if torch.cuda.is_available():
@@ -99,7 +102,10 @@ def rows_that_fit(
 def _free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError):  # no such figure on this system: assume a small machine
-        return 4e9
+    available = float(psutil.virtual_memory().available)
+    try:  # a container's own limit (cgroup v2) is below the machine's
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no container, or "max"
+        return available
+    return min(available, float(max(0, limit - used)))

@@ -42,9 +42,10 @@ def dataset_card(
 |---|---|
 {_column_rows(layout)}
 
-Edits of one source share `group_id` and `split`: keep them on the same side of a train and test
-split. `config.yaml` is the job that made this folder, `stats.json` its numbers. Edits that failed
-({totals.failed}) or were rejected ({totals.rejected}) are in `.ledger/` with their reasons.
+Edits of one source share `source_id`, those of one manifest row also `group_id` and `split`: keep
+edits with the same `source_id` on the same side of a train and test split. `config.yaml` is the job
+that made this folder, `stats.json` its numbers. Edits that failed ({totals.failed}) or were
+rejected ({totals.rejected}) are in `.ledger/` with their reasons.
 """
     return text.encode()
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 
 from fpe_core import (
+    CheckpointError,
     Edit,
     Editor,
     EditResult,
@@ -49,7 +50,10 @@ from pipeline.write import (
 _T = TypeVar("_T")
 _EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
 
-_NO_ROWS_FAULT = (torch.AcceleratorError, ParameterError)
+DEVICE_FAILED: tuple[type[Exception], ...] = (
+    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # torch >= 2.8
+)
+_NO_ROWS_FAULT: tuple[type[Exception], ...] = (*DEVICE_FAILED, ParameterError)
 """The device is gone for good, or what the job asks for does not fit the model."""
 
 WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
@@ -135,6 +139,12 @@ class EditActor:
             revision=settings.revision,
             config=settings.config,
         )
+        if checkpoint.fingerprint != settings.checkpoint_fingerprint:
+            raise CheckpointError(
+                f"{settings.checkpoint} is another checkpoint here ({checkpoint.fingerprint}) than "
+                f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
+                "the same files, or name a revision"
+            )
         self._editor = Editor(
             checkpoint, max_rows=settings.max_rows, memory_share=settings.memory_share
         )

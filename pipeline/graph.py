@@ -20,13 +20,12 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from fpe_core import FPEError
 from pipeline.decode import DecodeSettings, decode
-from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
+from pipeline.edit_actor import DEVICE_FAILED, WORKER_FIELD, EditActor, EditSettings
 from pipeline.errors import UserError
 from pipeline.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
 from pipeline.resources import Pool
@@ -94,7 +93,7 @@ class RayEditActor:
             return _report(self._error)
         try:
             outcomes = self._actor(table)
-        except torch.AcceleratorError:
+        except DEVICE_FAILED:
             # Every later call in this process would fail too. Ray starts a new one and tries again.
             _log.exception("the device failed; this worker ends itself")
             os._exit(70)

@@ -132,7 +132,10 @@ def understand(job: Job) -> Intent:
     model = job.model
     try:
         fingerprint = checkpoint_fingerprint(
-            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
+            model.checkpoint,
+            revision=model.revision,
+            allow_pickle=model.allow_pickle,
+            config=model.config,
         )
         defaults = checkpoint_defaults(
             model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle

@@ -69,7 +69,7 @@ class ModelSection(_Section):
     config: str | None = Field(
         default=None,
         description="diffusers folder or hub id that describes a single-file checkpoint; "
-        "null: found from the weights",
+        "null: Stable Diffusion 1.5's on the hub",
     )
 
 
@@ -103,7 +103,7 @@ Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(_tuple_from_l
 class EditSection(_Section):
     """How an edit is made. Null everywhere means: as the checkpoint recommends."""
 
-    steps: int | None = Field(default=None, ge=1, le=1000, description="DDIM steps, both ways")
+    steps: int | None = Field(default=None, ge=1, le=999, description="DDIM steps, both ways")
     guidance_scale: float | None = Field(
         default=None, ge=0, le=100, description="classifier-free guidance; 1 is none"
     )
@@ -241,13 +241,15 @@ class FailuresSection(_Section):
     """When a run stops itself."""
 
     max_in_a_row: int = Field(
-        default=100, ge=1, description="failed edits in a row that stop the job"
+        default=100,
+        ge=1,
+        description="sources in a row of which every edit failed that stop the job",
     )
     max_share: float = Field(
-        default=0.5, ge=0, le=1, description="share of failed edits that stops it"
+        default=0.5, ge=0, le=1, description="share of such sources that stops it"
     )
-    min_edits_for_share: int = Field(
-        default=50, ge=1, description="edits before the share is looked at"
+    min_sources_for_share: int = Field(
+        default=50, ge=1, description="sources before the share is looked at"
     )
 
 

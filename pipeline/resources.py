@@ -80,7 +80,8 @@ def size_pool(
     gpus_per_actor = _gpus_per_actor(wishes, device, gpus)
     cpus_per_actor = 1.0 if wishes.cpus_per_actor is None else wishes.cpus_per_actor
     free = max(_READER_CPUS, float(wishes.free_cpus))
-    places = sum(_places(node, cpus_per_actor, gpus_per_actor) for node in nodes)
+    places_by_node = [_places(node, cpus_per_actor, gpus_per_actor) for node in nodes]
+    places, nodes_used = sum(places_by_node), sum(count > 0 for count in places_by_node)
     most = min(places, math.floor((cpus - free) / cpus_per_actor + 1e-9))
     if most < max(1, wishes.actors or 1):
         asked = "an actor needs" if not wishes.actors else f"{wishes.actors} actors need"
@@ -102,7 +103,7 @@ def size_pool(
         cpus_per_actor=cpus_per_actor,
         gpus_per_actor=gpus_per_actor,
         threads_per_actor=wishes.threads_per_actor or threads,
-        memory_share=_memory_share(actors, len(nodes), gpus_per_actor),
+        memory_share=_memory_share(actors, nodes_used, gpus_per_actor),
         groups_per_block=groups_per_block,
     )
 

@@ -11,9 +11,10 @@ sum up   stats.json, README.md, config.yaml
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,10 +25,10 @@ import yaml
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
-from pipeline.errors import Interrupted, JobError
+from pipeline.errors import Interrupted, JobError, StorageError
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
-from pipeline.ledger import Ledger, adopt_orphan_parts
+from pipeline.ledger import Ledger, adopt_orphan_parts, orphan_parts
 from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.plan import Plan, make_plan
 from pipeline.resources import Pool, ray_session, size_pool
@@ -66,7 +67,7 @@ def run_job(job: Job, *, progress: ProgressSink) -> RunSummary:
     run = _Run(job, folder, ledger, plan, _layout(job, plan), tally, progress)
     if not plan.edits_pending:
         _log.info("all %d edits are done already", plan.edits_total)
-        if plan.edits_total and not folder.exists(STATS_FILE):
+        if plan.edits_total and not run.is_summed_up():
             run.sum_up()  # the last run was killed after its last commit
         return tally.summary(plan, folder.url)
     run.claim_folder()
@@ -129,7 +130,7 @@ class _Run:
                     pixels_per_image=parameters.width_px * parameters.height_px,
                 )
                 _log.info("working with %s", self.pool)
-                with closing(self._outcomes(self.pool)) as outcomes:
+                with closing(self._outcomes(self.pool, stops)) as outcomes:
                     self._collect(outcomes, stops)
         finally:
             self.sum_up()
@@ -166,6 +167,14 @@ class _Run:
             self.arrived.clear()
         self.committed_at = time.monotonic()
 
+    def is_summed_up(self) -> bool:
+        """Whether stats.json counts what the ledger holds."""
+        try:
+            stats = json.loads(self.folder.read(STATS_FILE))
+            return bool(stats["total"]["edits"] == self.ledger.counts().total)
+        except (StorageError, ValueError, KeyError, TypeError):
+            return False
+
     def sum_up(self) -> None:
         """Writes what can be derived from the ledger at any time."""
         stats = encode_stats(
@@ -177,7 +186,7 @@ class _Run:
         self.folder.replace(STATS_FILE, stats)
         self.folder.replace(CARD_FILE, self._card())
 
-    def _outcomes(self, pool: Pool) -> Generator[pa.Table]:
+    def _outcomes(self, pool: Pool, stops: StopRequests) -> Generator[pa.Table]:
         """Outcomes of all pending groups, with the worker where there was one."""
         from pipeline.graph import stream_outcomes  # starts Ray Data: only when needed
 
@@ -186,6 +195,9 @@ class _Run:
         yield from stream_outcomes(
             self.folder, slices, decoding=decoding, editing=editing, pool=pool
         )
+        if not cut_lost_groups(self.folder, self.plan.work_files, self.groups_back):
+            return
+        yield from self._finished_without_a_word(stops)
         lost = cut_lost_groups(self.folder, self.plan.work_files, self.groups_back)
         if not lost:
             return
@@ -193,8 +205,19 @@ class _Run:
         yield from stream_outcomes(
             self.folder, lost, decoding=decoding, editing=editing, pool=pool, one_at_a_time=True
         )
+        yield from self._finished_without_a_word(stops)
         for part in cut_lost_groups(self.folder, self.plan.work_files, self.groups_back):
             yield quarantined(self.folder, part)
+
+    def _finished_without_a_word(self, stops: StopRequests) -> Iterator[pa.Table]:
+        """Outcomes of parts whose worker died after the last write and before it could answer.
+
+        Made again they would be there twice.
+        """
+        with stops.held():
+            self.commit()
+        for _, outcomes in orphan_parts(self.folder, self.ledger):
+            yield outcomes
 
     def _card(self) -> bytes:
         return dataset_card(self.plan, self.layout, self.ledger.counts(), self.job.model.checkpoint)

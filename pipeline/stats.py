@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
@@ -28,7 +30,7 @@ class FailureLimits(Protocol):
     @property
     def max_share(self) -> float: ...
     @property
-    def min_edits_for_share(self) -> int: ...
+    def min_sources_for_share(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Tally:
     failures: Counter[str] = field(default_factory=Counter)
     edits_by_worker: Counter[str] = field(default_factory=Counter)
     unet_rows: float = 0.0
+    sources: int = 0
+    failed_sources: int = 0
     failed_in_a_row: int = 0
     last_failure: str = ""
 
@@ -73,24 +77,37 @@ class Tally:
         self.unet_rows += sum(table["unet_rows"].to_pylist())
         if "worker" in table.column_names:
             self.edits_by_worker.update(table["worker"].to_pylist())
-        columns = (table[name].to_pylist() for name in ("outcome", "reason", "message"))
-        for outcome, reason, message in zip(*columns, strict=True):
+        names = ("group_id", "outcome", "reason", "message")
+        rows = zip(*(table[name].to_pylist() for name in names), strict=True)
+        for _, edits in itertools.groupby(rows, key=operator.itemgetter(0)):
+            self._add_source([edit[1:] for edit in edits])
+
+    def _add_source(self, edits: Sequence[tuple[str, str, str]]) -> None:
+        """(outcome, reason, message) of a source's edits, which arrive together.
+
+        A source counts as failed where nothing came of it: however many prompts it has, one bad
+        image is one failure.
+        """
+        self.sources += 1
+        for outcome, reason, message in edits:
             self.outcomes[outcome] += 1
             if outcome == Outcome.FAILED:
                 self.failures[reason] += 1
-                self.failed_in_a_row += 1
                 self.last_failure = f"{reason}: {message}"
-            else:
-                self.failed_in_a_row = 0
+        if all(outcome == Outcome.FAILED for outcome, _, _ in edits):
+            self.failed_sources += 1
+            self.failed_in_a_row += 1
+        else:
+            self.failed_in_a_row = 0
 
     def check(self, limits: FailureLimits) -> None:
         """Raises TooManyFailuresError past the limits."""
-        failed, made = self.outcomes[Outcome.FAILED], self.outcomes.total()
+        failed, tried = self.failed_sources, self.sources
         reason = ""
         if self.failed_in_a_row >= limits.max_in_a_row:
-            reason = f"{self.failed_in_a_row} edits failed in a row (failures.max_in_a_row)"
-        elif made >= limits.min_edits_for_share and failed > limits.max_share * made:
-            reason = f"{failed} of {made} edits failed (failures.max_share)"
+            reason = f"{self.failed_in_a_row} sources failed in a row (failures.max_in_a_row)"
+        elif tried >= limits.min_sources_for_share and failed > limits.max_share * tried:
+            reason = f"{failed} of {tried} sources failed (failures.max_share)"
         if reason:
             raise TooManyFailuresError(
                 f"stopped: {reason}. The last one: {self.last_failure}. What had arrived is "

@@ -8,10 +8,10 @@ What an exclusive create (`Folder.write_new`) guarantees, by store:
   temporary file is linked to its name). On disks without hard links a rename after a look takes the
   link's place: still whole, but two writers at the same instant can both believe they won.
 - memory://: of several writers in this process one wins.
-- S3, GCS, Azure: a conditional put; of several writers one wins. S3 servers that ignore
-  `If-None-Match` (rclone's among them; AWS, MinIO and Ceph obey it) leave only the look before the
-  put, which is taken in any case: an earlier file is safe, two writers at the same instant are not
-  kept apart.
+- S3: a conditional put; of several writers one wins. Servers that ignore `If-None-Match` (rclone's
+  among them) leave only the look before the put, which is taken in any case: an earlier file is
+  safe, two writers at the same instant are not kept apart.
+- other stores (GCS, Azure): the same call of fsspec, not tested here; count on the look only.
 """
 
 from __future__ import annotations

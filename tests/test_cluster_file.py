@@ -109,7 +109,7 @@ def test_the_head_takes_no_tasks_and_gpu_workers_come_and_go() -> None:
     gpu_nodes = [node for node in nodes.values() if node["resources"].get("GPU")]
     assert gpu_nodes
     for node in gpu_nodes:
-        assert node["min_workers"] == 0 < node["max_workers"]
+        assert 1 <= node["min_workers"] <= node["max_workers"], "a pool is sized when a job starts"
     workers = sum(n["max_workers"] for k, n in nodes.items() if k != cluster["head_node_type"])
     assert cluster["max_workers"] == workers
 

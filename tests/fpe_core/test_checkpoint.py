@@ -52,7 +52,8 @@ def test_a_single_file_is_the_same_model(tiny_folder, tmp_path):
     checkpoint = load_checkpoint(single, device="cpu", config=tiny_folder)
     expected = edited(load_checkpoint(tiny_folder, device="cpu"))
     assert torch.allclose(edited(checkpoint), expected, atol=1e-5)
-    assert checkpoint.fingerprint == checkpoint_fingerprint(single)
+    assert checkpoint.fingerprint == checkpoint_fingerprint(single, config=tiny_folder)
+    assert checkpoint.fingerprint != checkpoint_fingerprint(single), "configs are part of it"
 
 
 def test_a_hub_id_from_the_local_cache(tiny_folder, tmp_path, monkeypatch):
@@ -85,6 +86,7 @@ def test_half_precision_variants_are_found(folder):
 def test_dtype_and_device_can_be_chosen(tiny_folder):
     checkpoint = load_checkpoint(tiny_folder, device="cpu", dtype="bfloat16")
     assert {p.dtype for p in checkpoint.unet.parameters()} == {torch.bfloat16}
+    assert load_checkpoint(tiny_folder, device="cpu", dtype="float64").dtype == torch.float64
     with pytest.raises(CheckpointError, match="unknown dtype 'int8'; allowed: auto, float32"):
         load_checkpoint(tiny_folder, dtype="int8")
     with pytest.raises(CheckpointError, match="unknown device 'gpu'"):

@@ -260,6 +260,17 @@ def test_a_latent_that_is_not_finite_is_marked_and_spares_its_neighbours(tiny, p
     assert (neighbour - alone).norm() / alone.norm() < 1e-4
 
 
+def test_pixels_that_are_not_finite_are_marked_though_the_latent_is(tiny_folder, photos):
+    """As where an autoencoder overflows in half precision."""
+    checkpoint = load_checkpoint(tiny_folder, device="cpu")
+    with torch.no_grad():
+        checkpoint.vae.decoder.conv_out.bias[0] = float("inf")
+    editor = Editor(checkpoint)
+    edit = editor.edit(editor.invert(photos[:1], None, SMALL), [["a dog"]]).edits[0][0]
+    assert edit.latent.isfinite().all()
+    assert not edit.is_finite
+
+
 def test_half_precision_keeps_latents_in_float32(tiny_folder, photos):
     checkpoint = load_checkpoint(tiny_folder, device="cpu", dtype="bfloat16")
     editor = Editor(checkpoint)

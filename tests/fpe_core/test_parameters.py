@@ -55,7 +55,8 @@ def test_replaced_steps_do_not_suffer_from_rounding(fraction):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps must be 1 to 1000, got 0"),
+        ({"steps": 0}, "steps must be 1 to 999, got 0"),
+        ({"steps": 1000}, "steps must be 1 to 999, got 1000"),
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"steps": True}, "steps must be a whole number"),
         ({"guidance_scale": -1}, "guidance_scale must be >= 0"),

@@ -37,8 +37,10 @@ def test_one_row_too_many():
     def evaluate(_first: int, _last: int) -> torch.Tensor:
         raise MemoryError
 
+    limit = RowLimit(8)
     with pytest.raises(RowsOutOfMemoryError):
-        RowLimit(8).map(8, evaluate)
+        limit.map(8, evaluate)
+    assert limit.rows == 8, "one input that never fits does not slow the others down"
 
 
 def test_other_errors_are_not_taken_for_memory():

@@ -23,6 +23,7 @@ from fpe_core import (
     ParameterError,
     PromptError,
     RowsOutOfMemoryError,
+    checkpoint_fingerprint,
 )
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
@@ -53,7 +54,7 @@ def settings(tiny_checkpoint: Path, tmp_path: Path) -> EditSettings:
     return EditSettings(
         output=str(tmp_path / "run"),
         checkpoint=str(tiny_checkpoint),
-        checkpoint_fingerprint="abc",
+        checkpoint_fingerprint=checkpoint_fingerprint(tiny_checkpoint),
         device="cpu",
         write_threads=2,
     )
@@ -213,7 +214,12 @@ def test_a_diverged_inversion_fails_its_edits(
     settings: EditSettings, rows: MakeRows, diverging_checkpoint: Path
 ) -> None:
     table = run(
-        replace(settings, checkpoint=str(diverging_checkpoint)), rows(2, targets=("a", "b"))
+        replace(
+            settings,
+            checkpoint=str(diverging_checkpoint),
+            checkpoint_fingerprint=checkpoint_fingerprint(diverging_checkpoint),
+        ),
+        rows(2, targets=("a", "b")),
     )
     assert Counter(table["reason"].to_pylist()) == {"inversion_diverged": 4}
     assert sum(table["unet_rows"].to_pylist()) == pytest.approx(2 * PARAMETERS.steps)
@@ -342,3 +348,8 @@ def test_the_same_edit_is_the_same_image_in_any_block(
     root = Path(settings.output)
     one, two = (root / o["edited_file_name"] for o in (together[1], alone[0]))
     assert np.abs(_pixels(one) - _pixels(two)).max() <= 1
+
+
+def test_another_checkpoint_than_the_planned_one_is_refused(settings: EditSettings) -> None:
+    with pytest.raises(CheckpointError, match="another checkpoint here"):
+        EditActor(replace(settings, checkpoint_fingerprint="0" * 32))

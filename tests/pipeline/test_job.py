@@ -65,7 +65,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "max_rows": None,
             "free_cpus": 1,
         },
-        "failures": {"max_in_a_row": 100, "max_share": 0.5, "min_edits_for_share": 50},
+        "failures": {"max_in_a_row": 100, "max_share": 0.5, "min_sources_for_share": 50},
     }
     with pytest.raises(ValidationError, match=r"manifest\n.*required"):
         Job.model_validate({"output": "out"})

@@ -345,7 +345,7 @@ class TestRows:
             "seed": [None, None, None, None, -3],
         }
         zero, half, low, infinite, seed = self.lines(tmp_path, columns)
-        assert "steps must be 1 to 1000, got 0" in zero
+        assert "steps must be 1 to 999, got 0" in zero
         assert "steps must be a whole number, got 1.5" in half
         assert "guidance_scale must be >= 0, got -1.0" in low
         assert "guidance_scale must be a finite number" in infinite

@@ -15,7 +15,7 @@ from pipeline.resources import Pool
 from pipeline.stats import RunSummary, Tally, encode_stats
 from tests.pipeline.outcome_rows import accepted, failed, rejected
 
-LIMITS = FailuresSection(max_in_a_row=3, max_share=0.5, min_edits_for_share=10)
+LIMITS = FailuresSection(max_in_a_row=3, max_share=0.5, min_sources_for_share=10)
 
 
 def tally_of(*batches: Iterable[EditOutcome]) -> Tally:
@@ -34,26 +34,40 @@ def test_outcomes_are_counted_by_kind_and_code() -> None:
     )
 
 
+# `accepted(n)` and its kin: edits 2 n and 2 n + 1 are those of source n.
+
+
 def test_failures_in_a_row_stop_a_run_across_batches() -> None:
-    tally = tally_of([accepted(1), failed(2)], [failed(3)])
+    tally = tally_of([accepted(0), failed(2)], [failed(4)])
     tally.check(LIMITS)
-    tally.add(outcomes_table([failed(4)]))
-    with pytest.raises(TooManyFailuresError, match=r"3 edits failed in a row.*decode_failed"):
+    tally.add(outcomes_table([failed(6)]))
+    with pytest.raises(TooManyFailuresError, match=r"3 sources failed in a row.*decode_failed"):
         tally.check(LIMITS)
 
 
-def test_a_good_edit_ends_the_row() -> None:
-    tally_of([failed(1), failed(2)], [accepted(3), failed(4), failed(5)]).check(LIMITS)
+def test_a_good_source_ends_the_row() -> None:
+    tally_of([failed(0), failed(2)], [accepted(4), failed(6), failed(8)]).check(LIMITS)
 
 
-def test_the_share_counts_once_there_are_enough_edits() -> None:
-    mixed = [outcome for n in range(0, 8, 2) for outcome in (failed(n), accepted(n + 1))]
-    tally = tally_of(mixed, [failed(20)])
+def test_a_bad_source_is_one_failure_however_many_edits_it_has() -> None:
+    tally = tally_of([failed(0), failed(1), failed(2), failed(3)])
+    assert (tally.sources, tally.failed_sources, tally.failed_in_a_row) == (2, 2, 2)
+    tally.check(LIMITS)
+
+
+def test_a_source_with_one_good_edit_has_not_failed() -> None:
+    tally = tally_of([failed(0), failed(2)], [failed(4), accepted(5)])
+    assert (tally.failed_sources, tally.failed_in_a_row) == (2, 0)
+
+
+def test_the_share_counts_once_there_are_enough_sources() -> None:
+    mixed = [o for n in range(0, 16, 4) for o in (failed(n), accepted(n + 2))]
+    tally = tally_of(mixed, [failed(40)])
     tally.check(LIMITS)  # 5 of 9, and 9 are too few to tell
-    tally.add(outcomes_table([accepted(21)]))
+    tally.add(outcomes_table([accepted(42)]))
     tally.check(LIMITS)  # 5 of 10 is half, not more
-    tally.add(outcomes_table([failed(22)]))
-    with pytest.raises(TooManyFailuresError, match="6 of 11 edits failed"):
+    tally.add(outcomes_table([failed(44)]))
+    with pytest.raises(TooManyFailuresError, match="6 of 11 sources failed"):
         tally.check(LIMITS)
 
 
