@@ -92,7 +92,10 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
     except ImageTooLargeError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(f"the image declares too many pixels: {error}") from error
+        raise ImageTooLargeError(
+            f"the image declares more pixels than the allowed {max_pixels}; raise "
+            "images.max_pixels if it is genuine"
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageDecodeError("the bytes are in no image format that can be read") from error
     except MemoryError as error:

@@ -23,6 +23,10 @@ class Document:
     lines: Mapping[Path, int]
 
 
+# What YAML's own constructors raise for a date like 2026-99-99 is no YAMLError.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def read_document(name: str, text: str) -> Document:
     """The document of a text. Raises JobError for no YAML, no mapping, or a key written twice."""
     loader = yaml.SafeLoader(text)  # builds plain values only
@@ -32,7 +36,7 @@ def read_document(name: str, text: str) -> Document:
         if node is not None:
             _walk(node, (), lines, name, ())
         data = {} if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise JobError(_what_is_wrong(name, error)) from error
     finally:
         loader.dispose()
@@ -49,7 +53,7 @@ def read_value(name: str, text: str) -> Any:
     """The value a YAML text stands for. Raises JobError where it is no YAML."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise JobError(_what_is_wrong(name, error)) from error
 
 
@@ -103,7 +107,11 @@ def _walk(
             lines[(*path, key)] = key_node.start_mark.line + 1
 
 
-def _what_is_wrong(name: str, error: yaml.YAMLError) -> str:
+def _what_is_wrong(name: str, error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return f"{name}: nested too deeply to be a job file"
+    if isinstance(error, ValueError):
+        return f"{name}: a value is not what it looks like: {error}. Quote it if it is text"
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or "not readable as YAML"
     context = getattr(error, "context", None)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from fpe_core import (
     CheckpointError,
     EditParameters,
+    LayersByRange,
     ParameterError,
     checkpoint_defaults,
     checkpoint_fingerprint,
@@ -31,6 +32,10 @@ from pipeline.job import Job
 from pipeline.manifest import Manifest
 from pipeline.manifest_row import Problems, RowReader, SourceRow, WantedEdit
 from pipeline.prompts import SOURCE_PREFIX, PromptPlan
+from pipeline.storage import absolute_url
+
+SELF_ATTENTION_LAYERS = 16
+"""Of every model of the family, checked before anything is written."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,27 @@ def understand(job: Job) -> Intent:
         parameters = job.resolve_parameters(defaults)
     except ParameterError as error:
         raise JobError(f"edit: {error}") from error
+    layers = parameters.layers
+    if isinstance(layers, LayersByRange) and layers.last > SELF_ATTENTION_LAYERS:
+        raise JobError(
+            f"edit.layers.last: must be at most {SELF_ATTENTION_LAYERS}, the number of "
+            f"self-attention layers of Stable Diffusion 1.x, got {layers.last}"
+        )
+    _refuse_output_in_manifest(job)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
     return Intent(job, manifest, parameters, context, prompts)
+
+
+def _refuse_output_in_manifest(job: Job) -> None:
+    """Raises JobError: the next run would read what this one wrote as rows of the manifest."""
+    output = absolute_url(job.output).rstrip("/") + "/"
+    for url in job.manifest_urls:
+        folder = absolute_url(url).rstrip("/") + "/"
+        if output.startswith(folder):
+            raise JobError(
+                f"output: {job.output} lies in the manifest folder {url}; give it a place outside, "
+                "or name the manifest's files"
+            )
 
 
 def source_key(row: SourceRow) -> SourceKey:

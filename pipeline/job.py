@@ -360,7 +360,8 @@ def _refuse_credentials(options: Mapping[str, Any], path: str) -> None:
         words = {word.lower() for word in re.findall(r"[A-Za-z][a-z0-9]*|[A-Z]+", str(name))}
         words |= set(re.split(r"[^a-z0-9]+", str(name).lower()))
         looks_secret = words & _SECRET_WORDS or "connection_string" in str(name).lower()
-        if looks_secret and "kms" not in str(name).lower() and value not in _SAFE_TOKENS:
+        is_safe = isinstance(value, str) and value in _SAFE_TOKENS
+        if looks_secret and "kms" not in str(name).lower() and not is_safe:
             raise ValueError(
                 f"{path}{name} looks like a credential, and a job file is stored with its output: "
                 "remove it and set the environment on every node (AWS_ACCESS_KEY_ID and "

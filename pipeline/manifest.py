@@ -156,16 +156,26 @@ class Manifest:
             raise ManifestError(f"{file.url} cannot be read past row {rows}: {error}") from error
 
     def _batch(self, file: ManifestFile, first_row: int, table: pa.Table) -> ManifestBatch:
-        known = {
-            name: table[name].to_pylist() if name in table.column_names else [None] * len(table)
-            for name in KNOWN_COLUMNS
-        }
-        columns = [
-            _cast(table[field.name], field.type)
-            if field.name in table.column_names
-            else pa.nulls(len(table), field.type)
-            for field in self.carried_schema
-        ]
+        known: dict[str, list[Any]] = {}
+        columns = []
+        name = ""
+        try:
+            for name in KNOWN_COLUMNS:
+                is_there = name in table.column_names
+                known[name] = table[name].to_pylist() if is_there else [None] * len(table)
+            for field in self.carried_schema:
+                name = field.name
+                if name in table.column_names:
+                    columns.append(_cast(table[name], field.type))
+                    columns[-1].validate(full=True)  # text that is no UTF-8 would be written on
+                else:
+                    columns.append(pa.nulls(len(table), field.type))
+        except (UnicodeDecodeError, pa.ArrowException) as error:
+            last_row = first_row + len(table) - 1
+            raise ManifestError(
+                f"{file.url}: column {name} cannot be read, in one of the rows {first_row} to "
+                f"{last_row}: {error}"
+            ) from error
         carried = pa.table(columns, schema=self.carried_schema)
         return ManifestBatch(file, first_row, known, carried, len(table))
 
@@ -277,6 +287,12 @@ def _carried_schema(files: Sequence[ManifestFile], carry: Sequence[str]) -> pa.S
         unified = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
         raise ManifestError(f"a column has different types in different files: {error}") from error
+    for field in unified:
+        if pa.types.is_map(field.type):
+            raise ManifestError(
+                f"column {field.name} is a {field.type}, which datasets.load_dataset cannot load "
+                "from the output: make it a struct or a list, or leave it out"
+            )
     # A column that is null in every file has no type of its own.
     return pa.schema(
         [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in unified]

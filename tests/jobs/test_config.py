@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
+import yaml
 
 from jobs.config import BUILTIN_FOLDER, load_job
 from pipeline.errors import JobError
@@ -195,3 +196,23 @@ def test_overrides_leave_the_files_own_values_alone(tmp_path: pathlib.Path) -> N
     assert plain.prompts is not None
     assert changed.prompts.labels == {"c": ["z", "w"]}
     assert plain.prompts.labels == {"c": ["x", "y"]}
+
+
+@pytest.mark.parametrize("value", ["2026-99-99", "0x_", "[" * 3000])
+def test_values_that_yaml_itself_chokes_on(tmp_path: pathlib.Path, value: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(f"manifest: m.parquet\noutput: out\nedit:\n  steps: {value}\n")
+    with pytest.raises(JobError, match=r"job\.yaml"):
+        load_job(file)
+    file.write_text("manifest: m.parquet\noutput: out\n")
+    with pytest.raises(JobError):
+        load_job(file, [f"edit.steps={value}"])
+
+
+@pytest.mark.parametrize("value", [{"type": "authorized_user"}, ["a"]])
+def test_credentials_of_any_kind_are_refused(tmp_path: pathlib.Path, value: object) -> None:
+    file = tmp_path / "job.yaml"
+    document = {"manifest": "m", "output": "o", "storage_options": {"token": value}}
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(JobError, match="looks like a credential"):
+        load_job(file)

@@ -443,3 +443,22 @@ def test_a_manifest_full_of_images_is_read_in_little_memory(tmp_path: Path) -> N
         peak = max(peak, pool.bytes_allocated() - before)
     assert rows == images
     assert peak < images * image_bytes / 3
+
+
+def test_text_that_is_no_utf8_names_its_column_and_rows(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
+    )
+    for column in ("target_prompt", "taste"):
+        columns = {"image": ["a.png"] * 2, "target_prompt": pa.array(["x", "y"]), column: broken}
+        url = write(tmp_path / f"{column}.parquet", pa.table(columns))
+        with pytest.raises(ManifestError, match=f"column {column} .*rows 0 to 1"):
+            list(Manifest.open(url).batches())
+
+
+def test_a_carried_map_is_refused_because_the_output_would_not_load(tmp_path: Path) -> None:
+    kinds = pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32()))
+    columns = {"image": ["a.png"], "target_prompt": ["x"], "tags": kinds}
+    url = write(tmp_path / "m.parquet", pa.table(columns))
+    with pytest.raises(ManifestError, match="column tags is a map"):
+        Manifest.open(url)

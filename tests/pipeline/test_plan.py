@@ -16,7 +16,7 @@ import pipeline.work_list
 from fpe_core import Editor, EditParameters, load_checkpoint
 from pipeline.errors import JobError, ManifestError
 from pipeline.intent import understand
-from pipeline.job import Job
+from pipeline.job import Job, LayerRange
 from pipeline.ledger import Ledger
 from pipeline.outcome import EditKey, outcomes_table
 from pipeline.plan import Plan, make_plan, unet_rows_of
@@ -407,3 +407,19 @@ def test_plan_json_says_what_was_planned(make_job: MakeJob) -> None:
     assert stored["edits_pending"] == plan.edits_pending == 5
     assert stored["work_files"] == list(plan.work_files)
     assert EditParameters.from_dict(stored["parameters"]) == plan.parameters
+
+
+def test_more_layers_than_there_are_is_a_mistake_in_the_job(make_job: MakeJob) -> None:
+    job = make_job({"image": ["a.png"], "target_prompt": ["x"]})
+    edit = job.edit.model_copy(update={"layers": LayerRange(first=1, last=17)})
+    with pytest.raises(JobError, match=r"edit\.layers\.last: must be at most 16"):
+        make_plan(job.model_copy(update={"edit": edit}))
+    assert not Path(job.output).exists()
+
+
+def test_an_output_inside_the_manifest_folder_is_refused(make_job: MakeJob) -> None:
+    job = make_job({"image": ["a.png"], "target_prompt": ["x"]})
+    folder = str(Path(job.manifest_urls[0]).parent)
+    inside = job.model_copy(update={"manifest": folder, "output": f"{folder}/run"})
+    with pytest.raises(JobError, match="lies in the manifest folder"):
+        make_plan(inside)
