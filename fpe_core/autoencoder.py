@@ -67,12 +67,13 @@ def decode_latents(
     is not finite becomes black.
     """
     vae = checkpoint.vae
-    finite: list[bool] = []
+    finite = [False] * len(latents)
 
     def decode(first: int, last: int) -> Tensor:
         scaled = (latents[first:last] / vae.config.scaling_factor).to(checkpoint.dtype)
         pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
-        finite.extend(pixels.isfinite().flatten(1).all(dim=1).tolist())
+        # By place, not appended: a chunk that runs out of memory further down is decoded again.
+        finite[first:last] = pixels.isfinite().flatten(1).all(dim=1).tolist()
         pixels = (pixels.float() * 127.5 + 127.5).nan_to_num(0.0).clamp(0, 255).round()
         return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu()
 

@@ -266,7 +266,7 @@ class EditActor:
                 if not made.is_finite:
                     yield edit.key.failed(
                         FailureCode.NAN_LATENT,
-                        "the edit's latent is not finite; try float32 or a lower guidance_scale",
+                        "latent or picture is not finite; try float32 or a lower guidance_scale",
                         unet_rows=unet_rows,
                         seconds=seconds_each,
                     )

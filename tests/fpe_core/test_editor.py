@@ -235,6 +235,25 @@ def test_out_of_memory_halves_the_rows_and_changes_nothing(tiny, photos):
     assert counted.largest <= 3, "the limit stays down"
 
 
+def test_out_of_memory_in_the_autoencoder_loses_no_image(tiny, photos):
+    def refuse_more_than_one(_module, _inputs, output) -> None:
+        if len(output) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (on purpose)")
+
+    editor = Editor(tiny)
+    inversion = editor.invert(photos, None, SMALL)
+    expected = editor.edit(inversion, [["a dog"]] * 3)
+    handle = tiny.vae.decoder.register_forward_hook(refuse_more_than_one)
+    try:
+        result = Editor(tiny).edit(inversion, [["a dog"]] * 3)
+    finally:
+        handle.remove()
+    assert all(edits[0].is_finite for edits in result.edits)
+    for one, other in zip(expected.edits, result.edits, strict=True):
+        apart = np.asarray(one[0].image, int) - np.asarray(other[0].image, int)
+        assert np.abs(apart).max() <= 1
+
+
 def test_a_row_that_never_fits_is_an_error_not_a_loop(tiny, photos):
     def refuse(_module, _inputs) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory (on purpose)")
