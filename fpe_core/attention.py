@@ -7,7 +7,8 @@ same thing, and no map has to be materialised:
     softmax(Q_s K_s^T / sqrt d) V_t  =  scaled_dot_product_attention(Q_s, K_s, V_t)
 
 Source rows run first in a step and leave their Q and K behind; target rows then run in as many
-chunks as memory asks for. Cross-attention is never touched.
+chunks as memory asks for. Cross-attention is never touched, except where an experiment asks for it
+(`EditParameters.replace_cross_attention`): there the map is that of the source over its own text.
 """
 
 from __future__ import annotations
@@ -117,9 +118,18 @@ class MapReplacement:
     happens inside the `with`, the checkpoint's own processors are back afterwards.
     """
 
-    def __init__(self, unet: Any, layers: tuple[SelfAttentionLayer, ...]) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        layers: tuple[SelfAttentionLayer, ...],
+        *,
+        cross_attention: bool = False,
+    ) -> None:
+        """`cross_attention` also replaces the maps of the cross-attention beside each layer."""
         self._unet = unet
-        self._names = tuple(layer.processor_name for layer in layers)
+        self._names = {layer.processor_name for layer in layers}
+        if cross_attention:
+            self._names |= {name.replace("attn1", "attn2") for name in self._names}
         self._own_processors: dict[str, Any] = {}
         self._maps = _SourceMaps()
         self._mode = "own"
@@ -178,22 +188,22 @@ class MapReplacement:
         finally:
             self._mode, self._first_row, self._sources = "own", 0, None
 
-    def _attend(self, name: str, attn: Any, hidden: Tensor) -> Tensor:
-        """Self-attention of all rows; hidden is (rows, tokens, channels)."""
+    def _attend(self, name: str, attn: Any, hidden: Tensor, context: Tensor) -> Tensor:
+        """Attention of all rows from hidden, (rows, tokens, channels), over context."""
         first = self._first_row
-        value = attn.to_v(hidden)
+        value = attn.to_v(context)
         if self._mode == "recording":
-            query, key = attn.to_q(hidden), attn.to_k(hidden)
+            query, key = attn.to_q(hidden), attn.to_k(context)
             self._pending[name] = (query[first:], key[first:])
         else:
             source_query, source_key = self._recorded(name)
             if first == hidden.shape[0]:
-                query, key = attn.to_q(hidden), attn.to_k(hidden)
+                query, key = attn.to_q(hidden), attn.to_k(context)
             elif first == 0:
                 query, key = source_query, source_key
             else:  # a replaced row needs neither to_q nor to_k of its own
                 query = torch.cat([attn.to_q(hidden[:first]), source_query])
-                key = torch.cat([attn.to_k(hidden[:first]), source_key])
+                key = torch.cat([attn.to_k(context[:first]), source_key])
         attended = functional.scaled_dot_product_attention(
             _split_heads(query, attn.heads),
             _split_heads(key, attn.heads),
@@ -239,10 +249,11 @@ class _Processor:
             return own
         if hidden_states.ndim != 3 or attention_mask is not None or attn.norm_q is not None:
             raise CheckpointError(
-                f"self-attention layer {self._name} is not of Stable Diffusion 1.x's kind; "
+                f"attention layer {self._name} is not of Stable Diffusion 1.x's kind; "
                 "its map cannot be replaced"
             )
-        return self._replacement._attend(self._name, attn, hidden_states)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        return self._replacement._attend(self._name, attn, hidden_states, context)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

@@ -219,7 +219,9 @@ class Editor:
 
         z_source = sources.start
         z = z_source[source_of_edit]
-        with MapReplacement(self.checkpoint.unet, layers) as maps:
+        with MapReplacement(
+            self.checkpoint.unet, layers, cross_attention=parameters.replace_cross_attention
+        ) as maps:
 
             def record(first_row: int, _items: Tensor) -> AbstractContextManager[None]:
                 return maps.recording(first_row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fpe_core.errors import ParameterError
@@ -63,6 +63,8 @@ class EditParameters:
         layers: which self-attention layers take the source's map.
         replaced_fraction: share of the steps, counted from the noisy end, in which they do, 0..1.
         width_px, height_px: size of the edited image, multiples of 8.
+        replace_cross_attention: also take the source's cross-attention maps in those layers. No way
+            to edit, but the paper's counter-example (sec. 3): its findings are measured with it.
     """
 
     steps: int = 50
@@ -72,6 +74,7 @@ class EditParameters:
     replaced_fraction: float = 0.8
     width_px: int = 512
     height_px: int = 512
+    replace_cross_attention: bool = False
 
     def __post_init__(self) -> None:
         _require_integer("steps", self.steps, minimum=1, maximum=_MOST_STEPS)
@@ -79,6 +82,11 @@ class EditParameters:
         _require_number("replaced_fraction", self.replaced_fraction, minimum=0.0, maximum=1.0)
         if not isinstance(self.negative_prompt, str):
             raise ParameterError(f"negative_prompt must be text, got {self.negative_prompt!r}")
+        if not isinstance(self.replace_cross_attention, bool):
+            raise ParameterError(
+                "replace_cross_attention must be true or false, got "
+                f"{self.replace_cross_attention!r}"
+            )
         if not isinstance(self.layers, LayersByTokens | LayersByRange):
             raise ParameterError(
                 f"layers must be LayersByTokens or LayersByRange, got {self.layers!r}"
@@ -106,7 +114,7 @@ class EditParameters:
             layers = {"max_tokens": self.layers.max_tokens}
         else:
             layers = {"first": self.layers.first, "last": self.layers.last}
-        return {
+        values = {
             "steps": self.steps,
             "guidance_scale": float(self.guidance_scale),
             "negative_prompt": self.negative_prompt,
@@ -115,6 +123,9 @@ class EditParameters:
             "width_px": self.width_px,
             "height_px": self.height_px,
         }
+        return (
+            {**values, "replace_cross_attention": True} if self.replace_cross_attention else values
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditParameters:
@@ -122,10 +133,12 @@ class EditParameters:
         known = dict(values)
         if "layers" in known:
             known["layers"] = layer_rule_from_dict(known["layers"])
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise ParameterError(f"unknown edit parameter in {sorted(known)}: {error}") from None
+        allowed = [field.name for field in fields(cls)]
+        if unknown := sorted(set(known) - set(allowed)):
+            raise ParameterError(
+                f"unknown edit parameter {', '.join(unknown)}; allowed: {', '.join(allowed)}"
+            )
+        return cls(**known)
 
 
 def layer_rule_from_dict(values: Mapping[str, int]) -> LayerRule:

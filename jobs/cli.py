@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from jobs import bench
 from jobs.exits import STOPPED, guarded
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show job files and their defaults.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(bench.app, name="bench")
 
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)

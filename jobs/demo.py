@@ -28,8 +28,8 @@ MANIFEST_NAME = "manifest.parquet"
 _FIRST_SEED = 2000
 """Scenes of seeds below 1,000,000 were never trained on."""
 
-_COLOUR_STEPS = (3, 6, 1)
-"""How far along the list of colours the colour edits of a scene go."""
+_CHANGES = (("colour", 3), ("colour", 6), ("background", 2), ("material", 1), ("style", 1))
+"""What the demo asks of a scene: a factor, and how far along its list of values to go."""
 
 _SCHEMA = pa.schema(
     [
@@ -82,11 +82,9 @@ def write_scenes(folder: pathlib.Path, count: int = SCENES) -> DemoScenes:
 
 
 def edits_of(scene: Scene) -> Iterator[Scene]:
-    """What the demo asks of a scene: three other colours, another background, another material."""
-    for step in _COLOUR_STEPS:
-        yield counterfactual(scene, colour=_along("colour", scene.colour, step))
-    yield counterfactual(scene, background=_along("background", scene.background, 2))
-    yield counterfactual(scene, material=_along("material", scene.material, 1))
+    """Two other colours, another background, another material, another style."""
+    for factor, step in _CHANGES:
+        yield counterfactual(scene, **{factor: _along(factor, getattr(scene, factor), step)})
 
 
 def object_box(scene: Scene, size_px: int = SIZE_PX) -> list[int]:

@@ -15,13 +15,8 @@ from fpe_core.still_life.architecture import assemble, build_tokenizer
 from fpe_core.still_life.progress import write_json
 from fpe_core.still_life.train_denoiser import Denoiser
 
-FPE_DEFAULTS = {
-    "size_px": 128,
-    "steps": 25,
-    "guidance_scale": 4.0,
-    "layers": {"first": 1, "last": 16},
-    "replaced_fraction": 0.8,
-}
+_KEPT = ("README.md", "fpe_defaults.json", "validation.json")
+_PLACE_AND_PACE = {"size_px": 128, "steps": 25}  # the rest is the paper's until it is chosen
 
 
 def export(
@@ -31,7 +26,8 @@ def export(
     tokenizer: CLIPTokenizer,
     figures: dict[str, Any],
 ) -> None:
-    """Replaces `folder` by the model in float16 safetensors; a README.md in it stays."""
+    """Replaces `folder` by the model in float16 safetensors; a model card in it stays, and so do
+    parameters that were chosen."""
     vae, unet, text_encoder = (
         copy.deepcopy(module).cpu().eval().to(torch.float16)
         for module in (autoencoder, denoiser.unet, denoiser.text_encoder)
@@ -40,10 +36,11 @@ def export(
     shutil.rmtree(fresh, ignore_errors=True)
     assemble(vae, unet, text_encoder, tokenizer).save_pretrained(fresh, safe_serialization=True)
     build_tokenizer(fresh / "tokenizer")  # vocab.json and merges.txt for older readers
-    write_json(fresh / "fpe_defaults.json", FPE_DEFAULTS)
+    write_json(fresh / "fpe_defaults.json", _PLACE_AND_PACE)
     write_json(fresh / "training.json", figures)
-    if (folder / "README.md").exists():
-        shutil.copy2(folder / "README.md", fresh / "README.md")
+    for name in _KEPT:
+        if (folder / name).exists():
+            shutil.copy2(folder / name, fresh / name)
     for weights in fresh.rglob("*.safetensors"):
         weights.chmod(0o644)  # safetensors writes them for the owner alone
     shutil.rmtree(old, ignore_errors=True)

@@ -43,16 +43,26 @@ _STRIPE_PERIOD = 0.56
 _DOT_SPACING, _DOT_RADIUS = 0.52, 0.165
 _PALE = 0.72  # how much white the second tone of a pattern holds
 
+# A sketch: coloured pencil on paper. Its strokes repeat with the picture's sixteenths.
+_PAPER_RGB = np.array((250, 247, 240), np.float32) / 255.0
+_GRAPHITE_RGB = np.array((58, 56, 60), np.float32) / 255.0
+_STROKES_ACROSS = 16
+_OUTLINE_WIDTH = 0.018  # of the picture's side
+
 
 def render(scene: Scene, size_px: int = 128) -> Image.Image:
     """The picture of a scene: RGB, 8 bits, `size_px` squared."""
     frame = _frame(scene, size_px)
-    photo = scene.style == "photo"
-    background = _background(scene, frame, photo)
-    surface = _surface(scene, frame, photo)
+    background = _background(scene, frame)
+    surface = _surface(scene, frame)
     cover = _coverage(frame)[..., None]
     rgb = background + (surface - background) * cover
     return Image.fromarray((np.clip(rgb, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8))
+
+
+def render_ground(scene: Scene, size_px: int = 128) -> Plane:
+    """The scene without its object, but with the object's shadow: (H, W, 3), 0..1, not rounded."""
+    return np.clip(_background(scene, _frame(scene, size_px)), 0.0, 1.0)
 
 
 def object_mask(scene: Scene, size_px: int = 128) -> NDArray[np.bool_]:
@@ -150,35 +160,71 @@ _OUTLINES = {
 # --- surfaces -------------------------------------------------------------------------------------
 
 
-def _background(scene: Scene, frame: _Frame, photo: bool) -> Plane:
-    """Wall, ground and, in a photo, the falling-off of the light and a soft shadow: (H, W, 3)."""
+def _background(scene: Scene, frame: _Frame) -> Plane:
+    """Wall, ground and, except in a poster, the object's shadow: (H, W, 3)."""
     base = np.array(_BACKGROUND_RGB[scene.background], np.float32) / 255.0
     size_px = frame.y.shape[0]
-    ground = np.clip((frame.y - scene.horizon) * size_px + 0.5, 0.0, 1.0)
-    tone = 1.0 - 0.20 * ground + np.zeros_like(frame.x)
-    if photo:
+    ground = np.clip((frame.y - scene.horizon) * size_px + 0.5, 0.0, 1.0) + np.zeros_like(frame.x)
+    if scene.style == "sketch":
+        strokes = _strokes(frame) * ground
+        filled = _mix(_PAPER_RGB, base, 0.62 + 0.30 * strokes)
+        return _mix(filled, _GRAPHITE_RGB, 0.55 * _strokes(frame) * _shadow(scene, frame))
+    tone = 1.0 - 0.20 * ground
+    if scene.style == "photo":
         side = (frame.x - 0.5) * scene.light
         tone = tone * (1.0 + 0.22 * side - 0.12 * (frame.y - 0.5) * (1.0 - 2.0 * ground))
-        across = (frame.x - scene.centre_x + 0.35 * scene.light * scene.radius) / scene.radius
-        down = (frame.y - scene.centre_y - 0.98 * scene.radius) / (0.30 * scene.radius)
-        tone = tone * (1.0 - 0.55 * np.exp(-1.2 * (across**2 + down**2)))
+        tone = tone * (1.0 - 0.55 * _shadow(scene, frame))
     tinted: Plane = tone[..., None] * base
     return tinted
 
 
-def _surface(scene: Scene, frame: _Frame, photo: bool) -> Plane:
+def _surface(scene: Scene, frame: _Frame) -> Plane:
     """The object's colour wherever it may be seen: (H, W, 3)."""
     colour = np.array(_OBJECT_RGB[scene.colour], np.float32) / 255.0
     pale = colour + (1.0 - colour) * _PALE
-    share = _pattern(scene, frame)[..., None]
-    rgb: Plane = colour + (pale - colour) * share
+    rgb = _mix(colour, pale, _pattern(scene, frame))
+    if scene.style == "sketch":
+        return _pencilled(scene, frame, rgb)
     if scene.shape == "cube":
-        rgb = rgb * _cube_tone(scene, frame)[..., None]
-    elif photo:
+        return rgb * _cube_tone(scene, frame)[..., None]
+    if scene.style == "photo":
         diffuse, highlight = _light_on(scene, frame)
         rgb = rgb * (0.42 + 0.66 * diffuse)[..., None]
         rgb = rgb + (1.0 - rgb) * (0.45 * highlight)[..., None]
     return rgb
+
+
+def _pencilled(scene: Scene, frame: _Frame, rgb: Plane) -> Plane:
+    """The object in coloured pencil, hatched where it is dark, with a line around it."""
+    if scene.shape == "cube":
+        dark = 2.2 * (1.05 - _cube_tone(scene, frame))
+    else:
+        dark = 1.0 - _light_on(scene, frame)[0]
+    strokes = _strokes(frame)
+    filled = _mix(_PAPER_RGB, rgb, 0.78 + 0.22 * strokes)
+    hatched = _mix(filled, _GRAPHITE_RGB, 0.50 * np.clip(dark, 0.0, 1.0) * strokes)
+    size_px = frame.y.shape[0]
+    inner = -frame.distance * frame.radius_px - _OUTLINE_WIDTH * size_px
+    return _mix(hatched, _GRAPHITE_RGB, 0.85 * np.clip(0.5 - inner, 0.0, 1.0))
+
+
+def _strokes(frame: _Frame) -> Plane:
+    """Slanted pencil strokes, (H, W), 0 between two and 1 on one."""
+    wave = np.sin((frame.x + frame.y) * np.float32(2 * math.pi * _STROKES_ACROSS))
+    return 0.5 + 0.5 * wave
+
+
+def _shadow(scene: Scene, frame: _Frame) -> Plane:
+    """How deep the object's soft shadow on the ground is, (H, W), 0 to 1."""
+    across = (frame.x - scene.centre_x + 0.35 * scene.light * scene.radius) / scene.radius
+    down = (frame.y - scene.centre_y - 0.98 * scene.radius) / (0.30 * scene.radius)
+    return np.exp(-1.2 * (across**2 + down**2))
+
+
+def _mix(first: Plane, second: Plane, share: Plane) -> Plane:
+    """First colour to second, (H, W, 3), by the second's share, (H, W)."""
+    mixed: Plane = first + (second - first) * share[..., None]
+    return mixed
 
 
 def _light_on(scene: Scene, frame: _Frame) -> tuple[Plane, Plane]:
@@ -210,7 +256,7 @@ def _cube_faces(frame: _Frame) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 def _cube_tone(scene: Scene, frame: _Frame) -> Plane:
     """Brightness of the three faces; light from the right makes the right face the brighter one."""
     top, right = _cube_faces(frame)
-    turn = 0.16 * scene.light if scene.style == "photo" else 0.10
+    turn = 0.10 if scene.style == "poster" else 0.16 * scene.light
     return np.where(top, 1.05, np.where(right, 0.76 + turn, 0.76 - turn)).astype(np.float32)
 
 

@@ -15,7 +15,7 @@ FACTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "colour": ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "magenta"),
         "material": ("plain", "striped", "dotted"),
         "background": ("white", "grey", "black", "pink", "tan", "teal"),
-        "style": ("photo", "poster"),
+        "style": ("photo", "poster", "sketch"),
     }
 )
 """Every factor with its values. No word belongs to two factors, so a caption reads only one way."""

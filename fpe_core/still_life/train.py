@@ -6,6 +6,7 @@
     decoder     again, on those latents
     denoiser    UNet and text encoder together
     export      a diffusers folder, now and then and at the end
+    defaults    the parameters to edit with, chosen on the validation split
 
 Kill it at any moment and run the same command again: each stage goes on from its last snapshot.
 """
@@ -28,6 +29,7 @@ from fpe_core.still_life.architecture import (
     build_tokenizer,
     build_unet,
 )
+from fpe_core.still_life.choose_defaults import choose_defaults
 from fpe_core.still_life.export import export
 from fpe_core.still_life.latents import encoded
 from fpe_core.still_life.progress import Budget, Run
@@ -35,9 +37,11 @@ from fpe_core.still_life.scenes_on_disk import FIRST_TRAINING_SEED, rendered, tr
 from fpe_core.still_life.train_autoencoder import reconstruction_psnr_db, train_autoencoder
 from fpe_core.still_life.train_decoder import train_decoder
 from fpe_core.still_life.train_denoiser import Denoiser, tokenize_captions, train_denoiser
+from fpe_core.still_life.warm_start import take_weights
 
 _EXPORT_EVERY_S = 600.0
 _HELD_OUT_SEEDS = range(64)
+_CONTINUED_LR_SCALE = 0.6  # of the learning rates, where training starts from an earlier model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +54,26 @@ class StageBudgets:
 
 
 def train(
-    out: Path, budgets: StageBudgets, *, scene_count: int = 20_000, seed: int = 0
+    out: Path,
+    budgets: StageBudgets,
+    *,
+    start_from: Path | None = None,
+    scene_count: int = 32_000,
+    seed: int = 0,
+    compiled: bool = True,
 ) -> dict[str, Any]:
-    """Runs or resumes every stage in `out`, exports to `out/checkpoint`, returns its figures."""
+    """Runs or resumes every stage in `out`, exports to `out/checkpoint`, returns its figures.
+
+    `start_from` is an earlier export whose weights the networks begin with. `compiled` False spares
+    the minutes that compiling the UNet takes, where only a few steps are wanted.
+    """
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(out / f"tokenizer_{workers.rank()}")
     autoencoder = build_autoencoder()
     denoiser = Denoiser(build_unet(), build_text_encoder(tokenizer))
+    earlier = take_weights(start_from, autoencoder, denoiser, tokenizer) if start_from else None
 
     scenes = training_scenes(scene_count)
     if workers.rank() == 0:
@@ -66,6 +81,7 @@ def train(
     workers.wait_for_all()
     images = rendered(out, scenes)
     common: dict[str, Any] = {"folder": out, "device": device, "seed": seed}
+    common["lr_scale"] = 1.0 if earlier is None else _CONTINUED_LR_SCALE
     first = train_autoencoder(autoencoder, images, scenes, budget=budgets.autoencoder, **common)
     latents = encoded(autoencoder, images, out, device)
     second = train_decoder(autoencoder, latents, images, budget=budgets.decoder, **common)
@@ -73,6 +89,7 @@ def train(
 
     def figures(third: Run) -> dict[str, Any]:
         return {
+            "continues": earlier,
             "seed": seed,
             "first_training_seed": FIRST_TRAINING_SEED,
             "scenes": scene_count,
@@ -90,7 +107,7 @@ def train(
     tokens = tokenize_captions(tokenizer, scenes)
     exported_at = time.monotonic()
     for run, average in train_denoiser(
-        denoiser, latents, tokens, budget=budgets.denoiser, **common
+        denoiser, latents, tokens, budget=budgets.denoiser, compiled=compiled, **common
     ):
         if workers.rank() == 0 and time.monotonic() - exported_at > _EXPORT_EVERY_S:
             export(out / "checkpoint", autoencoder, average, tokenizer, figures(run))
@@ -103,10 +120,14 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
+    parser.add_argument("--start-from", type=Path, help="an earlier export to go on from")
     parser.add_argument("--minutes", type=float, default=90.0, help="of training, in all")
     parser.add_argument("--autoencoder-share", type=float, default=0.2, help="of the minutes")
     parser.add_argument("--decoder-share", type=float, default=0.1, help="of the minutes")
     parser.add_argument("--processes", type=int, help="default: one per core, one with a GPU")
+    parser.add_argument(
+        "--validation-scenes", type=int, default=16, help="to choose the default parameters by"
+    )
     chosen = parser.parse_args()
     in_all_s = chosen.minutes * 60.0
     first_s, second_s = in_all_s * chosen.autoencoder_share, in_all_s * chosen.decoder_share
@@ -115,10 +136,13 @@ def main() -> None:
         Budget(seconds=second_s),
         Budget(seconds=in_all_s - first_s - second_s),
     )
-    workers.run_on_workers(_train_with_log, chosen.out, budgets, processes=chosen.processes)
+    workers.run_on_workers(
+        _train_with_log, chosen.out, budgets, chosen.start_from, processes=chosen.processes
+    )
+    choose_defaults(chosen.out / "checkpoint", scenes=chosen.validation_scenes)
 
 
-def _train_with_log(out: Path, budgets: StageBudgets) -> None:
+def _train_with_log(out: Path, budgets: StageBudgets, start_from: Path | None) -> None:
     if workers.rank() == 0:
         out.mkdir(parents=True, exist_ok=True)
         handlers: list[logging.Handler] = [
@@ -126,7 +150,7 @@ def _train_with_log(out: Path, budgets: StageBudgets) -> None:
             logging.FileHandler(out / "train.log"),
         ]
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
-    train(out, budgets)
+    train(out, budgets, start_from=start_from)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,13 @@ def train_autoencoder(
     budget: Budget,
     device: torch.device,
     seed: int = 0,
+    lr_scale: float = 1.0,
 ) -> Run:
     """Trains in place on (N, 128, 128, 3) pictures and returns the finished run with its curve."""
     autoencoder.to(device).train()
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=_PEAK_LR, weight_decay=1e-4)
-    run = Run("autoencoder", folder, budget, optimizer, _PEAK_LR, {"autoencoder": autoencoder})
+    peak_lr = _PEAK_LR * lr_scale
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=peak_lr, weight_decay=1e-4)
+    run = Run("autoencoder", folder, budget, optimizer, peak_lr, {"autoencoder": autoencoder})
     for step in run.steps():
         rng = np.random.default_rng((seed, step, workers.rank()))
         torch.manual_seed(int(rng.integers(2**31)))

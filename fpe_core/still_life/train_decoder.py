@@ -28,6 +28,7 @@ def train_decoder(
     budget: Budget,
     device: torch.device,
     seed: int = 0,
+    lr_scale: float = 1.0,
 ) -> Run:
     """Trains the decoder in place and returns the finished run.
 
@@ -36,8 +37,9 @@ def train_decoder(
     autoencoder.to(device).train()
     parts = {"decoder": autoencoder.decoder, "post_quant_conv": autoencoder.post_quant_conv}
     weights = [weight for part in parts.values() for weight in part.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=_PEAK_LR, weight_decay=1e-4)
-    run = Run("decoder", folder, budget, optimizer, _PEAK_LR, parts)
+    peak_lr = _PEAK_LR * lr_scale
+    optimizer = torch.optim.AdamW(weights, lr=peak_lr, weight_decay=1e-4)
+    run = Run("decoder", folder, budget, optimizer, peak_lr, parts)
     for step in run.steps():
         rng = np.random.default_rng((seed, step, workers.rank()))
         chosen = np.sort(rng.integers(len(images), size=_PICTURES_PER_STEP))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fpe_core.still_life import workers
@@ -63,6 +64,39 @@ class Average:
         self.updates = state["updates"]
 
 
+class WorkingCopy:
+    """The denoiser in bfloat16: it computes gradients, the float32 original takes the steps.
+
+    Attention maps are explicit and the UNet is compiled because the fused kernel's backward pass is
+    several times slower in bfloat16 on CPUs, and GroupNorm likewise.
+    """
+
+    def __init__(self, original: Denoiser, *, compiled: bool) -> None:
+        self._original = original
+        self._copy: Denoiser = copy.deepcopy(original).to(torch.bfloat16)
+        self._copy.unet.set_attn_processor(AttnProcessor())
+        self._copy.text_encoder.set_attn_implementation("eager")
+        if compiled:
+            self._copy.unet.compile()
+
+    def __call__(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, token_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Predicted noise, float32, with the original's weights as they are now."""
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._copy.parameters()), list(self._original.parameters()))
+        predicted: torch.Tensor = self._copy(noisy.to(torch.bfloat16), timesteps, token_ids)
+        return predicted.float()
+
+    def hand_over_gradients(self) -> None:
+        """Moves the gradients to the original's weights."""
+        for weight, copied in zip(
+            self._original.parameters(), self._copy.parameters(), strict=True
+        ):
+            weight.grad = None if copied.grad is None else copied.grad.float()
+            copied.grad = None
+
+
 def train_denoiser(
     denoiser: Denoiser,
     latents: torch.Tensor,
@@ -72,6 +106,8 @@ def train_denoiser(
     budget: Budget,
     device: torch.device,
     seed: int = 0,
+    lr_scale: float = 1.0,
+    compiled: bool = True,
 ) -> Iterator[tuple[Run, Denoiser]]:
     """Trains in place and yields (run, averaged weights) after every step and at the end.
 
@@ -80,11 +116,13 @@ def train_denoiser(
     """
     denoiser.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = Average(denoiser)
+    working = WorkingCopy(denoiser, compiled=compiled)
+    peak_lr = _PEAK_LR * lr_scale
     optimizer = torch.optim.AdamW(
-        denoiser.parameters(), lr=_PEAK_LR, betas=(0.9, 0.99), weight_decay=0.01
+        denoiser.parameters(), lr=peak_lr, betas=(0.9, 0.99), weight_decay=0.01
     )
     state = {"denoiser": denoiser, "average": average}
-    run = Run("denoiser", folder, budget, optimizer, _PEAK_LR, state)
+    run = Run("denoiser", folder, budget, optimizer, peak_lr, state)
     noise_schedule = build_scheduler().alphas_cumprod.to(device)
     losses: list[float] = []
     for step in run.steps():
@@ -92,9 +130,9 @@ def train_denoiser(
         torch.manual_seed(int(rng.integers(2**31)))
         clean, tokens = _batch(latents, token_ids, rng)
         timesteps = _spread_timesteps(len(clean), rng).to(device)
-        loss = _loss(denoiser, clean.to(device), tokens.to(device), timesteps, noise_schedule)
-        optimizer.zero_grad(set_to_none=True)
+        loss = _loss(working, clean.to(device), tokens.to(device), timesteps, noise_schedule)
         loss.backward()
+        working.hand_over_gradients()
         workers.average_gradients(denoiser.parameters())
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()
@@ -142,7 +180,7 @@ def _spread_timesteps(size: int, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _loss(
-    denoiser: Denoiser,
+    predict: WorkingCopy,
     clean: torch.Tensor,
     tokens: torch.Tensor,
     timesteps: torch.Tensor,
@@ -152,9 +190,6 @@ def _loss(
     kept = noise_schedule[timesteps].view(-1, 1, 1, 1)
     noise = torch.randn_like(clean)
     noisy = kept.sqrt() * clean + (1.0 - kept).sqrt() * noise
-    # On CPUs the many casts of small tensors cost more than bfloat16 saves.
-    with torch.autocast(clean.device.type, torch.bfloat16, enabled=clean.is_cuda):
-        predicted = denoiser(noisy, timesteps, tokens)
-    error = ((predicted.float() - noise) ** 2).mean(dim=(1, 2, 3))
+    error = ((predict(noisy, timesteps, tokens) - noise) ** 2).mean(dim=(1, 2, 3))
     snr = (kept / (1.0 - kept)).flatten()
     return torch.mean(error * torch.clamp(snr, max=_MIN_SNR_GAMMA) / snr)

@@ -143,3 +143,16 @@ def test_a_negative_prompt_is_the_unconditional_row(tiny, photos):
     without = reference_for(tiny, "tokens").edit_real(z_0, "the cat", "the dog")
     assert relative_difference(result.edits[0][0].latent, right[0]) <= 2e-4
     assert relative_difference(result.edits[0][0].latent, without[0]) >= 2e-3
+
+
+def test_cross_attention_replaced_as_well_equals_the_reference_that_does_so(tiny, rule, photos):
+    parameters = parameters_for(rule, replace_cross_attention=True)
+    editor = Editor(tiny, max_rows=5)
+    inversion = editor.invert(photos, SOURCE_PROMPTS, parameters)
+    result = editor.edit(inversion, TARGETS)
+    reference = reference_for(tiny, rule, wrong="cross_attention_replaced")
+    for s, targets in enumerate(TARGETS):
+        z_0 = inversion.trajectory[s : s + 1, 0]
+        for edit, target in zip(result.edits[s], targets, strict=True):
+            expected = reference.edit_real(z_0, SOURCE_PROMPTS[s], target)[0]
+            assert relative_difference(edit.latent, expected) <= TOLERANCE[torch.float32], target

@@ -24,6 +24,7 @@ parameters = st.builds(
     replaced_fraction=st.floats(0, 1),
     width_px=st.integers(1, 256).map(lambda n: 8 * n),
     height_px=st.integers(1, 256).map(lambda n: 8 * n),
+    replace_cross_attention=st.booleans(),
 )
 
 
@@ -37,6 +38,12 @@ def test_defaults_are_the_paper_s():
     assert (value.steps, value.guidance_scale, value.replaced_fraction) == (50, 7.5, 0.8)
     assert value.layers == LayersByTokens(1024)
     assert value.replaced_steps == 40
+
+
+def test_only_the_experiment_names_cross_attention_in_its_record():
+    """Records of ordinary edits, and with them their ids, are as they were before it existed."""
+    assert "replace_cross_attention" not in EditParameters().to_dict()
+    assert EditParameters(replace_cross_attention=True).to_dict()["replace_cross_attention"] is True
 
 
 def test_whole_and_decimal_guidance_are_one_record():
@@ -65,6 +72,7 @@ def test_replaced_steps_do_not_suffer_from_rounding(fraction):
         ({"width_px": 100}, "width_px must be a multiple of 8, got 100"),
         ({"height_px": 0}, "height_px must be >= 8"),
         ({"negative_prompt": None}, "negative_prompt must be text"),
+        ({"replace_cross_attention": 1}, "replace_cross_attention must be true or false, got 1"),
         ({"layers": 4}, "layers must be"),
         ({"layers": {"first": 4}}, "layers must be"),
         ({"layers": {"first": 5, "last": 4}}, r"layers.last must be >= layers.first \(5\), got 4"),

@@ -1,0 +1,72 @@
+"""The benchmark's questions: edits of held-out scenes whose exact answers can be rendered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from fpe_core.still_life.scene import FACTORS, Scene, caption, counterfactual, sample_scene
+
+FIRST_SEED: Mapping[str, int] = MappingProxyType({"test": 2_000, "validation": 3_000})
+"""Where each split's scenes begin. Training's begin at 1,000,000; a split has 1,000 at most."""
+
+MOST_SCENES = 1_000
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkEdit:
+    """One factor of one scene changed to another of its values; everything else stays.
+
+    `answer` is the scene whose picture is the exact answer.
+    """
+
+    seed: int
+    factor: str
+    source: Scene
+    answer: Scene
+
+    @property
+    def source_value(self) -> str:
+        return str(getattr(self.source, self.factor))
+
+    @property
+    def target_value(self) -> str:
+        return str(getattr(self.answer, self.factor))
+
+    @property
+    def source_prompt(self) -> str:
+        return caption(self.source)
+
+    @property
+    def target_prompt(self) -> str:
+        return caption(self.answer)
+
+
+def seeds_of(split: str, scenes: int) -> range:
+    """The seeds of a split's first scenes.
+
+    Raises ValueError for a split that does not exist, or more scenes than it has.
+    """
+    if split not in FIRST_SEED:
+        raise ValueError(f"no split {split!r}; choose one of {', '.join(FIRST_SEED)}")
+    if not 1 <= scenes <= MOST_SCENES:
+        raise ValueError(f"a split has 1 to {MOST_SCENES} scenes, got {scenes}")
+    return range(FIRST_SEED[split], FIRST_SEED[split] + scenes)
+
+
+def edits_of_scene(seed: int, factors: Iterable[str] = FACTORS) -> list[BenchmarkEdit]:
+    """One edit of each factor of a seed's scene; the new values are drawn from the seed."""
+    scene, rng = sample_scene(seed), np.random.default_rng((seed, 1))
+    drawn = {name: _another(scene, name, rng) for name in FACTORS}
+    return [
+        BenchmarkEdit(seed, name, scene, counterfactual(scene, **{name: drawn[name]}))
+        for name in factors
+    ]
+
+
+def _another(scene: Scene, factor: str, rng: np.random.Generator) -> str:
+    values = [value for value in FACTORS[factor] if value != getattr(scene, factor)]
+    return values[int(rng.integers(len(values)))]

@@ -1,0 +1,148 @@
+"""The benchmark's results as tables: printed, and as Parquet with one row per judged edit."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fpe_core import EditParameters
+from fpe_core.still_life.benchmark import (
+    Arm,
+    Floors,
+    JudgedEdit,
+    figures_by_factor,
+    mean_scores,
+)
+from fpe_core.still_life.scene import FACTORS
+
+EDITS_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("parameters", pa.string()),  # JSON
+        ("seed", pa.int64()),
+        ("factor", pa.string()),
+        ("source_value", pa.string()),
+        ("target_value", pa.string()),
+        ("source_prompt", pa.string()),
+        ("target_prompt", pa.string()),
+        ("read_value", pa.string()),
+        ("success", pa.bool_()),
+        ("structure", pa.float64()),
+        ("psnr_db", pa.float64()),
+        ("kept_psnr_db", pa.float64()),
+    ]
+)
+FLOORS_SCHEMA = pa.schema(
+    [
+        ("seed", pa.int64()),
+        ("autoencoder_psnr_db", pa.float64()),
+        ("inversion_psnr_db", pa.float64()),
+    ]
+)
+
+
+def write_edits(judged: Sequence[JudgedEdit], arms: Sequence[Arm], path: pathlib.Path) -> None:
+    """One row per arm and edit."""
+    parameters = {arm.name: json.dumps(arm.parameters.to_dict()) for arm in arms}
+    rows = [
+        {
+            "arm": each.arm,
+            "parameters": parameters[each.arm],
+            "seed": each.edit.seed,
+            "factor": each.edit.factor,
+            "source_value": each.edit.source_value,
+            "target_value": each.edit.target_value,
+            "source_prompt": each.edit.source_prompt,
+            "target_prompt": each.edit.target_prompt,
+            "read_value": each.judgement.read_value,
+            "success": each.judgement.success,
+            "structure": each.judgement.structure,
+            "psnr_db": each.judgement.psnr_db,
+            "kept_psnr_db": each.judgement.kept_psnr_db,
+        }
+        for each in judged
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=EDITS_SCHEMA), path)
+
+
+def write_floors(floors: Sequence[Floors], path: pathlib.Path) -> None:
+    """One row per scene."""
+    rows = [
+        {
+            "seed": floor.seed,
+            "autoencoder_psnr_db": floor.autoencoder_psnr_db,
+            "inversion_psnr_db": floor.inversion_psnr_db,
+        }
+        for floor in floors
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=FLOORS_SCHEMA), path)
+
+
+def factor_table(judged: Sequence[JudgedEdit], arm: Arm) -> Table:
+    """What one arm reaches, factor by factor. A score is the mean of success x structure."""
+    table = _table(
+        f"Edits, {_in_words(arm.parameters)}",
+        ("edit of", "edits", "success", "structure", "score", "PSNR dB", "kept dB"),
+    )
+    for (name, factor), figures in figures_by_factor(judged).items():
+        if name == arm.name:
+            table.add_row(
+                factor,
+                str(figures.edits),
+                f"{figures.success:.2f}",
+                f"{figures.structure:.2f}",
+                f"{figures.score:.2f}",
+                f"{figures.psnr_db:.1f}",
+                "-" if figures.kept_psnr_db is None else f"{figures.kept_psnr_db:.1f}",
+            )
+    return table
+
+
+def arm_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], title: str = "") -> Table:
+    """The scores of several arms, by factor and in the mean of factors."""
+    figures, means = figures_by_factor(judged), mean_scores(judged)
+    factors = [factor for factor in FACTORS if (arms[0].name, factor) in figures]
+    table = _table(
+        title or "The arms",
+        ("score", *factors, "mean"),
+    )
+    for arm in arms:
+        own = [figures[arm.name, factor] for factor in factors]
+        table.add_row(
+            arm.name,
+            *(f"{each.score:.2f}" for each in own),
+            f"{means[arm.name]:.2f}",
+        )
+    return table
+
+
+def floors_line(floors: Sequence[Floors]) -> str:
+    """The two floors in a sentence."""
+    first = float(np.mean([floor.autoencoder_psnr_db for floor in floors]))
+    second = float(np.mean([floor.inversion_psnr_db for floor in floors]))
+    return (
+        f"Floors, {len(floors)} scenes: autoencoder alone {first:.1f} dB, inversion and "
+        f"reconstruction {second:.1f} dB"
+    )
+
+
+def _in_words(parameters: EditParameters) -> str:
+    return (
+        f"{parameters.steps} steps, guidance {parameters.guidance_scale:g}, layers "
+        f"{parameters.layers}, replaced fraction {parameters.replaced_fraction:g}"
+    )
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table

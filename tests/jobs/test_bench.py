@@ -1,0 +1,134 @@
+"""`fpe bench` as it is typed: what it prints and writes."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fpe_core import Editor, EditParameters, LayersByRange, ParameterError, load_checkpoint
+from fpe_core.still_life import FACTORS
+from jobs import bench_tables
+from jobs.bench_arms import findings_arms, settings_from_text, three_arms
+from jobs.cli import app
+from jobs.exits import OK, USAGE
+
+
+def fpe(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `fpe` with these arguments."""
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="session")
+def editor(tiny_checkpoint: pathlib.Path) -> Editor:
+    return Editor(load_checkpoint(tiny_checkpoint, device="cpu"))
+
+
+def test_edits_are_judged_printed_and_written(
+    tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    where = ("--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--out", str(tmp_path))
+    code, out, _ = fpe("bench", "edits", "steps=2", "--scenes", "2", *where)
+    assert code == OK
+    for word in (*FACTORS, "chosen", "none", "all", "2 steps, guidance 3", "autoencoder alone"):
+        assert word in out
+    tables = out[: out.index("Floors")]
+    assert max(map(len, tables.splitlines())) <= 80, "fits a narrow terminal"
+
+    table = pq.read_table(tmp_path / "edits.parquet")
+    assert table.schema.equals(bench_tables.EDITS_SCHEMA)
+    rows = table.to_pylist()
+    assert len(rows) == 2 * 5 * 3
+    assert {(row["arm"], row["seed"], row["factor"]) for row in rows} == {
+        (arm, seed, factor)
+        for arm in ("chosen", "none", "all")
+        for seed in (2000, 2001)
+        for factor in FACTORS
+    }
+    assert {json.loads(row["parameters"])["steps"] for row in rows} == {2}
+    for row in rows:
+        assert row["success"] == (row["read_value"] == row["target_value"])
+        assert 0.0 <= row["structure"] <= 1.0
+    floors = pq.read_table(tmp_path / "floors.parquet")
+    assert floors.schema.equals(bench_tables.FLOORS_SCHEMA)
+    assert floors.column("seed").to_pylist() == [2000, 2001]
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 11 * 128
+        assert grid.height > 2 * 128
+
+
+def test_findings_are_printed_plotted_and_written(
+    tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    where = ("--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--out", str(tmp_path))
+    code, out, _ = fpe("bench", "findings", "--scenes", "1", *where)
+    assert code == OK
+    for arm in ("layers none", "layers 3-13", "fraction 0.4", "layers 1-16 + cross"):
+        assert arm in out
+    rows = pq.read_table(tmp_path / "edits.parquet").to_pylist()
+    crossed = {row["arm"] for row in rows if "cross" in row["arm"]}
+    assert crossed == {"layers 3-13 + cross", "layers 1-16 + cross"}
+    for picture in ("findings.png", "grid.png"):
+        with Image.open(tmp_path / picture) as image:
+            image.load()
+            assert image.width > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["guidance=5"], "unknown edit parameter guidance; allowed: steps, guidance_scale"),
+        (["guidance"], "expected KEY=VALUE"),
+        (["steps=0"], "steps must be 1 to 999"),
+        (["--split", "train"], "train"),
+        (["--scenes", "0"], "greater than or equal to 1"),
+        (["--checkpoint", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_computed(
+    arguments: list[str], message: str, tmp_path: pathlib.Path
+) -> None:
+    code, _, err = fpe("bench", "edits", *arguments, "--out", str(tmp_path / "new"))
+    assert code == USAGE
+    assert message in " ".join(err.split())
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_three_arms_differ_in_what_they_replace(editor: Editor) -> None:
+    chosen, none, every = three_arms(editor, EditParameters(layers=LayersByRange(4, 14)))
+    assert (chosen.parameters.layers, every.parameters.layers) == (
+        LayersByRange(4, 14),
+        LayersByRange(1, 16),
+    )
+    assert (none.parameters.replaced_fraction, every.parameters.replaced_fraction) == (0.0, 0.8)
+
+
+def test_the_findings_are_those_of_the_paper(editor: Editor) -> None:
+    parameters = EditParameters(layers=LayersByRange(2, 9), replaced_fraction=0.4)
+    layers, fractions, cross = findings_arms(editor, parameters).values()
+    assert [str(arm.parameters.layers) for arm in layers[1:]] == [
+        "1-3",
+        "3-13",
+        "4-14",
+        "12-16",
+        "1-16",
+    ]
+    assert [arm.parameters.replaced_fraction for arm in layers] == [0.0, *[0.8] * 5]
+    assert {arm.parameters.layers for arm in fractions} == {parameters.layers}
+    assert [arm.parameters.replaced_fraction for arm in fractions] == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert [arm.parameters.replace_cross_attention for arm in cross] == [False, True, False, True]
+
+
+def test_settings_are_yaml() -> None:
+    assert settings_from_text(["steps=20", "layers={first: 4, last: 14}", "negative_prompt="]) == {
+        "steps": 20,
+        "layers": {"first": 4, "last": 14},
+        "negative_prompt": None,
+    }
+    with pytest.raises(ParameterError, match="no YAML value"):
+        settings_from_text(["layers={first"])
