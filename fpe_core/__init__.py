@@ -23,6 +23,13 @@ from fpe_core.errors import (
 from fpe_core.fit import Fit, FittedImage, decode_image, fit_image
 from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
 from fpe_core.parameters import EditParameters, LayersByRange, LayersByTokens
+from fpe_core.scores import (
+    ClipScorer,
+    directional_similarity,
+    image_similarity,
+    load_scorer,
+    text_score,
+)
 
 # Part of every edit's id. Rises when the same edit would give another image.
 ALGORITHM_VERSION = "1"
@@ -31,6 +38,7 @@ __all__ = [
     "ALGORITHM_VERSION",
     "Checkpoint",
     "CheckpointError",
+    "ClipScorer",
     "Edit",
     "EditParameters",
     "EditResult",
@@ -50,6 +58,10 @@ __all__ = [
     "checkpoint_defaults",
     "checkpoint_fingerprint",
     "decode_image",
+    "directional_similarity",
     "fit_image",
+    "image_similarity",
     "load_checkpoint",
+    "load_scorer",
+    "text_score",
 ]

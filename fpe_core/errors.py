@@ -1,7 +1,7 @@
 """Everything `fpe_core` raises on purpose.
 
     FPEError
-    ├── CheckpointError        no Stable Diffusion 1.x checkpoint, or one that cannot be read
+    ├── CheckpointError        no Stable Diffusion 1.x checkpoint, no CLIP, or not to be read
     ├── ParameterError         an edit parameter is out of range, or does not fit the inversion
     ├── PromptError            a prompt is not usable text                         prompt_invalid
     ├── ImageDecodeError       the bytes are no readable image                     decode_failed

@@ -62,6 +62,9 @@ def edits(
     source_prompt: Annotated[
         bool, typer.Option(help="Invert with the scene's caption, or with no prompt.")
     ] = True,
+    scorer: Annotated[
+        str, typer.Option(metavar="SOURCE", help="CLIP that scores beside the renderer, or none.")
+    ] = "builtin:still-life",
     out: Out = pathlib.Path("out/bench-edits"),
     device: Device = "auto",
     max_rows: Rows = 32,
@@ -71,11 +74,14 @@ def edits(
     Three arms: the settings, no layer replaced, all layers replaced.
     """
     from fpe_core import EditParameters
+    from fpe_core.scores import load_scorer
     from fpe_core.still_life.benchmark import measure_floors, run_benchmark
     from jobs import bench_pictures, bench_tables
     from jobs.bench_arms import settings_from_text, three_arms
+    from jobs.bench_scores import clip_scores
 
     changed = settings_from_text(settings or [])
+    clip = None if scorer == "none" else load_scorer(scorer, device=device)
     editor, seeds = _editor(checkpoint, device, max_rows), _seeds(split, scenes)
     recommended = editor.checkpoint.default_parameters
     parameters = EditParameters.from_dict({**recommended.to_dict(), **changed})
@@ -87,13 +93,17 @@ def edits(
     )
     floors = _collect(measure_floors(editor, seeds, parameters), len(seeds), "floors")
 
+    scores = clip_scores(clip, judged) if clip else None
+
     out.mkdir(parents=True, exist_ok=True)
-    bench_tables.write_edits(judged, arms, out / "edits.parquet")
+    bench_tables.write_edits(judged, arms, out / "edits.parquet", scores)
     bench_tables.write_floors(floors, out / "floors.parquet")
     bench_pictures.edits_grid(judged, arms[0].name).save(out / "grid.png", optimize=True)
     _out.print(bench_tables.factor_table(judged, arms[0]))
     _out.print(bench_tables.arm_table(judged, arms))
     _out.print(bench_tables.floors_line(floors))
+    if scores:
+        _out.print(bench_tables.scores_line(judged, scores, scorer))
     _out.print(f"{out}/edits.parquet, floors.parquet, grid.png")
 
 

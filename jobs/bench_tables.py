@@ -22,6 +22,7 @@ from fpe_core.still_life.benchmark import (
     mean_scores,
 )
 from fpe_core.still_life.scene import FACTORS
+from jobs.bench_scores import ClipScores, mean_directional
 
 EDITS_SCHEMA = pa.schema(
     [
@@ -38,6 +39,8 @@ EDITS_SCHEMA = pa.schema(
         ("structure", pa.float64()),
         ("psnr_db", pa.float64()),
         ("kept_psnr_db", pa.float64()),
+        ("text_score", pa.float64()),
+        ("directional_similarity", pa.float64()),
     ]
 )
 FLOORS_SCHEMA = pa.schema(
@@ -49,9 +52,15 @@ FLOORS_SCHEMA = pa.schema(
 )
 
 
-def write_edits(judged: Sequence[JudgedEdit], arms: Sequence[Arm], path: pathlib.Path) -> None:
-    """One row per arm and edit."""
+def write_edits(
+    judged: Sequence[JudgedEdit],
+    arms: Sequence[Arm],
+    path: pathlib.Path,
+    scores: Sequence[ClipScores] | None = None,
+) -> None:
+    """One row per arm and edit; columns of scores that were not asked for are null."""
     parameters = {arm.name: json.dumps(arm.parameters.to_dict()) for arm in arms}
+    scored: Sequence[ClipScores | None] = scores or [None] * len(judged)
     rows = [
         {
             "arm": each.arm,
@@ -67,8 +76,10 @@ def write_edits(judged: Sequence[JudgedEdit], arms: Sequence[Arm], path: pathlib
             "structure": each.judgement.structure,
             "psnr_db": each.judgement.psnr_db,
             "kept_psnr_db": each.judgement.kept_psnr_db,
+            "text_score": score.text if score else None,
+            "directional_similarity": score.directional if score else None,
         }
-        for each in judged
+        for each, score in zip(judged, scored, strict=True)
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=EDITS_SCHEMA), path)
 
@@ -122,6 +133,16 @@ def arm_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], title: str = ""
             f"{means[arm.name]:.2f}",
         )
     return table
+
+
+def scores_line(judged: Sequence[JudgedEdit], scores: Sequence[ClipScores], scorer: str) -> str:
+    """How a CLIP tells right edits from wrong ones, in a sentence."""
+    means = [mean_directional(judged, scores, success) for success in (True, False)]
+    right, wrong = ("-" if mean is None else f"{mean:.2f}" for mean in means)
+    return (
+        f"Directional similarity by {scorer}, all arms: {right} of edits that are right, {wrong} "
+        "of those that are not"
+    )
 
 
 def floors_line(floors: Sequence[Floors]) -> str:

@@ -25,6 +25,7 @@ PUBLIC_SURFACE = [
     "ALGORITHM_VERSION",
     "Checkpoint",
     "CheckpointError",
+    "ClipScorer",
     "Edit",
     "EditParameters",
     "EditResult",
@@ -44,8 +45,12 @@ PUBLIC_SURFACE = [
     "checkpoint_defaults",
     "checkpoint_fingerprint",
     "decode_image",
+    "directional_similarity",
     "fit_image",
+    "image_similarity",
     "load_checkpoint",
+    "load_scorer",
+    "text_score",
 ]
 
 
@@ -116,7 +121,7 @@ def test_ready_made_jobs_lie_in_the_package() -> None:
     data = project["tool"]["setuptools"]["package-data"]
     assert ROOT / "jobs" == BUILTIN_FOLDER
     assert "*.yaml" in data["jobs"]
-    assert "still_life/checkpoint/**" in data["fpe_core"]
+    assert {"still_life/checkpoint/**", "still_life/scorer/**"} <= set(data["fpe_core"])
 
 
 def test_every_direct_dependency_is_pinned() -> None:

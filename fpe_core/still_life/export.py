@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,23 @@ def export(
         copy.deepcopy(module).cpu().eval().to(torch.float16)
         for module in (autoencoder, denoiser.unet, denoiser.text_encoder)
     )
-    fresh, old = (folder.with_name(f"{folder.name}.{end}") for end in ("fresh", "old"))
+    fresh = folder.with_name(f"{folder.name}.fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     assemble(vae, unet, text_encoder, tokenizer).save_pretrained(fresh, safe_serialization=True)
     build_tokenizer(fresh / "tokenizer")  # vocab.json and merges.txt for older readers
     write_json(fresh / "fpe_defaults.json", _PLACE_AND_PACE)
     write_json(fresh / "training.json", figures)
-    for name in _KEPT:
+    replace_folder(folder, fresh, keep=_KEPT)
+
+
+def replace_folder(folder: Path, fresh: Path, *, keep: Sequence[str]) -> None:
+    """Puts the folder `fresh` in the place of `folder`; of what is there, the files `keep` stay."""
+    for name in keep:
         if (folder / name).exists():
             shutil.copy2(folder / name, fresh / name)
     for weights in fresh.rglob("*.safetensors"):
         weights.chmod(0o644)  # safetensors writes them for the owner alone
+    old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)

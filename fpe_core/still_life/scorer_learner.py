@@ -8,7 +8,6 @@ layers are left behind when the scorer is exported.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from torch.nn.functional import (
 from transformers import CLIPModel
 
 from fpe_core.still_life.architecture import IMAGE_SIZE_PX
+from fpe_core.still_life.half_copy import HalfCopy
 from fpe_core.still_life.render import object_mask
 from fpe_core.still_life.scene import FACTORS, Scene
 from fpe_core.still_life.scorer_architecture import PATCH_PX
@@ -72,31 +72,9 @@ class Learner(torch.nn.Module):
         )
 
 
-class HalfCopy:
-    """A learner in bfloat16 with explicit attention maps: twice as fast on CPUs that have it.
-
-    It computes the gradients; the float32 original takes the steps.
-    """
-
-    def __init__(self, original: Learner) -> None:
-        self._original = original
-        self._copy = copy.deepcopy(original).to(torch.bfloat16)
-        self._copy.clip.set_attn_implementation("eager")
-
-    def __call__(self, pixels: torch.Tensor, token_ids: torch.Tensor) -> Answers:
-        """The answers with the original's weights as they are now."""
-        with torch.no_grad():
-            torch._foreach_copy_(list(self._copy.parameters()), list(self._original.parameters()))
-        answers: Answers = self._copy(pixels.to(torch.bfloat16), token_ids)
-        return answers
-
-    def hand_over_gradients(self) -> None:
-        """Moves the gradients to the original's weights."""
-        for weight, copied in zip(
-            self._original.parameters(), self._copy.parameters(), strict=True
-        ):
-            weight.grad = None if copied.grad is None else copied.grad.float()
-            copied.grad = None
+def half_copy(learner: Learner) -> HalfCopy[Learner]:
+    """The learner's bfloat16 copy."""
+    return HalfCopy(learner, lambda copied: copied.clip.set_attn_implementation("eager"))
 
 
 def contrastive_loss(logits: torch.Tensor, is_true: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from fpe_core.still_life.architecture import (
 from fpe_core.still_life.choose_defaults import choose_defaults
 from fpe_core.still_life.export import export
 from fpe_core.still_life.latents import encoded
-from fpe_core.still_life.progress import Budget, Run
+from fpe_core.still_life.progress import Budget, Run, log_into
 from fpe_core.still_life.scenes_on_disk import FIRST_TRAINING_SEED, rendered, training_scenes
 from fpe_core.still_life.train_autoencoder import reconstruction_psnr_db, train_autoencoder
 from fpe_core.still_life.train_decoder import train_decoder
@@ -143,13 +142,7 @@ def main() -> None:
 
 
 def _train_with_log(out: Path, budgets: StageBudgets, start_from: Path | None) -> None:
-    if workers.rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        handlers: list[logging.Handler] = [
-            logging.StreamHandler(),
-            logging.FileHandler(out / "train.log"),
-        ]
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    log_into(out)
     train(out, budgets, start_from=start_from)
 
 

@@ -13,13 +13,14 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
 
 from fpe_core.still_life import workers
-from fpe_core.still_life.architecture import IMAGE_SIZE_PX
+from fpe_core.still_life.architecture import IMAGE_SIZE_PX, LATENT_SIZE
 from fpe_core.still_life.progress import Budget, Run
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import Scene, sample_scene
 from fpe_core.still_life.scenes_on_disk import as_pixels
 
 _PEAK_LR = 2e-3
+_LATENT_PX = IMAGE_SIZE_PX // LATENT_SIZE
 _CROP_PX, _CROPS_PER_STEP = 64, 12  # in each process
 _WHOLE_PER_STEP = 3
 _WHOLE_AFTER = 0.55  # of the budget: crops see other GroupNorm statistics than whole pictures do
@@ -92,15 +93,20 @@ def _batch(
         picked = images[np.sort(chosen)]
     else:
         picked = np.stack([_crop(images[i], scenes[i], rng) for i in chosen])
-    return as_pixels(picked[:, :, ::-1] if rng.random() < 0.5 else picked)
+    return as_pixels(picked)
 
 
 def _crop(image: NDArray[np.uint8], scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A square about a point of the object, moved to lie inside the picture."""
+    """A square about a point of the object, moved to lie inside the picture.
+
+    It begins at a multiple of the latent's 8 px, and nothing is mirrored: then the strokes of a
+    sketch lie alike in every latent position, and the decoder can draw them.
+    """
     corner = []
     for centre in (scene.centre_y, scene.centre_x):
         point = (centre + rng.uniform(-1.0, 1.0) * scene.radius) * IMAGE_SIZE_PX
-        corner.append(int(np.clip(point - _CROP_PX / 2, 0, IMAGE_SIZE_PX - _CROP_PX)))
+        start = int(np.clip(point - _CROP_PX / 2, 0, IMAGE_SIZE_PX - _CROP_PX))
+        corner.append(start // _LATENT_PX * _LATENT_PX)
     top, left = corner
     return image[top : top + _CROP_PX, left : left + _CROP_PX]
 

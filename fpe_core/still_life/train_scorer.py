@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,16 +27,17 @@ from fpe_core.scores import load_scorer
 from fpe_core.still_life import workers
 from fpe_core.still_life.architecture import build_tokenizer
 from fpe_core.still_life.degrade import degrade
+from fpe_core.still_life.export import replace_folder
 from fpe_core.still_life.measure_scorer import FIRST_MEASURED_SEED, measure_scorer
-from fpe_core.still_life.progress import Budget, Run, write_json
+from fpe_core.still_life.progress import Budget, Run, log_into, write_json
 from fpe_core.still_life.scene import Scene
 from fpe_core.still_life.scenes_on_disk import FIRST_TRAINING_SEED, rendered, training_scenes
 from fpe_core.still_life.scorer_architecture import build_scorer, image_preprocessing
 from fpe_core.still_life.scorer_batches import GROUP, ScenePool
 from fpe_core.still_life.scorer_learner import (
-    HalfCopy,
     Learner,
     contrastive_loss,
+    half_copy,
     renderer_loss,
 )
 
@@ -63,7 +63,8 @@ def train_scorer(
 ) -> Run:
     """Trains in place on (N, 128, 128, 3) pictures and returns the finished run with its curve."""
     learner = Learner(model).to(device).train()
-    working, pool = HalfCopy(learner), ScenePool(scenes)
+    half = half_copy(learner)
+    pool = ScenePool(scenes)
     weights = list(learner.parameters())
     optimizer = torch.optim.AdamW(weights, lr=_PEAK_LR, betas=(0.9, 0.98), weight_decay=0.02)
     state = {"learner": learner}
@@ -74,11 +75,11 @@ def train_scorer(
         batch = pool.batch(groups_per_step, rng)
         pixels = degrade(images[batch.chosen], rng).to(device)
         token_ids = tokenizer(batch.captions, padding=True, return_tensors="pt").input_ids
-        answers = working(pixels, token_ids.to(device))
+        answers = half.fresh()(pixels.to(torch.bfloat16), token_ids.to(device))
         loss = contrastive_loss(answers.captions, torch.from_numpy(batch.is_true).to(device))
         known = renderer_loss(answers, [scenes[number] for number in batch.chosen])
         (loss + known).backward()
-        working.hand_over_gradients()
+        half.hand_over_gradients()
         workers.average_gradients(weights)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -147,23 +148,16 @@ def export_scorer(
 
     Returns what the export reaches on the scenes of `measured_seeds`; it is in its training.json.
     """
-    fresh, old = (folder.with_name(f"{folder.name}.{end}") for end in ("fresh", "old"))
+    fresh = folder.with_name(f"{folder.name}.fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     copy.deepcopy(model).cpu().eval().to(torch.float16).save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
     build_tokenizer(fresh)  # vocab.json and merges.txt for older readers
     write_json(fresh / "preprocessor_config.json", image_preprocessing())
-    (fresh / "model.safetensors").chmod(0o644)  # safetensors writes them for the owner alone
     measured = measure_scorer(load_scorer(fresh), measured_seeds)
     held_out = {factor: dataclasses.asdict(reached) for factor, reached in measured.items()}
     write_json(fresh / "training.json", {**figures, "held_out": held_out})
-    if (folder / "README.md").exists():
-        shutil.copy2(folder / "README.md", fresh / "README.md")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.replace(old)
-    fresh.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(folder, fresh, keep=("README.md",))
     return held_out
 
 
@@ -186,13 +180,7 @@ def main() -> None:
 
 
 def _make_with_log(out: Path, budget: Budget, pictures: Path | None) -> None:
-    if workers.rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        handlers: list[logging.Handler] = [
-            logging.StreamHandler(),
-            logging.FileHandler(out / "train.log"),
-        ]
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    log_into(out)
     make_scorer(out, budget, pictures=pictures)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fpe_core.still_life import architecture
 from fpe_core.still_life.export import export
-from fpe_core.still_life.train_denoiser import Denoiser, WorkingCopy
+from fpe_core.still_life.train_denoiser import Denoiser, half_copy
 from fpe_core.still_life.warm_start import take_weights
 
 EMBEDDING = "embeddings.token_embedding.weight"
@@ -66,23 +66,22 @@ def test_a_token_keeps_its_embedding_under_another_number(exported: Path, tmp_pa
     assert torch.equal(new[sketch], before)
 
 
-def test_the_working_copy_follows_the_original_and_gives_it_gradients(tmp_path: Path) -> None:
+def test_the_half_copy_follows_the_original_and_gives_it_gradients(tmp_path: Path) -> None:
     _, denoiser, tokenizer = networks(tmp_path / "first")
-    working = WorkingCopy(denoiser, compiled=False)
+    half = half_copy(denoiser, compiled=False)
     noisy, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([3, 700])
     ids = tokenizer(
         ["a red ball", "a blue cube"], padding="max_length", max_length=32, return_tensors="pt"
     ).input_ids
     with torch.no_grad():
         exact = denoiser(noisy, timesteps, ids)
-    predicted = working(noisy, timesteps, ids)
-    assert predicted.dtype == torch.float32
+    predicted = half.fresh()(noisy.to(torch.bfloat16), timesteps, ids).float()
     assert (predicted - exact).norm() / exact.norm() < 0.05
     predicted.square().mean().backward()
-    working.hand_over_gradients()
+    half.hand_over_gradients()
     assert all(weight.grad.dtype == torch.float32 for weight in denoiser.unet.parameters())
     assert denoiser.text_encoder.get_input_embeddings().weight.grad.abs().sum() > 0
     with torch.no_grad():
         for weight in denoiser.parameters():
             weight.zero_()
-    assert working(noisy, timesteps, ids).abs().max() == 0.0
+    assert half.fresh()(noisy.to(torch.bfloat16), timesteps, ids).abs().max() == 0.0
