@@ -81,8 +81,8 @@ def edits(
     from jobs.bench_scores import clip_scores
 
     changed = settings_from_text(settings or [])
-    clip = None if scorer == "none" else load_scorer(scorer, device=device)
     editor, seeds = _editor(checkpoint, device, max_rows), _seeds(split, scenes)
+    clip = None if scorer == "none" else load_scorer(scorer, device=device)
     recommended = editor.checkpoint.default_parameters
     parameters = EditParameters.from_dict({**recommended.to_dict(), **changed})
     arms = three_arms(editor, parameters)
@@ -137,9 +137,17 @@ def findings(
     _out.print(f"{out}/edits.parquet, findings.png, grid.png")
 
 
+def _silence_loading_bars() -> None:
+    """transformers draws one for every network, however small."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
 def _editor(checkpoint: str, device: str, max_rows: int) -> Editor:
     from fpe_core import Editor, load_checkpoint
 
+    _silence_loading_bars()
     return Editor(load_checkpoint(checkpoint, device=device), max_rows=max_rows)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from fpe_core.still_life import FACTORS, counterfactual, object_mask, render, sa
 from fpe_core.still_life.benchmark_edits import BenchmarkEdit, edits_of_scene
 from fpe_core.still_life.judgement import (
     as_unit,
+    fitted_error,
     intersection_over_union,
     judge,
     psnr_db,
@@ -75,6 +78,30 @@ def test_a_wrong_look_costs_no_structure(factor: str) -> None:
     """Only the outline counts: success says whether the look is right."""
     for edit in edits_of(factor):
         assert judge(edit, render(edit.source)).structure > 0.9
+
+
+@pytest.mark.parametrize("factor", ["shape", "material"])
+def test_another_pose_costs_structure_and_not_success(factor: str) -> None:
+    """Dots in other places are dots, and a heart that came out larger is a heart."""
+    for edit in edits_of(factor):
+        pose = dataclasses.replace(
+            edit.answer,
+            radius=edit.answer.radius * 1.12,
+            angle_deg=edit.answer.angle_deg + 7.0,
+            centre_x=edit.answer.centre_x - 0.025,
+        )
+        found = judge(edit, render(pose))
+        assert found.success
+        assert found.structure < 0.95
+
+
+def test_the_fit_finds_the_pose_and_starts_from_the_scene_s_own() -> None:
+    scene = sample_scene(2004)
+    exact = as_unit(render(scene, 64))
+    assert fitted_error(exact, scene) == pytest.approx(0.0, abs=1e-6)
+    moved = dataclasses.replace(scene, centre_x=scene.centre_x + 0.03, radius=scene.radius * 0.92)
+    unfitted = float(np.mean((as_unit(render(moved, 64)) - exact) ** 2))
+    assert fitted_error(exact, moved) < 0.2 * unfitted
 
 
 def test_a_missing_moved_or_other_object_costs_structure() -> None:
