@@ -38,7 +38,7 @@ DEFAULTS_FILE, VALIDATION_FILE = "fpe_defaults.json", "validation.json"
 class Grid:
     """What is tried."""
 
-    layers: Sequence[tuple[int, int]] = ((1, 16), (3, 13), (4, 14), (3, 16), (8, 16), (12, 16))
+    layers: Sequence[tuple[int, int]] = ((1, 16), (3, 13), (4, 14), (8, 16), (12, 16))
     fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8)
     guidance_scales: Sequence[float] = (2.5, 4.0, 5.5, 7.5)
     first_guidance_scale: float = 4.0

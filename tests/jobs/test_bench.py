@@ -10,10 +10,21 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fpe_core import Editor, EditParameters, LayersByRange, ParameterError, load_checkpoint
-from fpe_core.still_life import FACTORS
+from fpe_core import (
+    Editor,
+    EditParameters,
+    LayersByRange,
+    ParameterError,
+    load_checkpoint,
+    load_scorer,
+)
+from fpe_core.still_life import FACTORS, render
+from fpe_core.still_life.benchmark import JudgedEdit
+from fpe_core.still_life.benchmark_edits import edits_of_scene
+from fpe_core.still_life.judgement import judge
 from jobs import bench_tables
 from jobs.bench_arms import findings_arms, settings_from_text, three_arms
+from jobs.bench_scores import clip_scores, mean_directional
 from jobs.cli import app
 from jobs.exits import OK, USAGE
 
@@ -54,12 +65,37 @@ def test_edits_are_judged_printed_and_written(
     for row in rows:
         assert row["success"] == (row["read_value"] == row["target_value"])
         assert 0.0 <= row["structure"] <= 1.0
+        assert -1.0 <= row["text_score"] <= 1.0
     floors = pq.read_table(tmp_path / "floors.parquet")
     assert floors.schema.equals(bench_tables.FLOORS_SCHEMA)
     assert floors.column("seed").to_pylist() == [2000, 2001]
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 11 * 128
         assert grid.height > 2 * 128
+
+
+def test_a_clip_sees_which_edits_are_right() -> None:
+    edits = [edit for seed in (3000, 3001) for edit in edits_of_scene(seed)]
+    right = [JudgedEdit("a", e, render(e.answer), judge(e, render(e.answer))) for e in edits]
+    left = [JudgedEdit("a", e, render(e.source), judge(e, render(e.source))) for e in edits]
+    scorer = load_scorer("builtin:still-life", device="cpu")
+    scores = clip_scores(scorer, [*right, *left])
+    assert [score.directional for score in scores[len(right) :]] == [None] * len(left)
+    for good, bad in zip(scores[: len(right)], scores[len(right) :], strict=True):
+        assert good.directional is not None
+        assert good.directional > 0.7
+        assert good.text > bad.text
+    assert mean_directional(right, scores[: len(right)], success=False) is None
+    mean = mean_directional(right, scores[: len(right)], success=True)
+    assert mean is not None
+    assert mean > 0.85
+
+
+def test_scores_can_be_left_out(tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    where = ("--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--out", str(tmp_path))
+    code, out, _ = fpe("bench", "edits", "steps=1", "--scenes", "1", "--scorer", "none", *where)
+    assert (code, "Directional" in out) == (OK, False)
+    assert pq.read_table(tmp_path / "edits.parquet")["text_score"].null_count == 15
 
 
 def test_findings_are_printed_plotted_and_written(
