@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from fpe_core import checkpoint_defaults
 from fpe_core.still_life import CHECKPOINT_DIR, render, sample_scene
-from fpe_core.still_life.export import FPE_DEFAULTS
+from fpe_core.still_life.benchmark_edits import FIRST_SEED
 from fpe_core.still_life.scenes_on_disk import as_pixels
 from fpe_core.still_life.train_autoencoder import reconstruction_psnr_db
 
@@ -53,10 +54,17 @@ def test_it_reconstructs_pictures_it_has_never_seen(pipeline: Any) -> None:
     assert reconstruction_psnr_db(pipeline.vae, range(100, 116)) > 30.0
 
 
-def test_its_defaults_are_complete() -> None:
-    defaults = json.loads((CHECKPOINT_DIR / "fpe_defaults.json").read_text())
-    assert defaults == FPE_DEFAULTS
-    assert defaults["size_px"] == 128
+def test_its_defaults_are_the_best_that_validation_tried() -> None:
+    defaults = checkpoint_defaults(CHECKPOINT_DIR)
+    assert (defaults.width_px, defaults.height_px) == (128, 128)
+    record = json.loads((CHECKPOINT_DIR / "validation.json").read_text())
+    assert record["first_seed"] == FIRST_SEED["validation"]
+    best = max(record["tried"], key=lambda row: row["score"])
+    assert (str(defaults.layers), defaults.replaced_fraction, defaults.guidance_scale) == (
+        best["layers"],
+        best["replaced_fraction"],
+        best["guidance_scale"],
+    )
 
 
 def test_it_has_a_model_card() -> None:
