@@ -20,7 +20,8 @@ from pipeline.errors import (
     SourceMissingError,
     StorageError,
 )
-from pipeline.storage import Folder, absolute_url, read_uri, resolve_uri
+from pipeline.fetch import read_uri
+from pipeline.storage import Folder, absolute_url, resolve_uri
 
 
 @pytest.fixture(autouse=True)

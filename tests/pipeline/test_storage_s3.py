@@ -13,8 +13,9 @@ from pipeline.errors import (
     SourceMissingError,
     StorageError,
 )
+from pipeline.fetch import read_uri
 from pipeline.ledger import Ledger
-from pipeline.storage import Folder, read_uri
+from pipeline.storage import Folder
 from tests.pipeline.outcome_rows import accepted, failed, table_of
 from tests.s3_server import S3Server, s3_server  # noqa: F401
 
