@@ -310,8 +310,8 @@ def _carried_schema(files: Sequence[ManifestFile], carry: Sequence[str]) -> pa.S
         if pa.types.is_map(field.type):
             label = next(file.label for file in files if field.name in file.schema.names)
             raise ManifestError(
-                f"{label}: column {field.name} is a {field.type}, which datasets.load_dataset cannot "
-                "load from the output: make it a struct or a list, or leave it out"
+                f"{label}: column {field.name} is a {field.type}, which datasets.load_dataset "
+                "cannot load from the output: make it a struct or a list, or leave it out"
             )
     # A column that is null in every file has no type of its own.
     return pa.schema(

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-from pipeline.redact import redact
+from pipeline.redact import tellable
 
 MAX_MESSAGE_CHARS = 500
 OUTCOMES_METADATA_KEY = b"fpe.outcomes"
@@ -157,7 +157,7 @@ class EditKey:
 
 def short_message(message: str) -> str:
     """One line of at most MAX_MESSAGE_CHARS that any encoder accepts, without secrets of URLs."""
-    line = redact(" ".join(message.split())).encode("utf-8", "replace").decode("utf-8")
+    line = tellable(" ".join(message.split())).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
 
 

@@ -1,7 +1,8 @@
-"""URLs without their secrets: a password before the host, or a query that is a signature.
+"""What may be told of a manifest: URLs without secrets, text without commands to a terminal.
 
-Every error message, every outcome, file names and config.yaml go through here. The work list
-(`.plan/`) keeps URLs as the manifest has them, because sources are fetched with them.
+A secret is the password before a host, or a query, which often is a signature. Every error message,
+every outcome, file names and config.yaml go through here. The work list (`.plan/`) keeps URLs as
+the manifest has them, because sources are fetched with them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ _HIDDEN = "..."
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#\s]*)@")
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+?(?=[:,;.)\]'\"]*(?:\s|$))")
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def tellable(text: str) -> str:
+    """`redact`, and a mark for what would move the cursor, colour the screen or turn text around.
+
+    New lines and tabs stay.
+    """
+    return _CONTROL.sub("\ufffd", redact(text))
 
 
 def redact(text: str) -> str:

@@ -54,6 +54,8 @@ class SourceRules:
             return self._refusal_of_url(url)
         if self.allowed is None:
             return ""
+        if "\0" in path:
+            return "the path holds a NUL character"
         folder, _, name = path.rpartition("/")
         return self._refusal_of_path(path, f"{_real_folder(folder or '/').rstrip('/')}/{name}")
 

@@ -1,6 +1,7 @@
 """Files on any fsspec URL: one folder that is written once.
 
-Nothing that exists is overwritten, except the derived summaries that `Folder.replace` is for.
+Nothing that exists is overwritten, except the derived summaries that `Folder.replace` is for. A
+file of zero bytes does not exist: it is what a failed write left, and its name is free.
 
 What an exclusive create (`Folder.write_new`) guarantees, by store:
 
@@ -89,12 +90,16 @@ class Folder:
         return self._ask(path, lambda: cast(bytes, self.fs.cat_file(full)))
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or folder, asked of the store and of no cache."""
+        """Whether there is a folder, or a file that is not empty; asks the store and no cache."""
         full = self.path_of(path)
 
         def ask() -> bool:
             self.fs.invalidate_cache(posixpath.dirname(full))
-            return bool(self.fs.exists(full))
+            try:
+                info = self.fs.info(full)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return info["type"] == "directory" or info["size"] != 0
 
         return self._ask(path, ask)
 
@@ -205,12 +210,14 @@ class Folder:
             self._ask(path, create)
         except StorageError as error:
             # The client below retries on its own, so a refusal can be the echo of our own success.
-            if means_taken(error.__cause__) and not self._holds(full, data):
+            if not means_taken(error.__cause__):
+                raise
+            if self._holds(full, b""):
+                self.replace(path, data)
+            elif not self._holds(full, data):
                 raise AlreadyExistsError(
                     f"{self.url_of(path)} was written by someone else meanwhile"
                 ) from error
-            if not means_taken(error.__cause__):
-                raise
 
     def _holds(self, full: str, data: bytes) -> bool:
         try:
@@ -292,10 +299,14 @@ def _create_local(full: str, data: bytes) -> None:
     temporary = _write_temporary(target, data)
     try:
         os.link(temporary, target)
+    except FileExistsError:
+        if target.stat().st_size:
+            raise
+        temporary.replace(target)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        if target.exists():
+        if target.exists() and target.stat().st_size:
             raise FileExistsError(full) from error
         temporary.rename(target)
         return

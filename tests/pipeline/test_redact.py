@@ -62,6 +62,14 @@ def test_errors_and_outcomes_hide_it_whoever_writes_them() -> None:
     assert "SECRET" not in short_message(f"the server says 404 for {SIGNED}")
 
 
+def test_nothing_of_a_manifest_steers_the_terminal() -> None:
+    hostile = "\x1b]0;mine\x07 \x1b[2J\r\x9bK \u202egnp.exe\u2028"
+    for shown in (short_message(hostile), str(ManifestError(hostile, [hostile]))):
+        assert "\ufffd" in shown
+        assert not any(mark in shown for mark in "\x1b\x07\r\x9b\u202e\u2028")
+    assert str(ManifestError("a", ["b\té 日本 🦊"])) == "a\n  b\té 日本 🦊"
+
+
 @pytest.mark.parametrize("url", [SIGNED, SIGNED.upper(), SIGNED.replace("https", "abfs")])
 def test_file_names_hide_it(url: str) -> None:
     assert file_stem("", url, "").lower() == "cat"

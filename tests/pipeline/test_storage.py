@@ -75,6 +75,15 @@ def test_a_file_is_never_overwritten_by_write_new(folder: Folder) -> None:
     assert folder.read("a/x") == b"first"
 
 
+def test_a_file_of_zero_bytes_does_not_exist(folder: Folder) -> None:
+    folder.replace("a/x", b"")
+    assert not folder.exists("a/x")
+    assert folder.exists("a")
+    assert folder.write_if_absent("a/x", b"first")
+    assert not folder.write_if_absent("a/x", b"second")
+    assert folder.read("a/x") == b"first"
+
+
 def test_of_many_writers_at_once_one_wins_with_all_of_its_content(folder: Folder) -> None:
     contents = [bytes([number]) * 100_000 for number in range(16)]
     with ThreadPoolExecutor(16) as pool:
