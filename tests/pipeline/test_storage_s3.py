@@ -61,7 +61,7 @@ def test_a_file_written_by_another_process_is_seen_through_every_cache(folder: F
     other = pickle.loads(pickle.dumps(folder))
     other.fs.clear_instance_cache()
     stranger = type(other.fs)(skip_instance_cache=True, **folder.options)
-    stranger.pipe_file(folder.path_of("seen/second"), b"")
+    stranger.pipe_file(folder.path_of("seen/second"), b"theirs")
     assert folder.exists("seen/second")
     assert folder.list("seen") == ["seen/first", "seen/second"]
     with pytest.raises(AlreadyExistsError):
