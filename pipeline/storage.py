@@ -99,7 +99,7 @@ class Folder:
                 info = self.fs.info(full)
             except (FileNotFoundError, NotADirectoryError):
                 return False
-            return info["type"] == "directory" or info["size"] != 0
+            return bool(info["type"] == "directory" or info["size"] != 0)
 
         return self._ask(path, ask)
 
