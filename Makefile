@@ -8,14 +8,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CODE   := fpe_core pipeline jobs tests
+FUZZ_CASES ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test fuzz check format clean
 
 help:
 	@echo "make setup    create $(VENV) with the pinned dependencies"
 	@echo "make demo     set up, then run the main job on pictures it renders itself"
 	@echo "make test     set up, then make check and the tests"
+	@echo "make fuzz     set up, then try FUZZ_CASES=$(FUZZ_CASES) hostile pictures, URIs and manifests"
 	@echo "make check    format, lint and types"
 	@echo "make format   put the code into its format"
 	@echo "make clean    delete $(VENV), out/ and caches"
@@ -39,6 +41,9 @@ demo: $(READY)
 
 test: check
 	$(BIN)/python -m pytest
+
+fuzz: $(READY)
+	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/faults -k hostile
 
 check: $(READY)
 	$(BIN)/ruff format --check $(CODE)

@@ -25,6 +25,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fpe_core.errors import ImageDecodeError, ImageTooLargeError, ParameterError
 
 POLICIES = ("crop", "pad")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI")
+"""What is read, by Pillow's names. All have a signature and are decoded in the process: Pillow's
+other plugins take nearly any bytes for an image (TGA) or start a program to draw one (EPS)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class FittedImage:
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Encoded bytes of any format Pillow reads to an upright 8-bit RGB image.
+    """Encoded bytes in one of `FORMATS` to an upright 8-bit RGB image.
 
     Args:
         data: the encoded image.
@@ -80,14 +83,10 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit must not undercut the caller's
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageTooLargeError(
-                    f"the image declares {width} x {height} pixels, more than the allowed "
-                    f"{max_pixels}; raise images.max_pixels if it is genuine"
-                )
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image, max_pixels)
             image.load()
+            _check_pixels(image, max_pixels)  # a frame may be larger than what the header says
             return to_rgb(image)
     except ImageTooLargeError:
         raise
@@ -97,13 +96,23 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
             "images.max_pixels if it is genuine"
         ) from error
     except UnidentifiedImageError as error:
-        raise ImageDecodeError("the bytes are in no image format that can be read") from error
+        raise ImageDecodeError(
+            f"the bytes are in no image format that is read here ({', '.join(FORMATS)})"
+        ) from error
     except MemoryError as error:
         raise ImageTooLargeError("the image does not fit into memory") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise ImageDecodeError(
             f"the image cannot be decoded: {type(error).__name__}: {error}"
         ) from error
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise ImageTooLargeError(
+            f"the image declares {image.width} x {image.height} pixels, more than the allowed "
+            f"{max_pixels}; raise images.max_pixels if it is genuine"
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from jobs.job_errors import describe_errors
 from jobs.yaml_text import Document, Path, dotted, kind_of, read_document, read_value
 from pipeline.errors import JobError
 from pipeline.job import Job
+from pipeline.redact import is_redacted
 from pipeline.storage import Folder
 
 CONFIG_NAME = "config.yaml"
@@ -45,7 +46,13 @@ def load_job_of_run(run_folder: str) -> Job:
     if not folder.exists(CONFIG_NAME):
         raise JobError(f"{run_folder}: no {CONFIG_NAME} there; name a run folder or a job file")
     document = read_document(folder.url_of(CONFIG_NAME), folder.read(CONFIG_NAME).decode())
-    return _validated(Overridden(document, document.data, {}))
+    job = _validated(Overridden(document, document.data, {}))
+    if any(is_redacted(url) for url in job.manifest_urls):
+        raise JobError(
+            f"{document.name}: the manifest's URL had a secret in it, which was not written down; "
+            "name the job file instead of the run folder"
+        )
+    return job
 
 
 def is_job_file(name: str) -> bool:

@@ -39,6 +39,8 @@ def plan_table(plan: Plan, output: str) -> Table:
     _row(table, "to do", _count(plan.edits_pending), "bold")
     _row(table, "sources", _count(plan.sources))
     _row(table, "sources to do", _count(plan.groups_pending))
+    if plan.sources_refused:
+        _row(table, "  not allowed, will fail", _count(plan.sources_refused), "red")
     _row(table, "UNet rows to do", _count(plan.unet_rows))
     _row(table, "pictures to write", f"about {_size(plan.output_bytes)}")
     return table

@@ -20,8 +20,10 @@ import pyarrow as pa
 from fpe_core import EditParameters, decode_image, fit_image
 from fpe_core.errors import FPEError
 from pipeline.errors import RowError
+from pipeline.fetch import MAX_BYTES, check_size, read_uri
 from pipeline.outcome import FailureCode, short_message
-from pipeline.storage import read_uri
+from pipeline.redact import redact_url
+from pipeline.source_rules import SourceRules
 
 FETCH_THREADS = 8
 PIXEL_FIELDS = (
@@ -40,6 +42,8 @@ class DecodeSettings:
 
     fit: str = "crop"
     max_pixels: int = 100_000_000
+    max_bytes: int = MAX_BYTES
+    rules: SourceRules = field(default_factory=SourceRules)
     storage_options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +90,13 @@ def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
     try:
         data = row["image_bytes"]
         if data is None:
-            data = read_uri(row["uri"], options=settings.storage_options)
+            data = read_uri(
+                row["uri"],
+                options=settings.storage_options,
+                rules=settings.rules,
+                max_bytes=settings.max_bytes,
+            )
+        check_size(len(data), settings.max_bytes)
         parameters = EditParameters.from_dict(json.loads(row["parameters"]))
         image = decode_image(data, max_pixels=settings.max_pixels)
         fitted = fit_image(image, parameters.width_px, parameters.height_px, settings.fit)
@@ -97,7 +107,7 @@ def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
         code, reason = error.code, str(error)
     except Exception as error:  # noqa: BLE001 - a decoder may raise anything; it costs this row only
         code, reason = "", f"{type(error).__name__}: {error}"
-    source = row["uri"] or "the image bytes in the manifest"
+    source = redact_url(row["uri"]) or "the image bytes in the manifest"
     return DecodedSource(
         failure=FailureCode(code or FailureCode.DECODE_FAILED),
         message=short_message(f"{source}: {reason}"),

@@ -25,9 +25,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from pipeline.redact import tellable
+
 
 class PipelineError(Exception):
-    """The root."""
+    """The root. Its message holds no secret of a URL and no control characters."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(tellable(message))
 
 
 class UserError(PipelineError):
@@ -47,11 +52,11 @@ class ManifestError(UserError):
     def __init__(
         self, headline: str, problems: Sequence[str] = (), *, total: int | None = None
     ) -> None:
-        self.headline = headline
-        self.problems = tuple(problems)
+        self.headline = tellable(headline)
+        self.problems = tuple(map(tellable, problems))
         self.total = len(self.problems) if total is None else total
         hidden = self.total - len(self.problems)
-        lines = [headline, *(f"  {problem}" for problem in self.problems)]
+        lines = [self.headline, *(f"  {problem}" for problem in self.problems)]
         if hidden > 0:
             lines.append(f"  ... and {hidden} more")
         super().__init__("\n".join(lines))

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from fpe_core import ALGORITHM_VERSION, EditParameters
+from pipeline.redact import without_query
 
 MAX_STEM_CHARS = 60
 ID_BYTES = 16
@@ -132,9 +133,8 @@ def file_stem(row_id: str, path: str, prompt: str) -> str:
     """
     name = row_id
     if not name and path:
-        if path.startswith(("http://", "https://")):
-            path = path.split("?")[0].split("#")[0]
-        name = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+        path = without_query(path).rstrip("/\\")  # it may be a signature
+        name = re.split(r"[/\\]", path)[-1]
         name = name.rpartition(".")[0] or name
     for text in (name, prompt):
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", text)

@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
 from pipeline.prompts import Template, TemplateError
+from pipeline.redact import is_redacted, redact_url
+from pipeline.source_rules import check_rule
 
 MAX_COMBINATIONS = 10_000
 _SECRET_WORDS = {
@@ -213,7 +214,23 @@ class ImagesSection(_Section):
     max_pixels: int = Field(
         default=100_000_000, ge=1, description="larger images fail as image_too_large, undecoded"
     )
+    max_bytes: int = Field(
+        default=256_000_000, ge=1, description="larger files fail as image_too_large, unread"
+    )
+    allowed_sources: Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)] | None = Field(
+        default=None,
+        description="absolute folders and URLs, with all below them, from which images may be "
+        "read; others fail as source_forbidden; null: anywhere, []: only from the manifest itself",
+    )
     keep_source: bool = Field(default=True, description="write the fitted source beside its edits")
+
+    @field_validator("allowed_sources")
+    @classmethod
+    def _check_allowed_sources(cls, rules: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for rule in rules or ():
+            check_rule(rule)
+            _refuse_credentials_in_url(rule)
+        return rules
 
 
 class ResourcesSection(_Section):
@@ -373,9 +390,8 @@ def _refuse_credentials(options: Mapping[str, Any], path: str) -> None:
 
 
 def _refuse_credentials_in_url(url: str) -> None:
-    if "://" in url and "@" in urlsplit(url).netloc and ":" in urlsplit(url).netloc.split("@")[0]:
-        shown = url.split("://", 1)[0] + "://..." + url.rsplit("@", 1)[1]
+    if "@" in url and is_redacted(redact_url(url).split("?")[0]):
         raise ValueError(
-            f"{shown} holds a password, and a job file is stored with its output: "
+            f"{redact_url(url)} holds a password, and a job file is stored with its output: "
             "set it in the environment of every node"
         )

@@ -8,14 +8,15 @@ Rows are numbered from 0 over all files in the order of their URLs.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ManifestError
+from pipeline.errors import ManifestError, StorageError
 from pipeline.storage import Folder, absolute_url
 
 KNOWN_COLUMNS = (
@@ -55,11 +56,11 @@ class ManifestFile:
     @property
     def base(self) -> str:
         """The folder that relative URIs are relative to, as a URL."""
-        return self.url.rpartition("/")[0] or "/"
+        return _folder_and_name(self.url)[0] or "/"
 
     @property
     def name(self) -> str:
-        return self.url.rpartition("/")[2]
+        return _folder_and_name(self.url)[1]
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[M
 
 def _find(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
     """The Parquet files that a manifest URL names, as paths in the folder they have in common."""
-    parent, _, name = url.rstrip("/").rpartition("/")
+    parent, name = _folder_and_name(url.rstrip("/"))
     folder = Folder.open(parent or "/", options)
     if folder.is_file(name):
         return folder, [name]
@@ -224,6 +225,14 @@ def _find(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
             "any: check the path, and whether these credentials may list it"
         )
     return folder, paths
+
+
+def _folder_and_name(url: str) -> tuple[str, str]:
+    """A URL cut before its last name; a signature behind it may hold slashes of its own."""
+    is_web = url.startswith(("http://", "https://"))
+    bare = re.split("[?#]", url, maxsplit=1)[0] if is_web else url
+    folder, _, name = bare.rpartition("/")
+    return folder, name + url[len(bare) :]
 
 
 def _before_pattern(url: str) -> str:
@@ -242,17 +251,27 @@ def _is_hidden(path: str) -> bool:
 
 
 def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) -> ManifestFile:
-    base, _, name = url.rpartition("/")
+    base, name = _folder_and_name(url)
     folder = Folder.open(base or "/", options)
     try:
         with folder.open_read(name) as source:
             footer = pq.ParquetFile(source)
             rows, schema = footer.metadata.num_rows, footer.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+            _read_names(schema)
+    except StorageError:
+        raise
+    except Exception as error:  # damaged bytes make Arrow raise what they like
         raise ManifestError(f"{url} is no Parquet file, or is cut short: {error}") from error
     key_base = base[len(root) :].strip("/") if root else base
     label = url[len(root) :].lstrip("/") if root else url
     return ManifestFile(url, label, rows, first_row, schema, key_base)
+
+
+def _read_names(fields: Iterable[pa.Field]) -> None:
+    """Raises UnicodeDecodeError for a name that is no UTF-8, at any depth."""
+    for item in fields:
+        _ = item.name
+        _read_names(item.type.field(index) for index in range(item.type.num_fields))
 
 
 def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[str]:
@@ -289,9 +308,10 @@ def _carried_schema(files: Sequence[ManifestFile], carry: Sequence[str]) -> pa.S
         raise ManifestError(f"a column has different types in different files: {error}") from error
     for field in unified:
         if pa.types.is_map(field.type):
+            label = next(file.label for file in files if field.name in file.schema.names)
             raise ManifestError(
-                f"column {field.name} is a {field.type}, which datasets.load_dataset cannot load "
-                "from the output: make it a struct or a list, or leave it out"
+                f"{label}: column {field.name} is a {field.type}, which datasets.load_dataset "
+                "cannot load from the output: make it a struct or a list, or leave it out"
             )
     # A column that is null in every file has no type of its own.
     return pa.schema(

@@ -10,6 +10,8 @@ from enum import StrEnum
 
 import pyarrow as pa
 
+from pipeline.redact import tellable
+
 MAX_MESSAGE_CHARS = 500
 OUTCOMES_METADATA_KEY = b"fpe.outcomes"
 """Key in the schema metadata of a part's metadata.parquet; see `outcomes_to_bytes`."""
@@ -154,8 +156,8 @@ class EditKey:
 
 
 def short_message(message: str) -> str:
-    """One line of at most MAX_MESSAGE_CHARS characters that any encoder accepts."""
-    line = " ".join(message.split()).encode("utf-8", "replace").decode("utf-8")
+    """One line of at most MAX_MESSAGE_CHARS that any encoder accepts, without secrets of URLs."""
+    line = tellable(" ".join(message.split())).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
 
 

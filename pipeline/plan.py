@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,13 +22,16 @@ from pipeline.ids import canonical_json
 from pipeline.intent import Intent, PlannedGroup, understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.manifest_row import Problems
+from pipeline.manifest_row import Problems, SourceRow
+from pipeline.redact import redact_url
+from pipeline.source_rules import SourceRules
 from pipeline.storage import Folder
 from pipeline.work_list import work_files, work_schema, work_table
 
 PLAN_FOLDER = ".plan"
 PLAN_FILE = "plan.json"
 _PLAN_ID_BYTES = 8
+_log = logging.getLogger(__name__)
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}  # of photographs at quality 95, roughly
 
 
@@ -38,7 +42,8 @@ class Plan:
     `edits_total`, `sources` and `parameters` are the whole job's; `groups_pending`, `unet_rows` and
     `output_bytes` (an estimate) are of what is left. `work_files` are paths in the run folder, none
     where nothing is left or the plan was not written. `carried_schema` has the columns of the work
-    list's `carried`, and is None where nothing is carried.
+    list's `carried`, and is None where nothing is carried. `sources_refused` of the pending sources
+    will fail as source_forbidden, as far as their URIs tell (`images.allowed_sources`).
     """
 
     plan_id: str
@@ -53,6 +58,7 @@ class Plan:
     label_names: tuple[str, ...]
     fingerprint: str
     parameters: EditParameters
+    sources_refused: int = 0
 
     @property
     def edits_pending(self) -> int:
@@ -118,6 +124,8 @@ class _Survey:
     groups_pending: int = 0
     unet_rows: int = 0
     output_pixels: int = 0
+    refused: int = 0
+    first_refused: str = ""
     sources: set[bytes] = field(default_factory=set)
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=_PLAN_ID_BYTES))
 
@@ -127,6 +135,7 @@ def _survey(intent: Intent, done: AbstractSet[bytes]) -> _Survey:
     problems = Problems()
     survey = _Survey()
     schema = work_schema(intent.carried_schema)
+    rules = SourceRules(intent.job.images.allowed_sources)
     for groups, carried in intent.groups(problems):
         for group in groups:
             pending = sum(identity not in done for identity, _ in group.edits)
@@ -135,11 +144,18 @@ def _survey(intent: Intent, done: AbstractSet[bytes]) -> _Survey:
             survey.sources.add(group.source_id)
             if pending:
                 _count_pending(survey, intent, group, pending)
+                _count_refused(survey, rules, group.source)
         if not problems.total:
             table = work_table(groups, carried, done, schema).drop_columns(["image_bytes"])
             for batch in table.combine_chunks().to_batches():
                 survey.digest.update(batch.serialize())
     problems.raise_if_any()
+    if survey.refused:
+        _log.warning(
+            "%d sources will fail as source_forbidden; the first is %s",
+            survey.refused,
+            survey.first_refused,
+        )
     return survey
 
 
@@ -149,6 +165,14 @@ def _count_pending(survey: _Survey, intent: Intent, group: PlannedGroup, pending
     survey.unet_rows += unet_rows_of(parameters, pending, synthetic=group.source.is_synthetic)
     images = pending + (1 if intent.job.images.keep_source else 0)
     survey.output_pixels += images * parameters.width_px * parameters.height_px
+
+
+def _count_refused(survey: _Survey, rules: SourceRules, source: SourceRow) -> None:
+    refusal = rules.refusal(source.uri) if source.uri else ""
+    if refusal:
+        survey.refused += 1
+        shown = f"that of row {source.row}, {redact_url(source.uri)}: {refusal}"
+        survey.first_refused = survey.first_refused or shown
 
 
 def _plan_of(intent: Intent, survey: _Survey) -> Plan:
@@ -168,4 +192,5 @@ def _plan_of(intent: Intent, survey: _Survey) -> Plan:
         label_names=intent.label_names,
         fingerprint=intent.context.fingerprint,
         parameters=intent.parameters,
+        sources_refused=survey.refused,
     )

@@ -31,7 +31,9 @@ from pipeline.job import Job
 from pipeline.ledger import Ledger, adopt_orphan_parts, orphan_parts
 from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.plan import Plan, make_plan
+from pipeline.redact import redact_url
 from pipeline.resources import Pool, ray_session, size_pool
+from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.storage import Folder, absolute_url
 from pipeline.work_slice import cut_lost_groups, cut_work, quarantined
@@ -236,6 +238,8 @@ def _decoding(job: Job) -> DecodeSettings:
     return DecodeSettings(
         fit=job.images.fit,
         max_pixels=job.images.max_pixels,
+        max_bytes=job.images.max_bytes,
+        rules=SourceRules(job.images.allowed_sources),
         storage_options=job.storage_options,
     )
 
@@ -261,8 +265,8 @@ def _editing(job: Job, plan: Plan, layout: MetadataLayout, pool: Pool) -> EditSe
 
 
 def _config(job: Job, plan: Plan) -> bytes:
-    """The job as it runs: edit parameters resolved, places absolute."""
-    manifest = [absolute_url(url) for url in job.manifest_urls]
+    """The job as it runs: edit parameters resolved, places absolute, no secrets of URLs."""
+    manifest = [redact_url(absolute_url(url)) for url in job.manifest_urls]
     resolved = job.with_parameters(plan.parameters).model_copy(
         update={
             "manifest": manifest if isinstance(job.manifest, list) else manifest[0],

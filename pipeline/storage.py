@@ -1,6 +1,7 @@
-"""Files on any fsspec URL: one folder that is written once, and images that are read.
+"""Files on any fsspec URL: one folder that is written once.
 
-Nothing that exists is overwritten, except the derived summaries that `Folder.replace` is for.
+Nothing that exists is overwritten, except the derived summaries that `Folder.replace` is for. A
+file of zero bytes does not exist: it is what a failed write left, and its name is free.
 
 What an exclusive create (`Folder.write_new`) guarantees, by store:
 
@@ -31,13 +32,8 @@ from typing import Any, BinaryIO, Self, TypeAlias, TypeVar, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import (
-    AlreadyExistsError,
-    SourceForbiddenError,
-    SourceMissingError,
-    StorageError,
-)
-from pipeline.store_requests import explain, is_forbidden, means_taken, with_retries
+from pipeline.errors import AlreadyExistsError, StorageError
+from pipeline.store_requests import explain, means_taken, with_retries
 
 _TEMPORARY_PREFIX = ".tmp-"
 _T = TypeVar("_T")
@@ -64,12 +60,12 @@ class Folder:
 
     @cached_property
     def fs(self) -> fsspec.AbstractFileSystem:
-        return _filesystem(self.url, self.options)[0]
+        return filesystem_of(self.url, self.options)[0]
 
     @cached_property
     def root(self) -> str:
         """The folder as its file system names it, without a slash at the end."""
-        return _filesystem(self.url, self.options)[1].rstrip("/")
+        return filesystem_of(self.url, self.options)[1].rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "options": self.options}
@@ -94,12 +90,16 @@ class Folder:
         return self._ask(path, lambda: cast(bytes, self.fs.cat_file(full)))
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or folder, asked of the store and of no cache."""
+        """Whether there is a folder, or a file that is not empty; asks the store and no cache."""
         full = self.path_of(path)
 
         def ask() -> bool:
             self.fs.invalidate_cache(posixpath.dirname(full))
-            return bool(self.fs.exists(full))
+            try:
+                info = self.fs.info(full)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return bool(info["type"] == "directory" or info["size"] != 0)
 
         return self._ask(path, ask)
 
@@ -210,12 +210,14 @@ class Folder:
             self._ask(path, create)
         except StorageError as error:
             # The client below retries on its own, so a refusal can be the echo of our own success.
-            if means_taken(error.__cause__) and not self._holds(full, data):
+            if not means_taken(error.__cause__):
+                raise
+            if self._holds(full, b""):
+                self.replace(path, data)
+            elif not self._holds(full, data):
                 raise AlreadyExistsError(
                     f"{self.url_of(path)} was written by someone else meanwhile"
                 ) from error
-            if not means_taken(error.__cause__):
-                raise
 
     def _holds(self, full: str, data: bytes) -> bool:
         try:
@@ -250,31 +252,6 @@ def is_local_path(url: str) -> bool:
     return "://" not in url and "::" not in url
 
 
-def read_uri(uri: str, base: str = "", options: Mapping[str, Any] | None = None) -> bytes:
-    """The bytes of a source; a relative URI is relative to the folder `base`.
-
-    Raises SourceMissingError (not there, a folder, an unknown protocol, or no try succeeded) and
-    SourceForbiddenError.
-    """
-    url = resolve_uri(uri, base)
-    try:
-        fs, path = _filesystem(url, options or {})
-        if isinstance(fs, LocalFileSystem):
-            return _read_local(Path(path))
-        return with_retries(fs, lambda: cast(bytes, fs.cat_file(path)))
-    except Exception as error:  # every client has its own tree of errors
-        message = f"{url}: {explain(error)}"
-        if is_forbidden(error):
-            raise SourceForbiddenError(message) from error
-        raise SourceMissingError(message) from error
-
-
-def _read_local(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe or device would be read for ever
-        raise IsADirectoryError(path)
-    return path.read_bytes()
-
-
 def resolve_uri(uri: str, base: str) -> str:
     """A URI or path, made absolute by the folder `base` where it is relative."""
     if "://" in uri:
@@ -288,7 +265,7 @@ def resolve_uri(uri: str, base: str) -> str:
     return f"{protocol}://{joined.lstrip('/')}"
 
 
-def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the URL's path in it. Raises StorageError.
 
     Options go to object stores only: a job has one set of them, while its manifest, sources and
@@ -299,7 +276,9 @@ def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFi
     if "://" not in url:  # a path may hold "::" or "#", which are more than characters in a URL
         return LocalFileSystem(), os.path.abspath(url)  # noqa: PTH100  # text in, text out
     protocol = url.split("://", 1)[0]
-    if protocol in ("file", "local", "memory", "http", "https"):
+    if protocol in ("file", "local"):
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
+    if protocol in ("memory", "http", "https"):
         options = {}
     try:
         if protocol in ("http", "https"):  # fsspec would take the "::" of an IPv6 host for its own
@@ -320,10 +299,14 @@ def _create_local(full: str, data: bytes) -> None:
     temporary = _write_temporary(target, data)
     try:
         os.link(temporary, target)
+    except FileExistsError:
+        if target.stat().st_size:
+            raise
+        temporary.replace(target)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        if target.exists():
+        if target.exists() and target.stat().st_size:
             raise FileExistsError(full) from error
         temporary.rename(target)
         return

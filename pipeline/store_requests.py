@@ -14,7 +14,8 @@ import stamina
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.errors import StorageError
+from fpe_core import ImageTooLargeError
+from pipeline.errors import RowError, StorageError
 
 REQUEST_ATTEMPTS = 4
 _T = TypeVar("_T")
@@ -32,11 +33,13 @@ def with_retries(fs: fsspec.AbstractFileSystem, request: Callable[[], _T]) -> _T
 _PERMANENT = (
     FileExistsError,
     FileNotFoundError,
+    ImageTooLargeError,
     ImportError,
     IsADirectoryError,
     NotADirectoryError,
     NotImplementedError,
     PermissionError,
+    RowError,
     StorageError,
     TypeError,
     ValueError,

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import WorkerDiedError
 from pipeline.outcome import EditKey, EditOutcome, outcomes_table
+from pipeline.redact import redact_url
 from pipeline.storage import Folder
 
 
@@ -83,6 +84,6 @@ def _quarantine(table: pa.Table) -> Iterator[EditOutcome]:
             )
             yield key.failed(
                 WorkerDiedError.code,
-                f"{row['uri'] or 'this source'} killed its worker every time; the workers' logs "
-                "are in Ray's session folder",
+                f"{redact_url(row['uri']) or 'this source'} killed its worker every time; the "
+                "workers' logs are in Ray's session folder",
             )

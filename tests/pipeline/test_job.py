@@ -53,6 +53,8 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "format": "png",
             "quality": 95,
             "max_pixels": 100_000_000,
+            "max_bytes": 256_000_000,
+            "allowed_sources": None,
             "keep_source": True,
         },
         "resources": {

@@ -199,7 +199,14 @@ def test_metadata_without_outcomes_gives_the_accepted_ones(folder: Folder) -> No
     assert row == expected
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", None])
+def test_metadata_of_zero_bytes_finishes_no_part(folder: Folder) -> None:
+    folder.replace("part-a/metadata.parquet", b"")
+    assert adopt_orphan_parts(folder, Ledger.open(folder)) == 0
+    write_part(folder, "part-a", table_of(accepted(1, "part-a")))
+    assert adopt_orphan_parts(folder, Ledger.open(folder)) == 1
+
+
+@pytest.mark.parametrize("content", [b"PAR1", None])
 def test_damaged_metadata_is_named(folder: Folder, content: bytes | None) -> None:
     if content is None:
         sink = io.BytesIO()

@@ -462,3 +462,13 @@ def test_a_carried_map_is_refused_because_the_output_would_not_load(tmp_path: Pa
     url = write(tmp_path / "m.parquet", pa.table(columns))
     with pytest.raises(ManifestError, match="column tags is a map"):
         Manifest.open(url)
+
+
+@pytest.mark.parametrize("name", [b"taste", b"child"])
+def test_names_of_columns_that_are_no_utf8_name_the_file(tmp_path: Path, name: bytes) -> None:
+    columns = {"image": ["a.png"], "target_prompt": ["x"], "taste": [{"child": 1}]}
+    url = write(tmp_path / "m.parquet", pa.table(columns), store_schema=False)
+    content = Path(url).read_bytes()
+    Path(url).write_bytes(content.replace(name, b"\xff" * len(name)))
+    with pytest.raises(ManifestError, match=r"m\.parquet is no Parquet file, or is cut short.*utf"):
+        Manifest.open(url)

@@ -423,3 +423,18 @@ def test_an_output_inside_the_manifest_folder_is_refused(make_job: MakeJob) -> N
     inside = job.model_copy(update={"manifest": folder, "output": f"{folder}/run"})
     with pytest.raises(JobError, match="lies in the manifest folder"):
         make_plan(inside)
+
+
+def test_a_plan_counts_the_sources_that_may_not_be_read(
+    make_job: MakeJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uris = ["a.png", "/etc/passwd", "https://me:SECRET@host/b.png?sig=SECRET", None]
+    columns = {"image": uris, "target_prompt": ["x"] * 4, "source_prompt": ["y"] * 4}
+    columns |= {"seed": [None, None, None, 7]}
+    job = make_job(columns, images={"allowed_sources": [str(tmp_path)]})
+    plan = make_plan(job, write=False)
+    assert (plan.edits_pending, plan.sources_refused) == (4, 2)
+    assert "2 sources will fail as source_forbidden; the first is that of row 1" in caplog.text
+    assert make_plan(make_job(columns), write=False).sources_refused == 0
+    finish(job, edit_ids(job))
+    assert make_plan(job, write=False).sources_refused == 0

@@ -20,7 +20,8 @@ from pipeline.errors import (
     SourceMissingError,
     StorageError,
 )
-from pipeline.storage import Folder, absolute_url, read_uri, resolve_uri
+from pipeline.fetch import read_uri
+from pipeline.storage import Folder, absolute_url, resolve_uri
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,15 @@ def test_a_file_is_never_overwritten_by_write_new(folder: Folder) -> None:
         folder.write_new("a/x", b"second")
     assert not folder.write_if_absent("a/x", b"third")
     assert folder.write_if_absent("a/y", b"other")
+    assert folder.read("a/x") == b"first"
+
+
+def test_a_file_of_zero_bytes_does_not_exist(folder: Folder) -> None:
+    folder.replace("a/x", b"")
+    assert not folder.exists("a/x")
+    assert folder.exists("a")
+    assert folder.write_if_absent("a/x", b"first")
+    assert not folder.write_if_absent("a/x", b"second")
     assert folder.read("a/x") == b"first"
 
 

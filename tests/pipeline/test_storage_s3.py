@@ -13,8 +13,9 @@ from pipeline.errors import (
     SourceMissingError,
     StorageError,
 )
+from pipeline.fetch import read_uri
 from pipeline.ledger import Ledger
-from pipeline.storage import Folder, read_uri
+from pipeline.storage import Folder
 from tests.pipeline.outcome_rows import accepted, failed, table_of
 from tests.s3_server import S3Server, s3_server  # noqa: F401
 
@@ -60,7 +61,7 @@ def test_a_file_written_by_another_process_is_seen_through_every_cache(folder: F
     other = pickle.loads(pickle.dumps(folder))
     other.fs.clear_instance_cache()
     stranger = type(other.fs)(skip_instance_cache=True, **folder.options)
-    stranger.pipe_file(folder.path_of("seen/second"), b"")
+    stranger.pipe_file(folder.path_of("seen/second"), b"theirs")
     assert folder.exists("seen/second")
     assert folder.list("seen") == ["seen/first", "seen/second"]
     with pytest.raises(AlreadyExistsError):
