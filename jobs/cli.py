@@ -27,7 +27,7 @@ app = typer.Typer(
     help="Edit whole image datasets with text: Free-Prompt-Editing on Ray Data.",
     epilog="Exit codes: 0 done; 1 stopped before the end, or not in order; 2 wrong command line, "
     "job file, manifest or checkpoint; 130 and 143 interrupted (the same command goes on); "
-    "70 a defect of this program.",
+    "75 another run has the run folder; 70 a defect of this program.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,5 +1,6 @@
 """The whole job: plan, start Ray, stream outcomes into the ledger, sum up. The only writer of it.
 
+lease    one run at a time: another one on the same folder is refused
 adopt    finished parts that a killed run did not get to commit
 plan     ids of every edit, less what the ledger has; nothing left: no Ray, the end
 stream   decode -> edit -> write on the cluster; outcomes arrive block by block
@@ -7,6 +8,8 @@ commit   every few seconds, and whatever happens at the end: a failure, a signal
 retry    groups whose block was lost to a dying worker, one by one; one that kills its worker
          again fails as worker_died
 sum up   stats.json, README.md, config.yaml
+
+`commit` says what is written when, and what a crash between any two of them leaves.
 """
 
 from __future__ import annotations
@@ -22,13 +25,15 @@ from typing import Protocol
 import pyarrow as pa
 import yaml
 
+from pipeline.commit import adopt_orphan_parts, orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
 from pipeline.errors import Interrupted, JobError, StorageError
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
-from pipeline.ledger import Ledger, adopt_orphan_parts, orphan_parts
+from pipeline.lease import Lease, hold_lease
+from pipeline.ledger import Ledger
 from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.plan import Plan, make_plan
 from pipeline.resources import Pool, ray_session, size_pool
@@ -56,15 +61,22 @@ class ProgressSink(Protocol):
 def run_job(job: Job, *, progress: ProgressSink) -> RunSummary:
     """Makes every edit of a job that the ledger of its run folder does not have yet.
 
-    Raises UserErrors: JobError and ManifestError before anything is written; ResourceError;
-    TooManyFailuresError, Interrupted and WorkerError after what had arrived is committed.
+    Raises UserErrors: LeaseError while another run has the folder, or as soon as one took it over;
+    JobError and ManifestError before any work; ResourceError; TooManyFailuresError, Interrupted and
+    WorkerError after what had arrived is committed.
     """
-    tally = Tally()
     folder = Folder.open(job.output, job.storage_options)
-    ledger = Ledger.open(folder)
+    times = job.lease
+    with hold_lease(folder, expiry_s=times.expiry_s, heartbeat_s=times.heartbeat_s) as lease:
+        return _run_with(lease, job, folder, progress)
+
+
+def _run_with(lease: Lease, job: Job, folder: Folder, progress: ProgressSink) -> RunSummary:
+    tally = Tally()
+    ledger = Ledger.open(folder, lease)
     adopt_orphan_parts(folder, ledger)
     plan = make_plan(job, ledger)
-    run = _Run(job, folder, ledger, plan, _layout(job, plan), tally, progress)
+    run = _Run(job, folder, lease, ledger, plan, _layout(job, plan), tally, progress)
     if not plan.edits_pending:
         _log.info("all %d edits are done already", plan.edits_total)
         if plan.edits_total and not run.is_summed_up():
@@ -89,6 +101,7 @@ class _Run:
 
     job: Job
     folder: Folder
+    lease: Lease
     ledger: Ledger
     plan: Plan
     layout: MetadataLayout
@@ -133,8 +146,8 @@ class _Run:
                 with closing(self._outcomes(self.pool, stops)) as outcomes:
                     self._collect(outcomes, stops)
         finally:
-            self.sum_up()
             self.progress.finish()
+            self.sum_up()
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
         """Takes outcomes in and commits them, the last ones however it ends."""
@@ -176,7 +189,8 @@ class _Run:
             return False
 
     def sum_up(self) -> None:
-        """Writes what can be derived from the ledger at any time."""
+        """Writes what can be derived from the ledger at any time, and is still ours to write."""
+        self.lease.check()
         stats = encode_stats(
             self.tally.summary(self.plan, self.folder.url),
             self.ledger.counts(),
@@ -190,7 +204,7 @@ class _Run:
         """Outcomes of all pending groups, with the worker where there was one."""
         from pipeline.graph import stream_outcomes  # starts Ray Data: only when needed
 
-        decoding, editing = _decoding(self.job), _editing(self.job, self.plan, self.layout, pool)
+        decoding, editing = _decoding(self.job), _editing(self, pool)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
         yield from stream_outcomes(
             self.folder, slices, decoding=decoding, editing=editing, pool=pool
@@ -240,13 +254,13 @@ def _decoding(job: Job) -> DecodeSettings:
     )
 
 
-def _editing(job: Job, plan: Plan, layout: MetadataLayout, pool: Pool) -> EditSettings:
-    model = job.model
+def _editing(run: _Run, pool: Pool) -> EditSettings:
+    job, model = run.job, run.job.model
     return EditSettings(
         output=absolute_url(job.output),
         storage_options=job.storage_options,
         checkpoint=model.checkpoint,
-        checkpoint_fingerprint=plan.fingerprint,
+        checkpoint_fingerprint=run.plan.fingerprint,
         device=model.device if pool.gpus_per_actor or model.device != "auto" else "cpu",
         dtype=model.dtype,
         allow_pickle=model.allow_pickle,
@@ -256,7 +270,8 @@ def _editing(job: Job, plan: Plan, layout: MetadataLayout, pool: Pool) -> EditSe
         memory_share=pool.memory_share,
         threads=pool.threads_per_actor,
         image_format=ImageFormat(job.images.format, job.images.quality),
-        layout=layout,
+        layout=run.layout,
+        lease=run.lease,
     )
 
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fpe_core import FPEError, decode_image
+from pipeline.commit import METADATA_FILE, finished_parts, uncommitted
 from pipeline.errors import LedgerError, StorageError
 from pipeline.intent import understand
 from pipeline.job import Job
-from pipeline.ledger import METADATA_FILE, Ledger, finished_parts, uncommitted
+from pipeline.ledger import Ledger
 from pipeline.outcome import Outcome
 from pipeline.storage import Folder
 

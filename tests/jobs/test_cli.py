@@ -262,6 +262,41 @@ def test_demo_leaves_a_sheet_and_names_it_last(tmp_path: pathlib.Path, ray_clust
     assert (tmp_path / "demo" / "contact_sheet.png").stat().st_mtime_ns == drawn
 
 
+def test_a_run_that_is_killed_blocks_nobody_and_a_running_one_does(
+    small_job: pathlib.Path,
+) -> None:
+    """Two runs on one folder: the second is refused while the first lives, and then goes on."""
+    code = "from jobs.cli import main; main()"
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(small_job)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "starting the workers" in line:
+            break
+    code, printed, errors = fpe("run", str(small_job))
+    assert (code, printed) == (75, "")
+    assert f"is in use by another run: process {running.pid} on" in errors
+    assert "Traceback" not in errors
+    code, printed, _ = fpe("status", str(small_job))
+    assert code == 0
+    assert f"process {running.pid} on" in figures(printed)["in use by"]
+    assert fpe("verify", str(small_job))[0] == 0
+    running.kill()
+    running.communicate()
+    code, printed, errors = fpe("run", str(small_job))
+    assert code == 0, errors
+    row = figures(printed)
+    assert int(row["done before"]) + int(row["accepted"]) == 6
+    code, printed, _ = fpe("verify", str(small_job))
+    assert code == 0, printed
+    assert figures(printed)["accepted"] == "6"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_in_order(job_file: pathlib.Path, number: signal.Signals) -> None:
     """The process of its own that a person or a scheduler starts, with a Ray of its own."""
@@ -284,3 +319,4 @@ def test_a_signal_ends_a_run_in_order(job_file: pathlib.Path, number: signal.Sig
     assert "the same command goes on" in errors.lower()
     assert "Traceback" not in printed + errors
     assert fpe("verify", str(job_file))[0] == 0
+    assert "in use by" not in fpe("status", str(job_file))[1], "the lease was given back"

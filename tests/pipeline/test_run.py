@@ -22,9 +22,16 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import Interrupted, JobError, ResourceError, TooManyFailuresError
+from pipeline.errors import (
+    Interrupted,
+    JobError,
+    LeaseError,
+    ResourceError,
+    TooManyFailuresError,
+)
 from pipeline.graph import WorkerError
 from pipeline.job import Job
+from pipeline.lease import Lease, hold_lease, lease_state, take_lease
 from pipeline.ledger import Ledger
 from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.run import run_job
@@ -72,6 +79,23 @@ class InterruptedBy(Recorder):
     def advance(self, outcomes_table: pa.Table) -> None:
         super().advance(outcomes_table)
         os.kill(os.getpid(), self._number)
+
+
+class TakenOver(Recorder):
+    """One that lets another run take the folder over when the first outcomes arrive.
+
+    As if this process had slept for an hour just then.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._folder = Folder.open(job.output)
+        self.taken: Lease | None = None
+
+    def advance(self, outcomes_table: pa.Table) -> None:
+        super().advance(outcomes_table)
+        if self.taken is None:
+            self.taken = take_lease(self._folder, expiry_s=60.0, silence_s=lambda *_: 3600.0)
 
 
 class WorkerKiller(Recorder):
@@ -174,7 +198,9 @@ def stats_of(job: Job) -> dict[str, Any]:
 
 
 def files_of(job: Job) -> dict[Path, int]:
-    return {p: p.stat().st_mtime_ns for p in Path(job.output).rglob("*") if p.is_file()}
+    """All files but the lease's, with the time of their last change."""
+    files = (p for p in Path(job.output).rglob("*") if p.is_file() and ".lease" not in p.parts)
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_every_edit_of_a_manifest_has_its_outcome(finished: Finished) -> None:
@@ -343,6 +369,46 @@ def test_a_stopped_job_commits_and_goes_on(
     summary = run_job(job, progress=Recorder())
     assert summary.accepted == 12 - summary.already_done
     assert summary.already_done >= len(arrived)
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert verification.accepted == 12
+
+
+def test_a_run_on_a_folder_that_another_has_is_refused(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    job = make_job(write_manifest(1))
+    with hold_lease(Folder.open(job.output), expiry_s=60.0, heartbeat_s=20.0):
+        progress = Recorder()
+        with pytest.raises(LeaseError, match="is in use by another run: process"):
+            run_job(job, progress=progress)
+        assert progress.started == []
+        assert files_of(job) == {}
+    assert run_job(job, progress=Recorder()).accepted == 1
+    state = lease_state(Folder.open(job.output))
+    assert state is not None
+    assert (state.token, state.is_released) == (2, True)
+
+
+def test_a_run_that_was_taken_over_commits_and_sums_up_nothing_more(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    """Its workers finish no part either; what they had finished is found by the next run."""
+    job = make_job(write_manifest(12))
+    progress = TakenOver(job)
+    with pytest.raises(LeaseError, match="this run has lost the run folder"):
+        run_job(job, progress=progress)
+    assert progress.finished == 1
+    assert outcomes_of(job) == []
+    assert not Path(job.output, "stats.json").exists()
+    finished_parts = list(Path(job.output).glob("part-*/metadata.parquet"))
+    assert 1 <= len(finished_parts) < 6, "blocks of two"
+    # The other run holds the folder in this process; now it is gone, an hour later.
+    assert progress.taken is not None
+    progress.taken.folder.replace(".lease/beat-00000002.json", b'{"beats": 1, "released": true}')
+    summary = run_job(job, progress=Recorder())
+    assert summary.already_done >= 2 * len(finished_parts) - 2
+    assert summary.already_done + summary.accepted == 12
     verification = verify_run(job)
     assert verification.ok, verification.problems
     assert verification.accepted == 12

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.commit import adopt_orphan_parts
 from pipeline.job import Job
-from pipeline.ledger import Ledger, adopt_orphan_parts
+from pipeline.ledger import Ledger
 from pipeline.verify import Verification, verify_run
 from tests.pipeline.finished_run import FinishedRun
 
