@@ -37,6 +37,12 @@ What a crash leaves, and how the next run mends it:
   before 7    summaries that lag behind; a run that finds nothing to do writes them again.
   before 8    as after 1.
 
+Failed edits that are tried again (`fpe retry`) go the same way from 2 to 8; in 6 their new outcome
+is a later row and supersedes the failure, which stays. Their part never has the name of a finished
+one: a part's name is the hash of the edits attempted in it, a finished part holds an accepted edit,
+and no accepted edit is ever tried again. A retry that is killed leaves what any run leaves; what it
+had committed, or finished, no longer stands as failed, and the same command tries the rest.
+
 Listings are asked for three things: which tokens, which ledger files and which parts there are. A
 token or number that a listing failed to show is found taken by its create, and the run stops or
 looks again. A part that it failed to show would be made again: under the same name where the block
@@ -81,9 +87,7 @@ def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> I
 def uncommitted(folder: Folder, ledger: Ledger, part: str) -> pa.Table:
     """The outcomes of a finished part that the ledger lacks. Raises LedgerError."""
     outcomes = read_part_outcomes(folder, part)
-    done = ledger.done_ids()
-    lacking = [edit_id not in done for edit_id in outcomes["edit_id"].to_pylist()]
-    return outcomes.filter(pa.array(lacking, pa.bool_()))
+    return outcomes.filter(pa.array(ledger.lacks(outcomes), pa.bool_()))
 
 
 def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table]]:

@@ -4,6 +4,8 @@ A ledger is a row of files, `.ledger/outcomes-00000000.parquet` and so on. Only 
 them, each by an exclusive create under the next number, and none is ever written again. So a kill
 at any moment leaves whole files, and of two drivers on one run folder the second finds its number
 taken and stops instead of doubling outcomes (on stores with a real exclusive create: see storage).
+An edit has one standing outcome, its latest: accepted and rejected are final, failed ones can be
+tried again (`Ledger.reopen`), and what came of that is a later row; the earlier one stays.
 A file without rows is a fence, see `fence`. `commit` tells what else a run writes, and when.
 """
 
@@ -13,7 +15,7 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -35,7 +37,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """What a ledger holds, summed. `seconds` and `unet_rows` count every edit's share once."""
+    """What a ledger holds, summed: every edit once, by its standing outcome.
+
+    `seconds` and `unet_rows` are what all of it cost, with the attempts that were superseded.
+    """
 
     accepted: int = 0
     rejected: int = 0
@@ -66,6 +71,8 @@ class Ledger:
         self._right = right
         self._next_number = 0
         self._done: set[bytes] = set()
+        self._failed: dict[bytes, str] = {}
+        self._reopened: frozenset[bytes] = frozenset()
         self._parts: set[str] = set()
         self._last_parts: set[str] = set()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -92,6 +99,30 @@ class Ledger:
     def done_ids(self) -> set[bytes]:
         """The edit ids that are in the ledger. The set is the ledger's own: read it only."""
         return self._done
+
+    def failed_ids(self, codes: Collection[str] = ()) -> frozenset[bytes]:
+        """The edits that stand as failed, with one of these failure codes; no codes: with any."""
+        return frozenset(i for i, code in self._failed.items() if not codes or code in codes)
+
+    def reopen(self, edit_ids: frozenset[bytes]) -> None:
+        """Lets failed edits enter once more, whatever comes of them. Writes nothing.
+
+        Raises ValueError for an edit that does not stand as failed.
+        """
+        if not edit_ids <= self._failed.keys():
+            raise ValueError("only edits that stand as failed can be tried again")
+        self._reopened = edit_ids
+
+    def lacks(self, table: pa.Table) -> list[bool]:
+        """Which of these outcomes the ledger does not have: of new edits, or better than a failure.
+
+        One that is better is found where a part was finished although its edits count as failed.
+        """
+        columns = (table[name].to_pylist() for name in ("edit_id", "outcome"))
+        return [
+            edit_id not in self._done or (edit_id in self._failed and outcome != Outcome.FAILED)
+            for edit_id, outcome in zip(*columns, strict=True)
+        ]
 
     def parts(self) -> set[str]:
         """Names of the parts that hold accepted edits of the ledger."""
@@ -123,13 +154,14 @@ class Ledger:
     def commit(self, table: pa.Table) -> pa.Table:
         """Adds outcomes and returns those that were added: an edit that is in already is left out.
 
-        They are committed when this returns. Writes nothing for nothing new. Raises LeaseError
-        where another run has the folder by now, LedgerError where another driver committed or put
-        up a fence meanwhile, and StorageError.
+        A failed edit is not in the way of a better outcome, a reopened one of none. They are
+        committed when this returns. Writes nothing for nothing new. Raises LeaseError where another
+        run has the folder by now, LedgerError where another driver committed or put up a fence
+        meanwhile, and StorageError.
         """
         if not table.schema.equals(OUTCOME_SCHEMA):
             raise ValueError(f"outcomes must have OUTCOME_SCHEMA, got {table.schema}")
-        new = table.filter(pa.array(self._is_new(table["edit_id"].to_pylist()), pa.bool_()))
+        new = table.filter(pa.array(self._enters(table), pa.bool_()))
         if not new.num_rows:
             return new
         sink = io.BytesIO()
@@ -157,13 +189,15 @@ class Ledger:
         """Paths of the ledger's files, in the order of commits, fences included."""
         return _files(self.folder)
 
-    def _is_new(self, edit_ids: list[bytes]) -> list[bool]:
+    def _enters(self, table: pa.Table) -> list[bool]:
         seen: set[bytes] = set()
-        new = []
-        for edit_id in edit_ids:
-            new.append(edit_id not in self._done and edit_id not in seen)
+        enters = []
+        for edit_id, is_lacking in zip(
+            table["edit_id"].to_pylist(), self.lacks(table), strict=True
+        ):
+            enters.append((is_lacking or edit_id in self._reopened) and edit_id not in seen)
             seen.add(edit_id)
-        return new
+        return enters
 
     def _read(self, name: str) -> pa.Table:
         data = self.folder.read(name)
@@ -179,6 +213,14 @@ class Ledger:
         if not table.num_rows:
             return  # a fence; the last commit is still the last
         ids = table["edit_id"].to_pylist()
+        self._supersede(ids)
+        self._failed |= {
+            edit_id: reason
+            for edit_id, outcome, reason in zip(
+                ids, table["outcome"].to_pylist(), table["reason"].to_pylist(), strict=True
+            )
+            if outcome == Outcome.FAILED and edit_id not in self._done
+        }
         self._done.update(ids)
         self._last_parts = {part for part in pc.unique(table["part"]).to_pylist() if part}
         self._parts |= self._last_parts
@@ -189,8 +231,16 @@ class Ledger:
         self._seconds += float(np.nansum(table["seconds"].to_numpy()))
         _log.debug("%s: %d outcomes", name, len(ids))
 
+    def _supersede(self, edit_ids: list[bytes]) -> None:
+        """Takes the failures of these edits out of the count; their rows stay in their files."""
+        superseded = self._failed.keys() & edit_ids
+        for edit_id in superseded:
+            self._counts[Outcome.FAILED, self._failed.pop(edit_id)] -= 1
+        self._done -= superseded
+        self._reopened -= superseded
+
     def _reasons(self, outcome: Outcome) -> dict[str, int]:
-        found = {reason: n for (kind, reason), n in self._counts.items() if kind == outcome}
+        found = {reason: n for (kind, reason), n in self._counts.items() if kind == outcome and n}
         return dict(sorted(found.items()))
 
 

@@ -5,7 +5,7 @@ adopt    finished parts that a killed run did not get to commit
 plan     ids of every edit, less what the ledger has; nothing left: no Ray, the end
 stream   decode -> edit -> write on the cluster; outcomes arrive block by block
 commit   every few seconds, and whatever happens at the end: a failure, a signal, a dead worker
-retry    groups whose block was lost to a dying worker, one by one; one that kills its worker
+again    groups whose block was lost to a dying worker, one by one; one that kills its worker
          again fails as worker_died
 sum up   stats.json, README.md, config.yaml
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -34,7 +34,7 @@ from pipeline.interruption import StopRequests
 from pipeline.job import Job
 from pipeline.lease import Lease, hold_lease
 from pipeline.ledger import Ledger
-from pipeline.outcome import OUTCOME_SCHEMA
+from pipeline.outcome import OUTCOME_SCHEMA, FailureCode
 from pipeline.plan import Plan, make_plan
 from pipeline.resources import Pool, ray_session, size_pool
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
@@ -65,20 +65,45 @@ def run_job(job: Job, *, progress: ProgressSink) -> RunSummary:
     JobError and ManifestError before any work; ResourceError; TooManyFailuresError, Interrupted and
     WorkerError after what had arrived is committed.
     """
+    return _hold_and_run(job, progress, retry=None)
+
+
+def retry_failed(
+    job: Job, codes: Collection[FailureCode] = (), *, progress: ProgressSink
+) -> RunSummary:
+    """Makes the edits of a job again that stand as failed in the ledger of its run folder.
+
+    `codes`: only failures of these kinds; none: all. New edits of the job are left to `run_job`,
+    failed ones of other jobs or manifests stay as they are. Raises what `run_job` raises.
+    """
+    return _hold_and_run(job, progress, retry=codes)
+
+
+def _hold_and_run(
+    job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
+) -> RunSummary:
     folder = Folder.open(job.output, job.storage_options)
     times = job.lease
     with hold_lease(folder, expiry_s=times.expiry_s, heartbeat_s=times.heartbeat_s) as lease:
-        return _run_with(lease, job, folder, progress)
+        return _run_with(lease, job, progress, retry)
 
 
-def _run_with(lease: Lease, job: Job, folder: Folder, progress: ProgressSink) -> RunSummary:
-    tally = Tally()
+def _run_with(
+    lease: Lease, job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
+) -> RunSummary:
+    """All of a run between taking the lease and giving it back; `retry` None: what is new."""
+    tally, folder = Tally(), lease.folder
     ledger = Ledger.open(folder, lease)
     adopt_orphan_parts(folder, ledger)
-    plan = make_plan(job, ledger)
+    only = None if retry is None else ledger.failed_ids(retry)
+    ledger.reopen(only or frozenset())
+    plan = make_plan(job, ledger, only=only)
+    if only is not None and plan.edits_pending < len(only):
+        others = len(only) - plan.edits_pending
+        _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
     run = _Run(job, folder, lease, ledger, plan, _layout(job, plan), tally, progress)
     if not plan.edits_pending:
-        _log.info("all %d edits are done already", plan.edits_total)
+        _log.info("nothing to do: %d edits planned, %d left out", plan.edits_total, plan.edits_done)
         if plan.edits_total and not run.is_summed_up():
             run.sum_up()  # the last run was killed after its last commit
         return tally.summary(plan, folder.url)
@@ -184,7 +209,9 @@ class _Run:
         """Whether stats.json counts what the ledger holds."""
         try:
             stats = json.loads(self.folder.read(STATS_FILE))
-            return bool(stats["total"]["edits"] == self.ledger.counts().total)
+            total, counts = stats["total"], self.ledger.counts()
+            found = (total["accepted"], total["rejected"], total["failed"])
+            return bool(found == (counts.accepted, counts.rejected, counts.failed))
         except (StorageError, ValueError, KeyError, TypeError):
             return False
 

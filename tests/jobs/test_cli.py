@@ -79,7 +79,7 @@ def test_help_answers_without_torch_and_ray() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for command in ("run", "plan", "status", "verify", "sheet", "config", "demo"):
+    for command in ("run", "retry", "plan", "status", "verify", "sheet", "config", "demo"):
         assert command in done.stdout
     assert "Exit codes" in done.stdout
 
@@ -231,6 +231,25 @@ def test_a_bad_picture_costs_its_row_and_not_the_exit_code(small_job: pathlib.Pa
     code, printed, _ = fpe("verify", str(small_job))
     assert code == 0
     assert figures(printed)["failed"] == "4"
+
+    output = str(small_job.parent / "run")
+    code, printed, errors = fpe("retry", output, "--only", "nan_latent", "--only", "write_failed")
+    assert code == 0, errors
+    assert "No edit of this job has failed as nan_latent or write_failed: nothing to" in printed
+    code, _, errors = fpe("retry", output, "--only", "bad_luck")
+    assert code == 2
+    assert "--only bad_luck: no failure code; there are source_missing, " in errors
+
+    (small_job.parent / "0.png").rename(small_job.parent / "2.png")
+    code, printed, errors = fpe("retry", output, "--only", "source_missing")
+    assert code == 0, errors
+    row = figures(printed)
+    assert (row["edits planned"], row["accepted"], row["failed"]) == ("6", "2", "0")
+    code, printed, _ = fpe("verify", output)
+    assert code == 0, printed
+    row = figures(printed)
+    assert (row["accepted"], row["failed"]) == ("4", "2")
+    assert figures(fpe("status", output)[1])["decode_failed"] == "2"
 
 
 def test_too_many_failures_stop_the_job(small_job: pathlib.Path) -> None:

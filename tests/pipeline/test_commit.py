@@ -102,3 +102,21 @@ def test_damaged_metadata_is_named(folder: Folder, content: bytes | None) -> Non
     folder.write_new("part-a/metadata.parquet", content)
     with pytest.raises(LedgerError, match=r"part-a/metadata\.parquet is damaged"):
         adopt_orphan_parts(folder, Ledger.open(folder))
+
+
+def test_a_retry_that_was_killed_before_its_commit_is_adopted(folder: Folder) -> None:
+    """Its part is finished; the second failure of an edit in it is no news."""
+    ledger = Ledger.open(folder)
+    first = table_of(accepted(1, "part-a"), failed(2), failed(3))
+    write_part(folder, "part-a", first)
+    ledger.commit(first)
+    again = table_of(accepted(2, "part-b"), failed(3, "nan_latent"))
+    write_part(folder, "part-b", again)
+    ledger.reopen(ledger.failed_ids())
+    [(part, outcomes)] = orphan_parts(folder, ledger)
+    assert (part, outcomes["edit_id"].to_pylist()) == ("part-b", [key(2).edit_id])
+    assert adopt_orphan_parts(folder, Ledger.open(folder)) == 1
+    after = Ledger.open(folder)
+    assert dict(after.counts().failed_by_code) == {"decode_failed": 1}
+    assert after.failed_ids() == {key(3).edit_id}
+    assert list(orphan_parts(folder, after)) == []

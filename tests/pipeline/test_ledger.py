@@ -159,3 +159,47 @@ def test_without_the_right_nothing_is_committed(folder: Folder) -> None:
         ledger.commit(table_of(accepted(1)))
     assert folder.list() == []
     assert ledger.done_ids() == set()
+
+
+def test_a_failed_edit_enters_again_where_it_was_reopened(folder: Folder) -> None:
+    ledger = Ledger.open(folder)
+    first = table_of(accepted(1), failed(2), failed(3, "nan_latent"), failed(4))
+    ledger.commit(first)
+    assert ledger.commit(table_of(failed(2, "nan_latent"))).num_rows == 0
+    ledger.reopen(ledger.failed_ids(["decode_failed"]))
+    second = table_of(accepted(2, "part-b"), failed(4, "source_missing"))
+    added = ledger.commit(table_of(accepted(1), failed(3)))
+    assert added.num_rows == 0, "neither was reopened"
+    assert ledger.commit(second).num_rows == 2
+    assert ledger.commit(second).num_rows == 0, "once is once"
+    for view in (ledger, Ledger.open(folder)):
+        counts = view.counts()
+        assert (counts.accepted, counts.failed, counts.total) == (2, 2, 4)
+        assert dict(counts.failed_by_code) == {"nan_latent": 1, "source_missing": 1}
+        assert view.failed_ids() == {key(3).edit_id, key(4).edit_id}
+        assert view.failed_ids(["source_missing", "nan_latent"]) == view.failed_ids()
+        assert view.failed_ids(["decode_failed"]) == frozenset()
+        assert view.done_ids() == {key(n).edit_id for n in (1, 2, 3, 4)}
+        assert view.parts() == {"part-a", "part-b"}
+        assert (counts.unet_rows, counts.seconds) == (20.0, 1.0)
+    history = [table.to_pylist() for table in Ledger.open(folder).outcomes()]
+    assert history == [first.to_pylist(), second.to_pylist()]
+
+
+def test_only_failed_edits_can_be_reopened(folder: Folder) -> None:
+    ledger = Ledger.open(folder)
+    ledger.commit(table_of(accepted(1), rejected(2)))
+    for number in (1, 2, 3):
+        with pytest.raises(ValueError, match="stand as failed"):
+            ledger.reopen(frozenset([key(number).edit_id]))
+
+
+def test_a_better_outcome_needs_no_reopening(folder: Folder) -> None:
+    """Of a part that was finished although its edits count as failed."""
+    ledger = Ledger.open(folder)
+    ledger.commit(table_of(failed(1, "write_failed"), failed(2)))
+    better = table_of(accepted(1), failed(2))
+    assert ledger.lacks(better) == [True, False]
+    assert ledger.commit(better).num_rows == 1
+    assert ledger.lacks(better) == [False, False]
+    assert ledger.failed_ids() == {key(2).edit_id}

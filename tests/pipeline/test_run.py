@@ -33,8 +33,8 @@ from pipeline.graph import WorkerError
 from pipeline.job import Job
 from pipeline.lease import Lease, hold_lease, lease_state, take_lease
 from pipeline.ledger import Ledger
-from pipeline.outcome import OUTCOME_SCHEMA
-from pipeline.run import run_job
+from pipeline.outcome import OUTCOME_SCHEMA, FailureCode
+from pipeline.run import retry_failed, run_job
 from pipeline.stats import RunSummary
 from pipeline.storage import Folder
 from pipeline.verify import verify_run
@@ -412,6 +412,49 @@ def test_a_run_that_was_taken_over_commits_and_sums_up_nothing_more(
     verification = verify_run(job)
     assert verification.ok, verification.problems
     assert verification.accepted == 12
+
+
+def test_a_retry_makes_the_failed_edits_again_and_nothing_else(
+    write_manifest: WriteManifest, make_job: MakeJob, picture: Callable[..., Image.Image]
+) -> None:
+    """Two pictures are mended, one stays away; one retry dies between a part and its commit."""
+    names = [*(f"pictures/{n}.png" for n in range(3)), *(f"pictures/late-{n}.png" for n in "abc")]
+    prompts = [["a red cat", "a blue cat"]] * 6
+    manifest = write_manifest(3, image=names, target_prompt=prompts)
+    job = make_job(manifest)
+    first = run_job(job, progress=Recorder())
+    assert (first.accepted, first.failed) == (6, 6)
+    before = files_of(job)
+    for name in "ab":
+        picture(7).save(Path(manifest).parent / "pictures" / f"late-{name}.png")
+
+    nothing = retry_failed(job, [FailureCode.NAN_LATENT], progress=Recorder())
+    assert (nothing.edits_made, nothing.already_done) == (0, 12)
+    assert files_of(job) == before
+
+    progress = TakenOver(job)
+    with pytest.raises(LeaseError):
+        retry_failed(job, [FailureCode.SOURCE_MISSING], progress=progress)
+    assert Ledger.open(Folder.open(job.output)).counts().failed == 6, "nothing was committed"
+    finished_parts = set(Path(job.output).glob("part-*/metadata.parquet")) - before.keys()
+    assert progress.taken is not None
+    folder, token = progress.taken.folder, progress.taken.token
+    folder.replace(f".lease/beat-{token:08d}.json", b'{"beats": 1, "released": true}')
+
+    second = retry_failed(job, progress=Recorder())
+    adopted = sum(pq.read_metadata(path).num_rows for path in finished_parts)
+    assert (second.accepted, second.failed) == (4 - adopted, 2)
+    made_again = (4 - adopted) // 2  # sources, of two edits each
+    assert second.unet_rows == made_again * (SOURCE_ROWS + 2 * GUIDED)
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert (verification.accepted, verification.failed, verification.pending) == (10, 2, 0)
+    history = [row["outcome"] for row in outcomes_of(job)]
+    assert (history.count("accepted"), history.count("failed")) == (10, 8)
+    derived = {"README.md", "stats.json", "config.yaml"}
+    kept = {path: time for path, time in before.items() if path.name not in derived}
+    assert kept.items() <= files_of(job).items()
+    assert run_job(job, progress=Recorder()).edits_made == 0, "failed again is final again"
 
 
 def test_a_worker_that_is_killed_costs_nothing(
