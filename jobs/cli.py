@@ -20,6 +20,7 @@ from jobs.exits import STOPPED, guarded
 
 if TYPE_CHECKING:
     from pipeline.job import Job
+    from pipeline.outcome import FailureCode
     from pipeline.stats import RunSummary
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     help="Edit whole image datasets with text: Free-Prompt-Editing on Ray Data.",
     epilog="Exit codes: 0 done; 1 stopped before the end, or not in order; 2 wrong command line, "
     "job file, manifest or checkpoint; 130 and 143 interrupted (the same command goes on); "
-    "70 a defect of this program.",
+    "75 another run has the run folder; 70 a defect of this program.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,6 +73,33 @@ def run(job_file: JobFile, overrides: Overrides = None) -> None:
     from jobs.config import load_job
 
     _report(_run(load_job(job_file, overrides or [])))
+
+
+@app.command()
+@guarded
+def retry(
+    run_folder: RunOrJob,
+    overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODE", help="Failures of this kind only; may be given repeatedly."),
+    ] = None,
+) -> None:
+    """Try the failed edits of a run again, and nothing else. Their history is kept."""
+    from jobs.config import is_job_file, load_job, load_job_of_run
+    from jobs.progress import choose_progress
+    from jobs.tables import summary_table
+    from pipeline.run import retry_failed
+
+    codes = _failure_codes(only or [])
+    load = load_job if is_job_file(run_folder) else load_job_of_run
+    job = load(run_folder, overrides or [])
+    with choose_progress(_err) as progress:
+        summary = retry_failed(job, codes, progress=progress)
+    if not summary.edits_made:
+        which = f" as {' or '.join(codes)}" if codes else ""
+        _out.print(f"No edit of this job has failed{which}: nothing to try again.")
+    _out.print(summary_table(summary))
 
 
 @app.command()
@@ -219,6 +247,17 @@ def _run(job: Job) -> RunSummary:
 
     with choose_progress(_err) as progress:
         return run_job(job, progress=progress)
+
+
+def _failure_codes(names: list[str]) -> list[FailureCode]:
+    from pipeline.errors import JobError
+    from pipeline.outcome import FailureCode
+
+    known = [code.value for code in FailureCode]
+    for name in names:
+        if name not in known:
+            raise JobError(f"--only {name}: no failure code; there are {', '.join(known)}")
+    return [FailureCode(name) for name in names]
 
 
 def _report(summary: RunSummary) -> None:

@@ -40,19 +40,19 @@ def _validated(overridden: Overridden) -> Job:
         raise JobError("\n".join(lines)) from error
 
 
-def load_job_of_run(run_folder: str) -> Job:
-    """The job as it ran, from the config.yaml of a run folder. Raises JobError."""
+def load_job_of_run(run_folder: str, overrides: Sequence[str] = ()) -> Job:
+    """The job as it ran, from the config.yaml of a run folder, with overrides. Raises JobError."""
     folder = Folder.open(run_folder)
     if not folder.exists(CONFIG_NAME):
         raise JobError(f"{run_folder}: no {CONFIG_NAME} there; name a run folder or a job file")
     document = read_document(folder.url_of(CONFIG_NAME), folder.read(CONFIG_NAME).decode())
-    job = _validated(Overridden(document, document.data, {}))
+    job = _validated(apply_overrides(document, overrides))
     if any(is_redacted(url) for url in job.manifest_urls):
         raise JobError(
             f"{document.name}: the manifest's URL had a secret in it, which was not written down; "
             "name the job file instead of the run folder"
         )
-    return job
+    return job.model_copy(update={"output": folder.url})  # it may have been moved
 
 
 def is_job_file(name: str) -> bool:

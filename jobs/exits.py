@@ -4,6 +4,7 @@
     1     stopped before the end, or `verify` found something wrong; the message says what to do
     2     the command line, the job file or the manifest is wrong; nothing was started
     70    a defect of this program
+    75    another run has the run folder; the same command works when that one has ended
     130   interrupted from the keyboard; what was done is kept, the same command goes on
     143   the same, asked by SIGTERM
 
@@ -25,9 +26,11 @@ from typing import NoReturn, ParamSpec
 import typer
 from rich.console import Console
 
-from pipeline.errors import Interrupted, JobError, ManifestError, PipelineError
+from pipeline.errors import Interrupted, JobError, LeaseError, ManifestError, PipelineError
 
 OK, STOPPED, USAGE, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
+IN_USE = 75
+"""EX_TEMPFAIL of sysexits(3): a scheduler whose runs overlap can tell it from a failure."""
 
 _GO_ON = "What was done is kept. The same command goes on from here."
 
@@ -65,6 +68,8 @@ def exit_code(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, JobError | ManifestError) or _is_of_the_core(error):
         return USAGE
+    if isinstance(error, LeaseError):
+        return IN_USE
     return STOPPED if isinstance(error, PipelineError) else DEFECT
 
 

@@ -61,6 +61,8 @@ def status_table(status: RunStatus) -> Table:
         _row(table, "parts the next run takes over", _count(status.unadopted_parts))
     if counts.total:
         _row(table, "UNet rows per edit", f"{counts.unet_rows / counts.total:.1f}")
+    if status.lease is not None and not status.lease.is_released:
+        _row(table, "left by" if status.lease.is_over else "in use by", str(status.lease))
     return table
 
 

@@ -33,8 +33,9 @@ from fpe_core import (
     load_checkpoint,
 )
 from fpe_core.rows import is_out_of_memory
-from pipeline.errors import RowError
+from pipeline.errors import LeaseError, RowError
 from pipeline.group import Group, PlannedEdit
+from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.storage import Folder
 from pipeline.write import (
@@ -79,6 +80,7 @@ class EditSettings:
     image_format: ImageFormat = field(default_factory=ImageFormat)
     layout: MetadataLayout = field(default_factory=MetadataLayout)
     write_threads: int = 8
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,9 @@ class EditActor:
 
     def _edit_part(self, groups: Sequence[Group], carried: pa.Table | None) -> pa.Table:
         planned = [edit.key.edit_id for group in groups for edit in group.edits]
+        settings = self._settings
         writer = PartWriter(
-            self._folder, part_name(planned), self._settings.image_format, self._pool
+            self._folder, part_name(planned), settings.image_format, self._pool, settings.lease
         )
         finished = writer.finished_outcomes()
         if finished is not None:
@@ -307,6 +310,8 @@ class EditActor:
         try:
             inherited = None if carried is None else carried.take(places)
             return writer.finish(self._settings.layout.table(rows, inherited), table)
+        except LeaseError:
+            raise  # no row is to blame, and nothing of ours may be written here any more
         except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
             unwritten = {m.edit.key.edit_id: m for m in results if isinstance(m, _Made)}
             return outcomes_table(

@@ -7,6 +7,7 @@
     │   ├── StorageError        a folder or file cannot be listed, read or written
     │   │   └── AlreadyExistsError   an exclusive create found the name taken
     │   ├── LedgerError         the ledger is damaged, or another run writes to it
+    │   ├── LeaseError          another run has the run folder
     │   ├── ResourceError       the cluster has too little for this job
     │   ├── TooManyFailuresError     the job stopped itself
     │   └── Interrupted         ctrl-C or SIGTERM; what had arrived is committed
@@ -79,6 +80,10 @@ class AlreadyExistsError(StorageError):
 
 class LedgerError(UserError):
     """The ledger is damaged, or another run is writing to it."""
+
+
+class LeaseError(UserError):
+    """Another run has the run folder: it had it before us, or took it over from us."""
 
 
 class ResourceError(UserError):

@@ -270,6 +270,29 @@ class FailuresSection(_Section):
     )
 
 
+class LeaseSection(_Section):
+    """How one run at a time has the run folder. See pipeline/lease.py."""
+
+    expiry_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="seconds without a heartbeat after which another run may take the folder over",
+    )
+    heartbeat_s: float = Field(
+        default=10.0, gt=0, description="seconds between heartbeats; at most a third of expiry_s"
+    )
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        if self.heartbeat_s > self.expiry_s / 3:
+            raise ValueError(
+                f"heartbeat_s ({self.heartbeat_s:g}) must be at most a third of expiry_s "
+                f"({self.expiry_s:g}), so that a late heartbeat or two cost nothing"
+            )
+        return self
+
+
 class Job(_Section):
     """One job: a manifest, the edits to make of it, and the run folder they go to."""
 
@@ -293,6 +316,9 @@ class Job(_Section):
     )
     failures: FailuresSection = Field(
         default_factory=FailuresSection, description="when a run stops itself"
+    )
+    lease: LeaseSection = Field(
+        default_factory=LeaseSection, description="how one run at a time has the run folder"
     )
 
     @field_validator("manifest")

@@ -4,6 +4,9 @@ A ledger is a row of files, `.ledger/outcomes-00000000.parquet` and so on. Only 
 them, each by an exclusive create under the next number, and none is ever written again. So a kill
 at any moment leaves whole files, and of two drivers on one run folder the second finds its number
 taken and stops instead of doubling outcomes (on stores with a real exclusive create: see storage).
+An edit has one standing outcome, its latest: accepted and rejected are final, failed ones can be
+tried again (`Ledger.reopen`), and what came of that is a later row; the earlier one stays.
+A file without rows is a fence, see `fence`. `commit` tells what else a run writes, and when.
 """
 
 from __future__ import annotations
@@ -12,10 +15,9 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,26 +25,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExistsError, LedgerError
-from pipeline.outcome import (
-    OUTCOME_SCHEMA,
-    OUTCOMES_METADATA_KEY,
-    EditKey,
-    Outcome,
-    outcomes_from_bytes,
-    outcomes_table,
-)
+from pipeline.outcome import OUTCOME_SCHEMA, Outcome
 from pipeline.storage import Folder
 
 LEDGER_FOLDER = ".ledger"
-METADATA_FILE = "metadata.parquet"
-PART_PREFIX = "part-"
+FENCE_KEY = b"fpe.fence"
+"""Key in the schema metadata of a fence; the value is the token of the lease that put it up."""
 _NAME = re.compile(r"outcomes-(\d{8,})\.parquet")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """What a ledger holds, summed. `seconds` and `unet_rows` count every edit's share once."""
+    """What a ledger holds, summed: every edit once, by its standing outcome.
+
+    `seconds` and `unet_rows` are what all of it cost, with the attempts that were superseded.
+    """
 
     accepted: int = 0
     rejected: int = 0
@@ -57,14 +55,24 @@ class LedgerCounts:
         return self.accepted + self.rejected + self.failed
 
 
+class Right(Protocol):
+    """The right to write to a run folder, which can be lost: a `lease.Lease`."""
+
+    def check(self) -> None:
+        """Raises UserError where it is lost."""
+
+
 class Ledger:
     """The ledger of one run folder. One object, in the driver, writes; any number may read."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, right: Right | None = None) -> None:
         """An empty view; `Ledger.open` reads what is there."""
         self.folder = folder
+        self._right = right
         self._next_number = 0
         self._done: set[bytes] = set()
+        self._failed: dict[bytes, str] = {}
+        self._reopened: frozenset[bytes] = frozenset()
         self._parts: set[str] = set()
         self._last_parts: set[str] = set()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -72,9 +80,12 @@ class Ledger:
         self._seconds = 0.0
 
     @classmethod
-    def open(cls, folder: Folder) -> Self:
-        """Reads all committed outcomes, keeping ids and sums. Raises LedgerError, StorageError."""
-        ledger = cls(folder)
+    def open(cls, folder: Folder, right: Right | None = None) -> Self:
+        """Reads all committed outcomes, keeping ids and sums. Raises LedgerError, StorageError.
+
+        `right` is checked before every commit; a run has one, its lease.
+        """
+        ledger = cls(folder, right)
         for name in ledger.files():
             ledger._take(ledger._read(name), name)
             ledger._next_number = number_of(name) + 1
@@ -88,6 +99,30 @@ class Ledger:
     def done_ids(self) -> set[bytes]:
         """The edit ids that are in the ledger. The set is the ledger's own: read it only."""
         return self._done
+
+    def failed_ids(self, codes: Collection[str] = ()) -> frozenset[bytes]:
+        """The edits that stand as failed, with one of these failure codes; no codes: with any."""
+        return frozenset(i for i, code in self._failed.items() if not codes or code in codes)
+
+    def reopen(self, edit_ids: frozenset[bytes]) -> None:
+        """Lets failed edits enter once more, whatever comes of them. Writes nothing.
+
+        Raises ValueError for an edit that does not stand as failed.
+        """
+        if not edit_ids <= self._failed.keys():
+            raise ValueError("only edits that stand as failed can be tried again")
+        self._reopened = edit_ids
+
+    def lacks(self, table: pa.Table) -> list[bool]:
+        """Which of these outcomes the ledger does not have: of new edits, or better than a failure.
+
+        One that is better is found where a part was finished although its edits count as failed.
+        """
+        columns = (table[name].to_pylist() for name in ("edit_id", "outcome"))
+        return [
+            edit_id not in self._done or (edit_id in self._failed and outcome != Outcome.FAILED)
+            for edit_id, outcome in zip(*columns, strict=True)
+        ]
 
     def parts(self) -> set[str]:
         """Names of the parts that hold accepted edits of the ledger."""
@@ -119,17 +154,21 @@ class Ledger:
     def commit(self, table: pa.Table) -> pa.Table:
         """Adds outcomes and returns those that were added: an edit that is in already is left out.
 
-        They are committed when this returns. Writes nothing for nothing new. Raises LedgerError
-        where another driver committed to this run folder meanwhile.
+        A failed edit is not in the way of a better outcome, a reopened one of none. They are
+        committed when this returns. Writes nothing for nothing new. Raises LeaseError where another
+        run has the folder by now, LedgerError where another driver committed or put up a fence
+        meanwhile, and StorageError.
         """
         if not table.schema.equals(OUTCOME_SCHEMA):
             raise ValueError(f"outcomes must have OUTCOME_SCHEMA, got {table.schema}")
-        new = table.filter(pa.array(self._is_new(table["edit_id"].to_pylist()), pa.bool_()))
+        new = table.filter(pa.array(self._enters(table), pa.bool_()))
         if not new.num_rows:
             return new
         sink = io.BytesIO()
         pq.write_table(new, sink, compression="zstd")
-        name = f"{LEDGER_FOLDER}/outcomes-{self._next_number:08d}.parquet"
+        name = _file_of(self._next_number)
+        if self._right is not None:
+            self._right.check()
         try:
             self.folder.write_new(name, sink.getvalue())
         except AlreadyExistsError as error:
@@ -147,19 +186,18 @@ class Ledger:
             yield self._read(name)
 
     def files(self) -> list[str]:
-        """Paths of the ledger's files, in the order of commits."""
-        paths = self.folder.list(LEDGER_FOLDER)
-        return sorted(
-            (path for path in paths if _NAME.fullmatch(path.rpartition("/")[2])), key=number_of
-        )
+        """Paths of the ledger's files, in the order of commits, fences included."""
+        return _files(self.folder)
 
-    def _is_new(self, edit_ids: list[bytes]) -> list[bool]:
+    def _enters(self, table: pa.Table) -> list[bool]:
         seen: set[bytes] = set()
-        new = []
-        for edit_id in edit_ids:
-            new.append(edit_id not in self._done and edit_id not in seen)
+        enters = []
+        for edit_id, is_lacking in zip(
+            table["edit_id"].to_pylist(), self.lacks(table), strict=True
+        ):
+            enters.append((is_lacking or edit_id in self._reopened) and edit_id not in seen)
             seen.add(edit_id)
-        return new
+        return enters
 
     def _read(self, name: str) -> pa.Table:
         data = self.folder.read(name)
@@ -172,7 +210,17 @@ class Ledger:
             ) from error
 
     def _take(self, table: pa.Table, name: str) -> None:
+        if not table.num_rows:
+            return  # a fence; the last commit is still the last
         ids = table["edit_id"].to_pylist()
+        self._supersede(ids)
+        self._failed |= {
+            edit_id: reason
+            for edit_id, outcome, reason in zip(
+                ids, table["outcome"].to_pylist(), table["reason"].to_pylist(), strict=True
+            )
+            if outcome == Outcome.FAILED and edit_id not in self._done
+        }
         self._done.update(ids)
         self._last_parts = {part for part in pc.unique(table["part"]).to_pylist() if part}
         self._parts |= self._last_parts
@@ -183,9 +231,44 @@ class Ledger:
         self._seconds += float(np.nansum(table["seconds"].to_numpy()))
         _log.debug("%s: %d outcomes", name, len(ids))
 
+    def _supersede(self, edit_ids: list[bytes]) -> None:
+        """Takes the failures of these edits out of the count; their rows stay in their files."""
+        superseded = self._failed.keys() & edit_ids
+        for edit_id in superseded:
+            self._counts[Outcome.FAILED, self._failed.pop(edit_id)] -= 1
+        self._done -= superseded
+        self._reopened -= superseded
+
     def _reasons(self, outcome: Outcome) -> dict[str, int]:
-        found = {reason: n for (kind, reason), n in self._counts.items() if kind == outcome}
+        found = {reason: n for (kind, reason), n in self._counts.items() if kind == outcome and n}
         return dict(sorted(found.items()))
+
+
+def fence(folder: Folder, token: int) -> str:
+    """Takes the next number of the ledger with a file without rows; returns its path.
+
+    Whoever read the ledger before can commit under that number only, so it cannot any more. One
+    that committed first has done so: read the ledger after the fence. Raises StorageError.
+    """
+    names = _files(folder)
+    number = number_of(names[-1]) + 1 if names else 0
+    schema = OUTCOME_SCHEMA.with_metadata({FENCE_KEY: str(token).encode()})
+    sink = io.BytesIO()
+    pq.write_table(schema.empty_table(), sink)
+    while not folder.write_if_absent(_file_of(number), sink.getvalue()):
+        number += 1  # the old holder committed at this very moment
+    return _file_of(number)
+
+
+def _files(folder: Folder) -> list[str]:
+    paths = folder.list(LEDGER_FOLDER)
+    return sorted(
+        (path for path in paths if _NAME.fullmatch(path.rpartition("/")[2])), key=number_of
+    )
+
+
+def _file_of(number: int) -> str:
+    return f"{LEDGER_FOLDER}/outcomes-{number:08d}.parquet"
 
 
 def number_of(path: str) -> int:
@@ -194,80 +277,3 @@ def number_of(path: str) -> int:
     if match is None:
         raise ValueError(f"{path} is no ledger file")
     return int(match[1])
-
-
-def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """The names of the parts whose last write, the metadata, is there; those in `besides` apart."""
-    for name in folder.list_folders():
-        if not name.startswith(PART_PREFIX) or name in besides:
-            continue
-        if folder.exists(f"{name}/{METADATA_FILE}"):
-            yield name
-
-
-def uncommitted(folder: Folder, ledger: Ledger, part: str) -> pa.Table:
-    """The outcomes of a finished part that the ledger lacks. Raises LedgerError."""
-    outcomes = read_part_outcomes(folder, part)
-    done = ledger.done_ids()
-    lacking = [edit_id not in done for edit_id in outcomes["edit_id"].to_pylist()]
-    return outcomes.filter(pa.array(lacking, pa.bool_()))
-
-
-def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table]]:
-    """Finished parts with outcomes that the ledger lacks: (name, those outcomes).
-
-    A run that is killed between writing a part's metadata and committing it leaves one.
-    """
-    for part in finished_parts(folder, besides=ledger.settled_parts()):
-        outcomes = uncommitted(folder, ledger, part)
-        if outcomes.num_rows:
-            yield part, outcomes
-
-
-def adopt_orphan_parts(folder: Folder, ledger: Ledger) -> int:
-    """Commits the outcomes of finished parts that no ledger file names; returns how many edits.
-
-    Runs at the start of a run, before planning, so that no finished edit is made again.
-    """
-    adopted = 0
-    for part, outcomes in orphan_parts(folder, ledger):
-        added = ledger.commit(outcomes).num_rows
-        _log.info("adopted %d finished edits of %s", added, part)
-        adopted += added
-    return adopted
-
-
-def read_part_outcomes(folder: Folder, part: str) -> pa.Table:
-    """The outcomes of a finished part.
-
-    Its metadata carries all of them (`outcomes_to_bytes`); where it does not, the accepted ones are
-    read off its rows, with row -1 and no times. Raises LedgerError for metadata that is damaged.
-    """
-    path = f"{part}/{METADATA_FILE}"
-    file = io.BytesIO(folder.read(path))
-    try:
-        stored = (pq.read_schema(file).metadata or {}).get(OUTCOMES_METADATA_KEY)
-        if stored is not None:
-            return outcomes_from_bytes(stored)
-        columns = ["edit_id", "group_id", "source_id", "target_prompt", "edited_file_name"]
-        rows = pq.read_table(file, columns=columns).to_pylist()
-        return outcomes_table(
-            EditKey(
-                edit_id=bytes.fromhex(row["edit_id"]),
-                group_id=bytes.fromhex(row["group_id"]),
-                source_id=bytes.fromhex(row["source_id"]),
-                row=-1,
-                target_prompt=row["target_prompt"],
-            ).accepted(
-                part=part,
-                edited_file_name=f"{part}/{row['edited_file_name']}",
-                unet_rows=0.0,
-                seconds=0.0,
-            )
-            for row in rows
-        )
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise LedgerError(
-            f"{folder.url_of(path)} is damaged or no metadata of a run ({error}); move the folder "
-            "away: its edits are made again"
-        ) from error

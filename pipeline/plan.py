@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Container
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,20 +66,28 @@ class Plan:
         return self.edits_total - self.edits_done
 
 
-def make_plan(job: Job, ledger: Ledger | None = None, *, write: bool = True) -> Plan:
+def make_plan(
+    job: Job,
+    ledger: Ledger | None = None,
+    *,
+    write: bool = True,
+    only: AbstractSet[bytes] | None = None,
+) -> Plan:
     """Checks the whole manifest, counts, and (with `write`) writes the work list.
 
-    `ledger` is read from the job's output where it is not given. Raises JobError, ManifestError,
-    LedgerError and StorageError; after an error nothing has been written.
+    `only`: plan these edits, done or not, and leave out all others. `ledger` is read from the job's
+    output where it is not given. Raises JobError, ManifestError, LedgerError and StorageError;
+    after an error nothing has been written.
     """
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder) if ledger is None else ledger
     intent = understand(job)
-    plan = _plan_of(intent, _survey(intent, ledger.done_ids()))
+    left_out = ledger.done_ids() if only is None else _AllBut(only)
+    plan = _plan_of(intent, _survey(intent, left_out))
     if not write or not plan.edits_pending:
         return plan
     names = []
-    for number, data in enumerate(work_files(intent, ledger.done_ids())):
+    for number, data in enumerate(work_files(intent, left_out)):
         names.append(f"{PLAN_FOLDER}/{plan.plan_id}/work-{number:05d}.parquet")
         folder.write_if_absent(names[-1], data)
     plan = replace(plan, work_files=tuple(names))
@@ -115,6 +124,16 @@ def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> 
     return source + sampled * edits
 
 
+@dataclass(frozen=True)
+class _AllBut(Container[bytes]):
+    """Every edit but these."""
+
+    edit_ids: AbstractSet[bytes]
+
+    def __contains__(self, edit_id: object) -> bool:
+        return edit_id not in self.edit_ids
+
+
 @dataclass
 class _Survey:
     """What the first pass counts."""
@@ -130,7 +149,7 @@ class _Survey:
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=_PLAN_ID_BYTES))
 
 
-def _survey(intent: Intent, done: AbstractSet[bytes]) -> _Survey:
+def _survey(intent: Intent, done: Container[bytes]) -> _Survey:
     """The first pass. Raises ManifestError with all problems of all rows."""
     problems = Problems()
     survey = _Survey()

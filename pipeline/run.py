@@ -1,12 +1,15 @@
 """The whole job: plan, start Ray, stream outcomes into the ledger, sum up. The only writer of it.
 
+lease    one run at a time: another one on the same folder is refused
 adopt    finished parts that a killed run did not get to commit
 plan     ids of every edit, less what the ledger has; nothing left: no Ray, the end
 stream   decode -> edit -> write on the cluster; outcomes arrive block by block
 commit   every few seconds, and whatever happens at the end: a failure, a signal, a dead worker
-retry    groups whose block was lost to a dying worker, one by one; one that kills its worker
+again    groups whose block was lost to a dying worker, one by one; one that kills its worker
          again fails as worker_died
 sum up   stats.json, README.md, config.yaml
+
+`commit` says what is written when, and what a crash between any two of them leaves.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -22,14 +25,16 @@ from typing import Protocol
 import pyarrow as pa
 import yaml
 
+from pipeline.commit import adopt_orphan_parts, orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
 from pipeline.errors import Interrupted, JobError, StorageError
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
-from pipeline.ledger import Ledger, adopt_orphan_parts, orphan_parts
-from pipeline.outcome import OUTCOME_SCHEMA
+from pipeline.lease import Lease, hold_lease
+from pipeline.ledger import Ledger
+from pipeline.outcome import OUTCOME_SCHEMA, FailureCode
 from pipeline.plan import Plan, make_plan
 from pipeline.redact import redact_url
 from pipeline.resources import Pool, ray_session, size_pool
@@ -58,17 +63,49 @@ class ProgressSink(Protocol):
 def run_job(job: Job, *, progress: ProgressSink) -> RunSummary:
     """Makes every edit of a job that the ledger of its run folder does not have yet.
 
-    Raises UserErrors: JobError and ManifestError before anything is written; ResourceError;
-    TooManyFailuresError, Interrupted and WorkerError after what had arrived is committed.
+    Raises UserErrors: LeaseError while another run has the folder, or as soon as one took it over;
+    JobError and ManifestError before any work; ResourceError; TooManyFailuresError, Interrupted and
+    WorkerError after what had arrived is committed.
     """
-    tally = Tally()
+    return _hold_and_run(job, progress, retry=None)
+
+
+def retry_failed(
+    job: Job, codes: Collection[FailureCode] = (), *, progress: ProgressSink
+) -> RunSummary:
+    """Makes the edits of a job again that stand as failed in the ledger of its run folder.
+
+    `codes`: only failures of these kinds; none: all. New edits of the job are left to `run_job`,
+    failed ones of other jobs or manifests stay as they are. Raises what `run_job` raises.
+    """
+    return _hold_and_run(job, progress, retry=codes)
+
+
+def _hold_and_run(
+    job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
+) -> RunSummary:
     folder = Folder.open(job.output, job.storage_options)
-    ledger = Ledger.open(folder)
+    times = job.lease
+    with hold_lease(folder, expiry_s=times.expiry_s, heartbeat_s=times.heartbeat_s) as lease:
+        return _run_with(lease, job, progress, retry)
+
+
+def _run_with(
+    lease: Lease, job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
+) -> RunSummary:
+    """All of a run between taking the lease and giving it back; `retry` None: what is new."""
+    tally, folder = Tally(), lease.folder
+    ledger = Ledger.open(folder, lease)
     adopt_orphan_parts(folder, ledger)
-    plan = make_plan(job, ledger)
-    run = _Run(job, folder, ledger, plan, _layout(job, plan), tally, progress)
+    only = None if retry is None else ledger.failed_ids(retry)
+    ledger.reopen(only or frozenset())
+    plan = make_plan(job, ledger, only=only)
+    if only is not None and plan.edits_pending < len(only):
+        others = len(only) - plan.edits_pending
+        _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
+    run = _Run(job, folder, lease, ledger, plan, _layout(job, plan), tally, progress)
     if not plan.edits_pending:
-        _log.info("all %d edits are done already", plan.edits_total)
+        _log.info("nothing to do: %d edits planned, %d left out", plan.edits_total, plan.edits_done)
         if plan.edits_total and not run.is_summed_up():
             run.sum_up()  # the last run was killed after its last commit
         return tally.summary(plan, folder.url)
@@ -91,6 +128,7 @@ class _Run:
 
     job: Job
     folder: Folder
+    lease: Lease
     ledger: Ledger
     plan: Plan
     layout: MetadataLayout
@@ -135,8 +173,8 @@ class _Run:
                 with closing(self._outcomes(self.pool, stops)) as outcomes:
                     self._collect(outcomes, stops)
         finally:
-            self.sum_up()
             self.progress.finish()
+            self.sum_up()
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
         """Takes outcomes in and commits them, the last ones however it ends."""
@@ -173,12 +211,15 @@ class _Run:
         """Whether stats.json counts what the ledger holds."""
         try:
             stats = json.loads(self.folder.read(STATS_FILE))
-            return bool(stats["total"]["edits"] == self.ledger.counts().total)
+            total, counts = stats["total"], self.ledger.counts()
+            found = (total["accepted"], total["rejected"], total["failed"])
+            return bool(found == (counts.accepted, counts.rejected, counts.failed))
         except (StorageError, ValueError, KeyError, TypeError):
             return False
 
     def sum_up(self) -> None:
-        """Writes what can be derived from the ledger at any time."""
+        """Writes what can be derived from the ledger at any time, and is still ours to write."""
+        self.lease.check()
         stats = encode_stats(
             self.tally.summary(self.plan, self.folder.url),
             self.ledger.counts(),
@@ -192,7 +233,7 @@ class _Run:
         """Outcomes of all pending groups, with the worker where there was one."""
         from pipeline.graph import stream_outcomes  # starts Ray Data: only when needed
 
-        decoding, editing = _decoding(self.job), _editing(self.job, self.plan, self.layout, pool)
+        decoding, editing = _decoding(self.job), _editing(self, pool)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
         yield from stream_outcomes(
             self.folder, slices, decoding=decoding, editing=editing, pool=pool
@@ -244,13 +285,13 @@ def _decoding(job: Job) -> DecodeSettings:
     )
 
 
-def _editing(job: Job, plan: Plan, layout: MetadataLayout, pool: Pool) -> EditSettings:
-    model = job.model
+def _editing(run: _Run, pool: Pool) -> EditSettings:
+    job, model = run.job, run.job.model
     return EditSettings(
         output=absolute_url(job.output),
         storage_options=job.storage_options,
         checkpoint=model.checkpoint,
-        checkpoint_fingerprint=plan.fingerprint,
+        checkpoint_fingerprint=run.plan.fingerprint,
         device=model.device if pool.gpus_per_actor or model.device != "auto" else "cpu",
         dtype=model.dtype,
         allow_pickle=model.allow_pickle,
@@ -260,7 +301,8 @@ def _editing(job: Job, plan: Plan, layout: MetadataLayout, pool: Pool) -> EditSe
         memory_share=pool.memory_share,
         threads=pool.threads_per_actor,
         image_format=ImageFormat(job.images.format, job.images.quality),
-        layout=layout,
+        layout=run.layout,
+        lease=run.lease,
     )
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.commit import orphan_parts
 from pipeline.errors import StorageError
-from pipeline.ledger import LEDGER_FOLDER, Ledger, LedgerCounts, orphan_parts
+from pipeline.lease import LeaseState, lease_state
+from pipeline.ledger import LEDGER_FOLDER, Ledger, LedgerCounts
 from pipeline.plan import PLAN_FILE, PLAN_FOLDER
 from pipeline.storage import Folder
 
@@ -21,7 +23,8 @@ class RunStatus:
 
     `pending` is of the latest plan, less what was committed since; None before the first plan.
     `parts` hold the accepted edits; `unadopted_parts` are finished and wait for the next run to
-    enter them into the ledger. `stats` is stats.json, {} where the run has not ended once.
+    enter them into the ledger. `lease` says which run has the folder, or had it last; None where
+    none ever did. `stats` is stats.json, {} where the run has not ended once.
     """
 
     output: str
@@ -30,6 +33,7 @@ class RunStatus:
     parts: int
     unadopted_parts: int
     ledger_files: int
+    lease: LeaseState | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -60,6 +64,7 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
         parts=len(ledger.parts()),
         unadopted_parts=sum(1 for _ in orphan_parts(folder, ledger)),
         ledger_files=len(ledger.files()),
+        lease=lease_state(folder),
         stats=_read_json(folder, STATS_FILE),
     )
 

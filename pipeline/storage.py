@@ -1,7 +1,8 @@
 """Files on any fsspec URL: one folder that is written once.
 
-Nothing that exists is overwritten, except the derived summaries that `Folder.replace` is for. A
-file of zero bytes does not exist: it is what a failed write left, and its name is free.
+Nothing that exists is overwritten, except the derived summaries and the heartbeats that
+`Folder.replace` is for. A file of zero bytes does not exist: it is what a failed write left, and its
+name is free.
 
 What an exclusive create (`Folder.write_new`) guarantees, by store:
 
@@ -114,9 +115,17 @@ class Folder:
         return self._ask(path, lambda: int(self.fs.info(full)["size"]))
 
     def modified(self, path: str) -> float:
-        """When a file was written, in seconds since 1970. Raises StorageError."""
+        """When a file was written, by the store's own clock, in seconds since 1970.
+
+        Raises StorageError.
+        """
         full = self.path_of(path)
-        return self._ask(path, lambda: float(self.fs.modified(full).timestamp()))
+
+        def ask() -> float:
+            self.fs.invalidate_cache(posixpath.dirname(full))
+            return float(self.fs.modified(full).timestamp())
+
+        return self._ask(path, ask)
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
@@ -187,7 +196,7 @@ class Folder:
         return True
 
     def replace(self, path: str, data: bytes) -> None:
-        """Writes a file, whole, over an earlier one. For derived summaries only."""
+        """Writes a file, whole, over an earlier one. For derived summaries and heartbeats only."""
         full = self.path_of(path)
         if self._is_local:
             self._ask(path, lambda: _replace_local(full, data))

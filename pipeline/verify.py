@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fpe_core import FPEError, decode_image
+from pipeline.commit import METADATA_FILE, finished_parts, uncommitted
 from pipeline.errors import LedgerError, StorageError
 from pipeline.intent import understand
 from pipeline.job import Job
-from pipeline.ledger import METADATA_FILE, Ledger, finished_parts, uncommitted
+from pipeline.ledger import Ledger
 from pipeline.outcome import Outcome
 from pipeline.storage import Folder
 
@@ -52,7 +53,8 @@ def verify_run(job: Job) -> Verification:
     """Checks the run folder of a job against its manifest; writes nothing.
 
     - planned = accepted + rejected + failed + pending, by id;
-    - no edit id is twice in the ledger, none twice in the parts' metadata;
+    - every edit has one standing outcome: in the ledger nothing comes after an accepted or rejected
+      one, and in the parts' metadata it is once;
     - accepted edits of the ledger and rows of the metadata are the same, with the same file names;
     - every image that the metadata names is there and decodes;
     - no finished part waits to be adopted by the ledger.
@@ -91,14 +93,15 @@ class _Problems:
 
 
 def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str], dict[bytes, int]]:
-    """The outcome of every edit, and for accepted ones the hash of their file's name."""
+    """The standing outcome of every edit, and of accepted ones the hash of their file's name."""
     outcome_of: dict[bytes, str] = {}
     file_of: dict[bytes, int] = {}
     for table in ledger.outcomes():
         columns = (table[name].to_pylist() for name in ("edit_id", "outcome", "edited_file_name"))
         for edit_id, outcome, name in zip(*columns, strict=True):
-            if edit_id in outcome_of:
-                problems.add(f"edit {edit_id.hex()} is twice in the ledger")
+            before = outcome_of.get(edit_id, Outcome.FAILED)
+            if before != Outcome.FAILED:
+                problems.add(f"edit {edit_id.hex()} is twice in the ledger, {before} at first")
             outcome_of[edit_id] = Outcome(outcome)
             if outcome == Outcome.ACCEPTED:
                 file_of[edit_id] = hash(name)

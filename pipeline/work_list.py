@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Container, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -50,7 +49,7 @@ def work_schema(carried: pa.Schema) -> pa.Schema:
     return pa.schema(fields)
 
 
-def work_files(intent: Intent, done: AbstractSet[bytes]) -> Iterator[bytes]:
+def work_files(intent: Intent, done: Container[bytes]) -> Iterator[bytes]:
     """The groups with edits that are not in `done`, file by file, as Parquet. Streams.
 
     Raises ManifestError for a manifest that is no longer what it was when it was checked.
@@ -84,7 +83,7 @@ def _parquet(tables: list[pa.Table]) -> bytes:
 
 
 def work_table(
-    groups: list[PlannedGroup], carried: pa.Table, done: AbstractSet[bytes], schema: pa.Schema
+    groups: list[PlannedGroup], carried: pa.Table, done: Container[bytes], schema: pa.Schema
 ) -> pa.Table:
     """The rows of the work list for some groups, less the edits that are done."""
     rows: list[dict[str, Any]] = []

@@ -26,8 +26,9 @@ from PIL import Image
 
 from fpe_core import EditParameters
 from fpe_core.fit import Fit
+from pipeline.commit import METADATA_FILE, PART_PREFIX, read_part_outcomes
 from pipeline.errors import AlreadyExistsError
-from pipeline.ledger import METADATA_FILE, PART_PREFIX, read_part_outcomes
+from pipeline.ledger import Right
 from pipeline.outcome import OUTCOMES_METADATA_KEY, outcomes_to_bytes
 from pipeline.storage import Folder
 
@@ -184,9 +185,15 @@ class PartWriter:
     """Writes one part. Images go out on the pool's threads while the device computes on."""
 
     def __init__(
-        self, folder: Folder, part: str, image_format: ImageFormat, pool: Executor
+        self,
+        folder: Folder,
+        part: str,
+        image_format: ImageFormat,
+        pool: Executor,
+        right: Right | None = None,
     ) -> None:
         self.part = part
+        self._right = right
         self._folder = folder
         self._format = image_format
         self._pool = pool
@@ -212,8 +219,11 @@ class PartWriter:
         """Writes metadata.parquet, the last write of a part, and returns the part's outcomes.
 
         `metadata` describes the accepted edits. If another attempt at the same work finished first,
-        its file stays and its outcomes come back: what is returned is what the folder says.
+        its file stays and its outcomes come back: what is returned is what the folder says. Raises
+        LeaseError, and writes nothing, where another run has the folder by now.
         """
+        if self._right is not None:
+            self._right.check()
         try:
             self._folder.write_new(self._metadata_path, encode_metadata(metadata, outcomes))
         except AlreadyExistsError:

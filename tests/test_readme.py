@@ -52,6 +52,7 @@ def test_exit_codes_are_those_of_the_program() -> None:
         exits.STOPPED,
         exits.USAGE,
         exits.DEFECT,
+        exits.IN_USE,
         exits.INTERRUPTED,
         exits.TERMINATED,
     }

@@ -79,7 +79,7 @@ def test_help_answers_without_torch_and_ray() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for command in ("run", "plan", "status", "verify", "sheet", "config", "demo"):
+    for command in ("run", "retry", "plan", "status", "verify", "sheet", "config", "demo"):
         assert command in done.stdout
     assert "Exit codes" in done.stdout
 
@@ -232,6 +232,25 @@ def test_a_bad_picture_costs_its_row_and_not_the_exit_code(small_job: pathlib.Pa
     assert code == 0
     assert figures(printed)["failed"] == "4"
 
+    output = str(small_job.parent / "run")
+    code, printed, errors = fpe("retry", output, "--only", "nan_latent", "--only", "write_failed")
+    assert code == 0, errors
+    assert "No edit of this job has failed as nan_latent or write_failed: nothing to" in printed
+    code, _, errors = fpe("retry", output, "--only", "bad_luck")
+    assert code == 2
+    assert "--only bad_luck: no failure code; there are source_missing, " in errors
+
+    (small_job.parent / "0.png").rename(small_job.parent / "2.png")
+    code, printed, errors = fpe("retry", output, "--only", "source_missing")
+    assert code == 0, errors
+    row = figures(printed)
+    assert (row["edits planned"], row["accepted"], row["failed"]) == ("6", "2", "0")
+    code, printed, _ = fpe("verify", output)
+    assert code == 0, printed
+    row = figures(printed)
+    assert (row["accepted"], row["failed"]) == ("4", "2")
+    assert figures(fpe("status", output)[1])["decode_failed"] == "2"
+
 
 def test_too_many_failures_stop_the_job(small_job: pathlib.Path) -> None:
     for number in range(3):
@@ -262,6 +281,41 @@ def test_demo_leaves_a_sheet_and_names_it_last(tmp_path: pathlib.Path, ray_clust
     assert (tmp_path / "demo" / "contact_sheet.png").stat().st_mtime_ns == drawn
 
 
+def test_a_run_that_is_killed_blocks_nobody_and_a_running_one_does(
+    small_job: pathlib.Path,
+) -> None:
+    """Two runs on one folder: the second is refused while the first lives, and then goes on."""
+    code = "from jobs.cli import main; main()"
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(small_job)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "starting the workers" in line:
+            break
+    code, printed, errors = fpe("run", str(small_job))
+    assert (code, printed) == (75, "")
+    assert f"is in use by another run: process {running.pid} on" in errors
+    assert "Traceback" not in errors
+    code, printed, _ = fpe("status", str(small_job))
+    assert code == 0
+    assert f"process {running.pid} on" in figures(printed)["in use by"]
+    assert fpe("verify", str(small_job))[0] == 0
+    running.kill()
+    running.communicate()
+    code, printed, errors = fpe("run", str(small_job))
+    assert code == 0, errors
+    row = figures(printed)
+    assert int(row["done before"]) + int(row["accepted"]) == 6
+    code, printed, _ = fpe("verify", str(small_job))
+    assert code == 0, printed
+    assert figures(printed)["accepted"] == "6"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_in_order(job_file: pathlib.Path, number: signal.Signals) -> None:
     """The process of its own that a person or a scheduler starts, with a Ray of its own."""
@@ -284,3 +338,4 @@ def test_a_signal_ends_a_run_in_order(job_file: pathlib.Path, number: signal.Sig
     assert "the same command goes on" in errors.lower()
     assert "Traceback" not in printed + errors
     assert fpe("verify", str(job_file))[0] == 0
+    assert "in use by" not in fpe("status", str(job_file))[1], "the lease was given back"

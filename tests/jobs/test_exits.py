@@ -13,6 +13,7 @@ from jobs.exits import Terminated, exit_code, guarded, message_of
 from pipeline.errors import (
     Interrupted,
     JobError,
+    LeaseError,
     LedgerError,
     ManifestError,
     ResourceError,
@@ -40,6 +41,7 @@ def code_of(error: BaseException) -> int:
         (CheckpointError("x"), 2),
         (StorageError("x"), 1),
         (LedgerError("x"), 1),
+        (LeaseError("x"), 75),
         (ResourceError("x"), 1),
         (TooManyFailuresError("x"), 1),
         (Interrupted("x"), 130),

@@ -9,20 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import LedgerError
-from pipeline.ledger import (
-    Ledger,
-    LedgerCounts,
-    adopt_orphan_parts,
-    orphan_parts,
-    read_part_outcomes,
-)
-from pipeline.outcome import (
-    OUTCOME_SCHEMA,
-    OUTCOMES_METADATA_KEY,
-    RejectReason,
-    outcomes_to_bytes,
-)
+from pipeline.errors import LeaseError, LedgerError
+from pipeline.ledger import Ledger, LedgerCounts, fence
+from pipeline.outcome import OUTCOME_SCHEMA, RejectReason
 from pipeline.storage import Folder
 from tests.pipeline.outcome_rows import accepted, failed, key, rejected, table_of
 
@@ -32,28 +21,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     if request.param == "local":
         return Folder.open(str(tmp_path / "run"))
     return Folder.open(f"memory://{tmp_path.name}-{id(request)}/run")
-
-
-def write_part(
-    folder: Folder, part: str, outcomes: pa.Table, *, with_outcomes: bool = True
-) -> None:
-    """metadata.parquet as the writer leaves it."""
-    rows = [row for row in outcomes.to_pylist() if row["part"]]
-    metadata = pa.table(
-        {
-            "edited_file_name": [row["edited_file_name"].removeprefix(f"{part}/") for row in rows],
-            "edit_id": [row["edit_id"].hex() for row in rows],
-            "group_id": [row["group_id"].hex() for row in rows],
-            "source_id": [row["source_id"].hex() for row in rows],
-            "target_prompt": [row["target_prompt"] for row in rows],
-        }
-    )
-    if with_outcomes:
-        stored = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
-        metadata = metadata.replace_schema_metadata(stored)
-    sink = io.BytesIO()
-    pq.write_table(metadata, sink)
-    folder.write_new(f"{part}/metadata.parquet", sink.getvalue())
 
 
 def test_an_empty_run_has_an_empty_ledger(folder: Folder) -> None:
@@ -152,66 +119,87 @@ def test_a_gap_in_the_numbers_is_not_filled(folder: Folder) -> None:
     assert Ledger.open(folder).next_number == 8
 
 
-def test_a_part_that_was_not_committed_is_adopted_with_all_its_outcomes(folder: Folder) -> None:
-    ledger = Ledger.open(folder)
-    committed = table_of(accepted(1, "part-a"))
-    write_part(folder, "part-a", committed)
-    ledger.commit(committed)
-    lost = table_of(accepted(2, "part-b"), failed(3), accepted(4, "part-b"))
-    write_part(folder, "part-b", lost)
-    folder.write_new("part-c/edited/5.png", b"an image of a part that was never finished")
-    assert [part for part, _ in orphan_parts(folder, ledger)] == ["part-b"]
-
-    assert adopt_orphan_parts(folder, ledger) == 3
-
-    assert Ledger.open(folder).done_ids() == {key(n).edit_id for n in (1, 2, 3, 4)}
-    assert list(ledger.outcomes())[1].to_pylist() == lost.to_pylist()
-    assert list(orphan_parts(folder, ledger)) == []
-    assert adopt_orphan_parts(folder, ledger) == 0
-    assert len(folder.list(".ledger")) == 2
+def test_behind_a_fence_an_old_driver_cannot_commit(folder: Folder) -> None:
+    old = Ledger.open(folder)
+    old.commit(table_of(accepted(1)))
+    assert fence(folder, 7) == ".ledger/outcomes-00000001.parquet"
+    with pytest.raises(LedgerError, match="another run on this folder"):
+        old.commit(table_of(accepted(2)))
+    new = Ledger.open(folder)
+    new.commit(table_of(accepted(3)))
+    assert Ledger.open(folder).done_ids() == {key(1).edit_id, key(3).edit_id}
+    assert Ledger.open(folder).counts().total == 2
 
 
-def test_a_part_that_was_committed_by_half_is_completed(folder: Folder) -> None:
-    ledger = Ledger.open(folder)
-    ledger.commit(table_of(accepted(1, "part-a")))
-    outcomes = table_of(accepted(2, "part-b"), accepted(3, "part-b"))
-    write_part(folder, "part-b", outcomes)
-    ledger.commit(outcomes.slice(0, 1))
-    assert adopt_orphan_parts(folder, Ledger.open(folder)) == 1
-    assert Ledger.open(folder).done_ids() == {key(n).edit_id for n in (1, 2, 3)}
+def test_a_fence_says_whose_it_is_and_has_the_schema_of_all_ledger_files(folder: Folder) -> None:
+    schema = pq.read_schema(io.BytesIO(folder.read(fence(folder, 7))))
+    assert schema.metadata[b"fpe.fence"] == b"7"
+    assert schema.remove_metadata().equals(OUTCOME_SCHEMA)
 
 
-def test_edits_that_are_done_elsewhere_are_not_adopted_again(folder: Folder) -> None:
+def test_the_last_commit_before_a_fence_is_still_looked_at_for_halves(folder: Folder) -> None:
+    """A killed run can leave a part of which one commit took half; the takeover adds a fence."""
     ledger = Ledger.open(folder)
     ledger.commit(table_of(accepted(1, "part-a")))
-    write_part(folder, "part-b", table_of(accepted(1, "part-b"), accepted(2, "part-b")))
-    assert adopt_orphan_parts(folder, ledger) == 1
-    assert ledger.counts().accepted == 2
+    ledger.commit(table_of(accepted(2, "part-b")))
+    fence(folder, 2)
+    assert Ledger.open(folder).settled_parts() == {"part-a"}
 
 
-def test_metadata_without_outcomes_gives_the_accepted_ones(folder: Folder) -> None:
-    outcomes = table_of(accepted(1, "part-a"), failed(2))
-    write_part(folder, "part-a", outcomes, with_outcomes=False)
-    found = read_part_outcomes(folder, "part-a")
-    assert found.schema.equals(OUTCOME_SCHEMA)
-    [row] = found.to_pylist()
-    expected = outcomes.to_pylist()[0] | {"row": -1, "unet_rows": 0.0, "seconds": 0.0}
-    assert row == expected
+class Lost:
+    """A right that was lost."""
+
+    def check(self) -> None:
+        raise LeaseError("somebody else has it")
 
 
-def test_metadata_of_zero_bytes_finishes_no_part(folder: Folder) -> None:
-    folder.replace("part-a/metadata.parquet", b"")
-    assert adopt_orphan_parts(folder, Ledger.open(folder)) == 0
-    write_part(folder, "part-a", table_of(accepted(1, "part-a")))
-    assert adopt_orphan_parts(folder, Ledger.open(folder)) == 1
+def test_without_the_right_nothing_is_committed(folder: Folder) -> None:
+    ledger = Ledger.open(folder, Lost())
+    with pytest.raises(LeaseError):
+        ledger.commit(table_of(accepted(1)))
+    assert folder.list() == []
+    assert ledger.done_ids() == set()
 
 
-@pytest.mark.parametrize("content", [b"PAR1", None])
-def test_damaged_metadata_is_named(folder: Folder, content: bytes | None) -> None:
-    if content is None:
-        sink = io.BytesIO()
-        pq.write_table(pa.table({"edit_id": ["not hexadecimal"]}), sink)
-        content = sink.getvalue()
-    folder.write_new("part-a/metadata.parquet", content)
-    with pytest.raises(LedgerError, match=r"part-a/metadata\.parquet is damaged"):
-        adopt_orphan_parts(folder, Ledger.open(folder))
+def test_a_failed_edit_enters_again_where_it_was_reopened(folder: Folder) -> None:
+    ledger = Ledger.open(folder)
+    first = table_of(accepted(1), failed(2), failed(3, "nan_latent"), failed(4))
+    ledger.commit(first)
+    assert ledger.commit(table_of(failed(2, "nan_latent"))).num_rows == 0
+    ledger.reopen(ledger.failed_ids(["decode_failed"]))
+    second = table_of(accepted(2, "part-b"), failed(4, "source_missing"))
+    added = ledger.commit(table_of(accepted(1), failed(3)))
+    assert added.num_rows == 0, "neither was reopened"
+    assert ledger.commit(second).num_rows == 2
+    assert ledger.commit(second).num_rows == 0, "once is once"
+    for view in (ledger, Ledger.open(folder)):
+        counts = view.counts()
+        assert (counts.accepted, counts.failed, counts.total) == (2, 2, 4)
+        assert dict(counts.failed_by_code) == {"nan_latent": 1, "source_missing": 1}
+        assert view.failed_ids() == {key(3).edit_id, key(4).edit_id}
+        assert view.failed_ids(["source_missing", "nan_latent"]) == view.failed_ids()
+        assert view.failed_ids(["decode_failed"]) == frozenset()
+        assert view.done_ids() == {key(n).edit_id for n in (1, 2, 3, 4)}
+        assert view.parts() == {"part-a", "part-b"}
+        assert (counts.unet_rows, counts.seconds) == (20.0, 1.0)
+    history = [table.to_pylist() for table in Ledger.open(folder).outcomes()]
+    assert history == [first.to_pylist(), second.to_pylist()]
+
+
+def test_only_failed_edits_can_be_reopened(folder: Folder) -> None:
+    ledger = Ledger.open(folder)
+    ledger.commit(table_of(accepted(1), rejected(2)))
+    for number in (1, 2, 3):
+        with pytest.raises(ValueError, match="stand as failed"):
+            ledger.reopen(frozenset([key(number).edit_id]))
+
+
+def test_a_better_outcome_needs_no_reopening(folder: Folder) -> None:
+    """Of a part that was finished although its edits count as failed."""
+    ledger = Ledger.open(folder)
+    ledger.commit(table_of(failed(1, "write_failed"), failed(2)))
+    better = table_of(accepted(1), failed(2))
+    assert ledger.lacks(better) == [True, False]
+    assert ledger.commit(better).num_rows == 1
+    assert ledger.lacks(better) == [False, False]
+    assert ledger.failed_ids() == {key(2).edit_id}

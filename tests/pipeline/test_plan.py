@@ -179,6 +179,17 @@ def test_when_all_is_done_nothing_is_written(make_job: MakeJob) -> None:
     assert Folder.open(job.output).list(".plan") == []
 
 
+def test_only_some_edits_are_planned_whatever_is_done(make_job: MakeJob) -> None:
+    job = make_job(COLUMNS)
+    edits = edit_ids(job)
+    finish(job, edits[:3])
+    plan = make_plan(job, only={edits[1], edits[5], b"of another job"})
+    planned = [edit["edit_id"] for row in work(job, plan)["edits"].to_pylist() for edit in row]
+    assert planned == [edits[1], edits[5]]
+    assert (plan.edits_total, plan.edits_pending, plan.groups_pending) == (6, 2, 2)
+    assert make_plan(job, only=set()).edits_pending == 0
+
+
 def test_rows_added_to_a_manifest_leave_the_others_ids_alone(make_job: MakeJob) -> None:
     columns = {"image": ["b.png", "c.png"], "target_prompt": ["x", "x"]}
     before = edit_ids(make_job(columns))

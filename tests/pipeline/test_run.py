@@ -22,12 +22,19 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import Interrupted, JobError, ResourceError, TooManyFailuresError
+from pipeline.errors import (
+    Interrupted,
+    JobError,
+    LeaseError,
+    ResourceError,
+    TooManyFailuresError,
+)
 from pipeline.graph import WorkerError
 from pipeline.job import Job
+from pipeline.lease import Lease, hold_lease, lease_state, take_lease
 from pipeline.ledger import Ledger
-from pipeline.outcome import OUTCOME_SCHEMA
-from pipeline.run import run_job
+from pipeline.outcome import OUTCOME_SCHEMA, FailureCode
+from pipeline.run import retry_failed, run_job
 from pipeline.stats import RunSummary
 from pipeline.storage import Folder
 from pipeline.verify import verify_run
@@ -72,6 +79,23 @@ class InterruptedBy(Recorder):
     def advance(self, outcomes_table: pa.Table) -> None:
         super().advance(outcomes_table)
         os.kill(os.getpid(), self._number)
+
+
+class TakenOver(Recorder):
+    """One that lets another run take the folder over when the first outcomes arrive.
+
+    As if this process had slept for an hour just then.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._folder = Folder.open(job.output)
+        self.taken: Lease | None = None
+
+    def advance(self, outcomes_table: pa.Table) -> None:
+        super().advance(outcomes_table)
+        if self.taken is None:
+            self.taken = take_lease(self._folder, expiry_s=60.0, silence_s=lambda *_: 3600.0)
 
 
 class WorkerKiller(Recorder):
@@ -174,7 +198,9 @@ def stats_of(job: Job) -> dict[str, Any]:
 
 
 def files_of(job: Job) -> dict[Path, int]:
-    return {p: p.stat().st_mtime_ns for p in Path(job.output).rglob("*") if p.is_file()}
+    """All files but the lease's, with the time of their last change."""
+    files = (p for p in Path(job.output).rglob("*") if p.is_file() and ".lease" not in p.parts)
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_every_edit_of_a_manifest_has_its_outcome(finished: Finished) -> None:
@@ -346,6 +372,89 @@ def test_a_stopped_job_commits_and_goes_on(
     verification = verify_run(job)
     assert verification.ok, verification.problems
     assert verification.accepted == 12
+
+
+def test_a_run_on_a_folder_that_another_has_is_refused(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    job = make_job(write_manifest(1))
+    with hold_lease(Folder.open(job.output), expiry_s=60.0, heartbeat_s=20.0):
+        progress = Recorder()
+        with pytest.raises(LeaseError, match="is in use by another run: process"):
+            run_job(job, progress=progress)
+        assert progress.started == []
+        assert files_of(job) == {}
+    assert run_job(job, progress=Recorder()).accepted == 1
+    state = lease_state(Folder.open(job.output))
+    assert state is not None
+    assert (state.token, state.is_released) == (2, True)
+
+
+def test_a_run_that_was_taken_over_commits_and_sums_up_nothing_more(
+    write_manifest: WriteManifest, make_job: MakeJob
+) -> None:
+    """Its workers finish no part either; what they had finished is found by the next run."""
+    job = make_job(write_manifest(12))
+    progress = TakenOver(job)
+    with pytest.raises(LeaseError, match="this run has lost the run folder"):
+        run_job(job, progress=progress)
+    assert progress.finished == 1
+    assert outcomes_of(job) == []
+    assert not Path(job.output, "stats.json").exists()
+    finished_parts = list(Path(job.output).glob("part-*/metadata.parquet"))
+    assert 1 <= len(finished_parts) < 6, "blocks of two"
+    # The other run holds the folder in this process; now it is gone, an hour later.
+    assert progress.taken is not None
+    progress.taken.folder.replace(".lease/beat-00000002.json", b'{"beats": 1, "released": true}')
+    summary = run_job(job, progress=Recorder())
+    assert summary.already_done >= 2 * len(finished_parts) - 2
+    assert summary.already_done + summary.accepted == 12
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert verification.accepted == 12
+
+
+def test_a_retry_makes_the_failed_edits_again_and_nothing_else(
+    write_manifest: WriteManifest, make_job: MakeJob, picture: Callable[..., Image.Image]
+) -> None:
+    """Two pictures are mended, one stays away; one retry dies between a part and its commit."""
+    names = [*(f"pictures/{n}.png" for n in range(3)), *(f"pictures/late-{n}.png" for n in "abc")]
+    prompts = [["a red cat", "a blue cat"]] * 6
+    manifest = write_manifest(3, image=names, target_prompt=prompts)
+    job = make_job(manifest)
+    first = run_job(job, progress=Recorder())
+    assert (first.accepted, first.failed) == (6, 6)
+    before = files_of(job)
+    for name in "ab":
+        picture(7).save(Path(manifest).parent / "pictures" / f"late-{name}.png")
+
+    nothing = retry_failed(job, [FailureCode.NAN_LATENT], progress=Recorder())
+    assert (nothing.edits_made, nothing.already_done) == (0, 12)
+    assert files_of(job) == before
+
+    progress = TakenOver(job)
+    with pytest.raises(LeaseError):
+        retry_failed(job, [FailureCode.SOURCE_MISSING], progress=progress)
+    assert Ledger.open(Folder.open(job.output)).counts().failed == 6, "nothing was committed"
+    finished_parts = set(Path(job.output).glob("part-*/metadata.parquet")) - before.keys()
+    assert progress.taken is not None
+    folder, token = progress.taken.folder, progress.taken.token
+    folder.replace(f".lease/beat-{token:08d}.json", b'{"beats": 1, "released": true}')
+
+    second = retry_failed(job, progress=Recorder())
+    adopted = sum(pq.read_metadata(path).num_rows for path in finished_parts)
+    assert (second.accepted, second.failed) == (4 - adopted, 2)
+    made_again = (4 - adopted) // 2  # sources, of two edits each
+    assert second.unet_rows == made_again * (SOURCE_ROWS + 2 * GUIDED)
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert (verification.accepted, verification.failed, verification.pending) == (10, 2, 0)
+    history = [row["outcome"] for row in outcomes_of(job)]
+    assert (history.count("accepted"), history.count("failed")) == (10, 8)
+    derived = {"README.md", "stats.json", "config.yaml"}
+    kept = {path: time for path, time in before.items() if path.name not in derived}
+    assert kept.items() <= files_of(job).items()
+    assert run_job(job, progress=Recorder()).edits_made == 0, "failed again is final again"
 
 
 def test_a_worker_that_is_killed_costs_nothing(

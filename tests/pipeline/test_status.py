@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.commit import adopt_orphan_parts
 from pipeline.errors import StorageError
 from pipeline.job import Job
-from pipeline.ledger import Ledger, adopt_orphan_parts
+from pipeline.ledger import Ledger
 from pipeline.plan import make_plan
 from pipeline.status import run_status
 from tests.pipeline.finished_run import FinishedRun

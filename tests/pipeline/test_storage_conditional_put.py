@@ -13,7 +13,8 @@ from urllib.parse import unquote
 import pytest
 import stamina
 
-from pipeline.errors import AlreadyExistsError, LedgerError
+from pipeline.errors import AlreadyExistsError, LeaseError, LedgerError
+from pipeline.lease import take_lease
 from pipeline.ledger import Ledger
 from pipeline.storage import Folder
 from tests.pipeline.outcome_rows import accepted, table_of
@@ -143,3 +144,17 @@ def test_two_drivers_on_one_ledger(folder: Folder, gate: Gate) -> None:
         errors = [commit.exception() for commit in commits]
     assert [type(error) for error in errors if error] == [LedgerError]
     assert len(Ledger.open(folder).done_ids()) == 1
+
+
+def test_of_two_runs_that_start_at_the_same_instant_one_is_refused(
+    folder: Folder, gate: Gate
+) -> None:
+    def take(_: int) -> int:
+        return take_lease(folder, expiry_s=60.0, silence_s=lambda *_: 0.0).token
+
+    gate.before_put = threading.Barrier(2, timeout=60)  # both saw that nobody has it
+    with ThreadPoolExecutor(2) as pool:
+        taken = [pool.submit(take, number) for number in range(2)]
+        errors = [future.exception() for future in taken]
+    assert [type(error) for error in errors if error] == [LeaseError]
+    assert gate.refused == 1

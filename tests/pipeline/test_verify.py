@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.commit import adopt_orphan_parts
 from pipeline.job import Job
-from pipeline.ledger import Ledger, adopt_orphan_parts
+from pipeline.ledger import Ledger
 from pipeline.verify import Verification, verify_run
 from tests.pipeline.finished_run import FinishedRun
 
@@ -172,7 +173,10 @@ def damage_other_file(run: FinishedRun) -> None:
                 "part-z is finished, and 1",
             ],
         ),
-        (damage_failed_with_an_image, ["is failed in the ledger"]),
+        (
+            damage_failed_with_an_image,
+            ["is failed in the ledger", "part-z is finished, and 1 of its edits"],
+        ),
         (damage_other_file, ["the ledger names another file"] * 2),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -211,6 +215,33 @@ def test_the_same_command_again_heals_what_a_kill_left(run: FinishedRun) -> None
     found = verify_run(run.job)
     assert found.ok, found.problems
     assert numbers(found) == (EDITS, 5, 0, 1, 0)
+
+
+def test_a_finished_part_heals_what_counts_as_failed(run: FinishedRun) -> None:
+    """As where the last write of a part went through, and its answer was lost."""
+    damage_failed_with_an_image(run)
+    adopt_orphan_parts(run.folder, Ledger.open(run.folder))
+    found = verify_run(run.job)
+    assert found.ok, found.problems
+    assert (found.accepted, found.failed, found.not_planned) == (1, 0, 0)
+
+
+def test_an_edit_that_failed_may_come_again_and_one_that_did_not_may_not(run: FinishedRun) -> None:
+    key, other = run.keys()[:2]
+    failed = run.write_part("part-a", [other], failed=[key])
+    run.commit(failed)
+    ledger = Ledger.open(run.folder)
+    for again in (failed.slice(0, 1), run.write_part("part-b", [key])):
+        ledger.reopen(frozenset([key.edit_id]))
+        ledger.commit(again)
+    found = verify_run(run.job)
+    assert found.ok, found.problems
+    assert (found.accepted, found.failed) == (2, 0)
+    assert sum(map(len, ledger.outcomes())) == 4, "two of them are history"
+    name = f".ledger/outcomes-{ledger.next_number:08d}.parquet"
+    run.folder.write_new(name, run.folder.read(".ledger/outcomes-00000001.parquet"))
+    found = verify_run(run.job)
+    assert found.problems[0].endswith("is twice in the ledger, accepted at first")
 
 
 def test_verifying_changes_nothing(run: FinishedRun) -> None:

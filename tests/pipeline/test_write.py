@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.ledger import read_part_outcomes
+from pipeline.commit import read_part_outcomes
+from pipeline.errors import LeaseError
 from pipeline.outcome import outcomes_table
 from pipeline.storage import Folder
 from pipeline.write import (
@@ -152,6 +153,22 @@ def test_the_first_finish_of_a_part_wins(
     assert found.equals(mine)
     assert name == f"edited/stem__{'01' * 16}.png"
     assert read_part_outcomes(folder, "part-a").equals(mine)
+
+
+class Lost:
+    """A right to write that was lost."""
+
+    def check(self) -> None:
+        raise LeaseError("somebody else has it")
+
+
+def test_a_writer_that_lost_the_folder_finishes_no_part(tmp_path: Path) -> None:
+    folder, layout = Folder.open(str(tmp_path)), MetadataLayout()
+    with ThreadPoolExecutor(1) as pool:
+        writer = PartWriter(folder, "part-a", ImageFormat(), pool, Lost())
+        with pytest.raises(LeaseError):
+            writer.finish(layout.table([one_row()], None), outcomes_table([accepted(1)]))
+    assert folder.list() == []
 
 
 def test_an_image_is_never_written_twice(

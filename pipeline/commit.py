@@ -1,0 +1,150 @@
+"""The commit protocol: what a run writes in which order, when it counts, what a crash leaves.
+
+     written                                    by       from then on
+  1  .lease/holder-<token>.json                 driver   this run alone writes here
+     .ledger/outcomes-<n>.parquet, no rows      driver   a fence, where an earlier holder did not
+                                                         let go: it cannot commit any more
+  2  .plan/<plan>/work-<n>.parquet, plan.json   driver   it is known what is left
+  3  .metadata-schema, config.yaml, README.md   driver   the folder loads, unfinished as it is
+  4  part-<id>/edited/*, source/*               actors   nothing: no metadata names them
+  5  part-<id>/metadata.parquet                 actors   the part's edits are in the dataset
+  6  .ledger/outcomes-<n>.parquet               driver   its edits are done
+     ... 4 to 6 for every block of work, many at a time ...
+  7  stats.json, README.md                      driver   nothing: they are summaries
+  8  .lease/beat-<token>.json: released         driver   the next run may start
+
+See `lease` for 1 and 8, `ledger` for the fence and 6, `plan` for 2, `run` for 3 and 7, `write` for
+4 and 5.
+
+Every write is whole or not there. All but the summaries (config.yaml and README.md of 3, and 7) and
+the heartbeat go through `Folder.write_new`: an exclusive create, nothing is renamed on an object
+store, nothing is overwritten. Before 5 and 6 the lease is checked. Names of 2, 4 and 5 come from
+content, the number of 6 is the next one. A rejected or failed edit has no files; its outcome
+travels in the metadata of its part where the part has any, else it only enters the ledger.
+
+What a crash leaves, and how the next run mends it:
+
+  after  1    a lease that nobody holds: taken over at once where the process is known to be gone,
+              else when it expires; the fence goes up. A fence counts nothing.
+  within 2    work files that no plan.json names: never read. The same plan finds and keeps them.
+  after  2-3  a plan in which nothing is done. A new one is made.
+  within 4    images that nothing names, invisible to `datasets`. The same work makes the same names
+              and keeps them; other work leaves them alone.
+  after  5    a finished part that is not in the ledger: `adopt_orphan_parts` commits it, before
+              anything is planned, so it is never made again. Same for one that was committed by
+              half, because its outcomes came with two commits.
+  after  6    nothing to mend: done is done, the plan leaves it out.
+  before 7    summaries that lag behind; a run that finds nothing to do writes them again.
+  before 8    as after 1.
+
+Failed edits that are tried again (`fpe retry`) go the same way from 2 to 8; in 6 their new outcome
+is a later row and supersedes the failure, which stays. Their part never has the name of a finished
+one: a part's name is the hash of the edits attempted in it, a finished part holds an accepted edit,
+and no accepted edit is ever tried again. A retry that is killed leaves what any run leaves; what it
+had committed, or finished, no longer stands as failed, and the same command tries the rest.
+
+Listings are asked for three things: which tokens, which ledger files and which parts there are. A
+token or number that a listing failed to show is found taken by its create, and the run stops or
+looks again. A part that it failed to show would be made again: under the same name where the block
+is the same (then its metadata is found and kept), else a second time, which `fpe verify` tells. The
+stores named in `storage` list every file that was written before they were asked.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import LedgerError
+from pipeline.ledger import Ledger
+from pipeline.outcome import (
+    OUTCOMES_METADATA_KEY,
+    EditKey,
+    outcomes_from_bytes,
+    outcomes_table,
+)
+from pipeline.storage import Folder
+
+METADATA_FILE = "metadata.parquet"
+PART_PREFIX = "part-"
+_log = logging.getLogger(__name__)
+
+
+def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """The names of the parts whose last write, the metadata, is there; those in `besides` apart."""
+    for name in folder.list_folders():
+        if not name.startswith(PART_PREFIX) or name in besides:
+            continue
+        if folder.exists(f"{name}/{METADATA_FILE}"):
+            yield name
+
+
+def uncommitted(folder: Folder, ledger: Ledger, part: str) -> pa.Table:
+    """The outcomes of a finished part that the ledger lacks. Raises LedgerError."""
+    outcomes = read_part_outcomes(folder, part)
+    return outcomes.filter(pa.array(ledger.lacks(outcomes), pa.bool_()))
+
+
+def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table]]:
+    """Finished parts with outcomes that the ledger lacks: (name, those outcomes).
+
+    A run that is killed between writing a part's metadata and committing it leaves one.
+    """
+    for part in finished_parts(folder, besides=ledger.settled_parts()):
+        outcomes = uncommitted(folder, ledger, part)
+        if outcomes.num_rows:
+            yield part, outcomes
+
+
+def adopt_orphan_parts(folder: Folder, ledger: Ledger) -> int:
+    """Commits the outcomes of finished parts that no ledger file names; returns how many edits.
+
+    Runs at the start of a run, before planning, so that no finished edit is made again.
+    """
+    adopted = 0
+    for part, outcomes in orphan_parts(folder, ledger):
+        added = ledger.commit(outcomes).num_rows
+        _log.info("adopted %d finished edits of %s", added, part)
+        adopted += added
+    return adopted
+
+
+def read_part_outcomes(folder: Folder, part: str) -> pa.Table:
+    """The outcomes of a finished part.
+
+    Its metadata carries all of them (`outcomes_to_bytes`); where it does not, the accepted ones are
+    read off its rows, with row -1 and no times. Raises LedgerError for metadata that is damaged.
+    """
+    path = f"{part}/{METADATA_FILE}"
+    file = io.BytesIO(folder.read(path))
+    try:
+        stored = (pq.read_schema(file).metadata or {}).get(OUTCOMES_METADATA_KEY)
+        if stored is not None:
+            return outcomes_from_bytes(stored)
+        columns = ["edit_id", "group_id", "source_id", "target_prompt", "edited_file_name"]
+        rows = pq.read_table(file, columns=columns).to_pylist()
+        return outcomes_table(
+            EditKey(
+                edit_id=bytes.fromhex(row["edit_id"]),
+                group_id=bytes.fromhex(row["group_id"]),
+                source_id=bytes.fromhex(row["source_id"]),
+                row=-1,
+                target_prompt=row["target_prompt"],
+            ).accepted(
+                part=part,
+                edited_file_name=f"{part}/{row['edited_file_name']}",
+                unet_rows=0.0,
+                seconds=0.0,
+            )
+            for row in rows
+        )
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"{folder.url_of(path)} is damaged or no metadata of a run ({error}); move the folder "
+            "away: its edits are made again"
+        ) from error

@@ -1,0 +1,244 @@
+"""One run at a time writes to a run folder: a lease with an expiry and a fencing token.
+
+    .lease/holder-00000003.json   who took token 3; exclusive create, never changed
+           beat-00000003.json     that holder's alone: a heartbeat, at the end that it has let go
+           clock                  written by whoever must know what time it is on the store
+
+Taking it: the next token is free to take where there is no lease yet, where the latest holder let
+go, where its process is known to be gone (see `holder`), or where it was silent for longer than
+the `expiry_s` that it promised. Anybody else is refused at once. Of several that take the same
+token, the exclusive create lets one through.
+
+Time: no machine's clock is compared with another's. How long a holder was silent is the difference
+of two stamps that the store itself put on files: of the last heartbeat, and of `clock`, written
+that moment. A wrong verdict costs a run, never an edit, since safety does not come from time:
+
+Fencing: a holder asks `Lease.check` before each commit (ledger file, part's metadata). Whoever
+takes over from one that did not let go also takes the ledger's next number (`ledger.fence`), the
+only one under which the old holder could commit: however long it slept between check and write,
+its write is refused.
+
+What a store gives:
+
+- local disk with hard links, memory:// (one process), S3 that obeys `If-None-Match` (AWS, MinIO):
+  one holder per token, and no ledger commit of an old holder after a new one.
+- S3 that ignores it (rclone), local disk without hard links, GCS and Azure as far as tested here:
+  two that take the token at the same instant can both go on until the next check, when the one
+  whose file was overwritten stops. An old holder that sleeps within the one request between look
+  and put can overwrite the fence; `fpe verify` finds an edit that is then there twice.
+- any store: a part's metadata is checked and not fenced. An actor of an old holder that sleeps
+  between check and write can finish a part after the takeover; `fpe verify` finds its edits twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pipeline.errors import LeaseError, StorageError
+from pipeline.holder import Holder
+from pipeline.ledger import fence
+from pipeline.storage import Folder
+
+LEASE_FOLDER = ".lease"
+_CLOCK = f"{LEASE_FOLDER}/clock"
+_HOLDER_NAME = re.compile(r"holder-(\d{8,})\.json")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LeaseState:
+    """What the lease folder says of the latest holder.
+
+    `heard_at` is its last sign of life in seconds since 1970 by the store's clock.
+    """
+
+    token: int
+    holder: Holder
+    is_released: bool
+    heard_at: float
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the holder let go or is known to be gone. One that is silent may be neither."""
+        return self.is_released or self.holder.is_gone()
+
+    def __str__(self) -> str:
+        heard = datetime.fromtimestamp(self.heard_at, UTC)
+        return f"{self.holder}, last heartbeat {heard:%Y-%m-%d %H:%M:%S} UTC by the store's clock"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write to a run folder. Small and picklable: workers check it too."""
+
+    folder: Folder
+    token: int
+    holder: Holder
+    is_takeover: bool = False
+    """Whether the holder before did not let go, and has to be fenced off."""
+
+    def check(self) -> None:
+        """Raises LeaseError where another run has the folder by now, StorageError."""
+        if not self.folder.exists(_holder_file(self.token + 1)):
+            there = _read(self.folder, _holder_file(self.token))
+            if there == self.holder.to_bytes():
+                return
+        state = lease_state(self.folder)
+        taker = "somebody removed its lease" if state is None else f"{state.holder} has it now"
+        raise LeaseError(
+            f"{self.folder.url}: this run has lost the run folder ({taker}). Either it was silent "
+            f"for more than lease.expiry_s ({self.holder.expiry_s:g} s), or both started at the "
+            "same instant. It writes nothing more, what it committed is kept. When the other run "
+            "has ended, start the same command again if anything is left."
+        )
+
+
+def lease_state(folder: Folder) -> LeaseState | None:
+    """Who took the latest token of a run folder; None where nobody ever did. Writes nothing.
+
+    Raises StorageError, also for a damaged file.
+    """
+    names = (path.rpartition("/")[2] for path in folder.list(LEASE_FOLDER))
+    token = max((int(m[1]) for name in names if (m := _HOLDER_NAME.fullmatch(name))), default=0)
+    if not token:
+        return None
+    path, heard_in = _holder_file(token), [_holder_file(token)]
+    beat: dict[str, object] = {}
+    try:
+        holder = Holder.from_bytes(folder.read(path))
+        path = _beat_file(token)
+        data = _read(folder, path)
+        if data is not None:
+            heard_in.append(path)
+            beat = dict(json.loads(data))
+    except (TypeError, ValueError) as error:
+        raise StorageError(
+            f"{folder.url_of(path)} is damaged ({error}): make sure that no run works on the "
+            f"folder, then remove {LEASE_FOLDER}"
+        ) from error
+    heard_at = max(folder.modified(name) for name in heard_in)
+    return LeaseState(token, holder, bool(beat.get("released")), heard_at)
+
+
+def silence_s(folder: Folder, state: LeaseState) -> float:
+    """Seconds since the holder's last sign of life, all by the store's clock; see above."""
+    folder.replace(_CLOCK, b"now\n")
+    return folder.modified(_CLOCK) - state.heard_at
+
+
+def take_lease(
+    folder: Folder,
+    *,
+    expiry_s: float,
+    silence_s: Callable[[Folder, LeaseState], float] = silence_s,
+) -> Lease:
+    """Takes the next token, and fences an earlier holder off that did not let go.
+
+    `expiry_s` is what the new holder promises. Raises LeaseError while another run has the folder,
+    and StorageError. There is no heartbeat yet: `hold_lease` is the whole of it.
+    """
+    while True:
+        state = lease_state(folder)
+        if state is not None and not state.is_over:
+            silent_s = silence_s(folder, state)
+            if silent_s <= state.holder.expiry_s:
+                raise LeaseError(_in_use(folder, state, silent_s))
+        token = 1 if state is None else state.token + 1
+        is_takeover = state is not None and not state.is_released
+        lease = Lease(folder, token, Holder.me(expiry_s), is_takeover)
+        if folder.write_if_absent(_holder_file(token), lease.holder.to_bytes()):
+            break  # else somebody was quicker: look again at who
+    lease.check()  # where a create is not exclusive, the last of several is the holder
+    if is_takeover and state is not None:
+        _log.warning("taking %s over from %s, which never let go", folder.url, state.holder)
+        fence(folder, token)
+    return lease
+
+
+@contextmanager
+def hold_lease(folder: Folder, *, expiry_s: float, heartbeat_s: float) -> Iterator[Lease]:
+    """Holds the run folder for the length of the context, with a heartbeat on a thread.
+
+    Seconds both; `heartbeat_s` well below `expiry_s`. Lets go however the context ends. Raises
+    LeaseError while another run has the folder, and StorageError.
+    """
+    lease = take_lease(folder, expiry_s=expiry_s)
+    with _Heart(lease, heartbeat_s):
+        yield lease
+
+
+class _Heart:
+    """Says every few seconds that the holder is alive, and at the end that it has let go."""
+
+    def __init__(self, lease: Lease, heartbeat_s: float) -> None:
+        self._lease = lease
+        self._heartbeat_s = heartbeat_s
+        self._beats = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()  # else its last beat could land after our last word
+        try:
+            self._lease.check()
+            self._write(released=True)
+        except LeaseError:
+            return  # it is another run's by now
+        except StorageError as error:
+            wait_s = self._lease.holder.expiry_s
+            _log.warning("the lease was not given back (%s); it expires in %g s", error, wait_s)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._heartbeat_s):
+            try:
+                self._lease.check()
+                self._write(released=False)
+            except LeaseError as error:
+                _log.error("%s", error)  # the next commit raises it
+                return
+            except StorageError as error:
+                _log.warning("the heartbeat of the lease failed, trying on: %s", error)
+
+    def _write(self, *, released: bool) -> None:
+        self._beats += 1
+        beat = {"beats": self._beats, "released": released}
+        path = _beat_file(self._lease.token)
+        self._lease.folder.replace(path, (json.dumps(beat) + "\n").encode())
+
+
+def _in_use(folder: Folder, state: LeaseState, silent_s: float) -> str:
+    return (
+        f"{folder.url} is in use by another run: {state.holder}. Its last heartbeat was "
+        f"{max(0.0, silent_s):.0f} s ago, and after {state.holder.expiry_s:g} s without one it "
+        "counts as gone. Wait for that run, or stop it, then start the same command again: it "
+        "goes on where that one has come to. Or give the job another output."
+    )
+
+
+def _holder_file(token: int) -> str:
+    return f"{LEASE_FOLDER}/holder-{token:08d}.json"
+
+
+def _beat_file(token: int) -> str:
+    return f"{LEASE_FOLDER}/beat-{token:08d}.json"
+
+
+def _read(folder: Folder, path: str) -> bytes | None:
+    """None for a file that is not there."""
+    try:
+        return folder.read(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
