@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 
 from jobs import bench
 from jobs.exits import STOPPED, guarded
+from pipeline.redact import tellable
 
 if TYPE_CHECKING:
     from pipeline.job import Job
@@ -237,7 +238,7 @@ def _say_what_is_tried_again(record: logging.LogRecord) -> bool:
     """stamina says only "stamina.retry_scheduled" and hides the rest in extra fields."""
     cause = getattr(record, "stamina.caused_by", "")
     wait_s = getattr(record, "stamina.wait_for", 0.0)
-    record.msg, record.args = "trying again in %.1f s after %s", (wait_s, cause)
+    record.msg, record.args = "trying again in %.1f s after %s", (wait_s, tellable(str(cause)))
     return True
 
 

@@ -1,8 +1,8 @@
 """Files on any fsspec URL: one folder that is written once.
 
 Nothing that exists is overwritten, except the derived summaries and the heartbeats that
-`Folder.replace` is for. A file of zero bytes does not exist: it is what a failed write left, and its
-name is free.
+`Folder.replace` is for. A file of zero bytes does not exist: it is what a failed write left, and
+its name is free.
 
 What an exclusive create (`Folder.write_new`) guarantees, by store:
 
