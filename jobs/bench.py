@@ -58,7 +58,7 @@ def edits(
     *,
     checkpoint: Checkpoint = "builtin:still-life",
     split: Split = SplitName.TEST,
-    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 48,
+    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 40,
     source_prompt: Annotated[
         bool, typer.Option(help="Invert with the scene's caption, or with no prompt.")
     ] = True,
@@ -113,7 +113,7 @@ def findings(
     *,
     checkpoint: Checkpoint = "builtin:still-life",
     split: Split = SplitName.TEST,
-    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 24,
+    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 10,
     out: Out = pathlib.Path("out/bench-findings"),
     device: Device = "auto",
     max_rows: Rows = 32,

@@ -1,8 +1,8 @@
 """The built-in model really edits: a fast part of the benchmark, held to what it reached.
 
-The bounds are the figures of the test split (`fpe bench edits`, 48 scenes) less a margin for the
+The bounds are the figures of the test split (`fpe bench edits`, 40 scenes) less a margin for the
 few scenes here. Arms are ordered as the paper says: without replacement structure is lost, with all
-of it the edit is blocked, and what the model recommends lies above both.
+layers replaced edits of shape are blocked, and the middle keeps both.
 """
 
 from __future__ import annotations
@@ -49,24 +49,36 @@ def floors(editor: Editor) -> list[Floors]:
 
 
 @pytest.mark.parametrize("factor", ["colour", "background"])
-def test_colours_and_backgrounds_are_what_was_asked_for(figures: Figures, factor: str) -> None:
-    assert figures[CHOSEN, factor].success >= 0.8
-    assert figures[CHOSEN, factor].structure >= 0.8
+def test_colours_and_backgrounds_are_what_was_asked_for_in_place(
+    figures: Figures, factor: str
+) -> None:
+    assert figures[CHOSEN, factor].success >= 0.83
+    assert figures[CHOSEN, factor].structure >= 0.82
 
 
-def test_the_settings_chosen_are_better_than_either_extreme(judged: list[JudgedEdit]) -> None:
+@pytest.mark.parametrize(("factor", "least"), [("style", 0.8), ("material", 0.65), ("shape", 0.65)])
+def test_harder_edits_mostly_succeed(figures: Figures, factor: str, least: float) -> None:
+    assert figures[CHOSEN, factor].success >= least
+
+
+def test_structure_rises_from_none_over_the_middle_to_all(figures: Figures) -> None:
+    none, middle, every = (
+        figures[arm, "colour"].structure + figures[arm, "background"].structure
+        for arm in (NONE, CHOSEN, ALL)
+    )
+    assert none + 0.06 < middle
+    assert middle + 0.03 < every
+
+
+def test_all_layers_block_edits_of_shape_and_the_middle_does_not(figures: Figures) -> None:
+    none, middle, every = (figures[arm, "shape"].success for arm in (NONE, CHOSEN, ALL))
+    assert every < none
+    assert every <= middle
+
+
+def test_the_middle_is_better_than_none(judged: list[JudgedEdit]) -> None:
     scores = mean_scores(judged)
-    assert scores[CHOSEN] > scores[NONE]
-    assert scores[CHOSEN] > scores[ALL]
-
-
-def test_without_replacement_structure_is_lost(figures: Figures) -> None:
-    for factor in ("colour", "background"):
-        assert figures[NONE, factor].structure < figures[CHOSEN, factor].structure
-
-
-def test_replacing_everything_blocks_the_edit(figures: Figures) -> None:
-    assert figures[ALL, "shape"].success < figures[NONE, "shape"].success
+    assert scores[CHOSEN] > scores[NONE] + 0.01
 
 
 def test_what_should_not_change_stays(figures: Figures) -> None:
