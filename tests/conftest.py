@@ -52,6 +52,7 @@ def loggers_as_imported() -> None:
             logger = logging.getLogger(name)
             logger.disabled, logger.propagate = False, True
             logger.setLevel(logging.NOTSET)
+            logger.handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Training in bfloat16 while the weights stay in float32: twice as fast on CPUs that have it."""
+"""Training in bfloat16 while the weights stay in float32: faster on CPUs that have it."""
 
 from __future__ import annotations
 
