@@ -34,6 +34,8 @@ from pipeline.work_slice import WorkSlice, read_slice
 
 MOST_LOST_BLOCKS = 20
 """Blocks that may be lost to dying workers before the run gives up: then it is not the rows."""
+_RAY_CONSOLE = "console"
+"""Ray Data's own name of its handler that writes to the terminal."""
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
 _log = logging.getLogger(__name__)
 
@@ -185,9 +187,12 @@ def _data_context(one_at_a_time: bool) -> DataContext:
 
 
 def _silence_ray_data() -> None:
-    """Keeps Ray Data's own lines out of the terminal; they stay in the session's ray-data.log."""
+    """Keeps Ray Data's own lines out of the terminal; they stay in the session's ray-data.log.
+
+    Handlers that somebody else put on its logger are none of our business.
+    """
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if handler.name == _RAY_CONSOLE:
             handler.setLevel(logging.CRITICAL)
 
 

@@ -42,19 +42,6 @@ RAY_CPUS = 3
 """Logical: two editing actors and one CPU for reading, on whatever machine the tests run."""
 
 
-@pytest.fixture(autouse=True)
-def loggers_as_imported() -> None:
-    """Commands set levels, and libraries disable loggers; no test sees what an earlier one left."""
-    logging.disable(logging.NOTSET)
-    logging.root.setLevel(logging.WARNING)
-    for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] in ("fpe_core", "pipeline", "jobs"):
-            logger = logging.getLogger(name)
-            logger.disabled, logger.propagate = False, True
-            logger.setLevel(logging.NOTSET)
-            logger.handlers.clear()
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for all ordinary tests; its workers know the test store's credentials."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Self
 
 import numpy as np
@@ -374,7 +373,6 @@ def test_an_image_that_is_not_square_is_not_squashed(tiny):
 def test_a_prompt_past_the_window_is_cut_and_said_so(tiny, photos, caplog):
     long_prompt = "red " * 80 + "snow"
     editor = Editor(tiny)
-    logging.getLogger("fpe_core.text").addHandler(caplog.handler)
     inversion = editor.invert(photos[:1], [long_prompt], SMALL)
     edit = editor.edit(inversion, [[long_prompt, "red"]]).edits[0]
     assert edit[0].truncated_prompt.endswith("snow")

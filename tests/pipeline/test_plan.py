@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -444,7 +443,6 @@ def test_a_plan_counts_the_sources_that_may_not_be_read(
     columns = {"image": uris, "target_prompt": ["x"] * 4, "source_prompt": ["y"] * 4}
     columns |= {"seed": [None, None, None, 7]}
     job = make_job(columns, images={"allowed_sources": [str(tmp_path)]})
-    logging.getLogger("pipeline.plan").addHandler(caplog.handler)
     plan = make_plan(job, write=False)
     assert (plan.edits_pending, plan.sources_refused) == (4, 2)
     assert "2 sources will fail as source_forbidden; the first is that of row 1" in caplog.text

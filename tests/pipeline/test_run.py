@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -263,6 +264,13 @@ def test_every_actor_works_on_a_hundred_rows(
     assert len(stats["edits_by_worker"]) == 2
     assert min(stats["edits_by_worker"].values()) >= 20
     assert sum(stats["edits_by_worker"].values()) == 100
+
+
+def test_a_log_handler_that_is_not_rays_hears_as_much_as_before(finished: Finished) -> None:
+    """pytest puts one on Ray Data's logger, and so may a program that runs jobs."""
+    by_level = {handler.name: handler.level for handler in logging.getLogger("ray.data").handlers}
+    assert by_level.pop("console") == logging.CRITICAL
+    assert logging.CRITICAL not in by_level.values()
 
 
 def test_the_second_run_computes_nothing(finished: Finished) -> None:
