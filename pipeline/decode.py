@@ -24,6 +24,7 @@ from pipeline.fetch import MAX_BYTES, check_size, read_uri
 from pipeline.outcome import FailureCode, short_message
 from pipeline.redact import redact_url
 from pipeline.source_rules import SourceRules
+from pipeline.supervisor import Oversight, Unwatched
 
 FETCH_THREADS = 8
 PIXEL_FIELDS = (
@@ -57,15 +58,40 @@ class DecodedSource:
     message: str = ""
 
 
-def decode(table: pa.Table, settings: DecodeSettings) -> pa.Table:
+def decode(
+    table: pa.Table, settings: DecodeSettings, oversight: Oversight | None = None
+) -> pa.Table:
     """Work rows with pixels in place of their encoded bytes; never raises for a bad row.
 
-    Synthetic rows pass with pixels null. A row that failed has its code in `failure`.
+    Synthetic rows pass with pixels null. A row that failed has its code in `failure`. In a run that
+    is being stopped no row passes.
     """
-    columns = ["synthetic", "uri", "image_bytes", "parameters"]
+    oversight = oversight or Unwatched()
+    orders = oversight.orders
+    if orders.is_stopping:
+        table = table.slice(0, 0)
+
+    def decode_row(row: dict[str, Any]) -> DecodedSource:
+        group = row["group_id"]
+        if group in orders.quarantined:
+            return DecodedSource(
+                failure=FailureCode.WORKER_DIED,
+                message=short_message(f"{_name_of(row)}: {orders.quarantined[group]}"),
+            )
+        decoded = _decode_row(row, settings)
+        oversight.alive()
+        return decoded
+
+    columns = ["group_id", "synthetic", "uri", "image_bytes", "parameters"]
     rows = table.select(columns).to_pylist()
-    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
-        decoded = list(pool.map(lambda row: _decode_row(row, settings), rows))
+    if orders.is_careful:
+        decoded = []
+        for row in rows:
+            with oversight.focus([row["group_id"]]):
+                decoded.append(decode_row(row))
+    else:
+        with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+            decoded = list(pool.map(decode_row, rows))
     return _with_pixels(table, decoded)
 
 
@@ -107,8 +133,11 @@ def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
         code, reason = error.code, str(error)
     except Exception as error:  # noqa: BLE001 - a decoder may raise anything; it costs this row only
         code, reason = "", f"{type(error).__name__}: {error}"
-    source = redact_url(row["uri"]) or "the image bytes in the manifest"
     return DecodedSource(
         failure=FailureCode(code or FailureCode.DECODE_FAILED),
-        message=short_message(f"{source}: {reason}"),
+        message=short_message(f"{_name_of(row)}: {reason}"),
     )
+
+
+def _name_of(row: dict[str, Any]) -> str:
+    return redact_url(row["uri"]) or "the image bytes in the manifest"

@@ -14,7 +14,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ from pipeline.group import Group, PlannedEdit
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.storage import Folder
+from pipeline.supervisor import Orders, Oversight, Unwatched
 from pipeline.write import (
     ImageFormat,
     MetadataLayout,
@@ -153,20 +155,29 @@ class EditActor:
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, table: pa.Table, oversight: Oversight | None = None) -> pa.Table:
         """Decoded work rows to OUTCOME_SCHEMA and the worker, one row per edit.
 
-        What it returns as accepted is on the storage and in the part's metadata.
+        What it returns as accepted is on the storage and in the part's metadata. In a run that is
+        being stopped nothing is made and nothing returned.
         """
+        oversight = oversight or Unwatched()
+        if oversight.orders.is_stopping:
+            table = table.slice(0, 0)
         carried = carried_columns(table)
         rows = table.drop_columns(["carried"] if carried is not None else []).to_pylist()
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
-        outcomes = self._edit_part(groups, carried)
+        with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
+            outcomes = self._edit_part(groups, carried, oversight)
         worker = pa.array([self._worker] * outcomes.num_rows, WORKER_FIELD.type)
         return outcomes.append_column(WORKER_FIELD, worker)
 
-    def _edit_part(self, groups: Sequence[Group], carried: pa.Table | None) -> pa.Table:
+    def _edit_part(
+        self, groups: Sequence[Group], carried: pa.Table | None, oversight: Oversight
+    ) -> pa.Table:
         planned = [edit.key.edit_id for group in groups for edit in group.edits]
+        if not planned:
+            return outcomes_table([])
         settings = self._settings
         writer = PartWriter(
             self._folder, part_name(planned), settings.image_format, self._pool, settings.lease
@@ -174,15 +185,22 @@ class EditActor:
         finished = writer.finished_outcomes()
         if finished is not None:
             return finished
+        orders = oversight.orders
+        groups = [_unless_quarantined(group, orders) for group in groups]
         results: list[_Result] = []
         for group in groups:
             if group.failure:
                 results.extend(e.key.failed(group.failure, group.message) for e in group.edits)
-        for bucket in _buckets([group for group in groups if not group.failure]):
-            results.extend(self._edit_groups(bucket, writer))
+        sound = [group for group in groups if not group.failure]
+        for bucket in [[group] for group in sound] if orders.is_careful else _buckets(sound):
+            with oversight.focus([group.group_id for group in bucket]):
+                made = list(self._edit_groups(bucket, writer))
+                if orders.is_careful:  # then whatever a group causes is to happen in its focus
+                    wait(result.edited_file for result in made if isinstance(result, _Made))
+            results.extend(made)
         place = {edit_id: number for number, edit_id in enumerate(planned)}
         results.sort(key=lambda result: place[_edit_id(result)])
-        return self._finish(writer, results, carried)
+        return self._finish(writer, results, carried, oversight)
 
     def _edit_groups(self, groups: Sequence[Group], writer: PartWriter) -> Iterator[_Result]:
         """All edits of groups with equal parameters."""
@@ -279,7 +297,11 @@ class EditActor:
                 yield _Made(group, edit, notes, unet_rows, seconds_each, edited_file, source_file)
 
     def _finish(
-        self, writer: PartWriter, results: Sequence[_Result], carried: pa.Table | None
+        self,
+        writer: PartWriter,
+        results: Sequence[_Result],
+        carried: pa.Table | None,
+        oversight: Oversight,
     ) -> pa.Table:
         """Waits for the images, writes the part's metadata, returns the outcomes."""
         rows: list[dict[str, Any]] = []
@@ -295,6 +317,8 @@ class EditActor:
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
                 outcomes.append(_write_failed(made, error))
                 continue
+            finally:
+                oversight.alive()
             rows.append(self._metadata_row(made, edited_name, source_name))
             places.append(made.group.place)
             accepted = made.edit.key.accepted(
@@ -339,6 +363,23 @@ class EditActor:
             "checkpoint_fingerprint": self._settings.checkpoint_fingerprint,
             **fit_columns(group.fit),
         }
+
+
+@contextmanager
+def _sign_of_life_per_call(unet: torch.nn.Module, oversight: Oversight) -> Iterator[None]:
+    hook = unet.register_forward_hook(lambda *_: oversight.alive())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _unless_quarantined(group: Group, orders: Orders) -> Group:
+    """A group that killed its workers fails like one whose image cannot be read."""
+    if group.failure or group.group_id not in orders.quarantined:
+        return group
+    reason = orders.quarantined[group.group_id]
+    return replace(group, failure=FailureCode.WORKER_DIED, message=reason)
 
 
 def _buckets(groups: Sequence[Group]) -> list[list[Group]]:

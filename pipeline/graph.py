@@ -4,8 +4,9 @@ Read and decode are one task per slice of the work list: which rows a block hold
 Ray starts and does not depend on their size, so a lost block comes back as the same block, and a
 pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks as it can.)
 
-A task that kills its worker is tried once more and then dropped: the driver notices which groups
-never came back, see `pipeline.run`. Exceptions of rows never get here; `EditActor` catches them.
+A block whose worker dies is made again by another, which is told so (`supervisor`). One that is
+lost all the same is dropped: the driver notices which groups never came back, see `pipeline.run`.
+Exceptions of rows never get here; `EditActor` catches them.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import DEVICE_FAILED, WORKER_FIELD, EditActor, EditSettings
 from pipeline.errors import UserError
 from pipeline.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
+from pipeline.oversight import Line
 from pipeline.resources import Pool
 from pipeline.storage import Folder
 from pipeline.work_slice import WorkSlice, read_slice
 
 MOST_LOST_BLOCKS = 20
-"""Blocks that may be lost to dying workers before the run gives up: then it is not the rows."""
+"""Blocks that may be lost for good before the run gives up: then it is not the rows."""
+_MOST_TRIES = 20
+"""Deaths of workers and machines that a block survives; its rows are quarantined long before."""
 _RAY_CONSOLE = "console"
 """Ray Data's own name of its handler that writes to the terminal."""
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
@@ -83,7 +87,8 @@ class RayEditActor:
     What it cannot do it reports in the column `error`, for the driver to raise.
     """
 
-    def __init__(self, settings: EditSettings) -> None:
+    def __init__(self, settings: EditSettings, line: Line) -> None:
+        self._line = line
         self._error = ""
         try:
             self._actor = EditActor(settings)
@@ -94,7 +99,8 @@ class RayEditActor:
         if self._error:
             return _report(self._error)
         try:
-            outcomes = self._actor(table)
+            with self._line.block("edit", _groups_of(table)) as oversight:
+                outcomes = self._actor(table, oversight)
         except DEVICE_FAILED:
             # Every later call in this process would fail too. Ray starts a new one and tries again.
             _log.exception("the device failed; this worker ends itself")
@@ -104,6 +110,15 @@ class RayEditActor:
         except Exception:  # noqa: BLE001 - rows are caught further down, so this is a defect
             return _report(f"an editing worker failed:\n{traceback.format_exc()}")
         return outcomes.append_column(_ERROR_FIELD, pa.array([""] * len(outcomes), pa.string()))
+
+
+def _decode_block(table: pa.Table, settings: DecodeSettings, line: Line) -> pa.Table:
+    with line.block("decode", _groups_of(table)) as oversight:
+        return decode(table, settings, oversight)
+
+
+def _groups_of(table: pa.Table) -> list[bytes]:
+    return list(table["group_id"].to_pylist())
 
 
 def _report(error: str) -> pa.Table:
@@ -123,30 +138,33 @@ def stream_outcomes(
     decoding: DecodeSettings,
     editing: EditSettings,
     pool: Pool,
-    one_at_a_time: bool = False,
+    line: Line,
 ) -> Iterator[pa.Table]:
     """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
 
-    Closing the iterator stops the work. `one_at_a_time` queues nothing behind a running task, so
-    that a dying worker takes only its own block along.
+    Closing the iterator stops the work.
     """
-    context = _data_context(one_at_a_time)
+    context = _data_context()
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         dataset = ray.data.read_datasource(
-            WorkList(folder, slices), num_cpus=1, override_num_blocks=len(slices)
+            WorkList(folder, slices),
+            num_cpus=1,
+            override_num_blocks=len(slices),
+            ray_remote_args={"max_retries": _MOST_TRIES},
         )
         dataset = dataset.map_batches(
-            decode,
-            fn_kwargs={"settings": decoding},
+            _decode_block,
+            fn_kwargs={"settings": decoding, "line": line},
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
+            max_retries=_MOST_TRIES,
         )
         dataset = dataset.map_batches(
             RayEditActor,
-            fn_constructor_args=(editing,),
+            fn_constructor_args=(editing, line),
             # Blocks have this size already; Ray insists on the number where there are GPUs.
             batch_size=max(part.rows for part in slices),
             batch_format="pyarrow",
@@ -154,7 +172,7 @@ def stream_outcomes(
             num_cpus=pool.cpus_per_actor,
             num_gpus=pool.gpus_per_actor,
             max_restarts=-1,
-            max_task_retries=1,
+            max_task_retries=_MOST_TRIES,
         )
     _silence_ray_data()
     try:
@@ -173,7 +191,7 @@ def stream_outcomes(
         ) from error
 
 
-def _data_context(one_at_a_time: bool) -> DataContext:
+def _data_context() -> DataContext:
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # never split a block: slices are the right size
     context.enable_progress_bars = False
@@ -181,7 +199,7 @@ def _data_context(one_at_a_time: bool) -> DataContext:
     context.enable_auto_log_stats = False
     context.max_errored_blocks = MOST_LOST_BLOCKS
     context.max_consecutive_actor_init_deaths = 3  # then the machine is too small for the model
-    context.max_tasks_in_flight_per_actor = 1 if one_at_a_time else 2
+    context.max_tasks_in_flight_per_actor = 2
     context.execution_options.preserve_order = False
     return context
 

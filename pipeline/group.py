@@ -38,6 +38,10 @@ class Group:
     edits: tuple[PlannedEdit, ...]
 
     @property
+    def group_id(self) -> bytes:
+        return self.edits[0].key.group_id
+
+    @property
     def source_id(self) -> bytes:
         return self.edits[0].key.source_id
 

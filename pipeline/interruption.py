@@ -1,15 +1,21 @@
-"""Ctrl-C and SIGTERM while a job runs: at once, except while something is being committed."""
+"""Ctrl-C and SIGTERM while a job runs: what is in hand is finished, if that does not take too long.
+
+The first signal starts to wind up where there is something to wind up, the second one ends the run
+at once; and what is being committed is committed first in any case.
+"""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_log = logging.getLogger(__name__)
 
 
 class StopRequests:
@@ -22,6 +28,9 @@ class StopRequests:
         self._before: dict[int, signal._HANDLER] = {}
         self._is_holding = False
         self._held: tuple[int, FrameType | None] | None = None
+        self._wind_up: Callable[[], None] | None = None
+        self._asked: int | None = None
+        self._winding_up = threading.Lock()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -55,11 +64,44 @@ class StopRequests:
             if held is not None:
                 self._pass_on(*held)
 
+    def is_asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._asked is not None
+
+    @contextmanager
+    def winding_up(self, wind_up: Callable[[], None]) -> Iterator[None]:
+        """A stretch in which the first signal calls `wind_up`, on a thread, and counts after that.
+
+        If the stretch ends by itself meanwhile, it counts then. A second signal counts at once.
+        """
+        self._wind_up = wind_up
+        try:
+            yield
+        finally:
+            with self._winding_up:
+                self._wind_up = None
+        if self._asked is not None:
+            self._pass_on(self._asked, None)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._is_holding:
+        if self._wind_up is not None and self._asked is None:
+            self._asked = number
+            threading.Thread(target=self._first_wind_up, args=(number,), daemon=True).start()
+        elif self._is_holding:
             self._held = (number, frame)
         else:
             self._pass_on(number, frame)
+
+    def _first_wind_up(self, number: int) -> None:
+        wind_up = self._wind_up
+        try:
+            if wind_up is not None:
+                wind_up()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run ends now
+            _log.warning("could not finish what was in hand: %s", error)
+        with self._winding_up:
+            if self._wind_up is not None:
+                signal.pthread_kill(_main_thread(), number)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         before = self._before[number]
@@ -67,3 +109,10 @@ class StopRequests:
             before(number, frame)
         elif before != signal.SIG_IGN:
             raise KeyboardInterrupt
+
+
+def _main_thread() -> int:
+    ident = threading.main_thread().ident
+    if ident is None:
+        raise AssertionError("the main thread runs")
+    return ident

@@ -255,7 +255,7 @@ class ResourcesSection(_Section):
 
 
 class FailuresSection(_Section):
-    """When a run stops itself."""
+    """When a source counts as failed, and when a run stops itself."""
 
     max_in_a_row: int = Field(
         default=100,
@@ -267,6 +267,29 @@ class FailuresSection(_Section):
     )
     min_sources_for_share: int = Field(
         default=50, ge=1, description="sources before the share is looked at"
+    )
+    max_stall_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="seconds without any progress after which a worker is ended; a source that "
+        "does it to two workers fails as worker_died",
+    )
+    max_group_s: float = Field(
+        default=7200.0,
+        gt=0,
+        description="seconds that one source with all its edits may take; same",
+    )
+
+
+class StopSection(_Section):
+    """What ctrl-C and SIGTERM do."""
+
+    grace_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=86_400,
+        description="seconds to finish the sources in hand; what arrived before is committed at "
+        "once, what is not finished by then is made again next time",
     )
 
 
@@ -315,8 +338,10 @@ class Job(_Section):
         default_factory=ResourcesSection, description="what the run may take"
     )
     failures: FailuresSection = Field(
-        default_factory=FailuresSection, description="when a run stops itself"
+        default_factory=FailuresSection,
+        description="when a source has failed, and when a run stops itself",
     )
+    stop: StopSection = Field(default_factory=StopSection, description="what ctrl-C and SIGTERM do")
     lease: LeaseSection = Field(
         default_factory=LeaseSection, description="how one run at a time has the run folder"
     )

@@ -3,10 +3,10 @@
 lease    one run at a time: another one on the same folder is refused
 adopt    finished parts that a killed run did not get to commit
 plan     ids of every edit, less what the ledger has; nothing left: no Ray, the end
-stream   decode -> edit -> write on the cluster; outcomes arrive block by block
+stream   decode -> edit -> write on the cluster, supervised; outcomes arrive block by block
 commit   every few seconds, and whatever happens at the end: a failure, a signal, a dead worker
-again    groups whose block was lost to a dying worker, one by one; one that kills its worker
-         again fails as worker_died
+again    groups whose block was lost for good, one by one; one that is lost again fails as
+         worker_died
 sum up   stats.json, README.md, config.yaml
 
 `commit` says what is written when, and what a crash between any two of them leaves.
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 import yaml
@@ -41,14 +42,19 @@ from pipeline.resources import Pool, ray_session, size_pool
 from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.storage import Folder, absolute_url
+from pipeline.watchdog import TimeLimits
 from pipeline.work_slice import cut_lost_groups, cut_work, quarantined
 from pipeline.write import ImageFormat, MetadataLayout
+
+if TYPE_CHECKING:
+    from pipeline.oversight import Line
 
 CONFIG_FILE = "config.yaml"
 SCHEMA_FILE = ".metadata-schema"
 """The schema of the run folder's metadata files: a later job with other columns is refused."""
 COMMIT_INTERVAL_S = 5.0
 COMMIT_EDITS = 2000
+_WIND_UP_LOOK_S = 0.05
 _log = logging.getLogger(__name__)
 
 
@@ -115,6 +121,8 @@ def _run_with(
             run.work(stops)
         except (KeyboardInterrupt, SystemExit) as interrupt:  # Ray's SIGTERM handler exits
             left = plan.edits_pending - tally.outcomes.total()
+            if not left:
+                return tally.summary(plan, folder.url)
             raise Interrupted(
                 f"interrupted with {left} of {plan.edits_total} edits left. What had arrived is "
                 "committed; the same command goes on from there."
@@ -138,6 +146,7 @@ class _Run:
     arrived: list[pa.Table] = field(default_factory=list)
     committed_at: float = field(default_factory=time.monotonic)
     groups_back: set[bytes] = field(default_factory=set)
+    committing: threading.Lock = field(default_factory=threading.Lock)
 
     def claim_folder(self) -> None:
         """Says what the folder holds before it holds anything, so that a killed run loads too.
@@ -170,11 +179,36 @@ class _Run:
                     pixels_per_image=parameters.width_px * parameters.height_px,
                 )
                 _log.info("working with %s", self.pool)
-                with closing(self._outcomes(self.pool, stops)) as outcomes:
-                    self._collect(outcomes, stops)
+                from pipeline.oversight import supervision  # loads Ray
+
+                limits = TimeLimits(self.job.failures.max_stall_s, self.job.failures.max_group_s)
+                with supervision(limits) as line:
+                    self._supervised(self.pool, line, stops)
         finally:
             self.progress.finish()
             self.sum_up()
+
+    def _supervised(self, pool: Pool, line: Line, stops: StopRequests) -> None:
+        grace_s = self.job.stop.grace_s
+
+        def wind_up() -> None:
+            self.commit()
+            in_hand = line.stop("edit")
+            _log.warning(
+                "stopping: the %d sources in hand are finished first, for at most %g s (once more "
+                "stops at once)",
+                len(in_hand - self.groups_back),
+                grace_s,
+            )
+            until = time.monotonic() + grace_s
+            while not in_hand <= self.groups_back and time.monotonic() < until:
+                time.sleep(_WIND_UP_LOOK_S)
+
+        with (
+            stops.winding_up(wind_up),
+            closing(self._outcomes(pool, line, stops)) as outcomes,
+        ):
+            self._collect(outcomes, stops)
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
         """Takes outcomes in and commits them, the last ones however it ends."""
@@ -201,11 +235,13 @@ class _Run:
         self.progress.advance(outcomes)
 
     def commit(self) -> None:
-        """Enters what has arrived into the ledger: now it is done."""
-        if self.arrived:
-            self.ledger.commit(pa.concat_tables(self.arrived))
-            self.arrived.clear()
-        self.committed_at = time.monotonic()
+        """Enters what has arrived into the ledger: now it is done. From any thread."""
+        with self.committing:
+            arrived = [*self.arrived]
+            if arrived:
+                self.ledger.commit(pa.concat_tables(arrived))
+                del self.arrived[: len(arrived)]
+            self.committed_at = time.monotonic()
 
     def is_summed_up(self) -> bool:
         """Whether stats.json counts what the ledger holds."""
@@ -229,25 +265,29 @@ class _Run:
         self.folder.replace(STATS_FILE, stats)
         self.folder.replace(CARD_FILE, self._card())
 
-    def _outcomes(self, pool: Pool, stops: StopRequests) -> Generator[pa.Table]:
+    def _outcomes(self, pool: Pool, line: Line, stops: StopRequests) -> Generator[pa.Table]:
         """Outcomes of all pending groups, with the worker where there was one."""
-        from pipeline.graph import stream_outcomes  # starts Ray Data: only when needed
+        from pipeline.graph import stream_outcomes  # loads Ray Data: only when needed
 
         decoding, editing = _decoding(self.job), _editing(self, pool)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
         yield from stream_outcomes(
-            self.folder, slices, decoding=decoding, editing=editing, pool=pool
+            self.folder, slices, decoding=decoding, editing=editing, pool=pool, line=line
         )
+        if stops.is_asked():
+            return  # what was not begun did not come back, and is not lost
         if not cut_lost_groups(self.folder, self.plan.work_files, self.groups_back):
             return
         yield from self._finished_without_a_word(stops)
         lost = cut_lost_groups(self.folder, self.plan.work_files, self.groups_back)
         if not lost:
             return
-        _log.warning("%d sources were lost with their workers; trying each alone", len(lost))
+        _log.warning("%d sources were lost with their workers; making each alone", len(lost))
         yield from stream_outcomes(
-            self.folder, lost, decoding=decoding, editing=editing, pool=pool, one_at_a_time=True
+            self.folder, lost, decoding=decoding, editing=editing, pool=pool, line=line
         )
+        if stops.is_asked():
+            return
         yield from self._finished_without_a_word(stops)
         for part in cut_lost_groups(self.folder, self.plan.work_files, self.groups_back):
             yield quarantined(self.folder, part)

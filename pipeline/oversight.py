@@ -1,0 +1,109 @@
+"""The supervisor as a Ray actor beside the driver, and the line that workers have to it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.supervisor import Orders, Oversight, Supervisor, Worker
+from pipeline.watchdog import TimeLimits, Watchdog
+
+ANSWER_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """How to reach a supervisor, from the driver and from workers. Small and picklable."""
+
+    actor: Any
+    limits: TimeLimits
+
+    @contextmanager
+    def block(
+        self,
+        station: str,
+        groups: Sequence[bytes],
+        figures: Callable[[], Mapping[str, float]] = dict,
+    ) -> Iterator[Oversight]:
+        """Says that this worker has a block in hand, and watches that it gets on with it.
+
+        `figures` is asked at the end what the block has cost. Where the context raises, the block
+        stays in hand: whoever has it next is told that somebody failed at it before.
+        """
+        worker, watchdog = _this_worker(), Watchdog(self.limits)
+        orders = ray.get(self.actor.begin.remote(station, worker, groups))
+        if orders.is_stopping:
+            yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
+            return
+        with watchdog.watching(len(groups)):
+            yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
+        ray.get(self.actor.end.remote(station, worker, dict(figures())))
+
+    def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
+        ray.get(self.actor.focus.remote(station, worker, groups))
+
+    def stop(self, station: str) -> frozenset[bytes]:
+        """Lets no block begin any more; returns the groups that are in hand at a station."""
+        self.actor.stop.remote()  # one caller's calls arrive in order
+        in_hand = ray.get(self.actor.in_hand.remote(station), timeout=ANSWER_TIMEOUT_S)
+        return frozenset(in_hand)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """`Supervisor.figures`; nothing where it does not answer."""
+        try:
+            figures = ray.get(self.actor.figures.remote(), timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return {}
+        return dict(figures)
+
+
+class _RayOversight:
+    def __init__(
+        self, orders: Orders, watchdog: Watchdog, focus: Callable[[Sequence[bytes]], None]
+    ) -> None:
+        self.orders = orders
+        self._watchdog = watchdog
+        self._focus = focus
+
+    @contextmanager
+    def focus(self, groups: Sequence[bytes]) -> Iterator[None]:
+        self._focus(groups)
+        yield
+        self._focus([])
+
+    def alive(self) -> None:
+        self._watchdog.feed()
+
+
+@contextmanager
+def supervision(limits: TimeLimits) -> Iterator[Line]:
+    """A supervisor for the length of the context, on the driver's machine if there is room."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = (
+        ray.remote(Supervisor)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        .remote(is_node_alive)
+    )
+    try:
+        yield Line(actor, limits)
+    finally:
+        ray.kill(actor)
+
+
+def is_node_alive(node_id: str) -> bool:
+    """Whether Ray counts a machine among the living."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return any(node["NodeID"] == node_id and node["Alive"] for node in nodes)
+
+
+def _this_worker() -> Worker:
+    node = ray.get_runtime_context().get_node_id()
+    return Worker(f"{socket.gethostname()}:{os.getpid()}", node)

@@ -1,0 +1,173 @@
+"""Who has what in hand: a death has a culprit, a stop knows what to wait for, work is counted.
+
+A worker that dies takes no notes along, so it says beforehand what it takes in hand:
+
+    begin    a block of groups; the answer says whether an earlier worker died of it
+    focus    some of them: the call that is made now
+    end      the block is through
+
+A block whose worker died is made again one group at a time, and then the one in hand at the next
+death is the culprit: a group that was in hand at two deaths is quarantined, it fails as worker_died
+and the others of its block are made. A machine that goes away is no group's fault and counts for
+nothing. The same for the tasks that fetch and decode.
+
+`Supervisor` is plain; `graph` runs one as a Ray actor beside the driver. `Oversight` is what a
+worker's code sees of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+DEATHS_TO_QUARANTINE = 2
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process. `name` is host:pid, `node` Ray's id of its machine."""
+
+    name: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a worker is told when it begins a block.
+
+    Attributes:
+        is_stopping: the run is being stopped: leave the block alone.
+        is_careful: an earlier worker died of this block: one group at a time.
+        quarantined: group id to the reason why it is not tried again.
+    """
+
+    is_stopping: bool = False
+    is_careful: bool = False
+    quarantined: Mapping[bytes, str] = field(default_factory=dict)
+
+
+class Oversight(Protocol):
+    """The view of a worker's code while it has a block in hand."""
+
+    @property
+    def orders(self) -> Orders: ...
+
+    def focus(self, groups: Sequence[bytes]) -> AbstractContextManager[None]:
+        """These groups, and no others, are worked on in this context."""
+
+    def alive(self) -> None:
+        """Something came of it: the watchdog starts to count anew."""
+
+
+class Unwatched:
+    """For code that runs without a supervisor."""
+
+    orders = Orders()
+
+    def focus(self, groups: Sequence[bytes]) -> AbstractContextManager[None]:  # noqa: ARG002
+        return contextlib.nullcontext()
+
+    def alive(self) -> None:
+        pass
+
+
+@dataclass
+class _InHand:
+    """A block that a worker has begun, and the part of it that it works on now."""
+
+    groups: frozenset[bytes]
+    began: float
+    focus: frozenset[bytes] = frozenset()
+
+    @property
+    def suspects(self) -> frozenset[bytes]:
+        return self.focus or self.groups
+
+
+class _Station:
+    """Everything about one kind of work."""
+
+    def __init__(self) -> None:
+        self.in_hand: dict[Worker, _InHand] = {}
+        self.deaths: Counter[bytes] = Counter()
+        self.figures: Counter[str] = Counter()
+
+    def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _InHand]]:
+        return ((w, held) for w, held in [*self.in_hand.items()] if held.groups & groups)
+
+
+class Supervisor:
+    """Keeps the books of one run. Not thread-safe: one call at a time."""
+
+    def __init__(
+        self,
+        is_node_alive: Callable[[str], bool] = lambda _node: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._is_node_alive = is_node_alive
+        self._clock = clock
+        self._stations: dict[str, _Station] = {}
+        self._is_stopping = False
+
+    def begin(self, station: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
+        """A worker takes a block in hand; one that had these groups and never ended them died."""
+        at, block = self._station(station), frozenset(groups)
+        for dead, held in at.holders_of(block):
+            self._bury(at, dead, held)
+        if self._is_stopping:
+            return Orders(is_stopping=True)
+        at.in_hand[worker] = _InHand(block, self._clock())
+        return Orders(
+            is_careful=any(at.deaths[group] for group in block),
+            quarantined={
+                group: f"its worker died {at.deaths[group]} times while it had this source in hand"
+                for group in groups
+                if at.deaths[group] >= DEATHS_TO_QUARANTINE
+            },
+        )
+
+    def focus(self, station: str, worker: Worker, groups: Collection[bytes]) -> None:
+        """The worker works on these of its block now; on none in particular if there are none."""
+        held = self._station(station).in_hand.get(worker)
+        if held is not None:
+            held.focus = frozenset(groups)
+
+    def end(self, station: str, worker: Worker, figures: Mapping[str, float]) -> None:
+        """The worker is through with its block; any death before was not the groups' fault.
+
+        `figures` is what it cost; they are summed up by name.
+        """
+        at = self._station(station)
+        held = at.in_hand.pop(worker, None)
+        if held is None:
+            return
+        for group in held.groups:
+            del at.deaths[group]
+        at.figures.update({"sources": len(held.groups), "seconds": self._clock() - held.began})
+        at.figures.update(figures)
+
+    def stop(self) -> None:
+        """From now on no block is begun."""
+        self._is_stopping = True
+
+    def in_hand(self, station: str) -> frozenset[bytes]:
+        """The groups that workers of a station have begun and not ended."""
+        return frozenset().union(*(h.groups for h in self._station(station).in_hand.values()))
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """By station, of what has ended: sources, seconds of all workers, deaths of workers, ..."""
+        return {name: dict(station.figures) for name, station in self._stations.items()}
+
+    def _bury(self, at: _Station, dead: Worker, held: _InHand) -> None:
+        del at.in_hand[dead]
+        if self._is_node_alive(dead.node):
+            at.deaths.update(held.suspects)
+            at.figures["worker_deaths"] += 1
+
+    def _station(self, name: str) -> _Station:
+        return self._stations.setdefault(name, _Station())

@@ -1,0 +1,102 @@
+"""Deaths find their culprit, and only theirs."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.supervisor import Supervisor, Worker
+
+A, B, C = (bytes([n]) * 16 for n in range(3))
+BLOCK = [A, B, C]
+
+
+def worker(number: int, node: str = "here") -> Worker:
+    return Worker(f"host:{number}", node)
+
+
+class Clock:
+    """Goes on by one second whenever it is asked."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_a_block_is_begun_without_suspicion() -> None:
+    orders = Supervisor().begin("edit", worker(1), BLOCK)
+    assert (orders.is_stopping, orders.is_careful, orders.quarantined) == (False, False, {})
+
+
+def test_a_group_that_kills_two_workers_is_quarantined_and_its_neighbours_are_not() -> None:
+    supervisor = Supervisor()
+    supervisor.begin("edit", worker(1), BLOCK)  # dies: one of the three did it
+    orders = supervisor.begin("edit", worker(2), BLOCK)
+    assert (orders.is_careful, orders.quarantined) == (True, {})
+    supervisor.focus("edit", worker(2), [A])
+    supervisor.focus("edit", worker(2), [])
+    supervisor.focus("edit", worker(2), [B])  # dies: B did it
+    orders = supervisor.begin("edit", worker(3), BLOCK)
+    assert orders.is_careful
+    assert set(orders.quarantined) == {B}
+    assert "died 2 times" in orders.quarantined[B]
+    supervisor.end("edit", worker(3), {"unet_rows": 7})
+    assert supervisor.figures()["edit"]["worker_deaths"] == 2
+    assert not supervisor.begin("edit", worker(3), BLOCK).is_careful, "what ended is forgiven"
+
+
+def test_a_death_between_the_groups_is_everybodys() -> None:
+    """So that a block that always dies at its last write comes to an end."""
+    supervisor = Supervisor()
+    for number in (1, 2):
+        supervisor.begin("edit", worker(number), BLOCK)
+        supervisor.focus("edit", worker(number), [C])
+        supervisor.focus("edit", worker(number), [])
+    assert set(supervisor.begin("edit", worker(3), BLOCK).quarantined) == set(BLOCK)
+
+
+def test_a_machine_that_goes_away_is_nobodys_fault() -> None:
+    supervisor = Supervisor(is_node_alive=lambda node: node != "spot")
+    for number in range(5):
+        supervisor.begin("edit", worker(number, "spot"), BLOCK)
+    assert not supervisor.begin("edit", worker(9), BLOCK).is_careful
+    assert "worker_deaths" not in supervisor.figures()["edit"]
+
+
+def test_stations_have_books_of_their_own() -> None:
+    supervisor = Supervisor()
+    supervisor.begin("decode", worker(1), BLOCK)
+    supervisor.begin("decode", worker(2), BLOCK)
+    supervisor.end("decode", worker(2), {})
+    assert not supervisor.begin("edit", worker(3), BLOCK).is_careful
+    assert supervisor.in_hand("decode") == frozenset()
+    assert supervisor.in_hand("edit") == set(BLOCK)
+
+
+def test_a_run_that_is_stopped_begins_nothing_and_knows_what_is_in_hand() -> None:
+    supervisor = Supervisor()
+    supervisor.begin("edit", worker(1), [A])
+    supervisor.stop()
+    assert supervisor.begin("edit", worker(2), [B]).is_stopping
+    assert supervisor.in_hand("edit") == {A}
+    supervisor.end("edit", worker(1), {})
+    assert supervisor.in_hand("edit") == frozenset()
+
+
+def test_what_ended_is_summed_up() -> None:
+    supervisor = Supervisor(clock=Clock())
+    for number, groups in enumerate(([A, B], [C])):
+        supervisor.begin("edit", worker(number), groups)
+        supervisor.end("edit", worker(number), {"unet_rows": 10.0 * (number + 1)})
+    supervisor.begin("edit", worker(1), [A])
+    assert supervisor.figures()["edit"] == {"sources": 3, "seconds": 2.0, "unet_rows": 30.0}
+
+
+@pytest.mark.parametrize("call", ["focus", "end"])
+def test_a_worker_that_nobody_knows_is_ignored(call: str) -> None:
+    """As after a restart of the supervisor, which remembers nothing."""
+    supervisor = Supervisor()
+    getattr(supervisor, call)("edit", worker(1), {})
+    assert supervisor.in_hand("edit") == frozenset()
