@@ -16,6 +16,8 @@ from PIL import Image
 from fpe_core import Fit
 from pipeline.decode import PIXEL_FIELDS, DecodeSettings, decode, decoded_schema
 from pipeline.outcome import FailureCode
+from pipeline.supervisor import Orders
+from tests.pipeline.watched import Watched
 from tests.pipeline.work_rows import work_row, work_table
 from tests.tiny_checkpoint import SIZE_PX
 
@@ -181,3 +183,24 @@ def test_the_schema_is_the_same_whatever_the_rows(photo: Image.Image) -> None:
         assert table.schema.equals(expected)
     assert "image_bytes" not in expected.names
     assert expected.names[-len(PIXEL_FIELDS) :] == ["pixels", "fit", "failure", "message"]
+
+
+def test_after_a_death_sources_are_decoded_one_at_a_time_and_the_guilty_one_is_not(
+    photo: Image.Image,
+) -> None:
+    block = work_table([work_row(n, image_bytes=encoded(photo, "PNG")) for n in range(3)])
+    groups = block["group_id"].to_pylist()
+    watched = Watched(Orders(is_careful=True, quarantined={groups[1]: "it died of it"}))
+    decoded = decode(block, SETTINGS, watched).to_pylist()
+    assert watched.in_focus == [[group] for group in groups]
+    assert watched.signs_of_life == 2
+    assert [row["failure"] for row in decoded] == ["", FailureCode.WORKER_DIED, ""]
+    assert decoded[1]["message"] == "the image bytes in the manifest: it died of it"
+    assert decoded[1]["pixels"] is None
+
+
+def test_in_a_run_that_is_stopped_nothing_is_decoded(photo: Image.Image) -> None:
+    block = work_table([work_row(0, image_bytes=encoded(photo, "PNG"))])
+    decoded = decode(block, SETTINGS, Watched(Orders(is_stopping=True)))
+    assert decoded.num_rows == 0
+    assert decoded.schema.equals(decode(block, SETTINGS).schema)

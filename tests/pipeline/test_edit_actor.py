@@ -28,7 +28,9 @@ from fpe_core import (
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
 from pipeline.outcome import OUTCOME_SCHEMA
+from pipeline.supervisor import Orders
 from pipeline.write import MetadataLayout, part_name
+from tests.pipeline.watched import Watched
 from tests.pipeline.work_rows import PARAMETERS, work_row, work_table
 from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint
 
@@ -247,6 +249,46 @@ def test_a_prompt_that_is_cut_is_noted(settings: EditSettings, rows: MakeRows) -
     assert long.startswith("target prompt cut")
     assert long.endswith("zebra")
     assert short == ""
+
+
+def test_after_a_death_a_block_is_made_one_group_at_a_time(
+    settings: EditSettings, rows: MakeRows
+) -> None:
+    block = decode(work_table(rows(3)), DecodeSettings())
+    groups = block["group_id"].to_pylist()
+    together, careful = Watched(Orders()), Watched(Orders(is_careful=True))
+    other = replace(settings, output=f"{settings.output}-2")
+    outcomes = EditActor(settings)(block, together).to_pylist()
+    again = EditActor(other)(block, careful).to_pylist()
+    assert together.in_focus == [groups]
+    assert careful.in_focus == [[group] for group in groups]
+    assert [o["outcome"] for o in (*outcomes, *again)] == ["accepted"] * 6
+    assert {o["part"] for o in outcomes} == {o["part"] for o in again}
+    calls_of_the_unet = PARAMETERS.steps * 2 + PARAMETERS.replaced_steps
+    assert together.signs_of_life == calls_of_the_unet + 3, "and one per image"
+    assert careful.signs_of_life == 3 * (calls_of_the_unet + 1)
+
+
+def test_a_group_that_killed_its_workers_fails_and_is_not_tried(
+    settings: EditSettings, rows: MakeRows
+) -> None:
+    block = decode(work_table(rows(3, targets=("a red cat", "a cat"))), DecodeSettings())
+    first, guilty, last = block["group_id"].to_pylist()
+    watched = Watched(Orders(is_careful=True, quarantined={guilty: "it died of it"}))
+    outcomes = EditActor(settings)(block, watched).to_pylist()
+    assert watched.in_focus == [[first], [last]]
+    assert [o["reason"] for o in outcomes] == [""] * 2 + ["worker_died"] * 2 + [""] * 2
+    assert outcomes[2]["message"] == "it died of it"
+    assert len(written(settings, "edited")) == 4
+
+
+def test_in_a_run_that_is_stopped_nothing_is_made(settings: EditSettings, rows: MakeRows) -> None:
+    block = decode(work_table(rows(2)), DecodeSettings())
+    stopped = Watched(Orders(is_stopping=True))
+    table = EditActor(settings)(block, stopped)
+    assert table.num_rows == 0
+    assert table.schema.equals(pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD]))
+    assert not Path(settings.output).exists()
 
 
 def test_a_finished_part_is_taken_as_it_is(settings: EditSettings, rows: MakeRows) -> None:

@@ -91,3 +91,80 @@ def test_other_threads_leave_signals_alone() -> None:
     thread.start()
     thread.join()
     assert during == [before]
+
+
+class Winding:
+    """Something to wind up: says when it has begun, ends when it is told."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        self.begun.set()
+        self.may_end.wait(30)
+
+
+def test_the_first_signal_winds_up_and_counts_after_that() -> None:
+    winding, steps = Winding(), []
+
+    def work(stops: StopRequests) -> None:
+        with stops.winding_up(winding):
+            assert not stops.is_asked()
+            kill(signal.SIGTERM)
+            assert winding.begun.wait(30)
+            steps.append(stops.is_asked())  # and the work goes on meanwhile
+            winding.may_end.set()
+            threading.Event().wait(30)
+            steps.append("was not interrupted")
+
+    with StopRequests() as stops, pytest.raises(KeyboardInterrupt):
+        work(stops)
+    assert (steps, winding.calls) == ([True], 1)
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    winding = Winding()
+
+    def work(stops: StopRequests) -> None:
+        with stops.winding_up(winding):
+            kill(signal.SIGINT)
+            assert winding.begun.wait(30)
+            kill(signal.SIGINT)
+            pytest.fail("the second signal was ignored")
+
+    with StopRequests() as stops, pytest.raises(KeyboardInterrupt):
+        work(stops)
+    assert not winding.may_end.is_set()
+    winding.may_end.set()
+
+
+def test_work_that_ends_meanwhile_is_interrupted_at_its_end() -> None:
+    winding, events = Winding(), []
+
+    def work(stops: StopRequests) -> None:
+        with stops.winding_up(winding):
+            kill(signal.SIGTERM)
+            events.append("done")
+        events.append("went on")
+
+    with StopRequests() as stops, pytest.raises(KeyboardInterrupt):
+        work(stops)
+    winding.may_end.set()
+    assert events == ["done"]
+
+
+def test_what_fails_to_wind_up_still_ends(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError("no answer")
+
+    def work(stops: StopRequests) -> None:
+        with stops.winding_up(fail):
+            kill(signal.SIGINT)
+            threading.Event().wait(30)
+            pytest.fail("was not interrupted")
+
+    with StopRequests() as stops, pytest.raises(KeyboardInterrupt):
+        work(stops)
+    assert "could not finish what was in hand: no answer" in caplog.text

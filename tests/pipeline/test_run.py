@@ -374,6 +374,8 @@ def test_a_stopped_job_commits_and_goes_on(
         run_job(job, progress=progress)
     arrived = {row["edit_id"] for row in outcomes_of(job)}
     assert 2 <= len(arrived) < 12
+    made = {path.stem.rpartition("__")[2] for path in Path(job.output).glob("part-*/edited/*")}
+    assert made == {edit_id.hex() for edit_id in arrived}, "what was in hand was finished"
     summary = run_job(job, progress=Recorder())
     assert summary.accepted == 12 - summary.already_done
     assert summary.already_done >= len(arrived)
