@@ -89,7 +89,6 @@ def retry(
     """Try the failed edits of a run again, and nothing else. Their history is kept."""
     from jobs.config import is_job_file, load_job, load_job_of_run
     from jobs.progress import choose_progress
-    from jobs.tables import summary_table
     from pipeline.run import retry_failed
 
     codes = _failure_codes(only or [])
@@ -100,7 +99,7 @@ def retry(
     if not summary.edits_made:
         which = f" as {' or '.join(codes)}" if codes else ""
         _out.print(f"No edit of this job has failed{which}: nothing to try again.")
-    _out.print(summary_table(summary))
+    _print(summary)
 
 
 @app.command()
@@ -262,11 +261,19 @@ def _failure_codes(names: list[str]) -> list[FailureCode]:
 
 
 def _report(summary: RunSummary) -> None:
-    from jobs.tables import summary_table
-
     if not summary.edits_made:
         _out.print(f"All {summary.edits_planned} edits are done already; nothing was computed.")
+    _print(summary)
+
+
+def _print(summary: RunSummary) -> None:
+    from jobs.tables import stations_table, summary_table
+
     _out.print(summary_table(summary))
+    if summary.stations:
+        _out.print(stations_table(summary))
+    for code, example in summary.failure_examples.items():
+        _out.print(f"{code}, for one: {example}", markup=False)
 
 
 def _place(run_or_job: str) -> tuple[str, dict[str, Any]]:

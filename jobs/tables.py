@@ -28,6 +28,29 @@ def summary_table(summary: RunSummary) -> Table:
     _row(table, "seconds", f"{summary.seconds:.1f}")
     _row(table, "edits/s", f"{summary.edits_per_second:.2f}")
     _row(table, "UNet rows per edit", f"{summary.unet_rows_per_edit:.1f}")
+    if summary.busy_share is not None:
+        _row(table, "models busy", f"{summary.busy_share:.0%}")
+    return table
+
+
+def stations_table(summary: RunSummary) -> Table:
+    """What each station of a run cost; a retry is of a request to a store."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("station")
+    for heading in ("rows", "seconds", "read", "written", "requests", "retries", "workers lost"):
+        table.add_column(heading, justify="right")
+    for station in ("decode", "edit", "write", "commit"):
+        figures = summary.stations.get(station, {})
+        table.add_row(
+            station,
+            _count(figures.get("rows", 0)),
+            f"{figures.get('seconds', 0):.1f}",
+            _size(figures.get("bytes_read", 0)),
+            _size(figures.get("bytes_written", 0)),
+            _count(figures.get("requests", 0)),
+            _count(figures.get("retries", 0)),
+            _count(figures.get("worker_deaths", 0)),
+        )
     return table
 
 

@@ -39,7 +39,7 @@ from pipeline.group import Group, PlannedEdit
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.storage import Folder
-from pipeline.supervisor import Orders, Oversight, Unwatched
+from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched
 from pipeline.write import (
     ImageFormat,
     MetadataLayout,
@@ -154,6 +154,8 @@ class EditActor:
         )
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._model_seconds = 0.0
+        self._figures: StationFigures = {}
 
     def __call__(self, table: pa.Table, oversight: Oversight | None = None) -> pa.Table:
         """Decoded work rows to OUTCOME_SCHEMA and the worker, one row per edit.
@@ -167,10 +169,15 @@ class EditActor:
         carried = carried_columns(table)
         rows = table.drop_columns(["carried"] if carried is not None else []).to_pylist()
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
+        self._model_seconds, self._figures = 0.0, {}
         with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
             outcomes = self._edit_part(groups, carried, oversight)
         worker = pa.array([self._worker] * outcomes.num_rows, WORKER_FIELD.type)
         return outcomes.append_column(WORKER_FIELD, worker)
+
+    def figures(self) -> StationFigures:
+        """What the latest block cost: rows (edits) and seconds of the model, images written, ..."""
+        return self._figures
 
     def _edit_part(
         self, groups: Sequence[Group], carried: pa.Table | None, oversight: Oversight
@@ -200,7 +207,10 @@ class EditActor:
             results.extend(made)
         place = {edit_id: number for number, edit_id in enumerate(planned)}
         results.sort(key=lambda result: place[_edit_id(result)])
-        return self._finish(writer, results, carried, oversight)
+        outcomes = self._finish(writer, results, carried, oversight)
+        edited = {"rows": len(planned), "seconds": self._model_seconds}
+        self._figures = {"edit": edited, "write": writer.figures()}
+        return outcomes
 
     def _edit_groups(self, groups: Sequence[Group], writer: PartWriter) -> Iterator[_Result]:
         """All edits of groups with equal parameters."""
@@ -234,6 +244,7 @@ class EditActor:
             return _Sources(tuple(groups), start, unet_rows_each=0.0, seconds_each=0.0)
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
+        self._model_seconds += time.monotonic() - started
         return _Sources(
             tuple(groups),
             inversion,
@@ -263,7 +274,9 @@ class EditActor:
             else:
                 yield _failed(edits[0][0], error, sources.unet_rows_each)
             return
-        yield from self._write(sources, edits, result, time.monotonic() - started, writer)
+        seconds = time.monotonic() - started
+        self._model_seconds += seconds
+        yield from self._write(sources, edits, result, seconds, writer)
 
     def _write(
         self,

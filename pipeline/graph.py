@@ -14,9 +14,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 
 import pyarrow as pa
 import ray
@@ -32,6 +34,8 @@ from pipeline.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_tabl
 from pipeline.oversight import Line
 from pipeline.resources import Pool
 from pipeline.storage import Folder
+from pipeline.store_requests import request_counts
+from pipeline.supervisor import StationFigures, merged
 from pipeline.work_slice import WorkSlice, read_slice
 
 MOST_LOST_BLOCKS = 20
@@ -99,7 +103,8 @@ class RayEditActor:
         if self._error:
             return _report(self._error)
         try:
-            with self._line.block("edit", _groups_of(table)) as oversight:
+            requests = _Requests("write")
+            with self._line.block("edit", _groups_of(table), self._figures(requests)) as oversight:
                 outcomes = self._actor(table, oversight)
         except DEVICE_FAILED:
             # Every later call in this process would fail too. Ray starts a new one and tries again.
@@ -111,9 +116,29 @@ class RayEditActor:
             return _report(f"an editing worker failed:\n{traceback.format_exc()}")
         return outcomes.append_column(_ERROR_FIELD, pa.array([""] * len(outcomes), pa.string()))
 
+    def _figures(self, requests: _Requests) -> Callable[[], StationFigures]:
+        return lambda: merged(self._actor.figures(), requests.figures())
+
+
+class _Requests:
+    """The requests of this process since now, as figures of one station."""
+
+    def __init__(self, station: str) -> None:
+        self._station = station
+        self._before = request_counts()
+
+    def figures(self) -> StationFigures:
+        return {self._station: asdict(request_counts() - self._before)}
+
 
 def _decode_block(table: pa.Table, settings: DecodeSettings, line: Line) -> pa.Table:
-    with line.block("decode", _groups_of(table)) as oversight:
+    requests, began = _Requests("decode"), time.monotonic()
+
+    def figures() -> StationFigures:
+        own = {"rows": table.num_rows, "seconds": time.monotonic() - began}
+        return merged({"decode": own}, requests.figures())
+
+    with line.block("decode", _groups_of(table), figures) as oversight:
         return decode(table, settings, oversight)
 
 

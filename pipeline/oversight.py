@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.supervisor import Orders, Oversight, Supervisor, Worker
+from pipeline.supervisor import Orders, Oversight, StationFigures, Supervisor, Worker
 from pipeline.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
@@ -31,7 +31,7 @@ class Line:
         self,
         station: str,
         groups: Sequence[bytes],
-        figures: Callable[[], Mapping[str, float]] = dict,
+        figures: Callable[[], StationFigures] = dict,
     ) -> Iterator[Oversight]:
         """Says that this worker has a block in hand, and watches that it gets on with it.
 
@@ -45,7 +45,7 @@ class Line:
             return
         with watchdog.watching(len(groups)):
             yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
-        ray.get(self.actor.end.remote(station, worker, dict(figures())))
+        ray.get(self.actor.end.remote(station, worker, figures()))
 
     def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
         ray.get(self.actor.focus.remote(station, worker, groups))
@@ -56,13 +56,13 @@ class Line:
         in_hand = ray.get(self.actor.in_hand.remote(station), timeout=ANSWER_TIMEOUT_S)
         return frozenset(in_hand)
 
-    def figures(self) -> dict[str, dict[str, float]]:
+    def figures(self) -> StationFigures:
         """`Supervisor.figures`; nothing where it does not answer."""
         try:
-            figures = ray.get(self.actor.figures.remote(), timeout=ANSWER_TIMEOUT_S)
+            figures: StationFigures = ray.get(self.actor.figures.remote(), timeout=ANSWER_TIMEOUT_S)
         except ray.exceptions.RayError:
             return {}
-        return dict(figures)
+        return figures
 
 
 class _RayOversight:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -42,6 +42,8 @@ from pipeline.resources import Pool, ray_session, size_pool
 from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.storage import Folder, absolute_url
+from pipeline.store_requests import RequestCounts, request_counts
+from pipeline.supervisor import merged
 from pipeline.watchdog import TimeLimits
 from pipeline.work_slice import cut_lost_groups, cut_work, quarantined
 from pipeline.write import ImageFormat, MetadataLayout
@@ -100,7 +102,7 @@ def _run_with(
     lease: Lease, job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
 ) -> RunSummary:
     """All of a run between taking the lease and giving it back; `retry` None: what is new."""
-    tally, folder = Tally(), lease.folder
+    tally, folder, requests = Tally(), lease.folder, request_counts()
     ledger = Ledger.open(folder, lease)
     adopt_orphan_parts(folder, ledger)
     only = None if retry is None else ledger.failed_ids(retry)
@@ -109,7 +111,8 @@ def _run_with(
     if only is not None and plan.edits_pending < len(only):
         others = len(only) - plan.edits_pending
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
-    run = _Run(job, folder, lease, ledger, plan, _layout(job, plan), tally, progress)
+    layout = _layout(job, plan)
+    run = _Run(job, folder, lease, ledger, plan, layout, tally, progress, requests)
     if not plan.edits_pending:
         _log.info("nothing to do: %d edits planned, %d left out", plan.edits_total, plan.edits_done)
         if plan.edits_total and not run.is_summed_up():
@@ -142,6 +145,7 @@ class _Run:
     layout: MetadataLayout
     tally: Tally
     progress: ProgressSink
+    requests: RequestCounts
     pool: Pool | None = None
     arrived: list[pa.Table] = field(default_factory=list)
     committed_at: float = field(default_factory=time.monotonic)
@@ -204,11 +208,16 @@ class _Run:
             while not in_hand <= self.groups_back and time.monotonic() < until:
                 time.sleep(_WIND_UP_LOOK_S)
 
-        with (
-            stops.winding_up(wind_up),
-            closing(self._outcomes(pool, line, stops)) as outcomes,
-        ):
-            self._collect(outcomes, stops)
+        began = time.monotonic()
+        try:
+            with (
+                stops.winding_up(wind_up),
+                closing(self._outcomes(pool, line, stops)) as outcomes,
+            ):
+                self._collect(outcomes, stops)
+        finally:
+            seconds = time.monotonic() - began
+            self.tally.add_stations(line.figures(), actors=pool.actors, seconds=seconds)
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
         """Takes outcomes in and commits them, the last ones however it ends."""
@@ -237,11 +246,17 @@ class _Run:
     def commit(self) -> None:
         """Enters what has arrived into the ledger: now it is done. From any thread."""
         with self.committing:
-            arrived = [*self.arrived]
+            arrived, began = [*self.arrived], time.monotonic()
             if arrived:
-                self.ledger.commit(pa.concat_tables(arrived))
+                added = self.ledger.commit(pa.concat_tables(arrived))
                 del self.arrived[: len(arrived)]
+                self._count_commit(added.num_rows, time.monotonic() - began)
             self.committed_at = time.monotonic()
+
+    def _count_commit(self, rows: int, seconds: float) -> None:
+        requests, self.requests = request_counts() - self.requests, request_counts()
+        figures = {"rows": rows, "seconds": seconds, **asdict(requests)}
+        self.tally.stations = merged(self.tally.stations, {"commit": figures})
 
     def is_summed_up(self) -> bool:
         """Whether stats.json counts what the ledger holds."""

@@ -18,8 +18,20 @@ from pipeline.ledger import LedgerCounts
 from pipeline.outcome import Outcome
 from pipeline.plan import Plan
 from pipeline.resources import Pool
+from pipeline.supervisor import StationFigures, merged
 
 STATS_FILE = "stats.json"
+STATION_FIGURES = {
+    "rows": "sources decoded, edits attempted, images written, outcomes committed",
+    "seconds": "of all workers together; of editing, what the model took",
+    "block_seconds": "the same with everything around it: waiting for writes, for one",
+    "requests": "to stores, each once however often it was tried; of committing, all of the driver",
+    "retries": "further tries of them",
+    "bytes_read": "from stores",
+    "bytes_written": "to stores",
+    "worker_deaths": "of processes that had a block in hand",
+}
+"""The figures of a station in stats.json; one that is missing is zero."""
 
 
 class FailureLimits(Protocol):
@@ -38,6 +50,12 @@ class RunSummary:
     """One run. Counts are of this run, but `edits_planned` and `already_done` of the whole job.
 
     `edits_planned` = `already_done` + accepted + rejected + failed once a run has come to its end.
+
+    Attributes:
+        failure_examples: by code, what the first edit that failed so said.
+        stations: what decoding, editing, writing and committing cost (see `STATION_FIGURES`).
+        busy_share: part of the actors' time, from the first worker's start to the end, in which
+            their models computed; None where no worker was needed.
     """
 
     edits_planned: int
@@ -51,6 +69,9 @@ class RunSummary:
     unet_rows: float
     unet_rows_per_edit: float
     output: str
+    failure_examples: Mapping[str, str] = field(default_factory=dict)
+    stations: StationFigures = field(default_factory=dict)
+    busy_share: float | None = None
 
     @property
     def edits_made(self) -> int:
@@ -65,12 +86,15 @@ class Tally:
     started: float = field(default_factory=time.monotonic)
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     edits_by_worker: Counter[str] = field(default_factory=Counter)
     unet_rows: float = 0.0
     sources: int = 0
     failed_sources: int = 0
     failed_in_a_row: int = 0
     last_failure: str = ""
+    stations: StationFigures = field(default_factory=dict)
+    actor_seconds: float = 0.0
 
     def add(self, table: pa.Table) -> None:
         """Takes in outcomes; a column `worker` is counted where there is one."""
@@ -93,6 +117,7 @@ class Tally:
             self.outcomes[outcome] += 1
             if outcome == Outcome.FAILED:
                 self.failures[reason] += 1
+                self.examples.setdefault(reason, message)
                 self.last_failure = f"{reason}: {message}"
         if all(outcome == Outcome.FAILED for outcome, _, _ in edits):
             self.failed_sources += 1
@@ -114,8 +139,14 @@ class Tally:
                 "committed; mend the cause, or raise the limit, and start the same command again."
             )
 
+    def add_stations(self, figures: StationFigures, *, actors: int, seconds: float) -> None:
+        """Takes in what the stations cost while `actors` of them were there for that long."""
+        self.stations = merged(self.stations, figures)
+        self.actor_seconds += actors * seconds
+
     def summary(self, plan: Plan, output: str) -> RunSummary:
         """The run so far."""
+        model_seconds = self.stations.get("edit", {}).get("seconds", 0.0)
         seconds, made = time.monotonic() - self.started, self.outcomes.total()
         return RunSummary(
             edits_planned=plan.edits_total,
@@ -124,11 +155,14 @@ class Tally:
             rejected=self.outcomes[Outcome.REJECTED],
             failed=self.outcomes[Outcome.FAILED],
             failures_by_code=dict(sorted(self.failures.items())),
+            failure_examples=dict(sorted(self.examples.items())),
             seconds=seconds,
             edits_per_second=made / seconds if seconds else 0.0,
             unet_rows=self.unet_rows,
             unet_rows_per_edit=self.unet_rows / made if made else 0.0,
             output=output,
+            stations=self.stations,
+            busy_share=model_seconds / self.actor_seconds if self.actor_seconds else None,
         )
 
 

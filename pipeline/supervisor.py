@@ -23,9 +23,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 DEATHS_TO_QUARANTINE = 2
+StationFigures: TypeAlias = Mapping[str, Mapping[str, float]]
+"""By station: rows, seconds, requests, ...; whatever can be added up."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,17 @@ class Unwatched:
         pass
 
 
+def merged(*figures: StationFigures) -> dict[str, dict[str, float]]:
+    """Figures of several origins added up."""
+    total: dict[str, dict[str, float]] = {}
+    for by_station in figures:
+        for station, values in by_station.items():
+            into = total.setdefault(station, {})
+            for name, value in values.items():
+                into[name] = into.get(name, 0.0) + value
+    return total
+
+
 @dataclass
 class _InHand:
     """A block that a worker has begun, and the part of it that it works on now."""
@@ -95,7 +108,6 @@ class _Station:
     def __init__(self) -> None:
         self.in_hand: dict[Worker, _InHand] = {}
         self.deaths: Counter[bytes] = Counter()
-        self.figures: Counter[str] = Counter()
 
     def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _InHand]]:
         return ((w, held) for w, held in [*self.in_hand.items()] if held.groups & groups)
@@ -113,12 +125,13 @@ class Supervisor:
         self._clock = clock
         self._stations: dict[str, _Station] = {}
         self._is_stopping = False
+        self._figures: StationFigures = {}
 
     def begin(self, station: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
         """A worker takes a block in hand; one that had these groups and never ended them died."""
         at, block = self._station(station), frozenset(groups)
         for dead, held in at.holders_of(block):
-            self._bury(at, dead, held)
+            self._bury(station, dead, held)
         if self._is_stopping:
             return Orders(is_stopping=True)
         at.in_hand[worker] = _InHand(block, self._clock())
@@ -137,10 +150,10 @@ class Supervisor:
         if held is not None:
             held.focus = frozenset(groups)
 
-    def end(self, station: str, worker: Worker, figures: Mapping[str, float]) -> None:
+    def end(self, station: str, worker: Worker, figures: StationFigures) -> None:
         """The worker is through with its block; any death before was not the groups' fault.
 
-        `figures` is what it cost; they are summed up by name.
+        `figures` is what it cost; they are summed up by station and name.
         """
         at = self._station(station)
         held = at.in_hand.pop(worker, None)
@@ -148,8 +161,8 @@ class Supervisor:
             return
         for group in held.groups:
             del at.deaths[group]
-        at.figures.update({"sources": len(held.groups), "seconds": self._clock() - held.began})
-        at.figures.update(figures)
+        block = {station: {"block_seconds": self._clock() - held.began}}
+        self._figures = merged(self._figures, block, figures)
 
     def stop(self) -> None:
         """From now on no block is begun."""
@@ -159,15 +172,16 @@ class Supervisor:
         """The groups that workers of a station have begun and not ended."""
         return frozenset().union(*(h.groups for h in self._station(station).in_hand.values()))
 
-    def figures(self) -> dict[str, dict[str, float]]:
-        """By station, of what has ended: sources, seconds of all workers, deaths of workers, ..."""
-        return {name: dict(station.figures) for name, station in self._stations.items()}
+    def figures(self) -> StationFigures:
+        """What all blocks cost, seconds of all workers together, and deaths of workers."""
+        return self._figures
 
-    def _bury(self, at: _Station, dead: Worker, held: _InHand) -> None:
+    def _bury(self, station: str, dead: Worker, held: _InHand) -> None:
+        at = self._station(station)
         del at.in_hand[dead]
         if self._is_node_alive(dead.node):
             at.deaths.update(held.suspects)
-            at.figures["worker_deaths"] += 1
+            self._figures = merged(self._figures, {station: {"worker_deaths": 1}})
 
     def _station(self, name: str) -> _Station:
         return self._stations.setdefault(name, _Station())

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -197,6 +199,9 @@ class PartWriter:
         self._folder = folder
         self._format = image_format
         self._pool = pool
+        self._images_written = 0
+        self._seconds = 0.0
+        self._counting = threading.Lock()
 
     def finished_outcomes(self) -> pa.Table | None:
         """The outcomes of the part if its metadata is already there, else None.
@@ -214,6 +219,10 @@ class PartWriter:
     def put_source(self, stem: str, source_id: bytes, image: Image.Image) -> Future[str]:
         """Same for the fitted source."""
         return self._put(f"source/{stem}__{source_id.hex()}.{self._format.extension}", image)
+
+    def figures(self) -> dict[str, float]:
+        """rows: images written; seconds: for encoding and writing them, of all threads together."""
+        return {"rows": self._images_written, "seconds": self._seconds}
 
     def finish(self, metadata: pa.Table, outcomes: pa.Table) -> pa.Table:
         """Writes metadata.parquet, the last write of a part, and returns the part's outcomes.
@@ -236,7 +245,11 @@ class PartWriter:
 
     def _put(self, name: str, image: Image.Image) -> Future[str]:
         def encode_and_write() -> str:
+            began = time.monotonic()
             self._folder.write_if_absent(f"{self.part}/{name}", self._format.encode(image))
+            with self._counting:
+                self._images_written += 1
+                self._seconds += time.monotonic() - began
             return name
 
         return self._pool.submit(encode_and_write)

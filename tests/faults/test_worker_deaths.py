@@ -60,7 +60,8 @@ def test_a_row_that_kills_two_workers_is_quarantined_and_its_neighbours_are_edit
     target = write_job(
         faulty_s3, f"poison-{station}", picture, tiny_checkpoint, sources=4, groups_per_block=4
     )
-    of = [[key for key in target.keys() if key.row == row] for row in range(4)]
+    keys = target.keys()
+    of = [[key for key in keys if key.row == row] for row in range(4)]
     poison = {
         "edit": Fault("edited image", Kind.KILL_BEFORE, lasting=True, key=of[2][0].edit_id.hex()),
         "decode": Fault("read picture", Kind.KILL_AFTER, lasting=True, key="pictures/2.png"),
@@ -85,7 +86,8 @@ def test_a_row_that_stands_still_fails_and_its_neighbours_are_edited(
     """Its picture's put is never answered, and the client would wait for minutes."""
     faulty_s3.read_timeout_s = 600
     target = write_job(faulty_s3, "stuck", picture, tiny_checkpoint, sources=3, groups_per_block=3)
-    of = [[key for key in target.keys() if key.row == row] for row in range(3)]
+    keys = target.keys()
+    of = [[key for key in keys if key.row == row] for row in range(3)]
     stuck = Fault("edited image", Kind.TIMEOUT, lasting=True, key=of[1][1].edit_id.hex())
     faulty_s3.inject(stuck)
     limits = target.job.failures.model_copy(update={"max_stall_s": 4.0})

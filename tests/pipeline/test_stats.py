@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 import pytest
 
+from fpe_core import EditParameters
 from pipeline.errors import TooManyFailuresError
 from pipeline.job import FailuresSection
 from pipeline.ledger import LedgerCounts
 from pipeline.outcome import EditOutcome, outcomes_table
+from pipeline.plan import Plan
 from pipeline.resources import Pool
-from pipeline.stats import RunSummary, Tally, encode_stats
+from pipeline.stats import STATION_FIGURES, RunSummary, Tally, encode_stats
 from tests.pipeline.outcome_rows import accepted, failed, rejected
 
 LIMITS = FailuresSection(max_in_a_row=3, max_share=0.5, min_sources_for_share=10)
@@ -69,6 +71,27 @@ def test_the_share_counts_once_there_are_enough_sources() -> None:
     tally.add(outcomes_table([failed(44)]))
     with pytest.raises(TooManyFailuresError, match="6 of 11 sources failed"):
         tally.check(LIMITS)
+
+
+def test_every_failure_code_has_one_example() -> None:
+    tally = tally_of([failed(1), failed(3, "nan_latent")], [failed(5)])
+    assert tally.examples == {
+        "decode_failed": "edit 1 is broken",
+        "nan_latent": "edit 3 is broken",
+    }
+
+
+def test_stations_are_added_up_and_the_busy_share_is_of_the_models_alone() -> None:
+    tally = Tally()
+    figures = {"edit": {"rows": 4, "seconds": 6.0}, "write": {"rows": 4, "retries": 1}}
+    tally.add_stations(figures, actors=2, seconds=5.0)
+    tally.add_stations(figures, actors=1, seconds=5.0)  # the second pass over lost blocks
+    plan = Plan("id", 8, 0, 4, 4, 0, 0, (), None, (), "model", EditParameters())
+    summary = tally.summary(plan, "/run")
+    assert summary.stations["edit"] == {"rows": 8, "seconds": 12.0}
+    assert summary.stations["write"] == {"rows": 8, "retries": 2}
+    assert summary.busy_share == 12.0 / 15.0
+    assert set().union(*summary.stations.values()) <= STATION_FIGURES.keys()
 
 
 def test_stats_hold_the_run_and_the_totals() -> None:

@@ -42,7 +42,7 @@ def test_a_group_that_kills_two_workers_is_quarantined_and_its_neighbours_are_no
     assert orders.is_careful
     assert set(orders.quarantined) == {B}
     assert "died 2 times" in orders.quarantined[B]
-    supervisor.end("edit", worker(3), {"unet_rows": 7})
+    supervisor.end("edit", worker(3), {})
     assert supervisor.figures()["edit"]["worker_deaths"] == 2
     assert not supervisor.begin("edit", worker(3), BLOCK).is_careful, "what ended is forgiven"
 
@@ -62,7 +62,7 @@ def test_a_machine_that_goes_away_is_nobodys_fault() -> None:
     for number in range(5):
         supervisor.begin("edit", worker(number, "spot"), BLOCK)
     assert not supervisor.begin("edit", worker(9), BLOCK).is_careful
-    assert "worker_deaths" not in supervisor.figures()["edit"]
+    assert supervisor.figures() == {}
 
 
 def test_stations_have_books_of_their_own() -> None:
@@ -89,9 +89,13 @@ def test_what_ended_is_summed_up() -> None:
     supervisor = Supervisor(clock=Clock())
     for number, groups in enumerate(([A, B], [C])):
         supervisor.begin("edit", worker(number), groups)
-        supervisor.end("edit", worker(number), {"unet_rows": 10.0 * (number + 1)})
+        rows = 10.0 * (number + 1)
+        supervisor.end("edit", worker(number), {"edit": {"rows": rows}, "write": {"retries": 1}})
     supervisor.begin("edit", worker(1), [A])
-    assert supervisor.figures()["edit"] == {"sources": 3, "seconds": 2.0, "unet_rows": 30.0}
+    assert supervisor.figures() == {
+        "edit": {"rows": 30.0, "block_seconds": 2.0},
+        "write": {"retries": 2},
+    }
 
 
 @pytest.mark.parametrize("call", ["focus", "end"])
