@@ -4,9 +4,9 @@ Read and decode are one task per slice of the work list: which rows a block hold
 Ray starts and does not depend on their size, so a lost block comes back as the same block, and a
 pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks as it can.)
 
-A block whose worker dies is made again by another, which is told so (`supervisor`). One that is
-lost all the same is dropped: the driver notices which groups never came back, see `pipeline.run`.
-Exceptions of rows never get here; `EditActor` catches them.
+A block whose worker dies is made again by the next one, which is told so (`supervisor`). Ray pins
+an actor's blocks to it: where its machine is gone for good they are given up, and the driver makes
+them again (`oversight`, `run`). Exceptions of rows never get here; `EditActor` catches them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from pipeline.store_requests import request_counts
 from pipeline.supervisor import StationFigures, merged
 from pipeline.work_slice import WorkSlice, read_slice
 
-MOST_LOST_BLOCKS = 20
-"""Blocks that may be lost for good before the run gives up: then it is not the rows."""
 _MOST_TRIES = 20
 """Deaths of workers and machines that a block survives; its rows are quarantined long before."""
+_MOST_LOST_BLOCKS = 1_000_000
+"""As good as any number: they are made again. How many deaths are too many, `supervisor` says."""
 _RAY_CONSOLE = "console"
 """Ray Data's own name of its handler that writes to the terminal."""
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
@@ -94,6 +94,7 @@ class RayEditActor:
     def __init__(self, settings: EditSettings, line: Line) -> None:
         self._line = line
         self._error = ""
+        line.present(ray.get_runtime_context().current_actor)
         try:
             self._actor = EditActor(settings)
         except Exception as error:  # noqa: BLE001 - reported by the first call
@@ -222,7 +223,7 @@ def _data_context() -> DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
-    context.max_errored_blocks = MOST_LOST_BLOCKS
+    context.max_errored_blocks = _MOST_LOST_BLOCKS
     context.max_consecutive_actor_init_deaths = 3  # then the machine is too small for the model
     context.max_tasks_in_flight_per_actor = 2
     context.execution_options.preserve_order = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +15,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.errors import TooManyFailuresError
 from pipeline.supervisor import Orders, Oversight, StationFigures, Supervisor, Worker
 from pipeline.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,43 @@ class Line:
         in_hand = ray.get(self.actor.in_hand.remote(station), timeout=ANSWER_TIMEOUT_S)
         return frozenset(in_hand)
 
+    def present(self, actor: Any) -> None:
+        """An actor says that it has come up."""
+        context = ray.get_runtime_context()
+        actor_id, node = context.get_actor_id(), context.get_node_id()
+        ray.get(self.actor.present.remote(actor_id, node, [actor]))
+
+    @contextmanager
+    def giving_up_the_stranded(self, after_s: float) -> Iterator[None]:
+        """Looks after actors, on a thread, that wait for a machine that does not come back.
+
+        Ray loses their blocks then, instead of waiting. `after_s`: how long nothing else happened.
+        """
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(after_s / 4):
+                for (actor,) in ray.get(self.actor.stranded.remote(after_s)):
+                    _log.warning("a machine does not come back: its blocks are made again")
+                    ray.kill(actor, no_restart=True)
+
+        thread = threading.Thread(target=look, name="stranded", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def raise_if_hopeless(self) -> None:
+        """Raises TooManyFailuresError where one worker after the other has died."""
+        if ray.get(self.actor.is_hopeless.remote(), timeout=ANSWER_TIMEOUT_S):
+            raise TooManyFailuresError(
+                "stopped: one worker after the other died with a block in hand "
+                "(failures.max_in_a_row). Is there enough memory for the model? The workers' logs "
+                "are in Ray's session folder. What had arrived is committed; mend the cause and "
+                "start the same command again."
+            )
+
     def figures(self) -> StationFigures:
         """`Supervisor.figures`; nothing where it does not answer."""
         try:
@@ -84,13 +125,13 @@ class _RayOversight:
 
 
 @contextmanager
-def supervision(limits: TimeLimits) -> Iterator[Line]:
+def supervision(limits: TimeLimits, most_deaths_in_a_row: int) -> Iterator[Line]:
     """A supervisor for the length of the context, on the driver's machine if there is room."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = (
         ray.remote(Supervisor)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-        .remote(is_node_alive)
+        .remote(is_node_alive, most_deaths_in_a_row)
     )
     try:
         yield Line(actor, limits)

@@ -5,8 +5,8 @@ adopt    finished parts that a killed run did not get to commit
 plan     ids of every edit, less what the ledger has; nothing left: no Ray, the end
 stream   decode -> edit -> write on the cluster, supervised; outcomes arrive block by block
 commit   every few seconds, and whatever happens at the end: a failure, a signal, a dead worker
-again    groups whose block was lost for good, one by one; one that is lost again fails as
-         worker_died
+again    blocks that were lost with their worker or machine, until all have come back; rows that
+         kill their workers fail as worker_died
 sum up   stats.json, README.md, config.yaml
 
 `commit` says what is written when, and what a crash between any two of them leaves.
@@ -18,7 +18,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 import yaml
 
-from pipeline.commit import adopt_orphan_parts, orphan_parts
+from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
@@ -45,7 +45,7 @@ from pipeline.storage import Folder, absolute_url
 from pipeline.store_requests import RequestCounts, request_counts
 from pipeline.supervisor import merged
 from pipeline.watchdog import TimeLimits
-from pipeline.work_slice import cut_lost_groups, cut_work, quarantined
+from pipeline.work_slice import cut_work, lost_slices, quarantined
 from pipeline.write import ImageFormat, MetadataLayout
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ SCHEMA_FILE = ".metadata-schema"
 """The schema of the run folder's metadata files: a later job with other columns is refused."""
 COMMIT_INTERVAL_S = 5.0
 COMMIT_EDITS = 2000
+_FRUITLESS_PASSES = 2
+"""Passes over lost blocks that may bring nothing; besides one for each row that may be to blame."""
+_STRANDED_AFTER_S = 15.0
 _WIND_UP_LOOK_S = 0.05
 _log = logging.getLogger(__name__)
 
@@ -185,8 +188,9 @@ class _Run:
                 _log.info("working with %s", self.pool)
                 from pipeline.oversight import supervision  # loads Ray
 
-                limits = TimeLimits(self.job.failures.max_stall_s, self.job.failures.max_group_s)
-                with supervision(limits) as line:
+                failures = self.job.failures
+                limits = TimeLimits(failures.max_stall_s, failures.max_group_s)
+                with supervision(limits, failures.max_in_a_row) as line:
                     self._supervised(self.pool, line, stops)
         finally:
             self.progress.finish()
@@ -212,6 +216,7 @@ class _Run:
         try:
             with (
                 stops.winding_up(wind_up),
+                line.giving_up_the_stranded(_STRANDED_AFTER_S),
                 closing(self._outcomes(pool, line, stops)) as outcomes,
             ):
                 self._collect(outcomes, stops)
@@ -286,36 +291,23 @@ class _Run:
 
         decoding, editing = _decoding(self.job), _editing(self, pool)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
-        yield from stream_outcomes(
-            self.folder, slices, decoding=decoding, editing=editing, pool=pool, line=line
-        )
-        if stops.is_asked():
-            return  # what was not begun did not come back, and is not lost
-        if not cut_lost_groups(self.folder, self.plan.work_files, self.groups_back):
-            return
-        yield from self._finished_without_a_word(stops)
-        lost = cut_lost_groups(self.folder, self.plan.work_files, self.groups_back)
-        if not lost:
-            return
-        _log.warning("%d sources were lost with their workers; making each alone", len(lost))
-        yield from stream_outcomes(
-            self.folder, lost, decoding=decoding, editing=editing, pool=pool, line=line
-        )
-        if stops.is_asked():
-            return
-        yield from self._finished_without_a_word(stops)
-        for part in cut_lost_groups(self.folder, self.plan.work_files, self.groups_back):
+        fruitless = 0
+        while slices:
+            back_before = len(self.groups_back)
+            yield from stream_outcomes(
+                self.folder, slices, decoding=decoding, editing=editing, pool=pool, line=line
+            )
+            if stops.is_asked():
+                return  # what was not begun did not come back, and is not lost
+            line.raise_if_hopeless()
+            fruitless = 0 if len(self.groups_back) > back_before else fruitless + 1
+            slices = lost_slices(self.folder, slices, self.groups_back)
+            if fruitless > _FRUITLESS_PASSES + max(map(len, slices), default=0):
+                break
+            if slices:
+                _log.warning("%d blocks were lost with their workers: once more", len(slices))
+        for part in slices:
             yield quarantined(self.folder, part)
-
-    def _finished_without_a_word(self, stops: StopRequests) -> Iterator[pa.Table]:
-        """Outcomes of parts whose worker died after the last write and before it could answer.
-
-        Made again they would be there twice.
-        """
-        with stops.held():
-            self.commit()
-        for _, outcomes in orphan_parts(self.folder, self.ledger):
-            yield outcomes
 
     def _card(self) -> bytes:
         return dataset_card(self.plan, self.layout, self.ledger.counts(), self.job.model.checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ class WorkSlice:
     first: int
     rows: int
 
+    def __len__(self) -> int:
+        return self.rows
+
 
 def cut_work(folder: Folder, work_files: Sequence[str], groups_per_block: int) -> list[WorkSlice]:
     """The whole work list in slices of `groups_per_block` rows; only a file's last is shorter."""
@@ -37,16 +41,18 @@ def cut_work(folder: Folder, work_files: Sequence[str], groups_per_block: int) -
     return slices
 
 
-def cut_lost_groups(
-    folder: Folder, work_files: Sequence[str], groups_back: AbstractSet[bytes]
+def lost_slices(
+    folder: Folder, slices: Sequence[WorkSlice], groups_back: AbstractSet[bytes]
 ) -> list[WorkSlice]:
-    """A slice of one row for every group of the work list that did not come back."""
+    """Those of the slices that have a group which did not come back."""
     lost: list[WorkSlice] = []
-    for path in work_files:
+    for path, of_file in itertools.groupby(slices, key=lambda part: part.path):
         with folder.open_read(path) as source:
             groups = pq.ParquetFile(source).read(columns=["group_id"])["group_id"].to_pylist()
         lost.extend(
-            WorkSlice(path, row, 1) for row, group in enumerate(groups) if group not in groups_back
+            part
+            for part in of_file
+            if not groups_back >= set(groups[part.first : part.first + part.rows])
         )
     return lost
 

@@ -15,13 +15,12 @@ def worker(number: int, node: str = "here") -> Worker:
 
 
 class Clock:
-    """Goes on by one second whenever it is asked."""
+    """Stands still until it is set."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def __call__(self) -> float:
-        self.now += 1.0
         return self.now
 
 
@@ -65,6 +64,50 @@ def test_a_machine_that_goes_away_is_nobodys_fault() -> None:
     assert supervisor.figures() == {}
 
 
+def test_one_death_after_the_other_is_no_rows_fault() -> None:
+    supervisor = Supervisor(most_deaths_in_a_row=3)
+    groups = [bytes([n]) * 16 for n in range(9)]
+    for number, group in enumerate(groups[:3]):
+        supervisor.begin("edit", worker(number), [group])
+    for number, group in enumerate(groups[:2]):
+        supervisor.begin("edit", worker(10 + number), [group])
+    supervisor.end("edit", worker(10), {})
+    assert not supervisor.is_hopeless(), "two, and then one came to its end"
+    supervisor.begin("edit", worker(20), [groups[1]])
+    supervisor.begin("edit", worker(21), [groups[2]])
+    assert not supervisor.is_hopeless()
+    assert supervisor.begin("edit", worker(22), [groups[2]]).is_stopping
+    assert supervisor.is_hopeless()
+
+
+def test_actors_whose_machines_are_gone_are_stranded_once_nobody_works() -> None:
+    gone: set[str] = set()
+    clock = Clock()
+    supervisor = Supervisor(is_node_alive=lambda node: node not in gone, clock=clock)
+    supervisor.present("a", "spot", "handle a")
+    supervisor.present("b", "here", "handle b")
+    supervisor.begin("edit", worker(1, "spot"), [A])
+    supervisor.begin("decode", worker(2, "here"), [C])
+    clock.now += 100.0
+    assert supervisor.stranded(60.0) == [], "all machines are there"
+    gone.add("spot")
+    assert supervisor.stranded(60.0) == [], "somebody works"
+    supervisor.end("decode", worker(2, "here"), {})
+    assert supervisor.stranded(60.0) == [], "something happened just now"
+    clock.now += 100.0
+    assert supervisor.stranded(60.0) == ["handle a"]
+    assert supervisor.stranded(60.0) == [], "once"
+
+
+def test_an_actor_that_came_up_elsewhere_is_not_stranded() -> None:
+    clock = Clock()
+    supervisor = Supervisor(is_node_alive=lambda node: node != "spot", clock=clock)
+    supervisor.present("a", "spot", "handle a")
+    supervisor.present("a", "here", "handle a")
+    clock.now += 100.0
+    assert supervisor.stranded(60.0) == []
+
+
 def test_stations_have_books_of_their_own() -> None:
     supervisor = Supervisor()
     supervisor.begin("decode", worker(1), BLOCK)
@@ -86,9 +129,11 @@ def test_a_run_that_is_stopped_begins_nothing_and_knows_what_is_in_hand() -> Non
 
 
 def test_what_ended_is_summed_up() -> None:
-    supervisor = Supervisor(clock=Clock())
+    clock = Clock()
+    supervisor = Supervisor(clock=clock)
     for number, groups in enumerate(([A, B], [C])):
         supervisor.begin("edit", worker(number), groups)
+        clock.now += 1.0
         rows = 10.0 * (number + 1)
         supervisor.end("edit", worker(number), {"edit": {"rows": rows}, "write": {"retries": 1}})
     supervisor.begin("edit", worker(1), [A])

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.storage import Folder
-from pipeline.work_slice import WorkSlice, cut_lost_groups, cut_work, quarantined, read_slice
+from pipeline.work_slice import WorkSlice, cut_work, lost_slices, quarantined, read_slice
 from tests.pipeline.work_rows import work_row, work_table
 
 FILES = ["a/work-00000.parquet", "a/work-00001.parquet"]
@@ -38,13 +38,15 @@ def test_every_row_is_in_one_slice(folder: Folder, size: int) -> None:
     assert pa.concat_tables(tables)["row"].to_pylist() == list(range(14))
 
 
-def test_lost_groups_are_found_and_come_alone(folder: Folder) -> None:
+def test_lost_blocks_are_found_as_they_were_cut(folder: Folder) -> None:
     groups = read_slice(folder, WorkSlice(FILES[0], 0, 10))["group_id"].to_pylist()
     groups += read_slice(folder, WorkSlice(FILES[1], 0, 4))["group_id"].to_pylist()
     back = {group for number, group in enumerate(groups) if number not in (3, 12)}
-    lost = cut_lost_groups(folder, FILES, back)
-    assert lost == [WorkSlice(FILES[0], 3, 1), WorkSlice(FILES[1], 2, 1)]
-    assert cut_lost_groups(folder, FILES, set(groups)) == []
+    slices = cut_work(folder, FILES, 3)
+    lost = lost_slices(folder, slices, back)
+    assert lost == [WorkSlice(FILES[0], 3, 3), WorkSlice(FILES[1], 0, 3)]
+    assert lost_slices(folder, lost, back | {groups[3]}) == [WorkSlice(FILES[1], 0, 3)]
+    assert lost_slices(folder, slices, set(groups)) == []
 
 
 def test_quarantined_edits_name_their_source(folder: Folder) -> None:

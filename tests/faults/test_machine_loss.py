@@ -1,0 +1,80 @@
+"""A cluster that loses a machine in the middle of a run, and machines that are almost too small."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.job import Job
+from pipeline.verify import verify_run
+from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def job(tmp_path: Path, picture: Callable[..., Image.Image], tiny_checkpoint: Path) -> Job:
+    """Ten pictures, each a block of its own, in a local folder."""
+    (tmp_path / "pictures").mkdir()
+    for number in range(10):
+        picture(number).save(tmp_path / "pictures" / f"{number}.png")
+    names = [f"pictures/{number}.png" for number in range(10)]
+    table = pa.table({"image": names, "target_prompt": ["a red cat"] * 10})
+    pq.write_table(table, tmp_path / "manifest.parquet")
+    return Job.model_validate(
+        {
+            "manifest": str(tmp_path / "manifest.parquet"),
+            "output": str(tmp_path / "run"),
+            "model": {"checkpoint": str(tiny_checkpoint), "device": "cpu"},
+            "resources": {"groups_per_block": 1, "cpus_per_actor": 2},
+        }
+    )
+
+
+def run_program(module: str, job: Job, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    ended = subprocess.run(
+        [sys.executable, "-m", module, str(tmp_path / "job.json")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def test_a_machine_that_goes_away_for_good_costs_no_edit(job: Job, tmp_path: Path) -> None:
+    did = run_program("tests.faults.cluster_that_loses_a_machine", job, tmp_path)
+    assert did["killed"] == 1
+    assert (did["accepted"], did["failed"]) == (10, 0)
+    assert did["unet_rows"] == pytest.approx(10 * (SOURCE_ROWS + EDIT_ROWS))
+    found = verify_run(job)
+    assert found.ok, found.problems
+    assert (found.accepted, found.pending) == (10, 0)
+
+
+def test_two_cpus_are_enough_to_run_and_to_go_on_and_one_is_refused(
+    job: Job, tmp_path: Path
+) -> None:
+    """One for the actor, one for reading: nothing hangs, and below that it is said."""
+    resources = job.resources.model_copy(update={"cpus_per_actor": None})
+    smallest = job.model_copy(update={"resources": resources})
+    happened = run_program("tests.faults.smallest_machine", smallest, tmp_path)
+    assert "1 CPUs must stay free for reading; the cluster has 1 CPUs" in happened["refused"]
+    assert "the same command goes on" in happened["interrupted"]
+    assert happened["accepted"] == "10"
+    found = verify_run(job)
+    assert found.ok, found.problems
+    assert (found.accepted, found.pending) == (10, 0)
