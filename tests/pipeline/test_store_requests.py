@@ -1,4 +1,4 @@
-"""Requests: one loop tries them again, ours; what passes is told from what does not; all counted."""
+"""Requests: one loop, ours, tries them again where it is no use to give up, and counts."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_pauses_grow_and_are_spread(monkeypatch: pytest.MonkeyPatch, gate: Gate)
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    """`/ok` is there, `/forbidden` is not for us, `/flaky` works at the second try, `/mute` never."""
+    """`/ok` is there, `/forbidden` not for us, `/flaky` works at the second try, `/mute` never."""
 
     tries: dict[str, int]
     over: threading.Event
@@ -283,6 +283,6 @@ def test_a_server_that_says_nothing_is_left(
     site: str, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setattr(store_clients, limit, 0.2)
-    with pytest.raises(SourceMissingError, match="(?i)time"):
+    with pytest.raises(SourceMissingError, match=r"(?i)time"):
         read_uri(f"{site}/mute")
     assert _Site.tries["/mute"] == 2
