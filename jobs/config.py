@@ -110,8 +110,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Overridden:
                 inner = holder[step] = {}
             if not isinstance(inner, dict):
                 raise JobError(
-                    f"override {told(override)!r}: {dotted(tuple(steps[:depth]))} is {kind_of(inner)}, "
-                    "so nothing can be set inside it; override it as a whole"
+                    f"override {told(override)!r}: {dotted(tuple(steps[:depth]))} is "
+                    f"{kind_of(inner)}, so nothing can be set inside it; override it as a whole"
                 )
             holder = inner
         holder[steps[-1]] = value
