@@ -72,14 +72,20 @@ class Overridden:
         """Where the value at a path was written: "job.yaml:12" or "override edit.steps=0"."""
         inside = [o for place, o in self.origins.items() if path and place[: len(path)] == path]
         if inside and path not in self.document.lines:  # only overrides made this mapping
-            return f"override {inside[0]!r}"
+            return f"override {told(inside[0])!r}"
         for length in range(len(path), -1, -1):
             if path[:length] in self.origins:
-                return f"override {self.origins[path[:length]]!r}"
+                return f"override {told(self.origins[path[:length]])!r}"
             line = self.document.lines.get(path[:length])
             if line is not None and length:
                 return f"{self.document.name}:{line}"
         return self.document.name
+
+
+def told(override: str) -> str:
+    """An override as messages quote it: what is for a store may be a secret typed by mistake."""
+    key, equals, text = override.partition("=")
+    return f"{key}{equals}..." if key.startswith("storage") and text else override
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Overridden:
@@ -94,9 +100,9 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Overridden:
         steps = key.strip().split(".")
         if not equals or not all(steps):
             raise JobError(
-                f"override {override!r}: expected dotted.key=value, such as edit.steps=20"
+                f"override {told(override)!r}: expected dotted.key=value, such as edit.steps=20"
             )
-        value = read_value(f"override {override!r}", text)
+        value = read_value(f"override {told(override)!r}", text)
         holder = data
         for depth, step in enumerate(steps[:-1], start=1):
             inner = holder.get(step)
@@ -104,8 +110,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Overridden:
                 inner = holder[step] = {}
             if not isinstance(inner, dict):
                 raise JobError(
-                    f"override {override!r}: {dotted(tuple(steps[:depth]))} is {kind_of(inner)}, "
-                    "so nothing can be set inside it; override it as a whole"
+                    f"override {told(override)!r}: {dotted(tuple(steps[:depth]))} is "
+                    f"{kind_of(inner)}, so nothing can be set inside it; override it as a whole"
                 )
             holder = inner
         holder[steps[-1]] = value

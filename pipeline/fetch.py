@@ -2,6 +2,8 @@
 
 A store is asked for the size first. The web is read as it comes and cut off at the limit, for what
 a server says about sizes need not be true; redirects are followed here, each by the job's rules.
+Time limits are those of the clients, see `store_clients`; how often a request is tried, of
+`store_requests`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from fpe_core import ImageTooLargeError
 from pipeline.errors import RowError, SourceForbiddenError, SourceMissingError
 from pipeline.redact import redact_url
 from pipeline.source_rules import SourceRules
-from pipeline.storage import filesystem_of, resolve_uri
-from pipeline.store_requests import explain, is_forbidden, with_retries
+from pipeline.storage import resolve_uri
+from pipeline.store_clients import filesystem_of
+from pipeline.store_requests import count_bytes, explain, is_forbidden, with_retries
 
 MAX_BYTES = 256_000_000
 _MOST_REDIRECTS = 10
@@ -48,7 +51,9 @@ def read_uri(
     rules = rules or SourceRules()
     url = _with_lower_scheme(resolve_uri(uri, base))
     try:
-        return _read(url, options or {}, rules, max_bytes)
+        data = _read(url, options or {}, rules, max_bytes)
+        count_bytes(read=len(data))
+        return data
     except (RowError, ImageTooLargeError):
         raise
     except Exception as error:  # every client has its own tree of errors
@@ -63,7 +68,7 @@ def _read(url: str, options: Mapping[str, Any], rules: SourceRules, max_bytes: i
         rules.check_url(url)  # before a client is made: some do requests of their own
     fs, path = filesystem_of(url, options)
     if isinstance(fs, LocalFileSystem):
-        return _read_local(Path(rules.real_path(path)), max_bytes)
+        return with_retries(fs, lambda: _read_local(Path(rules.real_path(path)), max_bytes))
     if isinstance(fs, HTTPFileSystem):
         return with_retries(fs, lambda: _read_http(fs, path, rules, max_bytes))
     return with_retries(fs, lambda: _read_store(fs, path, max_bytes))

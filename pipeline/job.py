@@ -7,35 +7,17 @@ allowed means "automatic"; the resolved job, as config.yaml holds it, has no nul
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
 from itertools import product
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
+from pipeline.credentials import refuse_credentials, refuse_credentials_in_url
 from pipeline.prompts import Template, TemplateError
-from pipeline.redact import is_redacted, redact_url
 from pipeline.source_rules import check_rule
 
 MAX_COMBINATIONS = 10_000
-_SECRET_WORDS = {
-    "auth",
-    "authorization",
-    "cookie",
-    "credential",
-    "credentials",
-    "key",
-    "passphrase",
-    "password",
-    "sas",
-    "secret",
-    "secretkey",
-    "accesskey",
-    "token",
-}
-_SAFE_TOKENS = {"anon", "google_default", "cache", "cloud"}
 
 
 class _Section(BaseModel):
@@ -229,7 +211,7 @@ class ImagesSection(_Section):
     def _check_allowed_sources(cls, rules: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for rule in rules or ():
             check_rule(rule)
-            _refuse_credentials_in_url(rule)
+            refuse_credentials_in_url(rule)
         return rules
 
 
@@ -353,19 +335,19 @@ class Job(_Section):
         if not urls or any(not url.strip() for url in urls):
             raise ValueError("names no file: give the URL of a Parquet file, folder or glob")
         for url in urls:
-            _refuse_credentials_in_url(url)
+            refuse_credentials_in_url(url)
         return manifest
 
     @field_validator("output")
     @classmethod
     def _check_output(cls, output: str) -> str:
-        _refuse_credentials_in_url(output)
+        refuse_credentials_in_url(output)
         return output
 
     @field_validator("storage_options")
     @classmethod
     def _check_storage_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        _refuse_credentials(options, "")
+        refuse_credentials(options)
         return options
 
     @property
@@ -420,29 +402,3 @@ _Value = TypeVar("_Value")
 
 def _either(chosen: _Value | None, recommended: _Value) -> _Value:
     return recommended if chosen is None else chosen
-
-
-def _refuse_credentials(options: Mapping[str, Any], path: str) -> None:
-    """Raises ValueError for an option whose name looks like a credential's, at any depth."""
-    for name, value in options.items():
-        words = {word.lower() for word in re.findall(r"[A-Za-z][a-z0-9]*|[A-Z]+", str(name))}
-        words |= set(re.split(r"[^a-z0-9]+", str(name).lower()))
-        looks_secret = words & _SECRET_WORDS or "connection_string" in str(name).lower()
-        is_safe = isinstance(value, str) and value in _SAFE_TOKENS
-        if looks_secret and "kms" not in str(name).lower() and not is_safe:
-            raise ValueError(
-                f"{path}{name} looks like a credential, and a job file is stored with its output: "
-                "remove it and set the environment on every node (AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, "
-                "AZURE_STORAGE_CONNECTION_STRING, ...)"
-            )
-        if isinstance(value, Mapping):
-            _refuse_credentials(value, f"{path}{name}.")
-
-
-def _refuse_credentials_in_url(url: str) -> None:
-    if "@" in url and is_redacted(redact_url(url).split("?")[0]):
-        raise ValueError(
-            f"{redact_url(url)} holds a password, and a job file is stored with its output: "
-            "set it in the environment of every node"
-        )

@@ -6,7 +6,8 @@ at any moment leaves whole files, and of two drivers on one run folder the secon
 taken and stops instead of doubling outcomes (on stores with a real exclusive create: see storage).
 An edit has one standing outcome, its latest: accepted and rejected are final, failed ones can be
 tried again (`Ledger.reopen`), and what came of that is a later row; the earlier one stays.
-A file without rows is a fence, see `fence`. `commit` tells what else a run writes, and when.
+A file without rows is a fence, see `fence`. A file of zero bytes is what a failed write left: it
+does not exist, and its number is free. `commit` tells what else a run writes, and when.
 """
 
 from __future__ import annotations
@@ -261,7 +262,7 @@ def fence(folder: Folder, token: int) -> str:
 
 
 def _files(folder: Folder) -> list[str]:
-    paths = folder.list(LEDGER_FOLDER)
+    paths = folder.list(LEDGER_FOLDER)  # none of zero bytes
     return sorted(
         (path for path in paths if _NAME.fullmatch(path.rpartition("/")[2])), key=number_of
     )

@@ -214,7 +214,7 @@ def _find(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
     if folder.is_file(name):
         return folder, [name]
     folder = Folder.open(url, options)
-    paths = [path for path in folder.list() if _is_data(path)]
+    paths = [path for path in folder.list(empty_too=True) if _is_data(path)]  # an error, not a gap
     if not paths and any(mark in url for mark in "*?["):
         folder = Folder.open(_before_pattern(url), options)
         paths = folder.glob(url[len(_before_pattern(url)) + 1 :])

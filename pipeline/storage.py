@@ -2,7 +2,7 @@
 
 Nothing that exists is overwritten, except the derived summaries and the heartbeats that
 `Folder.replace` is for. A file of zero bytes does not exist: it is what a failed write left, and
-its name is free.
+its name is free. `store_requests` tries requests again and counts them.
 
 What an exclusive create (`Folder.write_new`) guarantees, by store:
 
@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
 import os
 import posixpath
+import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,9 +34,11 @@ from typing import Any, BinaryIO, Self, TypeAlias, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
-from pipeline.store_requests import explain, means_taken, with_retries
+from pipeline.store_clients import filesystem_of
+from pipeline.store_requests import AskedFile, count_bytes, explain, means_taken, with_retries
 
 _TEMPORARY_PREFIX = ".tmp-"
 _T = TypeVar("_T")
@@ -88,7 +92,9 @@ class Folder:
     def read(self, path: str) -> bytes:
         """The file's content. Raises StorageError, with FileNotFoundError as cause if missing."""
         full = self.path_of(path)
-        return self._ask(path, lambda: cast(bytes, self.fs.cat_file(full)))
+        data = self._ask(path, lambda: cast(bytes, self.fs.cat_file(full)))
+        count_bytes(read=len(data))
+        return data
 
     def exists(self, path: str) -> bool:
         """Whether there is a folder, or a file that is not empty; asks the store and no cache."""
@@ -129,37 +135,74 @@ class Folder:
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
-        """The file for reading piece by piece. Raises StorageError where it cannot be opened."""
+        """The file for reading piece by piece. Raises StorageError where it cannot be opened.
+
+        Nor, on a store, where a piece cannot be read.
+        """
         full = self.path_of(path)
         file = self._ask(path, lambda: cast(BinaryIO, self.fs.open(full, "rb")))
         with file:
-            yield file
+            if self._is_local or not file.seekable():
+                yield file
+                return
+            asked = AskedFile(file, lambda read: self._ask(path, read, is_counted=False))
+            with io.BufferedReader(asked) as buffered:
+                yield cast(BinaryIO, buffered)
 
-    def list(self, prefix: str = "") -> Paths:
+    def list(self, prefix: str = "", *, empty_too: bool = False) -> Paths:
         """Paths of all files under a folder in it, hidden ones too, sorted; [] if it is not there.
 
-        Temporary files of `write_new` that a crash left behind are not listed.
+        Temporary files of `write_new` that a crash left behind are not listed, and those of zero
+        bytes only if `empty_too`.
         """
         full = self.path_of(prefix)
 
-        def ask() -> Paths:
+        def ask() -> Iterable[dict[str, Any]]:
             self.fs.invalidate_cache(full)
             try:
-                return cast(Paths, self.fs.find(full))
+                return cast(dict[str, dict[str, Any]], self.fs.find(full, detail=True)).values()
             except FileNotFoundError:
-                return []
+                return ()
 
-        names = (name[len(self.root) + 1 :] for name in self._ask(prefix, ask))
+        found = (e["name"] for e in self._ask(prefix, ask) if empty_too or e["size"] != 0)
+        names = (name[len(self.root) + 1 :] for name in found)
         return sorted(n for n in names if not posixpath.basename(n).startswith(_TEMPORARY_PREFIX))
 
     def glob(self, pattern: str) -> Paths:
-        """Paths of the files that a pattern with *, ?, [] and ** finds, sorted."""
-        full = glob.escape(self.root) + self.path_of(pattern)[len(self.root) :]
-        found = self._ask(pattern, lambda: cast(Entries, self.fs.glob(full, detail=True).values()))
-        return sorted(e["name"][len(self.root) + 1 :] for e in found if e["type"] == "file")
+        """Paths of the files that a pattern with *, ?, [] and ** finds, sorted.
+
+        Not by the client's own: fsspec's takes a folder that could not be listed for empty.
+        """
+        self.path_of(pattern)
+        if "**" in pattern:
+            matches = re.compile(glob_translate(pattern)).match
+            return [path for path in self.list(empty_too=True) if matches(path)]
+        *above, name = pattern.split("/")
+        folders = [""]
+        for part in above:
+            folders = [f"{f}{n}/" for f in folders for n in self._matching(f, part, "directory")]
+        return sorted(f"{f}{n}" for f in folders for n in self._matching(f, name, "file"))
+
+    def _matching(self, folder: str, pattern: str, kind: str) -> Iterator[str]:
+        matches = re.compile(glob_translate(pattern)).match
+        if kind == "directory" and not glob.has_magic(pattern):
+            yield pattern
+            return
+        for entry in self._entries(folder.rstrip("/")):
+            name = posixpath.basename(entry["name"].rstrip("/"))
+            if entry["type"] == kind and matches(name):
+                yield name
 
     def list_folders(self, prefix: str = "") -> Paths:
         """Names of the folders directly in a folder in it, sorted; [] if it is not there."""
+        return sorted(
+            posixpath.basename(entry["name"].rstrip("/"))
+            for entry in self._entries(prefix)
+            if entry["type"] == "directory"
+        )
+
+    def _entries(self, prefix: str) -> Entries:
+        """What is directly in a folder, with `name`, `type` and `size`; [] if it is not there."""
         full = self.path_of(prefix)
 
         def ask() -> Entries:
@@ -169,12 +212,7 @@ class Folder:
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
-        entries = self._ask(prefix, ask)
-        return sorted(
-            posixpath.basename(entry["name"].rstrip("/"))
-            for entry in entries
-            if entry["type"] == "directory"
-        )
+        return self._ask(prefix, ask)
 
     def write_new(self, path: str, data: bytes) -> None:
         """Writes a file whose name must be free; see the module's text for what that guarantees.
@@ -186,6 +224,7 @@ class Folder:
             self._ask(path, lambda: _create_local(full, data))
         else:
             self._create_remote(path, full, data)
+        count_bytes(written=len(data))
 
     def write_if_absent(self, path: str, data: bytes) -> bool:
         """`write_new` that returns False, and writes nothing, where the name is taken."""
@@ -202,6 +241,7 @@ class Folder:
             self._ask(path, lambda: _replace_local(full, data))
         else:
             self._ask(path, lambda: self.fs.pipe_file(full, data))
+        count_bytes(written=len(data))
 
     def _create_remote(self, path: str, full: str, data: bytes) -> None:
         if self.exists(path):
@@ -218,12 +258,13 @@ class Folder:
         try:
             self._ask(path, create)
         except StorageError as error:
-            # The client below retries on its own, so a refusal can be the echo of our own success.
+            # It can be the echo of our own success: an earlier try that was given up can land late,
+            # and below us aiohttp sends again what a kept-alive connection broke under.
             if not means_taken(error.__cause__):
                 raise
-            if self._holds(full, b""):
-                self.replace(path, data)
-            elif not self._holds(full, data):
+            if self._ask(path, lambda: self._holds(full, b"")):
+                self._ask(path, lambda: self.fs.pipe_file(full, data))
+            elif not self._ask(path, lambda: self._holds(full, data)):
                 raise AlreadyExistsError(
                     f"{self.url_of(path)} was written by someone else meanwhile"
                 ) from error
@@ -234,10 +275,10 @@ class Folder:
         except FileNotFoundError:
             return False
 
-    def _ask(self, path: str, request: Callable[[], _T]) -> _T:
+    def _ask(self, path: str, request: Callable[[], _T], *, is_counted: bool = True) -> _T:
         """Runs a request, with retries on a remote store; its errors become StorageErrors."""
         try:
-            return with_retries(self.fs, request)
+            return with_retries(self.fs, request, is_counted=is_counted)
         except StorageError:
             raise
         except FileExistsError as error:
@@ -272,34 +313,6 @@ def resolve_uri(uri: str, base: str) -> str:
     protocol, rest = base.split("://", 1)
     joined = posixpath.normpath(posixpath.join("/" + rest, uri))
     return f"{protocol}://{joined.lstrip('/')}"
-
-
-def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the URL's path in it. Raises StorageError.
-
-    Options go to object stores only: a job has one set of them, while its manifest, sources and
-    output may lie in several places, and local disks and web servers would choke on them.
-    """
-    if "\0" in url:
-        raise StorageError(f"{url!r} holds a NUL character")
-    if "://" not in url:  # a path may hold "::" or "#", which are more than characters in a URL
-        return LocalFileSystem(), os.path.abspath(url)  # noqa: PTH100  # text in, text out
-    protocol = url.split("://", 1)[0]
-    if protocol in ("file", "local"):
-        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
-    if protocol in ("memory", "http", "https"):
-        options = {}
-    try:
-        if protocol in ("http", "https"):  # fsspec would take the "::" of an IPv6 host for its own
-            return fsspec.filesystem(protocol), url
-        fs, path = fsspec.core.url_to_fs(url, **options)
-    except ValueError as error:
-        raise StorageError(f"{url}: {error}; is the protocol spelt right?") from error
-    except ImportError as error:
-        raise StorageError(f"{url}: {error} (see the extras s3, gcs and azure)") from error
-    except TypeError as error:
-        raise StorageError(f"{url}: storage_options do not fit {protocol}: {error}") from error
-    return fs, path
 
 
 def _create_local(full: str, data: bytes) -> None:

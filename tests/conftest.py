@@ -29,7 +29,9 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from tests.s3_server import ACCESS_KEY, SECRET_KEY  # noqa: E402
+from tests.s3_gate import gate  # noqa: E402, F401
+from tests.s3_server import ENVIRONMENT, s3_process, s3_server  # noqa: E402, F401
+from tests.stores import store  # noqa: E402, F401
 from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults  # noqa: E402
 
 # Hypothesis without a clock: a busy machine makes no test fail, and every run tries the same.
@@ -52,9 +54,8 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name, value in ENVIRONMENT.items():
+            environment.setenv(name, value)
         ray.init(
             address="local",
             num_cpus=RAY_CPUS,

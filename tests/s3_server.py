@@ -1,29 +1,59 @@
 """A real S3 server for tests: `rclone serve s3` over a temporary folder, on a port of its own.
 
-    from tests.s3_server import S3Server, s3_server  # noqa: F401
-
     def test_something(s3_server: S3Server) -> None:
         Folder.open(s3_server.url("run"), s3_server.storage_options)
 
-The server ignores `If-None-Match`, as some S3 servers do; AWS does not.
+One server and one bucket serve all tests, and each module has a prefix of its own in it. Tests that
+run on several stores ask for `store` instead, see `stores`. The server ignores `If-None-Match`, as
+some S3 servers do; AWS does not.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import botocore.config
+import botocore.session
 import pytest
 
-ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = "test-access-key", "test-secret-key", "test-session-token"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    "AWS_SESSION_TOKEN": SESSION_TOKEN,
+}
+ENVIRONMENT = {
+    **CREDENTIALS,
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""What a client must find in its environment; the server takes any session token."""
 BUCKET = "bucket"
+_numbers = itertools.count()
+
+
+def write_profile(folder: Path, name: str) -> dict[str, str]:
+    """Puts the credentials into files as the AWS CLI has them, under a profile.
+
+    Returns the environment that names the files, and no credentials.
+    """
+    keys = "".join(f"{key.lower()} = {value}\n" for key, value in CREDENTIALS.items())
+    (folder / "credentials").write_text(f"[{name}]\n{keys}")
+    (folder / "config").write_text(f"[profile {name}]\nregion = us-east-1\n")
+    return {
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"),
+        "AWS_CONFIG_FILE": str(folder / "config"),
+    }
 
 
 @dataclass(frozen=True)
@@ -32,6 +62,7 @@ class S3Server:
 
     endpoint_url: str
     root: Path
+    prefix: str = ""
 
     @property
     def storage_options(self) -> dict[str, Any]:
@@ -39,17 +70,48 @@ class S3Server:
         return {"endpoint_url": self.endpoint_url}
 
     def url(self, path: str) -> str:
-        """The URL of a path in the bucket."""
-        return f"s3://{BUCKET}/{path}"
+        """The URL of a path below the prefix."""
+        return f"s3://{BUCKET}/{self.prefix}{path}"
 
     def file(self, path: str) -> Path:
-        """Where the server keeps the object at a path in the bucket."""
-        return self.root / BUCKET / path
+        """Where the server keeps the object at a path below the prefix.
+
+        To read; what is written there the server may see minutes later. See `put`.
+        """
+        return self.root / BUCKET / f"{self.prefix}{path}"
+
+    def put(self, path: str, data: bytes) -> None:
+        """Puts an object there, by a client of its own."""
+        client = _client(self.endpoint_url)
+        client.put_object(Bucket=BUCKET, Key=f"{self.prefix}{path}", Body=data)
+
+    def with_fresh_prefix(self) -> S3Server:
+        """The same server, seen from a prefix that nobody else has."""
+        return replace(self, prefix=f"{next(_numbers):04d}/")
+
+
+@functools.cache
+def _client(endpoint_url: str) -> Any:
+    return botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        # The server gives an object's checksum with a piece of it as well, which then does not fit.
+        config=botocore.config.Config(request_checksum_calculation="when_required"),
+    )
 
 
 @pytest.fixture(scope="module")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """An S3 server with an empty bucket."""
+def s3_server(s3_process: S3Server) -> S3Server:
+    """An S3 server that looks empty."""
+    return s3_process.with_fresh_prefix()
+
+
+@pytest.fixture(scope="session")
+def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The one server of a test run. Its credentials are in the environment from then on."""
     root = tmp_path_factory.mktemp("s3")
     (root / BUCKET).mkdir()
     command = [
@@ -58,10 +120,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--vfs-cache-mode", "off", str(root)),
     ]
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name, value in ENVIRONMENT.items():
+            environment.setenv(name, value)
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
             rest_of_log = threading.Thread(target=deque, args=(server.stderr, 0))

@@ -216,3 +216,27 @@ def test_credentials_of_any_kind_are_refused(tmp_path: pathlib.Path, value: obje
     file.write_text(yaml.safe_dump(document))
     with pytest.raises(JobError, match="looks like a credential"):
         load_job(file)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "storage_options.client_kwargs.aws_secret_access_key=hunter2",
+        "storage_options={secret: hunter2}",
+        "storage_options.secret={hunter2",
+        "storage_option.secret=hunter2",
+        "storage_options.endpoint_url=https://me:hunter2@host",
+    ],
+)
+def test_no_message_holds_a_secret_that_was_typed(tmp_path: pathlib.Path, override: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("manifest: m\noutput: o\n")
+    with pytest.raises(JobError, match="storage_option") as caught:
+        load_job(file, [override])
+    assert "hunter2" not in str(caught.value)
+    key, _, value = override.partition("=")
+    if "." not in key:
+        file.write_text(f"manifest: m\noutput: o\n{key}: {value}\n")
+        with pytest.raises(JobError, match="looks like a credential") as caught:
+            load_job(file)
+        assert "hunter2" not in str(caught.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,13 +14,12 @@ from pipeline.ledger import Ledger
 from pipeline.outcome import OUTCOME_SCHEMA, OUTCOMES_METADATA_KEY, outcomes_to_bytes
 from pipeline.storage import Folder
 from tests.pipeline.outcome_rows import accepted, failed, key, table_of
+from tests.stores import Store
 
 
-@pytest.fixture(params=["local", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    if request.param == "local":
-        return Folder.open(str(tmp_path / "run"))
-    return Folder.open(f"memory://{tmp_path.name}-{id(request)}/run")
+@pytest.fixture
+def folder(store: Store) -> Folder:
+    return store.folder("run")
 
 
 def write_part(

@@ -23,6 +23,7 @@ from pipeline.contact_sheet import (
 from pipeline.outcome import EditKey, outcomes_table
 from pipeline.storage import Folder
 from pipeline.write import ImageFormat, MetadataLayout, PartWriter, part_name
+from tests.stores import Store
 
 RED, GREEN, GREY = (220, 30, 30), (30, 180, 30), (128, 128, 128)
 
@@ -84,6 +85,12 @@ def folder(tmp_path: pathlib.Path) -> Folder:
     return Folder.open(str(tmp_path / "run"))
 
 
+@pytest.fixture
+def stored(store: Store) -> Folder:
+    """The run folder on every store, for what reads and writes; what is drawn is drawn once."""
+    return store.folder("run")
+
+
 def share_of(sheet: Image.Image, colour: tuple[int, int, int]) -> int:
     """Pixels of exactly this colour."""
     return int((np.asarray(sheet) == np.array(colour, np.uint8)).all(axis=2).sum())
@@ -120,50 +127,50 @@ def test_the_choice_does_not_depend_on_parts(tmp_path: pathlib.Path) -> None:
     assert [row.name for row in choose_rows(split, layout)] == [row.name for row in chosen]
 
 
-def test_a_sources_edits_are_gathered_from_all_parts_up_to_the_limit(folder: Folder) -> None:
+def test_a_sources_edits_are_gathered_from_all_parts_up_to_the_limit(stored: Folder) -> None:
     for target in ("one", "two", "three"):
-        write_part(folder, {"a": [target]})
-    (row,) = choose_rows(folder, SheetLayout(edits_per_source=2))
+        write_part(stored, {"a": [target]})
+    (row,) = choose_rows(stored, SheetLayout(edits_per_source=2))
     assert len(row.edits) == 2
-    (row,) = choose_rows(folder, SheetLayout(edits_per_source=9))
+    (row,) = choose_rows(stored, SheetLayout(edits_per_source=9))
     assert {edit.target_prompt for edit in row.edits} == {"one", "two", "three"}
 
 
-def test_the_file_is_the_same_every_time(folder: Folder) -> None:
-    write_part(folder, {"a": ["a green hat"], "b": ["a tall hat"]})
-    assert write_contact_sheet(folder) == SHEET_NAME
-    first = folder.read(SHEET_NAME)
-    assert write_contact_sheet(folder) == SHEET_NAME
-    assert folder.read(SHEET_NAME) == first
+def test_the_file_is_the_same_every_time(stored: Folder) -> None:
+    write_part(stored, {"a": ["a green hat"], "b": ["a tall hat"]})
+    assert write_contact_sheet(stored) == SHEET_NAME
+    first = stored.read(SHEET_NAME)
+    assert write_contact_sheet(stored) == SHEET_NAME
+    assert stored.read(SHEET_NAME) == first
     with Image.open(io.BytesIO(first)) as sheet:
         assert sheet.format == "PNG"
 
 
-def test_an_empty_folder_has_no_sheet(folder: Folder) -> None:
-    assert write_contact_sheet(folder) is None
-    assert not folder.exists(SHEET_NAME)
+def test_an_empty_folder_has_no_sheet(stored: Folder) -> None:
+    assert write_contact_sheet(stored) is None
+    assert not stored.exists(SHEET_NAME)
 
 
-def test_parts_without_metadata_do_not_exist(folder: Folder) -> None:
-    folder.write_new("part-00/edited/a__00.png", b"half a picture")
-    assert draw_contact_sheet(folder) is None
+def test_parts_without_metadata_do_not_exist(stored: Folder) -> None:
+    stored.write_new("part-00/edited/a__00.png", b"half a picture")
+    assert draw_contact_sheet(stored) is None
 
 
-def test_what_is_not_there_or_damaged_leaves_a_grey_square(folder: Folder) -> None:
-    part = write_part(folder, {"a": ["a green hat", "a tall hat"]})
-    damaged, removed = sorted((pathlib.Path(folder.root) / part / "edited").iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:40])
-    removed.unlink()
-    sheet = draw_contact_sheet(folder, layout=SheetLayout(picture_px=100))
+def test_what_is_not_there_or_damaged_leaves_a_grey_square(stored: Folder) -> None:
+    part = write_part(stored, {"a": ["a green hat", "a tall hat"]})
+    damaged, removed = stored.list(f"{part}/edited")
+    stored.replace(damaged, stored.read(damaged)[:40])
+    stored.fs.rm(stored.path_of(removed))
+    sheet = draw_contact_sheet(stored, layout=SheetLayout(picture_px=100))
     assert sheet is not None
     assert share_of(sheet, GREEN) == 0
     assert share_of(sheet, RED) == 100 * 100
     assert share_of(sheet, (236, 237, 239)) > 2 * 80 * 80
 
 
-def test_sources_that_were_not_kept_leave_a_grey_square(folder: Folder) -> None:
-    write_part(folder, {"a": ["a green hat"]}, keep_source=False)
-    sheet = draw_contact_sheet(folder, layout=SheetLayout(picture_px=100))
+def test_sources_that_were_not_kept_leave_a_grey_square(stored: Folder) -> None:
+    write_part(stored, {"a": ["a green hat"]}, keep_source=False)
+    sheet = draw_contact_sheet(stored, layout=SheetLayout(picture_px=100))
     assert sheet is not None
     assert share_of(sheet, RED) == 0
     assert share_of(sheet, GREEN) == 100 * 100

@@ -5,21 +5,22 @@ from __future__ import annotations
 import http.server
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stamina
+from PIL import Image
 
 from fpe_core import ImageTooLargeError
 from pipeline.decode import DecodeSettings, decode
 from pipeline.errors import ManifestError, SourceForbiddenError, SourceMissingError
 from pipeline.fetch import read_uri
 from pipeline.manifest import Manifest
+from pipeline.manifest_row import Problems, RowReader
 from pipeline.source_rules import SourceRules
-from pipeline.storage import Folder
-from tests.pipeline.work_rows import work_row, work_table
+from tests.pipeline.work_rows import PARAMETERS, work_row, work_table
+from tests.stores import Store
 
 FLOOD_CHUNK, FLOOD_CHUNKS = 1 << 16, 4096
 
@@ -85,24 +86,32 @@ def site() -> Iterator[str]:
         thread.join()
 
 
-def local(folder: Path) -> str:
-    (folder / "ten").write_bytes(b"0123456789")
-    return str(folder / "ten")
-
-
-def in_memory(folder: Path) -> str:
-    Folder.open(f"memory://{folder.name}").replace("ten", b"0123456789")
-    return f"memory://{folder.name}/ten"
-
-
-@pytest.mark.parametrize("place", [local, in_memory])
-def test_the_limit_is_the_last_size_that_passes(
-    tmp_path: Path, place: Callable[[Path], str]
-) -> None:
-    uri = place(tmp_path)
-    assert read_uri(uri, max_bytes=10) == b"0123456789"
+def test_the_limit_is_the_last_size_that_passes(store: Store) -> None:
+    uri, options = store.put("ten", b"0123456789"), store.storage_options
+    assert read_uri(uri, options=options, max_bytes=10) == b"0123456789"
     with pytest.raises(ImageTooLargeError, match=r"10 bytes.*allowed 9.*images\.max_bytes"):
-        read_uri(uri, max_bytes=9)
+        read_uri(uri, options=options, max_bytes=9)
+
+
+def test_a_manifests_images_are_fetched_from_where_it_lies(
+    store: Store, picture: Callable[..., Image.Image], png: Callable[[Image.Image], bytes]
+) -> None:
+    """Relative to it, and each with its outcome."""
+    images = {"day/0.png": png(picture(0)), "up/1 é#.png": png(picture(1)), "day/2.png": b"no"}
+    for name, data in images.items():
+        store.put(f"data/{name}", data)
+    uris = ["0.png", "../up/1 é#.png", "2.png", "absent.png"]
+    columns = {"image": uris, "target_prompt": ["x"] * 4}
+    url = store.put_table("data/day/m.parquet", columns)
+    manifest = Manifest.open(url, store.storage_options)
+    problems = Problems()
+    (batch,) = manifest.batches()
+    sources = list(RowReader(manifest, PARAMETERS, None).read(batch, problems))
+    settings = DecodeSettings(storage_options=store.storage_options)
+    rows = [work_row(source.row, uri=source.uri) for source in sources]
+    decoded = decode(work_table(rows), settings).to_pylist()
+    assert [row["failure"] for row in decoded] == ["", "", "decode_failed", "source_missing"]
+    assert [row["pixels"] for row in decoded[:2]] == [picture(n).tobytes() for n in (0, 1)]
 
 
 def test_the_limit_holds_on_the_web_and_is_not_tried_again(site: str) -> None:

@@ -165,11 +165,34 @@ def test_what_is_wrong_is_refused_where_it_is(
         {"connection_string": "x"},
         {"secretKey": "x"},
         {"headers": {"Authorization": "Bearer x"}},
+        {"client_kwargs": {"aws_session_token": "x"}},
+        {"client_kwargs": {"credentials": {"id": "x"}}},
+        {"s3": {"client_kwargs": {"AWS_ACCESS_KEY_ID": "x"}}},
+        {"accessKeyId": "x"},
+        {"secretaccesskey": "x"},
+        {"sessiontoken": "x"},
+        {"accountkey": "x"},
+        {"apiKey": "x"},
+        {"passwd": "x"},
+        {"pwd": "x"},
+        {"client_secret": "x"},
+        {"bearerToken": "x"},
+        {"ConnectionString": "x"},
+        {"s3_additional_kwargs": {"SSECustomerKey": "x"}},
+        {"headers": [{"name": "x", "secret": "y"}]},
+        {"note": "Bearer x"},
+        {"note": "AKIAABCDEFGHIJKLMNOP"},
+        {"endpoint_url": "https://me:hunter2@host"},
+        {"config_kwargs": {"proxies": {"https": "http://me:hunter2@proxy:3128"}}},
+        {"endpoint": "https://account.blob.core.windows.net/?sv=1&sig=hunter2"},
+        {"note": "DefaultEndpointsProtocol=https;AccountKey=hunter2"},
     ],
+    ids=str,
 )
 def test_credentials_have_no_place_in_a_job(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"looks like a credential.*environment"):
+    with pytest.raises(ValidationError, match=r"looks like a credential.*environment") as caught:
         job(storage_options=options)
+    assert "hunter2" not in caught.value.errors()[0]["msg"]
 
 
 @pytest.mark.parametrize("field", ["manifest", "output"])
@@ -186,7 +209,17 @@ def test_options_that_are_no_secrets_pass() -> None:
         "token": "anon",
         "client_kwargs": {"region_name": "eu-west-1"},
         "s3_additional_kwargs": {"SSEKMSKeyId": "alias/data"},
-        "config_kwargs": {"signature_version": "s3v4"},
+        "config_kwargs": {
+            "signature_version": "s3v4",
+            "connect_timeout": 5,
+            "retries": {"max_attempts": 3, "mode": "standard"},
+            "proxies": {"https": "http://proxy:3128"},
+            "s3": {"addressing_style": "path"},
+        },
+        "profile": "work",
+        "account_name": "me",
+        "use_listings_cache": False,
+        "requester_pays": True,
     }
     assert job(storage_options=options).storage_options == options
     assert job(manifest="s3://bucket/a@b:c.parquet").manifest_urls == ("s3://bucket/a@b:c.parquet",)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -21,19 +20,14 @@ from pipeline.lease import Lease, LeaseState, hold_lease, lease_state, silence_s
 from pipeline.ledger import Ledger
 from pipeline.storage import Folder
 from tests.pipeline.outcome_rows import accepted, key, table_of
-from tests.s3_server import S3Server, s3_server  # noqa: F401
+from tests.stores import Store
 
 EXPIRY_S = 60.0
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    if request.param == "local":
-        return Folder.open(str(tmp_path / "run"))
-    if request.param == "memory":
-        return Folder.open(f"memory://{tmp_path.name}-{id(request)}/run")
-    server = cast(S3Server, request.getfixturevalue("s3_server"))
-    return Folder.open(server.url(tmp_path.name), server.storage_options)
+@pytest.fixture
+def folder(store: Store) -> Folder:
+    return store.folder("run")
 
 
 def silent_for(seconds: float) -> Callable[[Folder, LeaseState], float]:

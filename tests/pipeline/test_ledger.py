@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,13 +13,12 @@ from pipeline.ledger import Ledger, LedgerCounts, fence
 from pipeline.outcome import OUTCOME_SCHEMA, RejectReason
 from pipeline.storage import Folder
 from tests.pipeline.outcome_rows import accepted, failed, key, rejected, table_of
+from tests.stores import Store
 
 
-@pytest.fixture(params=["local", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    if request.param == "local":
-        return Folder.open(str(tmp_path / "run"))
-    return Folder.open(f"memory://{tmp_path.name}-{id(request)}/run")
+@pytest.fixture
+def folder(store: Store) -> Folder:
+    return store.folder("run")
 
 
 def test_an_empty_run_has_an_empty_ledger(folder: Folder) -> None:
@@ -91,7 +89,7 @@ def test_other_outcomes_than_ours_are_refused(folder: Folder) -> None:
     assert folder.list() == []
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 no more", None])
+@pytest.mark.parametrize("content", [b"P", b"PAR1 no more", None])
 def test_a_damaged_file_is_named(folder: Folder, content: bytes | None) -> None:
     ledger = Ledger.open(folder)
     ledger.commit(table_of(accepted(1)))
@@ -102,6 +100,36 @@ def test_a_damaged_file_is_named(folder: Folder, content: bytes | None) -> None:
     folder.replace(".ledger/outcomes-00000001.parquet", content)
     with pytest.raises(LedgerError, match=r"outcomes-00000001\.parquet is damaged.*move it away"):
         Ledger.open(folder)
+
+
+def test_a_file_of_zero_bytes_does_not_exist_and_its_number_is_free(
+    folder: Folder, store: Store
+) -> None:
+    """As a write that failed leaves it, wherever it lies in the row."""
+    store.put("run/.ledger/outcomes-00000000.parquet", b"")
+    ledger = Ledger.open(folder)
+    assert (ledger.next_number, ledger.files(), list(ledger.outcomes())) == (0, [], [])
+    ledger.commit(table_of(accepted(1)))
+    ledger.commit(table_of(accepted(2)))
+    store.put("run/.ledger/outcomes-00000000.parquet", b"")  # as if it had never been written
+    store.put("run/.ledger/outcomes-00000002.parquet", b"")
+    again = Ledger.open(folder)
+    assert again.next_number == 2
+    assert again.done_ids() == {key(2).edit_id}
+    again.commit(table_of(accepted(3)))
+    assert Ledger.open(folder).done_ids() == {key(2).edit_id, key(3).edit_id}
+    assert Ledger.open(folder).counts().accepted == 2
+
+
+def test_a_fence_takes_the_number_of_a_file_of_zero_bytes(folder: Folder, store: Store) -> None:
+    """It is the one that the old driver would take."""
+    old = Ledger.open(folder)
+    old.commit(table_of(accepted(1)))
+    store.put("run/.ledger/outcomes-00000001.parquet", b"")
+    assert fence(folder, 7) == ".ledger/outcomes-00000001.parquet"
+    with pytest.raises(LedgerError, match="another run on this folder"):
+        old.commit(table_of(accepted(2)))
+    assert Ledger.open(folder).done_ids() == {key(1).edit_id}
 
 
 def test_files_that_are_none_of_the_ledgers_are_left_alone(folder: Folder) -> None:

@@ -22,13 +22,30 @@ from pipeline.outcome import EditKey, outcomes_table
 from pipeline.plan import Plan, make_plan, unet_rows_of
 from pipeline.storage import Folder
 from pipeline.work_list import work_schema
+from tests.stores import Store
 
 MakeJob = Callable[..., Job]
 
 
 @pytest.fixture
+def make_stored_job(store: Store, tiny_checkpoint: Path) -> MakeJob:
+    """make_stored_job(columns, **sections): `make_job` with manifest and output on every store."""
+
+    def make(columns: dict[str, Any], **sections: Any) -> Job:
+        values = {
+            "manifest": store.put_table("manifest.parquet", columns),
+            "output": store.url("run"),
+            "storage_options": store.storage_options,
+            "model": {"checkpoint": str(tiny_checkpoint)},
+        }
+        return Job.model_validate(values | sections)
+
+    return make
+
+
+@pytest.fixture
 def make_job(tmp_path: Path, tiny_checkpoint: Path) -> MakeJob:
-    """make_job(columns, **sections): a job over a manifest with these columns."""
+    """make_job(columns, **sections): a job over a manifest with these columns, on local disk."""
 
     def make(columns: dict[str, Any] | None = None, **sections: Any) -> Job:
         if columns is not None:
@@ -43,8 +60,12 @@ def make_job(tmp_path: Path, tiny_checkpoint: Path) -> MakeJob:
     return make
 
 
+def run_folder(job: Job) -> Folder:
+    return Folder.open(job.output, job.storage_options)
+
+
 def work(job: Job, plan: Plan) -> pa.Table:
-    folder = Folder.open(job.output)
+    folder = run_folder(job)
     return pa.concat_tables(
         pq.read_table(io.BytesIO(folder.read(name))) for name in plan.work_files
     )
@@ -58,7 +79,7 @@ def finish(job: Job, edits: list[bytes]) -> None:
     """Commits edits as if a run had failed at them."""
     keys = [EditKey(edit, bytes(16), bytes(16), 0, "x") for edit in edits]
     outcomes = outcomes_table(key.failed("decode_failed", "") for key in keys)
-    Ledger.open(Folder.open(job.output)).commit(outcomes)
+    Ledger.open(run_folder(job)).commit(outcomes)
 
 
 COLUMNS: dict[str, Any] = {
@@ -75,9 +96,9 @@ COLUMNS: dict[str, Any] = {
 
 
 def test_the_work_list_has_one_row_per_source_in_the_fixed_schema(
-    make_job: MakeJob, tmp_path: Path
+    make_stored_job: MakeJob, store: Store
 ) -> None:
-    job = make_job(COLUMNS)
+    job = make_stored_job(COLUMNS)
     plan = make_plan(job)
     table = work(job, plan)
     assert plan.carried_schema == pa.schema(
@@ -86,7 +107,7 @@ def test_the_work_list_has_one_row_per_source_in_the_fixed_schema(
     assert table.schema.equals(work_schema(plan.carried_schema))
     first, second, third = table.to_pylist()
     assert plan.parameters == EditParameters(**{**vars(plan.parameters), "steps": 4})
-    assert first["uri"] == str(tmp_path / "a.png")
+    assert first["uri"] == store.url("a.png")
     assert (first["row"], first["id"], first["stem"], first["split"]) == (0, "one", "one", "train")
     assert (first["source_prompt"], first["seed"], first["synthetic"]) == ("a cat", 0, False)
     assert first["image_bytes"] is None
@@ -136,25 +157,27 @@ def test_the_rows_that_are_planned_are_those_the_editor_counts(
     assert spent >= 0.9 * unet_rows_of(parameters, len(prompts), synthetic=synthetic)
 
 
-def test_planning_the_same_again_finds_the_same_files(make_job: MakeJob) -> None:
-    job = make_job(COLUMNS)
-    folder = Folder.open(job.output)
+def test_planning_the_same_again_finds_the_same_files(
+    make_stored_job: MakeJob, store: Store
+) -> None:
+    job = make_stored_job(COLUMNS)
     first = make_plan(job)
-    files = {name: folder.read(name) for name in folder.list()}
+    files = store.raw("run/")
+    assert len(files) == 2
     assert make_plan(job) == first
-    assert {name: folder.read(name) for name in folder.list()} == files
+    assert store.raw("run/") == files
 
 
-def test_without_writing_nothing_is_written(make_job: MakeJob) -> None:
-    job = make_job(COLUMNS)
+def test_without_writing_nothing_is_written(make_stored_job: MakeJob, store: Store) -> None:
+    job = make_stored_job(COLUMNS)
     plan = make_plan(job, write=False)
     assert plan.work_files == ()
-    assert not Path(job.output).exists()
+    assert store.raw("run") == {}
     assert make_plan(job).plan_id == plan.plan_id
 
 
-def test_what_the_ledger_has_is_left_out(make_job: MakeJob) -> None:
-    job = make_job(COLUMNS)
+def test_what_the_ledger_has_is_left_out(make_stored_job: MakeJob) -> None:
+    job = make_stored_job(COLUMNS)
     before = make_plan(job)
     ids = edit_ids(job)
     finish(job, [ids[0], ids[2]])
@@ -170,13 +193,13 @@ def test_what_the_ledger_has_is_left_out(make_job: MakeJob) -> None:
     ]
 
 
-def test_when_all_is_done_nothing_is_written(make_job: MakeJob) -> None:
-    job = make_job(COLUMNS)
+def test_when_all_is_done_nothing_is_written(make_stored_job: MakeJob, store: Store) -> None:
+    job = make_stored_job(COLUMNS)
     finish(job, edit_ids(job))
     plan = make_plan(job)
     assert (plan.edits_pending, plan.groups_pending, plan.work_files) == (0, 0, ())
     assert (plan.unet_rows, plan.output_bytes) == (0, 0)
-    assert Folder.open(job.output).list(".plan") == []
+    assert store.raw("run/.plan") == {}
 
 
 def test_only_some_edits_are_planned_whatever_is_done(make_job: MakeJob) -> None:
@@ -395,25 +418,25 @@ def test_planning_images_in_the_manifest_takes_little_memory(
     assert max(peaks) - before < images * image_bytes / 2
 
 
-def test_a_plan_on_s3_like_storage_is_the_same_plan(make_job: MakeJob, tmp_path: Path) -> None:
-    job = make_job(COLUMNS)
-    local = make_plan(job, write=False)
-    manifest = Folder.open(f"memory://{tmp_path.name}/data")
-    manifest.replace("manifest.parquet", (tmp_path / "manifest.parquet").read_bytes())
-    remote = make_job(
-        manifest=f"memory://{tmp_path.name}/data", output=f"memory://{tmp_path.name}/run"
-    )
-    plan = make_plan(remote)
-    assert edit_ids(remote) == edit_ids(job)
-    assert (plan.edits_total, plan.unet_rows) == (local.edits_total, local.unet_rows)
-    assert work(remote, plan)["uri"][0].as_py() == f"memory://{tmp_path.name}/data/a.png"
+def test_a_plan_is_the_same_plan_on_every_store(
+    make_job: MakeJob, make_stored_job: MakeJob, store: Store
+) -> None:
+    job, stored = make_job(COLUMNS), make_stored_job(COLUMNS)
+    here, there = make_plan(job, write=False), make_plan(stored, write=False)
+    assert edit_ids(stored) == edit_ids(job)
+    assert (there.edits_total, there.unet_rows) == (here.edits_total, here.unet_rows)
+    # A folder of two files, in which names are relative to what the job names.
+    store.put_table("data/1/m.parquet", {"image": ["a.png"], "target_prompt": ["x"]})
+    store.put_table("data/2/m.parquet", {"image": ["a.png"], "target_prompt": ["x"]})
+    folder = make_stored_job(COLUMNS, manifest=store.url("data"))
+    assert make_plan(folder, write=False).sources == 2
 
 
-def test_plan_json_says_what_was_planned(make_job: MakeJob) -> None:
-    job = make_job(COLUMNS)
+def test_plan_json_says_what_was_planned(make_stored_job: MakeJob, store: Store) -> None:
+    job = make_stored_job(COLUMNS)
     finish(job, edit_ids(job)[:1])
     plan = make_plan(job)
-    stored = json.loads(Folder.open(job.output).read(f".plan/{plan.plan_id}/plan.json"))
+    stored = json.loads(store.raw()[f"run/.plan/{plan.plan_id}/plan.json"])
     assert stored["ledger_edits"] == 1
     assert stored["edits_pending"] == plan.edits_pending == 5
     assert stored["work_files"] == list(plan.work_files)
@@ -428,10 +451,11 @@ def test_more_layers_than_there_are_is_a_mistake_in_the_job(make_job: MakeJob) -
     assert not Path(job.output).exists()
 
 
-def test_an_output_inside_the_manifest_folder_is_refused(make_job: MakeJob) -> None:
-    job = make_job({"image": ["a.png"], "target_prompt": ["x"]})
-    folder = str(Path(job.manifest_urls[0]).parent)
-    inside = job.model_copy(update={"manifest": folder, "output": f"{folder}/run"})
+def test_an_output_inside_the_manifest_folder_is_refused(
+    make_stored_job: MakeJob, store: Store
+) -> None:
+    columns = {"image": ["a.png"], "target_prompt": ["x"]}
+    inside = make_stored_job(columns, manifest=store.url(), output=store.url("run"))
     with pytest.raises(JobError, match="lies in the manifest folder"):
         make_plan(inside)
 

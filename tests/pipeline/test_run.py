@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ from pipeline.outcome import OUTCOME_SCHEMA, FailureCode
 from pipeline.run import retry_failed, run_job
 from pipeline.stats import RunSummary
 from pipeline.storage import Folder
+from pipeline.store_requests import request_counts
 from pipeline.verify import verify_run
-from tests.s3_server import S3Server, s3_server  # noqa: F401
+from tests.s3_server import CREDENTIALS, S3Server, write_profile
 from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults
 
 STEPS, REPLACED, GUIDED = 4, 2, 8
@@ -519,27 +521,101 @@ def test_a_cluster_that_is_too_small_is_refused(
         run_job(job, progress=Recorder())
 
 
-def test_a_run_folder_and_its_pictures_on_an_object_store(
-    make_job: MakeJob,
-    s3_server: S3Server,  # noqa: F811
-    picture: Callable[..., Image.Image],
-) -> None:
-    pictures = s3_server.file("input/pictures")
-    pictures.mkdir(parents=True)
+def credentials_in(texts: Iterable[bytes]) -> list[str]:
+    """Which of the test server's credentials stand in one of these."""
+    everything = b"\n".join(texts)
+    assert everything
+    return [name for name, value in CREDENTIALS.items() if value.encode() in everything]
+
+
+def put_input(server: S3Server, picture: Callable[..., Image.Image]) -> str:
+    """Three pictures, and a manifest of four rows; returns its URL."""
     for number in range(3):
-        picture(number).save(pictures / f"{number}.png")
-    pq.write_table(
-        pa.table({"image": [f"pictures/{n}.png" for n in range(4)], "target_prompt": ["a"] * 4}),
-        s3_server.file("input/manifest.parquet"),
-    )
-    job = make_job(
-        s3_server.url("input/manifest.parquet"),
-        output=s3_server.url("run"),
-        storage_options=s3_server.storage_options,
-    )
+        sink = io.BytesIO()
+        picture(number).save(sink, "PNG")
+        server.put(f"input/pictures/{number}.png", sink.getvalue())
+    table = pa.table({"image": [f"pictures/{n}.png" for n in range(4)], "target_prompt": ["a"] * 4})
+    manifest = io.BytesIO()
+    pq.write_table(table, manifest)
+    server.put("input/manifest.parquet", manifest.getvalue())
+    return server.url("input/manifest.parquet")
+
+
+def test_a_whole_job_on_an_object_store_with_credentials_from_the_environment(
+    make_job: MakeJob,
+    s3_process: S3Server,
+    picture: Callable[..., Image.Image],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Manifest, sources and output; and no credential is left behind anywhere."""
+    for floor in ("fpe_core", "pipeline", "jobs", "stamina"):
+        caplog.set_level(logging.DEBUG, floor)
+    server = s3_process.with_fresh_prefix()
+    manifest, output = put_input(server, picture), server.url("run")
+    job = make_job(manifest, output=output, storage_options=server.storage_options)
+    before = request_counts()
     summary = run_job(job, progress=Recorder())
     assert (summary.accepted, summary.failures_by_code) == (3, {"source_missing": 1})
-    assert run_job(job, progress=Recorder()).already_done == 4
+    spent = request_counts() - before
+    assert spent.requests > 20
+    assert spent.bytes_written > 1000, "the driver's part of it"
+
+    def run_files() -> dict[Path, bytes]:
+        found = (path for path in server.file("run").rglob("*") if path.is_file())
+        return {path.relative_to(server.file("run")): path.read_bytes() for path in found}
+
+    files = run_files()
+    assert len([path for path in files if path.match("part-*/edited/*.png")]) == 3
+    assert {"README.md", "config.yaml", "stats.json"} <= {path.name for path in files}
+    assert server.url("input/pictures/3.png") in outcomes_of(job)[3]["message"]
+
+    again = run_job(job, progress=Recorder())
+    assert (again.already_done, again.edits_made, again.unet_rows) == (4, 0, 0)
+    later = run_files()
+    assert {p: b for p, b in later.items() if ".lease" not in p.parts} == {
+        p: b for p, b in files.items() if ".lease" not in p.parts
+    }
     verification = verify_run(job)
     assert verification.ok, verification.problems
-    assert len(list(s3_server.file("run").glob("part-*/edited/*.png"))) == 3
+    assert (verification.accepted, verification.failed, verification.pending) == (3, 1, 0)
+    assert credentials_in([*files.values(), *later.values(), caplog.text.encode()]) == []
+
+
+def test_a_whole_job_with_credentials_from_a_file(
+    make_job: MakeJob,
+    s3_process: S3Server,
+    picture: Callable[..., Image.Image],
+    tmp_path: Path,
+) -> None:
+    """In processes of its own, which have no others: a profile of the standard file, and a Ray."""
+    server = s3_process.with_fresh_prefix()
+    manifest, output = put_input(server, picture), server.url("run")
+    options = {**server.storage_options, "profile": "work"}
+    job = make_job(manifest, output=output, storage_options=options, resources={})
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import logging\n"
+        "from jobs.progress import LogProgress\n"
+        "from pipeline.job import Job\n"
+        "from pipeline.run import run_job\n"
+        "from pipeline.verify import verify_run\n"
+        "logging.basicConfig()\n"
+        "for floor in ('fpe_core', 'pipeline', 'jobs', 'stamina'):\n"
+        "    logging.getLogger(floor).setLevel(logging.DEBUG)\n"
+        f"job = Job.model_validate_json({job.model_dump_json()!r})\n"
+        "with LogProgress() as progress:\n"
+        "    print(run_job(job, progress=progress).accepted)\n"
+        "print(verify_run(job).ok)\n"
+    )
+    root = Path(__file__).parent.parent.parent
+    environment = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
+    result = subprocess.run(
+        [sys.executable, script],
+        cwd=root,
+        env=environment | write_profile(tmp_path, "work") | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        check=False,
+    )
+    assert result.stdout.split() == [b"3", b"True"], result.stderr.decode()
+    files = [path.read_bytes() for path in server.file("run").rglob("*") if path.is_file()]
+    assert credentials_in([*files, result.stdout, result.stderr]) == []

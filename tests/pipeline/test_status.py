@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -17,28 +15,23 @@ from pipeline.ledger import Ledger
 from pipeline.plan import make_plan
 from pipeline.status import run_status
 from tests.pipeline.finished_run import FinishedRun
+from tests.stores import Store
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture
 def run(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
+    store: Store,
     tiny_checkpoint: Path,
     picture: Callable[..., Image.Image],
     png: Callable[[Image.Image], bytes],
 ) -> FinishedRun:
     """An empty run of a job with four edits."""
-    pq.write_table(
-        pa.table({"image": ["a.png", "b.png"], "target_prompt": [["x", "y"], ["x", "y"]]}),
-        tmp_path / "m.parquet",
-    )
-    output = str(tmp_path / "run")
-    if request.param == "memory":
-        output = f"memory://{tmp_path.name}/run"
+    columns = {"image": ["a.png", "b.png"], "target_prompt": [["x", "y"], ["x", "y"]]}
     job = Job.model_validate(
         {
-            "manifest": str(tmp_path / "m.parquet"),
-            "output": output,
+            "manifest": store.put_table("m.parquet", columns),
+            "output": store.url("run"),
+            "storage_options": store.storage_options,
             "model": {"checkpoint": str(tiny_checkpoint)},
         }
     )
@@ -48,23 +41,23 @@ def run(
 def test_a_run_from_its_plan_to_its_end(run: FinishedRun) -> None:
     keys = run.keys()
     make_plan(run.job)
-    status = run_status(run.job.output)
+    status = run_status(run.job.output, run.job.storage_options)
     assert (status.pending, status.done, status.parts, status.stats) == (4, 0, 0, {})
     assert not status.is_complete
 
     run.commit(run.write_part("part-a", keys[:1], failed=keys[1:2]))
-    status = run_status(run.job.output)
+    status = run_status(run.job.output, run.job.storage_options)
     assert (status.pending, status.done, status.parts, status.ledger_files) == (2, 2, 1, 1)
     assert dict(status.counts.failed_by_code) == {"decode_failed": 1}
     assert not status.is_complete
 
     run.write_part("part-b", keys[2:])
-    status = run_status(run.job.output)
+    status = run_status(run.job.output, run.job.storage_options)
     assert (status.pending, status.unadopted_parts) == (2, 1)
 
     adopt_orphan_parts(run.folder, Ledger.open(run.folder))
     run.folder.replace("stats.json", b'{"seconds": 1.5}')
-    status = run_status(run.job.output)
+    status = run_status(run.job.output, run.job.storage_options)
     assert (status.pending, status.unadopted_parts, status.parts) == (0, 0, 2)
     assert status.stats == {"seconds": 1.5}
     assert status.is_complete
@@ -75,17 +68,17 @@ def test_the_plan_that_counts_is_the_one_made_last(run: FinishedRun) -> None:
     make_plan(run.job)
     run.commit(run.write_part("part-a", keys[:1]))
     make_plan(run.job)
-    assert run_status(run.job.output).pending == 3
+    assert run_status(run.job.output, run.job.storage_options).pending == 3
     run.commit(run.write_part("part-b", keys[1:]))
     more = Job.model_validate(run.job.model_dump(mode="json") | {"edit": {"steps": 3}})
     assert make_plan(more).edits_pending == 4
-    assert run_status(run.job.output).pending == 4
+    assert run_status(run.job.output, run.job.storage_options).pending == 4
 
 
 def test_an_interrupted_plan_is_no_plan(run: FinishedRun) -> None:
     plan = make_plan(run.job)
     run.folder.fs.rm(run.folder.path_of(f".plan/{plan.plan_id}/plan.json"))
-    assert run_status(run.job.output).pending is None
+    assert run_status(run.job.output, run.job.storage_options).pending is None
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]"])
@@ -93,7 +86,7 @@ def test_a_damaged_summary_is_named(run: FinishedRun, content: bytes) -> None:
     make_plan(run.job)
     run.folder.replace("stats.json", content)
     with pytest.raises(StorageError, match=r"stats\.json is damaged"):
-        run_status(run.job.output)
+        run_status(run.job.output, run.job.storage_options)
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

@@ -1,23 +1,22 @@
-"""The storage against a real S3 server."""
+"""What is special about S3: who we are there, and what is said when it will not have us."""
 
 from __future__ import annotations
 
-import pickle
+import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import stamina
 
-from pipeline.errors import (
-    AlreadyExistsError,
-    SourceForbiddenError,
-    SourceMissingError,
-    StorageError,
-)
+from pipeline.errors import SourceForbiddenError, SourceMissingError, StorageError
 from pipeline.fetch import read_uri
 from pipeline.ledger import Ledger
+from pipeline.manifest import Manifest
 from pipeline.storage import Folder
-from tests.pipeline.outcome_rows import accepted, failed, table_of
-from tests.s3_server import S3Server, s3_server  # noqa: F401
+from tests.s3_server import ACCESS_KEY, CREDENTIALS, SECRET_KEY, S3Server, write_profile
+
+OUR_LOGGERS = ("fpe_core", "pipeline", "jobs", "stamina")
 
 
 @pytest.fixture(autouse=True)
@@ -26,110 +25,87 @@ def _no_waiting_between_tries() -> object:
         yield
 
 
-@pytest.fixture
-def folder(s3_server: S3Server, request: pytest.FixtureRequest) -> Folder:  # noqa: F811
-    return Folder.open(s3_server.url(request.node.name), s3_server.storage_options)
-
-
-def test_what_is_written_is_read_and_listed(folder: Folder, s3_server: S3Server) -> None:  # noqa: F811
-    folder.write_new("part-1/edited/a b.png", b"image")
-    folder.write_new(".ledger/outcomes-00000000.parquet", b"ledger")
-    assert folder.read("part-1/edited/a b.png") == b"image"
-    assert folder.size("part-1/edited/a b.png") == 5
-    assert folder.list() == [".ledger/outcomes-00000000.parquet", "part-1/edited/a b.png"]
-    assert folder.list("part-1") == ["part-1/edited/a b.png"]
-    assert folder.list_folders() == [".ledger", "part-1"]
-    assert folder.glob("*/edited/*.png") == ["part-1/edited/a b.png"]
-    with folder.open_read("part-1/edited/a b.png") as file:
-        assert file.read(2) == b"im"
-    stored = s3_server.file("test_what_is_written_is_read_and_listed/part-1/edited/a b.png")
-    assert stored.read_bytes() == b"image"
-
-
-def test_a_file_is_never_overwritten_by_write_new(folder: Folder) -> None:
-    folder.write_new("x", b"first")
-    with pytest.raises(AlreadyExistsError, match="exists already"):
-        folder.write_new("x", b"second")
-    assert not folder.write_if_absent("x", b"third")
-    assert folder.read("x") == b"first"
-
-
-def test_a_file_written_by_another_process_is_seen_through_every_cache(folder: Folder) -> None:
-    folder.write_new("seen/first", b"")
-    assert folder.list("seen") == ["seen/first"]
-    assert not folder.exists("seen/second")
-    other = pickle.loads(pickle.dumps(folder))
-    other.fs.clear_instance_cache()
-    stranger = type(other.fs)(skip_instance_cache=True, **folder.options)
-    stranger.pipe_file(folder.path_of("seen/second"), b"theirs")
-    assert folder.exists("seen/second")
-    assert folder.list("seen") == ["seen/first", "seen/second"]
-    with pytest.raises(AlreadyExistsError):
-        folder.write_new("seen/second", b"mine")
-
-
-def test_replace_overwrites(folder: Folder) -> None:
-    folder.replace("stats.json", b"1")
-    folder.replace("stats.json", b"2")
-    assert folder.read("stats.json") == b"2"
-
-
-def test_what_is_not_there(folder: Folder, s3_server: S3Server) -> None:  # noqa: F811
-    assert folder.list() == []
-    assert folder.list_folders() == []
-    assert not folder.exists("nothing")
-    with pytest.raises(StorageError, match="nothing: not found"):
-        folder.read("nothing")
+def test_what_is_not_there(s3_server: S3Server) -> None:
     options = s3_server.storage_options
-    with pytest.raises(SourceMissingError, match="not found") as caught:
-        read_uri(s3_server.url("nothing.png"), options=options)
-    assert caught.value.code == "source_missing"
     with pytest.raises(SourceMissingError, match="bucket does not exist"):
         read_uri("s3://no-such-bucket/a.png", options=options)
+    with pytest.raises(StorageError, match="bucket does not exist"):
+        Folder.open("s3://no-such-bucket/run", options).write_new("x", b"1")
 
 
-def test_a_source_is_read_by_uri_and_relative_to_its_manifest(
-    folder: Folder,
-    s3_server: S3Server,  # noqa: F811
-) -> None:
-    folder.write_new("images/é #1.png", b"image")
-    uri = folder.url_of("images/é #1.png")
-    assert read_uri(uri, options=s3_server.storage_options) == b"image"
-    base = folder.url_of("manifests")
-    assert read_uri("../images/é #1.png", base, s3_server.storage_options) == b"image"
-
-
-def test_wrong_credentials_are_told_from_a_missing_source(
-    folder: Folder,
-    s3_server: S3Server,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder.write_new("a.png", b"image")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    # An option of its own keeps fsspec from handing out the client that is logged in already.
-    options = {**s3_server.storage_options, "default_fill_cache": False}
-    with pytest.raises(SourceForbiddenError, match="not allowed with these credentials") as caught:
-        read_uri(folder.url_of("a.png"), options=options)
-    assert caught.value.code == "source_forbidden"
-    with pytest.raises(StorageError, match="not allowed with these credentials"):
-        Folder.open(folder.url, options).write_new("b.png", b"")
-
-
-def test_a_server_that_is_down_is_a_storage_error(s3_server: S3Server) -> None:  # noqa: F811
-    options = {
-        "endpoint_url": "http://127.0.0.1:9",
-        "config_kwargs": {"retries": {"max_attempts": 0}, "connect_timeout": 1},
-    }
+def test_a_server_that_is_down_is_a_storage_error() -> None:
+    options = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": {"connect_timeout": 1}}
     with pytest.raises(SourceMissingError, match="Could not connect"):
         read_uri("s3://bucket/a.png", options=options)
+    with pytest.raises(StorageError, match="Could not connect"):
+        Folder.open("s3://bucket/run", options).list()
 
 
-def test_a_ledger_on_s3(folder: Folder) -> None:
-    ledger = Ledger.open(folder)
-    ledger.commit(table_of(accepted(1), failed(2, "decode_failed")))
-    ledger.commit(table_of(accepted(3)))
-    again = Ledger.open(folder)
-    assert again.done_ids() == ledger.done_ids()
-    assert len(again.done_ids()) == 3
-    assert again.counts() == ledger.counts()
-    assert again.next_number == 2
+def acts(folder: Folder) -> dict[str, Callable[[], object]]:
+    """All that a job does with a store."""
+    url, options = folder.url_of("a.parquet"), folder.options
+    return {
+        "source": lambda: read_uri(url, options=options),
+        "manifest": lambda: Manifest.open(url, options),
+        "read": lambda: folder.read("a.parquet"),
+        "write": lambda: folder.write_new("b", b"1"),
+        "replace": lambda: folder.replace("c", b"1"),
+        "list": folder.list,
+        "ledger": lambda: Ledger.open(folder),
+    }
+
+
+WRONG = {
+    "secret": {"AWS_SECRET_ACCESS_KEY": "WRONG-SECRET-KEY"},
+    "key": {"AWS_ACCESS_KEY_ID": "WRONG-ACCESS-KEY"},
+    "nothing": dict.fromkeys(CREDENTIALS, ""),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_credentials_are_told_and_told_to_nobody(
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    wrong: str,
+) -> None:
+    s3_server.put("refused/a.parquet", b"content")
+    for logger in OUR_LOGGERS:
+        caplog.set_level(logging.DEBUG, logger)
+    for name, value in WRONG[wrong].items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    # An option of its own keeps fsspec from handing out a client that is logged in already.
+    options = {**s3_server.storage_options, "config_kwargs": {"user_agent_extra": wrong}}
+    texts = []
+    for name, act in acts(Folder.open(s3_server.url("refused"), options)).items():
+        with pytest.raises((StorageError, SourceForbiddenError)) as caught:
+            act()
+        assert "not allowed with these credentials" in str(caught.value), name
+        assert isinstance(caught.value, SourceForbiddenError) == (name == "source")
+        texts.append(str(caught.value))
+    texts.append(caplog.text)
+    secrets = {*CREDENTIALS.values(), *WRONG[wrong].values()} - {""}
+    assert [secret for secret in secrets if any(secret in text for text in texts)] == []
+
+
+def test_credentials_from_a_file_alone(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name)
+    for name, value in write_profile(tmp_path, "work").items():
+        monkeypatch.setenv(name, value)
+    named = {**s3_server.storage_options, "profile": "work"}
+    folder = Folder.open(s3_server.url("by-file"), named)
+    folder.write_new("x", b"content")
+    assert read_uri(folder.url_of("x"), options=named) == b"content"
+    unnamed = {**s3_server.storage_options, "config_kwargs": {"user_agent_extra": "no profile"}}
+    with pytest.raises(StorageError, match="not allowed with these credentials"):
+        Folder.open(folder.url, unnamed).read("x")
+    with pytest.raises(StorageError, match=r"profile.*nobody.*could not be found") as caught:
+        Folder.open(folder.url, {**named, "profile": "nobody"}).read("x")
+    assert ACCESS_KEY not in str(caught.value)
+    assert SECRET_KEY not in str(caught.value)

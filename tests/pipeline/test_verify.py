@@ -18,28 +18,25 @@ from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.verify import Verification, verify_run
 from tests.pipeline.finished_run import FinishedRun
+from tests.stores import Store
 
 EDITS = 6
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture
 def run(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
+    store: Store,
     tiny_checkpoint: Path,
     picture: Callable[..., Image.Image],
     png: Callable[[Image.Image], bytes],
 ) -> FinishedRun:
     """An empty run of a job with six edits."""
     prompts = [["x", "y"], ["x", "y"], ["x", "y"]]
-    table = pa.table({"image": ["a.png", "b.png", "c.png"], "target_prompt": prompts})
-    pq.write_table(table, tmp_path / "m.parquet")
-    output = str(tmp_path / "run")
-    if request.param == "memory":
-        output = f"memory://{tmp_path.name}/run"
+    columns = {"image": ["a.png", "b.png", "c.png"], "target_prompt": prompts}
     values: dict[str, Any] = {
-        "manifest": str(tmp_path / "m.parquet"),
-        "output": output,
+        "manifest": store.put_table("m.parquet", columns),
+        "output": store.url("run"),
+        "storage_options": store.storage_options,
         "model": {"checkpoint": str(tiny_checkpoint)},
     }
     return FinishedRun(Job.model_validate(values), png(picture()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from PIL import Image
 from pipeline.commit import read_part_outcomes
 from pipeline.errors import LeaseError
 from pipeline.outcome import outcomes_table
-from pipeline.storage import Folder
 from pipeline.write import (
     ImageFormat,
     MetadataLayout,
@@ -29,6 +27,7 @@ from pipeline.write import (
 )
 from tests.pipeline.outcome_rows import accepted, failed
 from tests.pipeline.work_rows import work_row, work_table
+from tests.stores import Store
 
 CARRIED = pa.schema(
     [pa.field("weather", pa.string()), pa.field("speed", pa.int64()), pa.field("x", pa.float32())]
@@ -136,10 +135,8 @@ def test_quality_means_something(picture: Callable[..., Image.Image]) -> None:
     assert sizes == sorted(set(sizes))
 
 
-def test_the_first_finish_of_a_part_wins(
-    tmp_path: Path, picture: Callable[..., Image.Image]
-) -> None:
-    folder, layout = Folder.open(str(tmp_path)), MetadataLayout()
+def test_the_first_finish_of_a_part_wins(store: Store, picture: Callable[..., Image.Image]) -> None:
+    folder, layout = store.folder("run"), MetadataLayout()
     mine = outcomes_table([accepted(1), failed(2)])
     theirs = outcomes_table([accepted(1), accepted(2)])
     with ThreadPoolExecutor(1) as pool:
@@ -152,6 +149,7 @@ def test_the_first_finish_of_a_part_wins(
     assert found is not None
     assert found.equals(mine)
     assert name == f"edited/stem__{'01' * 16}.png"
+    assert set(store.raw()) == {f"run/part-a/{name}", "run/part-a/metadata.parquet"}
     assert read_part_outcomes(folder, "part-a").equals(mine)
 
 
@@ -162,22 +160,21 @@ class Lost:
         raise LeaseError("somebody else has it")
 
 
-def test_a_writer_that_lost_the_folder_finishes_no_part(tmp_path: Path) -> None:
-    folder, layout = Folder.open(str(tmp_path)), MetadataLayout()
+def test_a_writer_that_lost_the_folder_finishes_no_part(store: Store) -> None:
+    folder, layout = store.folder("run"), MetadataLayout()
     with ThreadPoolExecutor(1) as pool:
         writer = PartWriter(folder, "part-a", ImageFormat(), pool, Lost())
         with pytest.raises(LeaseError):
             writer.finish(layout.table([one_row()], None), outcomes_table([accepted(1)]))
-    assert folder.list() == []
+    assert store.raw() == {}
 
 
-def test_an_image_is_never_written_twice(
-    tmp_path: Path, picture: Callable[..., Image.Image]
-) -> None:
-    folder = Folder.open(str(tmp_path))
+def test_an_image_is_never_written_twice(store: Store, picture: Callable[..., Image.Image]) -> None:
+    folder = store.folder("run")
     with ThreadPoolExecutor(2) as pool:
         writer = PartWriter(folder, "part-a", ImageFormat(), pool)
         name = writer.put_source("s", b"\2" * 16, picture(0)).result()
-        before = (tmp_path / "part-a" / name).read_bytes()
+        before = store.raw()
         assert writer.put_source("s", b"\2" * 16, picture(1)).result() == name
-    assert (tmp_path / "part-a" / name).read_bytes() == before
+    assert store.raw() == before
+    assert list(before) == [f"run/part-a/{name}"]

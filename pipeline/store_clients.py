@@ -1,0 +1,86 @@
+"""The client of a store: by default one try of a request, and never without a time limit.
+
+Trying again is for `store_requests` alone, which counts it. What the clients do on their own:
+
+- S3 (s3fs): one try. botocore tries once and s3fs's own loop is off. Connecting takes at most
+  CONNECT_TIMEOUT_S, and a server may be silent for READ_TIMEOUT_S. A job has its own way with
+  `storage_options: {config_kwargs: {connect_timeout, read_timeout, retries}}`, in botocore's words;
+  what botocore then retries is below our loop and not counted.
+- the web (fsspec on aiohttp): one try. The same limits, and WEB_ANSWER_TIMEOUT_S for one answer
+  from the first byte to the last, so that a server that drips does not hold a worker.
+- GCS and Azure (gcsfs, adlfs): they retry on their own, have no plain option against it, and keep
+  their own time limits. What they retry is below our loop and not counted.
+- all that stand on aiohttp: a request is sent once more, uncounted, where a connection that was
+  kept alive turns out to be broken.
+- chained URLs (`simplecache::s3://`): as their clients come.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import StorageError
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+WEB_ANSWER_TIMEOUT_S = 300.0
+_S3 = ("s3", "s3a")
+_WEB = ("http", "https")
+
+
+def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the URL's path in it. Raises StorageError.
+
+    Options go to object stores only: a job has one set of them, while its manifest, sources and
+    output may lie in several places, and local disks and web servers would choke on them.
+    """
+    if "\0" in url:
+        raise StorageError(f"{url!r} holds a NUL character")
+    if "://" not in url:  # a path may hold "::" or "#", which are more than characters in a URL
+        return LocalFileSystem(), os.path.abspath(url)  # noqa: PTH100  # text in, text out
+    protocol = url.split("://", 1)[0]
+    if protocol in ("file", "local"):
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
+    if protocol == "memory":
+        options = {}
+    try:
+        if protocol in _WEB:  # fsspec would take the "::" of an IPv6 host for its own
+            return fsspec.filesystem(protocol, client_kwargs=_web_options()), url
+        if protocol in _S3:
+            options = _s3_options(options)
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except ValueError as error:
+        raise StorageError(f"{url}: {error}; is the protocol spelt right?") from error
+    except ImportError as error:
+        raise StorageError(f"{url}: {error} (see the extras s3, gcs and azure)") from error
+    except TypeError as error:
+        raise StorageError(f"{url}: storage_options do not fit {protocol}: {error}") from error
+    if protocol in _S3:
+        fs.retries = 1  # the loop of s3fs itself: an attribute of its class, and no option
+    return fs, path
+
+
+def _s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The job's options over our defaults. A copy throughout: botocore writes into `retries`."""
+    defaults = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "read_timeout": READ_TIMEOUT_S,
+        "retries": {"total_max_attempts": 1},
+    }
+    config = defaults | copy.deepcopy(dict(options.get("config_kwargs") or {}))
+    return {**options, "config_kwargs": config}
+
+
+def _web_options() -> dict[str, Any]:
+    import aiohttp  # half of the jobs never ask the web
+
+    limits = aiohttp.ClientTimeout(
+        total=WEB_ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
+    )
+    return {"timeout": limits}
