@@ -74,10 +74,10 @@ def image_tolerance(dtype: torch.dtype, loss: ImageDifference | None = None) -> 
     half precision      4 levels on average
 
     Half precision's rounding can grow over the steps until an edge lies elsewhere. Measured with 25
-    steps of the built-in model on a CPU, six edits each, alone against together: bfloat16 at most
-    0.34 levels on average and 19 anywhere, float16 1.7 and 151, float32 (twelve edits) 1 anywhere,
-    in at most 0.3 % of the pixels. An edit with another prompt is more than 20 apart on average. A run that
-    must not show its batches is made in float32 (`model.dtype`).
+    steps of the built-in model on a CPU, alone against together: bfloat16 (six edits) at most 0.34
+    levels on average and 19 anywhere; float16 (six) 1.7 and 151; float32 (twelve) 1 anywhere, in at
+    most 0.3 % of the pixels. An edit with another prompt is more than 20 apart on average. A run
+    that must not show its batches is made in float32 (`model.dtype`).
 
     Args:
         dtype: of the networks.
