@@ -122,14 +122,20 @@ def load_checkpoint(
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto" to CUDA, MPS or CPU, whichever is there first; anything else as torch reads it."""
+    """ "auto" to CUDA, MPS or CPU, whichever is there first; anything else as torch reads it.
+
+    Raises CheckpointError for a device that is unknown or not there.
+    """
     if isinstance(device, torch.device):
         return device
     if device != "auto":
         try:
-            return torch.device(device)
+            chosen = torch.device(device)
         except RuntimeError as error:
             raise CheckpointError(f"unknown device {device!r}; try auto, cpu, cuda, mps") from error
+        if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+            raise CheckpointError(f"torch sees no device {device!r} on this machine; try auto, cpu")
+        return chosen
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

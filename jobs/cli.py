@@ -129,16 +129,25 @@ def status(run_folder: RunOrJob) -> None:
 
 @app.command()
 @guarded
-def verify(run_folder: RunOrJob, overrides: Overrides = None) -> None:
+def verify(
+    run_folder: RunOrJob,
+    overrides: Overrides = None,
+    recompute: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Make N accepted edits again, and compare."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where --recompute computes, such as cuda:0; else as the job says."),
+    ] = None,
+) -> None:
     """Prove a run: every planned edit accounted for, every picture there and readable."""
     from jobs.config import is_job_file, load_job, load_job_of_run
     from jobs.tables import verification_table
     from pipeline.verify import verify_run
 
-    if is_job_file(run_folder):
-        job = load_job(run_folder, overrides or [])
-    else:
-        job = load_job_of_run(run_folder)
+    load = load_job if is_job_file(run_folder) else load_job_of_run
+    job = load(run_folder, overrides or [])
     with _err.status("Reading the ledger, the manifest and every picture"):
         found = verify_run(job)
     _out.print(verification_table(found, job.output))
@@ -147,7 +156,8 @@ def verify(run_folder: RunOrJob, overrides: Overrides = None) -> None:
     hidden = found.problems_total - len(found.problems)
     if hidden:
         _out.print(f"... and {hidden} more")
-    if not found.ok:
+    is_same = recompute is None or _recompute(job, recompute, device)
+    if not found.ok or not is_same:
         _out.print("The run is not in order.")
         raise typer.Exit(STOPPED)
     _out.print("The run is in order" + (", and not finished." if found.pending else "."))
@@ -247,6 +257,26 @@ def _run(job: Job) -> RunSummary:
 
     with choose_progress(_err) as progress:
         return run_job(job, progress=progress)
+
+
+def _recompute(job: Job, count: int, device: str | None) -> bool:
+    """Makes a sample again and prints what differs; whether nothing does."""
+    from jobs.tables import recomputation_table
+    from pipeline.recompute import Verdict, recompute_sample
+
+    with _err.status("Loading the model") as status:
+        found = recompute_sample(
+            job,
+            count,
+            device=device,
+            progress=lambda done, total: status.update(f"Made {done} of {total} edits again"),
+        )
+    _out.print(recomputation_table(found))
+    for comparison in (*found.of(Verdict.DIFFERENT), *found.of(Verdict.NOT_MADE)):
+        _out.print(str(comparison), markup=False)
+    if not found.compared:
+        _out.print("Nothing could be compared.")
+    return found.ok
 
 
 def _failure_codes(names: list[str]) -> list[FailureCode]:

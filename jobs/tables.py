@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.plan import Plan
+from pipeline.recompute import Recomputation, Verdict
 from pipeline.stats import RunSummary
 from pipeline.status import RunStatus
 from pipeline.verify import Verification
@@ -101,6 +102,18 @@ def verification_table(verification: Verification, output: str) -> Table:
         _row(table, "of other jobs, manifests or models", _count(verification.not_planned))
     _row(table, "pictures decoded", _count(verification.images_checked))
     _row(table, "problems", _count(verification.problems_total))
+    return table
+
+
+def recomputation_table(found: Recomputation) -> Table:
+    """What `verify --recompute` compared; the edits that differ are printed below."""
+    table = _figures(f"Made again on {found.device} in {found.dtype}")
+    different, not_made = (len(found.of(v)) for v in (Verdict.DIFFERENT, Verdict.NOT_MADE))
+    _row(table, "edits compared", _count(found.compared))
+    _row(table, "equal bit for bit", _count(len(found.of(Verdict.EQUAL))))
+    _row(table, "equal within tolerance", _count(len(found.of(Verdict.WITHIN_TOLERANCE))))
+    _row(table, "different", _count(different), "red" if different else "")
+    _row(table, "could not be made again", _count(not_made), "yellow" if not_made else "")
     return table
 
 

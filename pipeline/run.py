@@ -289,7 +289,7 @@ class _Run:
         """Outcomes of all pending groups, with the worker where there was one."""
         from pipeline.graph import stream_outcomes  # loads Ray Data: only when needed
 
-        decoding, editing = _decoding(self.job), _editing(self, pool)
+        decoding, editing = decode_settings(self.job), _editing(self, pool)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
         fruitless = 0
         while slices:
@@ -322,7 +322,8 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
     return layout
 
 
-def _decoding(job: Job) -> DecodeSettings:
+def decode_settings(job: Job) -> DecodeSettings:
+    """How a job has its sources read."""
     return DecodeSettings(
         fit=job.images.fit,
         max_pixels=job.images.max_pixels,

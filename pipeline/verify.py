@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from fpe_core import FPEError, decode_image
 from pipeline.commit import METADATA_FILE, finished_parts, uncommitted
@@ -109,14 +110,16 @@ def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str],
 
 
 @dataclass(frozen=True)
-class _MetadataRow:
+class MetadataRow:
+    """An edit of a part. File names are relative to the run folder; "" for a source not kept."""
+
     edit_id: bytes
     edited_file: str
     source_file: str
 
 
-def _read_metadata(folder: Folder, part: str, problems: _Problems) -> list[_MetadataRow]:
-    """The rows of a part, with file names relative to the run folder."""
+def read_metadata(folder: Folder, part: str) -> list[MetadataRow]:
+    """The rows of a part's metadata. Raises LedgerError where it cannot be read."""
     path = f"{part}/{METADATA_FILE}"
     try:
         table = pq.read_table(io.BytesIO(folder.read(path)))
@@ -125,16 +128,23 @@ def _read_metadata(folder: Folder, part: str, problems: _Problems) -> list[_Meta
         has_sources = "source_file_name" in table.column_names
         sources = table["source_file_name"].to_pylist() if has_sources else [None] * len(ids)
     except (pa.ArrowException, StorageError, KeyError, TypeError, ValueError) as error:
-        problems.add(f"{path} cannot be read: {error}")
-        return []
+        raise LedgerError(f"{path} cannot be read: {error}") from error
     return [
-        _MetadataRow(identity, f"{part}/{file}", f"{part}/{source}" if source else "")
+        MetadataRow(identity, f"{part}/{file}", f"{part}/{source}" if source else "")
         for identity, file, source in zip(ids, edited, sources, strict=True)
     ]
 
 
+def _read_metadata(folder: Folder, part: str, problems: _Problems) -> list[MetadataRow]:
+    try:
+        return read_metadata(folder, part)
+    except LedgerError as error:
+        problems.add(str(error))
+        return []
+
+
 def _differences(
-    rows: Iterable[_MetadataRow],
+    rows: Iterable[MetadataRow],
     is_committed: bool,
     outcome_of: dict[bytes, str],
     file_of: dict[bytes, int],
@@ -171,15 +181,20 @@ def _orphan_problem(folder: Folder, ledger: Ledger, part: str) -> tuple[str, ...
     )
 
 
-def _images_of(rows: Iterable[_MetadataRow]) -> list[str]:
+def _images_of(rows: Iterable[MetadataRow]) -> list[str]:
     names = (name for row in rows for name in (row.edited_file, row.source_file) if name)
     return list(dict.fromkeys(names))
+
+
+def read_image(folder: Folder, name: str) -> Image.Image:
+    """An image of the run. Raises StorageError and, where it does not decode, FPEError."""
+    return decode_image(folder.read(name), max_pixels=_MOST_PIXELS)
 
 
 def _image_problem(folder: Folder, name: str) -> tuple[str, ...]:
     """() for an image that is there and decodes."""
     try:
-        decode_image(folder.read(name), max_pixels=_MOST_PIXELS)
+        read_image(folder, name)
     except StorageError as error:
         return (f"an image is missing: {error}",)
     except FPEError as error:

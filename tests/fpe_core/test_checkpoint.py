@@ -89,6 +89,8 @@ def test_dtype_and_device_can_be_chosen(tiny_folder):
     assert load_checkpoint(tiny_folder, device="cpu", dtype="float64").dtype == torch.float64
     with pytest.raises(CheckpointError, match="unknown dtype 'int8'; allowed: auto, float32"):
         load_checkpoint(tiny_folder, dtype="int8")
+    with pytest.raises(CheckpointError, match="torch sees no device 'cuda:99'"):
+        load_checkpoint(tiny_folder, device="cuda:99")
     with pytest.raises(CheckpointError, match="unknown device 'gpu'"):
         load_checkpoint(tiny_folder, device="gpu")
 

@@ -203,6 +203,14 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
         assert code == 0
         assert figures(printed)["to do, by the latest plan"] == "0"
 
+    code, printed, errors = fpe("verify", output, "--recompute", "4", "--device", "cpu")
+    assert code == 0, printed + errors
+    row = figures(printed)
+    assert row["edits compared"] == "4"
+    assert int(row["equal bit for bit"]) + int(row["equal within tolerance"]) == 4
+    assert (row["different"], row["could not be made again"]) == ("0", "0")
+    assert "Made again on cpu in float32" in printed
+
     code, printed, _ = fpe("sheet", output)
     assert code == 0
     with Image.open(printed.strip()) as sheet:
@@ -211,6 +219,24 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     code, printed, _ = fpe("plan", str(small_job), "images.format=webp", "edit.steps=2")
     assert figures(printed)["to do"] == "6", "other parameters are other edits"
 
+    kept = written[0].read_bytes()
+    Image.new("RGB", (64, 64)).save(written[0])
+    code, printed, _ = fpe("verify", output, "--recompute", "20")
+    assert code == 1
+    row = figures(printed)
+    assert (row["edits compared"], row["different"], row["problems"]) == ("6", "1", "0")
+    (line,) = (line for line in printed.splitlines() if written[0].name in line)
+    assert line.startswith("edit ")
+    assert "levels apart" in line
+    assert "The run is not in order." in printed
+    written[0].write_bytes(kept)
+    (small_job.parent / "0.png").unlink()
+    code, printed, _ = fpe("verify", output, "--recompute", "20")
+    assert code == 0, "what cannot be made again is no difference"
+    row = figures(printed)
+    assert (row["edits compared"], row["could not be made again"]) == ("4", "2")
+    assert printed.count("could not be made again: source_missing: ") == 2
+
     written[0].unlink()
     written[1].write_bytes(b"no picture")
     code, printed, _ = fpe("verify", output)
@@ -218,6 +244,19 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     assert figures(printed)["problems"] == "2"
     assert written[0].name in printed
     assert "The run is not in order." in printed
+
+
+def test_what_cannot_be_made_again_is_told(
+    job_file: pathlib.Path,
+) -> None:
+    code, printed, _ = fpe("verify", str(job_file), "--recompute", "5")
+    assert code == 0
+    assert "Nothing could be compared." in printed
+    for arguments in (["--recompute", "0"], ["--recompute", "some"]):
+        assert fpe("verify", str(job_file), *arguments)[0] == 2
+    code, _, errors = fpe("verify", str(job_file), "--recompute", "5", "--device", "cuda:99")
+    assert code == 2
+    assert "torch sees no device 'cuda:99' on this machine" in errors
 
 
 def test_a_bad_picture_costs_its_row_and_not_the_exit_code(small_job: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""A run folder as a finished run leaves it, without the model: one picture for every edit."""
+"""Run folders as finished runs leave them, without Ray: with one picture for all edits, or made."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.decode import decode
+from pipeline.edit_actor import EditActor, EditSettings
 from pipeline.intent import understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.manifest_row import Problems
 from pipeline.outcome import (
+    OUTCOME_SCHEMA,
     OUTCOMES_METADATA_KEY,
     EditKey,
     EditOutcome,
     outcomes_table,
     outcomes_to_bytes,
 )
+from pipeline.plan import make_plan
+from pipeline.run import decode_settings
 from pipeline.storage import Folder
+from pipeline.work_slice import cut_work, read_slice
+from pipeline.write import ImageFormat, MetadataLayout
 
 METADATA_SCHEMA = pa.schema(
     [
@@ -95,3 +102,23 @@ class FinishedRun:
         ledger = Ledger.open(self.folder)
         for table in tables:
             ledger.commit(table)
+
+
+def make_edits(job: Job, groups_per_block: int) -> None:
+    """Runs a job in this process, with the model: every block of sources is a part."""
+    folder = Folder.open(job.output, job.storage_options)
+    ledger = Ledger.open(folder)
+    plan = make_plan(job, ledger)
+    actor = EditActor(
+        EditSettings(
+            output=job.output,
+            checkpoint=job.model.checkpoint,
+            checkpoint_fingerprint=plan.fingerprint,
+            device="cpu",
+            image_format=ImageFormat(job.images.format, job.images.quality),
+            layout=MetadataLayout(plan.label_names, plan.carried_schema, job.images.keep_source),
+        )
+    )
+    for part in cut_work(folder, plan.work_files, groups_per_block):
+        outcomes = actor(decode(read_slice(folder, part), decode_settings(job)))
+        ledger.commit(outcomes.select(OUTCOME_SCHEMA.names))
