@@ -10,7 +10,7 @@
   5  part-<id>/metadata.parquet                 actors   the part's edits are in the dataset
   6  .ledger/outcomes-<n>.parquet               driver   its edits are done
      ... 4 to 6 for every block of work, many at a time ...
-  7  stats.json, README.md                      driver   nothing: they are summaries
+  7  README.md, stats.json                      driver   nothing: they are summaries
   8  .lease/beat-<token>.json: released         driver   the next run may start
 
 See `lease` for 1 and 8, `ledger` for the fence and 6, `plan` for 2, `run` for 3 and 7, `write` for

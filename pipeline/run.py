@@ -274,7 +274,10 @@ class _Run:
             return False
 
     def sum_up(self) -> None:
-        """Writes what can be derived from the ledger at any time, and is still ours to write."""
+        """Writes what can be derived from the ledger at any time, and is still ours to write.
+
+        stats.json comes last: it is what `is_summed_up` looks at.
+        """
         self.lease.check()
         stats = encode_stats(
             self.tally.summary(self.plan, self.folder.url),
@@ -282,8 +285,8 @@ class _Run:
             pool=self.pool,
             workers=self.tally.edits_by_worker,
         )
-        self.folder.replace(STATS_FILE, stats)
         self.folder.replace(CARD_FILE, self._card())
+        self.folder.replace(STATS_FILE, stats)
 
     def _outcomes(self, pool: Pool, line: Line, stops: StopRequests) -> Generator[pa.Table]:
         """Outcomes of all pending groups, with the worker where there was one."""
