@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.outcome import EditKey
 from pipeline.storage import Folder
+from pipeline.write import part_name
 from tests.faults.faulty_s3 import FaultyS3
 from tests.pipeline.finished_run import FinishedRun
 
@@ -63,6 +64,11 @@ class JobOnS3:
         """All edits of the job, in order."""
         return FinishedRun(self.past_the_faults, b"").keys()
 
+    @staticmethod
+    def part_of(keys: Iterable[EditKey]) -> str:
+        """The name of the part in which these edits are made together."""
+        return part_name(key.edit_id for key in keys)
+
     def times_made(self, since: int = 0) -> dict[bytes, int]:
         """How often the picture of every edit was stored; more than once is made again.
 
@@ -101,7 +107,7 @@ def write_job(
             "output": store.server.url(f"{name}/run"),
             "storage_options": store.storage_options,
             "model": {"checkpoint": str(checkpoint), "device": "cpu"},
-            "resources": {"groups_per_block": 1, "cpus_per_actor": 2, **resources},
+            "resources": {"groups_per_block": 1, "cpus_per_actor": 2} | resources,
             "lease": {"heartbeat_s": 1.0},
         }
     )
