@@ -32,17 +32,19 @@ READS = (
     *("read lease", "read ledger", "read manifest", "read metadata", "read work list"),
     *("read picture", "list leases", "list ledger files", "list parts", "look for lease"),
 )
+OVERLOADED = "the store is overloaded"
+BROKEN = "connections break"
 BY_HALF = "answers and uploads come by half, or never"
 WITH_BODY = tuple(point for point in READS if point.startswith("read "))
 
 
 def faults_that_pass(name: str) -> list[Fault]:
     """Two in a row at every point, where the second meets what the first made the run try again."""
-    if name == "the store is overloaded":
+    if name == OVERLOADED:
         points = (*WRITES, *READS)
         first = [Fault(point, Kind.ERROR_500) for point in points]
         return first + [Fault(point, Kind.SLOW_DOWN, nth=2) for point in points]
-    if name == "connections break":
+    if name == BROKEN:
         first = [Fault(point, Kind.RESET) for point in (*WRITES, *READS)]
         return first + [Fault(point, Kind.LOST_ANSWER, nth=2) for point in WRITES]
     slow = ("lease", "fence", "plan", "ledger", "stats", "heartbeat", "list parts", *WORKER_WRITES)
@@ -61,7 +63,13 @@ def _the_driver_does_not_wait_between_tries() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("what", ["the store is overloaded", "connections break", BY_HALF])
+def test_there_are_more_than_forty_distinct_faults() -> None:
+    """Those of the next test, which fails where one of them does not happen."""
+    faults = [f for name in (OVERLOADED, BROKEN, BY_HALF) for f in faults_that_pass(name)]
+    assert len({(fault.point, fault.kind) for fault in faults}) > 40
+
+
+@pytest.mark.parametrize("what", [OVERLOADED, BROKEN, BY_HALF])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_goes_on_by_itself_when(
     what: str,
