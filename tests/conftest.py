@@ -29,7 +29,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from tests.s3_gate import gate  # noqa: E402, F401
+from tests.s3_gate import gate, gate_process  # noqa: E402, F401
 from tests.s3_server import ENVIRONMENT, s3_process, s3_server  # noqa: E402, F401
 from tests.stores import store  # noqa: E402, F401
 from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults  # noqa: E402

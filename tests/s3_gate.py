@@ -44,8 +44,12 @@ class Gate(http.server.ThreadingHTTPServer):
 
     def __init__(self, behind: S3Server) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.behind = behind
         self.lock = threading.Lock()
+        self.reset(behind)
+
+    def reset(self, behind: S3Server) -> None:
+        """Forgets everything, and stands in front of another server."""
+        self.behind = behind
         self.refused = 0
         self.lost_answers = 0
         self.before_put: threading.Barrier | None = None
@@ -58,7 +62,7 @@ class Gate(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def folder(self, **options: object) -> Folder:
-        """The folder of a test, by a client of its own."""
+        """The folder of a test; other options are another client."""
         return Folder.open(self.behind.url("run"), {"endpoint_url": self.endpoint_url, **options})
 
 
@@ -147,14 +151,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def gate(s3_process: S3Server) -> Iterator[Gate]:
-    """A gate before an empty prefix; requests are tried ATTEMPTS times, without pauses."""
-    behind = s3_process.with_fresh_prefix()
-    with stamina.set_testing(True, attempts=ATTEMPTS), Gate(behind) as server:
+@pytest.fixture(scope="session")
+def gate_process(s3_process: S3Server) -> Iterator[Gate]:
+    """The one gate of a test run: a client to it need not be made anew for every test."""
+    with Gate(s3_process) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
-        server.over.set()
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def gate(gate_process: Gate, s3_process: S3Server) -> Iterator[Gate]:
+    """A gate before an empty prefix; requests are tried ATTEMPTS times, without pauses."""
+    gate_process.reset(s3_process.with_fresh_prefix())
+    with stamina.set_testing(True, attempts=ATTEMPTS):
+        yield gate_process
+        gate_process.over.set()
