@@ -318,6 +318,8 @@ def resolve_uri(uri: str, base: str) -> str:
 def _create_local(full: str, data: bytes) -> None:
     """Raises FileExistsError where the name is taken."""
     target = Path(full)
+    if target.exists() and target.stat().st_size:
+        raise FileExistsError(full)  # before it is written in vain, perhaps on a full disk
     temporary = _write_temporary(target, data)
     try:
         os.link(temporary, target)
