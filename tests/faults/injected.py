@@ -9,7 +9,7 @@ from tests.faults.faulty_s3 import Fault
 
 WENT_ON = "went on by itself"
 SAME_COMMAND = "stopped; the same command went on"
-QUARANTINED = "the row alone failed as worker_died, after two workers"
+QUARANTINED = "the row failed, the others not"
 RETRIED = "the edit failed; `fpe retry` made it"
 injected: Counter[tuple[str, str, str]] = Counter()
 """How often, by point, kind and what came of it; only what really happened, and was survived."""
