@@ -32,7 +32,7 @@ from pipeline.errors import (
     TooManyFailuresError,
 )
 from pipeline.graph import WorkerError
-from pipeline.job import Job
+from pipeline.job import Job, PromptsSection
 from pipeline.lease import Lease, hold_lease, lease_state, take_lease
 from pipeline.ledger import Ledger
 from pipeline.outcome import OUTCOME_SCHEMA, FailureCode
@@ -339,6 +339,29 @@ def test_a_changed_parameter_adds_edits_beside_the_old(
     loaded = datasets.load_dataset(job.output, cache_dir=str(tmp_path))["train"]
     assert sorted(loaded["guidance_scale"]) == [1.5] * 9 + [3.0] * 9
     assert len(set(loaded["edit_id"])) == 18
+
+
+def test_new_rows_and_new_prompts_compute_only_what_is_new(finished: Finished) -> None:
+    """As every night: the manifest has a row more, and the job a colour more."""
+    old = files_of(finished.job)
+    manifest = pq.read_table(finished.job.manifest)
+    row = {"source_prompt": "a photo of a tree", "seed": 8, "split": "test", "colour": "red"}
+    row |= {"image": None, "target_prompt": None, "weather": None, "cover_file_name": "x"}
+    grown = Path(finished.job.manifest).with_name("grown.parquet")
+    more = pa.Table.from_pylist([row], schema=manifest.schema)
+    pq.write_table(pa.concat_tables([manifest, more]), grown)
+    prompts = PromptsSection(target="a {colour} cat", labels={"colour": ["red", "green", "black"]})
+    job = finished.job.model_copy(update={"manifest": str(grown), "prompts": prompts})
+    summary = run_job(job, progress=Recorder())
+    # Black for all 8 rows of before, two of them bad; green and black for the new one.
+    assert (summary.edits_planned, summary.already_done) == (21, 11)
+    assert (summary.accepted, summary.failed) == (8, 2)
+    real, synthetic = 5 * (SOURCE_ROWS + GUIDED), 2 * GUIDED + 3 * GUIDED
+    assert summary.unet_rows == pytest.approx(real + synthetic)
+    derived = {"README.md", "stats.json", "config.yaml"}
+    kept = {path: time for path, time in old.items() if path.name not in derived}
+    assert kept.items() <= files_of(job).items()
+    assert verify_run(job).ok
 
 
 def test_other_columns_need_another_folder(
