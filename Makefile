@@ -9,6 +9,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 CODE   := fpe_core pipeline jobs tests
 FUZZ_CASES ?= 100000
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test fuzz check format clean
@@ -40,7 +41,7 @@ demo: $(READY)
 	$(BIN)/fpe demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 fuzz: $(READY)
 	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/faults -k hostile

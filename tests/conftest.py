@@ -20,6 +20,8 @@ os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "120")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other work
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, and threads would wait for cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what runs behind it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,6 +31,11 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from tests.faults.tables import (  # noqa: E402, F401
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from tests.s3_gate import gate, gate_process  # noqa: E402, F401
 from tests.s3_server import ENVIRONMENT, s3_process, s3_server  # noqa: E402, F401
 from tests.stores import store  # noqa: E402, F401

@@ -20,6 +20,7 @@ class Asked(KeyboardInterrupt):
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's may be on
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -67,7 +67,14 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "max_rows": None,
             "free_cpus": 1,
         },
-        "failures": {"max_in_a_row": 100, "max_share": 0.5, "min_sources_for_share": 50},
+        "failures": {
+            "max_in_a_row": 100,
+            "max_share": 0.5,
+            "min_sources_for_share": 50,
+            "max_stall_s": 1800.0,
+            "max_group_s": 7200.0,
+        },
+        "stop": {"grace_s": 10.0},
         "lease": {"expiry_s": 60.0, "heartbeat_s": 10.0},
     }
     with pytest.raises(ValidationError, match=r"manifest\n.*required"):
