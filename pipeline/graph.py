@@ -5,8 +5,9 @@ Ray starts and does not depend on their size, so a lost block comes back as the 
 pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks as it can.)
 
 A block whose worker dies is made again by the next one, which is told so (`supervisor`). Ray pins
-an actor's blocks to it: where its machine is gone for good they are given up, and the driver makes
-them again (`oversight`, `run`). Exceptions of rows never get here; `EditActor` catches them.
+an actor's blocks to it, so where its machine is gone they wait until there is a place for it, at
+the latest when the other actors have nothing left to do. A block that is lost all the same is made
+again by the driver, see `run`. Exceptions of rows never get here; `EditActor` catches them.
 """
 
 from __future__ import annotations
@@ -94,7 +95,6 @@ class RayEditActor:
     def __init__(self, settings: EditSettings, line: Line) -> None:
         self._line = line
         self._error = ""
-        line.present(ray.get_runtime_context().current_actor)
         try:
             self._actor = EditActor(settings)
         except Exception as error:  # noqa: BLE001 - reported by the first call

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from pipeline.supervisor import Orders, Oversight, StationFigures, Supervisor, W
 from pipeline.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,33 +56,6 @@ class Line:
         self.actor.stop.remote()  # one caller's calls arrive in order
         in_hand = ray.get(self.actor.in_hand.remote(station), timeout=ANSWER_TIMEOUT_S)
         return frozenset(in_hand)
-
-    def present(self, actor: Any) -> None:
-        """An actor says that it has come up."""
-        context = ray.get_runtime_context()
-        actor_id, node = context.get_actor_id(), context.get_node_id()
-        ray.get(self.actor.present.remote(actor_id, node, [actor]))
-
-    @contextmanager
-    def giving_up_the_stranded(self, after_s: float) -> Iterator[None]:
-        """Looks after actors, on a thread, that wait for a machine that does not come back.
-
-        Ray loses their blocks then, instead of waiting. `after_s`: how long nothing else happened.
-        """
-        ended = threading.Event()
-
-        def look() -> None:
-            while not ended.wait(after_s / 4):
-                for (actor,) in ray.get(self.actor.stranded.remote(after_s)):
-                    _log.warning("a machine does not come back: its blocks are made again")
-                    ray.kill(actor, no_restart=True)
-
-        thread = threading.Thread(target=look, name="stranded", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
 
     def raise_if_hopeless(self) -> None:
         """Raises TooManyFailuresError where one worker after the other has died."""

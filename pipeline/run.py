@@ -58,7 +58,6 @@ COMMIT_INTERVAL_S = 5.0
 COMMIT_EDITS = 2000
 _FRUITLESS_PASSES = 2
 """Passes over lost blocks that may bring nothing; besides one for each row that may be to blame."""
-_STRANDED_AFTER_S = 15.0
 _WIND_UP_LOOK_S = 0.05
 _log = logging.getLogger(__name__)
 
@@ -216,7 +215,6 @@ class _Run:
         try:
             with (
                 stops.winding_up(wind_up),
-                line.giving_up_the_stranded(_STRANDED_AFTER_S),
                 closing(self._outcomes(pool, line, stops)) as outcomes,
             ):
                 self._collect(outcomes, stops)

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 DEATHS_TO_QUARANTINE = 2
 StationFigures: TypeAlias = Mapping[str, Mapping[str, float]]
@@ -89,14 +89,6 @@ def merged(*figures: StationFigures) -> dict[str, dict[str, float]]:
     return total
 
 
-@dataclass(frozen=True)
-class _Present:
-    """An actor that has come up: where, and Ray's handle of it."""
-
-    node: str
-    actor: Any
-
-
 @dataclass
 class _InHand:
     """A block that a worker has begun, and the part of it that it works on now."""
@@ -134,15 +126,12 @@ class Supervisor:
         self._clock = clock
         self._stations: dict[str, _Station] = {}
         self._is_stopping = False
-        self._present: dict[str, _Present] = {}
-        self._last_event = clock()
         self._deaths_in_a_row = 0
         self._most_deaths_in_a_row = most_deaths_in_a_row
         self._figures: StationFigures = {}
 
     def begin(self, station: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
         """A worker takes a block in hand; one that had these groups and never ended them died."""
-        self._last_event = self._clock()
         at, block = self._station(station), frozenset(groups)
         for dead, held in at.holders_of(block):
             self._bury(station, dead, held)
@@ -169,7 +158,6 @@ class Supervisor:
 
         `figures` is what it cost; they are summed up by station and name.
         """
-        self._last_event = self._clock()
         at = self._station(station)
         held = at.in_hand.pop(worker, None)
         if held is None:
@@ -187,24 +175,6 @@ class Supervisor:
     def is_hopeless(self) -> bool:
         """Whether so many workers in a row have died that no row can be to blame."""
         return self._deaths_in_a_row >= self._most_deaths_in_a_row
-
-    def present(self, actor_id: str, node: str, actor: Any) -> None:
-        """An actor has come up, for the first time or again; `actor` is Ray's handle of it."""
-        self._last_event = self._clock()
-        self._present[actor_id] = _Present(node, actor)
-
-    def stranded(self, after_s: float) -> list[Any]:
-        """Actors whose machines are gone, if for that long nothing happened and nobody works.
-
-        What is left then is pinned to them. They are named once.
-        """
-        if self._clock() - self._last_event < after_s:
-            return []
-        workers = [w for station in self._stations.values() for w in station.in_hand]
-        if any(self._is_node_alive(worker.node) for worker in workers):
-            return []
-        gone = [i for i, there in self._present.items() if not self._is_node_alive(there.node)]
-        return [self._present.pop(actor_id).actor for actor_id in gone]
 
     def in_hand(self, station: str) -> frozenset[bytes]:
         """The groups that workers of a station have begun and not ended."""

@@ -80,34 +80,6 @@ def test_one_death_after_the_other_is_no_rows_fault() -> None:
     assert supervisor.is_hopeless()
 
 
-def test_actors_whose_machines_are_gone_are_stranded_once_nobody_works() -> None:
-    gone: set[str] = set()
-    clock = Clock()
-    supervisor = Supervisor(is_node_alive=lambda node: node not in gone, clock=clock)
-    supervisor.present("a", "spot", "handle a")
-    supervisor.present("b", "here", "handle b")
-    supervisor.begin("edit", worker(1, "spot"), [A])
-    supervisor.begin("decode", worker(2, "here"), [C])
-    clock.now += 100.0
-    assert supervisor.stranded(60.0) == [], "all machines are there"
-    gone.add("spot")
-    assert supervisor.stranded(60.0) == [], "somebody works"
-    supervisor.end("decode", worker(2, "here"), {})
-    assert supervisor.stranded(60.0) == [], "something happened just now"
-    clock.now += 100.0
-    assert supervisor.stranded(60.0) == ["handle a"]
-    assert supervisor.stranded(60.0) == [], "once"
-
-
-def test_an_actor_that_came_up_elsewhere_is_not_stranded() -> None:
-    clock = Clock()
-    supervisor = Supervisor(is_node_alive=lambda node: node != "spot", clock=clock)
-    supervisor.present("a", "spot", "handle a")
-    supervisor.present("a", "here", "handle a")
-    clock.now += 100.0
-    assert supervisor.stranded(60.0) == []
-
-
 def test_stations_have_books_of_their_own() -> None:
     supervisor = Supervisor()
     supervisor.begin("decode", worker(1), BLOCK)
