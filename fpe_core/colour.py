@@ -40,7 +40,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
 
     Returns the picture and what was done: "" where there was nothing to do, else one line for
     people, with text out of the profile (printable, at most 60 characters). Never raises for a
-    profile, whatever its bytes are.
+    profile, whatever its bytes are; MemoryError where there is too little of it.
     """
     if not profile:
         return image.convert("RGB"), ""
@@ -48,6 +48,8 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
         return _convert(image, profile)
     except _UnusableProfileError as error:
         reason = str(error)
+    except MemoryError:
+        raise  # a picture's colours must not depend on what else the machine does
     except Exception as error:  # noqa: BLE001 - a hostile profile costs its colours only
         reason = f"it is damaged: {_printable(str(error)) or type(error).__name__}"
     return image.convert("RGB"), f"colour profile ignored ({reason})"

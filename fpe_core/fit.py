@@ -143,26 +143,28 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
     """The same, with the note of `colour.to_srgb`."""
     with contextlib.suppress(Exception):  # a corrupt EXIF block costs the rotation, not the image
         image = ImageOps.exif_transpose(image)
-    profile = image.info.get("icc_profile")
-    alpha = None
-    if image.mode.startswith("I") or image.mode == "F":
-        colours = _high_depth_to_grey(image)
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        is_grey = image.mode in ("1", "L", "LA", "La")
-        layered = image.convert("RGBA")
-        alpha = layered.getchannel("A")
-        colours = layered.getchannel("R") if is_grey else layered.convert("RGB")
-    elif image.mode in ("L", "RGB", "CMYK"):
-        colours = image
-    else:
-        colours = image.convert("L" if image.mode == "1" else "RGB")
-    rgb, note = to_srgb(colours, profile)
+    colours, alpha = _colours_and_alpha(image)
+    rgb, note = to_srgb(colours, image.info.get("icc_profile"))
     if alpha is not None:
-        white = Image.new("RGBA", rgb.size, (255, 255, 255, 255))
-        layered = Image.merge("RGBA", (*rgb.split(), alpha))
-        rgb = Image.alpha_composite(white, layered).convert("RGB")
+        background = Image.new("RGB", rgb.size, "white")
+        background.paste(rgb, mask=alpha)
+        rgb = background
     rgb.info = {}
     return rgb, note
+
+
+def _colours_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """8-bit L, RGB or CMYK, in the colours of the image's profile, and its opacity, if any."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _high_depth_to_grey(image), None
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        colours = layered.getchannel("R") if is_grey else layered.convert("RGB")
+        return colours, layered.getchannel("A")
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
 
 
 def _high_depth_to_grey(image: Image.Image) -> Image.Image:

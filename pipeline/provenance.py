@@ -14,9 +14,10 @@ source's colours were converted or its profile ignored; shortened where a prompt
 
 The JSON is ASCII: controls, other scripts and lone surrogates are \\uXXXX there, so any text comes
 back as it was. Prompts of more than MAX_PROMPT_CHARS characters are cut there and end in "…", and
-`shortened` has their full lengths by name, because a JPEG holds no more than 64 kB of XMP in one
-piece. What all formats hold is the same, and `metadata.parquet` has every prompt in full. No clock,
-no host and no path is in the packet: the same edit has the same bytes.
+`shortened` has their full lengths by name: a JPEG holds no more than 65,502 bytes of XMP in one
+piece, and a character can take twelve. Files of all formats say the same; `metadata.parquet` has
+every prompt in full. No clock, no host and no path is in the packet: the same edit has the same
+bytes.
 
 Specifications: IPTC Photo Metadata Standard 2025.1 (DigitalSourceType; vocabulary
 http://cv.iptc.org/newscodes/digitalsourcetype/), ISO 16684-1 and Adobe's XMP specification part 3.
@@ -38,8 +39,6 @@ from pipeline.outcome import EditKey
 
 MAX_PROMPT_CHARS = 1000
 """Of each prompt in the JSON. Text encoders see some 77 tokens, which is less."""
-MAX_PACKET_BYTES = 65_502
-"""What one APP1 segment of a JPEG holds beside XMP's header."""
 
 FPE_NAMESPACE = "urn:free-prompt-editing:provenance:1"
 IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"

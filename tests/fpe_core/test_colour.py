@@ -33,14 +33,13 @@ from tests.colour_profiles import (
 
 P3 = rgb_profile(DISPLAY_P3, srgb_curve(), "Display P3")
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-PRESS = np.array(  # paper, inks and their overprints as Lab; with black they darken
+PRESS = np.array(  # paper, inks and their overprints as Lab; black takes light and colour
     [
-        ((100 - 30 * c - 35 * m - 5 * y) * (1 - 0.8 * k), (45 * m - 25 * c) * (1 - k), 0)
+        np.array([100 - 30 * c - 35 * m - 5 * y, 45 * m - 25 * c, 45 * y - 25 * c])
+        * ([0.2, 0, 0] if k else 1)
         for c, m, y, k in np.ndindex(2, 2, 2, 2)
-    ],
-    dtype=float,
+    ]
 ).reshape(2, 2, 2, 2, 3)
-PRESS[..., 2] = np.fromfunction(lambda c, m, y, k: (45 * y - 25 * c) * (1 - k), (2, 2, 2, 2))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
