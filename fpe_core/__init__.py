@@ -32,7 +32,7 @@ from fpe_core.scores import (
 )
 
 # Part of every edit's id. Rises when the same edit would give another image.
-ALGORITHM_VERSION = "1"
+ALGORITHM_VERSION = "2"
 
 __all__ = [
     "ALGORITHM_VERSION",

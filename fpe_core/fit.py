@@ -9,7 +9,9 @@ Policies (`fit_image`):
 Both keep the aspect ratio (to within half a pixel for `pad`). The transform is recorded in `Fit`,
 both ways, so that boxes, masks and points can follow. Where a picture has to become RGB: EXIF
 orientation is applied; 16-bit is scaled to 8-bit; transparency is laid over white; of an animation
-the first frame counts; CMYK and the rest go through Pillow's conversion.
+the first frame counts; colours become sRGB as their ICC profile says (see `colour`); what has no
+profile goes through Pillow's conversion. Nothing but pixels comes out: no EXIF (the place where a
+photo was taken is in there), XMP, comment or profile.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fpe_core.colour import to_srgb
 from fpe_core.errors import ImageDecodeError, ImageTooLargeError, ParameterError
 
 POLICIES = ("crop", "pad")
@@ -67,8 +70,24 @@ class FittedImage:
     fit: Fit
 
 
+@dataclass(frozen=True)
+class DecodedImage:
+    """An upright 8-bit sRGB image; `colour_note` is what `colour.to_srgb` says of its colours."""
+
+    image: Image.Image
+    colour_note: str
+
+
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Encoded bytes in one of `FORMATS` to an upright 8-bit RGB image.
+    """Encoded bytes in one of `FORMATS` to an upright 8-bit sRGB image, pixels and nothing else.
+
+    Takes and raises what `decode_with_note` does.
+    """
+    return decode_with_note(data, max_pixels=max_pixels).image
+
+
+def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
+    """The same, and what was done to its colours.
 
     Args:
         data: the encoded image.
@@ -87,7 +106,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
             _check_pixels(image, max_pixels)
             image.load()
             _check_pixels(image, max_pixels)  # a frame may be larger than what the header says
-            return to_rgb(image)
+            return DecodedImage(*_to_rgb(image))
     except ImageTooLargeError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -116,19 +135,39 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image to upright 8-bit RGB (rules: see the module)."""
+    """Any Pillow image to upright 8-bit sRGB (rules: see the module)."""
+    return _to_rgb(image)[0]
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    """The same, with the note of `colour.to_srgb`."""
     with contextlib.suppress(Exception):  # a corrupt EXIF block costs the rotation, not the image
         image = ImageOps.exif_transpose(image)
+    colours, alpha = _colours_and_alpha(image)
+    rgb, note = to_srgb(colours, image.info.get("icc_profile"))
+    if alpha is not None:
+        background = Image.new("RGB", rgb.size, "white")
+        background.paste(rgb, mask=alpha)
+        rgb = background
+    rgb.info = {}
+    return rgb, note
+
+
+def _colours_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """8-bit L, RGB or CMYK, in the colours of the image's profile, and its opacity, if any."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _high_depth_to_rgb(image)
+        return _high_depth_to_grey(image), None
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")
-        background = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        return Image.alpha_composite(background, layered).convert("RGB")
-    return image.convert("RGB")
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        colours = layered.getchannel("R") if is_grey else layered.convert("RGB")
+        return colours, layered.getchannel("A")
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
 
 
-def _high_depth_to_rgb(image: Image.Image) -> Image.Image:
+def _high_depth_to_grey(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float greyscale: [0, 65535] (or [0, 1] for small floats) to [0, 255]."""
     values = np.asarray(image, dtype=np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
@@ -139,8 +178,7 @@ def _high_depth_to_rgb(image: Image.Image) -> Image.Image:
         full_scale = max(65535.0, highest)
     else:
         full_scale = 255.0
-    grey = np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    return Image.fromarray(np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8))
 
 
 def fit_image(

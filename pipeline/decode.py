@@ -17,8 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from fpe_core import EditParameters, decode_image, fit_image
+from fpe_core import EditParameters, fit_image
 from fpe_core.errors import FPEError
+from fpe_core.fit import decode_with_note
 from pipeline.errors import RowError
 from pipeline.fetch import MAX_BYTES, check_size, read_uri
 from pipeline.outcome import FailureCode, short_message
@@ -34,7 +35,7 @@ PIXEL_FIELDS = (
     pa.field("message", pa.string(), nullable=False),
 )
 """What `decode` adds: height * width * 3 bytes of RGB (null where there is none), the fit as JSON,
-a FailureCode ("" = fine) and what to tell about it."""
+a FailureCode ("" = fine) and what to tell: why it failed, else what was done to its colours."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,13 @@ def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
             )
         check_size(len(data), settings.max_bytes)
         parameters = EditParameters.from_dict(json.loads(row["parameters"]))
-        image = decode_image(data, max_pixels=settings.max_pixels)
-        fitted = fit_image(image, parameters.width_px, parameters.height_px, settings.fit)
+        decoded = decode_with_note(data, max_pixels=settings.max_pixels)
+        size = (parameters.width_px, parameters.height_px)
+        fitted = fit_image(decoded.image, *size, settings.fit)
         return DecodedSource(
-            pixels=fitted.image.tobytes(), fit=json.dumps(fitted.fit.to_dict(), sort_keys=True)
+            pixels=fitted.image.tobytes(),
+            fit=json.dumps(fitted.fit.to_dict(), sort_keys=True),
+            message=short_message(decoded.colour_note),
         )
     except (FPEError, RowError) as error:
         code, reason = error.code, str(error)

@@ -38,6 +38,7 @@ from pipeline.errors import LeaseError, RowError
 from pipeline.group import Group, PlannedEdit
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
+from pipeline.provenance import edit_packet, synthetic_source_packet
 from pipeline.storage import Folder
 from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched
 from pipeline.write import (
@@ -292,10 +293,11 @@ class EditActor:
             unet_rows = sources.unet_rows_each / len(group.edits) + result.unet_rows / count
             seconds_each = sources.seconds_each / len(group.edits) + seconds / count
             finite = any(made.is_finite for made in result.edits[index])
-            source_file = None
+            source_file, fingerprint = None, self._settings.checkpoint_fingerprint
             if self._settings.layout.keep_source and finite:
                 image = result.source_images[index]
-                source_file = writer.put_source(group.stem, group.source_id, image)
+                xmp = synthetic_source_packet(group, fingerprint) if group.image is None else None
+                source_file = writer.put_source(group.stem, group.source_id, image, xmp)
             for edit, made in zip(of_source, result.edits[index], strict=True):
                 if not made.is_finite:
                     yield edit.key.failed(
@@ -305,8 +307,10 @@ class EditActor:
                         seconds=seconds_each,
                     )
                     continue
-                edited_file = writer.put_edited(group.stem, edit.key.edit_id, made.image)
-                notes = _truncation_notes(sources.start, index, made)
+                xmp = edit_packet(group, edit.key, fingerprint)
+                edited_file = writer.put_edited(group.stem, edit.key.edit_id, made.image, xmp)
+                cut = _truncation_notes(sources.start, index, made)
+                notes = "; ".join(note for note in (group.message, cut) if note)
                 yield _Made(group, edit, notes, unet_rows, seconds_each, edited_file, source_file)
 
     def _finish(

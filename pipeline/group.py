@@ -22,7 +22,10 @@ class PlannedEdit:
 
 @dataclass(frozen=True)
 class Group:
-    """One decoded work row: a source and its edits. `place` is its row in the block."""
+    """One decoded work row: a source and its edits. `place` is its row in the block.
+
+    `message` says why it failed; where `failure` is "", what was done to the source's colours.
+    """
 
     place: int
     stem: str

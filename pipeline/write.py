@@ -24,9 +24,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from fpe_core import EditParameters
+from fpe_core.colour import srgb_profile
 from fpe_core.fit import Fit
 from pipeline.commit import METADATA_FILE, PART_PREFIX, read_part_outcomes
 from pipeline.errors import AlreadyExistsError
@@ -60,16 +61,35 @@ class ImageFormat:
     def extension(self) -> str:
         return "jpg" if self.name == "jpeg" else self.name
 
-    def encode(self, image: Image.Image) -> bytes:
-        """An RGB image as the bytes of a file; the same image always gives the same bytes."""
+    def encode(self, image: Image.Image, xmp: bytes | None = None) -> bytes:
+        """An RGB image, taken as sRGB, as the bytes of a file; equal input gives equal bytes.
+
+        The file says that it is sRGB (PNG: an sRGB chunk; JPEG and WebP: a profile of some 500
+        bytes) and carries the XMP packet, if there is one; nothing else that `image.info` holds.
+        Raises ValueError for a packet of more than 65,502 bytes in a JPEG.
+        """
+        image = image.copy()
+        image.info = {}  # Pillow writes some of it unasked: profiles and comments
         sink = io.BytesIO()
         if self.name == "png":
-            image.save(sink, "PNG", compress_level=_PNG_COMPRESS_LEVEL)
-        elif self.name == "jpeg":
-            image.save(sink, "JPEG", quality=self.quality, subsampling=0)
+            image.save(sink, "PNG", compress_level=_PNG_COMPRESS_LEVEL, pnginfo=_png_chunks(xmp))
+            return sink.getvalue()
+        marks = {"icc_profile": srgb_profile(), **({"xmp": xmp} if xmp else {})}
+        if self.name == "jpeg":
+            image.save(sink, "JPEG", quality=self.quality, subsampling=0, **marks)
         else:
-            image.save(sink, "WEBP", quality=self.quality, lossless=self.quality == 100)
+            lossless = self.quality == 100
+            image.save(sink, "WEBP", quality=self.quality, lossless=lossless, **marks)
         return sink.getvalue()
+
+
+def _png_chunks(xmp: bytes | None) -> PngImagePlugin.PngInfo:
+    """An sRGB chunk, and the packet where Adobe's XMP specification (part 3, 1.1.5) wants it."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"sRGB", b"\0")  # 0: perceptual, as for photographs
+    if xmp:
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode(), zip=False)
+    return chunks
 
 
 @dataclass(frozen=True)
@@ -212,13 +232,20 @@ class PartWriter:
             return None
         return read_part_outcomes(self._folder, self.part)
 
-    def put_edited(self, stem: str, edit_id: bytes, image: Image.Image) -> Future[str]:
-        """Starts writing an edited image; the future gives its name within the part, or raises."""
-        return self._put(f"edited/{stem}__{edit_id.hex()}.{self._format.extension}", image)
+    def put_edited(
+        self, stem: str, edit_id: bytes, image: Image.Image, xmp: bytes | None = None
+    ) -> Future[str]:
+        """Starts writing an edited image; the future gives its name within the part, or raises.
 
-    def put_source(self, stem: str, source_id: bytes, image: Image.Image) -> Future[str]:
-        """Same for the fitted source."""
-        return self._put(f"source/{stem}__{source_id.hex()}.{self._format.extension}", image)
+        `xmp`: the packet it carries, see `provenance`.
+        """
+        return self._put(f"edited/{stem}__{edit_id.hex()}.{self._format.extension}", image, xmp)
+
+    def put_source(
+        self, stem: str, source_id: bytes, image: Image.Image, xmp: bytes | None = None
+    ) -> Future[str]:
+        """Same for the source, fitted or synthetic."""
+        return self._put(f"source/{stem}__{source_id.hex()}.{self._format.extension}", image, xmp)
 
     def figures(self) -> dict[str, float]:
         """rows: images written; seconds: for encoding and writing them, of all threads together."""
@@ -243,10 +270,11 @@ class PartWriter:
     def _metadata_path(self) -> str:
         return f"{self.part}/{METADATA_FILE}"
 
-    def _put(self, name: str, image: Image.Image) -> Future[str]:
+    def _put(self, name: str, image: Image.Image, xmp: bytes | None) -> Future[str]:
         def encode_and_write() -> str:
             began = time.monotonic()
-            self._folder.write_if_absent(f"{self.part}/{name}", self._format.encode(image))
+            data = self._format.encode(image, xmp)
+            self._folder.write_if_absent(f"{self.part}/{name}", data)
             with self._counting:
                 self._images_written += 1
                 self._seconds += time.monotonic() - began

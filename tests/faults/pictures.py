@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.colour_profiles import DISPLAY_P3, rgb_profile, srgb_curve
 from tests.faults.mutations import with_right_checksums
 
 _WIDTH, _HEIGHT = 24, 18
@@ -36,8 +37,9 @@ def seeds() -> dict[str, bytes]:
     frames = [picture(number=number) for number in (1, 2)]
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description " * 20
+    wide = rgb_profile(DISPLAY_P3, srgb_curve(), "P3")
     return {
-        "jpeg": encoded("JPEG", exif=exif, icc_profile=bytes(600)),
+        "jpeg": encoded("JPEG", exif=exif, icc_profile=wide),
         "jpeg progressive": encoded("JPEG", progressive=True),
         "jpeg grey": encoded("JPEG", "L"),
         "jpeg cmyk": encoded("JPEG", "CMYK"),

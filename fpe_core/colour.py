@@ -1,0 +1,183 @@
+"""Colours as their ICC profile means them, to sRGB: the one colour space of everything inside.
+
+A picture without a profile is taken as sRGB. One whose profile is sRGB, by whatever name, is not
+touched: a profile that moves no colour of a grid by more than two levels of 255 is sRGB. Any
+other (Display P3, Adobe RGB, CMYK, grey) is converted, colours outside sRGB to the nearest one
+inside (relative colorimetric, with black point compensation). A profile that is damaged, of another
+kind of picture, or too large is ignored: it costs its colours, not the picture. Either way the note
+that comes with the picture says so.
+
+Only ICC profiles count. What else a file can say of its colours (PNG's gAMA and cICP, the code
+points of AVIF, EXIF's ColorSpace) is not read.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageCms, features
+
+MAX_PROFILE_BYTES = 8 << 20
+"""Larger profiles are ignored. Those of printing presses reach some 4 MB."""
+
+_SAME_COLOUR_LEVELS = 2  # of 255; what rounding in different profiles of sRGB comes to
+_PROFILE_SPACES = {"L": ("GRAY", "RGB "), "RGB": ("RGB ",), "CMYK": ("CMYK",)}
+_DEVICES = ("scnr", "mntr", "prtr", "spac")
+_MAX_NAME_CHARS = 60
+_log = logging.getLogger(__name__)
+
+
+class _UnusableProfileError(Exception):
+    """Why a profile is ignored."""
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
+    """A picture of mode L, RGB or CMYK, in the colours of its ICC profile, as sRGB in mode RGB.
+
+    Returns the picture and what was done: "" where there was nothing to do, else one line for
+    people, with text out of the profile (printable, at most 60 characters). Never raises for a
+    profile, whatever its bytes are; MemoryError where there is too little of it.
+    """
+    if not profile:
+        return image.convert("RGB"), ""
+    try:
+        return _convert(image, profile)
+    except _UnusableProfileError as error:
+        reason = str(error)
+    except MemoryError:
+        raise  # a picture's colours must not depend on what else the machine does
+    except Exception as error:  # noqa: BLE001 - a hostile profile costs its colours only
+        reason = f"it is damaged: {_printable(str(error)) or type(error).__name__}"
+    return image.convert("RGB"), f"colour profile ignored ({reason})"
+
+
+def _convert(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
+    if len(profile) > MAX_PROFILE_BYTES:
+        raise _UnusableProfileError(f"it has {len(profile)} bytes")
+    if not features.check_module("littlecms2"):
+        _warn_of_missing_conversion()
+        raise _UnusableProfileError("Pillow was built without LittleCMS, which ImageCms needs")
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space
+    if source.profile.device_class not in _DEVICES or space not in _PROFILE_SPACES[image.mode]:
+        raise _UnusableProfileError(
+            f"it is of kind {_printable(source.profile.device_class)} for "
+            f"{_printable(space)}, the picture is {image.mode}"
+        )
+    if space == "RGB ":
+        image = image.convert("RGB")
+    transform = ImageCms.buildTransform(
+        source,
+        ImageCms.ImageCmsProfile(io.BytesIO(srgb_profile())),
+        image.mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        _flags(image.mode),
+    )
+    name = _printable(source.profile.profile_description or "") or f"an unnamed {space.strip()}"
+    note = f"colours converted from {name} to sRGB"
+    if image.mode == "CMYK":
+        return _apply(transform, image), note
+    before = _probe(image.mode)
+    after = _apply(transform, before)
+    if _is_same(before, after):
+        return image.convert("RGB"), ""
+    if image.mode == "L":
+        return Image.merge("RGB", [image.point(c.tobytes()) for c in after.split()]), note
+    return _apply(transform, image), note
+
+
+def _flags(mode: str) -> ImageCms.Flags:
+    """How a transform is computed.
+
+    LittleCMS puts a table in place of a grey curve that is up to 10 levels off in the shadows of
+    linear light. Exactly it is slow, but grey has only 256 values to be computed.
+    """
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    return flags | ImageCms.Flags.NOOPTIMIZE if mode == "L" else flags
+
+
+def _probe(mode: str) -> Image.Image:
+    """All greys from 0 to 255, or a grid of RGB with 9 levels a channel."""
+    if mode == "L":
+        return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    return Image.fromarray(np.stack(np.meshgrid(*[levels] * 3), -1).reshape(1, -1, 3))
+
+
+def _is_same(before: Image.Image, after: Image.Image) -> bool:
+    moved = np.asarray(after, int) - np.asarray(before.convert("RGB"), int)
+    return bool(np.abs(moved).max() <= _SAME_COLOUR_LEVELS)
+
+
+def _apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # it is None only where it works in place
+    return converted
+
+
+def _printable(text: str) -> str:
+    """Text out of a file on one short line."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[
+        :_MAX_NAME_CHARS
+    ]
+
+
+@cache
+def _warn_of_missing_conversion() -> None:
+    """Once per process; the note of every picture says it too."""
+    _log.warning(
+        "this Pillow was built without LittleCMS: colour profiles are ignored, and pictures in "
+        "other colour spaces than sRGB come out in wrong colours; install a build that has it"
+    )
+
+
+@cache
+def srgb_profile() -> bytes:
+    """A small ICC profile of sRGB (version 4, IEC 61966-2-1's curve), the same bytes every time."""
+    curve = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    adaptation = (1.04788208, 0.02291870, -0.05021667, 0.02958679, 0.99047852, -0.01707458)
+    trc = b"para" + struct.pack(">IHH", 0, 3, 0) + _fixed(*curve)
+    tags = {
+        b"desc": _text("sRGB"),
+        b"cprt": _text("CC0"),
+        b"wtpt": _xyz(0.9642, 1.0, 0.8249),  # the white of the connection space, D50
+        b"chad": b"sf32" + bytes(4) + _fixed(*adaptation, -0.00924683, 0.01507568, 0.75167847),
+        b"rXYZ": _xyz(0.43606567, 0.22248840, 0.01391602),
+        b"gXYZ": _xyz(0.38514709, 0.71687317, 0.09707642),
+        b"bXYZ": _xyz(0.14306641, 0.06060791, 0.71409607),
+        b"rTRC": trc,
+        b"gTRC": trc,
+        b"bTRC": trc,
+    }
+    table, body = struct.pack(">I", len(tags)), b""
+    start = 128 + 4 + 12 * len(tags)
+    placed: dict[bytes, int] = {}  # the three curves share one place
+    for name, content in tags.items():
+        if content not in placed:
+            placed[content] = start + len(body)
+            body += content + bytes(-len(content) % 4)
+        table += name + struct.pack(">II", placed[content], len(content))
+    header = struct.pack(">I4xI4s4s4s", start + len(body), 0x04400000, b"mntr", b"RGB ", b"XYZ ")
+    header += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
+    header += _fixed(0.9642, 1.0, 0.8249) + bytes(48)
+    return header + table + body
+
+
+def _fixed(*numbers: float) -> bytes:
+    """s15Fixed16 numbers."""
+    return b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
+
+
+def _xyz(*numbers: float) -> bytes:
+    return b"XYZ " + bytes(4) + _fixed(*numbers)
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode("utf-16-be")
+    return b"mluc" + struct.pack(">III2s2sII", 0, 1, 12, b"en", b"US", len(encoded), 28) + encoded
