@@ -141,6 +141,13 @@ def test_what_repeats_goes_through_a_model_once(models: dict[str, Any]) -> None:
         assert dataclasses.asdict(one) == pytest.approx(dataclasses.asdict(expected[row]), abs=1e-5)
 
 
+def test_sources_with_equal_bytes_and_other_sizes_are_two(models: dict[str, Any]) -> None:
+    structure = CountingStructure.of(models["structure"])
+    plain = [Image.new("RGB", size, "red") for size in ((64, 32), (32, 64))]
+    score_edits(plain, plain, ["a", "a"], ["b", "b"], structure=structure)
+    assert structure.pictures == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("which", "message"),
     [
