@@ -10,6 +10,7 @@ Knows torch, diffusers and transformers; no Ray, no Arrow, no storage.
 
 from fpe_core.checkpoint import Checkpoint, load_checkpoint
 from fpe_core.checkpoint_files import checkpoint_defaults, checkpoint_fingerprint
+from fpe_core.edit_scores import SCORES, EditScores, score_edits
 from fpe_core.editor import Editor
 from fpe_core.errors import (
     CheckpointError,
@@ -22,7 +23,16 @@ from fpe_core.errors import (
 )
 from fpe_core.fit import Fit, FittedImage, decode_image, fit_image
 from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
+from fpe_core.lpips import LpipsModel, load_lpips
 from fpe_core.parameters import EditParameters, LayersByRange, LayersByTokens
+from fpe_core.picture_scores import (
+    changed_share,
+    clipped_shift,
+    psnr_db,
+    saturation_shift,
+    sharpness_ratio,
+    ssim,
+)
 from fpe_core.scores import (
     ClipScorer,
     directional_similarity,
@@ -30,18 +40,21 @@ from fpe_core.scores import (
     load_scorer,
     text_score,
 )
+from fpe_core.structure import StructureModel, load_structure_model, structure_distance
 
 # Part of every edit's id. Rises when the same edit would give another image.
 ALGORITHM_VERSION = "2"
 
 __all__ = [
     "ALGORITHM_VERSION",
+    "SCORES",
     "Checkpoint",
     "CheckpointError",
     "ClipScorer",
     "Edit",
     "EditParameters",
     "EditResult",
+    "EditScores",
     "Editor",
     "FPEError",
     "Fit",
@@ -51,17 +64,29 @@ __all__ = [
     "Inversion",
     "LayersByRange",
     "LayersByTokens",
+    "LpipsModel",
     "ParameterError",
     "PromptError",
     "RowsOutOfMemoryError",
+    "StructureModel",
     "SyntheticSources",
+    "changed_share",
     "checkpoint_defaults",
     "checkpoint_fingerprint",
+    "clipped_shift",
     "decode_image",
     "directional_similarity",
     "fit_image",
     "image_similarity",
     "load_checkpoint",
+    "load_lpips",
     "load_scorer",
+    "load_structure_model",
+    "psnr_db",
+    "saturation_shift",
+    "score_edits",
+    "sharpness_ratio",
+    "ssim",
+    "structure_distance",
     "text_score",
 ]

@@ -17,9 +17,7 @@ Weights are read from safetensors only. Scores of two different scorers cannot b
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -33,18 +31,18 @@ from torch import Tensor
 from fpe_core.checkpoint import choose_device
 from fpe_core.checkpoint_files import BUILTIN_STILL_LIFE
 from fpe_core.errors import CheckpointError, ParameterError, PromptError
-
-SCORER_DIR: Path = Path(__file__).parent / "still_life" / "scorer"
-"""What `builtin:still-life` is: a folder for `CLIPModel.from_pretrained`."""
+from fpe_core.scorer_files import (
+    check_preprocessing,
+    check_weights,
+    locate_scorer,
+    model_type_of,
+)
 
 ROWS_AT_ONCE = 64
 """Pictures, or texts, that go through the network together."""
 
 _LEAST_CHANGE = 1e-4
 """Embeddings closer than this are the same: rounding alone moves them by some 1e-6."""
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*-of-*.safetensors")
 
 _log = logging.getLogger(__name__)
 
@@ -203,67 +201,27 @@ def load_scorer(
         CheckpointError: what was given is no CLIP, or cannot be read.
     """
     torch_device = choose_device(device)
-    folder = _locate(source, revision)
+    folder = locate_scorer(source, revision, "a CLIPModel")
     _check_folder(folder)
     model, tokenizer, image_processor = _load_folder(folder)
     model.requires_grad_(False).eval().to(torch_device)
     return ClipScorer(str(source), model, tokenizer, image_processor, torch_device)
 
 
-def _locate(source: str | Path, revision: str | None) -> Path:
-    if str(source).startswith("builtin:"):
-        if str(source) != BUILTIN_STILL_LIFE:
-            raise CheckpointError(
-                f"no built-in scorer {str(source)!r}; there is {BUILTIN_STILL_LIFE}"
-            )
-        return SCORER_DIR
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser()
-    if _HUB_ID.fullmatch(str(source)):
-        return _download(str(source), revision)
-    raise CheckpointError(
-        f"no scorer at {source!s}. Accepted: a folder with a CLIPModel, a hub id (owner/name), "
-        f"{BUILTIN_STILL_LIFE}"
-    )
-
-
-def _download(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(hub_id, revision=revision, allow_patterns=list(_HUB_FILES))
-    except Exception as error:  # the hub's client raises from several libraries
-        raise CheckpointError(
-            f"scorer {hub_id!r} is no local folder, and could not be had from the Hugging Face "
-            f"hub: {type(error).__name__}: {error}"
-        ) from error
-    return Path(folder)
-
-
 def _check_folder(folder: Path) -> None:
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no CLIP: it has no config.json") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is no model's config: {error}") from error
+    kind = model_type_of(folder, "CLIP")
     if kind != "clip":
         raise CheckpointError(
             f"{folder} is no CLIP: its model_type is {kind!r}. A scorer needs a whole CLIPModel "
             "('clip'): pictures and texts in one space"
         )
-    if not (folder / "preprocessor_config.json").is_file():
-        raise CheckpointError(f"{folder} says nothing of its pictures: no preprocessor_config.json")
+    check_preprocessing(folder)
     names = {path.name for path in folder.iterdir()}
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
         raise CheckpointError(
             f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt"
         )
-    if not any(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name) for name in names):
-        raise CheckpointError(
-            f"{folder} holds no model.safetensors; pickled weights (.bin) can run code and are "
-            "not read. On the hub, another revision may have been converted"
-        )
+    check_weights(folder)
 
 
 def _load_folder(folder: Path) -> tuple[Any, Any, Any]:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from fpe_core import CheckpointError, ParameterError, PromptError
+from fpe_core.scorer_files import SCORER_DIR
 from fpe_core.scores import (
     ROWS_AT_ONCE,
-    SCORER_DIR,
     ClipScorer,
     directional_similarity,
     image_similarity,
