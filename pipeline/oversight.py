@@ -59,7 +59,7 @@ class Line:
 
     def raise_if_hopeless(self) -> None:
         """Raises TooManyFailuresError where one worker after the other has died."""
-        if ray.get(self.actor.is_hopeless.remote(), timeout=ANSWER_TIMEOUT_S):
+        if self._ask(self.actor.is_hopeless, default=False):
             raise TooManyFailuresError(
                 "stopped: one worker after the other died with a block in hand "
                 "(failures.max_in_a_row). Is there enough memory for the model? The workers' logs "
@@ -69,11 +69,15 @@ class Line:
 
     def figures(self) -> StationFigures:
         """`Supervisor.figures`; nothing where it does not answer."""
-        try:
-            figures: StationFigures = ray.get(self.actor.figures.remote(), timeout=ANSWER_TIMEOUT_S)
-        except ray.exceptions.RayError:
-            return {}
+        figures: StationFigures = self._ask(self.actor.figures, default={})
         return figures
+
+    @staticmethod
+    def _ask(method: Any, *, default: Any) -> Any:
+        try:
+            return ray.get(method.remote(), timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return default
 
 
 class _RayOversight:

@@ -17,7 +17,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["tried"] = dict(fuzz.tried)
-        output["injected"] = [[*fault, times] for fault, times in injected.injected.items()]
+        faults = injected.injected.items()
+        output["injected"] = [[*map(str, fault), times] for fault, times in faults]
 
 
 @pytest.hookimpl(optionalhook=True)
