@@ -204,7 +204,7 @@ class EditActor:
             with oversight.focus([group.group_id for group in bucket]):
                 made = list(self._edit_groups(bucket, writer))
                 if orders.is_careful:  # then whatever a group causes is to happen in its focus
-                    wait(result.edited_file for result in made if isinstance(result, _Made))
+                    wait(_files_of(made))
             results.extend(made)
         place = {edit_id: number for number, edit_id in enumerate(planned)}
         results.sort(key=lambda result: place[_edit_id(result)])
@@ -423,6 +423,15 @@ def _calls(groups: Sequence[Group], indices: Sequence[int]) -> Iterator[list[int
             call, edits = [], 0
     if call:
         yield call
+
+
+def _files_of(results: Sequence[_Result]) -> Iterator[Future[str]]:
+    """The writes that are on their way."""
+    for made in results:
+        if isinstance(made, _Made):
+            yield made.edited_file
+            if made.source_file is not None:
+                yield made.source_file
 
 
 def _edit_id(result: _Result) -> bytes:

@@ -18,7 +18,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -37,6 +37,7 @@ from pipeline.resources import Pool
 from pipeline.storage import Folder
 from pipeline.store_requests import request_counts
 from pipeline.supervisor import StationFigures, merged
+from pipeline.watchdog import TimeLimits
 from pipeline.work_slice import WorkSlice, read_slice
 
 _MOST_TRIES = 20
@@ -46,6 +47,7 @@ _MOST_LOST_BLOCKS = 1_000_000
 _RAY_CONSOLE = "console"
 """Ray Data's own name of its handler that writes to the terminal."""
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
+_EMPTY = pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD, _ERROR_FIELD]).empty_table()
 _log = logging.getLogger(__name__)
 
 
@@ -95,18 +97,45 @@ class RayEditActor:
     def __init__(self, settings: EditSettings, line: Line) -> None:
         self._line = line
         self._error = ""
+        self._actor: EditActor | None = None
         try:
-            self._actor = EditActor(settings)
+            self._load(settings)
         except Exception as error:  # noqa: BLE001 - reported by the first call
             self._error = f"the model cannot be used: {error}"
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def _load(self, settings: EditSettings) -> None:
+        """Under supervision, because Ray starts an actor that is killed here again and again."""
+        me = str(ray.get_runtime_context().get_actor_id()).encode()
+        began = time.monotonic()
+
+        def figures() -> StationFigures:
+            return {"load": {"rows": 1, "seconds": time.monotonic() - began}}
+
+        with self._line.block("load", [me], figures, is_watched=False) as oversight:
+            if me in oversight.orders.quarantined:
+                self._error = (
+                    "two workers died while they loaded the model: is there enough memory for "
+                    "resources.actors of them?"
+                )
+            elif not oversight.orders.is_stopping:
+                self._actor = EditActor(settings)
+
+    def __call__(self, packed: pa.Table) -> pa.Table:
         if self._error:
             return _report(self._error)
+        if self._actor is None:
+            return _EMPTY  # the run was being stopped when this worker came up
+        return self._edit(self._actor, _unpack(packed))
+
+    def _edit(self, actor: EditActor, table: pa.Table) -> pa.Table:
+        requests = _Requests("write")
+
+        def figures() -> StationFigures:
+            return merged(actor.figures(), requests.figures())
+
         try:
-            requests = _Requests("write")
-            with self._line.block("edit", _groups_of(table), self._figures(requests)) as oversight:
-                outcomes = self._actor(table, oversight)
+            with self._line.block("edit", _groups_of(table), figures) as oversight:
+                outcomes = actor(table, oversight)
         except DEVICE_FAILED:
             # Every later call in this process would fail too. Ray starts a new one and tries again.
             _log.exception("the device failed; this worker ends itself")
@@ -116,9 +145,6 @@ class RayEditActor:
         except Exception:  # noqa: BLE001 - rows are caught further down, so this is a defect
             return _report(f"an editing worker failed:\n{traceback.format_exc()}")
         return outcomes.append_column(_ERROR_FIELD, pa.array([""] * len(outcomes), pa.string()))
-
-    def _figures(self, requests: _Requests) -> Callable[[], StationFigures]:
-        return lambda: merged(self._actor.figures(), requests.figures())
 
 
 class _Requests:
@@ -140,7 +166,20 @@ def _decode_block(table: pa.Table, settings: DecodeSettings, line: Line) -> pa.T
         return merged({"decode": own}, requests.figures())
 
     with line.block("decode", _groups_of(table), figures) as oversight:
-        return decode(table, settings, oversight)
+        return _pack(decode(table, settings, oversight))
+
+
+def _pack(table: pa.Table) -> pa.Table:
+    """A block in one row: Ray puts blocks together that are shorter than others, and no rows."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.table({"block": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
+
+
+def _unpack(packed: pa.Table) -> pa.Table:
+    (block,) = packed["block"]
+    return pa.ipc.open_stream(block.as_buffer()).read_all()
 
 
 def _groups_of(table: pa.Table) -> list[bytes]:
@@ -170,7 +209,7 @@ def stream_outcomes(
 
     Closing the iterator stops the work.
     """
-    context = _data_context()
+    context = _data_context(line.limits, rows=max(part.rows for part in slices))
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -191,8 +230,7 @@ def stream_outcomes(
         dataset = dataset.map_batches(
             RayEditActor,
             fn_constructor_args=(editing, line),
-            # Blocks have this size already; Ray insists on the number where there are GPUs.
-            batch_size=max(part.rows for part in slices),
+            batch_size=1,  # one packed block
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(pool.actors, len(slices))),
             num_cpus=pool.cpus_per_actor,
@@ -217,7 +255,7 @@ def stream_outcomes(
         ) from error
 
 
-def _data_context() -> DataContext:
+def _data_context(limits: TimeLimits, rows: int) -> DataContext:
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # never split a block: slices are the right size
     context.enable_progress_bars = False
@@ -227,6 +265,10 @@ def _data_context() -> DataContext:
     context.max_consecutive_actor_init_deaths = 3  # then the machine is too small for the model
     context.max_tasks_in_flight_per_actor = 2
     context.execution_options.preserve_order = False
+    if "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S" not in os.environ:
+        # Ray's guard, which ends the run, must not come before our watchdog, which ends a worker.
+        longest_s = 2 * limits.stall_s + limits.group_s * rows
+        context.execution_no_progress_timeout_s = max(1800.0, longest_s)
     return context
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
 from pipeline.credentials import refuse_credentials, refuse_credentials_in_url
 from pipeline.prompts import Template, TemplateError
+from pipeline.redact import redact_url
 from pipeline.source_rules import check_rule
 
 MAX_COMBINATIONS = 10_000
@@ -259,7 +260,8 @@ class FailuresSection(_Section):
     max_group_s: float = Field(
         default=7200.0,
         gt=0,
-        description="seconds that one source with all its edits may take; same",
+        description="seconds that one source with all its edits may take, and a block of n sources "
+        "n times as long; same",
     )
 
 
@@ -342,6 +344,10 @@ class Job(_Section):
     @classmethod
     def _check_output(cls, output: str) -> str:
         refuse_credentials_in_url(output)
+        if redact_url(output) != output:
+            raise ValueError(
+                "holds a query; give the place alone, and what the store needs in storage_options"
+            )
         return output
 
     @field_validator("storage_options")

@@ -153,7 +153,9 @@ class Manifest:
                 for batch in reader.iter_batches(size, use_threads=False):
                     yield batch
                     rows += batch.num_rows
-        except Exception as error:  # Arrow's, the store's or its client's
+        except StorageError:
+            raise
+        except Exception as error:  # Arrow's, or a client's
             raise ManifestError(f"{file.url} cannot be read past row {rows}: {error}") from error
 
     def _batch(self, file: ManifestFile, first_row: int, table: pa.Table) -> ManifestBatch:

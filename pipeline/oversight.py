@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +33,8 @@ class Line:
         station: str,
         groups: Sequence[bytes],
         figures: Callable[[], StationFigures] = dict,
+        *,
+        is_watched: bool = True,
     ) -> Iterator[Oversight]:
         """Says that this worker has a block in hand, and watches that it gets on with it.
 
@@ -44,7 +46,7 @@ class Line:
         if orders.is_stopping:
             yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
             return
-        with watchdog.watching(len(groups)):
+        with watchdog.watching(len(groups)) if is_watched else nullcontext():
             yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
         ray.get(self.actor.end.remote(station, worker, figures()))
 
@@ -72,6 +74,10 @@ class Line:
         figures: StationFigures = self._ask(self.actor.figures, default={})
         return figures
 
+    def deaths(self) -> float:
+        """Workers that have died with a block in hand so far."""
+        return sum(of.get("worker_deaths", 0.0) for of in self.figures().values())
+
     @staticmethod
     def _ask(method: Any, *, default: Any) -> Any:
         try:
@@ -91,7 +97,11 @@ class _RayOversight:
     @contextmanager
     def focus(self, groups: Sequence[bytes]) -> Iterator[None]:
         self._focus(groups)
+        if self.orders.is_careful:
+            self._watchdog.limit(len(groups))
         yield
+        if self.orders.is_careful:
+            self._watchdog.limit(1)
         self._focus([])
 
     def alive(self) -> None:

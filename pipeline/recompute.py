@@ -38,13 +38,23 @@ from pipeline.intent import Intent, understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.manifest_row import Problems
-from pipeline.outcome import Outcome
+from pipeline.outcome import FailureCode, Outcome
 from pipeline.run import decode_settings
 from pipeline.storage import Folder
 from pipeline.verify import MetadataRow, read_image, read_metadata
 from pipeline.work_list import work_schema, work_table
 from pipeline.write import ImageFormat, MetadataLayout
 
+_NOT_THE_MODELS = frozenset(
+    {
+        FailureCode.SOURCE_MISSING,
+        FailureCode.SOURCE_FORBIDDEN,
+        FailureCode.DECODE_FAILED,
+        FailureCode.IMAGE_TOO_LARGE,
+        FailureCode.OUT_OF_MEMORY,
+    }
+)
+"""Why an edit cannot be made again that says nothing against the stored one."""
 _FORMATS: tuple[Literal["png", "jpeg", "webp"], ...] = ("png", "jpeg", "webp")
 
 
@@ -242,7 +252,9 @@ class _Bench:
             return result(Verdict.DIFFERENT, "the metadata of its part does not name its image")
         (outcome,) = self._actor(decode(work, self._decoding)).to_pylist()
         if outcome["outcome"] != Outcome.ACCEPTED:
-            return result(Verdict.NOT_MADE, f"{outcome['reason']}: {outcome['message']}")
+            excused = outcome["reason"] in _NOT_THE_MODELS
+            verdict = Verdict.NOT_MADE if excused else Verdict.DIFFERENT
+            return result(verdict, f"{outcome['reason']}: {outcome['message']}")
         (again,) = read_metadata(self._scratch, outcome["part"])
         verdict, detail = self._judge(stored.edited_file, again.edited_file, self._dtype)
         (is_synthetic,) = work["synthetic"].to_pylist()

@@ -30,7 +30,7 @@ from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
-from pipeline.errors import Interrupted, JobError, StorageError
+from pipeline.errors import Interrupted, JobError, ResourceError, StorageError
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
 from pipeline.lease import Lease, hold_lease
@@ -199,15 +199,14 @@ class _Run:
         grace_s = self.job.stop.grace_s
 
         def wind_up() -> None:
+            in_hand, until = line.stop("edit"), time.monotonic() + grace_s
             self.commit()
-            in_hand = line.stop("edit")
             _log.warning(
                 "stopping: the %d sources in hand are finished first, for at most %g s (once more "
                 "stops at once)",
                 len(in_hand - self.groups_back),
                 grace_s,
             )
-            until = time.monotonic() + grace_s
             while not in_hand <= self.groups_back and time.monotonic() < until:
                 time.sleep(_WIND_UP_LOOK_S)
 
@@ -226,7 +225,8 @@ class _Run:
         """Takes outcomes in and commits them, the last ones however it ends."""
         try:
             for table in outcomes:
-                self._take(table)
+                with stops.held():  # a block is taken whole or not at all
+                    self._take(table)
                 self.tally.check(self.job.failures)
                 is_due = time.monotonic() - self.committed_at >= COMMIT_INTERVAL_S
                 if is_due or sum(map(len, self.arrived)) >= COMMIT_EDITS:
@@ -292,9 +292,9 @@ class _Run:
 
         decoding, editing = decode_settings(self.job), _editing(self, pool)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
-        fruitless = 0
+        fruitless, deaths = 0, 0.0
         while slices:
-            back_before = len(self.groups_back)
+            back_before, deaths_before = len(self.groups_back), deaths
             yield from stream_outcomes(
                 self.folder, slices, decoding=decoding, editing=editing, pool=pool, line=line
             )
@@ -303,6 +303,13 @@ class _Run:
             line.raise_if_hopeless()
             fruitless = 0 if len(self.groups_back) > back_before else fruitless + 1
             slices = lost_slices(self.folder, slices, self.groups_back)
+            deaths = line.deaths()
+            if slices and fruitless >= _FRUITLESS_PASSES and deaths <= deaths_before:
+                raise ResourceError(
+                    f"stopped: {len(slices)} blocks of work were lost {fruitless} times, and no "
+                    "worker died of them. Why is in ray-data.log and the workers' logs, in Ray's "
+                    "session folder. The same command goes on from what is committed."
+                )
             if fruitless > _FRUITLESS_PASSES + max(map(len, slices), default=0):
                 break
             if slices:

@@ -22,7 +22,7 @@ from pipeline.supervisor import StationFigures, merged
 
 STATS_FILE = "stats.json"
 STATION_FIGURES = {
-    "rows": "sources decoded, edits attempted, images written, outcomes committed",
+    "rows": "models loaded, sources decoded, edits attempted, images written, outcomes committed",
     "seconds": "of all workers together; of editing, what the model took",
     "block_seconds": "the same with everything around it: waiting for writes, for one",
     "requests": "to stores, each once however often it was tried; of committing, all of the driver",

@@ -113,7 +113,14 @@ class Folder:
     def is_file(self, path: str) -> bool:
         """Whether there is a file."""
         full = self.path_of(path)
-        return self._ask(path, lambda: bool(self.fs.isfile(full)))
+
+        def ask() -> bool:  # fsspec's isfile takes any trouble for a no
+            try:
+                return bool(self.fs.info(full)["type"] == "file")
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return False
+
+        return self._ask(path, ask)
 
     def size(self, path: str) -> int:
         """Bytes of a file. Raises StorageError."""

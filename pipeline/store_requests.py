@@ -237,6 +237,8 @@ def explain(error: BaseException) -> str:
         return str(error) if "bucket does not exist" in str(error) else "not found"
     if isinstance(error, IsADirectoryError):
         return "is not a file"
+    if isinstance(error, PermissionError) and error.strerror:
+        return error.strerror  # the local disk's; what stores raise has no errno
     if is_forbidden(error):
         return f"not allowed with these credentials ({str(error) or type(error).__name__})"
     if isinstance(error, OSError) and error.strerror:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -107,7 +106,8 @@ class _Station:
 
     def __init__(self) -> None:
         self.in_hand: dict[Worker, _InHand] = {}
-        self.deaths: Counter[bytes] = Counter()
+        self.died_on: dict[bytes, list[str]] = {}
+        """Group to the machines on which workers died that had it in hand."""
 
     def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _InHand]]:
         return ((w, held) for w, held in [*self.in_hand.items()] if held.groups & groups)
@@ -127,7 +127,8 @@ class Supervisor:
         self._stations: dict[str, _Station] = {}
         self._is_stopping = False
         self._deaths_in_a_row = 0
-        self._most_deaths_in_a_row = most_deaths_in_a_row
+        # One row alone may take two.
+        self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 1)
         self._figures: StationFigures = {}
 
     def begin(self, station: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
@@ -138,14 +139,21 @@ class Supervisor:
         if self._is_stopping:
             return Orders(is_stopping=True)
         at.in_hand[worker] = _InHand(block, self._clock())
+        deaths = {group: self._deaths(at, group) for group in groups if group in at.died_on}
         return Orders(
-            is_careful=any(at.deaths[group] for group in block),
+            is_careful=any(deaths.values()),
             quarantined={
-                group: f"its worker died {at.deaths[group]} times while it had this source in hand"
-                for group in groups
-                if at.deaths[group] >= DEATHS_TO_QUARANTINE
+                group: f"{count} workers died while they had this source in hand (killed, out of "
+                "memory, or standing still longer than failures.max_stall_s or max_group_s; where, "
+                "is in the workers' logs in Ray's session folder)"
+                for group, count in deaths.items()
+                if count >= DEATHS_TO_QUARANTINE
             },
         )
+
+    def _deaths(self, at: _Station, group: bytes) -> int:
+        """Asked anew each time: that a machine is gone may be known later than that a worker is."""
+        return sum(map(self._is_node_alive, at.died_on[group]))
 
     def focus(self, station: str, worker: Worker, groups: Collection[bytes]) -> None:
         """The worker works on these of its block now; on none in particular if there are none."""
@@ -164,7 +172,7 @@ class Supervisor:
             return
         self._deaths_in_a_row = 0
         for group in held.groups:
-            del at.deaths[group]
+            at.died_on.pop(group, None)
         block = {station: {"block_seconds": self._clock() - held.began}}
         self._figures = merged(self._figures, block, figures)
 
@@ -187,8 +195,9 @@ class Supervisor:
     def _bury(self, station: str, dead: Worker, held: _InHand) -> None:
         at = self._station(station)
         del at.in_hand[dead]
+        for group in held.suspects:
+            at.died_on.setdefault(group, []).append(dead.node)
         if self._is_node_alive(dead.node):
-            at.deaths.update(held.suspects)
             self._figures = merged(self._figures, {station: {"worker_deaths": 1}})
             self._deaths_in_a_row += 1
             if self.is_hopeless():

@@ -41,15 +41,19 @@ class Watchdog:
     @contextmanager
     def watching(self, groups: int) -> Iterator[None]:
         """Ends this process if the context takes too long, or `feed` is not called in time."""
-        self._deadline = time.monotonic() + self._limits.group_s * max(1, groups)
         self._is_watching = True
-        self._arm()
+        self.limit(groups)
         try:
             yield
         finally:
             with self._lock:
                 self._is_watching = False
                 faulthandler.cancel_dump_traceback_later()
+
+    def limit(self, groups: int) -> None:
+        """From now on, so many groups have their time."""
+        self._deadline = time.monotonic() + self._limits.group_s * max(1, groups)
+        self._arm()
 
     def feed(self) -> None:
         """A sign of life, from any thread."""

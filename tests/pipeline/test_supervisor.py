@@ -40,7 +40,7 @@ def test_a_group_that_kills_two_workers_is_quarantined_and_its_neighbours_are_no
     orders = supervisor.begin("edit", worker(3), BLOCK)
     assert orders.is_careful
     assert set(orders.quarantined) == {B}
-    assert "died 2 times" in orders.quarantined[B]
+    assert "2 workers died" in orders.quarantined[B]
     supervisor.end("edit", worker(3), {})
     assert supervisor.figures()["edit"]["worker_deaths"] == 2
     assert not supervisor.begin("edit", worker(3), BLOCK).is_careful, "what ended is forgiven"
