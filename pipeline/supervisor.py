@@ -108,6 +108,7 @@ class _Station:
         self.in_hand: dict[Worker, _InHand] = {}
         self.died_on: dict[bytes, list[str]] = {}
         """Group to the machines on which workers died that had it in hand."""
+        self.deaths_in_a_row = 0
 
     def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _InHand]]:
         return ((w, held) for w, held in [*self.in_hand.items()] if held.groups & groups)
@@ -126,7 +127,6 @@ class Supervisor:
         self._clock = clock
         self._stations: dict[str, _Station] = {}
         self._is_stopping = False
-        self._deaths_in_a_row = 0
         # One row alone may take two.
         self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 1)
         self._figures: StationFigures = {}
@@ -170,7 +170,7 @@ class Supervisor:
         held = at.in_hand.pop(worker, None)
         if held is None:
             return
-        self._deaths_in_a_row = 0
+        at.deaths_in_a_row = 0
         for group in held.groups:
             at.died_on.pop(group, None)
         block = {station: {"block_seconds": self._clock() - held.began}}
@@ -181,8 +181,9 @@ class Supervisor:
         self._is_stopping = True
 
     def is_hopeless(self) -> bool:
-        """Whether so many workers in a row have died that no row can be to blame."""
-        return self._deaths_in_a_row >= self._most_deaths_in_a_row
+        """Whether so many workers of a station in a row have died that no row can be to blame."""
+        most = self._most_deaths_in_a_row
+        return any(at.deaths_in_a_row >= most for at in self._stations.values())
 
     def in_hand(self, station: str) -> frozenset[bytes]:
         """The groups that workers of a station have begun and not ended."""
@@ -199,7 +200,7 @@ class Supervisor:
             at.died_on.setdefault(group, []).append(dead.node)
         if self._is_node_alive(dead.node):
             self._figures = merged(self._figures, {station: {"worker_deaths": 1}})
-            self._deaths_in_a_row += 1
+            at.deaths_in_a_row += 1
             if self.is_hopeless():
                 self.stop()
 

@@ -75,6 +75,8 @@ def test_one_death_after_the_other_is_no_rows_fault() -> None:
     assert not supervisor.is_hopeless(), "two, and then one came to its end"
     supervisor.begin("edit", worker(20), [groups[1]])
     supervisor.begin("edit", worker(21), [groups[2]])
+    supervisor.begin("load", worker(22), [b"the next actor"])
+    supervisor.end("load", worker(22), {})
     assert not supervisor.is_hopeless()
     assert supervisor.begin("edit", worker(22), [groups[2]]).is_stopping
     assert supervisor.is_hopeless()
