@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from pipeline.supervisor import Orders, Oversight, StationFigures, Supervisor, W
 from pipeline.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Line:
     def _ask(method: Any, *, default: Any) -> Any:
         try:
             return ray.get(method.remote(), timeout=ANSWER_TIMEOUT_S)
-        except ray.exceptions.RayError:
+        except ray.exceptions.RayError as error:
+            _log.warning("the supervisor does not answer: %s", error)
             return default
 
 

@@ -30,7 +30,7 @@ from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
-from pipeline.errors import Interrupted, JobError, ResourceError, StorageError
+from pipeline.errors import Interrupted, JobError, StorageError
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
 from pipeline.lease import Lease, hold_lease
@@ -288,7 +288,7 @@ class _Run:
 
     def _outcomes(self, pool: Pool, line: Line, stops: StopRequests) -> Generator[pa.Table]:
         """Outcomes of all pending groups, with the worker where there was one."""
-        from pipeline.graph import stream_outcomes  # loads Ray Data: only when needed
+        from pipeline.graph import WorkerError, stream_outcomes  # loads Ray Data: only when needed
 
         decoding, editing = decode_settings(self.job), _editing(self, pool)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
@@ -305,12 +305,12 @@ class _Run:
             slices = lost_slices(self.folder, slices, self.groups_back)
             deaths = line.deaths()
             if slices and fruitless >= _FRUITLESS_PASSES and deaths <= deaths_before:
-                raise ResourceError(
+                raise WorkerError(
                     f"stopped: {len(slices)} blocks of work were lost {fruitless} times, and no "
                     "worker died of them. Why is in ray-data.log and the workers' logs, in Ray's "
                     "session folder. The same command goes on from what is committed."
                 )
-            if fruitless > _FRUITLESS_PASSES + max(map(len, slices), default=0):
+            if fruitless > _FRUITLESS_PASSES + max((part.rows for part in slices), default=0):
                 break
             if slices:
                 _log.warning("%d blocks were lost with their workers: once more", len(slices))

@@ -11,7 +11,7 @@ death is the culprit: a group that was in hand at two deaths is quarantined, it 
 and the others of its block are made. A machine that goes away is no group's fault and counts for
 nothing. The same for the tasks that fetch and decode.
 
-`Supervisor` is plain; `graph` runs one as a Ray actor beside the driver. `Oversight` is what a
+`Supervisor` is plain; `oversight` runs one as a Ray actor beside the driver. `Oversight` is what a
 worker's code sees of it.
 """
 

@@ -24,9 +24,6 @@ class WorkSlice:
     first: int
     rows: int
 
-    def __len__(self) -> int:
-        return self.rows
-
 
 def cut_work(folder: Folder, work_files: Sequence[str], groups_per_block: int) -> list[WorkSlice]:
     """The whole work list in slices of `groups_per_block` rows; only a file's last is shorter."""

@@ -21,32 +21,29 @@ from ray.cluster_utils import Cluster
 
 from pipeline.job import Job
 from pipeline.run import run_job
+from tests.faults.nobody import Nobody
 
 
-class MachineKiller:
+class MachineKiller(Nobody):
     """A progress sink that kills one of the two machines when the first outcomes arrive."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.killed = 0
 
-    def start(self, total: int, done: int) -> None:
-        pass
-
     def advance(self, outcomes_table: pa.Table) -> None:
         if not self.killed:
             self.killed = 1
             self._cluster.remove_node(next(iter(self._cluster.worker_nodes)), allow_graceful=False)
-
-    def finish(self) -> None:
-        pass
 
 
 def main() -> None:
     """Entry point."""
     logging.basicConfig(level=logging.WARNING)
     job = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     cluster.connect()

@@ -25,19 +25,6 @@ SOURCE_ROWS, EDIT_ROWS = 6, 8
 """UNet rows that the tiny checkpoint takes as it recommends: once per source, and per edit."""
 
 
-class Nobody:
-    """A progress sink that nobody looks at."""
-
-    def start(self, total: int, done: int) -> None:
-        pass
-
-    def advance(self, outcomes_table: pa.Table) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-
 @dataclass(frozen=True)
 class JobOnS3:
     """A job behind a faulty store, and the same job seen past the faults."""

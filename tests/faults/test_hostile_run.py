@@ -20,6 +20,7 @@ from pipeline.ledger import Ledger
 from pipeline.run import run_job
 from pipeline.storage import Folder
 from pipeline.verify import verify_run
+from tests.faults.nobody import Nobody
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -59,19 +60,6 @@ def shop() -> Iterator[str]:
         thread.join()
 
 
-class _Nobody:
-    """A progress sink that nobody looks at."""
-
-    def start(self, total: int, done: int) -> None:
-        pass
-
-    def advance(self, outcomes_table: pa.Table) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-
 def test_rules_reach_the_workers_and_secrets_stay_out_of_the_run_folder(
     shop: str, tmp_path: Path, tiny_checkpoint: Path, picture: Callable[..., Image.Image]
 ) -> None:
@@ -99,7 +87,7 @@ def test_rules_reach_the_workers_and_secrets_stay_out_of_the_run_folder(
             "resources": {"actors": 1, "cpus_per_actor": 1, "threads_per_actor": 1},
         }
     )
-    summary = run_job(job, progress=_Nobody())
+    summary = run_job(job, progress=Nobody())
     assert (summary.accepted, summary.failed) == (1, 4)
     assert summary.failures_by_code == {"source_forbidden": 4}
     assert verify_run(job).ok

@@ -17,10 +17,10 @@ from tests.faults.injected import RETRIED, WENT_ON, survived
 from tests.faults.job_on_s3 import (
     EDIT_ROWS,
     SOURCE_ROWS,
-    Nobody,
     leave_what_a_killed_run_leaves,
     write_job,
 )
+from tests.faults.nobody import Nobody
 
 DRIVER_WRITES = (
     *("lease", "clock", "fence", "work list", "plan", "schema", "config", "card"),

@@ -12,7 +12,8 @@ from pipeline.run import retry_failed, run_job
 from pipeline.verify import verify_run
 from tests.faults.faulty_s3 import Fault, FaultyS3, Kind
 from tests.faults.injected import QUARANTINED, WENT_ON, survived
-from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS, JobOnS3, Nobody, write_job
+from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS, JobOnS3, write_job
+from tests.faults.nobody import Nobody
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
