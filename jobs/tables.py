@@ -40,8 +40,10 @@ def stations_table(summary: RunSummary) -> Table:
     table.add_column("station")
     for heading in ("rows", "seconds", "read", "written", "requests", "retries", "workers lost"):
         table.add_column(heading, justify="right")
-    for station in ("decode", "edit", "write", "commit"):
+    for station in ("decode", "edit", "judge", "write", "commit"):
         figures = summary.stations.get(station, {})
+        if station == "judge" and not figures:
+            continue
         table.add_row(
             station,
             _count(figures.get("rows", 0)),

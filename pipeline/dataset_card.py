@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.ledger import LedgerCounts
+from pipeline.outcome import SCORE_COLUMNS
 from pipeline.plan import Plan
 from pipeline.write import MetadataLayout
 
@@ -65,6 +66,9 @@ def _column_rows(layout: MetadataLayout) -> str:
     }
     if layout.keep_source:
         meanings["source"] = "the source as the model saw it"
+    if layout.judged:
+        meanings["edit_type"] = "the kind of change that was asked for"
+        meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/edit_scores.py"
     meanings |= dict.fromkeys(layout.labels, "label of the edit")
     meanings |= {
         output: f"the manifest's column {_cell(name)}"

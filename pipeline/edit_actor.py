@@ -1,4 +1,5 @@
-"""Third station: one model per actor. Inverts a source once, edits it with all its prompts, writes.
+"""Third station: one model per actor. Inverts a source once, edits it with all its prompts, has
+the edits judged, writes.
 
 `EditActor` is a plain class, so it runs as well without Ray. It takes one block of decoded work
 rows and returns its outcomes. Groups with equal parameters go through the model together. If that
@@ -36,6 +37,7 @@ from fpe_core import (
 from fpe_core.rows import is_out_of_memory
 from pipeline.errors import LeaseError, RowError
 from pipeline.group import Group, PlannedEdit
+from pipeline.judge import EDIT_TYPE_COLUMN, Candidate, Judge, Judged, JudgeSettings
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.provenance import edit_packet, synthetic_source_packet
@@ -47,6 +49,7 @@ from pipeline.write import (
     PartWriter,
     carried_columns,
     fit_columns,
+    judged_columns,
     parameter_columns,
     part_name,
 )
@@ -84,19 +87,21 @@ class EditSettings:
     layout: MetadataLayout = field(default_factory=MetadataLayout)
     write_threads: int = 8
     lease: Lease | None = None
+    judge: JudgeSettings | None = None
 
 
 @dataclass(frozen=True)
 class _Made:
-    """An edit that the model made, on its way to the storage."""
+    """An edit that the model made, on its way to the storage; a rejected one may have no file."""
 
     group: Group
     edit: PlannedEdit
     notes: str
     unet_rows: float
     seconds: float
-    edited_file: Future[str]
+    edited_file: Future[str] | None
     source_file: Future[str] | None
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,8 @@ class EditActor:
         self._editor = Editor(
             checkpoint, max_rows=settings.max_rows, memory_share=settings.memory_share
         )
+        device = checkpoint.device
+        self._judge = None if settings.judge is None else Judge(settings.judge, device)
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._model_seconds = 0.0
@@ -170,6 +177,7 @@ class EditActor:
         carried = carried_columns(table)
         rows = table.drop_columns(["carried"] if carried is not None else []).to_pylist()
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
+        groups = _with_edit_types(groups, self._settings.judge, carried)
         self._model_seconds, self._figures = 0.0, {}
         with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
             outcomes = self._edit_part(groups, carried, oversight)
@@ -211,6 +219,8 @@ class EditActor:
         outcomes = self._finish(writer, results, carried, oversight)
         edited = {"rows": len(planned), "seconds": self._model_seconds}
         self._figures = {"edit": edited, "write": writer.figures()}
+        if self._judge is not None:
+            self._figures["judge"] = self._judge.take_figures()
         return outcomes
 
     def _edit_groups(self, groups: Sequence[Group], writer: PartWriter) -> Iterator[_Result]:
@@ -298,7 +308,8 @@ class EditActor:
                 image = result.source_images[index]
                 xmp = synthetic_source_packet(group, fingerprint) if group.image is None else None
                 source_file = writer.put_source(group.stem, group.source_id, image, xmp)
-            for edit, made in zip(of_source, result.edits[index], strict=True):
+            verdicts = self._verdicts(group, of_source, result, index)
+            for edit, made, judged in zip(of_source, result.edits[index], verdicts, strict=True):
                 if not made.is_finite:
                     yield edit.key.failed(
                         FailureCode.NAN_LATENT,
@@ -307,11 +318,35 @@ class EditActor:
                         seconds=seconds_each,
                     )
                     continue
+                if isinstance(judged, Exception):
+                    yield _failed(edit, judged, unet_rows, of="the judge")
+                    continue
                 xmp = edit_packet(group, edit.key, fingerprint)
-                edited_file = writer.put_edited(group.stem, edit.key.edit_id, made.image, xmp)
+                edited_file: Future[str] | None = None
+                if judged is None or judged.verdict.is_accepted:
+                    edited_file = writer.put_edited(group.stem, edit.key.edit_id, made.image, xmp)
+                elif self._judge is not None and self._judge.settings.keep_rejected:
+                    edited_file = writer.put_rejected(group.stem, edit.key.edit_id, made.image, xmp)
                 cut = _truncation_notes(sources.start, index, made)
                 notes = "; ".join(note for note in (group.message, cut) if note)
-                yield _Made(group, edit, notes, unet_rows, seconds_each, edited_file, source_file)
+                yield _Made(
+                    group, edit, notes, unet_rows, seconds_each, edited_file, source_file, judged
+                )
+
+    def _verdicts(
+        self, group: Group, edits: Sequence[PlannedEdit], result: EditResult, index: int
+    ) -> list[Judged | Exception | None]:
+        """Of each edit: what the judge says, or why it cannot; None where it is not asked."""
+        if self._judge is None:
+            return [None] * len(edits)
+        source, made = result.source_images[index], result.edits[index]
+        candidates = [
+            Candidate(edit.key, group.source_prompt, source, each.image)
+            for edit, each in zip(edits, made, strict=True)
+            if each.is_finite
+        ]
+        answers = iter(self._judge.judge(candidates) if candidates else ())
+        return [next(answers) if each.is_finite else None for each in made]
 
     def _finish(
         self,
@@ -329,22 +364,18 @@ class EditActor:
                 outcomes.append(made)
                 continue
             try:
-                edited_name = made.edited_file.result()
+                edited_name = made.edited_file.result() if made.edited_file else ""
                 source_name = made.source_file.result() if made.source_file else None
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
                 outcomes.append(_write_failed(made, error))
                 continue
             finally:
                 oversight.alive()
-            rows.append(self._metadata_row(made, edited_name, source_name))
-            places.append(made.group.place)
-            accepted = made.edit.key.accepted(
-                part=writer.part,
-                edited_file_name=f"{writer.part}/{edited_name}",
-                unet_rows=made.unet_rows,
-                seconds=made.seconds,
-            )
-            outcomes.append(replace(accepted, message=made.notes))
+            outcome = _outcome_of(made, writer.part, edited_name, source_name)
+            outcomes.append(outcome)
+            if outcome.part:
+                rows.append(self._metadata_row(made, edited_name, source_name))
+                places.append(made.group.place)
         table = outcomes_table(outcomes)
         if not rows:
             return table
@@ -379,6 +410,7 @@ class EditActor:
             "checkpoint": self._settings.checkpoint,
             "checkpoint_fingerprint": self._settings.checkpoint_fingerprint,
             **fit_columns(group.fit),
+            **judged_columns(key.edit_type, made.judged.scores if made.judged else None),
         }
 
 
@@ -429,7 +461,8 @@ def _files_of(results: Sequence[_Result]) -> Iterator[Future[str]]:
     """The writes that are on their way."""
     for made in results:
         if isinstance(made, _Made):
-            yield made.edited_file
+            if made.edited_file is not None:
+                yield made.edited_file
             if made.source_file is not None:
                 yield made.source_file
 
@@ -443,11 +476,59 @@ def _halves(items: Sequence[_T]) -> tuple[Sequence[_T], Sequence[_T]]:
     return items[:middle], items[middle:]
 
 
-def _failed(edit: PlannedEdit, error: Exception, unet_rows: float = 0.0) -> EditOutcome:
+def _outcome_of(made: _Made, part: str, edited_name: str, source_name: str | None) -> EditOutcome:
+    """Accepted or rejected, as the judge says; accepted without one."""
+    key, judged = made.edit.key, made.judged
+    scores = judged.scores if judged else None
+    source = f"{part}/{source_name}" if source_name else ""
+    cost = {"unet_rows": made.unet_rows, "seconds": made.seconds}
+    if judged is None or judged.verdict.reason is None:
+        return key.accepted(
+            part=part,
+            edited_file_name=f"{part}/{edited_name}",
+            source_file_name=source,
+            scores=scores,
+            message=made.notes,
+            **cost,
+        )
+    return key.rejected(
+        judged.verdict.reason,
+        "; ".join(note for note in (judged.verdict.message, made.notes) if note),
+        edited_file_name=edited_name,
+        source_file_name=source,
+        scores=scores,
+        **cost,
+    )
+
+
+def _with_edit_types(
+    groups: Sequence[Group], judge: JudgeSettings | None, carried: pa.Table | None
+) -> list[Group]:
+    """Groups whose edits know their type: the job's, or the one in their row of the manifest."""
+    if judge is None:
+        return list(groups)
+    types = [judge.edit_type] * len(groups)
+    if judge.edit_type is None and carried is not None and EDIT_TYPE_COLUMN in carried.column_names:
+        types = carried[EDIT_TYPE_COLUMN].to_pylist()
+    return [
+        replace(
+            group,
+            edits=tuple(
+                replace(edit, key=replace(edit.key, edit_type=str(edit_type or "")))
+                for edit in group.edits
+            ),
+        )
+        for group, edit_type in zip(groups, types, strict=True)
+    ]
+
+
+def _failed(
+    edit: PlannedEdit, error: Exception, unet_rows: float = 0.0, of: str = "the model"
+) -> EditOutcome:
     code = error.code if isinstance(error, FPEError | RowError) else ""
     if is_out_of_memory(error):
         code = FailureCode.OUT_OF_MEMORY
-    message = str(error) if code else f"the model raised {type(error).__name__}: {error}"
+    message = str(error) if code else f"{of} raised {type(error).__name__}: {error}"
     return edit.key.failed(code or FailureCode.WORKER_DIED, message, unet_rows=unet_rows)
 
 

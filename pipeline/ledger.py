@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExistsError, LedgerError
-from pipeline.outcome import OUTCOME_SCHEMA, Outcome
+from pipeline.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes
 from pipeline.storage import Folder
 
 LEDGER_FOLDER = ".ledger"
@@ -203,7 +203,7 @@ class Ledger:
     def _read(self, name: str) -> pa.Table:
         data = self.folder.read(name)
         try:
-            return pq.read_table(io.BytesIO(data)).cast(OUTCOME_SCHEMA)
+            return as_outcomes(pq.read_table(io.BytesIO(data)))
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} is damaged or no ledger file ({error}); restore it, "

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 import pyarrow as pa
 
+from fpe_core.acceptance import RejectReason
+from fpe_core.edit_scores import EditScores
 from pipeline.redact import tellable
 
 MAX_MESSAGE_CHARS = 500
@@ -38,16 +41,10 @@ class FailureCode(StrEnum):
     WORKER_DIED = "worker_died"
 
 
-class RejectReason(StrEnum):
-    """Why an edit that was made is not part of the dataset. Closed."""
-
-    NO_CHANGE = "no_change"
-    STRUCTURE_LOST = "structure_lost"
-    WRONG_DIRECTION = "wrong_direction"
-    OFF_TARGET = "off_target"
-
-
 ID_TYPE = pa.binary(16)
+
+SCORE_COLUMNS = tuple(item.name for item in fields(EditScores))
+"""The scores of an edit, as columns of outcomes and metadata."""
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -63,31 +60,114 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("target_prompt", pa.string(), nullable=False),
         pa.field("unet_rows", pa.float64(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("edit_type", pa.string(), nullable=False),
+        pa.field("source_file_name", pa.string(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
     ]
 )
 """One row per edit; every ledger file and every batch that an actor returns has exactly this."""
 
 
 @dataclass(frozen=True)
-class EditOutcome:
-    """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
+class EditKey:
+    """What identifies an edit in its outcome, known before the edit is made.
 
-    `part` and `edited_file_name` (relative to the run folder) are "" where there is no image;
-    `reason` is "" exactly for accepted edits. `unet_rows` is this edit's share of its group's.
+    `edit_type` is what kind of change it asks for ("colour"), "" where nobody said.
     """
 
     edit_id: bytes
     group_id: bytes
     source_id: bytes
     row: int
+    target_prompt: str
+    edit_type: str = ""
+
+    def accepted(
+        self,
+        *,
+        part: str,
+        edited_file_name: str,
+        unet_rows: float,
+        seconds: float,
+        source_file_name: str = "",
+        scores: EditScores | None = None,
+        message: str = "",
+    ) -> EditOutcome:
+        return EditOutcome(
+            key=self,
+            part=part,
+            outcome=Outcome.ACCEPTED,
+            reason="",
+            message=message,
+            edited_file_name=edited_file_name,
+            source_file_name=source_file_name,
+            unet_rows=unet_rows,
+            seconds=seconds,
+            scores=scores or EditScores(),
+        )
+
+    def rejected(
+        self,
+        reason: RejectReason,
+        message: str = "",
+        *,
+        unet_rows: float,
+        seconds: float,
+        edited_file_name: str = "",
+        source_file_name: str = "",
+        scores: EditScores | None = None,
+    ) -> EditOutcome:
+        """File names are "" where the picture, or its source, was not kept."""
+        return EditOutcome(
+            key=self,
+            part="",
+            outcome=Outcome.REJECTED,
+            reason=reason,
+            message=message,
+            edited_file_name=edited_file_name,
+            source_file_name=source_file_name,
+            unet_rows=unet_rows,
+            seconds=seconds,
+            scores=scores or EditScores(),
+        )
+
+    def failed(
+        self, code: str, message: str, *, unet_rows: float = 0.0, seconds: float = 0.0
+    ) -> EditOutcome:
+        """Raises ValueError for a code outside FailureCode."""
+        return EditOutcome(
+            key=self,
+            part="",
+            outcome=Outcome.FAILED,
+            reason=FailureCode(code),
+            message=message,
+            edited_file_name="",
+            source_file_name="",
+            unet_rows=unet_rows,
+            seconds=seconds,
+            scores=EditScores(),
+        )
+
+
+@dataclass(frozen=True)
+class EditOutcome:
+    """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
+
+    File names are relative to the run folder. `part` is "" for edits outside the dataset; `reason`
+    is "" exactly for accepted edits. `unet_rows` is this edit's share of its group's. `scores` are
+    None where no judge looked at it.
+    """
+
+    key: EditKey
     part: str
     outcome: str
     reason: str
     message: str
     edited_file_name: str
-    target_prompt: str
+    source_file_name: str
     unet_rows: float
     seconds: float
+    scores: EditScores
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", short_message(self.message))
@@ -100,59 +180,17 @@ class EditOutcome:
             case Outcome.FAILED:
                 FailureCode(self.reason)
 
+    @property
+    def edit_id(self) -> bytes:
+        return self.key.edit_id
 
-@dataclass(frozen=True)
-class EditKey:
-    """What identifies an edit in its outcome, known before the edit is made."""
-
-    edit_id: bytes
-    group_id: bytes
-    source_id: bytes
-    row: int
-    target_prompt: str
-
-    def accepted(
-        self, *, part: str, edited_file_name: str, unet_rows: float, seconds: float
-    ) -> EditOutcome:
-        return EditOutcome(
-            **asdict(self),
-            part=part,
-            outcome=Outcome.ACCEPTED,
-            reason="",
-            message="",
-            edited_file_name=edited_file_name,
-            unet_rows=unet_rows,
-            seconds=seconds,
-        )
-
-    def rejected(
-        self, reason: RejectReason, message: str = "", *, unet_rows: float, seconds: float
-    ) -> EditOutcome:
-        return EditOutcome(
-            **asdict(self),
-            part="",
-            outcome=Outcome.REJECTED,
-            reason=reason,
-            message=message,
-            edited_file_name="",
-            unet_rows=unet_rows,
-            seconds=seconds,
-        )
-
-    def failed(
-        self, code: str, message: str, *, unet_rows: float = 0.0, seconds: float = 0.0
-    ) -> EditOutcome:
-        """Raises ValueError for a code outside FailureCode."""
-        return EditOutcome(
-            **asdict(self),
-            part="",
-            outcome=Outcome.FAILED,
-            reason=FailureCode(code),
-            message=message,
-            edited_file_name="",
-            unet_rows=unet_rows,
-            seconds=seconds,
-        )
+    def to_row(self) -> dict[str, Any]:
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            **{name: value for name, value in own.items() if name not in ("key", "scores")},
+            **asdict(self.key),
+            **asdict(self.scores),
+        }
 
 
 def short_message(message: str) -> str:
@@ -163,11 +201,27 @@ def short_message(message: str) -> str:
 
 def outcomes_table(outcomes: Iterable[EditOutcome]) -> pa.Table:
     """Rows of OUTCOME_SCHEMA, in the order given."""
-    rows = list(outcomes)
-    return pa.table(
-        {name: [getattr(row, name) for row in rows] for name in OUTCOME_SCHEMA.names},
-        schema=OUTCOME_SCHEMA,
-    )
+    return pa.Table.from_pylist([outcome.to_row() for outcome in outcomes], schema=OUTCOME_SCHEMA)
+
+
+_BEFORE_JUDGING: dict[str, Any] = {"edit_type": "", "source_file_name": ""}
+
+
+def as_outcomes(table: pa.Table) -> pa.Table:
+    """A table in OUTCOME_SCHEMA, also if it is of a release that did not judge edits.
+
+    Other columns are left out. Raises pyarrow.ArrowInvalid or KeyError for what holds no outcomes.
+    """
+    columns = []
+    for item in OUTCOME_SCHEMA:
+        if item.name in table.column_names:
+            columns.append(table[item.name].cast(item.type))
+        elif item.nullable or item.name in _BEFORE_JUDGING:
+            missing = [_BEFORE_JUDGING.get(item.name)] * len(table)
+            columns.append(pa.array(missing, item.type))
+        else:
+            raise KeyError(item.name)
+    return pa.table(columns, schema=OUTCOME_SCHEMA)
 
 
 def outcomes_to_bytes(table: pa.Table) -> bytes:
@@ -189,6 +243,6 @@ def outcomes_from_bytes(data: bytes) -> pa.Table:
         stream = base64.b64decode(data, validate=True)
         with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
             table = reader.read_all()
-    except (binascii.Error, OSError) as error:
+        return as_outcomes(table)
+    except (binascii.Error, OSError, KeyError) as error:
         raise pa.ArrowInvalid(f"these are no outcomes of a part: {error}") from error
-    return table.cast(OUTCOME_SCHEMA)

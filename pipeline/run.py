@@ -32,10 +32,11 @@ from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
 from pipeline.errors import Interrupted, JobError, StorageError
 from pipeline.interruption import StopRequests
-from pipeline.job import Job
+from pipeline.job import Job, JudgeSection
+from pipeline.judge import JudgeSettings
 from pipeline.lease import Lease, hold_lease
 from pipeline.ledger import Ledger
-from pipeline.outcome import OUTCOME_SCHEMA, FailureCode
+from pipeline.outcome import FailureCode, as_outcomes
 from pipeline.plan import Plan, make_plan
 from pipeline.redact import redact_url
 from pipeline.resources import Pool, ray_session, size_pool
@@ -238,10 +239,7 @@ class _Run:
 
     def _take(self, table: pa.Table) -> None:
         self.tally.add(table)
-        columns = [
-            table[name].cast(OUTCOME_SCHEMA.field(name).type) for name in OUTCOME_SCHEMA.names
-        ]
-        outcomes = pa.table(columns, schema=OUTCOME_SCHEMA)
+        outcomes = as_outcomes(table)
         self.arrived.append(outcomes)
         self.groups_back.update(outcomes["group_id"].to_pylist())
         self.progress.advance(outcomes)
@@ -322,7 +320,12 @@ class _Run:
 
 
 def _layout(job: Job, plan: Plan) -> MetadataLayout:
-    layout = MetadataLayout(plan.label_names, plan.carried_schema, job.images.keep_source)
+    layout = MetadataLayout(
+        plan.label_names,
+        plan.carried_schema,
+        job.images.keep_source,
+        judged=job.judge is not None,
+    )
     for name in layout.refused_labels():
         raise JobError(
             f"prompts.labels.{name}: the output has a column of this name already; rename the label"
@@ -359,6 +362,20 @@ def _editing(run: _Run, pool: Pool) -> EditSettings:
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=run.layout,
         lease=run.lease,
+        judge=None if job.judge is None else _judging(job.judge),
+    )
+
+
+def _judging(judge: JudgeSection) -> JudgeSettings:
+    return JudgeSettings(
+        clip=judge.clip,
+        structure=judge.structure,
+        lpips=judge.lpips,
+        scores=judge.scores,
+        device=judge.device,
+        rules=judge.to_rules(),
+        edit_type=judge.edit_type,
+        keep_rejected=judge.rejected == "keep",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -57,7 +57,8 @@ def verify_run(job: Job) -> Verification:
     - every edit has one standing outcome: in the ledger nothing comes after an accepted or rejected
       one, and in the parts' metadata it is once;
     - accepted edits of the ledger and rows of the metadata are the same, with the same file names;
-    - every image that the metadata names is there and decodes;
+    - every image that the metadata names, and every rejected one that was kept, is there and
+      decodes;
     - no finished part waits to be adopted by the ledger.
 
     Raises JobError, ManifestError, LedgerError and StorageError where it cannot check.
@@ -65,7 +66,7 @@ def verify_run(job: Job) -> Verification:
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder)
     problems = _Problems()
-    outcome_of, file_of = _read_ledger(ledger, problems)
+    outcome_of, file_of, rejected_files = _read_ledger(ledger, problems)
     images = 0
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="verify") as pool:
         seen: set[bytes] = set()
@@ -73,9 +74,8 @@ def verify_run(job: Job) -> Verification:
             rows = _read_metadata(folder, part, problems)
             committed = part in ledger.parts()
             problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
-            for problem in pool.map(lambda name: _image_problem(folder, name), _images_of(rows)):
-                images += 1
-                problems.add(*problem)
+            images += _check_images(folder, _images_of(rows), pool, problems)
+        images += _check_images(folder, rejected_files, pool, problems)
     for edit_id in file_of.keys() - seen:
         problems.add(f"edit {edit_id.hex()} is accepted in the ledger and in no part's metadata")
     for part in finished_parts(folder, besides=ledger.settled_parts()):
@@ -93,10 +93,14 @@ class _Problems:
         self.lines.extend(problems[: max(0, MAX_PROBLEMS - len(self.lines))])
 
 
-def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str], dict[bytes, int]]:
-    """The standing outcome of every edit, and of accepted ones the hash of their file's name."""
+def _read_ledger(
+    ledger: Ledger, problems: _Problems
+) -> tuple[dict[bytes, str], dict[bytes, int], list[str]]:
+    """The standing outcome of every edit; of accepted ones the hash of their file's name; the files
+    of rejected ones."""
     outcome_of: dict[bytes, str] = {}
     file_of: dict[bytes, int] = {}
+    rejected_files: list[str] = []
     for table in ledger.outcomes():
         columns = (table[name].to_pylist() for name in ("edit_id", "outcome", "edited_file_name"))
         for edit_id, outcome, name in zip(*columns, strict=True):
@@ -106,7 +110,9 @@ def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str],
             outcome_of[edit_id] = Outcome(outcome)
             if outcome == Outcome.ACCEPTED:
                 file_of[edit_id] = hash(name)
-    return outcome_of, file_of
+            elif outcome == Outcome.REJECTED and name:
+                rejected_files.append(name)
+    return outcome_of, file_of, rejected_files
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,17 @@ def _images_of(rows: Iterable[MetadataRow]) -> list[str]:
 def read_image(folder: Folder, name: str) -> Image.Image:
     """An image of the run. Raises StorageError and, where it does not decode, FPEError."""
     return decode_image(folder.read(name), max_pixels=_MOST_PIXELS)
+
+
+def _check_images(
+    folder: Folder, names: Iterable[str], pool: Executor, problems: _Problems
+) -> int:
+    """How many there were."""
+    images = 0
+    for problem in pool.map(lambda name: _image_problem(folder, name), names):
+        images += 1
+        problems.add(*problem)
+    return images
 
 
 def _image_problem(folder: Folder, name: str) -> tuple[str, ...]:

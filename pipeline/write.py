@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -28,11 +28,12 @@ from PIL import Image, PngImagePlugin
 
 from fpe_core import EditParameters
 from fpe_core.colour import srgb_profile
+from fpe_core.edit_scores import EditScores
 from fpe_core.fit import Fit
 from pipeline.commit import METADATA_FILE, PART_PREFIX, read_part_outcomes
 from pipeline.errors import AlreadyExistsError
 from pipeline.ledger import Right
-from pipeline.outcome import OUTCOMES_METADATA_KEY, outcomes_to_bytes
+from pipeline.outcome import OUTCOMES_METADATA_KEY, SCORE_COLUMNS, outcomes_to_bytes
 from pipeline.storage import Folder
 
 _PNG_COMPRESS_LEVEL = 3  # twice as fast as Pillow's 6 for some 3 % larger files
@@ -45,6 +46,12 @@ _FIT_FIELDS = (
     pa.field("fit_offset_x_px", pa.float64()),
     pa.field("fit_offset_y_px", pa.float64()),
 )
+_JUDGED_FIELDS = (
+    pa.field("edit_type", pa.string()),
+    *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
+)
+REJECTED_FOLDER = "rejected"
+"""Beside the parts, where no dataset looks: rejected/part-<id>/<stem>__<edit_id>.<ext>."""
 _NAMES_OF_DATASETS = frozenset({"edited", "source"})
 _IMAGE_ENDINGS = ("file_name", "file_names")
 """`datasets` opens a column x_file_name as images and calls it x."""
@@ -103,6 +110,7 @@ class MetadataLayout:
     labels: tuple[str, ...] = ()
     carried: pa.Schema | None = None
     keep_source: bool = True
+    judged: bool = False
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -110,12 +118,14 @@ class MetadataLayout:
         moved = [
             pa.field(self.carried_names[item.name], item.type) for item in (self.carried or ())
         ]
-        return pa.schema([*_our_fields(self.keep_source), *self._label_fields, *moved])
+        ours = [*_our_fields(self.keep_source), *(_JUDGED_FIELDS if self.judged else ())]
+        return pa.schema([*ours, *self._label_fields, *moved])
 
     @cached_property
     def carried_names(self) -> dict[str, str]:
         """Carried column to output column."""
-        used = {item.name for item in (*_our_fields(True), *self._label_fields)}
+        judged = _JUDGED_FIELDS if self.judged else ()
+        used = {item.name for item in (*_our_fields(True), *judged, *self._label_fields)}
         used |= _NAMES_OF_DATASETS
         result: dict[str, str] = {}
         for name in () if self.carried is None else self.carried.names:
@@ -144,7 +154,8 @@ class MetadataLayout:
 
     def refused_labels(self) -> tuple[str, ...]:
         """Labels that cannot be columns: ours, or `datasets`' meaning, has the name."""
-        ours = {item.name for item in _our_fields(True)} | _NAMES_OF_DATASETS
+        judged = _JUDGED_FIELDS if self.judged else ()
+        ours = {item.name for item in (*_our_fields(True), *judged)} | _NAMES_OF_DATASETS
         return tuple(n for n in self.labels if n in ours or n.endswith(_IMAGE_ENDINGS))
 
     @property
@@ -195,6 +206,11 @@ def fit_columns(fit: Fit | None) -> dict[str, Any]:
     return {item.name: values.get(item.name.removeprefix("fit_")) for item in _FIT_FIELDS}
 
 
+def judged_columns(edit_type: str, scores: EditScores | None) -> dict[str, Any]:
+    """The metadata columns of the judge; null where there was none."""
+    return {"edit_type": edit_type or None, **({} if scores is None else asdict(scores))}
+
+
 def part_name(edit_ids: Iterable[bytes]) -> str:
     """The folder of the part in which these edits are attempted together, whatever comes of it."""
     digest = hashlib.blake2b(digest_size=16)
@@ -241,6 +257,13 @@ class PartWriter:
         """
         return self._put(f"edited/{stem}__{edit_id.hex()}.{self._format.extension}", image, xmp)
 
+    def put_rejected(
+        self, stem: str, edit_id: bytes, image: Image.Image, xmp: bytes | None = None
+    ) -> Future[str]:
+        """Same for an edit outside the dataset; the future gives its name within the run folder."""
+        name = f"{stem}__{edit_id.hex()}.{self._format.extension}"
+        return self._write(f"{REJECTED_FOLDER}/{self.part}/{name}", image, xmp)
+
     def put_source(
         self, stem: str, source_id: bytes, image: Image.Image, xmp: bytes | None = None
     ) -> Future[str]:
@@ -271,14 +294,21 @@ class PartWriter:
         return f"{self.part}/{METADATA_FILE}"
 
     def _put(self, name: str, image: Image.Image, xmp: bytes | None) -> Future[str]:
+        return self._write(f"{self.part}/{name}", image, xmp, name)
+
+    def _write(
+        self, path: str, image: Image.Image, xmp: bytes | None, name: str = ""
+    ) -> Future[str]:
+        """The future gives `name`, or the path where there is none."""
+
         def encode_and_write() -> str:
             began = time.monotonic()
             data = self._format.encode(image, xmp)
-            self._folder.write_if_absent(f"{self.part}/{name}", data)
+            self._folder.write_if_absent(path, data)
             with self._counting:
                 self._images_written += 1
                 self._seconds += time.monotonic() - began
-            return name
+            return name or path
 
         return self._pool.submit(encode_and_write)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
+from fpe_core.acceptance import Rules
 from pipeline.job import Job
 
 MINIMAL: dict[str, Any] = {"manifest": "m.parquet", "output": "out"}
@@ -16,6 +18,10 @@ MINIMAL: dict[str, Any] = {"manifest": "m.parquet", "output": "out"}
 
 def job(**sections: Any) -> Job:
     return Job.model_validate(MINIMAL | sections)
+
+
+def rule(score: str, **bounds: float) -> dict[str, Any]:
+    return {"score": score, "reason": "no_change", **bounds}
 
 
 def sections_of(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -57,6 +63,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "allowed_sources": None,
             "keep_source": True,
         },
+        "judge": None,
         "resources": {
             "ray_address": None,
             "actors": None,
@@ -279,3 +286,31 @@ def test_the_resolved_job_needs_no_recommendation() -> None:
         assert None not in resolved.edit.model_dump().values()
         assert resolved.resolve_parameters(EditParameters()) == parameters
         assert Job.model_validate(resolved.model_dump(mode="json")) == resolved
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"scores": ["beauty"]}, "no score 'beauty'"),
+        ({"clip": None, "scores": ["text_score"]}, "text_score needs a model: set clip"),
+        (
+            {"structure": None, "rules": {"other": [rule("structure_distance", at_most=0.2)]}},
+            "structure_distance needs a model: set structure",
+        ),
+        (
+            {"scores": ["ssim"], "rules": {"other": [rule("psnr_db", at_least=20)]}},
+            "a rule looks at psnr_db, which is not among the scores",
+        ),
+        ({"rules": {"other": [rule("psnr_db")]}}, "needs one of at_least and at_most"),
+        ({"rules": {"other": [rule("beauty", at_least=1)]}}, "no score 'beauty'"),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_refused(judge: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        job(judge=judge)
+
+
+def test_rules_of_a_job_are_rules() -> None:
+    section = job(judge={"rules": {"colour": [rule("psnr_db", at_most=40.0)]}}).judge
+    assert section is not None
+    assert section.to_rules() == Rules.from_dict({"colour": [rule("psnr_db", at_most=40.0)]})

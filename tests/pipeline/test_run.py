@@ -239,6 +239,33 @@ def test_every_station_says_what_it_cost(finished: Finished) -> None:
     assert "absent.png" in examples["source_missing"]
 
 
+def test_rejected_edits_are_in_the_ledger_and_not_in_the_dataset(
+    ray_cluster: None, write_manifest: WriteManifest, make_job: MakeJob, tmp_path: Path
+) -> None:
+    manifest = write_manifest(4, edit_type=["colour", "style", None, "style"])
+    never = {"score": "changed_share", "at_least": 2.0, "reason": "no_change"}
+    judge = {"clip": None, "structure": None, "rules": {"style": [never]}}
+    job = make_job(manifest, judge=judge)
+    summary = run_job(job, progress=Recorder())
+    assert (summary.accepted, summary.rejected, summary.failed) == (2, 2, 0)
+    assert summary.stations["judge"]["rows"] == 4
+    rejected = [row for row in outcomes_of(job) if row["outcome"] == "rejected"]
+    assert {(r["edit_type"], r["reason"]) for r in rejected} == {("style", "no_change")}
+    assert all(row["psnr_db"] is not None for row in outcomes_of(job))
+
+    loaded = datasets.load_dataset(job.output, cache_dir=str(tmp_path))["train"]
+    assert sorted(loaded["edit_type"], key=str) == [None, "colour"]
+    assert loaded["manifest_edit_type"] == loaded["edit_type"]
+    assert all(row["edited"].size == (SIZE_PX, SIZE_PX) for row in loaded)
+
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert (verification.accepted, verification.rejected) == (2, 2)
+    assert run_job(job, progress=Recorder()).edits_made == 0, "a verdict is final"
+    Path(job.output, rejected[0]["edited_file_name"]).unlink()
+    assert "an image is missing" in verify_run(job).problems[0]
+
+
 def test_progress_hears_of_every_edit(finished: Finished) -> None:
     progress = finished.progress
     assert progress.started == [(11, 0)]

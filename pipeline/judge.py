@@ -1,0 +1,112 @@
+"""Between edit and write: scores every edit and accepts or rejects it by the job's rules.
+
+Runs in the editing worker, on the device of the model or beside it (`judge.device`), because source
+and edit are at hand there as pictures that went through no encoder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+
+from fpe_core import load_lpips, load_scorer, load_structure_model, score_edits
+from fpe_core.acceptance import Rules, Verdict
+from fpe_core.edit_scores import EditScores
+from pipeline.outcome import EditKey
+
+EDIT_TYPE_COLUMN = "edit_type"
+"""Manifest column that says what kind of change a row's edits ask for."""
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What a judge needs to know. Small and picklable. A model that is None has its scores off.
+
+    `edit_type` is that of every edit; None: the manifest's column. `scores` None: all there are.
+    """
+
+    clip: str | None = "builtin:still-life"
+    structure: str | None = "builtin:still-life"
+    lpips: str | None = None
+    scores: tuple[str, ...] | None = None
+    device: str = "auto"
+    rules: Rules = field(default_factory=Rules)
+    edit_type: str | None = None
+    keep_rejected: bool = True
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit to be judged; an empty source prompt is none."""
+
+    key: EditKey
+    source_prompt: str
+    source: Image.Image
+    edit: Image.Image
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the judge says of one edit."""
+
+    scores: EditScores
+    verdict: Verdict
+
+
+class Judge:
+    """Loads the models once and judges call after call."""
+
+    def __init__(self, settings: JudgeSettings, model_device: torch.device) -> None:
+        """Raises CheckpointError. `model_device`: where "auto" is."""
+        device = model_device if settings.device == "auto" else settings.device
+        self.settings = settings
+        self._clip = None if settings.clip is None else load_scorer(settings.clip, device=device)
+        self._structure = (
+            None
+            if settings.structure is None
+            else load_structure_model(settings.structure, device=device)
+        )
+        self._lpips = None if settings.lpips is None else load_lpips(settings.lpips, device=device)
+        self._which = None if settings.scores is None else frozenset(settings.scores)
+        self._edits = 0
+        self._seconds = 0.0
+
+    def take_figures(self) -> dict[str, float]:
+        """Edits judged and seconds taken since this was last asked."""
+        figures = {"rows": self._edits, "seconds": self._seconds}
+        self._edits, self._seconds = 0, 0.0
+        return figures
+
+    def judge(self, candidates: Sequence[Candidate]) -> list[Judged | Exception]:
+        """One answer for each, in order; whatever one of them raises is its own answer."""
+        began = time.monotonic()
+        try:
+            return list(self._judge_together(candidates))
+        except Exception as error:  # noqa: BLE001 - only the guilty edit fails
+            if len(candidates) == 1:
+                return [error]
+            return [answer for each in candidates for answer in self.judge([each])]
+        finally:
+            self._seconds += time.monotonic() - began
+
+    def _judge_together(self, candidates: Sequence[Candidate]) -> list[Judged]:
+        scores = score_edits(
+            [each.source for each in candidates],
+            [each.edit for each in candidates],
+            [each.source_prompt or None for each in candidates],
+            [each.key.target_prompt for each in candidates],
+            clip=self._clip,
+            structure=self._structure,
+            lpips_model=self._lpips,
+            which=self._which,
+        )
+        self._edits += len(candidates)
+        rules = self.settings.rules
+        return [
+            Judged(score, rules.verdict(each.key.edit_type, score))
+            for each, score in zip(candidates, scores, strict=True)
+        ]
