@@ -197,9 +197,7 @@ def read_image(folder: Folder, name: str) -> Image.Image:
     return decode_image(folder.read(name), max_pixels=_MOST_PIXELS)
 
 
-def _check_images(
-    folder: Folder, names: Iterable[str], pool: Executor, problems: _Problems
-) -> int:
+def _check_images(folder: Folder, names: Iterable[str], pool: Executor, problems: _Problems) -> int:
     """How many there were."""
     images = 0
     for problem in pool.map(lambda name: _image_problem(folder, name), names):

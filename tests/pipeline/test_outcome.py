@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fpe_core import EditScores
 from pipeline.outcome import (
     MAX_MESSAGE_CHARS,
     OUTCOME_SCHEMA,
+    SCORE_COLUMNS,
     FailureCode,
     Outcome,
     RejectReason,
+    as_outcomes,
     outcomes_from_bytes,
     outcomes_table,
     outcomes_to_bytes,
@@ -65,6 +70,34 @@ def test_outcomes_travel_as_bytes() -> None:
     with pytest.raises(pa.ArrowInvalid):
         outcomes_from_bytes(b"\xff\x00 no text")
     assert outcomes_to_bytes(table).decode("ascii"), "Parquet's key-values are text"
+
+
+def test_scores_and_files_are_columns() -> None:
+    scores = EditScores(text_score=0.25, psnr_db=float("inf"))
+    kept = replace(key(1), edit_type="colour").rejected(
+        RejectReason.OFF_TARGET,
+        unet_rows=1.0,
+        seconds=1.0,
+        edited_file_name="rejected/part-a/1.png",
+        source_file_name="part-a/source/1.png",
+        scores=scores,
+    )
+    table = outcomes_table([kept, accepted(2)])
+    first, second = outcomes_from_bytes(outcomes_to_bytes(table)).to_pylist()
+    assert {name: first[name] for name in SCORE_COLUMNS} == asdict(scores)
+    assert {second[name] for name in SCORE_COLUMNS} == {None}
+    assert (first["edit_type"], first["part"]) == ("colour", "")
+    assert first["edited_file_name"] == "rejected/part-a/1.png"
+    assert first["source_file_name"] == "part-a/source/1.png"
+
+
+def test_outcomes_from_before_there_was_a_judge_are_read() -> None:
+    table = outcomes_table([accepted(1), failed(2)])
+    added = ["edit_type", "source_file_name", *SCORE_COLUMNS]
+    assert as_outcomes(table.drop_columns(added)).equals(table)
+    assert as_outcomes(table.append_column("worker", pa.array(["a", "b"]))).equals(table)
+    with pytest.raises(KeyError, match="edit_id"):
+        as_outcomes(table.drop_columns(["edit_id"]))
 
 
 @given(st.text())
