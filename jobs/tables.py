@@ -24,6 +24,7 @@ def summary_table(summary: RunSummary) -> Table:
         return table
     _row(table, "accepted", _count(summary.accepted), "green")
     _row(table, "rejected", _count(summary.rejected), "yellow" if summary.rejected else "")
+    _reasons(table, summary.rejections_by_reason)
     _row(table, "failed", _count(summary.failed), "red" if summary.failed else "")
     _reasons(table, summary.failures_by_code)
     _row(table, "seconds", f"{summary.seconds:.1f}")

@@ -70,6 +70,7 @@ class RunSummary:
     unet_rows_per_edit: float
     output: str
     failure_examples: Mapping[str, str] = field(default_factory=dict)
+    rejections_by_reason: Mapping[str, int] = field(default_factory=dict)
     stations: StationFigures = field(default_factory=dict)
     busy_share: float | None = None
 
@@ -86,6 +87,7 @@ class Tally:
     started: float = field(default_factory=time.monotonic)
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    rejections: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     edits_by_worker: Counter[str] = field(default_factory=Counter)
     unet_rows: float = 0.0
@@ -115,6 +117,8 @@ class Tally:
         self.sources += 1
         for outcome, reason, message in edits:
             self.outcomes[outcome] += 1
+            if outcome == Outcome.REJECTED:
+                self.rejections[reason] += 1
             if outcome == Outcome.FAILED:
                 self.failures[reason] += 1
                 self.examples.setdefault(reason, message)
@@ -155,6 +159,7 @@ class Tally:
             rejected=self.outcomes[Outcome.REJECTED],
             failed=self.outcomes[Outcome.FAILED],
             failures_by_code=dict(sorted(self.failures.items())),
+            rejections_by_reason=dict(sorted(self.rejections.items())),
             failure_examples=dict(sorted(self.examples.items())),
             seconds=seconds,
             edits_per_second=made / seconds if seconds else 0.0,

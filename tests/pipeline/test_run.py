@@ -248,6 +248,7 @@ def test_rejected_edits_are_in_the_ledger_and_not_in_the_dataset(
     job = make_job(manifest, judge=judge)
     summary = run_job(job, progress=Recorder())
     assert (summary.accepted, summary.rejected, summary.failed) == (2, 2, 0)
+    assert summary.rejections_by_reason == {"no_change": 2}
     assert summary.stations["judge"]["rows"] == 4
     rejected = [row for row in outcomes_of(job) if row["outcome"] == "rejected"]
     assert {(r["edit_type"], r["reason"]) for r in rejected} == {("style", "no_change")}
