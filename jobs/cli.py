@@ -185,6 +185,41 @@ def sheet(
     _out.print(f"{output.rstrip('/')}/{path}")
 
 
+@app.command()
+@guarded
+def calibrate(
+    judgements: Annotated[
+        pathlib.Path,
+        typer.Argument(help="Parquet or CSV: column good, edit_type, scores.", metavar="TABLE"),
+    ],
+    *,
+    check: Annotated[
+        pathlib.Path | None, typer.Option(help="Other judgements, to measure the rules on.")
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of good ones among accepted edits.")
+    ] = 0.97,
+    out: Annotated[pathlib.Path, typer.Option(help="Where the rules go.")] = pathlib.Path(
+        "rules.yaml"
+    ),
+) -> None:
+    """Choose the judge's thresholds by edits that somebody has judged; write them as rules."""
+    from jobs.calibrate import curve_table, fit, quality_table, read_judgements, rules_yaml
+    from pipeline.errors import JobError
+
+    if out.exists():
+        raise JobError(f"{out} is there already; name another file with --out")
+    judged = read_judgements(judgements)
+    others = None if check is None else read_judgements(check)
+    rules = fit(judged, precision)
+    out.write_text(rules_yaml(rules), encoding="utf-8")
+    _out.print(curve_table(judged))
+    _out.print(quality_table(rules, judged, f"Rules on {judgements}, which they were fitted to"))
+    if others is not None:
+        _out.print(quality_table(rules, others, f"The same rules on {check}"))
+    _out.print(f"{out}: put it into the job file")
+
+
 @config_app.command("show")
 @guarded
 def config_show(
