@@ -22,6 +22,13 @@ def test_the_job_file_is_a_job() -> None:
     assert Job.model_validate(yaml.safe_load(shown)).output == "out/recoloured"
 
 
+def test_sections_are_sections_of_a_job() -> None:
+    fragments = re.findall(r"```yml\n(.*?)```", README, re.DOTALL)
+    assert len(fragments) >= 2
+    for fragment in fragments:
+        Job.model_validate({"manifest": "m", "output": "o", **yaml.safe_load(fragment)})
+
+
 def test_the_commands_exist_and_all_are_shown() -> None:
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert set(re.findall(r"\bfpe (\w+)", README)) == commands
