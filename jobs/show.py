@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -36,13 +36,18 @@ def _section(model: type[BaseModel], values: Mapping[str, Any], depth: int) -> I
         sections = models_in(field.annotation)
         if field.is_required() and name not in values:
             yield f"{indent}# {name}:    (required)"
-        elif len(sections) == 1 and isinstance(value, Mapping):
+        elif len(sections) == 1 and isinstance(value, Mapping) and not _holds_many(field):
             yield f"{indent}{name}:"
             yield from _section(sections[0], value, depth + 1)
         else:
             yield from _entry(name, value, indent)
-            if len(sections) == 1 and value is None:
+            if len(sections) == 1 and (value is None or _holds_many(field)):
                 yield from (f"{indent}# {line}".rstrip() for line in _section(sections[0], {}, 1))
+
+
+def _holds_many(field: FieldInfo) -> bool:
+    """Whether sections are under names, or in lists, that the job file chooses itself."""
+    return get_origin(field.annotation) in (dict, list)
 
 
 def _default(field: FieldInfo) -> Any:
