@@ -25,6 +25,7 @@ LAYOUT = {"score": "structure_distance", "at_most": 0.2, "reason": "structure_lo
         (CHANGE, math.nan, True),
         (LAYOUT, math.nan, True),
         (CHANGE, None, False),
+        (LAYOUT, None, False),
     ],
 )
 def test_a_bound_is_an_allowed_value(
@@ -42,6 +43,15 @@ def test_the_first_broken_rule_gives_the_reason() -> None:
     assert the_other.reason is RejectReason.STRUCTURE_LOST
     assert the_other.message == "structure_distance 0.5 is above 0.2"
     assert not one_way.is_accepted
+
+
+def test_rules_that_hold_or_have_no_score_are_passed_over() -> None:
+    rules = Rules.from_dict({"colour": [CHANGE, LAYOUT]})
+    for share in (0.02, None):
+        scores = EditScores(changed_share=share, structure_distance=math.nan)
+        verdict = rules.verdict("colour", scores)
+        assert verdict.reason is RejectReason.STRUCTURE_LOST
+        assert verdict.message == "structure_distance nan is above 0.2"
 
 
 def test_what_breaks_no_rule_is_accepted() -> None:

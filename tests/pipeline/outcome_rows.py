@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from pipeline.outcome import EditKey, EditOutcome, RejectReason, outcomes_table
+from fpe_core.acceptance import RejectReason
+from pipeline.outcome import EditKey, EditOutcome, outcomes_table
 
 
 def key(number: int) -> EditKey:

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fpe_core.acceptance import RejectReason
 from pipeline.errors import LeaseError, LedgerError
 from pipeline.ledger import Ledger, LedgerCounts, fence
-from pipeline.outcome import OUTCOME_SCHEMA, RejectReason
+from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.storage import Folder
 from tests.pipeline.outcome_rows import accepted, failed, key, rejected, table_of
 from tests.stores import Store

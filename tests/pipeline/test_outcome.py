@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fpe_core import EditScores
+from fpe_core.acceptance import RejectReason
 from pipeline.outcome import (
     MAX_MESSAGE_CHARS,
     OUTCOME_SCHEMA,
     SCORE_COLUMNS,
     FailureCode,
     Outcome,
-    RejectReason,
     as_outcomes,
     outcomes_from_bytes,
     outcomes_table,
@@ -98,6 +98,46 @@ def test_outcomes_from_before_there_was_a_judge_are_read() -> None:
     assert as_outcomes(table.append_column("worker", pa.array(["a", "b"]))).equals(table)
     with pytest.raises(KeyError, match="edit_id"):
         as_outcomes(table.drop_columns(["edit_id"]))
+
+
+def test_an_accepted_edit_has_its_type_scores_and_files_a_failed_one_its_type() -> None:
+    scores = EditScores(ssim=0.5, saturation_shift=-0.125)
+    shape = replace(key(1), edit_type="shape")
+    kept = shape.accepted(
+        part="part-a",
+        edited_file_name="part-a/edited/1.png",
+        unet_rows=1.0,
+        seconds=1.0,
+        source_file_name="part-a/source/1.png",
+        scores=scores,
+    )
+    first, second = outcomes_table([kept, shape.failed("nan_latent", "")]).to_pylist()
+    assert {name: first[name] for name in SCORE_COLUMNS} == asdict(scores)
+    assert first["edited_file_name"] == "part-a/edited/1.png"
+    assert first["source_file_name"] == "part-a/source/1.png"
+    assert {second[name] for name in SCORE_COLUMNS} == {None}
+    assert (second["edited_file_name"], second["source_file_name"]) == ("", "")
+    assert (first["edit_type"], second["edit_type"]) == ("shape", "shape")
+
+
+@pytest.mark.parametrize(
+    ("column", "missing"),
+    [("edit_type", ""), ("source_file_name", ""), *((name, None) for name in SCORE_COLUMNS)],
+)
+def test_a_missing_column_is_filled_and_the_others_are_kept(
+    column: str, missing: str | None
+) -> None:
+    judged = replace(key(1), edit_type="colour").rejected(
+        RejectReason.NO_CHANGE,
+        unet_rows=1.0,
+        seconds=1.0,
+        source_file_name="part-a/source/1.png",
+        scores=EditScores(**dict.fromkeys(SCORE_COLUMNS, 0.5)),
+    )
+    table = outcomes_table([judged])
+    found = as_outcomes(table.drop_columns([column]))
+    assert found.schema.equals(OUTCOME_SCHEMA)
+    assert found.to_pylist() == [{**table.to_pylist()[0], column: missing}]
 
 
 @given(st.text())
