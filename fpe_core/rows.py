@@ -12,6 +12,11 @@ from torch import Tensor
 
 from fpe_core.errors import RowsOutOfMemoryError
 
+DEVICE_FAILED: tuple[type[Exception], ...] = (
+    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # torch >= 2.8
+)
+"""What says that a device is gone for good: every later call in the process fails too."""
+
 _log = logging.getLogger(__name__)
 
 # Past this many rows a device is busy anyway, and smaller chunks keep latencies and peaks low.

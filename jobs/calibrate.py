@@ -48,6 +48,8 @@ def read_judgements(file: pathlib.Path) -> Judgements:
         scores = {name: _score(file, number, name, row[name]) for name in names}
         edit_type = str(row.get("edit_type") or OTHER_TYPES)
         judged.setdefault(edit_type, []).append(JudgedEdit(EditScores(**scores), bool(row["good"])))
+    if not judged:
+        raise JobError(f"{file} has no rows")
     return judged
 
 

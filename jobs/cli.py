@@ -212,6 +212,7 @@ def calibrate(
     judged = read_judgements(judgements)
     others = None if check is None else read_judgements(check)
     rules = fit(judged, precision)
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(rules_yaml(rules), encoding="utf-8")
     _out.print(curve_table(judged))
     _out.print(quality_table(rules, judged, f"Rules on {judgements}, which they were fitted to"))

@@ -34,10 +34,10 @@ from fpe_core import (
     SyntheticSources,
     load_checkpoint,
 )
-from fpe_core.rows import is_out_of_memory
+from fpe_core.rows import DEVICE_FAILED, is_out_of_memory
 from pipeline.errors import LeaseError, RowError
 from pipeline.group import Group, PlannedEdit
-from pipeline.judge import EDIT_TYPE_COLUMN, Candidate, Judge, Judged, JudgeSettings
+from pipeline.judge import Candidate, Judge, Judged, JudgeSettings, with_edit_types
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.provenance import edit_packet, synthetic_source_packet
@@ -57,9 +57,6 @@ from pipeline.write import (
 _T = TypeVar("_T")
 _EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
 
-DEVICE_FAILED: tuple[type[Exception], ...] = (
-    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # torch >= 2.8
-)
 _NO_ROWS_FAULT: tuple[type[Exception], ...] = (*DEVICE_FAILED, ParameterError)
 """The device is gone for good, or what the job asks for does not fit the model."""
 
@@ -177,7 +174,8 @@ class EditActor:
         carried = carried_columns(table)
         rows = table.drop_columns(["carried"] if carried is not None else []).to_pylist()
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
-        groups = _with_edit_types(groups, self._settings.judge, carried)
+        if self._judge is not None:
+            groups = with_edit_types(groups, self._judge.settings.edit_type, carried)
         self._model_seconds, self._figures = 0.0, {}
         with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
             outcomes = self._edit_part(groups, carried, oversight)
@@ -499,27 +497,6 @@ def _outcome_of(made: _Made, part: str, edited_name: str, source_name: str | Non
         scores=scores,
         **cost,
     )
-
-
-def _with_edit_types(
-    groups: Sequence[Group], judge: JudgeSettings | None, carried: pa.Table | None
-) -> list[Group]:
-    """Groups whose edits know their type: the job's, or the one in their row of the manifest."""
-    if judge is None:
-        return list(groups)
-    types = [judge.edit_type] * len(groups)
-    if judge.edit_type is None and carried is not None and EDIT_TYPE_COLUMN in carried.column_names:
-        types = carried[EDIT_TYPE_COLUMN].to_pylist()
-    return [
-        replace(
-            group,
-            edits=tuple(
-                replace(edit, key=replace(edit.key, edit_type=str(edit_type or "")))
-                for edit in group.edits
-            ),
-        )
-        for group, edit_type in zip(groups, types, strict=True)
-    ]
 
 
 def _failed(

@@ -28,8 +28,9 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from fpe_core import FPEError
+from fpe_core.rows import DEVICE_FAILED
 from pipeline.decode import DecodeSettings, decode
-from pipeline.edit_actor import DEVICE_FAILED, WORKER_FIELD, EditActor, EditSettings
+from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
 from pipeline.errors import UserError
 from pipeline.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
 from pipeline.oversight import Line

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
 import torch
 from PIL import Image
 
 from fpe_core import load_lpips, load_scorer, load_structure_model, score_edits
 from fpe_core.acceptance import Rules, Verdict
 from fpe_core.edit_scores import EditScores
+from fpe_core.rows import DEVICE_FAILED
+from pipeline.group import Group
 from pipeline.outcome import EditKey
 
 EDIT_TYPE_COLUMN = "edit_type"
@@ -82,16 +85,27 @@ class Judge:
         return figures
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Judged | Exception]:
-        """One answer for each, in order; whatever one of them raises is its own answer."""
+        """One answer for each, in order; whatever one of them raises is its own answer.
+
+        Raises what a device raises that is gone for good.
+        """
         began = time.monotonic()
         try:
+            return self._judge_halves(candidates)
+        finally:
+            self._seconds += time.monotonic() - began
+
+    def _judge_halves(self, candidates: Sequence[Candidate]) -> list[Judged | Exception]:
+        try:
             return list(self._judge_together(candidates))
+        except DEVICE_FAILED:
+            raise
         except Exception as error:  # noqa: BLE001 - only the guilty edit fails
             if len(candidates) == 1:
                 return [error]
-            return [answer for each in candidates for answer in self.judge([each])]
-        finally:
-            self._seconds += time.monotonic() - began
+            middle = len(candidates) // 2
+            halves = (candidates[:middle], candidates[middle:])
+            return [answer for half in halves for answer in self._judge_halves(half)]
 
     def _judge_together(self, candidates: Sequence[Candidate]) -> list[Judged]:
         scores = score_edits(
@@ -110,3 +124,22 @@ class Judge:
             Judged(score, rules.verdict(each.key.edit_type, score))
             for each, score in zip(candidates, scores, strict=True)
         ]
+
+
+def with_edit_types(
+    groups: Sequence[Group], of_all: str | None, carried: pa.Table | None
+) -> list[Group]:
+    """Groups whose edits know their type: that of all, or the one in their row of the manifest."""
+    types = [of_all] * len(groups)
+    if of_all is None and carried is not None and EDIT_TYPE_COLUMN in carried.column_names:
+        types = carried[EDIT_TYPE_COLUMN].to_pylist()
+    return [
+        replace(
+            group,
+            edits=tuple(
+                replace(edit, key=replace(edit.key, edit_type=str(edit_type or "")))
+                for edit in group.edits
+            ),
+        )
+        for group, edit_type in zip(groups, types, strict=True)
+    ]

@@ -118,14 +118,12 @@ class MetadataLayout:
         moved = [
             pa.field(self.carried_names[item.name], item.type) for item in (self.carried or ())
         ]
-        ours = [*_our_fields(self.keep_source), *(_JUDGED_FIELDS if self.judged else ())]
-        return pa.schema([*ours, *self._label_fields, *moved])
+        return pa.schema([*self._our_fields(self.keep_source), *self._label_fields, *moved])
 
     @cached_property
     def carried_names(self) -> dict[str, str]:
         """Carried column to output column."""
-        judged = _JUDGED_FIELDS if self.judged else ()
-        used = {item.name for item in (*_our_fields(True), *judged, *self._label_fields)}
+        used = {item.name for item in (*self._our_fields(True), *self._label_fields)}
         used |= _NAMES_OF_DATASETS
         result: dict[str, str] = {}
         for name in () if self.carried is None else self.carried.names:
@@ -154,16 +152,18 @@ class MetadataLayout:
 
     def refused_labels(self) -> tuple[str, ...]:
         """Labels that cannot be columns: ours, or `datasets`' meaning, has the name."""
-        judged = _JUDGED_FIELDS if self.judged else ()
-        ours = {item.name for item in (*_our_fields(True), *judged)} | _NAMES_OF_DATASETS
+        ours = {item.name for item in self._our_fields(True)} | _NAMES_OF_DATASETS
         return tuple(n for n in self.labels if n in ours or n.endswith(_IMAGE_ENDINGS))
+
+    def _our_fields(self, keep_source: bool) -> list[pa.Field]:
+        return [*_made_fields(keep_source), *(_JUDGED_FIELDS if self.judged else ())]
 
     @property
     def _label_fields(self) -> list[pa.Field]:
         return [pa.field(name, pa.string()) for name in self.labels]
 
 
-def _our_fields(keep_source: bool) -> list[pa.Field]:
+def _made_fields(keep_source: bool) -> list[pa.Field]:
     files = ["edited_file_name", "source_file_name"] if keep_source else ["edited_file_name"]
     texts = [
         *files,

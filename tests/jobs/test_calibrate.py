@@ -38,7 +38,7 @@ def table(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> pathlib.Pat
 
 
 def test_rules_of_a_table_go_into_a_job_file(table: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    out = tmp_path / "rules.yaml"
+    out = tmp_path / "new" / "rules.yaml"
     command = ["calibrate", str(table), "--check", str(table), "--out", str(out)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
@@ -63,6 +63,7 @@ def test_rules_of_a_table_go_into_a_job_file(table: pathlib.Path, tmp_path: path
     ("columns", "message"),
     [
         ({"changed_share": [0.1]}, "needs a column `good`"),
+        ({"good": [], "changed_share": []}, "has no rows"),
         ({"good": [True], "beauty": [1.0]}, "at least one score"),
         ({"good": ["yes"], "changed_share": [0.1]}, "row 0: good must be true or false"),
         ({"good": [True], "changed_share": ["much"]}, "row 0: changed_share must be a number"),
