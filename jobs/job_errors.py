@@ -164,7 +164,8 @@ def allowed_keys(model: type[BaseModel], path: Path) -> list[str]:
     models = [model]
     for step in path:
         fields = [m.model_fields[step] for m in models if step in m.model_fields]
-        models = [m for field in fields for m in models_in(field.annotation)]
+        if fields:  # else a name or number of the job file's own, as of judge.rules
+            models = [m for field in fields for m in models_in(field.annotation)]
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
 
 

@@ -105,6 +105,11 @@ def test_an_override_may_hold_equals_signs(tmp_path: pathlib.Path) -> None:
             "write it without quotes, and 1e-3 as 1.0e-3",
         ),
         (
+            "judge:\n  rules:\n    colour: [{scor: 1}]",
+            "job.yaml:5: judge.rules.colour[0].scor: unknown key; did you mean 'score'? "
+            "Allowed here: score, at_least, at_most, reason",
+        ),
+        (
             "images: {fit: stretch}",
             "job.yaml:3: images.fit: must be 'crop' or 'pad' (got the text 'stretch')",
         ),
