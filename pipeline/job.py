@@ -10,24 +10,20 @@ import math
 from itertools import product
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fpe_core import SCORES, EditParameters, LayersByRange, LayersByTokens, ParameterError
-from fpe_core.acceptance import RejectReason, Rule, Rules
-from fpe_core.checkpoint_files import BUILTIN_STILL_LIFE
+from fpe_core import EditParameters, LayersByRange, LayersByTokens
 from pipeline.credentials import refuse_credentials, refuse_credentials_in_url
+from pipeline.judge_section import JudgeSection
 from pipeline.prompts import Template, TemplateError
 from pipeline.redact import redact_url
+from pipeline.section import Section, tuple_from_list
 from pipeline.source_rules import check_rule
 
 MAX_COMBINATIONS = 10_000
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """Which checkpoint edits, and where it runs."""
 
     checkpoint: str = Field(
@@ -59,13 +55,13 @@ class ModelSection(_Section):
     )
 
 
-class TokenLayers(_Section):
+class TokenLayers(Section):
     """The self-attention layers with at most this many tokens."""
 
     max_tokens: int = Field(ge=0, description="1024 is 32x32 latent positions: layers 3-13 at 512")
 
 
-class LayerRange(_Section):
+class LayerRange(Section):
     """The self-attention layers first..last, counted from 1 in execution order."""
 
     first: int = Field(ge=1, description="first replaced layer, counted from 1")
@@ -78,15 +74,11 @@ class LayerRange(_Section):
         return self
 
 
-def _tuple_from_list(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
-Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(_tuple_from_list)]
+Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(tuple_from_list)]
 
 
-class EditSection(_Section):
+class EditSection(Section):
     """How an edit is made. Null everywhere means: as the checkpoint recommends."""
 
     steps: int | None = Field(default=None, ge=1, le=999, description="DDIM steps, both ways")
@@ -112,7 +104,7 @@ class EditSection(_Section):
     )
 
 
-class PromptsSection(_Section):
+class PromptsSection(Section):
     """Edits made by expanding one template with lists of labels."""
 
     target: str = Field(
@@ -183,7 +175,7 @@ class PromptsSection(_Section):
         return tuple(product(*self.labels.values()))
 
 
-class ImagesSection(_Section):
+class ImagesSection(Section):
     """How images are read and written."""
 
     fit: Literal["crop", "pad"] = Field(
@@ -202,7 +194,7 @@ class ImagesSection(_Section):
     max_bytes: int = Field(
         default=256_000_000, ge=1, description="larger files fail as image_too_large, unread"
     )
-    allowed_sources: Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)] | None = Field(
+    allowed_sources: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] | None = Field(
         default=None,
         description="absolute folders and URLs, with all below them, from which images may be "
         "read; others fail as source_forbidden; null: anywhere, []: only from the manifest itself",
@@ -218,88 +210,7 @@ class ImagesSection(_Section):
         return rules
 
 
-class RuleSection(_Section):
-    """One condition on a score."""
-
-    score: str = Field(description="name of a score")
-    at_least: float | None = Field(default=None, description="the least value that is accepted")
-    at_most: float | None = Field(default=None, description="the most; one of the two is given")
-    reason: Literal["no_change", "structure_lost", "wrong_direction", "off_target"] = Field(
-        description="what an edit that breaks the rule is rejected as"
-    )
-
-    @model_validator(mode="after")
-    def _check_rule(self) -> Self:
-        try:
-            self.to_rule()
-        except ParameterError as error:
-            raise ValueError(str(error)) from error
-        return self
-
-    def to_rule(self) -> Rule:
-        return Rule(self.score, RejectReason(self.reason), self.at_least, self.at_most)
-
-
-class JudgeSection(_Section):
-    """How edits are scored, and which are accepted."""
-
-    clip: str | None = Field(
-        default=BUILTIN_STILL_LIFE,
-        description="CLIP of the text scores: builtin:still-life, a folder or a hub id; null: off",
-    )
-    structure: str | None = Field(
-        default=BUILTIN_STILL_LIFE,
-        description="ViT of the structure distance (DINO, CLIP, builtin:still-life); null: off",
-    )
-    lpips: str | None = Field(
-        default=None, description="weights of LPIPS' classifier, see fpe_core/lpips.py; null: off"
-    )
-    scores: Annotated[tuple[str, ...], BeforeValidator(_tuple_from_list)] | None = Field(
-        default=None, description="the scores that are computed; null: all whose model is there"
-    )
-    device: str = Field(
-        default="auto", min_length=1, description="of these models; auto: where the checkpoint is"
-    )
-    edit_type: str | None = Field(
-        default=None,
-        description="what kind of change the edits ask for, such as colour; null: as the "
-        "manifest's column edit_type says",
-    )
-    rules: dict[str, list[RuleSection]] = Field(
-        default_factory=dict,
-        description="rules by type of edit, in their order; those of `other` are for types without "
-        "any; no rules: every edit is accepted",
-    )
-    rejected: Literal["keep", "drop"] = Field(
-        default="keep", description="keep: rejected edits are written too, under rejected/"
-    )
-
-    @model_validator(mode="after")
-    def _check_scores(self) -> Self:
-        off = {"clip": self.clip, "structure": self.structure, "lpips": self.lpips}
-        needs = {
-            "text_score": "clip",
-            "directional_similarity": "clip",
-            "image_similarity": "clip",
-            "structure_distance": "structure",
-            "lpips": "lpips",
-        }
-        for name in self.scores or ():
-            if name not in SCORES:
-                raise ValueError(f"no score {name!r}; there are {', '.join(sorted(SCORES))}")
-        for name in sorted({*(self.scores or ()), *self.to_rules().scores}):
-            if name in needs and off[needs[name]] is None:
-                raise ValueError(f"{name} needs a model: set {needs[name]}, or leave the score out")
-        if self.scores is not None:
-            for name in sorted(self.to_rules().scores - set(self.scores)):
-                raise ValueError(f"a rule looks at {name}, which is not among the scores")
-        return self
-
-    def to_rules(self) -> Rules:
-        return Rules({name: tuple(r.to_rule() for r in of) for name, of in self.rules.items()})
-
-
-class ResourcesSection(_Section):
+class ResourcesSection(Section):
     """What the run may take. Null means: worked out from the cluster."""
 
     ray_address: str | None = Field(
@@ -320,7 +231,7 @@ class ResourcesSection(_Section):
     )
 
 
-class FailuresSection(_Section):
+class FailuresSection(Section):
     """When a source counts as failed, and when a run stops itself."""
 
     max_in_a_row: int = Field(
@@ -348,7 +259,7 @@ class FailuresSection(_Section):
     )
 
 
-class StopSection(_Section):
+class StopSection(Section):
     """What ctrl-C and SIGTERM do."""
 
     grace_s: float = Field(
@@ -360,7 +271,7 @@ class StopSection(_Section):
     )
 
 
-class LeaseSection(_Section):
+class LeaseSection(Section):
     """How one run at a time has the run folder. See pipeline/lease.py."""
 
     expiry_s: float = Field(
@@ -383,7 +294,7 @@ class LeaseSection(_Section):
         return self
 
 
-class Job(_Section):
+class Job(Section):
     """One job: a manifest, the edits to make of it, and the run folder they go to."""
 
     manifest: str | list[str] = Field(

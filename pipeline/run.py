@@ -32,8 +32,9 @@ from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
 from pipeline.errors import Interrupted, JobError, StorageError
 from pipeline.interruption import StopRequests
-from pipeline.job import Job, JudgeSection
+from pipeline.job import Job
 from pipeline.judge import JudgeSettings
+from pipeline.judge_section import JudgeSection
 from pipeline.lease import Lease, hold_lease
 from pipeline.ledger import Ledger
 from pipeline.outcome import FailureCode, as_outcomes

@@ -1,0 +1,93 @@
+"""The job file's `judge`: how edits are scored, and which are accepted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fpe_core import SCORES, ParameterError
+from fpe_core.acceptance import RejectReason, Rule, Rules
+from fpe_core.checkpoint_files import BUILTIN_STILL_LIFE
+from pipeline.section import Section, tuple_from_list
+
+
+class RuleSection(Section):
+    """One condition on a score."""
+
+    score: str = Field(description="name of a score")
+    at_least: float | None = Field(default=None, description="the least value that is accepted")
+    at_most: float | None = Field(default=None, description="the most; one of the two is given")
+    reason: Literal["no_change", "structure_lost", "wrong_direction", "off_target"] = Field(
+        description="what an edit that breaks the rule is rejected as"
+    )
+
+    @model_validator(mode="after")
+    def _check_rule(self) -> Self:
+        try:
+            self.to_rule()
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def to_rule(self) -> Rule:
+        return Rule(self.score, RejectReason(self.reason), self.at_least, self.at_most)
+
+
+class JudgeSection(Section):
+    """How edits are scored, and which are accepted."""
+
+    clip: str | None = Field(
+        default=BUILTIN_STILL_LIFE,
+        description="CLIP of the text scores: builtin:still-life, a folder or a hub id; null: off",
+    )
+    structure: str | None = Field(
+        default=BUILTIN_STILL_LIFE,
+        description="ViT of the structure distance (DINO, CLIP, builtin:still-life); null: off",
+    )
+    lpips: str | None = Field(
+        default=None, description="weights of LPIPS' classifier, see fpe_core/lpips.py; null: off"
+    )
+    scores: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] | None = Field(
+        default=None, description="the scores that are computed; null: all whose model is there"
+    )
+    device: str = Field(
+        default="auto", min_length=1, description="of these models; auto: where the checkpoint is"
+    )
+    edit_type: str | None = Field(
+        default=None,
+        description="what kind of change the edits ask for, such as colour; null: as the "
+        "manifest's column edit_type says",
+    )
+    rules: dict[str, list[RuleSection]] = Field(
+        default_factory=dict,
+        description="rules by type of edit, in their order; those of `other` are for types without "
+        "any; no rules: every edit is accepted",
+    )
+    rejected: Literal["keep", "drop"] = Field(
+        default="keep", description="keep: rejected edits are written too, under rejected/"
+    )
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        off = {"clip": self.clip, "structure": self.structure, "lpips": self.lpips}
+        needs = {
+            "text_score": "clip",
+            "directional_similarity": "clip",
+            "image_similarity": "clip",
+            "structure_distance": "structure",
+            "lpips": "lpips",
+        }
+        for name in self.scores or ():
+            if name not in SCORES:
+                raise ValueError(f"no score {name!r}; there are {', '.join(sorted(SCORES))}")
+        for name in sorted({*(self.scores or ()), *self.to_rules().scores}):
+            if name in needs and off[needs[name]] is None:
+                raise ValueError(f"{name} needs a model: set {needs[name]}, or leave the score out")
+        if self.scores is not None:
+            for name in sorted(self.to_rules().scores - set(self.scores)):
+                raise ValueError(f"a rule looks at {name}, which is not among the scores")
+        return self
+
+    def to_rules(self) -> Rules:
+        return Rules({name: tuple(r.to_rule() for r in of) for name, of in self.rules.items()})
