@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -150,6 +151,15 @@ def layer_rule_from_dict(values: Mapping[str, int]) -> LayerRule:
     raise ParameterError(
         f"layers must be {{max_tokens: N}} or {{first: A, last: B}}, got {dict(values)!r}"
     )
+
+
+def layer_rule_from_text(text: str) -> LayerRule:
+    """Reads back what `str(rule)` says. Raises ParameterError."""
+    if match := re.fullmatch(r"tokens<=(\d+)", text):
+        return LayersByTokens(int(match[1]))
+    if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        return LayersByRange(int(match[1]), int(match[2]))
+    raise ParameterError(f"{text!r} names no layers; expected tokens<=1024 or 4-14")
 
 
 def _require_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:

@@ -23,6 +23,10 @@ def summary_table(summary: RunSummary) -> Table:
     if not summary.edits_made:
         return table
     _row(table, "accepted", _count(summary.accepted), "green")
+    again = summary.second_tries
+    if again.edits:
+        what = f"{_count(again.accepted)} of {_count(again.edits)}"
+        _row(table, "  at a further try", f"{what}, {_count(again.unet_rows)} UNet rows")
     _row(table, "rejected", _count(summary.rejected), "yellow" if summary.rejected else "")
     _reasons(table, summary.rejections_by_reason)
     _row(table, "failed", _count(summary.failed), "red" if summary.failed else "")

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
 from pipeline.credentials import refuse_credentials, refuse_credentials_in_url
 from pipeline.judge_section import JudgeSection
+from pipeline.layers_section import LayerRange, TokenLayers
 from pipeline.prompts import Template, TemplateError
 from pipeline.redact import redact_url
 from pipeline.section import Section, tuple_from_list
@@ -53,25 +54,6 @@ class ModelSection(Section):
         description="diffusers folder or hub id that describes a single-file checkpoint; "
         "null: Stable Diffusion 1.5's on the hub",
     )
-
-
-class TokenLayers(Section):
-    """The self-attention layers with at most this many tokens."""
-
-    max_tokens: int = Field(ge=0, description="1024 is 32x32 latent positions: layers 3-13 at 512")
-
-
-class LayerRange(Section):
-    """The self-attention layers first..last, counted from 1 in execution order."""
-
-    first: int = Field(ge=1, description="first replaced layer, counted from 1")
-    last: int = Field(ge=1, description="last replaced layer, included")
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.last < self.first:
-            raise ValueError(f"last ({self.last}) must be >= first ({self.first})")
-        return self
 
 
 Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
@@ -364,10 +346,8 @@ class Job(Section):
         """
         edit = self.edit
         layers: LayersByTokens | LayersByRange = defaults.layers
-        if isinstance(edit.layers, TokenLayers):
-            layers = LayersByTokens(max_tokens=edit.layers.max_tokens)
-        elif isinstance(edit.layers, LayerRange):
-            layers = LayersByRange(first=edit.layers.first, last=edit.layers.last)
+        if edit.layers is not None:
+            layers = edit.layers.to_rule()
         size = edit.size_px
         width_px, height_px = (
             (size, size)

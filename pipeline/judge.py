@@ -18,6 +18,7 @@ from fpe_core import load_lpips, load_scorer, load_structure_model, score_edits
 from fpe_core.acceptance import Rules, Verdict
 from fpe_core.edit_scores import EditScores
 from fpe_core.rows import DEVICE_FAILED
+from fpe_core.second_tries import Ladder
 from pipeline.group import Group
 from pipeline.outcome import EditKey
 
@@ -30,6 +31,7 @@ class JudgeSettings:
     """What a judge needs to know. Small and picklable. A model that is None has its scores off.
 
     `edit_type` is that of every edit; None: the manifest's column. `scores` None: all there are.
+    `ladder`: how rejected edits are tried again; None: they are not.
     """
 
     clip: str | None = "builtin:still-life"
@@ -40,6 +42,7 @@ class JudgeSettings:
     rules: Rules = field(default_factory=Rules)
     edit_type: str | None = None
     keep_rejected: bool = True
+    ladder: Ladder | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from fpe_core import SCORES, ParameterError
 from fpe_core.acceptance import RejectReason, Rule, Rules
 from fpe_core.checkpoint_files import BUILTIN_STILL_LIFE
+from pipeline.second_tries_section import SecondTriesSection
 from pipeline.section import Section, tuple_from_list
 
 
@@ -66,6 +67,9 @@ class JudgeSection(Section):
     )
     rejected: Literal["keep", "drop"] = Field(
         default="keep", description="keep: rejected edits are written too, under rejected/"
+    )
+    second_tries: SecondTriesSection | None = Field(
+        default=None, description="how rejected edits are tried again; null: they are not"
     )
 
     @model_validator(mode="after")

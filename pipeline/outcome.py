@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -46,6 +46,18 @@ ID_TYPE = pa.binary(16)
 SCORE_COLUMNS = tuple(item.name for item in fields(EditScores))
 """The scores of an edit, as columns of outcomes and metadata."""
 
+TRY_TYPE = pa.struct(
+    [
+        pa.field("parameters", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("unet_rows", pa.float64(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
+    ]
+)
+"""One try of an edit; see `TryRecord`."""
+
 OUTCOME_SCHEMA = pa.schema(
     [
         pa.field("edit_id", ID_TYPE, nullable=False),
@@ -63,9 +75,35 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("edit_type", pa.string(), nullable=False),
         pa.field("source_file_name", pa.string(), nullable=False),
         *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
+        pa.field("tries", pa.list_(TRY_TYPE)),
     ]
 )
 """One row per edit; every ledger file and every batch that an actor returns has exactly this."""
+
+
+@dataclass(frozen=True)
+class TryRecord:
+    """One try of an edit that took several.
+
+    Attributes:
+        parameters: what it was made with, as JSON (`EditParameters.to_dict`).
+        reason: why it was rejected; "" for the accepted one, FAILED for one that came to nothing.
+        unet_rows, seconds: its own; the first try has the inversion's share.
+    """
+
+    parameters: str
+    reason: str
+    message: str
+    unet_rows: float
+    seconds: float
+    scores: EditScores
+
+    FAILED: ClassVar = "failed"
+
+    def to_row(self) -> dict[str, Any]:
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        del own["scores"]
+        return {**own, "message": short_message(self.message), **asdict(self.scores)}
 
 
 @dataclass(frozen=True)
@@ -92,6 +130,7 @@ class EditKey:
         source_file_name: str = "",
         scores: EditScores | None = None,
         message: str = "",
+        tries: tuple[TryRecord, ...] = (),
     ) -> EditOutcome:
         return EditOutcome(
             key=self,
@@ -104,6 +143,7 @@ class EditKey:
             unet_rows=unet_rows,
             seconds=seconds,
             scores=scores or EditScores(),
+            tries=tries,
         )
 
     def rejected(
@@ -116,6 +156,7 @@ class EditKey:
         edited_file_name: str = "",
         source_file_name: str = "",
         scores: EditScores | None = None,
+        tries: tuple[TryRecord, ...] = (),
     ) -> EditOutcome:
         """File names are "" where the picture, or its source, was not kept."""
         return EditOutcome(
@@ -129,6 +170,7 @@ class EditKey:
             unet_rows=unet_rows,
             seconds=seconds,
             scores=scores or EditScores(),
+            tries=tries,
         )
 
     def failed(
@@ -154,8 +196,9 @@ class EditOutcome:
     """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
 
     File names are relative to the run folder. `part` is "" for edits outside the dataset; `reason`
-    is "" exactly for accepted edits. `unet_rows` is this edit's share of its group's. `scores` are
-    None where no judge looked at it.
+    is "" exactly for accepted edits. `unet_rows` is this edit's share of its group's, all tries
+    together. `scores` are None where no judge looked at it. `tries` holds them all where there was
+    more than one; the outcome is that of the accepted one, else of the first.
     """
 
     key: EditKey
@@ -168,6 +211,7 @@ class EditOutcome:
     unet_rows: float
     seconds: float
     scores: EditScores
+    tries: tuple[TryRecord, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", short_message(self.message))
@@ -187,9 +231,10 @@ class EditOutcome:
     def to_row(self) -> dict[str, Any]:
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         return {
-            **{name: value for name, value in own.items() if name not in ("key", "scores")},
+            **{n: value for n, value in own.items() if n not in ("key", "scores", "tries")},
             **asdict(self.key),
             **asdict(self.scores),
+            "tries": [each.to_row() for each in self.tries] or None,
         }
 
 

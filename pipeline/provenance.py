@@ -33,7 +33,7 @@ from typing import Any
 
 from PIL import Image
 
-from fpe_core import ALGORITHM_VERSION, ImageDecodeError
+from fpe_core import ALGORITHM_VERSION, EditParameters, ImageDecodeError
 from pipeline.group import Group
 from pipeline.outcome import EditKey
 
@@ -64,30 +64,36 @@ class DigitalSourceType(StrEnum):
     MADE_BY_MODEL = f"{_VOCABULARY}trainedAlgorithmicMedia"
 
 
-def edit_packet(group: Group, key: EditKey, checkpoint_fingerprint: str) -> bytes:
-    """The XMP packet of an edited picture."""
+def edit_packet(
+    group: Group, key: EditKey, parameters: EditParameters, checkpoint_fingerprint: str
+) -> bytes:
+    """The XMP packet of an edited picture; `parameters`: those it was made with."""
     generation = {"kind": "edit", "edit_id": key.edit_id.hex(), "target_prompt": key.target_prompt}
     if group.message:
         generation["source_colours"] = group.message
     is_synthetic = group.image is None
     return xmp_packet(
         DigitalSourceType.MADE_BY_MODEL if is_synthetic else DigitalSourceType.EDITED_BY_MODEL,
-        generation | _of_group(group, checkpoint_fingerprint),
+        generation | _of_group(group, parameters, checkpoint_fingerprint),
     )
 
 
 def synthetic_source_packet(group: Group, checkpoint_fingerprint: str) -> bytes:
     """The XMP packet of a source that was generated."""
-    generation = {"kind": "synthetic_source"} | _of_group(group, checkpoint_fingerprint)
+    generation = {"kind": "synthetic_source"} | _of_group(
+        group, group.parameters, checkpoint_fingerprint
+    )
     return xmp_packet(DigitalSourceType.MADE_BY_MODEL, generation)
 
 
-def _of_group(group: Group, checkpoint_fingerprint: str) -> dict[str, Any]:
+def _of_group(
+    group: Group, parameters: EditParameters, checkpoint_fingerprint: str
+) -> dict[str, Any]:
     return {
         "source_id": group.source_id.hex(),
         "source_prompt": group.source_prompt,
         "seed": group.seed,
-        "parameters": group.parameters.to_dict(),
+        "parameters": parameters.to_dict(),
         "checkpoint_fingerprint": checkpoint_fingerprint,
         "algorithm": "Free-Prompt-Editing, arXiv 2403.03431",
         "algorithm_version": ALGORITHM_VERSION,

@@ -37,13 +37,13 @@ from pipeline.errors import LedgerError, StorageError
 from pipeline.intent import Intent, understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.manifest_row import Problems
+from pipeline.manifest_row import Problems, SourceRow
 from pipeline.outcome import FailureCode, Outcome
 from pipeline.run import decode_settings
 from pipeline.storage import Folder
 from pipeline.verify import MetadataRow, read_image, read_metadata
 from pipeline.work_list import work_schema, work_table
-from pipeline.write import ImageFormat, MetadataLayout
+from pipeline.write import PARAMETER_COLUMNS, ImageFormat, MetadataLayout, parameters_of_columns
 
 _NOT_THE_MODELS = frozenset(
     {
@@ -124,7 +124,7 @@ def recompute_sample(
     comparisons: list[Comparison] = []
     if sample:
         rows = _stored_rows(folder, by_part, sample)
-        work = _work_of_each(intent, sample)
+        work = _work_of_each(intent, rows)
         with TemporaryDirectory(prefix="fpe-recompute-") as scratch:
             bench = _Bench(folder, intent, Folder.open(scratch), str(torch_device), dtype)
             for edit_id in sample:
@@ -193,25 +193,38 @@ def _stored_rows(
             continue
         try:
             rows |= {
-                row.edit_id: row for row in read_metadata(folder, part) if row.edit_id in wanted
+                row.edit_id: row
+                for row in read_metadata(folder, part, PARAMETER_COLUMNS)
+                if row.edit_id in wanted
             }
         except LedgerError:
             continue  # `verify` tells it
     return rows
 
 
-def _work_of_each(intent: Intent, sample: Collection[bytes]) -> dict[bytes, pa.Table]:
-    """For each edit a work list of its own, with one row and this edit alone."""
-    wanted, schema, problems = set(sample), work_schema(pa.schema([])), Problems()
+def _work_of_each(intent: Intent, rows: Mapping[bytes, MetadataRow]) -> dict[bytes, pa.Table]:
+    """For each edit a work list of its own, with one row and this edit alone.
+
+    One that was accepted at a later try was made with other parameters than the job's: those are
+    in its metadata.
+    """
+    schema, problems = work_schema(pa.schema([])), Problems()
     work: dict[bytes, pa.Table] = {}
     for groups, carried in intent.groups(problems):
         for group in groups:
             for edit in group.edits:
-                if edit[0] in wanted:
-                    alone = replace(group, edits=(edit,))
+                if edit[0] in rows:
+                    source = _as_made(group.source, rows[edit[0]])
+                    alone = replace(group, edits=(edit,), source=source)
                     work[edit[0]] = work_table([alone], carried, (), schema)
     problems.raise_if_any()
     return work
+
+
+def _as_made(source: SourceRow, stored: MetadataRow) -> SourceRow:
+    if not stored.columns:
+        return source
+    return replace(source, parameters=parameters_of_columns(stored.columns, source.parameters))
 
 
 class _Bench:

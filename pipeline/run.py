@@ -377,6 +377,7 @@ def _judging(judge: JudgeSection) -> JudgeSettings:
         rules=judge.to_rules(),
         edit_type=judge.edit_type,
         keep_rejected=judge.rejected == "keep",
+        ladder=None if judge.second_tries is None else judge.second_tries.to_ladder(),
     )
 
 

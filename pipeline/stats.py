@@ -8,8 +8,8 @@ import operator
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -45,6 +45,30 @@ class FailureLimits(Protocol):
     def min_sources_for_share(self) -> int: ...
 
 
+@dataclass
+class SecondTries:
+    """What trying rejected edits again came to.
+
+    Attributes:
+        edits: that were tried more than once.
+        tries: further ones, of all of them.
+        accepted: edits that one of these made acceptable.
+        unet_rows: what these tries cost.
+    """
+
+    edits: int = 0
+    tries: int = 0
+    accepted: int = 0
+    unet_rows: float = 0.0
+
+    def add(self, tries: Sequence[Mapping[str, Any]]) -> None:
+        """`tries` of an outcome, the first one included."""
+        self.edits += 1
+        self.tries += len(tries) - 1
+        self.accepted += any(not each["reason"] for each in tries)
+        self.unet_rows += sum(each["unet_rows"] for each in tries[1:])
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """One run. Counts are of this run, but `edits_planned` and `already_done` of the whole job.
@@ -73,6 +97,7 @@ class RunSummary:
     rejections_by_reason: Mapping[str, int] = field(default_factory=dict)
     stations: StationFigures = field(default_factory=dict)
     busy_share: float | None = None
+    second_tries: SecondTries = field(default_factory=lambda: SecondTries())
 
     @property
     def edits_made(self) -> int:
@@ -97,12 +122,15 @@ class Tally:
     last_failure: str = ""
     stations: StationFigures = field(default_factory=dict)
     actor_seconds: float = 0.0
+    second_tries: SecondTries = field(default_factory=SecondTries)
 
     def add(self, table: pa.Table) -> None:
         """Takes in outcomes; a column `worker` is counted where there is one."""
         self.unet_rows += sum(table["unet_rows"].to_pylist())
         if "worker" in table.column_names:
             self.edits_by_worker.update(table["worker"].to_pylist())
+        for tries in table["tries"].drop_null().to_pylist():
+            self.second_tries.add(tries)
         names = ("group_id", "outcome", "reason", "message")
         rows = zip(*(table[name].to_pylist() for name in names), strict=True)
         for _, edits in itertools.groupby(rows, key=operator.itemgetter(0)):
@@ -168,6 +196,7 @@ class Tally:
             output=output,
             stations=self.stations,
             busy_share=model_seconds / self.actor_seconds if self.actor_seconds else None,
+            second_tries=replace(self.second_tries),
         )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -117,15 +118,20 @@ def _read_ledger(
 
 @dataclass(frozen=True)
 class MetadataRow:
-    """An edit of a part. File names are relative to the run folder; "" for a source not kept."""
+    """An edit of a part. File names are relative to the run folder; "" for a source not kept.
+
+    `columns`: what the metadata says besides.
+    """
 
     edit_id: bytes
     edited_file: str
     source_file: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_metadata(folder: Folder, part: str) -> list[MetadataRow]:
-    """The rows of a part's metadata. Raises LedgerError where it cannot be read."""
+def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> list[MetadataRow]:
+    """The rows of a part's metadata, with these of its columns. Raises LedgerError where it cannot
+    be read."""
     path = f"{part}/{METADATA_FILE}"
     try:
         table = pq.read_table(io.BytesIO(folder.read(path)))
@@ -133,11 +139,12 @@ def read_metadata(folder: Folder, part: str) -> list[MetadataRow]:
         edited = table["edited_file_name"].to_pylist()
         has_sources = "source_file_name" in table.column_names
         sources = table["source_file_name"].to_pylist() if has_sources else [None] * len(ids)
+        others = table.select(columns).to_pylist() if columns else [{}] * len(ids)
     except (pa.ArrowException, StorageError, KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"{path} cannot be read: {error}") from error
     return [
-        MetadataRow(identity, f"{part}/{file}", f"{part}/{source}" if source else "")
-        for identity, file, source in zip(ids, edited, sources, strict=True)
+        MetadataRow(identity, f"{part}/{file}", f"{part}/{source}" if source else "", other)
+        for identity, file, source, other in zip(ids, edited, sources, others, strict=True)
     ]
 
 

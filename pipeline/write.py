@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from fpe_core import EditParameters
 from fpe_core.colour import srgb_profile
 from fpe_core.edit_scores import EditScores
 from fpe_core.fit import Fit
+from fpe_core.parameters import layer_rule_from_text
 from pipeline.commit import METADATA_FILE, PART_PREFIX, read_part_outcomes
 from pipeline.errors import AlreadyExistsError
 from pipeline.ledger import Right
@@ -48,8 +49,17 @@ _FIT_FIELDS = (
 )
 _JUDGED_FIELDS = (
     pa.field("edit_type", pa.string()),
+    pa.field("tries", pa.int32()),
     *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
 )
+PARAMETER_COLUMNS = (
+    "steps",
+    "guidance_scale",
+    "negative_prompt",
+    "replaced_fraction",
+    "layers",
+)
+"""The metadata columns that say how an edit was made."""
 REJECTED_FOLDER = "rejected"
 """Beside the parts, where no dataset looks: rejected/part-<id>/<stem>__<edit_id>.<ext>."""
 _NAMES_OF_DATASETS = frozenset({"edited", "source"})
@@ -190,7 +200,7 @@ def _made_fields(keep_source: bool) -> list[pa.Field]:
 
 
 def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
-    """The metadata columns that say how an edit was made."""
+    """PARAMETER_COLUMNS of an edit."""
     return {
         "steps": parameters.steps,
         "guidance_scale": parameters.guidance_scale,
@@ -200,15 +210,34 @@ def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
     }
 
 
+def parameters_of_columns(row: Mapping[str, Any], planned: EditParameters) -> EditParameters:
+    """The reverse of `parameter_columns`: with what an edit was made; the size is the planned one.
+
+    Raises fpe_core.ParameterError and KeyError for columns that say nothing of the kind.
+    """
+    return replace(
+        planned,
+        steps=row["steps"],
+        guidance_scale=row["guidance_scale"],
+        negative_prompt=row["negative_prompt"],
+        replaced_fraction=row["replaced_fraction"],
+        layers=layer_rule_from_text(row["layers"]),
+    )
+
+
 def fit_columns(fit: Fit | None) -> dict[str, Any]:
     """The metadata columns that map original to edited pixels; null for synthetic sources."""
     values = {} if fit is None else fit.to_dict()
     return {item.name: values.get(item.name.removeprefix("fit_")) for item in _FIT_FIELDS}
 
 
-def judged_columns(edit_type: str, scores: EditScores | None) -> dict[str, Any]:
-    """The metadata columns of the judge; null where there was none."""
-    return {"edit_type": edit_type or None, **({} if scores is None else asdict(scores))}
+def judged_columns(edit_type: str, scores: EditScores | None, *, tries: int = 1) -> dict[str, Any]:
+    """The metadata columns of the judge; null where there was none.
+
+    `tries`: how many it took; the parameter columns are the last one's.
+    """
+    judged = {} if scores is None else {"tries": tries, **asdict(scores)}
+    return {"edit_type": edit_type or None, **judged}
 
 
 def part_name(edit_ids: Iterable[bytes]) -> str:

@@ -70,7 +70,7 @@ def group_of(
 
 
 def packet_of(group: Group) -> bytes:
-    return edit_packet(group, group.edits[0].key, FINGERPRINT)
+    return edit_packet(group, group.edits[0].key, group.parameters, FINGERPRINT)
 
 
 def small() -> Image.Image:

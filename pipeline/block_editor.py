@@ -1,0 +1,326 @@
+"""The groups of one block through the model: inverted, edited, judged, tried again, written.
+
+The model's thread never waits for the judge of the call it has just made: a call is judged, on a
+thread of its own, while the next one is edited. Then its rejected edits are tried again along the
+ladder, from the same inversions, and what is kept goes to the writer's threads.
+
+If a call raises, it is halved until the edit that caused it stands alone, and that edit alone
+fails. What no row is to blame for (a device gone for good, parameters that do not fit the model) is
+raised instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from fpe_core import Editor, EditParameters, Inversion, ParameterError
+from fpe_core.rows import DEVICE_FAILED
+from pipeline.attempt import (
+    Attempt,
+    MadeEdit,
+    PreparedSources,
+    Result,
+    TriedEdit,
+    diverged,
+    failed,
+    not_finite,
+    told,
+    truncation_notes,
+)
+from pipeline.group import Group, PlannedEdit
+from pipeline.judge import Candidate, Judge, Judged
+from pipeline.outcome import EditOutcome
+from pipeline.provenance import edit_packet, synthetic_source_packet
+from pipeline.write import PartWriter
+
+_T = TypeVar("_T")
+_EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
+
+_NO_ROWS_FAULT: tuple[type[Exception], ...] = (*DEVICE_FAILED, ParameterError)
+"""The device is gone for good, or what the job asks for does not fit the model."""
+
+_Asked = tuple[int, PlannedEdit]  # an edit, and the place of its source in the call
+_Verdict = Judged | Exception | None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the editor; `verdicts` come, one for each of `tried`."""
+
+    sources: PreparedSources
+    tried: tuple[TriedEdit, ...]
+    verdicts: Future[list[_Verdict]] | None
+
+
+class BlockEditor:
+    """Makes the edits of one block. Used by one thread."""
+
+    def __init__(
+        self,
+        editor: Editor,
+        writer: PartWriter,
+        *,
+        fingerprint: str,
+        keep_source: bool,
+        judge: Judge | None = None,
+        judging: Executor | None = None,
+    ) -> None:
+        """`judging` has one thread: models are not for two at a time."""
+        self._editor = editor
+        self._writer = writer
+        self._fingerprint = fingerprint
+        self._keep_source = keep_source
+        self._judge = judge
+        self._judging = judging
+        self.model_seconds = 0.0
+        """What the editor took so far."""
+
+    def edit(self, groups: Sequence[Group]) -> Iterator[Result]:
+        """All edits of groups with equal parameters."""
+        waiting: _Call | None = None
+        for call in self._calls(groups):
+            if isinstance(call, EditOutcome):
+                yield call
+                continue
+            if waiting is not None:
+                yield from self._settle(waiting)
+            waiting = call
+            if call.verdicts is None:  # nothing to wait for: its files can be on their way
+                yield from self._settle(call)
+                waiting = None
+        if waiting is not None:
+            yield from self._settle(waiting)
+
+    def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | EditOutcome]:
+        """Every group inverted and edited once; outcomes of what failed."""
+        try:
+            sources = self._prepare(groups)
+        except _NO_ROWS_FAULT:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, only the guilty group fails
+            if len(groups) == 1:
+                yield from (failed(edit, error) for edit in groups[0].edits)
+                return
+            for half in _halves(groups):
+                yield from self._calls(half)
+            return
+        has_diverged = sources.start.diverged if isinstance(sources.start, Inversion) else ()
+        for index in (i for i, it_has in enumerate(has_diverged) if it_has):
+            yield from diverged(sources, index)
+        sound = [i for i in range(len(groups)) if not (has_diverged and has_diverged[i])]
+        for indices in _call_by_call(sources.groups, sound):
+            yield from self._first_tries(sources.select(indices))
+
+    def _prepare(self, groups: Sequence[Group]) -> PreparedSources:
+        """Real sources are inverted, all together; synthetic ones cost nothing yet."""
+        began, parameters = time.monotonic(), groups[0].parameters
+        prompts = [group.source_prompt for group in groups]
+        if groups[0].image is None:
+            seeds = [group.seed or 0 for group in groups]
+            start = self._editor.synthesise(prompts, seeds, parameters)
+            return PreparedSources(tuple(groups), start, unet_rows_each=0.0, seconds_each=0.0)
+        images = [group.image for group in groups if group.image is not None]
+        inversion = self._editor.invert(images, prompts, parameters)
+        seconds = time.monotonic() - began
+        self.model_seconds += seconds
+        return PreparedSources(
+            tuple(groups),
+            inversion,
+            unet_rows_each=inversion.unet_rows / len(groups),
+            seconds_each=seconds / len(groups),
+        )
+
+    def _first_tries(self, sources: PreparedSources) -> Iterator[_Call | EditOutcome]:
+        asked = [
+            (index, edit) for index, group in enumerate(sources.groups) for edit in group.edits
+        ]
+        tried = []
+        answers = self._attempts(sources, asked, sources.groups[0].parameters)
+        for (index, edit), attempt in zip(asked, answers, strict=True):
+            group = sources.groups[index]
+            rows, seconds = (
+                each / len(group.edits) for each in (sources.unet_rows_each, sources.seconds_each)
+            )
+            if isinstance(attempt, Exception):
+                yield failed(edit, attempt, rows)
+                continue
+            first = replace(
+                attempt, unet_rows=attempt.unet_rows + rows, seconds=attempt.seconds + seconds
+            )
+            tried.append(TriedEdit(group, index, edit, (first,)))
+        if tried:
+            yield _Call(sources, tuple(tried), self._judge_later(tried))
+
+    def _attempts(
+        self, sources: PreparedSources, asked: Sequence[_Asked], parameters: EditParameters
+    ) -> list[Attempt | Exception]:
+        """One for each, in order, or what it raised. `asked` is in the order of the sources."""
+        by_source: dict[int, list[PlannedEdit]] = defaultdict(list)
+        for index, edit in asked:
+            by_source[index].append(edit)
+        chosen = (
+            sources.select(list(by_source)) if len(by_source) < len(sources.groups) else sources
+        )
+        began = time.monotonic()
+        try:
+            prompts = [[edit.key.target_prompt for edit in edits] for edits in by_source.values()]
+            result = self._editor.edit(chosen.start, prompts, parameters)
+        except _NO_ROWS_FAULT:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, only the guilty edit fails
+            if len(asked) == 1:
+                return [error]
+            return [
+                attempt
+                for half in _halves(asked)
+                for attempt in self._attempts(sources, half, parameters)
+            ]
+        seconds = time.monotonic() - began
+        self.model_seconds += seconds
+        return [
+            Attempt(
+                parameters=parameters,
+                made=made,
+                source=result.source_images[place],
+                notes=truncation_notes(chosen.start, place, made),
+                unet_rows=result.unet_rows / len(asked),
+                seconds=seconds / len(asked),
+            )
+            for place, of_source in enumerate(result.edits)
+            for made in of_source
+        ]
+
+    def _judge_later(self, tried: Sequence[TriedEdit]) -> Future[list[_Verdict]] | None:
+        """The verdicts on the latest tries; None without a judge. None for what is not finite."""
+        judge = self._judge
+        if judge is None or self._judging is None:
+            return None
+        candidates = [
+            Candidate(each.edit.key, each.group.source_prompt, latest.source, latest.made.image)
+            for each in tried
+            if (latest := each.attempts[-1]).made.is_finite
+        ]
+        is_finite = [each.attempts[-1].made.is_finite for each in tried]
+
+        def verdicts() -> list[_Verdict]:
+            answers = iter(judge.judge(candidates) if candidates else ())
+            return [next(answers) if finite else None for finite in is_finite]
+
+        return self._judging.submit(verdicts)
+
+    def _settle(self, call: _Call) -> Iterator[Result]:
+        """Verdicts, further tries, and the files."""
+        tried = list(call.tried)
+        if call.verdicts is not None:
+            tried = _with_verdicts(tried, call.verdicts.result())
+            tried = self._try_again(call.sources, tried)
+        yield from self._write(tried)
+
+    def _try_again(self, sources: PreparedSources, tried: Sequence[TriedEdit]) -> list[TriedEdit]:
+        """Rejected edits go up the ladder, those with equal parameters together, until it ends."""
+        result = list(tried)
+        while again := self._next_rungs(result):
+            for parameters, places in again.items():
+                asked = [(result[place].source, result[place].edit) for place in places]
+                answers = self._attempts(sources, asked, parameters)
+                made: dict[int, TriedEdit] = {}
+                for place, attempt in zip(places, answers, strict=True):
+                    if isinstance(attempt, Exception):
+                        result[place] = result[place].with_trouble(told(attempt))
+                    else:
+                        made[place] = result[place].with_attempt(attempt)
+                verdicts = self._judge_later(list(made.values()))
+                assert verdicts is not None  # without a judge nothing is rejected
+                judged = _with_verdicts(list(made.values()), verdicts.result())
+                for place, each in zip(made, judged, strict=True):
+                    result[place] = each
+        return result
+
+    def _next_rungs(self, tried: Sequence[TriedEdit]) -> dict[EditParameters, list[int]]:
+        """Which are to be tried again, as places, by the parameters."""
+        ladder = self._judge.settings.ladder if self._judge is not None else None
+        rungs: dict[EditParameters, list[int]] = defaultdict(list)
+        for place, each in enumerate(tried):
+            if ladder is None or each.trouble or each.attempts[-1].reason is None:
+                continue
+            parameters = ladder.next_parameters(
+                each.group.parameters,
+                [(a.parameters, a.reason) for a in each.attempts if a.reason is not None],
+                keeps_guidance=each.group.image is None,
+            )
+            if parameters is not None:
+                rungs[parameters].append(place)
+        return rungs
+
+    def _write(self, tried: Sequence[TriedEdit]) -> Iterator[Result]:
+        """Hands the images of one call to the writer's threads."""
+        source_files: dict[int, Future[str]] = {}
+        for each in tried:
+            kept = each.kept
+            if not kept.made.is_finite:
+                yield not_finite(each)
+                continue
+            if self._keep_source and each.source not in source_files:
+                source_files[each.source] = self._put_source(each.group, kept)
+            if isinstance(kept.judged, Exception):
+                yield failed(each.edit, kept.judged, kept.unet_rows, of="the judge")
+                continue
+            yield MadeEdit(each, self._put_edit(each), source_files.get(each.source))
+
+    def _put_source(self, group: Group, attempt: Attempt) -> Future[str]:
+        is_synthetic = group.image is None
+        xmp = synthetic_source_packet(group, self._fingerprint) if is_synthetic else None
+        return self._writer.put_source(group.stem, group.source_id, attempt.source, xmp)
+
+    def _put_edit(self, tried: TriedEdit) -> Future[str] | None:
+        """None for a rejected edit that is not kept."""
+        group, key, kept = tried.group, tried.edit.key, tried.kept
+        xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
+        if kept.reason is None:
+            return self._writer.put_edited(group.stem, key.edit_id, kept.made.image, xmp)
+        if self._judge is not None and self._judge.settings.keep_rejected:
+            return self._writer.put_rejected(group.stem, key.edit_id, kept.made.image, xmp)
+        return None
+
+
+def _with_verdicts(tried: Sequence[TriedEdit], verdicts: Sequence[_Verdict]) -> list[TriedEdit]:
+    """The latest tries judged. A further one that cannot be judged is none, and the last one."""
+    result = []
+    for each, verdict in zip(tried, verdicts, strict=True):
+        *before, latest = each.attempts
+        if before and not latest.made.is_finite:
+            latest = replace(latest, trouble="latent or picture is not finite")
+        elif before and isinstance(verdict, Exception):
+            latest = replace(latest, trouble=told(verdict, "the judge"))
+        else:
+            latest = replace(latest, judged=verdict)
+        judged = replace(each, attempts=(*before, latest))
+        result.append(judged.with_trouble(latest.trouble) if latest.trouble else judged)
+    return result
+
+
+def _call_by_call(groups: Sequence[Group], indices: Sequence[int]) -> Iterator[list[int]]:
+    """Groups of one call of the editor, as indices.
+
+    A call should fill the device, and its images should be on their way while the next computes.
+    """
+    call: list[int] = []
+    edits = 0
+    for index in indices:
+        call.append(index)
+        edits += len(groups[index].edits)
+        if edits >= _EDITS_PER_CALL:
+            yield call
+            call, edits = [], 0
+    if call:
+        yield call
+
+
+def _halves(items: Sequence[_T]) -> tuple[Sequence[_T], Sequence[_T]]:
+    middle = len(items) // 2
+    return items[:middle], items[middle:]
