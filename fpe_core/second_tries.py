@@ -1,7 +1,6 @@
 """What to try after an edit was rejected: other parameters, by the reason, from the same inversion.
 
-    ladder = default_ladder(parameters)
-    ladder.next_parameters(parameters, [(parameters, RejectReason.NO_CHANGE)])
+    Ladder(most=2).next_parameters(parameters, [(parameters, RejectReason.NO_CHANGE)])
 
 More of the source's attention maps keep more of its structure and allow less change (FPE, arXiv
 2403.03431, sec. 4): an edit that changed nothing asks for fewer of them, one that lost the
@@ -11,8 +10,7 @@ structure for more, one that shows something else for more guidance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 
 from fpe_core.acceptance import RejectReason
 from fpe_core.errors import ParameterError
@@ -55,12 +53,11 @@ class Change:
 class Ladder:
     """Changes by reason of rejection, in the order in which they are tried.
 
-    `most`: further tries of an edit, 1..MOST_SECOND_TRIES; more or fewer raise ParameterError.
+    `by_reason` None: `default_rungs` of the first parameters. `most`: further tries of an edit,
+    1..MOST_SECOND_TRIES; more or fewer raise ParameterError.
     """
 
-    by_reason: Mapping[RejectReason, tuple[Change, ...]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    by_reason: Mapping[RejectReason, tuple[Change, ...]] | None = None
     most: int = 2
 
     def __post_init__(self) -> None:
@@ -82,8 +79,24 @@ class Ladder:
             return None
         _, reason = tried[-1]
         before = [parameters for parameters, _ in tried]
-        for change in self.by_reason.get(reason, ()):
+        rungs = default_rungs(first) if self.by_reason is None else self.by_reason
+        for change in rungs.get(reason, ()):
             parameters = change.applied_to(first, keeps_guidance=keeps_guidance)
             if parameters not in before:
                 return parameters
         return None
+
+
+def default_rungs(first: EditParameters) -> dict[RejectReason, tuple[Change, ...]]:
+    """What is tried where nobody says otherwise."""
+    fraction, scale = first.replaced_fraction, first.guidance_scale
+    less = tuple(Change(replaced_fraction=max(0.0, fraction - by)) for by in (0.2, 0.4))
+    more = Change(replaced_fraction=min(1.0, fraction + 0.2))
+    louder = Change(guidance_scale=1.5 * scale)
+    loudest = Change(replaced_fraction=max(0.0, fraction - 0.2), guidance_scale=1.5 * scale)
+    return {
+        RejectReason.NO_CHANGE: less,
+        RejectReason.STRUCTURE_LOST: (more, Change(replaced_fraction=1.0)),
+        RejectReason.WRONG_DIRECTION: (louder, loudest),
+        RejectReason.OFF_TARGET: (louder, loudest),
+    }
