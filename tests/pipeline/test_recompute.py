@@ -10,6 +10,7 @@ import itertools
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fpe_core import CheckpointError
+from fpe_core.acceptance import RejectReason, Rule, Rules
+from fpe_core.second_tries import Change, Ladder
 from pipeline.job import Job
+from pipeline.judge import JudgeSettings
+from pipeline.ledger import Ledger
 from pipeline.recompute import Comparison, Recomputation, Verdict, choose_sample, recompute_sample
 from pipeline.storage import Folder
 from pipeline.verify import verify_run
@@ -29,6 +34,7 @@ from pipeline.write import ImageFormat
 from tests.pipeline.finished_run import make_edits
 
 EDITS = 6
+NO_CHANGE = RejectReason.NO_CHANGE
 Draw = Callable[..., Image.Image]
 
 
@@ -106,6 +112,35 @@ def change(job: Job, file: str, edit: Callable[[np.ndarray], None]) -> None:
 def raise_a_patch(pixels: np.ndarray, levels: int) -> None:
     patch = pixels[8:16, 24:32].astype(int)
     pixels[8:16, 24:32] = np.where(patch < 128, patch + levels, patch - levels)
+
+
+def test_an_edit_accepted_at_a_further_try_comes_out_again(
+    sources: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """It was made with other parameters than the job's; which, is in its metadata."""
+    job = job_of(sources, tmp_path / "run", tiny_checkpoint)
+    rung = Change(replaced_fraction=0.0)
+    judge = JudgeSettings(clip=None, structure=None, scores=("psnr_db",))
+    once = {"rules": Rules({"other": (Rule("psnr_db", NO_CHANGE, at_least=1000.0),)})}
+    ladder = Ladder({NO_CHANGE: (rung,)}, most=1)
+    make_edits(job, 2, replace(judge, **once, ladder=ladder))
+    ((first, second), *_) = (
+        [each["psnr_db"] for each in tries]
+        for table in Ledger.open(Folder.open(job.output)).outcomes()
+        for tries in table["tries"].to_pylist()
+    )
+    between = (first + second) / 2
+    side = {"at_least": between} if second > first else {"at_most": between}
+    job = job_of(sources, tmp_path / "again", tiny_checkpoint)
+    rules = Rules({"other": (Rule("psnr_db", NO_CHANGE, **side),)})
+    make_edits(job, 2, replace(judge, rules=rules, ladder=ladder))
+    tries = [
+        each
+        for part in Path(job.output).glob("part-*/metadata.parquet")
+        for each in pq.read_table(part)["tries"].to_pylist()
+    ]
+    assert 2 in tries
+    assert numbers(recompute_sample(job, EDITS)) == (len(tries), 0, 0)
 
 
 @pytest.mark.parametrize(
