@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 from fpe_core.acceptance import RejectReason
 from fpe_core.errors import ParameterError
-from fpe_core.parameters import EditParameters, LayerRule
+from fpe_core.parameters import EditParameters, LayerRule, LayersByTokens
 
 MOST_SECOND_TRIES = 10
+_EVERY_LAYER = LayersByTokens(2**31)
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,27 @@ class Ladder:
 
 
 def default_rungs(first: EditParameters) -> dict[RejectReason, tuple[Change, ...]]:
-    """What is tried where nobody says otherwise."""
-    fraction, scale = first.replaced_fraction, first.guidance_scale
-    less = tuple(Change(replaced_fraction=max(0.0, fraction - by)) for by in (0.2, 0.4))
-    more = Change(replaced_fraction=min(1.0, fraction + 0.2))
-    louder = Change(guidance_scale=1.5 * scale)
-    loudest = Change(replaced_fraction=max(0.0, fraction - 0.2), guidance_scale=1.5 * scale)
+    """What is tried where nobody says otherwise.
+
+    More replacement alone keeps the structure of what should have changed, too; with more guidance
+    less so (`fpe bench tries`).
+    """
+    fraction, louder = first.replaced_fraction, 1.5 * first.guidance_scale
+    less = [max(0.0, fraction - by) for by in (0.2, 0.4)]
+    more = min(1.0, fraction + 0.2)
     return {
-        RejectReason.NO_CHANGE: less,
-        RejectReason.STRUCTURE_LOST: (more, Change(replaced_fraction=1.0)),
-        RejectReason.WRONG_DIRECTION: (louder, loudest),
-        RejectReason.OFF_TARGET: (louder, loudest),
+        RejectReason.NO_CHANGE: tuple(Change(replaced_fraction=share) for share in less),
+        RejectReason.STRUCTURE_LOST: (
+            Change(replaced_fraction=more, guidance_scale=louder),
+            Change(replaced_fraction=more),
+            Change(replaced_fraction=more, layers=_EVERY_LAYER),
+        ),
+        RejectReason.WRONG_DIRECTION: (
+            Change(guidance_scale=louder),
+            Change(replaced_fraction=less[0], guidance_scale=louder),
+        ),
+        RejectReason.OFF_TARGET: (
+            Change(guidance_scale=louder),
+            Change(replaced_fraction=less[0], guidance_scale=louder),
+        ),
     }

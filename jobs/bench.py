@@ -137,6 +137,51 @@ def findings(
     _out.print(f"{out}/edits.parquet, findings.png, grid.png")
 
 
+@app.command()
+@guarded
+def tries(
+    *,
+    checkpoint: Checkpoint = "builtin:still-life",
+    rules: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="What is accepted, as fpe calibrate writes it; default: our own."),
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, max=10, help="Further tries of an edit.")] = 2,
+    split: Split = SplitName.TEST,
+    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 40,
+    out: Out = pathlib.Path("out/bench-tries"),
+    device: Device = "auto",
+    max_rows: Rows = 32,
+) -> None:
+    """Measure what trying rejected edits again adds, per UNet row; beside it what is really right.
+
+    With the ladder that is the default of a job's judge.second_tries.
+    """
+    from fpe_core.second_tries import Ladder
+    from fpe_core.still_life.further_tries import run_tries
+    from jobs import bench_tries
+
+    accepting = bench_tries.read_rules(rules)
+    editor, seeds = _editor(checkpoint, device, max_rows), _seeds(split, scenes)
+    tried = _collect(
+        run_tries(
+            editor,
+            seeds,
+            editor.checkpoint.default_parameters,
+            accepting,
+            Ladder(most=most),
+            score=bench_tries.scoring(device),
+        ),
+        len(seeds) * 5,
+        "edits",
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    bench_tries.write_tries(tried, out / "tries.parquet")
+    _out.print(bench_tries.tries_table(tried))
+    _out.print(bench_tries.rungs_table(tried))
+    _out.print(f"{out}/tries.parquet")
+
+
 def _silence_loading_bars() -> None:
     """transformers draws one for every network, however small."""
     from transformers.utils import logging as transformers_logging
