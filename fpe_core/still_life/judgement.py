@@ -26,6 +26,9 @@ from fpe_core.still_life.scene import FACTORS, Scene, counterfactual
 
 Pixels = NDArray[np.float32]  # (H, W, 3), 0..1
 
+LEAST_STRUCTURE = 0.75
+"""IoU of the object's mask in an edit and in the exact answer, from which an edit can be good."""
+
 _FAR_RADII = 1.15  # from the object's centre: no shape reaches there
 _OBJECT_DIFFERENCE = 0.12  # root of the squared RGB difference to the empty scene
 _FITTED_PX = 64
@@ -56,6 +59,11 @@ class Judgement:
     def score(self) -> float:
         """Success x structure, 0..1."""
         return self.success * self.structure
+
+
+def is_good(judgement: Judgement) -> bool:
+    """Whether one would keep the edit: the value asked for, and the object where it should be."""
+    return judgement.success and judgement.structure >= LEAST_STRUCTURE
 
 
 def judge(edit: BenchmarkEdit, output: Image.Image) -> Judgement:
