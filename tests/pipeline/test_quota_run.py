@@ -1,0 +1,175 @@
+"""A whole job with quotas on a local Ray: rounds, a kill between them, a retry."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from pipeline.errors import Interrupted
+from pipeline.job import Job
+from pipeline.run import retry_failed, run_job
+from pipeline.stats import RunSummary
+from pipeline.verify import verify_run
+from tests.pipeline.test_run import (  # noqa: F401 - the last two are fixtures
+    InterruptedBy,
+    MakeJob,
+    Recorder,
+    WriteManifest,
+    make_job,
+    outcomes_of,
+    stats_of,
+    write_manifest,
+)
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+GOOD, BAD, LATE = "good", "bad", "late"
+ROWS = [
+    ("red", BAD),
+    ("red", GOOD),
+    ("red", LATE),
+    ("red", GOOD),
+    ("red", GOOD),
+    ("red", BAD),
+    ("blue", GOOD),
+    ("blue", BAD),
+    ("blue", LATE),
+    ("green", GOOD),
+    ("green", GOOD),
+    ("green", GOOD),
+]
+"""Bad ones are rejected by a rule for their type, the pictures of late ones are not there."""
+TWO_EDITS = 7
+"""The row with two edits: its source is of two rounds."""
+ACCEPTED, SPARED = [1, 3, 6, 9, 10], {4, 5, 11}
+ROUNDS = [(6, 0), (8, 6), (10, 8)]
+"""(edits done or to do, done): two of each colour; then twice one more red and blue."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    job: Job
+    pictures: Path
+    summary: RunSummary
+    progress: Recorder
+
+
+@pytest.fixture(scope="module")
+def quota_job(write_manifest: WriteManifest, make_job: MakeJob) -> Callable[[], Job]:  # noqa: F811
+    """quota_job(): thirteen edits, two accepted ones of each colour are enough; always the same."""
+    manifest = write_manifest(
+        12,
+        image=[f"pictures/{LATE * (kind == LATE)}{n}.png" for n, (_, kind) in enumerate(ROWS)],
+        colour=[colour for colour, _ in ROWS],
+        edit_type=[kind for _, kind in ROWS],
+        target_prompt=[["a", "b"] if n == TWO_EDITS else ["a"] for n in range(len(ROWS))],
+    )
+    never = {"score": "changed_share", "at_least": 2.0, "reason": "no_change"}
+    sections: dict[str, Any] = {
+        "judge": {"clip": None, "structure": None, "rules": {BAD: [never]}},
+        "quotas": {"by": ["colour"], "accepted": 2},
+        "resources": {"groups_per_block": 1, "cpus_per_actor": 2},
+    }
+    return lambda: make_job(manifest, **sections)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, quota_job: Callable[[], Job]) -> Finished:
+    job, progress = quota_job(), Recorder()
+    summary = run_job(job, progress=progress)
+    return Finished(job, Path(str(job.manifest)).parent / "pictures", summary, progress)
+
+
+def made(job: Job) -> dict[int, str]:
+    return {row["row"]: row["outcome"] for row in outcomes_of(job)}
+
+
+def accepted(job: Job) -> list[int]:
+    return [row for row, outcome in made(job).items() if outcome == "accepted"]
+
+
+def test_rounds_go_on_until_cells_are_full_or_exhausted(finished: Finished, tmp_path: Path) -> None:
+    assert finished.progress.started == ROUNDS
+    assert finished.progress.finished == len(ROUNDS)
+    summary = finished.summary
+    assert (summary.edits_planned, summary.already_done, summary.spared) == (13, 0, 3)
+    assert (summary.accepted, summary.rejected, summary.failed) == (5, 3, 2)
+    assert accepted(finished.job) == ACCEPTED
+    assert made(finished.job).keys() == set(range(12)) - SPARED
+
+    verification = verify_run(finished.job)
+    assert verification.ok, verification.problems
+    assert (verification.accepted, verification.pending, verification.spared) == (5, 0, 3)
+    loaded = datasets.load_dataset(finished.job.output, cache_dir=str(tmp_path))["train"]
+    assert sorted(loaded["colour"]) == ["blue", "green", "green", "red", "red"]
+    assert "5 images of" in Path(finished.job.output, "README.md").read_text()
+
+
+def test_the_table_is_in_the_stats(finished: Finished) -> None:
+    rows = stats_of(finished.job)["quotas"]
+    assert rows == json.loads(json.dumps([vars(row) for row in finished.summary.quotas]))
+    shown = [
+        (r["cell"]["colour"], r["candidates"], r["done"], r["accepted"], r["short_by"], r["to_do"])
+        for r in rows
+    ]
+    assert shown == [("blue", 4, 4, 1, 1, 0), ("green", 3, 2, 2, 0, 0), ("red", 6, 4, 2, 0, 0)]
+    assert stats_of(finished.job)["last_run"]["stations"]["edit"]["rows"] == 10
+
+
+def test_the_same_command_again_makes_nothing(finished: Finished) -> None:
+    progress = Recorder()
+    again = run_job(finished.job, progress=progress)
+    assert (again.edits_made, again.already_done, again.spared) == (0, 10, 3)
+    assert again.quotas == finished.summary.quotas
+    assert progress.started == []
+
+
+def test_a_stopped_run_ends_with_the_same_edits(
+    finished: Finished, quota_job: Callable[[], Job]
+) -> None:
+    job = quota_job()
+    with pytest.raises(Interrupted, match="same command goes on"):
+        run_job(job, progress=InterruptedBy(signal.SIGTERM))
+    before = outcomes_of(job)
+    assert 1 <= len(before) < 6, "in the first round"
+    verification = verify_run(job)
+    assert verification.ok, verification.problems
+    assert verification.pending > 0
+    summary = run_job(job, progress=Recorder())
+    assert (summary.already_done, summary.edits_made) == (len(before), 10 - len(before))
+    assert made(job) == made(finished.job)
+    by_id = [{r["edit_id"]: r["outcome"] for r in outcomes_of(j)} for j in (job, finished.job)]
+    assert by_id[0] == by_id[1]
+    assert stats_of(job)["quotas"] == stats_of(finished.job)["quotas"]
+
+
+def test_a_retry_fills_cells_that_are_short_and_no_others(
+    finished: Finished, picture: Callable[..., Image.Image]
+) -> None:
+    """Last of its file: it changes the run and its pictures."""
+    for number in (2, 8):
+        picture(7).save(finished.pictures / f"late{number}.png")
+    progress = Recorder()
+    summary = retry_failed(finished.job, progress=progress)
+    assert (summary.accepted, summary.edits_made, summary.spared) == (1, 1, 1)
+    assert [(row.cell["colour"], row.accepted) for row in summary.quotas] == [
+        ("blue", 2),
+        ("green", 2),
+        ("red", 2),
+    ]
+    outcomes = made(finished.job)
+    assert outcomes[8] == "accepted"
+    assert outcomes[2] == "failed", "red is full"
+    nothing = retry_failed(finished.job, progress=Recorder())
+    assert (nothing.edits_made, nothing.spared) == (0, 1)
+    verification = verify_run(finished.job)
+    assert verification.ok, verification.problems
+    assert (verification.accepted, verification.failed, verification.spared) == (6, 1, 3)
