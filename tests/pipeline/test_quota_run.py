@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,7 +57,6 @@ ROUNDS = [(6, 0), (9, 6)]
 @dataclass(frozen=True)
 class Finished:
     job: Job
-    pictures: Path
     summary: RunSummary
     progress: Recorder
 
@@ -84,7 +84,7 @@ def quota_job(write_manifest: WriteManifest, make_job: MakeJob) -> Callable[[], 
 def finished(ray_cluster: None, quota_job: Callable[[], Job]) -> Finished:
     job, progress = quota_job(), Recorder()
     summary = run_job(job, progress=progress)
-    return Finished(job, Path(str(job.manifest)).parent / "pictures", summary, progress)
+    return Finished(job, summary, progress)
 
 
 def made(job: Job) -> dict[int, str]:
@@ -151,24 +151,28 @@ def test_a_stopped_run_ends_with_the_same_edits(
 
 
 def test_a_retry_fills_cells_that_are_short_and_no_others(
-    finished: Finished, picture: Callable[..., Image.Image]
+    finished: Finished, tmp_path: Path, picture: Callable[..., Image.Image]
 ) -> None:
-    """Last of its file: it changes the run and its pictures."""
+    """The late pictures are there, in a copy of the run and of its pictures."""
+    manifest = Path(str(finished.job.manifest))
+    shutil.copytree(manifest.parent, tmp_path / "input")
+    shutil.copytree(finished.job.output, tmp_path / "run")
+    places = {"manifest": str(tmp_path / "input" / manifest.name), "output": str(tmp_path / "run")}
+    job = finished.job.model_copy(update=places)
     for number in (0, 5):
-        picture(7).save(finished.pictures / f"late{number}.png")
-    progress = Recorder()
-    summary = retry_failed(finished.job, progress=progress)
+        picture(7).save(tmp_path / "input" / "pictures" / f"{LATE}{number}.png")
+    summary = retry_failed(job, progress=Recorder())
     assert (summary.accepted, summary.edits_made, summary.spared) == (1, 1, 1)
     assert [(row.cell["colour"], row.accepted) for row in summary.quotas] == [
         ("blue", 2),
         ("green", 2),
         ("red", 2),
     ]
-    outcomes = made(finished.job)
+    outcomes = made(job)
     assert outcomes[5] == "accepted"
     assert outcomes[0] == "failed", "red is full"
-    nothing = retry_failed(finished.job, progress=Recorder())
+    nothing = retry_failed(job, progress=Recorder())
     assert (nothing.edits_made, nothing.spared) == (0, 1)
-    verification = verify_run(finished.job)
+    verification = verify_run(job)
     assert verification.ok, verification.problems
     assert (verification.accepted, verification.failed, verification.spared) == (6, 1, 3)
