@@ -96,9 +96,11 @@ def retry(
     job = load(run_folder, overrides or [])
     with choose_progress(_err) as progress:
         summary = retry_failed(job, codes, progress=progress)
-    if not summary.edits_made:
+    if not summary.edits_made and not summary.spared:
         which = f" as {' or '.join(codes)}" if codes else ""
         _out.print(f"No edit of this job has failed{which}: nothing to try again.")
+    if summary.spared:
+        _out.print(f"{summary.spared} failed edits are of full cells (quotas): left alone.")
     _print(summary)
 
 
@@ -107,13 +109,18 @@ def retry(
 def plan(job_file: JobFile, overrides: Overrides = None) -> None:
     """Check a job and its manifest and say what a run would do. Writes nothing."""
     from jobs.config import load_job
-    from jobs.tables import plan_table
-    from pipeline.plan import make_plan
+    from jobs.tables import plan_table, quotas_table
+    from pipeline.ledger import Ledger
+    from pipeline.plan import make_plan, quota_rows
+    from pipeline.storage import Folder
 
     job = load_job(job_file, overrides or [])
     with _err.status("Reading the manifest"):
-        planned = make_plan(job, write=False)
+        ledger = Ledger.open(Folder.open(job.output, job.storage_options))
+        planned = make_plan(job, ledger, write=False)
     _out.print(plan_table(planned, job.output))
+    if planned.round is not None:
+        _out.print(quotas_table(quota_rows(planned, ledger)))
 
 
 @app.command()
@@ -328,15 +335,20 @@ def _failure_codes(names: list[str]) -> list[FailureCode]:
 
 
 def _report(summary: RunSummary) -> None:
-    if not summary.edits_made:
+    if not summary.edits_made and summary.spared:
+        done = f"{summary.already_done} of {summary.edits_planned} edits"
+        _out.print(f"{done} are done, and the quotas call for no more; nothing was computed.")
+    elif not summary.edits_made:
         _out.print(f"All {summary.edits_planned} edits are done already; nothing was computed.")
     _print(summary)
 
 
 def _print(summary: RunSummary) -> None:
-    from jobs.tables import stations_table, summary_table
+    from jobs.tables import quotas_table, stations_table, summary_table
 
     _out.print(summary_table(summary))
+    if summary.quotas:
+        _out.print(quotas_table(summary.quotas))
     if summary.stations:
         _out.print(stations_table(summary))
     for code, example in summary.failure_examples.items():

@@ -92,6 +92,8 @@ class TerminalProgress:
         self._since = time.monotonic()
 
     def start(self, total: int, done: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)  # of the round before
         self._tally = Tally(total, done)
         self._since = time.monotonic()
         self._task = self._bar.add_task(
@@ -143,8 +145,9 @@ class LogProgress:
         """When the first edits arrived, and how many: what came before was starting up."""
 
     def start(self, total: int, done: int) -> None:
+        self._stop.clear()
         with self._lock:
-            self._tally = Tally(total, done)
+            self._tally, self._first = Tally(total, done), None
             self._since = self._last_line = self._clock()
         _log.info("%d of %d edits to do; starting the workers", total - done, total)
         thread = threading.Thread(target=self._keep_talking, name="progress", daemon=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.plan import Plan
+from pipeline.quotas import QuotaRow
 from pipeline.recompute import Recomputation, Verdict
 from pipeline.stats import RunSummary
 from pipeline.status import RunStatus
 from pipeline.verify import Verification
+
+MOST_CELLS = 40
+"""Rows of a printed table of quotas; stats.json has all."""
 
 
 def summary_table(summary: RunSummary) -> Table:
@@ -20,6 +24,8 @@ def summary_table(summary: RunSummary) -> Table:
     table = _figures(f"Run {summary.output}")
     _row(table, "edits planned", _count(summary.edits_planned))
     _row(table, "done before", _count(summary.already_done))
+    if summary.quotas:
+        _row(table, "left out by quotas", _count(summary.spared))
     if not summary.edits_made:
         return table
     _row(table, "accepted", _count(summary.accepted), "green")
@@ -62,12 +68,36 @@ def stations_table(summary: RunSummary) -> Table:
     return table
 
 
+def quotas_table(rows: Sequence[QuotaRow]) -> Table:
+    """Every cell before, what the manifest has, and after; the emptiest where they are many."""
+    table = Table(title=Text("Quotas", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for name in rows[0].cell if rows else ():
+        table.add_column(Text(name))
+    for heading in ("candidates", "done", "rejected", "failed", "accepted", "quota", "short by"):
+        table.add_column(heading, justify="right")
+    emptiest = sorted(rows, key=lambda row: -row.short_by)[:MOST_CELLS]
+    for row in rows if len(rows) <= MOST_CELLS else emptiest:
+        figures = (row.candidates, row.done, row.rejected, row.failed, row.accepted)
+        table.add_row(
+            *(Text(value or "(empty)") for value in row.cell.values()),
+            *(_count(figure) for figure in figures),
+            "no limit" if row.quota is None else _count(row.quota),
+            Text(_count(row.short_by), style="yellow" if row.short_by else ""),
+        )
+    if len(rows) > MOST_CELLS:
+        table.caption = f"and {len(rows) - MOST_CELLS:,} more cells"
+    return table
+
+
 def plan_table(plan: Plan, output: str) -> Table:
     """What a run would do."""
     table = _figures(f"Plan for {output}")
     _row(table, "edits", _count(plan.edits_total))
     _row(table, "already done", _count(plan.edits_done))
-    _row(table, "to do", _count(plan.edits_pending), "bold")
+    if plan.round is not None:
+        _row(table, "left out by quotas", _count(plan.edits_spared))
+    round_ = "" if plan.round is None else " in the next round"
+    _row(table, f"to do{round_}", _count(plan.edits_pending), "bold")
     _row(table, "sources", _count(plan.sources))
     _row(table, "sources to do", _count(plan.groups_pending))
     if plan.sources_refused:
@@ -82,6 +112,9 @@ def status_table(status: RunStatus) -> Table:
     table, counts = _figures(f"Status of {status.output}"), status.counts
     pending = "not planned yet" if status.pending is None else _count(status.pending)
     _row(table, "to do, by the latest plan", pending)
+    if status.spared:
+        note = ", for now" if status.is_in_rounds else ""
+        _row(table, f"left out by quotas{note}", _count(status.spared))
     _row(table, "accepted", _count(counts.accepted))
     _row(table, "rejected", _count(counts.rejected))
     _reasons(table, counts.rejected_by_reason)
@@ -105,6 +138,8 @@ def verification_table(verification: Verification, output: str) -> Table:
     _row(table, "rejected", _count(verification.rejected))
     _row(table, "failed", _count(verification.failed))
     _row(table, "pending", _count(verification.pending))
+    if verification.quotas:
+        _row(table, "left out by quotas", _count(verification.spared))
     if verification.not_planned:
         _row(table, "of other jobs, manifests or models", _count(verification.not_planned))
     _row(table, "pictures decoded", _count(verification.images_checked))

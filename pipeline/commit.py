@@ -9,7 +9,7 @@
   4  part-<id>/edited/*, source/*               actors   nothing: no metadata names them
   5  part-<id>/metadata.parquet                 actors   the part's edits are in the dataset
   6  .ledger/outcomes-<n>.parquet               driver   its edits are done
-     ... 4 to 6 for every block of work, many at a time ...
+     ... 4 to 6 for every block of work, many at a time; under quotas 2 again, round by round ...
   7  README.md, stats.json                      driver   nothing: they are summaries
   8  .lease/beat-<token>.json: released         driver   the next run may start
 

@@ -17,6 +17,7 @@ from pipeline.credentials import refuse_credentials, refuse_credentials_in_url
 from pipeline.judge_section import JudgeSection
 from pipeline.layers_section import LayerRange, TokenLayers
 from pipeline.prompts import Template, TemplateError
+from pipeline.quota_section import QuotaSection
 from pipeline.redact import redact_url
 from pipeline.section import Section, tuple_from_list
 from pipeline.source_rules import check_rule
@@ -296,6 +297,9 @@ class Job(Section):
     images: ImagesSection = Field(default_factory=ImagesSection, description="reading and writing")
     judge: JudgeSection | None = Field(
         default=None, description="how edits are scored and accepted; null: they are not judged"
+    )
+    quotas: QuotaSection | None = Field(
+        default=None, description="how many accepted edits are enough; null: every edit is made"
     )
     resources: ResourcesSection = Field(
         default_factory=ResourcesSection, description="what the run may take"

@@ -73,6 +73,7 @@ class Ledger:
         self._next_number = 0
         self._done: set[bytes] = set()
         self._failed: dict[bytes, str] = {}
+        self._rejected: set[bytes] = set()
         self._reopened: frozenset[bytes] = frozenset()
         self._parts: set[str] = set()
         self._last_parts: set[str] = set()
@@ -101,6 +102,14 @@ class Ledger:
         """The edit ids that are in the ledger. The set is the ledger's own: read it only."""
         return self._done
 
+    def outcome_of(self, edit_id: bytes) -> Outcome | None:
+        """The standing outcome of an edit, None where the ledger does not have it."""
+        if edit_id not in self._done:
+            return None
+        if edit_id in self._failed:
+            return Outcome.FAILED
+        return Outcome.REJECTED if edit_id in self._rejected else Outcome.ACCEPTED
+
     def failed_ids(self, codes: Collection[str] = ()) -> frozenset[bytes]:
         """The edits that stand as failed, with one of these failure codes; no codes: with any."""
         return frozenset(i for i, code in self._failed.items() if not codes or code in codes)
@@ -113,6 +122,10 @@ class Ledger:
         if not edit_ids <= self._failed.keys():
             raise ValueError("only edits that stand as failed can be tried again")
         self._reopened = edit_ids
+
+    def reopened_ids(self) -> frozenset[bytes]:
+        """The edits of `reopen` that have not entered again yet."""
+        return self._reopened
 
     def lacks(self, table: pa.Table) -> list[bool]:
         """Which of these outcomes the ledger does not have: of new edits, or better than a failure.
@@ -215,13 +228,17 @@ class Ledger:
             return  # a fence; the last commit is still the last
         ids = table["edit_id"].to_pylist()
         self._supersede(ids)
+        outcomes, reasons = table["outcome"].to_pylist(), table["reason"].to_pylist()
         self._failed |= {
             edit_id: reason
-            for edit_id, outcome, reason in zip(
-                ids, table["outcome"].to_pylist(), table["reason"].to_pylist(), strict=True
-            )
+            for edit_id, outcome, reason in zip(ids, outcomes, reasons, strict=True)
             if outcome == Outcome.FAILED and edit_id not in self._done
         }
+        self._rejected.update(
+            edit_id
+            for edit_id, outcome in zip(ids, outcomes, strict=True)
+            if outcome == Outcome.REJECTED
+        )
         self._done.update(ids)
         self._last_parts = {part for part in pc.unique(table["part"]).to_pylist() if part}
         self._parts |= self._last_parts

@@ -24,6 +24,8 @@ from pipeline.intent import Intent, PlannedGroup, understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.manifest_row import Problems, SourceRow
+from pipeline.quota_cells import select_round
+from pipeline.quotas import QuotaRow, Selection, quota_table
 from pipeline.redact import redact_url
 from pipeline.source_rules import SourceRules
 from pipeline.storage import Folder
@@ -45,6 +47,9 @@ class Plan:
     where nothing is left or the plan was not written. `carried_schema` has the columns of the work
     list's `carried`, and is None where nothing is carried. `sources_refused` of the pending sources
     will fail as source_forbidden, as far as their URIs tell (`images.allowed_sources`).
+
+    Under quotas it is the plan of a round (`quotas`): `round` are its edits, and `edits_spared`
+    those that could be made and are not, which a later round may take.
     """
 
     plan_id: str
@@ -60,10 +65,12 @@ class Plan:
     fingerprint: str
     parameters: EditParameters
     sources_refused: int = 0
+    edits_spared: int = 0
+    round: Selection | None = None
 
     @property
     def edits_pending(self) -> int:
-        return self.edits_total - self.edits_done
+        return self.edits_total - self.edits_done - self.edits_spared
 
 
 def make_plan(
@@ -75,15 +82,21 @@ def make_plan(
 ) -> Plan:
     """Checks the whole manifest, counts, and (with `write`) writes the work list.
 
-    `only`: plan these edits, done or not, and leave out all others. `ledger` is read from the job's
-    output where it is not given. Raises JobError, ManifestError, LedgerError and StorageError;
+    `only`: plan these edits, done or not, and leave out all others. Under quotas the plan is of the
+    next round, of all edits or of `only`. `ledger` is read from the job's output where it is not
+    given. Raises JobError, ManifestError, LedgerError and StorageError;
     after an error nothing has been written.
     """
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder) if ledger is None else ledger
     intent = understand(job)
-    left_out = ledger.done_ids() if only is None else _AllBut(only)
-    plan = _plan_of(intent, _survey(intent, left_out))
+    selection = None
+    if job.quotas is not None:
+        quotas, is_open = job.quotas.to_quotas(), open_edits(ledger, only).__contains__
+        selection = select_round(intent, quotas, ledger.outcome_of, is_open)
+        only = selection.edits.keys()
+    left_out = ledger.done_ids() if only is None else AllBut(only)
+    plan = _plan_of(intent, _survey(intent, left_out), selection)
     if not write or not plan.edits_pending:
         return plan
     names = []
@@ -104,6 +117,7 @@ def plan_summary(plan: Plan, ledger_edits: int) -> bytes:
         "edits_total": plan.edits_total,
         "edits_done": plan.edits_done,
         "edits_pending": plan.edits_pending,
+        "edits_spared": plan.edits_spared,
         "groups_pending": plan.groups_pending,
         "sources": plan.sources,
         "unet_rows": plan.unet_rows,
@@ -116,6 +130,23 @@ def plan_summary(plan: Plan, ledger_edits: int) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def open_edits(ledger: Ledger, only: AbstractSet[bytes] | None) -> Container[bytes]:
+    """The edits that a plan may take: those of `only`, or all that are not in the ledger."""
+    return AllBut(ledger.done_ids()) if only is None else only
+
+
+def quota_rows(
+    plan: Plan, ledger: Ledger, only: AbstractSet[bytes] | None = None
+) -> list[QuotaRow]:
+    """How full the cells of a plan's quotas are by now; [] without quotas.
+
+    `only`: of the edits that the plan was limited to, those that were not made meanwhile.
+    """
+    if plan.round is None:
+        return []
+    return quota_table(plan.round, ledger.outcome_of, open_edits(ledger, only).__contains__)
+
+
 def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> int:
     """UNet rows of a group (DESIGN section 4): its source once, then every edit."""
     rows_per_step = 2 if parameters.is_guided else 1
@@ -125,7 +156,7 @@ def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> 
 
 
 @dataclass(frozen=True)
-class _AllBut(Container[bytes]):
+class AllBut(Container[bytes]):
     """Every edit but these."""
 
     edit_ids: AbstractSet[bytes]
@@ -194,14 +225,14 @@ def _count_refused(survey: _Survey, rules: SourceRules, source: SourceRow) -> No
         survey.first_refused = survey.first_refused or shown
 
 
-def _plan_of(intent: Intent, survey: _Survey) -> Plan:
-    carried = intent.carried_schema
+def _plan_of(intent: Intent, survey: _Survey, selection: Selection | None) -> Plan:
+    carried, spared = intent.carried_schema, 0 if selection is None else selection.spared
     digest = survey.digest.copy()
     digest.update(canonical_json([survey.edits_total, intent.context.fingerprint]).encode())
     return Plan(
         plan_id=digest.hexdigest(),
         edits_total=survey.edits_total,
-        edits_done=survey.edits_done,
+        edits_done=survey.edits_done - spared,
         groups_pending=survey.groups_pending,
         sources=len(survey.sources),
         unet_rows=survey.unet_rows,
@@ -212,4 +243,6 @@ def _plan_of(intent: Intent, survey: _Survey) -> Plan:
         fingerprint=intent.context.fingerprint,
         parameters=intent.parameters,
         sources_refused=survey.refused,
+        edits_spared=spared,
+        round=selection,
     )

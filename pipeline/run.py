@@ -7,6 +7,7 @@ stream   decode -> edit -> write on the cluster, supervised; outcomes arrive blo
 commit   every few seconds, and whatever happens at the end: a failure, a signal, a dead worker
 again    blocks that were lost with their worker or machine, until all have come back; rows that
          kill their workers fail as worker_died
+round    under quotas plan, stream and commit again, until no cell calls for an edit
 sum up   stats.json, README.md, config.yaml
 
 `commit` says what is written when, and what a crash between any two of them leaves.
@@ -18,7 +19,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -38,9 +39,10 @@ from pipeline.judge_section import JudgeSection
 from pipeline.lease import Lease, hold_lease
 from pipeline.ledger import Ledger
 from pipeline.outcome import FailureCode, as_outcomes
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, make_plan, quota_rows
+from pipeline.quotas import QuotaRow
 from pipeline.redact import redact_url
-from pipeline.resources import Pool, ray_session, size_pool
+from pipeline.resources import Node, Pool, ray_session, size_pool
 from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.storage import Folder, absolute_url
@@ -88,7 +90,8 @@ def retry_failed(
     """Makes the edits of a job again that stand as failed in the ledger of its run folder.
 
     `codes`: only failures of these kinds; none: all. New edits of the job are left to `run_job`,
-    failed ones of other jobs or manifests stay as they are. Raises what `run_job` raises.
+    failed ones of other jobs or manifests, and under quotas those of full cells, stay as they are.
+    Raises what `run_job` raises.
     """
     return _hold_and_run(job, progress, retry=codes)
 
@@ -112,29 +115,31 @@ def _run_with(
     only = None if retry is None else ledger.failed_ids(retry)
     ledger.reopen(only or frozenset())
     plan = make_plan(job, ledger, only=only)
-    if only is not None and plan.edits_pending < len(only):
-        others = len(only) - plan.edits_pending
+    others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_spared
+    if others:
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
     layout = _layout(job, plan)
-    run = _Run(job, folder, lease, ledger, plan, layout, tally, progress, requests)
+    is_retry = retry is not None
+    run = _Run(job, folder, lease, ledger, plan, layout, tally, progress, requests, is_retry)
     if not plan.edits_pending:
-        _log.info("nothing to do: %d edits planned, %d left out", plan.edits_total, plan.edits_done)
+        left_out = plan.edits_done + plan.edits_spared
+        _log.info("nothing to do: %d edits planned, %d left out", plan.edits_total, left_out)
         if plan.edits_total and not run.is_summed_up():
-            run.sum_up()  # the last run was killed after its last commit
-        return tally.summary(plan, folder.url)
+            run.sum_up()  # the last run was killed after its last commit, or quotas are new
+        return run.summary()
     run.claim_folder()
     with StopRequests() as stops:
         try:
             run.work(stops)
         except (KeyboardInterrupt, SystemExit) as interrupt:  # Ray's SIGTERM handler exits
-            left = plan.edits_pending - tally.outcomes.total()
+            left = run.left()
             if not left:
-                return tally.summary(plan, folder.url)
+                return run.summary()
             raise Interrupted(
                 f"interrupted with {left} of {plan.edits_total} edits left. What had arrived is "
                 "committed; the same command goes on from there."
             ) from interrupt
-    return tally.summary(plan, folder.url)
+    return run.summary()
 
 
 @dataclass
@@ -150,6 +155,7 @@ class _Run:
     tally: Tally
     progress: ProgressSink
     requests: RequestCounts
+    is_retry: bool
     pool: Pool | None = None
     arrived: list[pa.Table] = field(default_factory=list)
     committed_at: float = field(default_factory=time.monotonic)
@@ -174,28 +180,54 @@ class _Run:
 
     def work(self, stops: StopRequests) -> None:
         """Runs the graph; commits what has arrived however it ends."""
-        self.progress.start(self.plan.edits_total, self.plan.edits_done)
+        self._start_progress()
         try:
             with ray_session(self.job.resources.ray_address) as nodes:
                 stops.arm()
-                parameters = self.plan.parameters
-                self.pool = size_pool(
-                    nodes,
-                    self.job.resources,
-                    device=self.job.model.device,
-                    groups=self.plan.groups_pending,
-                    pixels_per_image=parameters.width_px * parameters.height_px,
-                )
-                _log.info("working with %s", self.pool)
-                from pipeline.oversight import supervision  # loads Ray
-
-                failures = self.job.failures
-                limits = TimeLimits(failures.max_stall_s, failures.max_group_s)
-                with supervision(limits, failures.max_in_a_row) as line:
-                    self._supervised(self.pool, line, stops)
+                self._work_off_plan(nodes, stops)
+                while self._plan_next_round():
+                    self._work_off_plan(nodes, stops)
         finally:
             self.progress.finish()
             self.sum_up()
+
+    def _start_progress(self) -> None:
+        self.progress.start(self.plan.edits_done + self.plan.edits_pending, self.plan.edits_done)
+
+    def _plan_next_round(self) -> bool:
+        """Whether the quotas call for more edits; without any the first plan is the only one."""
+        if self.job.quotas is None:
+            return False
+        self.tally.next_round()
+        self.plan = make_plan(self.job, self.ledger, only=self._only())
+        if not self.plan.edits_pending:
+            return False
+        _log.info("quotas call for %d more edits", self.plan.edits_pending)
+        self.groups_back = set()  # sources come again, for other edits
+        self.progress.finish()
+        self._start_progress()
+        return True
+
+    def _only(self) -> frozenset[bytes] | None:
+        """What plans are limited to."""
+        return self.ledger.reopened_ids() if self.is_retry else None
+
+    def _work_off_plan(self, nodes: Sequence[Node], stops: StopRequests) -> None:
+        from pipeline.oversight import supervision  # loads Ray
+
+        parameters, failures = self.plan.parameters, self.job.failures
+        pool = size_pool(
+            nodes,
+            self.job.resources,
+            device=self.job.model.device,
+            groups=self.plan.groups_pending,
+            pixels_per_image=parameters.width_px * parameters.height_px,
+        )
+        self.pool = self.pool or pool
+        _log.info("working with %s", pool)
+        limits = TimeLimits(failures.max_stall_s, failures.max_group_s)
+        with supervision(limits, failures.max_in_a_row) as line:
+            self._supervised(pool, line, stops)
 
     def _supervised(self, pool: Pool, line: Line, stops: StopRequests) -> None:
         grace_s = self.job.stop.grace_s
@@ -260,13 +292,27 @@ class _Run:
         figures = {"rows": rows, "seconds": seconds, **asdict(requests)}
         self.tally.stations = merged(self.tally.stations, {"commit": figures})
 
+    def left(self) -> int:
+        """Edits that the run would go on with."""
+        if self.plan.round is None:
+            return self.tally.left(self.plan)
+        return sum(row.to_do for row in self._quota_rows())
+
+    def summary(self) -> RunSummary:
+        return self.tally.summary(self.plan, self.folder.url, self._quota_rows())
+
+    def _quota_rows(self) -> list[QuotaRow]:
+        return quota_rows(self.plan, self.ledger, self._only())
+
     def is_summed_up(self) -> bool:
         """Whether stats.json counts what the ledger holds."""
         try:
             stats = json.loads(self.folder.read(STATS_FILE))
             total, counts = stats["total"], self.ledger.counts()
             found = (total["accepted"], total["rejected"], total["failed"])
-            return bool(found == (counts.accepted, counts.rejected, counts.failed))
+            quotas = [asdict(row) for row in self._quota_rows()]
+            is_counted = found == (counts.accepted, counts.rejected, counts.failed)
+            return bool(is_counted and stats.get("quotas", []) == quotas)
         except (StorageError, ValueError, KeyError, TypeError):
             return False
 
@@ -277,7 +323,7 @@ class _Run:
         """
         self.lease.check()
         stats = encode_stats(
-            self.tally.summary(self.plan, self.folder.url),
+            self.summary(),
             self.ledger.counts(),
             pool=self.pool,
             workers=self.tally.edits_by_worker,

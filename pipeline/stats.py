@@ -17,6 +17,7 @@ from pipeline.errors import TooManyFailuresError
 from pipeline.ledger import LedgerCounts
 from pipeline.outcome import Outcome
 from pipeline.plan import Plan
+from pipeline.quotas import QuotaRow
 from pipeline.resources import Pool
 from pipeline.supervisor import StationFigures, merged
 
@@ -73,9 +74,12 @@ class SecondTries:
 class RunSummary:
     """One run. Counts are of this run, but `edits_planned` and `already_done` of the whole job.
 
-    `edits_planned` = `already_done` + accepted + rejected + failed once a run has come to its end.
+    `edits_planned` = `already_done` + accepted + rejected + failed + `spared` once a run has come
+    to its end.
 
     Attributes:
+        spared: edits that quotas leave out, in a retry failed ones.
+        quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
         failure_examples: by code, what the first edit that failed so said.
         stations: what decoding, editing, writing and committing cost (see `STATION_FIGURES`).
         busy_share: part of the actors' time, from the first worker's start to the end, in which
@@ -98,6 +102,8 @@ class RunSummary:
     stations: StationFigures = field(default_factory=dict)
     busy_share: float | None = None
     second_tries: SecondTries = field(default_factory=lambda: SecondTries())
+    spared: int = 0
+    quotas: tuple[QuotaRow, ...] = ()
 
     @property
     def edits_made(self) -> int:
@@ -123,6 +129,8 @@ class Tally:
     stations: StationFigures = field(default_factory=dict)
     actor_seconds: float = 0.0
     second_tries: SecondTries = field(default_factory=SecondTries)
+    before_round: int = 0
+    """Outcomes that had arrived when the plan was made; 0 but for the later rounds of quotas."""
 
     def add(self, table: pa.Table) -> None:
         """Takes in outcomes; a column `worker` is counted where there is one."""
@@ -176,13 +184,21 @@ class Tally:
         self.stations = merged(self.stations, figures)
         self.actor_seconds += actors * seconds
 
-    def summary(self, plan: Plan, output: str) -> RunSummary:
+    def next_round(self) -> None:
+        """What has arrived by now is done before the plan that is made now."""
+        self.before_round = self.outcomes.total()
+
+    def left(self, plan: Plan) -> int:
+        """Edits of the plan that have no outcome yet."""
+        return plan.edits_pending - (self.outcomes.total() - self.before_round)
+
+    def summary(self, plan: Plan, output: str, quotas: Sequence[QuotaRow] = ()) -> RunSummary:
         """The run so far."""
         model_seconds = self.stations.get("edit", {}).get("seconds", 0.0)
         seconds, made = time.monotonic() - self.started, self.outcomes.total()
         return RunSummary(
             edits_planned=plan.edits_total,
-            already_done=plan.edits_done,
+            already_done=plan.edits_done - self.before_round,
             accepted=self.outcomes[Outcome.ACCEPTED],
             rejected=self.outcomes[Outcome.REJECTED],
             failed=self.outcomes[Outcome.FAILED],
@@ -197,17 +213,22 @@ class Tally:
             stations=self.stations,
             busy_share=model_seconds / self.actor_seconds if self.actor_seconds else None,
             second_tries=replace(self.second_tries),
+            spared=plan.edits_spared,
+            quotas=tuple(quotas),
         )
 
 
 def encode_stats(
     summary: RunSummary, totals: LedgerCounts, *, pool: Pool | None, workers: Mapping[str, int]
 ) -> bytes:
-    """stats.json: the last run, who made its edits, and the totals of the run folder."""
+    """stats.json: the last run, who made its edits, how full quotas are, the folder's totals."""
+    last_run = asdict(summary)
+    quotas = last_run.pop("quotas")
     values = {
-        "last_run": asdict(summary),
+        "last_run": last_run,
         "resources": None if pool is None else asdict(pool),
         "edits_by_worker": dict(sorted(workers.items())),
+        "quotas": quotas,
         "total": asdict(totals) | {"edits": totals.total},
     }
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -22,6 +22,9 @@ class RunStatus:
     """A run folder in numbers.
 
     `pending` is of the latest plan, less what was committed since; None before the first plan.
+    Under quotas that is a round, `spared` are the edits that it left out, and another round may
+    take some of them (`is_in_rounds`). Where a run has ended since, both are as its quotas were
+    then.
     `parts` hold the accepted edits; `unadopted_parts` are finished and wait for the next run to
     enter them into the ledger. `lease` says which run has the folder, or had it last; None where
     none ever did. `stats` is stats.json, {} where the run has not ended once.
@@ -35,6 +38,8 @@ class RunStatus:
     ledger_files: int
     lease: LeaseState | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
+    spared: int = 0
+    is_in_rounds: bool = False
 
     @property
     def done(self) -> int:
@@ -43,8 +48,8 @@ class RunStatus:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the latest plan is done and every finished part is in the ledger."""
-        return self.pending == 0 and not self.unadopted_parts
+        """Whether the latest plan is done, the last one, and every finished part in the ledger."""
+        return self.pending == 0 and not self.unadopted_parts and not self.is_in_rounds
 
 
 def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStatus:
@@ -57,32 +62,58 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
             "give the output folder of a job"
         )
     ledger = Ledger.open(folder)
+    counts, stats = ledger.counts(), _read_json(folder, STATS_FILE)
+    work = _work_left(folder, plans, counts.total, stats)
     return RunStatus(
         output=folder.url,
-        counts=ledger.counts(),
-        pending=_pending(folder, plans, ledger.counts().total),
+        counts=counts,
+        pending=work.pending,
+        spared=work.spared,
+        is_in_rounds=work.is_in_rounds,
         parts=len(ledger.parts()),
         unadopted_parts=sum(1 for _ in orphan_parts(folder, ledger)),
         ledger_files=len(ledger.files()),
         lease=lease_state(folder),
-        stats=_read_json(folder, STATS_FILE),
+        stats=stats,
     )
 
 
-def _pending(folder: Folder, plan_ids: list[str], done: int) -> int | None:
-    """What the latest plan has left. Plans have no dates: the latest knew the fullest ledger."""
-    latest: tuple[int, float] | None = None
-    pending: int | None = None
+@dataclass(frozen=True)
+class _Work:
+    pending: int | None
+    spared: int = 0
+    is_in_rounds: bool = False
+
+
+def _work_left(folder: Folder, plan_ids: list[str], done: int, stats: Mapping[str, Any]) -> _Work:
+    """What the latest plan has left, or what quotas call for where a run has ended since."""
+    plan, planned_at = _latest_plan(folder, plan_ids)
+    rows = stats.get("quotas", [])
+    if rows and (not plan or folder.modified(STATS_FILE) >= planned_at):
+        pending = sum(int(row["to_do"]) for row in rows)
+        candidates_left = sum(int(row["candidates"]) - int(row["done"]) for row in rows)
+        return _Work(pending, candidates_left - pending)
+    if not plan:
+        return _Work(None)
+    pending = max(0, int(plan["edits_pending"]) - (done - int(plan["ledger_edits"])))
+    spared = int(plan.get("edits_spared", 0))
+    return _Work(pending, spared, is_in_rounds=spared > 0)
+
+
+def _latest_plan(folder: Folder, plan_ids: list[str]) -> tuple[dict[str, Any], float]:
+    """plan.json and its time; {} without one. Plans have no dates: the latest knew the fullest
+    ledger."""
+    latest: dict[str, Any] = {}
+    latest_age = (-1, 0.0)
     for plan_id in plan_ids:
         path = f"{PLAN_FOLDER}/{plan_id}/{PLAN_FILE}"
         plan = _read_json(folder, path)
         if not plan:
             continue  # planning was interrupted
         age = (int(plan["ledger_edits"]), folder.modified(path))
-        if latest is None or age > latest:
-            latest = age
-            pending = max(0, int(plan["edits_pending"]) - (done - int(plan["ledger_edits"])))
-    return pending
+        if age > latest_age:
+            latest, latest_age = plan, age
+    return latest, latest_age[1]
 
 
 def _read_json(folder: Folder, path: str) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from pipeline.intent import understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.outcome import Outcome
+from pipeline.quota_cells import select_round
+from pipeline.quotas import QuotaRow, quota_table
 from pipeline.storage import Folder
 
 MAX_PROBLEMS = 20
@@ -33,6 +35,9 @@ class Verification:
 
     `not_planned` edits are in the ledger and not in this job: an earlier job wrote to the same run
     folder, or the manifest has changed. They are checked all the same. `problems` holds a page.
+
+    Under quotas `pending` are the edits that the next round takes, `spared` those that could be
+    made and are not in it. Nothing pending: every cell is full or has no more candidates.
     """
 
     planned: int
@@ -44,6 +49,8 @@ class Verification:
     images_checked: int
     problems: tuple[str, ...]
     problems_total: int
+    spared: int = 0
+    quotas: tuple[QuotaRow, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -54,7 +61,8 @@ class Verification:
 def verify_run(job: Job) -> Verification:
     """Checks the run folder of a job against its manifest; writes nothing.
 
-    - planned = accepted + rejected + failed + pending, by id;
+    - planned = accepted + rejected + failed + pending + spared, by id;
+    - no cell of the job's quotas has more accepted edits than its quota;
     - every edit has one standing outcome: in the ledger nothing comes after an accepted or rejected
       one, and in the parts' metadata it is once;
     - accepted edits of the ledger and rows of the metadata are the same, with the same file names;
@@ -227,7 +235,7 @@ def _image_problem(folder: Folder, name: str) -> tuple[str, ...]:
 def _sum_up(
     job: Job, outcome_of: dict[bytes, str], images: int, problems: _Problems
 ) -> Verification:
-    """Counts the job's edits by outcome, in one stream over the manifest."""
+    """Counts the job's edits by outcome, in one stream over the manifest, two under quotas."""
     counts: Counter[str] = Counter()
     planned = 0
     for edit_id in understand(job).edit_ids():
@@ -236,14 +244,38 @@ def _sum_up(
     known = planned - counts["pending"]
     if sum(counts.values()) != planned:
         raise AssertionError("every planned edit has one outcome or is pending")
+    quotas = _quota_rows(job, outcome_of, problems)
+    spared = 0 if job.quotas is None else counts["pending"] - sum(row.to_do for row in quotas)
     return Verification(
         planned=planned,
         accepted=counts[Outcome.ACCEPTED],
         rejected=counts[Outcome.REJECTED],
         failed=counts[Outcome.FAILED],
-        pending=counts["pending"],
+        pending=counts["pending"] - spared,
         not_planned=len(outcome_of) - known,
         images_checked=images,
         problems=tuple(problems.lines),
         problems_total=problems.total,
+        spared=spared,
+        quotas=tuple(quotas),
     )
+
+
+def _quota_rows(job: Job, outcome_of: dict[bytes, str], problems: _Problems) -> list[QuotaRow]:
+    """How full every cell is; one that is over-full is a problem."""
+    if job.quotas is None:
+        return []
+
+    def is_open(edit_id: bytes) -> bool:
+        return edit_id not in outcome_of
+
+    selection = select_round(understand(job), job.quotas.to_quotas(), outcome_of.get, is_open)
+    rows = quota_table(selection, outcome_of.get, is_open)
+    for row in rows:
+        if row.over_by:
+            cell = ", ".join(f"{name}={value}" for name, value in row.cell.items())
+            problems.add(
+                f"the cell {cell} has {row.accepted} accepted edits, and its quota is {row.quota}: "
+                "they were made before it was set. Raise the quota, or give the job another output"
+            )
+    return rows

@@ -96,6 +96,23 @@ def test_the_bar_counts_what_is_done() -> None:
     assert "1 failed" in shown
 
 
+def test_a_second_round_starts_anew(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="jobs.progress")
+    screen = io.StringIO()
+    bar = TerminalProgress(Console(file=screen, force_terminal=True, width=120))
+    for progress in (LogProgress(interval_s=0.01), bar):
+        with progress:
+            for total, done in ((2, 0), (5, 2)):
+                progress.start(total=total, done=done)
+                progress.advance(outcomes(*["accepted"] * (total - done)))
+                progress.finish()
+    assert caplog.messages[0].startswith("2 of 2 edits to do")
+    assert any(line.startswith("3 of 5 edits to do") for line in caplog.messages)
+    assert caplog.messages[-1].startswith("5/5 edits")
+    assert "5/5" in screen.getvalue()
+    assert not [t for t in threading.enumerate() if t.name == "progress"]
+
+
 def test_the_console_decides() -> None:
     assert isinstance(choose_progress(Console(file=io.StringIO())), LogProgress)
     terminal = Console(file=io.StringIO(), force_terminal=True)
