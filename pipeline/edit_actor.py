@@ -34,6 +34,9 @@ from fpe_core import (
     SyntheticSources,
     load_checkpoint,
 )
+from fpe_core.acceptance import Verdict
+from fpe_core.edit_scores import EditScores
+from fpe_core.reproduction import Reproduction, ReproductionLimits
 from fpe_core.rows import DEVICE_FAILED, is_out_of_memory
 from pipeline.errors import LeaseError, RowError
 from pipeline.group import Group, PlannedEdit
@@ -41,6 +44,7 @@ from pipeline.judge import Candidate, Judge, Judged, JudgeSettings, with_edit_ty
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.provenance import edit_packet, synthetic_source_packet
+from pipeline.reproduction_gate import ReproductionGate
 from pipeline.storage import Folder
 from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched
 from pipeline.write import (
@@ -52,6 +56,7 @@ from pipeline.write import (
     judged_columns,
     parameter_columns,
     part_name,
+    reproduction_columns,
 )
 
 _T = TypeVar("_T")
@@ -99,6 +104,7 @@ class _Made:
     edited_file: Future[str] | None
     source_file: Future[str] | None
     judged: Judged | None = None
+    reproduction: Reproduction | None = None
 
 
 @dataclass(frozen=True)
@@ -109,12 +115,14 @@ class _Sources:
     start: Inversion | SyntheticSources
     unet_rows_each: float
     seconds_each: float
+    reproductions: tuple[Reproduction | None, ...]
 
     def select(self, indices: Sequence[int]) -> _Sources:
         start = self.start
         return replace(
             self,
             groups=tuple(self.groups[i] for i in indices),
+            reproductions=tuple(self.reproductions[i] for i in indices),
             start=start.select(indices)
             if isinstance(start, Inversion)
             else replace(
@@ -157,6 +165,9 @@ class EditActor:
         )
         device = checkpoint.device
         self._judge = None if settings.judge is None else Judge(settings.judge, device)
+        limits = ReproductionLimits() if settings.judge is None else settings.judge.reproduction
+        self._gate = ReproductionGate(self._editor, limits)
+        self._keeps_rejected = settings.judge is not None and settings.judge.keep_rejected
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._model_seconds = 0.0
@@ -238,6 +249,10 @@ class EditActor:
         for index in (i for i, has_diverged in enumerate(diverged) if has_diverged):
             yield from _diverged(sources, index)
         sound = [i for i in range(len(groups)) if not (diverged and diverged[i])]
+        verdicts = self._gate.verdicts(sources.reproductions)
+        for index in (i for i in sound if not verdicts[i].is_accepted):
+            yield from self._rejected_unmade(sources, index, verdicts[index], writer)
+        sound = [i for i in sound if verdicts[i].is_accepted]
         for call in _calls(sources.groups, sound):
             part_of_it = sources.select(call)
             edits = [group.edits for group in part_of_it.groups]
@@ -250,16 +265,40 @@ class EditActor:
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
-            return _Sources(tuple(groups), start, unet_rows_each=0.0, seconds_each=0.0)
+            nothing = (None,) * len(groups)
+            return _Sources(tuple(groups), start, 0.0, 0.0, reproductions=nothing)
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
+        reproductions, probe_rows = self._gate.measure(inversion)
         self._model_seconds += time.monotonic() - started
         return _Sources(
             tuple(groups),
             inversion,
-            unet_rows_each=inversion.unet_rows / len(groups),
+            unet_rows_each=(inversion.unet_rows + probe_rows) / len(groups),
             seconds_each=(time.monotonic() - started) / len(groups),
+            reproductions=reproductions,
         )
+
+    def _rejected_unmade(
+        self, sources: _Sources, index: int, verdict: Verdict, writer: PartWriter
+    ) -> Iterator[_Made]:
+        """The edits of a source that does not come back: rejected, and never made. The source is
+        written where rejected edits are, so that somebody can look at it."""
+        group, source_file = sources.groups[index], None
+        if self._settings.layout.keep_source and self._keeps_rejected and group.image is not None:
+            source_file = writer.put_source(group.stem, group.source_id, group.image)
+        for edit in group.edits:
+            yield _Made(
+                group,
+                edit,
+                group.message,
+                sources.unet_rows_each / len(group.edits),
+                sources.seconds_each / len(group.edits),
+                edited_file=None,
+                source_file=source_file,
+                judged=Judged(EditScores(), verdict),
+                reproduction=sources.reproductions[index],
+            )
 
     def _edit_call(
         self, sources: _Sources, edits: Sequence[Sequence[PlannedEdit]], writer: PartWriter
@@ -323,12 +362,20 @@ class EditActor:
                 edited_file: Future[str] | None = None
                 if judged is None or judged.verdict.is_accepted:
                     edited_file = writer.put_edited(group.stem, edit.key.edit_id, made.image, xmp)
-                elif self._judge is not None and self._judge.settings.keep_rejected:
+                elif self._keeps_rejected:
                     edited_file = writer.put_rejected(group.stem, edit.key.edit_id, made.image, xmp)
                 cut = _truncation_notes(sources.start, index, made)
                 notes = "; ".join(note for note in (group.message, cut) if note)
                 yield _Made(
-                    group, edit, notes, unet_rows, seconds_each, edited_file, source_file, judged
+                    group,
+                    edit,
+                    notes,
+                    unet_rows,
+                    seconds_each,
+                    edited_file,
+                    source_file,
+                    judged,
+                    sources.reproductions[index],
                 )
 
     def _verdicts(
@@ -409,6 +456,7 @@ class EditActor:
             "checkpoint_fingerprint": self._settings.checkpoint_fingerprint,
             **fit_columns(group.fit),
             **judged_columns(key.edit_type, made.judged.scores if made.judged else None),
+            **reproduction_columns(made.reproduction),
         }
 
 
@@ -479,13 +527,14 @@ def _outcome_of(made: _Made, part: str, edited_name: str, source_name: str | Non
     key, judged = made.edit.key, made.judged
     scores = judged.scores if judged else None
     source = f"{part}/{source_name}" if source_name else ""
-    cost = {"unet_rows": made.unet_rows, "seconds": made.seconds}
+    cost: dict[str, Any] = {"unet_rows": made.unet_rows, "seconds": made.seconds}
     if judged is None or judged.verdict.reason is None:
         return key.accepted(
             part=part,
             edited_file_name=f"{part}/{edited_name}",
             source_file_name=source,
             scores=scores,
+            reproduction=made.reproduction,
             message=made.notes,
             **cost,
         )
@@ -495,6 +544,7 @@ def _outcome_of(made: _Made, part: str, edited_name: str, source_name: str | Non
         edited_file_name=edited_name,
         source_file_name=source,
         scores=scores,
+        reproduction=made.reproduction,
         **cost,
     )
 

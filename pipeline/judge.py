@@ -17,6 +17,7 @@ from PIL import Image
 from fpe_core import load_lpips, load_scorer, load_structure_model, score_edits
 from fpe_core.acceptance import Rules, Verdict
 from fpe_core.edit_scores import EditScores
+from fpe_core.reproduction import ReproductionLimits
 from fpe_core.rows import DEVICE_FAILED
 from pipeline.group import Group
 from pipeline.outcome import EditKey
@@ -40,6 +41,7 @@ class JudgeSettings:
     rules: Rules = field(default_factory=Rules)
     edit_type: str | None = None
     keep_rejected: bool = True
+    reproduction: ReproductionLimits = field(default_factory=ReproductionLimits)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from fpe_core.acceptance import RejectReason
 from fpe_core.edit_scores import EditScores
+from fpe_core.reproduction import Reproduction
 from pipeline.redact import tellable
 
 MAX_MESSAGE_CHARS = 500
@@ -46,6 +47,9 @@ ID_TYPE = pa.binary(16)
 SCORE_COLUMNS = tuple(item.name for item in fields(EditScores))
 """The scores of an edit, as columns of outcomes and metadata."""
 
+REPRODUCTION_COLUMNS = tuple(item.name for item in fields(Reproduction))
+"""How well its source comes back unedited, same; null where no gate asked."""
+
 OUTCOME_SCHEMA = pa.schema(
     [
         pa.field("edit_id", ID_TYPE, nullable=False),
@@ -62,10 +66,13 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("edit_type", pa.string(), nullable=False),
         pa.field("source_file_name", pa.string(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
+        *(pa.field(name, pa.float64()) for name in (*SCORE_COLUMNS, *REPRODUCTION_COLUMNS)),
     ]
 )
 """One row per edit; every ledger file and every batch that an actor returns has exactly this."""
+
+
+_NESTED = ("key", "scores", "reproduction")
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class EditKey:
         seconds: float,
         source_file_name: str = "",
         scores: EditScores | None = None,
+        reproduction: Reproduction | None = None,
         message: str = "",
     ) -> EditOutcome:
         return EditOutcome(
@@ -104,6 +112,7 @@ class EditKey:
             unet_rows=unet_rows,
             seconds=seconds,
             scores=scores or EditScores(),
+            reproduction=reproduction or Reproduction(),
         )
 
     def rejected(
@@ -116,6 +125,7 @@ class EditKey:
         edited_file_name: str = "",
         source_file_name: str = "",
         scores: EditScores | None = None,
+        reproduction: Reproduction | None = None,
     ) -> EditOutcome:
         """File names are "" where the picture, or its source, was not kept."""
         return EditOutcome(
@@ -129,6 +139,7 @@ class EditKey:
             unet_rows=unet_rows,
             seconds=seconds,
             scores=scores or EditScores(),
+            reproduction=reproduction or Reproduction(),
         )
 
     def failed(
@@ -155,7 +166,7 @@ class EditOutcome:
 
     File names are relative to the run folder. `part` is "" for edits outside the dataset; `reason`
     is "" exactly for accepted edits. `unet_rows` is this edit's share of its group's. `scores` are
-    None where no judge looked at it.
+    None where no judge looked at it, and so is `reproduction` where no gate asked.
     """
 
     key: EditKey
@@ -168,6 +179,7 @@ class EditOutcome:
     unet_rows: float
     seconds: float
     scores: EditScores
+    reproduction: Reproduction = field(default_factory=Reproduction)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", short_message(self.message))
@@ -187,9 +199,10 @@ class EditOutcome:
     def to_row(self) -> dict[str, Any]:
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         return {
-            **{name: value for name, value in own.items() if name not in ("key", "scores")},
+            **{name: value for name, value in own.items() if name not in _NESTED},
             **asdict(self.key),
             **asdict(self.scores),
+            **asdict(self.reproduction),
         }
 
 

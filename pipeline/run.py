@@ -326,6 +326,7 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         plan.carried_schema,
         job.images.keep_source,
         judged=job.judge is not None,
+        gated=job.judge is not None and job.judge.reproduction.is_on,
     )
     for name in layout.refused_labels():
         raise JobError(
@@ -377,6 +378,7 @@ def _judging(judge: JudgeSection) -> JudgeSettings:
         rules=judge.to_rules(),
         edit_type=judge.edit_type,
         keep_rejected=judge.rejected == "keep",
+        reproduction=judge.reproduction.to_limits(),
     )
 
 

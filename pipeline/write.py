@@ -30,10 +30,16 @@ from fpe_core import EditParameters
 from fpe_core.colour import srgb_profile
 from fpe_core.edit_scores import EditScores
 from fpe_core.fit import Fit
+from fpe_core.reproduction import Reproduction
 from pipeline.commit import METADATA_FILE, PART_PREFIX, read_part_outcomes
 from pipeline.errors import AlreadyExistsError
 from pipeline.ledger import Right
-from pipeline.outcome import OUTCOMES_METADATA_KEY, SCORE_COLUMNS, outcomes_to_bytes
+from pipeline.outcome import (
+    OUTCOMES_METADATA_KEY,
+    REPRODUCTION_COLUMNS,
+    SCORE_COLUMNS,
+    outcomes_to_bytes,
+)
 from pipeline.storage import Folder
 
 _PNG_COMPRESS_LEVEL = 3  # twice as fast as Pillow's 6 for some 3 % larger files
@@ -50,6 +56,7 @@ _JUDGED_FIELDS = (
     pa.field("edit_type", pa.string()),
     *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
 )
+_REPRODUCTION_FIELDS = tuple(pa.field(name, pa.float64()) for name in REPRODUCTION_COLUMNS)
 REJECTED_FOLDER = "rejected"
 """Beside the parts, where no dataset looks: rejected/part-<id>/<stem>__<edit_id>.<ext>."""
 _NAMES_OF_DATASETS = frozenset({"edited", "source"})
@@ -111,6 +118,7 @@ class MetadataLayout:
     carried: pa.Schema | None = None
     keep_source: bool = True
     judged: bool = False
+    gated: bool = False
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -156,7 +164,9 @@ class MetadataLayout:
         return tuple(n for n in self.labels if n in ours or n.endswith(_IMAGE_ENDINGS))
 
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
-        return [*_made_fields(keep_source), *(_JUDGED_FIELDS if self.judged else ())]
+        judged = _JUDGED_FIELDS if self.judged else ()
+        gated = _REPRODUCTION_FIELDS if self.gated else ()
+        return [*_made_fields(keep_source), *judged, *gated]
 
     @property
     def _label_fields(self) -> list[pa.Field]:
@@ -209,6 +219,11 @@ def fit_columns(fit: Fit | None) -> dict[str, Any]:
 def judged_columns(edit_type: str, scores: EditScores | None) -> dict[str, Any]:
     """The metadata columns of the judge; null where there was none."""
     return {"edit_type": edit_type or None, **({} if scores is None else asdict(scores))}
+
+
+def reproduction_columns(reproduction: Reproduction | None) -> dict[str, Any]:
+    """The metadata columns of the reproduction gate; null where it was not asked."""
+    return {} if reproduction is None else asdict(reproduction)
 
 
 def part_name(edit_ids: Iterable[bytes]) -> str:
