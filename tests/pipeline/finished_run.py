@@ -13,6 +13,7 @@ from pipeline.decode import decode
 from pipeline.edit_actor import EditActor, EditSettings
 from pipeline.intent import understand
 from pipeline.job import Job
+from pipeline.judge import JudgeSettings
 from pipeline.ledger import Ledger
 from pipeline.manifest_row import Problems
 from pipeline.outcome import (
@@ -104,7 +105,7 @@ class FinishedRun:
             ledger.commit(table)
 
 
-def make_edits(job: Job, groups_per_block: int) -> None:
+def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = None) -> None:
     """Runs a job in this process, with the model: every block of sources is a part."""
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder)
@@ -116,7 +117,14 @@ def make_edits(job: Job, groups_per_block: int) -> None:
             checkpoint_fingerprint=plan.fingerprint,
             device="cpu",
             image_format=ImageFormat(job.images.format, job.images.quality),
-            layout=MetadataLayout(plan.label_names, plan.carried_schema, job.images.keep_source),
+            layout=MetadataLayout(
+                plan.label_names,
+                plan.carried_schema,
+                job.images.keep_source,
+                judged=judge is not None,
+                gated=judge is not None and judge.reproduction.is_on,
+            ),
+            judge=judge,
         )
     )
     for part in cut_work(folder, plan.work_files, groups_per_block):
