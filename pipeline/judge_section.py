@@ -45,7 +45,8 @@ class ReproductionSection(Section):
     )
     inversion_psnr_db_at_least: float | None = Field(
         default=None,
-        description="the same of what inversion loses on top of that; null: not looked at",
+        description="PSNR of a source inverted and sampled back, to the one encoded and decoded; "
+        "same; costs as many UNet rows a source as there are steps",
     )
 
     def to_limits(self) -> ReproductionLimits:
