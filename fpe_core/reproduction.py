@@ -9,7 +9,9 @@ inversion's: sampling from z_T back with the source prompt, unguided, then decod
 source encoded and decoded. An edit pins its source to the trajectory and never walks it back, so
 the second is no by-product of editing: it costs T UNet rows a source.
 
-What either tells of a source's edits is measured by `fpe bench gate`.
+What either tells of a source's edits is measured by `fpe bench gate`, and
+`still_life.gate_benchmark` has the figures: the first tells pictures that the model does not know,
+for no row; neither tells which edits of a picture that it knows will be bad.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def kinds_table(tried: Sequence[TriedSource]) -> Table:
 
 def figures_table(figures: Sequence[EstimateFigures]) -> Table:
     """What each estimate tells; EstimateFigures has the columns' meanings."""
-    columns = ("estimate", "rows", "AUC", "5-95 %", "in kind", "foreign", "rank", "caught")
+    columns = ("estimate", "rows", "AUC", "5-95 %", "kind", "foreign", "rank", "caught")
     table = _table("Does a source that comes back badly give bad edits?", columns)
     for each in figures:
         table.add_row(
@@ -104,5 +104,5 @@ def figures_table(figures: Sequence[EstimateFigures]) -> Table:
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     return table

@@ -1,8 +1,9 @@
 """Between inversion and edit: sources that do not come back unedited are not edited.
 
-A source that the autoencoder or the inversion loses gives no good edit, whatever the prompt. Its
-edits are rejected as `source_not_reproduced` for what inverting it has cost, and what the estimate
-has cost on top of that. Synthetic sources are sampled beside their edits: nothing can be lost.
+Their edits are rejected as `source_not_reproduced` for what inverting the source has cost, and what
+the estimate costs on top of that. That keeps out pictures that the model does not know, and no more:
+`fpe_core.still_life.gate_benchmark` has what either figure predicts. Synthetic sources are sampled
+beside their edits: nothing is lost on the way.
 """
 
 from __future__ import annotations

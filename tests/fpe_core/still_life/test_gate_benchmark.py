@@ -108,7 +108,7 @@ def test_white_noise_is_no_deviation(editor: Editor) -> None:
     )
     trajectory[1, -1] = torch.linspace(0, 4, trajectory.shape[-1])
     estimates = estimates_of(editor, dataclasses.replace(inversion, trajectory=trajectory))
-    for name in ("noise_deviation", "noise_autocorrelation"):
+    for name in ("noise_deviation", "noise_correlation"):
         white, ramp = estimates[name]
         assert white > ramp
         assert -0.3 < white <= 0
@@ -117,7 +117,9 @@ def test_white_noise_is_no_deviation(editor: Editor) -> None:
 def tried_by_hand(kind: str, seed: int, value: float, rights: list[bool]) -> TriedSource:
     edits = edits_of_scene(seed)[: len(rights)]
     names = rows_of_estimates(2)
-    outputs = [render(e.answer if right else e.source) for e, right in zip(edits, rights, strict=True)]
+    outputs = [
+        render(e.answer if right else e.source) for e, right in zip(edits, rights, strict=True)
+    ]
     return TriedSource(
         HardSource(kind, seed, ""),
         {**dict.fromkeys(names, 1.0), FULL: value},
