@@ -1,7 +1,7 @@
 """Between inversion and edit: sources that do not come back unedited are not edited.
 
 Their edits are rejected as `source_not_reproduced` for what inverting the source has cost, and what
-the estimate costs on top of that. That keeps out pictures that the model does not know, and no more:
+the estimate costs on top of that. That keeps out pictures that the model does not know, no more:
 `fpe_core.still_life.gate_benchmark` has what either figure predicts. Synthetic sources are sampled
 beside their edits: nothing is lost on the way.
 """

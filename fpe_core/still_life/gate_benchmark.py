@@ -155,6 +155,8 @@ def _try_together(
 
 
 def _is_askable(source: HardSource, edit: BenchmarkEdit, size_px: int) -> bool:
+    if not source.is_spoiled:
+        return True  # the exact answer itself
     return is_good(judge(edit, source.spoil(render(edit.answer, size_px))))
 
 

@@ -53,6 +53,11 @@ class HardSource:
         return self.kind in FOREIGN_KINDS
 
     @property
+    def is_spoiled(self) -> bool:
+        """Whether its picture is another than the renderer's."""
+        return self.is_foreign or SCENE_KINDS[self.kind] is not None
+
+    @property
     def scene(self) -> Scene:
         return sample_scene(self.seed)
 

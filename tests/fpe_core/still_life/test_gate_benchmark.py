@@ -60,8 +60,8 @@ def test_a_source_is_the_same_every_time_and_spoiled_by_its_kind(kind: str) -> N
     assert np.array_equal(picture, np.asarray(source.picture(64)))
     assert not np.array_equal(picture, np.asarray(other.picture(64)))
     clean = np.asarray(render(source.scene, 64))
-    is_as_rendered = SCENE_KINDS.get(kind, object()) is None
-    assert np.array_equal(picture, clean) == is_as_rendered
+    assert np.array_equal(picture, clean) == (kind in ("clean", "wrong_prompt", "few_steps"))
+    assert np.array_equal(picture, clean) != source.is_spoiled
     if not source.is_foreign:
         spoiled = np.asarray(source.spoil(render(source.scene, 64)))
         assert np.array_equal(picture, spoiled), "an answer is spoiled as the source is"
@@ -77,8 +77,9 @@ def test_sources_are_edited_and_judged_and_foreign_ones_are_not(editor: Editor) 
         assert [edit.edit for edit in each.edits] == asked
         assert list(each.estimates) == list(rows_of_estimates(SMALL.steps))
         assert all(math.isfinite(value) for value in each.estimates.values())
-    clean = next(t for t in tried if t.source.kind == "clean")
-    assert clean.edits[0].is_askable, "the exact answer is right"
+        for edit in each.edits:
+            answer = each.source.spoil(render(edit.edit.answer, 64))
+            assert edit.is_askable == is_good(judge(edit.edit, answer))
 
 
 def test_estimates_cost_the_rows_that_they_say(editor: Editor) -> None:
