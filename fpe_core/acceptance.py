@@ -29,6 +29,11 @@ class RejectReason(StrEnum):
     STRUCTURE_LOST = "structure_lost"
     WRONG_DIRECTION = "wrong_direction"
     OFF_TARGET = "off_target"
+    SOURCE_NOT_REPRODUCED = "source_not_reproduced"
+    """Not by a rule: its source does not come back even without an edit (`reproduction`)."""
+
+
+REASONS_OF_RULES = frozenset(RejectReason) - {RejectReason.SOURCE_NOT_REPRODUCED}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Rule:
             raise ParameterError(f"no score {self.score!r}; there are {', '.join(sorted(SCORES))}")
         if (self.at_least is None) == (self.at_most is None):
             raise ParameterError(f"a rule on {self.score} needs one of at_least and at_most")
-        known = [reason.value for reason in RejectReason]
+        known = [reason.value for reason in RejectReason if reason in REASONS_OF_RULES]
         if self.reason not in known:
             raise ParameterError(f"no reason {self.reason!r}; there are {', '.join(known)}")
         object.__setattr__(self, "reason", RejectReason(self.reason))

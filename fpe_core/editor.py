@@ -138,6 +138,33 @@ class Editor:
         )
 
     @torch.inference_mode()
+    def step_back(self, inversion: Inversion, k: int) -> Tensor:
+        """z_k of each image as one step of sampling, unguided, gives it from its z_(k+1).
+
+        Inversion evaluated the UNet at z_k instead, so the two differ by what this step of it
+        loses. (S, C, h, w), float32; costs one UNet row an image.
+
+        Raises ParameterError for a step that does not exist, RowsOutOfMemoryError.
+        """
+        schedule = ddim_schedule(self.checkpoint.scheduler_config, inversion.parameters.steps)
+        if not 0 <= k < schedule.steps:
+            raise ParameterError(f"k must be 0 to {schedule.steps - 1}, got {k}")
+        text = self._encode_prompts(inversion.source_prompts)
+        rows = _Rows.unguided(text.rows(inversion.source_prompts))
+        limit, _ = self._row_limits(inversion.parameters)
+        z = inversion.trajectory[:, k + 1]
+        return schedule.sample_step(
+            z, self._predict(rows, z, schedule.timesteps[k], text, limit), k
+        )
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
+        """Latents (n, C, h, w) as RGB images; what is not finite becomes black."""
+        _, limit = self._row_limits(parameters)
+        images, _ = decode_latents(self.checkpoint, latents, limit)
+        return images
+
+    @torch.inference_mode()
     def edit(
         self,
         sources: Sources,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from PIL import Image
 
@@ -16,8 +17,9 @@ from fpe_core import (
     Inversion,
     SyntheticSources,
 )
-from fpe_core.acceptance import RejectReason
+from fpe_core.acceptance import RejectReason, Verdict
 from fpe_core.edit_scores import EditScores
+from fpe_core.reproduction import Reproduction
 from fpe_core.rows import is_out_of_memory
 from pipeline.errors import RowError
 from pipeline.group import Group, PlannedEdit
@@ -27,12 +29,14 @@ from pipeline.outcome import EditOutcome, FailureCode, TryRecord
 
 @dataclass(frozen=True)
 class PreparedSources:
-    """Groups ready to be edited, and what each has cost so far."""
+    """Groups ready to be edited: what each has cost so far, and how well it comes back unedited
+    (None where no gate asks)."""
 
     groups: tuple[Group, ...]
     start: Inversion | SyntheticSources
     unet_rows_each: float
     seconds_each: float
+    reproductions: tuple[Reproduction | None, ...]
 
     def select(self, indices: Sequence[int]) -> PreparedSources:
         """Some of them, in the given order."""
@@ -40,6 +44,7 @@ class PreparedSources:
         return replace(
             self,
             groups=tuple(self.groups[i] for i in indices),
+            reproductions=tuple(self.reproductions[i] for i in indices),
             start=start.select(indices)
             if isinstance(start, Inversion)
             else replace(
@@ -99,6 +104,7 @@ class TriedEdit:
     source: int
     edit: PlannedEdit
     attempts: tuple[Attempt, ...]
+    reproduction: Reproduction | None = None
     trouble: str = ""
 
     @property
@@ -161,6 +167,7 @@ class MadeEdit:
                 edited_file_name=f"{part}/{edited_name}",
                 source_file_name=source,
                 scores=scores,
+                reproduction=self.tried.reproduction,
                 message=self.notes,
                 tries=tries,
                 unet_rows=self.unet_rows,
@@ -172,6 +179,7 @@ class MadeEdit:
             edited_file_name=edited_name,
             source_file_name=source,
             scores=scores,
+            reproduction=self.tried.reproduction,
             tries=tries,
             unet_rows=self.unet_rows,
             seconds=self.seconds,
@@ -183,11 +191,43 @@ class MadeEdit:
         )
 
 
-Result = MadeEdit | EditOutcome
+@dataclass(frozen=True)
+class UnmadeEdit:
+    """An edit of a source that does not come back: rejected, and never made."""
+
+    group: Group
+    edit: PlannedEdit
+    verdict: Verdict
+    reproduction: Reproduction | None
+    unet_rows: float
+    seconds: float
+    source_file: Future[str] | None
+
+    edited_file: ClassVar[None] = None
+
+    def outcome(self, part: str, edited_name: str, source_name: str | None) -> EditOutcome:
+        assert self.verdict.reason is not None
+        return self.edit.key.rejected(
+            self.verdict.reason,
+            "; ".join(note for note in (self.verdict.message, self.group.message) if note),
+            edited_file_name=edited_name,
+            source_file_name=f"{part}/{source_name}" if source_name else "",
+            reproduction=self.reproduction,
+            unet_rows=self.unet_rows,
+            seconds=self.seconds,
+        )
+
+    def write_failed(self, error: Exception) -> EditOutcome:
+        return self.edit.key.failed(
+            FailureCode.WRITE_FAILED, str(error), unet_rows=self.unet_rows, seconds=self.seconds
+        )
+
+
+Result = MadeEdit | UnmadeEdit | EditOutcome
 
 
 def edit_id_of(result: Result) -> bytes:
-    return result.edit.key.edit_id if isinstance(result, MadeEdit) else result.edit_id
+    return result.edit_id if isinstance(result, EditOutcome) else result.edit.key.edit_id
 
 
 def failed(

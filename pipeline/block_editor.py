@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fpe_core import Editor, EditParameters, Inversion, ParameterError
+from fpe_core.acceptance import Verdict
 from fpe_core.rows import DEVICE_FAILED
 from pipeline.attempt import (
     Attempt,
@@ -26,6 +27,7 @@ from pipeline.attempt import (
     PreparedSources,
     Result,
     TriedEdit,
+    UnmadeEdit,
     diverged,
     failed,
     not_finite,
@@ -36,6 +38,7 @@ from pipeline.group import Group, PlannedEdit
 from pipeline.judge import Candidate, Judge, Judged
 from pipeline.outcome import EditOutcome
 from pipeline.provenance import edit_packet, synthetic_source_packet
+from pipeline.reproduction_gate import ReproductionGate
 from pipeline.write import PartWriter
 
 _T = TypeVar("_T")
@@ -67,14 +70,18 @@ class BlockEditor:
         *,
         fingerprint: str,
         keep_source: bool,
+        gate: ReproductionGate,
         judge: Judge | None = None,
         judging: Executor | None = None,
+        keeps_rejected: bool = True,
     ) -> None:
         """`judging` has one thread: models are not for two at a time."""
         self._editor = editor
         self._writer = writer
         self._fingerprint = fingerprint
         self._keep_source = keep_source
+        self._gate = gate
+        self._keeps_rejected = keeps_rejected
         self._judge = judge
         self._judging = judging
         self.model_seconds = 0.0
@@ -84,7 +91,7 @@ class BlockEditor:
         """All edits of groups with equal parameters."""
         waiting: _Call | None = None
         for call in self._calls(groups):
-            if isinstance(call, EditOutcome):
+            if not isinstance(call, _Call):
                 yield call
                 continue
             if waiting is not None:
@@ -96,8 +103,8 @@ class BlockEditor:
         if waiting is not None:
             yield from self._settle(waiting)
 
-    def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | EditOutcome]:
-        """Every group inverted and edited once; outcomes of what failed."""
+    def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit | EditOutcome]:
+        """Every group inverted and edited once; outcomes of what failed or is not to be made."""
         try:
             sources = self._prepare(groups)
         except _NO_ROWS_FAULT:
@@ -113,6 +120,10 @@ class BlockEditor:
         for index in (i for i, it_has in enumerate(has_diverged) if it_has):
             yield from diverged(sources, index)
         sound = [i for i in range(len(groups)) if not (has_diverged and has_diverged[i])]
+        verdicts = self._gate.verdicts(sources.reproductions)
+        for index in (i for i in sound if not verdicts[i].is_accepted):
+            yield from self._rejected_unmade(sources, index, verdicts[index])
+        sound = [i for i in sound if verdicts[i].is_accepted]
         for indices in _call_by_call(sources.groups, sound):
             yield from self._first_tries(sources.select(indices))
 
@@ -123,17 +134,39 @@ class BlockEditor:
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
-            return PreparedSources(tuple(groups), start, unet_rows_each=0.0, seconds_each=0.0)
+            nothing = (None,) * len(groups)
+            return PreparedSources(tuple(groups), start, 0.0, 0.0, reproductions=nothing)
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
+        reproductions, probe_rows = self._gate.measure(inversion)
         seconds = time.monotonic() - began
         self.model_seconds += seconds
         return PreparedSources(
             tuple(groups),
             inversion,
-            unet_rows_each=inversion.unet_rows / len(groups),
+            unet_rows_each=(inversion.unet_rows + probe_rows) / len(groups),
             seconds_each=seconds / len(groups),
+            reproductions=reproductions,
         )
+
+    def _rejected_unmade(
+        self, sources: PreparedSources, index: int, verdict: Verdict
+    ) -> Iterator[UnmadeEdit]:
+        """The edits of a source that does not come back: rejected, and never made. The source is
+        written where rejected edits are, so that somebody can look at it."""
+        group, source_file = sources.groups[index], None
+        if self._keep_source and self._keeps_rejected and group.image is not None:
+            source_file = self._writer.put_source(group.stem, group.source_id, group.image)
+        for edit in group.edits:
+            yield UnmadeEdit(
+                group,
+                edit,
+                verdict,
+                sources.reproductions[index],
+                unet_rows=sources.unet_rows_each / len(group.edits),
+                seconds=sources.seconds_each / len(group.edits),
+                source_file=source_file,
+            )
 
     def _first_tries(self, sources: PreparedSources) -> Iterator[_Call | EditOutcome]:
         asked = [
@@ -152,7 +185,7 @@ class BlockEditor:
             first = replace(
                 attempt, unet_rows=attempt.unet_rows + rows, seconds=attempt.seconds + seconds
             )
-            tried.append(TriedEdit(group, index, edit, (first,)))
+            tried.append(TriedEdit(group, index, edit, (first,), sources.reproductions[index]))
         if tried:
             yield _Call(sources, tuple(tried), self._judge_later(tried))
 
@@ -283,7 +316,7 @@ class BlockEditor:
         xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
         if kept.reason is None:
             return self._writer.put_edited(group.stem, key.edit_id, kept.made.image, xmp)
-        if self._judge is not None and self._judge.settings.keep_rejected:
+        if self._keeps_rejected:
             return self._writer.put_rejected(group.stem, key.edit_id, kept.made.image, xmp)
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.ledger import LedgerCounts
-from pipeline.outcome import SCORE_COLUMNS
+from pipeline.outcome import REPRODUCTION_COLUMNS, SCORE_COLUMNS
 from pipeline.plan import Plan
 from pipeline.write import MetadataLayout
 
@@ -69,6 +69,8 @@ def _column_rows(layout: MetadataLayout) -> str:
     if layout.judged:
         meanings["edit_type"] = "the kind of change that was asked for"
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/edit_scores.py"
+    if layout.gated:
+        meanings[", ".join(REPRODUCTION_COLUMNS)] = "how well the source comes back unedited"
     meanings |= dict.fromkeys(layout.labels, "label of the edit")
     meanings |= {
         output: f"the manifest's column {_cell(name)}"

@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 
 from fpe_core import CheckpointError, Editor, load_checkpoint
+from fpe_core.reproduction import ReproductionLimits
 from pipeline.attempt import MadeEdit, Result, edit_id_of
 from pipeline.block_editor import BlockEditor
 from pipeline.errors import LeaseError
@@ -28,6 +29,7 @@ from pipeline.group import Group
 from pipeline.judge import Judge, JudgeSettings, with_edit_types
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
+from pipeline.reproduction_gate import ReproductionGate
 from pipeline.storage import Folder
 from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched
 from pipeline.write import (
@@ -39,6 +41,7 @@ from pipeline.write import (
     judged_columns,
     parameter_columns,
     part_name,
+    reproduction_columns,
 )
 
 WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
@@ -96,6 +99,8 @@ class EditActor:
         )
         device = checkpoint.device
         self._judge = None if settings.judge is None else Judge(settings.judge, device)
+        limits = ReproductionLimits() if settings.judge is None else settings.judge.reproduction
+        self._gate = ReproductionGate(self._editor, limits)
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
         self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -144,8 +149,10 @@ class EditActor:
             writer,
             fingerprint=settings.checkpoint_fingerprint,
             keep_source=settings.layout.keep_source,
+            gate=self._gate,
             judge=self._judge,
             judging=self._judging,
+            keeps_rejected=settings.judge is not None and settings.judge.keep_rejected,
         )
         groups = [_unless_quarantined(group, orders) for group in groups]
         results: list[Result] = []
@@ -193,7 +200,7 @@ class EditActor:
                 oversight.alive()
             outcome = made.outcome(writer.part, edited_name, source_name)
             outcomes.append(outcome)
-            if outcome.part:
+            if isinstance(made, MadeEdit) and outcome.part:
                 rows.append(self._metadata_row(made, edited_name, source_name))
                 places.append(made.group.place)
         table = outcomes_table(outcomes)
@@ -235,6 +242,7 @@ class EditActor:
                 made.judged.scores if made.judged else None,
                 tries=len(made.tried.attempts),
             ),
+            **reproduction_columns(made.tried.reproduction),
         }
 
 
@@ -267,7 +275,7 @@ def _buckets(groups: Sequence[Group]) -> list[list[Group]]:
 def _files_of(results: Sequence[Result]) -> Iterator[Future[str]]:
     """The writes that are on their way."""
     for made in results:
-        if isinstance(made, MadeEdit):
+        if not isinstance(made, EditOutcome):
             if made.edited_file is not None:
                 yield made.edited_file
             if made.source_file is not None:

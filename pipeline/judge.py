@@ -17,6 +17,7 @@ from PIL import Image
 from fpe_core import load_lpips, load_scorer, load_structure_model, score_edits
 from fpe_core.acceptance import Rules, Verdict
 from fpe_core.edit_scores import EditScores
+from fpe_core.reproduction import ReproductionLimits
 from fpe_core.rows import DEVICE_FAILED
 from fpe_core.second_tries import Ladder
 from pipeline.group import Group
@@ -43,6 +44,7 @@ class JudgeSettings:
     edit_type: str | None = None
     keep_rejected: bool = True
     ladder: Ladder | None = None
+    reproduction: ReproductionLimits = field(default_factory=ReproductionLimits)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from fpe_core import SCORES, ParameterError
 from fpe_core.acceptance import RejectReason, Rule, Rules
 from fpe_core.checkpoint_files import BUILTIN_STILL_LIFE
+from fpe_core.reproduction import ReproductionLimits
 from pipeline.second_tries_section import SecondTriesSection
 from pipeline.section import Section, tuple_from_list
 
@@ -33,6 +34,31 @@ class RuleSection(Section):
 
     def to_rule(self) -> Rule:
         return Rule(self.score, RejectReason(self.reason), self.at_least, self.at_most)
+
+
+class ReproductionSection(Section):
+    """How well a source has to come back, unedited, for its edits to be made at all."""
+
+    autoencoder_psnr_db_at_least: float | None = Field(
+        default=None,
+        description="PSNR of a source encoded and decoded, dB, below which its edits are rejected "
+        "as source_not_reproduced, unmade; null: not looked at; costs no UNet row",
+    )
+    inversion_psnr_db_at_least: float | None = Field(
+        default=None,
+        description="PSNR of a source inverted and sampled back, to the one encoded and decoded; "
+        "same; costs as many UNet rows a source as there are steps, and predicted no bad edits "
+        "where it was measured (fpe bench gate)",
+    )
+
+    def to_limits(self) -> ReproductionLimits:
+        return ReproductionLimits(
+            self.autoencoder_psnr_db_at_least, self.inversion_psnr_db_at_least
+        )
+
+    @property
+    def is_on(self) -> bool:
+        return self.to_limits().is_on
 
 
 class JudgeSection(Section):
@@ -64,6 +90,10 @@ class JudgeSection(Section):
         default_factory=dict,
         description="rules by type of edit, in their order; those of `other` are for types without "
         "any; no rules: every edit is accepted",
+    )
+    reproduction: ReproductionSection = Field(
+        default_factory=ReproductionSection,
+        description="how well a source has to come back, unedited; synthetic ones always do",
     )
     rejected: Literal["keep", "drop"] = Field(
         default="keep", description="keep: rejected edits are written too, under rejected/"

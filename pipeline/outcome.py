@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from fpe_core.acceptance import RejectReason
 from fpe_core.edit_scores import EditScores
+from fpe_core.reproduction import Reproduction
 from pipeline.redact import tellable
 
 MAX_MESSAGE_CHARS = 500
@@ -57,6 +58,8 @@ TRY_TYPE = pa.struct(
     ]
 )
 """One try of an edit; see `TryRecord`."""
+REPRODUCTION_COLUMNS = tuple(item.name for item in fields(Reproduction))
+"""How well its source comes back unedited, same; null where no gate asked."""
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -74,11 +77,14 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("edit_type", pa.string(), nullable=False),
         pa.field("source_file_name", pa.string(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
+        *(pa.field(name, pa.float64()) for name in (*SCORE_COLUMNS, *REPRODUCTION_COLUMNS)),
         pa.field("tries", pa.list_(TRY_TYPE)),
     ]
 )
 """One row per edit; every ledger file and every batch that an actor returns has exactly this."""
+
+
+_NESTED = ("key", "scores", "reproduction", "tries")
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class EditKey:
         seconds: float,
         source_file_name: str = "",
         scores: EditScores | None = None,
+        reproduction: Reproduction | None = None,
         message: str = "",
         tries: tuple[TryRecord, ...] = (),
     ) -> EditOutcome:
@@ -144,6 +151,7 @@ class EditKey:
             seconds=seconds,
             scores=scores or EditScores(),
             tries=tries,
+            reproduction=reproduction or Reproduction(),
         )
 
     def rejected(
@@ -157,6 +165,7 @@ class EditKey:
         source_file_name: str = "",
         scores: EditScores | None = None,
         tries: tuple[TryRecord, ...] = (),
+        reproduction: Reproduction | None = None,
     ) -> EditOutcome:
         """File names are "" where the picture, or its source, was not kept."""
         return EditOutcome(
@@ -171,6 +180,7 @@ class EditKey:
             seconds=seconds,
             scores=scores or EditScores(),
             tries=tries,
+            reproduction=reproduction or Reproduction(),
         )
 
     def failed(
@@ -197,8 +207,9 @@ class EditOutcome:
 
     File names are relative to the run folder. `part` is "" for edits outside the dataset; `reason`
     is "" exactly for accepted edits. `unet_rows` is this edit's share of its group's, all tries
-    together. `scores` are None where no judge looked at it. `tries` holds them all where there was
-    more than one; the outcome is that of the accepted one, else of the first.
+    together. `scores` are None where no judge looked at it, and so is `reproduction` where no gate
+    asked. `tries` holds them all where there was more than one; the outcome is that of the accepted
+    one, else of the first.
     """
 
     key: EditKey
@@ -212,6 +223,7 @@ class EditOutcome:
     seconds: float
     scores: EditScores
     tries: tuple[TryRecord, ...] = ()
+    reproduction: Reproduction = field(default_factory=Reproduction)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", short_message(self.message))
@@ -231,9 +243,10 @@ class EditOutcome:
     def to_row(self) -> dict[str, Any]:
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         return {
-            **{n: value for n, value in own.items() if n not in ("key", "scores", "tries")},
+            **{name: value for name, value in own.items() if name not in _NESTED},
             **asdict(self.key),
             **asdict(self.scores),
+            **asdict(self.reproduction),
             "tries": [each.to_row() for each in self.tries] or None,
         }
 

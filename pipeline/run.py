@@ -372,6 +372,7 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         plan.carried_schema,
         job.images.keep_source,
         judged=job.judge is not None,
+        gated=job.judge is not None and job.judge.reproduction.is_on,
     )
     for name in layout.refused_labels():
         raise JobError(
@@ -424,6 +425,7 @@ def _judging(judge: JudgeSection) -> JudgeSettings:
         edit_type=judge.edit_type,
         keep_rejected=judge.rejected == "keep",
         ladder=None if judge.second_tries is None else judge.second_tries.to_ladder(),
+        reproduction=judge.reproduction.to_limits(),
     )
 
 

@@ -31,10 +31,16 @@ from fpe_core.colour import srgb_profile
 from fpe_core.edit_scores import EditScores
 from fpe_core.fit import Fit
 from fpe_core.parameters import layer_rule_from_text
+from fpe_core.reproduction import Reproduction
 from pipeline.commit import METADATA_FILE, PART_PREFIX, read_part_outcomes
 from pipeline.errors import AlreadyExistsError
 from pipeline.ledger import Right
-from pipeline.outcome import OUTCOMES_METADATA_KEY, SCORE_COLUMNS, outcomes_to_bytes
+from pipeline.outcome import (
+    OUTCOMES_METADATA_KEY,
+    REPRODUCTION_COLUMNS,
+    SCORE_COLUMNS,
+    outcomes_to_bytes,
+)
 from pipeline.storage import Folder
 
 _PNG_COMPRESS_LEVEL = 3  # twice as fast as Pillow's 6 for some 3 % larger files
@@ -60,6 +66,7 @@ PARAMETER_COLUMNS = (
     "layers",
 )
 """The metadata columns that say how an edit was made."""
+_REPRODUCTION_FIELDS = tuple(pa.field(name, pa.float64()) for name in REPRODUCTION_COLUMNS)
 REJECTED_FOLDER = "rejected"
 """Beside the parts, where no dataset looks: rejected/part-<id>/<stem>__<edit_id>.<ext>."""
 _NAMES_OF_DATASETS = frozenset({"edited", "source"})
@@ -121,6 +128,7 @@ class MetadataLayout:
     carried: pa.Schema | None = None
     keep_source: bool = True
     judged: bool = False
+    gated: bool = False
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -166,7 +174,9 @@ class MetadataLayout:
         return tuple(n for n in self.labels if n in ours or n.endswith(_IMAGE_ENDINGS))
 
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
-        return [*_made_fields(keep_source), *(_JUDGED_FIELDS if self.judged else ())]
+        judged = _JUDGED_FIELDS if self.judged else ()
+        gated = _REPRODUCTION_FIELDS if self.gated else ()
+        return [*_made_fields(keep_source), *judged, *gated]
 
     @property
     def _label_fields(self) -> list[pa.Field]:
@@ -238,6 +248,11 @@ def judged_columns(edit_type: str, scores: EditScores | None, *, tries: int = 1)
     """
     judged = {} if scores is None else {"tries": tries, **asdict(scores)}
     return {"edit_type": edit_type or None, **judged}
+
+
+def reproduction_columns(reproduction: Reproduction | None) -> dict[str, Any]:
+    """The metadata columns of the reproduction gate; null where it was not asked."""
+    return {} if reproduction is None else asdict(reproduction)
 
 
 def part_name(edit_ids: Iterable[bytes]) -> str:

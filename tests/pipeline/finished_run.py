@@ -118,7 +118,11 @@ def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = No
             device="cpu",
             image_format=ImageFormat(job.images.format, job.images.quality),
             layout=MetadataLayout(
-                plan.label_names, plan.carried_schema, job.images.keep_source, judge is not None
+                plan.label_names,
+                plan.carried_schema,
+                job.images.keep_source,
+                judged=judge is not None,
+                gated=judge is not None and judge.reproduction.is_on,
             ),
             judge=judge,
         )

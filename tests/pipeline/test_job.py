@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
 from fpe_core.acceptance import Rules
+from fpe_core.reproduction import ReproductionLimits
 from pipeline.job import Job
 
 MINIMAL: dict[str, Any] = {"manifest": "m.parquet", "output": "out"}
@@ -309,6 +310,15 @@ def test_the_resolved_job_needs_no_recommendation() -> None:
 def test_a_judge_that_cannot_judge_is_refused(judge: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(message)):
         job(judge=judge)
+
+
+def test_the_gate_on_sources_is_off_unless_a_limit_is_set() -> None:
+    off, on = job(judge={}).judge, job(judge={"reproduction": {"autoencoder_psnr_db_at_least": 20}})
+    assert off is not None
+    assert on.judge is not None
+    assert not off.reproduction.is_on
+    assert on.judge.reproduction.is_on
+    assert on.judge.reproduction.to_limits() == ReproductionLimits(20.0, None)
 
 
 def test_rules_of_a_job_are_rules() -> None:

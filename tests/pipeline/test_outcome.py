@@ -14,6 +14,7 @@ from fpe_core.acceptance import RejectReason
 from pipeline.outcome import (
     MAX_MESSAGE_CHARS,
     OUTCOME_SCHEMA,
+    REPRODUCTION_COLUMNS,
     SCORE_COLUMNS,
     FailureCode,
     Outcome,
@@ -40,7 +41,13 @@ def test_the_words_are_those_of_the_design() -> None:
         "write_failed",
         "worker_died",
     ]
-    assert list(RejectReason) == ["no_change", "structure_lost", "wrong_direction", "off_target"]
+    assert list(RejectReason) == [
+        "no_change",
+        "structure_lost",
+        "wrong_direction",
+        "off_target",
+        "source_not_reproduced",
+    ]
 
 
 def test_outcomes_become_rows_of_the_fixed_schema() -> None:
@@ -93,7 +100,7 @@ def test_scores_and_files_are_columns() -> None:
 
 def test_outcomes_from_before_there_was_a_judge_are_read() -> None:
     table = outcomes_table([accepted(1), failed(2)])
-    added = ["edit_type", "source_file_name", *SCORE_COLUMNS]
+    added = ["edit_type", "source_file_name", *SCORE_COLUMNS, *REPRODUCTION_COLUMNS]
     assert as_outcomes(table.drop_columns(added)).equals(table)
     assert as_outcomes(table.append_column("worker", pa.array(["a", "b"]))).equals(table)
     with pytest.raises(KeyError, match="edit_id"):
