@@ -202,7 +202,8 @@ def read_run_folder(folder: Folder, limits: ReportLimits) -> RunFolder:
     """config.yaml and stats.json. What is missing or damaged is noted, not raised."""
     notes: list[str] = []
     text = _text(folder, CONFIG_FILE, notes)
-    job, rules = {}, Rules()
+    job: Mapping[str, Any] = {}
+    rules = Rules()
     try:
         job = _mapping(yaml.safe_load(text))
         rules = Rules.from_dict(_mapping(_mapping(job.get("judge")).get("rules")))
