@@ -4,7 +4,7 @@
     borderline   nearest to a threshold, on either side; a third at most
     rejected     by reason, a sample
     failed       by failure code, a sample
-    sample       accepted, whatever their scores
+    accepted     a sample, whatever their scores
 
 A sample is the smallest ids: they are content hashes, so it is a fair one and the same every time.
 """
@@ -22,7 +22,7 @@ from fpe_core.acceptance import Rules
 from pipeline.histogram import bound_of
 from pipeline.outcome import Outcome
 
-GROUPS = ("best", "borderline", "rejected", "failed", "sample")
+GROUPS = ("best", "borderline", "rejected", "failed", "accepted")
 _WITHOUT_RULES = "directional_similarity"
 """What accepted edits are ranked by where no rule looks at any score."""
 
@@ -101,7 +101,7 @@ def _ranked(
         scored = [row for row in rows if not np.isnan(merit[row])]
         best = sorted(scored, key=lambda row: (-merit[row], row))
         yield "best", best[: min(per_group, _third(scored))]
-        yield "sample", rows[:per_group]
+        yield "accepted", rows[:per_group]
     for edit_type in sorted(judged, key=lambda name: (-len(judged[name]), name)):
         near = [row for row in judged[edit_type] if np.isfinite(margin[row])]
         yield (
