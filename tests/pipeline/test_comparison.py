@@ -14,7 +14,7 @@ from pipeline.job import Job
 from pipeline.outcome import EditKey, EditOutcome
 from pipeline.storage import Folder
 from tests.pipeline.judged_run import accepted, labelled_job, rejected, write_run
-from tests.stores import Store
+from tests.stores import Store, store_on_disk
 
 
 def plain(number: int, key: EditKey) -> EditOutcome:
@@ -46,6 +46,11 @@ def compare(
 
 
 @pytest.fixture
+def disk(tmp_path: Path) -> Store:
+    return store_on_disk(tmp_path / "store")
+
+
+@pytest.fixture
 def image(picture: Callable[..., Image.Image], png: Callable[[Image.Image], bytes]) -> bytes:
     return png(picture())
 
@@ -69,9 +74,9 @@ def test_edits_are_paired_although_their_ids_differ(
 
 
 def test_score_differences_are_those_of_the_pairs(
-    store: Store, tiny_checkpoint: Path, image: bytes
+    disk: Store, tiny_checkpoint: Path, image: bytes
 ) -> None:
-    facts = compare(store, tiny_checkpoint, image)
+    facts = compare(disk, tiny_checkpoint, image)
     by_score = {each.score: each for each in facts.differences}
     assert set(by_score) == {"changed_share", "directional_similarity"}
     found = by_score["directional_similarity"]
@@ -84,23 +89,23 @@ def test_score_differences_are_those_of_the_pairs(
 
 
 def test_flips_are_shown_first_then_what_moved_most(
-    store: Store, tiny_checkpoint: Path, image: bytes
+    disk: Store, tiny_checkpoint: Path, image: bytes
 ) -> None:
-    groups = [tile.group for tile in compare(store, tiny_checkpoint, image).tiles]
+    groups = [tile.group for tile in compare(disk, tiny_checkpoint, image).tiles]
     assert groups == ["flipped"] * 2 + ["most changed"] * 4
 
 
 def test_what_one_run_alone_has_is_counted_and_shown(
-    store: Store, tiny_checkpoint: Path, image: bytes
+    disk: Store, tiny_checkpoint: Path, image: bytes
 ) -> None:
     other = labelled_job(
-        store,
+        disk,
         str(tiny_checkpoint),
         name="b",
         prompts={"target": "a {colour} {shape}", "labels": {"colour": ["red", "green"]}},
-        manifest=store.url("a.parquet"),
+        manifest=disk.url("a.parquet"),
     )
-    facts = compare(store, tiny_checkpoint, image, other)
+    facts = compare(disk, tiny_checkpoint, image, other)
     assert (facts.pairs, facts.only_a, facts.only_b) == (3, 3, 3)
     groups = [tile.group for tile in facts.tiles]
     assert groups.count("only in A") == groups.count("only in B") == 3
@@ -111,26 +116,26 @@ def test_what_one_run_alone_has_is_counted_and_shown(
 
 
 def test_the_keys_that_the_jobs_differ_in_are_named(
-    store: Store, tiny_checkpoint: Path, image: bytes
+    disk: Store, tiny_checkpoint: Path, image: bytes
 ) -> None:
-    keys = {key: (a, b) for key, a, b in compare(store, tiny_checkpoint, image).changed_keys}
+    keys = {key: (a, b) for key, a, b in compare(disk, tiny_checkpoint, image).changed_keys}
     assert keys["edit.guidance_scale"][1] == "2.0"
     assert set(keys) == {"edit.guidance_scale", "output"}
 
 
 def test_synthetic_sources_are_paired_by_prompt_and_seed(
-    store: Store, tiny_checkpoint: Path, image: bytes
+    disk: Store, tiny_checkpoint: Path, image: bytes
 ) -> None:
     """Their ids depend on the parameters, which decide what the source shows."""
     columns = {"source_prompt": ["a cat", "a cat"], "seed": [1, 2], "target_prompt": ["a dog"] * 2}
-    manifest = store.put_table("synthetic.parquet", columns)
+    manifest = disk.put_table("synthetic.parquet", columns)
     folders, ids = [], []
     for name, steps in (("a", 3), ("b", 4)):
         job = Job.model_validate(
             {
                 "manifest": manifest,
-                "output": store.url(name),
-                "storage_options": store.storage_options,
+                "output": disk.url(name),
+                "storage_options": disk.storage_options,
                 "model": {"checkpoint": str(tiny_checkpoint)},
                 "edit": {"steps": steps},
             }
@@ -144,9 +149,9 @@ def test_synthetic_sources_are_paired_by_prompt_and_seed(
 
 
 def test_a_run_compared_with_itself_differs_in_nothing(
-    store: Store, tiny_checkpoint: Path, image: bytes
+    disk: Store, tiny_checkpoint: Path, image: bytes
 ) -> None:
-    job = labelled_job(store, str(tiny_checkpoint), name="a")
+    job = labelled_job(disk, str(tiny_checkpoint), name="a")
     write_run(job, image, worse)
     folder = Folder.open(job.output, job.storage_options)
     facts = read_comparison(folder, folder)

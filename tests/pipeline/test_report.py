@@ -17,7 +17,7 @@ from pipeline.outcome import EditKey, EditOutcome, outcomes_table
 from pipeline.report import OTHER_ROWS, ReportLimits, read_report
 from pipeline.storage import Folder
 from tests.pipeline.judged_run import accepted, failed, labelled_job, rejected, write_run
-from tests.stores import Store
+from tests.stores import Store, store_on_disk
 
 
 def one_of_each(number: int, key: EditKey) -> EditOutcome:
@@ -37,7 +37,13 @@ def image(picture: Callable[..., Image.Image], png: Callable[[Image.Image], byte
 
 
 @pytest.fixture
-def job(store: Store, tiny_checkpoint: Path) -> Job:
+def job(tmp_path: Path, tiny_checkpoint: Path) -> Job:
+    return labelled_job(store_on_disk(tmp_path / "store"), str(tiny_checkpoint))
+
+
+@pytest.fixture
+def stored_job(store: Store, tiny_checkpoint: Path) -> Job:
+    """On every store, for what reads one; what is made of it is tested once."""
     return labelled_job(store, str(tiny_checkpoint))
 
 
@@ -45,9 +51,9 @@ def folder_of(job: Job) -> Folder:
     return Folder.open(job.output, job.storage_options)
 
 
-def test_the_facts_are_those_of_the_run(job: Job, image: bytes) -> None:
-    outcomes = write_run(job, image, one_of_each)
-    facts = read_report(folder_of(job))
+def test_the_facts_are_those_of_the_run(stored_job: Job, image: bytes) -> None:
+    outcomes = write_run(stored_job, image, one_of_each)
+    facts = read_report(folder_of(stored_job))
     assert (facts.counts.accepted, facts.counts.rejected, facts.counts.failed) == (4, 1, 1)
     assert facts.counts.reasons == {"no_change": 1, "source_missing": 1}
     assert [(each.name, each.total) for each in facts.types] == [("colour", 6)]
@@ -105,9 +111,11 @@ def test_every_edit_of_a_small_run_is_shown_once_with_its_pictures(job: Job, ima
     assert best.edit.scores["directional_similarity"] == pytest.approx(0.9)
 
 
-def test_a_picture_that_is_gone_or_damaged_costs_its_tile_only(job: Job, image: bytes) -> None:
-    outcomes = write_run(job, image, one_of_each)
-    folder = folder_of(job)
+def test_a_picture_that_is_gone_or_damaged_costs_its_tile_only(
+    stored_job: Job, image: bytes
+) -> None:
+    outcomes = write_run(stored_job, image, one_of_each)
+    folder = folder_of(stored_job)
     folder.replace(outcomes[0].edited_file_name, b"no picture")
     folder.fs.rm(folder.path_of(outcomes[1].edited_file_name))
     folder.replace(outcomes[2].edited_file_name, image[: len(image) // 2])
@@ -183,9 +191,7 @@ def test_limits_bound_tiles_bytes_and_rows(job: Job, image: bytes) -> None:
     assert sum(each.total for each in facts.labels[0].values) == 6
 
 
-def test_equal_runs_have_equal_facts_whatever_the_order_of_commits(
-    job: Job, image: bytes, tmp_path: Path, tiny_checkpoint: Path
-) -> None:
+def test_equal_runs_have_equal_facts_whatever_the_order_of_commits(job: Job, image: bytes) -> None:
     outcomes = write_run(job, image, one_of_each)
     facts = read_report(folder_of(job))
     folder = folder_of(job)
