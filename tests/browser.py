@@ -8,10 +8,12 @@ Tests that need it skip where no Chromium is installed (`apt-get install chromiu
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+_ON_3_AND_4 = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Becomes the browser, with its ends of the pipes where it looks for them."""
 
 
 def find_chromium() -> str | None:
@@ -63,8 +74,13 @@ class Page:
             self._next()
 
     def evaluate(self, script: str) -> Any:
-        """The value of an expression of JavaScript in the page. Raises RuntimeError."""
-        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of an expression of JavaScript in the page, of a promise what comes of it.
+
+        Raises RuntimeError.
+        """
+        answer = self.ask(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"]))
         return answer["result"].get("value")
@@ -90,8 +106,6 @@ class Page:
 
     def screenshot(self) -> bytes:
         """What is seen, as PNG."""
-        import base64
-
         return base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"])
 
     def _next(self) -> dict[str, Any]:
@@ -139,9 +153,9 @@ def browser_page(
             f"--user-data-dir={profile}",
             "--remote-debugging-pipe",  # on 3 and 4
         ]
-        redirect = f'exec "$@" 3<&{command_read} 4>&{answer_write}'
+        ends = (str(command_read), str(answer_write))
         process = subprocess.Popen(
-            ["sh", "-c", redirect, "sh", chromium, *options, "about:blank"],
+            [sys.executable, "-c", _ON_3_AND_4, *ends, chromium, *options, "about:blank"],
             pass_fds=(command_read, answer_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
