@@ -36,7 +36,7 @@ from pipeline.storage import Folder
 from pipeline.thumbnail import Thumbnail, read_thumbnails, within_bytes
 
 PAIR_GROUPS = ("flipped", "most changed", "only in A", "only in B", "sample")
-_RANKED_BY = ("directional_similarity", "structure_distance", "ssim")
+_RANKED_BY = ("directional_similarity", "structure_distance", *SCORE_COLUMNS)
 """Pairs are ranked by the first of these that both runs have."""
 
 
