@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from jobs import report_words
 from jobs.report_charts import Chart, difference_chart, score_chart
+from jobs.tables import size_text
 from pipeline.comparison import PAIR_GROUPS, ComparisonFacts, PairTile
 from pipeline.gallery import GROUPS
 from pipeline.outcome import SCORE_COLUMNS, Outcome
@@ -138,9 +139,10 @@ def _render(template: str, *, link: Callable[[str], str], **values: Any) -> byte
         "signed": report_words.signed_text,
         "duration": report_words.duration_text,
         "money": report_words.money_text,
-        "size": _size_text,
+        "size": lambda count: size_text(count) if count else "–",
         "shorten": report_words.shorten,
         "words": report_words.words,
+        "breakable": report_words.breakable,
         "plain": report_words.plain,
         "last_name": report_words.last_name,
         "data_uri": report_words.data_uri,
@@ -287,9 +289,3 @@ def _station_place(name: str) -> tuple[int, str]:
 def _ratio(total: float, count: int) -> float:
     """NaN, shown as a dash, where nothing is counted."""
     return total / count if count else float("nan")
-
-
-def _size_text(count: float) -> str:
-    from jobs.tables import size_text
-
-    return size_text(count) if count else "–"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from fpe_core.acceptance import Rule
 from pipeline.comparison import PairTile
 from pipeline.contact_sheet import Word, changed_words
@@ -107,6 +109,11 @@ def shorten(text: str, chars: int) -> str:
 
 def words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in the next line after an underscore."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def plain(value: Any) -> str:

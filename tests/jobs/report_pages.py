@@ -22,7 +22,10 @@ from pipeline.storage import Folder
 from pipeline.write import MetadataLayout
 from tests.pipeline.judged_run import accepted, failed, rejected
 
-HOSTILE = "not there: <script>window.hacked = 1</script>\"'><img src=x onerror='window.hacked = 1'>"
+HOSTILE = (
+    "not there: <script>window.hacked = 1</script>\"'><img src=x onerror='window.hacked = 1'>"
+    + "/folder" * 40
+)
 
 
 def one_of_each(number: int, key: EditKey) -> EditOutcome:

@@ -101,7 +101,6 @@ def choose(page: Page, key: str, value: str) -> None:
 def test_the_page_is_drawn(page: Page) -> None:
     assert page.evaluate(SHOWN) == 6
     assert page.evaluate("document.images.length") == 10
-    page.evaluate("for (const image of document.images) image.loading = 'eager'")
     assert (
         page.evaluate(
             "Promise.all([...document.images].map((i) => i.decode())).then(() => 'decoded')"
