@@ -73,7 +73,7 @@ def run(job_file: JobFile, overrides: Overrides = None) -> None:
     """Run a job, or go on with it: what is done already is left out."""
     from jobs.config import load_job
 
-    _report(_run(load_job(job_file, overrides or [])))
+    _tell(_run(load_job(job_file, overrides or [])))
 
 
 @app.command()
@@ -194,6 +194,34 @@ def sheet(
 
 @app.command()
 @guarded
+def report(
+    run_folder: RunOrJob,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="A second run, to compare with.")
+    ] = None,
+    *,
+    out: Annotated[
+        str | None, typer.Option(help="File or URL of the page; else it goes into the run folder.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of one worker: the report then counts money.")
+    ] = None,
+) -> None:
+    """Write a page about a run, or about two side by side: outcomes, scores, pictures, cost."""
+    from jobs.report_file import write_comparison, write_report
+    from pipeline.storage import Folder
+
+    folder = Folder.open(*_place(run_folder))
+    with _err.status("Reading the ledger and pictures"):
+        if other is None:
+            written = write_report(folder, out=out, price_per_hour=price_per_hour)
+        else:
+            written = write_comparison(folder, Folder.open(*_place(other)), out=out)
+    _out.print(written.url)
+
+
+@app.command()
+@guarded
 def calibrate(
     judgements: Annotated[
         pathlib.Path,
@@ -252,9 +280,11 @@ def demo(
     ] = pathlib.Path("out"),
     scenes: Annotated[int, typer.Option(min=1, max=1000, help="How many to render.")] = 24,
 ) -> None:
-    """Render still lifes, edit them with the built-in model, draw a contact sheet."""
+    """Render still lifes, edit them with the built-in model, draw a contact sheet and a report."""
     from jobs.config import BUILTIN_FOLDER, load_job
     from jobs.demo import write_scenes
+    from jobs.report import REPORT_NAME
+    from jobs.report_file import write_report
     from pipeline.contact_sheet import SHEET_NAME, write_contact_sheet
     from pipeline.storage import Folder
 
@@ -270,7 +300,10 @@ def demo(
     run_folder = Folder.open(job.output)
     if summary.accepted or not run_folder.exists(SHEET_NAME):
         write_contact_sheet(run_folder, title=f"Free-Prompt-Editing with {job.model.checkpoint}")
-    _report(summary)
+    _tell(summary)
+    if summary.edits_made or not run_folder.exists(REPORT_NAME):
+        write_report(run_folder)
+    _out.print(f"Report: {folder / 'demo' / REPORT_NAME}")
     _out.print(f"Contact sheet: {folder / 'demo' / SHEET_NAME}")
 
 
@@ -334,7 +367,7 @@ def _failure_codes(names: list[str]) -> list[FailureCode]:
     return [FailureCode(name) for name in names]
 
 
-def _report(summary: RunSummary) -> None:
+def _tell(summary: RunSummary) -> None:
     if not summary.edits_made and summary.spared:
         done = f"{summary.already_done} of {summary.edits_planned} edits"
         _out.print(f"{done} are done, and the quotas call for no more; nothing was computed.")

@@ -59,8 +59,8 @@ def stations_table(summary: RunSummary) -> Table:
             station,
             _count(figures.get("rows", 0)),
             f"{figures.get('seconds', 0):.1f}",
-            _size(figures.get("bytes_read", 0)),
-            _size(figures.get("bytes_written", 0)),
+            size_text(figures.get("bytes_read", 0)),
+            size_text(figures.get("bytes_written", 0)),
             _count(figures.get("requests", 0)),
             _count(figures.get("retries", 0)),
             _count(figures.get("worker_deaths", 0)),
@@ -103,7 +103,7 @@ def plan_table(plan: Plan, output: str) -> Table:
     if plan.sources_refused:
         _row(table, "  not allowed, will fail", _count(plan.sources_refused), "red")
     _row(table, "UNet rows to do", _count(plan.unet_rows))
-    _row(table, "pictures to write", f"about {_size(plan.output_bytes)}")
+    _row(table, "pictures to write", f"about {size_text(plan.output_bytes)}")
     return table
 
 
@@ -159,7 +159,7 @@ def recomputation_table(found: Recomputation) -> Table:
     return table
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     """Bytes for people: 1.4 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

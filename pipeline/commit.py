@@ -16,7 +16,8 @@
 See `lease` for 1 and 8, `ledger` for the fence and 6, `plan` for 2, `run` for 3 and 7, `write` for
 4 and 5.
 
-Every write is whole or not there. All but the summaries (config.yaml and README.md of 3, and 7) and
+Every write is whole or not there. All but the summaries (config.yaml and README.md of 3, and 7; the
+contact sheet and the report, which a person asks for and nothing reads) and
 the heartbeat go through `Folder.write_new`: an exclusive create, nothing is renamed on an object
 store, nothing is overwritten. Before 5 and 6 the lease is checked. Names of 2, 4 and 5 come from
 content, the number of 6 is the next one. A rejected or failed edit has no files; its outcome

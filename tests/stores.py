@@ -103,13 +103,17 @@ class _InMemory:
         return {n.removeprefix(start): f.getvalue() for n, f in files if n.startswith(start)}
 
 
+def store_on_disk(place: Path) -> Store:
+    """For tests of what does not depend on the store."""
+    place.mkdir()
+    return Store("local", str(place), _OnDisk(place))
+
+
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty place in each kind of store."""
     if request.param == "local":
-        place = tmp_path / "store"
-        place.mkdir()
-        return Store("local", str(place), _OnDisk(place))
+        return store_on_disk(tmp_path / "store")
     if request.param == "s3":
         server: S3Server = request.getfixturevalue("s3_process").with_fresh_prefix()
         root = server.url("").rstrip("/")

@@ -1,0 +1,249 @@
+"""The report is one page that needs nothing else, is small, and says what the run says."""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import pathlib
+import tomllib
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.report import render_report
+from jobs.report_file import write_comparison, write_report
+from jobs.report_words import MEANINGS, percent_text, score_text, signed_text
+from pipeline.errors import JobError
+from pipeline.job import Job
+from pipeline.outcome import SCORE_COLUMNS
+from pipeline.report import read_report
+from pipeline.storage import Folder
+from tests.jobs.report_pages import HOSTILE, Parsed, one_of_each, write_large_run
+from tests.pipeline.judged_run import accepted, labelled_job, write_run
+from tests.stores import Store, store_on_disk
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def image(picture: Callable[..., Image.Image], png: Callable[[Image.Image], bytes]) -> bytes:
+    return png(picture())
+
+
+@pytest.fixture
+def job(tmp_path: pathlib.Path, tiny_checkpoint: pathlib.Path, image: bytes) -> Job:
+    """A finished run."""
+    job = labelled_job(store_on_disk(tmp_path / "store"), str(tiny_checkpoint))
+    write_run(job, image, one_of_each)
+    return job
+
+
+def page_of(job: Job, **options: float) -> Parsed:
+    return Parsed(render_report(read_report(Folder.open(job.output)), **options))  # type: ignore[arg-type]
+
+
+def test_the_page_needs_nothing_else(job: Job) -> None:
+    page = page_of(job)
+    assert page.outside() == []
+    (policy,) = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert all(str(i["src"]).startswith("data:image/webp;base64,") for i in page.all("img"))
+
+
+def test_the_page_is_usable_without_eyes_and_mouse(job: Job) -> None:
+    page = page_of(job)
+    assert page.accessibility() == []
+    assert page.all("html")[0]["lang"] == "en"
+    assert page.all("a")[0] == {"class": "skip", "href": "#main"}
+    assert len(page.all("svg")) == len([s for s in page.all("svg") if s.get("aria-label")]) == 2
+    assert "prefers-color-scheme: dark" in page.texts["style"]
+
+
+def test_the_tiles_carry_what_filters_ask_for(job: Job) -> None:
+    tiles = page_of(job).tiles()
+    assert len(tiles) == 6
+    (rejected,) = [tile for tile in tiles if tile["data-verdict"] == "rejected"]
+    assert (rejected["data-type"], rejected["data-reason"]) == ("colour", "no_change")
+    assert "rejected" in str(rejected["data-groups"]).split("|")
+    assert rejected["data-score-changed_share"] == "0.01"
+    assert {tile["data-label-0"] for tile in tiles} == {"red", "blue"}
+    assert all(
+        "a red cat" in str(t["data-text"]) for t in tiles if "red cat" in str(t["data-text"])
+    )
+
+
+def test_filters_offer_the_values_there_are(job: Job) -> None:
+    page = page_of(job)
+    keys = [select["data-key"] for select in page.all("select") if "data-key" in select]
+    assert keys == ["verdict", "reason", "label-0"], "all edits have one type: no filter for it"
+    values = {option["value"] for option in page.all("option")}
+    assert {"=accepted", "=rejected", "=failed", "=no_change", "=red", "=blue"} <= values
+
+
+def test_texts_of_others_are_text(job: Job) -> None:
+    page = page_of(job)
+    assert len(page.all("script")) == 1
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    assert HOSTILE in page.texts["p"]
+
+
+def test_money_is_counted_where_there_is_a_price(job: Job) -> None:
+    without = page_of(job).texts["dt"]
+    assert "Cost of the model time" not in without
+    said = page_of(job, price_per_hour=3600.0)
+    assert "Cost of the model time" in said.texts["dt"]
+    assert "2.50" in said.texts["dd"]  # 2.5 s, at one a second
+    assert "625.00" in said.texts["dd"]  # of four accepted edits, a thousand of them
+
+
+def test_equal_runs_have_equal_pages(job: Job) -> None:
+    folder = Folder.open(job.output)
+    write_report(folder)
+    first = folder.read("report.html")
+    write_report(folder)
+    assert folder.read("report.html") == first
+
+
+def test_the_report_goes_to_every_store(
+    store: Store, tiny_checkpoint: pathlib.Path, image: bytes
+) -> None:
+    job = labelled_job(store, str(tiny_checkpoint))
+    write_run(job, image, one_of_each)
+    folder = Folder.open(job.output, job.storage_options)
+    written = write_report(folder)
+    page = folder.read("report.html")
+    assert written.url == folder.url_of("report.html")
+    assert written.size_bytes == len(page)
+    assert len(Parsed(page).tiles()) == 6
+    write_report(folder, out=store.url("elsewhere/page.html"))
+    assert Parsed(store.folder("elsewhere").read("page.html")).outside() == []
+
+
+def test_pictures_are_linked_from_inside_the_run_only(job: Job, tmp_path: pathlib.Path) -> None:
+    folder = Folder.open(job.output)
+    write_report(folder)
+    links = [url for url in Parsed(folder.read("report.html")).values("href") if url[0] == "."]
+    assert len(links) == 10
+    assert all(folder.exists(link.removeprefix("./")) for link in links)
+    write_report(folder, out=str(tmp_path / "page.html"))
+    there = Parsed((tmp_path / "page.html").read_bytes())
+    assert [url for url in there.values("href") if url[0] == "."] == []
+
+
+def test_a_run_without_a_judge_has_a_report(
+    tmp_path: pathlib.Path, tiny_checkpoint: pathlib.Path, image: bytes
+) -> None:
+    job = labelled_job(store_on_disk(tmp_path / "store"), str(tiny_checkpoint), judge=None)
+    write_run(job, image, lambda number, key: accepted(number, key))
+    page = page_of(job)
+    assert page.accessibility() == []
+    assert page.all("svg") == []
+    assert len(page.tiles()) == 6
+    assert {tile["data-groups"] for tile in page.tiles()} == {"accepted"}
+
+
+def test_a_hundred_thousand_edits_stay_small(tmp_path: pathlib.Path) -> None:
+    """At most 20 MB, with a gallery as full as it gets of pictures that compress badly."""
+    folder = Folder.open(str(tmp_path / "run"))
+    write_large_run(folder, edits=100_000, pictures=48)
+    facts = read_report(folder)
+    page = render_report(facts)
+    assert facts.counts.total == 100_000
+    assert facts.counts.accepted == 70_000
+    assert sum(each.edits for each in facts.histograms if each.score == "ssim") == 100_000 * 12 / 40
+    assert len(facts.tiles) == 360
+    assert 10_000_000 < len(page) < 20_000_000
+    for tile in facts.tiles:
+        for picture in (tile.source_picture, tile.edited_picture):
+            if picture.data:
+                with Image.open(io.BytesIO(picture.data)) as opened:
+                    assert max(opened.size) <= 144
+    parsed = Parsed(page)
+    assert parsed.outside() == []
+    assert {tile["data-verdict"] for tile in parsed.tiles()} == {"accepted", "rejected", "failed"}
+
+
+def test_two_runs_make_one_page(
+    tmp_path: pathlib.Path, tiny_checkpoint: pathlib.Path, image: bytes, job: Job
+) -> None:
+    other = job.model_copy(update={"output": str(tmp_path / "other")})
+    write_run(other, image, lambda number, key: accepted(number, key, changed_share=0.3))
+    a, b = Folder.open(job.output), Folder.open(other.output)
+    written = write_comparison(a, b)
+    page = Parsed(a.read("comparison.html"))
+    assert written.url == a.url_of("comparison.html")
+    assert page.outside() == []
+    assert page.accessibility() == []
+    pairs = {(tile["data-a"], tile["data-b"]) for tile in page.tiles()}
+    assert pairs == {("accepted", "accepted"), ("rejected", "accepted"), ("failed", "accepted")}
+    assert {tile["data-groups"] for tile in page.tiles()} == {"flipped", "most changed"}
+
+
+def test_the_command_writes_names_and_refuses(job: Job, tmp_path: pathlib.Path) -> None:
+    def fpe(*arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
+        return result.exit_code, result.stdout.strip(), result.stderr
+
+    assert fpe("report", job.output)[:2] == (0, f"{job.output}/report.html")
+    out = str(tmp_path / "both.html")
+    assert fpe("report", job.output, job.output, "--out", out)[:2] == (0, out)
+    assert b"comparison" in pathlib.Path(out).read_bytes()
+    code, _, errors = fpe("report", job.output, "--out", f"{job.output}/stats.json")
+    assert code == 2
+    assert "ends in .html" in errors
+    code, _, errors = fpe("report", str(tmp_path))
+    assert code == 1
+    assert "give the output of a job" in errors
+
+
+def test_only_html_is_written_over(job: Job) -> None:
+    with pytest.raises(JobError, match=r"ends in \.html"):
+        write_report(Folder.open(job.output), out="manifest.parquet")
+
+
+def test_templates_lie_in_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["jobs"]
+    files = list((ROOT / "jobs" / "templates").iterdir())
+    assert len(files) >= 5
+    for file in files:
+        name = file.relative_to(ROOT / "jobs").as_posix()
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
+
+
+def test_every_score_is_explained() -> None:
+    assert set(MEANINGS) == set(SCORE_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "0"),
+        (-0.0, "0"),
+        (0.5, "0.5"),
+        (0.03812, "0.0381"),
+        (0.0000123, "1.23e-05"),
+        (25.349, "25.3"),
+        (100.0, "100"),
+        (12345.6, "12,345.6"),
+        (float("inf"), "∞"),
+        (float("nan"), "–"),
+    ],
+)
+def test_scores_are_short_and_true(value: float, said: str) -> None:
+    assert score_text(value) == said
+
+
+def test_shares_near_the_ends_are_not_rounded_to_them() -> None:
+    assert [percent_text(share) for share in (0, 0.0001, 0.5, 0.9999, 1)] == [
+        "0 %",
+        "< 0.1 %",
+        "50 %",
+        "> 99.9 %",
+        "100 %",
+    ]
+    assert [signed_text(value) for value in (0.5, -0.5, 0)] == ["+0.5", "−0.5", "0"]
