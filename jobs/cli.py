@@ -104,6 +104,46 @@ def retry(
 
 @app.command()
 @guarded
+def submit(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    *,
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The cluster's job server, such as http://127.0.0.1:8265.",
+        ),
+    ],
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    shared_disk: Annotated[
+        bool,
+        typer.Option("--shared-disk", help="Local places of the job are the same on every node."),
+    ] = False,
+    with_code: Annotated[
+        bool,
+        typer.Option("--with-code", help="Send this program along, instead of what nodes have."),
+    ] = False,
+) -> None:
+    """Run a job on a Ray cluster through its job server, and follow its log to its exit code."""
+    from jobs.config import load_job
+    from jobs.submit import follow
+    from jobs.submit import submit as hand_over
+
+    job = load_job(job_file, overrides or [])
+    client, submission = hand_over(job, address, shared_disk=shared_disk, with_code=with_code)
+    _out.print(f"Submitted {submission.submission_id}", markup=False)
+    if detach:
+        _out.print(f"{submission.how_to()}\n  state    fpe status {job_file}", markup=False)
+        return
+    code = follow(client, submission, lambda lines: _out.print(lines, markup=False, end=""))
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+@guarded
 def plan(job_file: JobFile, overrides: Overrides = None) -> None:
     """Check a job and its manifest and say what a run would do. Writes nothing."""
     from jobs.config import load_job
