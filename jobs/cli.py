@@ -69,11 +69,32 @@ def _options(
 
 @app.command()
 @guarded
-def run(job_file: JobFile, overrides: Overrides = None) -> None:
+def run(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    *,
+    skip_if_in_use: Annotated[
+        bool,
+        typer.Option(
+            "--skip-if-in-use",
+            help="For schedulers: exit code 0, not 75, where another run has the run folder; a "
+            "dead one is waited out.",
+        ),
+    ] = False,
+) -> None:
     """Run a job, or go on with it: what is done already is left out."""
     from jobs.config import load_job
+    from jobs.in_use import unless_in_use
 
-    _report(_run(load_job(job_file, overrides or [])))
+    job = load_job(job_file, overrides or [])
+    if not skip_if_in_use:
+        _report(_run(job))
+        return
+    summary = unless_in_use(lambda: _run(job), wait_s=job.lease.expiry_s + job.lease.heartbeat_s)
+    if summary is None:
+        _out.print(f"Another run has {job.output}: left to it.", markup=False)
+        return
+    _report(summary)
 
 
 @app.command()

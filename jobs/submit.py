@@ -42,7 +42,7 @@ _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _LOOK_S = 0.5
 _AGENT_WAIT_S = 60.0
 _NO_AGENT_YET = "No available agent to submit job"
-"""What the job server says while the head runs and its agent does not; nothing is submitted then."""
+"""What the job server says while its agent is not there yet; nothing is submitted then."""
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
