@@ -273,12 +273,11 @@ def _refusals(address: str) -> Iterator[None]:
     """What Ray's clients raise, in our words."""
     from ray.exceptions import AuthenticationError
     from ray.util.state.exception import RayStateApiException
-    from requests import RequestException
 
     where = redact_url(address)
     try:
         yield
-    except (ConnectionError, RequestException) as error:
+    except OSError as error:  # those of requests are, too
         raise ResourceError(
             f"no job server answers at {where} ({error}). Is the cluster up, and may this machine "
             "reach its head? A dashboard that listens to its own machine only needs a tunnel: `ray "
@@ -296,11 +295,10 @@ def _refusals(address: str) -> Iterator[None]:
 @contextmanager
 def _lost(submission: Submission) -> Iterator[None]:
     from aiohttp import ClientError
-    from requests import RequestException
 
     try:
         yield
-    except (ClientError, RequestException, RuntimeError, OSError) as error:
+    except (ClientError, RuntimeError, OSError) as error:
         raise ResourceError(
             f"lost the job server at {redact_url(submission.address)} ({error}). "
             f"{submission.submission_id} may go on; `fpe status` of its run folder says whether it "

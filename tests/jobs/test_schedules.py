@@ -24,7 +24,8 @@ from tests.kuberay_schema import KUBERNETES, problems, refused_by_operator
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FOLDER = ROOT / "jobs" / "cluster"
-FILES = ["rayjob.yaml", "raycronjob.yaml", "nightly.yaml"]
+CRON, NIGHTLY = "raycronjob.yaml", "nightly.yaml"
+FILES = ["rayjob.yaml", CRON, NIGHTLY]
 
 
 def manifests(name: str) -> list[dict[str, Any]]:
@@ -94,11 +95,13 @@ def once(paths: Iterator[tuple[str | int, ...]]) -> Iterator[tuple[str | int, ..
             yield path
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_misspelt_key_is_found(name: str) -> None:
+@pytest.mark.parametrize(("name", "least"), [("rayjob.yaml", 60), (CRON, 10), (NIGHTLY, 40)])
+def test_a_misspelt_key_is_found(name: str, least: int) -> None:
     checked = 0
     for manifest in manifests(name):
         for path in once(key_paths(manifest)):
+            if name == CRON and path[2:3] and path[2] in ray_job():
+                continue  # is the same in rayjob.yaml
             broken = copy.deepcopy(manifest)
             holder: Any = broken
             for step in path[:-1]:
@@ -106,7 +109,7 @@ def test_a_misspelt_key_is_found(name: str) -> None:
             holder[f"{path[-1]}x"] = holder.pop(path[-1])
             assert problems(broken), path
             checked += 1
-    assert checked > 30
+    assert checked >= least
 
 
 @pytest.mark.parametrize(

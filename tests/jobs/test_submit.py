@@ -37,6 +37,7 @@ from pipeline.status import run_status
 from pipeline.verify import verify_run
 from tests.jobs.gated_pictures import GatedPictures
 
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # Ray's use of aiohttp
 ROOT = Path(__file__).parent.parent.parent
 ELSEWHERE = "http://head.example:8265"
 SOURCES, FREE = 4, 2
