@@ -134,28 +134,34 @@ def test_a_token_that_is_missing_is_told() -> None:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The job server of a Ray in a process of its own; its jobs run this code."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    """The job server of a Ray of its own; its jobs run this code."""
+    programs = Path(sys.executable).parent
     own = {k: v for k, v in os.environ.items() if k != "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"}
     environment = own | {
         "PYTHONPATH": str(ROOT),
-        "PATH": path,
+        "PATH": f"{programs}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",  # a token would outlive this module in Ray's client
     }
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as home,
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("job_server.py")), home],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        ) as server,
-    ):
-        assert server.stdin is not None
-        assert server.stdout is not None
-        yield server.stdout.readline().strip()
-        server.stdin.close()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as home:
+        start = [
+            *(programs / "ray", "start", "--head", "--block", "--disable-usage-stats"),
+            *("--num-cpus=3", "--num-gpus=0", f"--object-store-memory={128 * 2**20}"),
+            *("--port=0", "--dashboard-port=0", "--dashboard-host=127.0.0.1"),
+            # Its default is one port for all Rays of a machine; without it no job is taken.
+            *("--dashboard-agent-listen-port=0", f"--temp-dir={home}"),
+        ]
+        with subprocess.Popen(
+            start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as head:
+            assert head.stdout is not None
+            said, found = "", None
+            for line in head.stdout:
+                said += line
+                if found := re.search(r"RAY_API_SERVER_ADDRESS='(http://[^']+)'", line):
+                    break
+            assert found, said
+            yield found[1]
+            head.terminate()  # with --block it ends what it started
 
 
 @pytest.fixture
