@@ -69,11 +69,32 @@ def _options(
 
 @app.command()
 @guarded
-def run(job_file: JobFile, overrides: Overrides = None) -> None:
+def run(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    *,
+    skip_if_in_use: Annotated[
+        bool,
+        typer.Option(
+            "--skip-if-in-use",
+            help="For schedulers: exit code 0, not 75, where another run has the run folder; a "
+            "dead one is waited out.",
+        ),
+    ] = False,
+) -> None:
     """Run a job, or go on with it: what is done already is left out."""
     from jobs.config import load_job
+    from jobs.in_use import unless_in_use
 
-    _tell(_run(load_job(job_file, overrides or [])))
+    job = load_job(job_file, overrides or [])
+    if not skip_if_in_use:
+        _tell(_run(job))
+        return
+    summary = unless_in_use(lambda: _run(job), wait_s=job.lease.expiry_s + job.lease.heartbeat_s)
+    if summary is None:
+        _out.print(f"Another run has {job.output}: left to it.", markup=False)
+        return
+    _tell(summary)
 
 
 @app.command()
@@ -102,6 +123,46 @@ def retry(
     if summary.spared:
         _out.print(f"{summary.spared} failed edits are of full cells (quotas): left alone.")
     _print(summary)
+
+
+@app.command()
+@guarded
+def submit(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    *,
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The cluster's job server, such as http://127.0.0.1:8265.",
+        ),
+    ],
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    shared_disk: Annotated[
+        bool,
+        typer.Option("--shared-disk", help="Local places of the job are the same on every node."),
+    ] = False,
+    with_code: Annotated[
+        bool,
+        typer.Option("--with-code", help="Send this program along, instead of what nodes have."),
+    ] = False,
+) -> None:
+    """Run a job on a Ray cluster through its job server, and follow its log to its exit code."""
+    from jobs.config import load_job
+    from jobs.submit import follow
+    from jobs.submit import submit as hand_over
+
+    job = load_job(job_file, overrides or [])
+    client, submission = hand_over(job, address, shared_disk=shared_disk, with_code=with_code)
+    _out.print(f"Submitted {submission.submission_id}", markup=False)
+    if detach:
+        _out.print(f"{submission.how_to()}\n  state    fpe status {job_file}", markup=False)
+        return
+    code = follow(client, submission, lambda lines: _out.print(lines, markup=False, end=""))
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 from rich import box
 from rich.table import Table
@@ -111,6 +112,7 @@ def status_table(status: RunStatus) -> Table:
     """How far a run folder is."""
     table, counts = _figures(f"Status of {status.output}"), status.counts
     pending = "not planned yet" if status.pending is None else _count(status.pending)
+    _row(table, "done", _count(status.done))
     _row(table, "to do, by the latest plan", pending)
     if status.spared:
         note = ", for now" if status.is_in_rounds else ""
@@ -123,6 +125,11 @@ def status_table(status: RunStatus) -> Table:
     _row(table, "parts", _count(status.parts))
     if status.unadopted_parts:
         _row(table, "parts the next run takes over", _count(status.unadopted_parts))
+    if status.edits_per_second is not None:
+        of_last = "" if status.is_running else ", when last at work"
+        _row(table, f"edits/s{of_last}", f"{status.edits_per_second:.2f}")
+    if status.seconds_left is not None:
+        _row(table, "time left, about", str(timedelta(seconds=round(status.seconds_left))))
     if counts.total:
         _row(table, "UNet rows per edit", f"{counts.unet_rows / counts.total:.1f}")
     if status.lease is not None and not status.lease.is_released:

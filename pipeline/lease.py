@@ -56,13 +56,15 @@ _log = logging.getLogger(__name__)
 class LeaseState:
     """What the lease folder says of the latest holder.
 
-    `heard_at` is its last sign of life in seconds since 1970 by the store's clock.
+    `taken_at` is when it took the lease and `heard_at` its last sign of life, both in seconds since
+    1970 by the store's clock.
     """
 
     token: int
     holder: Holder
     is_released: bool
     heard_at: float
+    taken_at: float
 
     @property
     def is_over(self) -> bool:
@@ -123,8 +125,8 @@ def lease_state(folder: Folder) -> LeaseState | None:
             f"{folder.url_of(path)} is damaged ({error}): make sure that no run works on the "
             f"folder, then remove {LEASE_FOLDER}"
         ) from error
-    heard_at = max(folder.modified(name) for name in heard_in)
-    return LeaseState(token, holder, bool(beat.get("released")), heard_at)
+    times = [folder.modified(name) for name in heard_in]
+    return LeaseState(token, holder, bool(beat.get("released")), max(times), times[0])
 
 
 def silence_s(folder: Folder, state: LeaseState) -> float:

@@ -12,6 +12,7 @@ from pipeline.errors import StorageError
 from pipeline.lease import LeaseState, lease_state
 from pipeline.ledger import LEDGER_FOLDER, Ledger, LedgerCounts
 from pipeline.plan import PLAN_FILE, PLAN_FOLDER
+from pipeline.rate import edits_per_second, recent_commits
 from pipeline.storage import Folder
 
 STATS_FILE = "stats.json"
@@ -27,7 +28,8 @@ class RunStatus:
     then.
     `parts` hold the accepted edits; `unadopted_parts` are finished and wait for the next run to
     enter them into the ledger. `lease` says which run has the folder, or had it last; None where
-    none ever did. `stats` is stats.json, {} where the run has not ended once.
+    none ever did. `edits_per_second` is of that run's latest commits, None while it has none.
+    `stats` is stats.json, {} where the run has not ended once.
     """
 
     output: str
@@ -37,6 +39,7 @@ class RunStatus:
     unadopted_parts: int
     ledger_files: int
     lease: LeaseState | None = None
+    edits_per_second: float | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
     spared: int = 0
     is_in_rounds: bool = False
@@ -45,6 +48,18 @@ class RunStatus:
     def done(self) -> int:
         """Edits in the ledger."""
         return self.counts.total
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a run has the folder. One whose machine went away has it until somebody asks."""
+        return self.lease is not None and not self.lease.is_over
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At this pace; None where no run is at work, or no pace is known."""
+        if not self.is_running or self.pending is None or not self.edits_per_second:
+            return None
+        return self.pending / self.edits_per_second
 
     @property
     def is_complete(self) -> bool:
@@ -61,7 +76,9 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
             f"there is no run in {folder.url}: it has neither {PLAN_FOLDER} nor {LEDGER_FOLDER}; "
             "give the output folder of a job"
         )
-    ledger = Ledger.open(folder)
+    ledger, lease = Ledger.open(folder), lease_state(folder)
+    files = ledger.files()
+    commits = recent_commits(folder, files) if lease is not None else []
     counts, stats = ledger.counts(), _read_json(folder, STATS_FILE)
     work = _work_left(folder, plans, counts.total, stats)
     return RunStatus(
@@ -72,8 +89,9 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
         is_in_rounds=work.is_in_rounds,
         parts=len(ledger.parts()),
         unadopted_parts=sum(1 for _ in orphan_parts(folder, ledger)),
-        ledger_files=len(ledger.files()),
-        lease=lease_state(folder),
+        ledger_files=len(files),
+        lease=lease,
+        edits_per_second=None if lease is None else edits_per_second(commits, lease.taken_at),
         stats=stats,
     )
 

@@ -79,7 +79,17 @@ def test_help_answers_without_torch_and_ray() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for command in ("run", "retry", "plan", "status", "verify", "sheet", "config", "demo"):
+    for command in (
+        "run",
+        "submit",
+        "retry",
+        "plan",
+        "status",
+        "verify",
+        "sheet",
+        "config",
+        "demo",
+    ):
         assert command in done.stdout
     assert "Exit codes" in done.stdout
 
