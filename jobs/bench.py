@@ -81,7 +81,7 @@ def edits(
     from jobs.bench_scores import clip_scores
 
     changed = settings_from_text(settings or [])
-    editor, seeds = _editor(checkpoint, device, max_rows), _seeds(split, scenes)
+    editor, seeds = load_editor(checkpoint, device, max_rows), _seeds(split, scenes)
     clip = None if scorer == "none" else load_scorer(scorer, device=device)
     recommended = editor.checkpoint.default_parameters
     parameters = EditParameters.from_dict({**recommended.to_dict(), **changed})
@@ -123,7 +123,7 @@ def findings(
     from jobs import bench_pictures, bench_tables
     from jobs.bench_arms import findings_arms
 
-    editor, seeds = _editor(checkpoint, device, max_rows), _seeds(split, scenes)
+    editor, seeds = load_editor(checkpoint, device, max_rows), _seeds(split, scenes)
     studies = findings_arms(editor, editor.checkpoint.default_parameters)
     arms = list({arm.name: arm for arms in studies.values() for arm in arms}.values())
     judged = _collect(run_benchmark(editor, seeds, arms), len(seeds) * 5 * len(arms), "edits")
@@ -144,7 +144,7 @@ def _silence_loading_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _editor(checkpoint: str, device: str, max_rows: int) -> Editor:
+def load_editor(checkpoint: str, device: str, max_rows: int) -> Editor:
     from fpe_core import Editor, load_checkpoint
 
     _silence_loading_bars()

@@ -71,7 +71,7 @@ def judge_benchmark(
     seeds: Sequence[int],
     *,
     factors: Iterable[str] = FACTORS,
-    progress: Callable[[int], None] = lambda edits: None,
+    progress: Callable[[int], None] = lambda _edits: None,
 ) -> pa.Table:
     """One row of JUDGED_SCHEMA for every edit of every arm; scores without a model are null.
 

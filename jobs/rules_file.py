@@ -3,8 +3,8 @@
     judge:
       rules: rules.yaml    # or a URL; a path is relative to the working directory
 
-The rules take the name's place when the job is loaded, so config.yaml has the rules themselves, and a
-file that changes later changes no run.
+The rules take the name's place when the job is loaded, so config.yaml has the rules themselves, and
+a file that changes later changes no run.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from fpe_core.acceptance import Rules
-from jobs.calibrate import read_judgements
 from jobs.cli import app
+from jobs.judgements import read_judgements
 from pipeline.errors import JobError
 from pipeline.job import Job
 
