@@ -56,7 +56,8 @@ def fit_to_hold(edits: Sequence[JudgedEdit], precision: float = 0.95) -> Fitted:
     Raises:
         ParameterError: no edit is good, or a precision outside 0..1.
     """
-    aims = [precision + (1 - precision) * step / (_AIMS - 1) for step in range(_AIMS)]
+    steps = [step / (_AIMS - 1) for step in range(_AIMS)]
+    aims = [precision * (1 - step) + step for step in steps]
 
     def rank(fitted: Fitted) -> tuple[float, float, float]:
         recall = fitted.held_out.recall or 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,7 +70,8 @@ def calibrate(
     if benchmark:
         if judgements or check:
             raise JobError("--benchmark makes the judgements: leave TABLE and --check out")
-        judgements, check = (_table_beside(out, split) for split in ("validation", "test"))
+        judgements, check = _tables_beside(out)
+        _refuse(types, (judgements, check))
         asked = {judgements: ("validation", scenes), check: ("test", test_scenes)}
         _judge(asked, types, *_models(checkpoint, clip, structure, device, max_rows))
     elif judgements is None:
@@ -115,15 +117,6 @@ def _judge(
     from fpe_core.still_life.scene import FACTORS
     from jobs.judged_benchmark import judge_benchmark
 
-    for name in types or ():
-        if name not in FACTORS:
-            raise JobError(f"--type {name}: the benchmark has {', '.join(FACTORS)}")
-    for file in asked:
-        if file.exists():
-            raise JobError(
-                f"{file} is there already. To fit to it again: fpe calibrate TABLE --check TABLE; "
-                "to judge anew, name other rules with --out"
-            )
     for file, (split, scenes) in asked.items():
         table = judge_benchmark(
             editor,
@@ -150,5 +143,23 @@ def _models(
     )
 
 
-def _table_beside(rules: pathlib.Path, split: str) -> pathlib.Path:
-    return rules.with_name(f"{rules.stem}-{split}.parquet")
+def _refuse(types: list[str] | None, tables: Iterable[pathlib.Path]) -> None:
+    """Raises JobError for what would be noticed only after the edits were made."""
+    from fpe_core.still_life.scene import FACTORS
+
+    for name in types or ():
+        if name not in FACTORS:
+            raise JobError(f"--type {name}: the benchmark has {', '.join(FACTORS)}")
+    for file in tables:
+        if file.exists():
+            raise JobError(
+                f"{file} is there already. To fit to it again: fpe calibrate TABLE --check TABLE; "
+                "to judge anew, name other rules with --out"
+            )
+
+
+def _tables_beside(rules: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where the judged edits of validation and test scenes go."""
+    named = (f"{rules.stem}-{split}.parquet" for split in ("validation", "test"))
+    validation, test = (rules.with_name(name) for name in named)
+    return validation, test
