@@ -98,6 +98,13 @@ def _choose(
     out.write_text(rules_yaml(rules), encoding="utf-8")
     _out.print(curve_table(judged))
     _out.print(fitted_table(fitted, f"Chosen by {judgements}, precision and recall held-out"))
+    for edit_type, each in fitted.items():
+        if each.sure_precision < precision:
+            _out.print(
+                f"Edits of {edit_type}: not sure to have a precision of {precision:g}. More judged "
+                "edits can help, and models whose scores tell more",
+                markup=False,
+            )
     if others is not None:
         _out.print(quality_table(rules, others, f"The same rules on {check}"))
     _out.print(f"{out}: name it as judge.rules in the job file, or put its rules there")
