@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pathlib
 from collections.abc import Iterable
@@ -131,10 +132,14 @@ def _judge(
             structure,
             seeds_of(split, scenes),
             factors=types or FACTORS,
-            progress=lambda done, split=split: _log.info("%d %s edits judged", done, split),
+            progress=functools.partial(_tell, split),
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, file)
+
+
+def _tell(split: str, edits: int) -> None:
+    _log.info("%d edits of %s scenes judged", edits, split)
 
 
 def _models(
