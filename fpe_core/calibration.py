@@ -11,7 +11,7 @@ chosen by, so aim a little above what you need, and measure on other edits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +36,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class JudgedEdit:
-    """The scores of an edit, and whether somebody who looked at it would keep it."""
+    """The scores of an edit, and whether somebody who looked at it would keep it.
+
+    Edits of one `source` are alike, so a check that leaves edits out leaves them out together.
+    None: the source is not known.
+    """
 
     scores: EditScores
     is_good: bool
+    source: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -89,25 +94,37 @@ def fit_rules(edits: Sequence[JudgedEdit], precision: float = 0.97) -> tuple[Rul
     Raises:
         ParameterError: no edit is good, or a precision outside 0..1.
     """
-    if not 0 <= precision <= 1:
-        raise ParameterError(f"precision must be 0 to 1, got {precision!r}")
-    good = np.array([edit.is_good for edit in edits], dtype=bool)
-    if not good.any():
-        raise ParameterError("no edit is judged good, so there is nothing to keep")
-    best: tuple[tuple[float, float, int], tuple[Rule, ...]] | None = None
-    for first in _pairs(edits, good, _LEAST[:1], _MOST):
-        for second in _pairs(edits, good, _LEAST[1:2], _LEAST[2:]):
-            rules = (*first[0], *second[0])
-            accepted = first[1] & second[1]
-            hits = int((accepted & good).sum())
-            if not hits:
-                continue
-            found, recall = hits / int(accepted.sum()), hits / int(good.sum())
-            rank = (min(found, precision), recall, -len(rules))
-            if best is None or rank > best[0]:
-                best = rank, rules
-    assert best is not None  # no rule at all accepts every good edit
-    return best[1]
+    return Search(edits).rules(precision)
+
+
+class Search:
+    """Every combination of bounds, with what it makes of some judged edits: tried once, for any
+    precision. `fit_rules` says what is chosen.
+
+    Raises ParameterError where no edit is good.
+    """
+
+    def __init__(self, edits: Sequence[JudgedEdit]) -> None:
+        good = np.array([edit.is_good for edit in edits], dtype=bool)
+        if not good.any():
+            raise ParameterError("no edit is judged good, so there is nothing to keep")
+        self._first = _pairs(edits, good, _LEAST[:1], _MOST)
+        self._second = _pairs(edits, good, _LEAST[1:2], _LEAST[2:])
+        first, second = _passes(self._first), _passes(self._second)  # (choices, edits)
+        self._hits = (first * good) @ second.T  # (choices, choices), as all below
+        self._accepted = first @ second.T
+        self._rules = _counts(self._first)[:, None] + _counts(self._second)[None]
+
+    def rules(self, precision: float) -> tuple[Rule, ...]:
+        """Raises ParameterError for a precision outside 0..1."""
+        if not 0 <= precision <= 1:
+            raise ParameterError(f"precision must be 0 to 1, got {precision!r}")
+        found = self._hits / np.maximum(self._accepted, 1)
+        is_best = self._hits > 0  # never nowhere: no rule at all accepts every good edit
+        for rank in (np.minimum(found, precision), self._hits, -self._rules):
+            is_best &= rank == rank[is_best].max()
+        first, second = np.argwhere(is_best)[0]
+        return (*self._first[first][0], *self._second[second][0])
 
 
 def _pairs(
@@ -123,6 +140,14 @@ def _pairs(
             ((*rules, rule), mask & passes) for rules, mask in choices for rule, passes in bounds
         ]
     return choices
+
+
+def _passes(choices: Sequence[tuple[tuple[Rule, ...], Mask]]) -> NDArray[np.float64]:
+    return np.stack([mask for _, mask in choices]).astype(np.float64)
+
+
+def _counts(choices: Sequence[tuple[tuple[Rule, ...], Mask]]) -> NDArray[np.int64]:
+    return np.array([len(rules) for rules, _ in choices])
 
 
 def _bounds(

@@ -24,6 +24,8 @@ app = typer.Typer(
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 40
+STILL_LIFE_RULES = pathlib.Path(__file__).with_name("still_life_rules.yaml")
+"""Chosen for the built-in models by `fpe calibrate --benchmark`."""
 
 T = TypeVar("T")
 
@@ -81,7 +83,7 @@ def edits(
     from jobs.bench_scores import clip_scores
 
     changed = settings_from_text(settings or [])
-    editor, seeds = _editor(checkpoint, device, max_rows), _seeds(split, scenes)
+    editor, seeds = load_editor(checkpoint, device, max_rows), _seeds(split, scenes)
     clip = None if scorer == "none" else load_scorer(scorer, device=device)
     recommended = editor.checkpoint.default_parameters
     parameters = EditParameters.from_dict({**recommended.to_dict(), **changed})
@@ -123,7 +125,7 @@ def findings(
     from jobs import bench_pictures, bench_tables
     from jobs.bench_arms import findings_arms
 
-    editor, seeds = _editor(checkpoint, device, max_rows), _seeds(split, scenes)
+    editor, seeds = load_editor(checkpoint, device, max_rows), _seeds(split, scenes)
     studies = findings_arms(editor, editor.checkpoint.default_parameters)
     arms = list({arm.name: arm for arms in studies.values() for arm in arms}.values())
     judged = _collect(run_benchmark(editor, seeds, arms), len(seeds) * 5 * len(arms), "edits")
@@ -143,9 +145,8 @@ def tries(
     *,
     checkpoint: Checkpoint = "builtin:still-life",
     rules: Annotated[
-        pathlib.Path | None,
-        typer.Option(help="What is accepted, as fpe calibrate writes it; default: our own."),
-    ] = None,
+        str, typer.Option(metavar="FILE", help="What is accepted, as fpe calibrate writes it.")
+    ] = str(STILL_LIFE_RULES),
     most: Annotated[int, typer.Option(min=1, max=10, help="Further tries of an edit.")] = 2,
     split: Split = SplitName.TEST,
     scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 40,
@@ -160,9 +161,10 @@ def tries(
     from fpe_core.second_tries import Ladder
     from fpe_core.still_life.further_tries import run_tries
     from jobs import bench_tries
+    from jobs.rules_file import read_rules
 
-    accepting = bench_tries.read_rules(rules)
-    editor, seeds = _editor(checkpoint, device, max_rows), _seeds(split, scenes)
+    accepting = read_rules(rules)
+    editor, seeds = load_editor(checkpoint, device, max_rows), _seeds(split, scenes)
     tried = _collect(
         run_tries(
             editor,
@@ -206,7 +208,7 @@ def gate(
     from jobs.bench_arms import settings_from_text
 
     changed = settings_from_text(settings or [])
-    editor = _editor(checkpoint, device, max_rows)
+    editor = load_editor(checkpoint, device, max_rows)
     recommended = editor.checkpoint.default_parameters
     parameters = EditParameters.from_dict({**recommended.to_dict(), **changed})
     sources = hard_sources(split.value, scenes)
@@ -228,7 +230,7 @@ def _silence_loading_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _editor(checkpoint: str, device: str, max_rows: int) -> Editor:
+def load_editor(checkpoint: str, device: str, max_rows: int) -> Editor:
     from fpe_core import Editor, load_checkpoint
 
     _silence_loading_bars()

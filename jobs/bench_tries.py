@@ -50,11 +50,6 @@ class TriesFigures:
         return 1000.0 * self.accepted / self.unet_rows
 
 
-def read_rules(file: pathlib.Path | None) -> Rules:
-    """Of a file that `fpe calibrate` wrote; None: ours, for the built-in model. Raises JobError."""
-    raise NotImplementedError
-
-
 def scoring(device: str) -> Score:
     """By the built-in CLIP and structure model, loaded once."""
     clip, structure = load_scorer(device=device), load_structure_model(device=device)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from jobs import bench
+from jobs import bench, calibrate_command
 from jobs.exits import STOPPED, guarded
 from pipeline.redact import tellable
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show job files and their defaults.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(bench.app, name="bench")
+app.command("calibrate")(calibrate_command.calibrate)
 
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -279,42 +280,6 @@ def report(
         else:
             written = write_comparison(folder, Folder.open(*_place(other)), out=out)
     _out.print(written.url)
-
-
-@app.command()
-@guarded
-def calibrate(
-    judgements: Annotated[
-        pathlib.Path,
-        typer.Argument(help="Parquet or CSV: column good, edit_type, scores.", metavar="TABLE"),
-    ],
-    *,
-    check: Annotated[
-        pathlib.Path | None, typer.Option(help="Other judgements, to measure the rules on.")
-    ] = None,
-    precision: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of good ones among accepted edits.")
-    ] = 0.97,
-    out: Annotated[pathlib.Path, typer.Option(help="Where the rules go.")] = pathlib.Path(
-        "rules.yaml"
-    ),
-) -> None:
-    """Choose the judge's thresholds by edits that somebody has judged; write them as rules."""
-    from jobs.calibrate import curve_table, fit, quality_table, read_judgements, rules_yaml
-    from pipeline.errors import JobError
-
-    if out.exists():
-        raise JobError(f"{out} is there already; name another file with --out")
-    judged = read_judgements(judgements)
-    others = None if check is None else read_judgements(check)
-    rules = fit(judged, precision)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(rules_yaml(rules), encoding="utf-8")
-    _out.print(curve_table(judged))
-    _out.print(quality_table(rules, judged, f"Rules on {judgements}, which they were fitted to"))
-    if others is not None:
-        _out.print(quality_table(rules, others, f"The same rules on {check}"))
-    _out.print(f"{out}: put it into the job file")
 
 
 @config_app.command("show")

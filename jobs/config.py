@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jobs.job_errors import describe_errors
+from jobs.rules_file import with_rules_read
 from jobs.yaml_text import Document, Path, dotted, kind_of, read_document, read_value
 from pipeline.errors import JobError
 from pipeline.job import Job
@@ -25,17 +26,19 @@ BUILTIN_FOLDER = pathlib.Path(__file__).parent
 def load_job(file: str | pathlib.Path, overrides: Sequence[str] = ()) -> Job:
     """The job of a YAML file with overrides applied in their order.
 
-    Raises JobError; its message has one line per problem: file, line, YAML path, what is allowed.
+    A file that `judge.rules` names is read. Raises JobError; its message has one line per problem:
+    file, line, YAML path, what is allowed.
     """
     document = _read_file(pathlib.Path(file))
     return _validated(apply_overrides(document, overrides))
 
 
 def _validated(overridden: Overridden) -> Job:
+    data = with_rules_read(overridden.data, overridden.place(("judge", "rules")))
     try:
-        return Job.model_validate(overridden.data)
+        return Job.model_validate(data)
     except ValidationError as error:
-        problems = describe_errors(error, overridden.data, Job)
+        problems = describe_errors(error, data, Job)
         lines = [f"{overridden.place(problem.path)}: {problem.text}" for problem in problems]
         raise JobError("\n".join(lines)) from error
 

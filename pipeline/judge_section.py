@@ -89,7 +89,7 @@ class JudgeSection(Section):
     rules: dict[str, list[RuleSection]] = Field(
         default_factory=dict,
         description="rules by type of edit, in their order; those of `other` are for types without "
-        "any; no rules: every edit is accepted",
+        "any; no rules: every edit is accepted; or a file of fpe calibrate that has them",
     )
     reproduction: ReproductionSection = Field(
         default_factory=ReproductionSection,
