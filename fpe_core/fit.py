@@ -103,9 +103,9 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit must not undercut the caller's
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image, max_pixels)
+            check_pixels(image, max_pixels)
             image.load()
-            _check_pixels(image, max_pixels)  # a frame may be larger than what the header says
+            check_pixels(image, max_pixels)  # a frame may be larger than what the header says
             return DecodedImage(*_to_rgb(image))
     except ImageTooLargeError:
         raise
@@ -126,7 +126,7 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
         ) from error
 
 
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+def check_pixels(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise ImageTooLargeError(
             f"the image declares {image.width} x {image.height} pixels, more than the allowed "

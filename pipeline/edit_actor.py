@@ -35,6 +35,14 @@ from fpe_core import (
     load_checkpoint,
 )
 from fpe_core.rows import DEVICE_FAILED, is_out_of_memory
+from pipeline.annotate import (
+    Annotated,
+    AnnotationSettings,
+    annotate,
+    annotation_columns,
+    look_at_source,
+    with_boxes,
+)
 from pipeline.errors import LeaseError, RowError
 from pipeline.group import Group, PlannedEdit
 from pipeline.judge import Candidate, Judge, Judged, JudgeSettings, with_edit_types
@@ -85,6 +93,7 @@ class EditSettings:
     write_threads: int = 8
     lease: Lease | None = None
     judge: JudgeSettings | None = None
+    annotations: AnnotationSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,8 @@ class _Made:
     edited_file: Future[str] | None
     source_file: Future[str] | None
     judged: Judged | None = None
+    annotated: Annotated | None = None
+    mask_files: tuple[Future[str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,8 @@ class EditActor:
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
         if self._judge is not None:
             groups = with_edit_types(groups, self._judge.settings.edit_type, carried)
+        if self._settings.annotations is not None:
+            groups = with_boxes(groups, self._settings.annotations, carried)
         self._model_seconds, self._figures = 0.0, {}
         with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
             outcomes = self._edit_part(groups, carried, oversight)
@@ -307,7 +320,13 @@ class EditActor:
                 xmp = synthetic_source_packet(group, fingerprint) if group.image is None else None
                 source_file = writer.put_source(group.stem, group.source_id, image, xmp)
             verdicts = self._verdicts(group, of_source, result, index)
-            for edit, made, judged in zip(of_source, result.edits[index], verdicts, strict=True):
+            annotations = self._annotations(group, result, index)
+            mask_files: tuple[Future[str], ...] = ()
+            if any(judged is None or _is_accepted(judged) for judged in verdicts) and finite:
+                masks = group.regions.masks
+                mask_files = tuple(writer.put_mask(group.stem, mask.png) for mask in masks)
+            answers = zip(of_source, result.edits[index], verdicts, annotations, strict=True)
+            for edit, made, judged, annotated in answers:
                 if not made.is_finite:
                     yield edit.key.failed(
                         FailureCode.NAN_LATENT,
@@ -319,6 +338,9 @@ class EditActor:
                 if isinstance(judged, Exception):
                     yield _failed(edit, judged, unet_rows, of="the judge")
                     continue
+                if isinstance(annotated, Exception):
+                    yield _failed(edit, annotated, unet_rows, of="looking at boxes and masks")
+                    continue
                 xmp = edit_packet(group, edit.key, fingerprint)
                 edited_file: Future[str] | None = None
                 if judged is None or judged.verdict.is_accepted:
@@ -328,7 +350,16 @@ class EditActor:
                 cut = _truncation_notes(sources.start, index, made)
                 notes = "; ".join(note for note in (group.message, cut) if note)
                 yield _Made(
-                    group, edit, notes, unet_rows, seconds_each, edited_file, source_file, judged
+                    group,
+                    edit,
+                    notes,
+                    unet_rows,
+                    seconds_each,
+                    edited_file,
+                    source_file,
+                    judged,
+                    annotated,
+                    mask_files,
                 )
 
     def _verdicts(
@@ -345,6 +376,21 @@ class EditActor:
         ]
         answers = iter(self._judge.judge(candidates) if candidates else ())
         return [next(answers) if each.is_finite else None for each in made]
+
+    def _annotations(
+        self, group: Group, result: EditResult, index: int
+    ) -> list[Annotated | Exception | None]:
+        """Of each edit: the verdicts on its boxes and masks, or why there are none."""
+        made, settings = result.edits[index], self._settings.annotations
+        if settings is None:
+            return [None] * len(made)
+        try:
+            regions = look_at_source(group, result.source_images[index])
+            return [
+                annotate(regions, each.image, settings) if each.is_finite else None for each in made
+            ]
+        except Exception as error:  # noqa: BLE001 - it costs this source only
+            return [error] * len(made)
 
     def _finish(
         self,
@@ -364,6 +410,7 @@ class EditActor:
             try:
                 edited_name = made.edited_file.result() if made.edited_file else ""
                 source_name = made.source_file.result() if made.source_file else None
+                mask_names = [file.result() for file in made.mask_files]
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
                 outcomes.append(_write_failed(made, error))
                 continue
@@ -372,7 +419,10 @@ class EditActor:
             outcome = _outcome_of(made, writer.part, edited_name, source_name)
             outcomes.append(outcome)
             if outcome.part:
-                rows.append(self._metadata_row(made, edited_name, source_name))
+                rows.append(
+                    self._metadata_row(made, edited_name, source_name)
+                    | self._annotation_columns(made, mask_names)
+                )
                 places.append(made.group.place)
         table = outcomes_table(outcomes)
         if not rows:
@@ -410,6 +460,12 @@ class EditActor:
             **fit_columns(group.fit),
             **judged_columns(key.edit_type, made.judged.scores if made.judged else None),
         }
+
+    def _annotation_columns(self, made: _Made, mask_names: Sequence[str]) -> dict[str, Any]:
+        settings = self._settings.annotations
+        if settings is None or made.annotated is None:
+            return {}
+        return annotation_columns(settings, made.group, made.annotated, mask_names)
 
 
 @contextmanager
@@ -463,6 +519,11 @@ def _files_of(results: Sequence[_Result]) -> Iterator[Future[str]]:
                 yield made.edited_file
             if made.source_file is not None:
                 yield made.source_file
+            yield from made.mask_files
+
+
+def _is_accepted(judged: Judged | Exception) -> bool:
+    return isinstance(judged, Judged) and judged.verdict.is_accepted
 
 
 def _edit_id(result: _Result) -> bytes:

@@ -326,6 +326,7 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         plan.carried_schema,
         job.images.keep_source,
         judged=job.judge is not None,
+        annotations=() if plan.annotations is None else plan.annotations.fields,
     )
     for name in layout.refused_labels():
         raise JobError(
@@ -364,6 +365,7 @@ def _editing(run: _Run, pool: Pool) -> EditSettings:
         layout=run.layout,
         lease=run.lease,
         judge=None if job.judge is None else _judging(job.judge),
+        annotations=run.plan.annotations,
     )
 
 

@@ -18,6 +18,7 @@ from pipeline.errors import LedgerError, StorageError
 from pipeline.intent import understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
+from pipeline.mask_column import mask_names
 from pipeline.outcome import Outcome
 from pipeline.storage import Folder
 
@@ -122,6 +123,7 @@ class MetadataRow:
     edit_id: bytes
     edited_file: str
     source_file: str
+    mask_files: tuple[str, ...] = ()
 
 
 def read_metadata(folder: Folder, part: str) -> list[MetadataRow]:
@@ -133,11 +135,17 @@ def read_metadata(folder: Folder, part: str) -> list[MetadataRow]:
         edited = table["edited_file_name"].to_pylist()
         has_sources = "source_file_name" in table.column_names
         sources = table["source_file_name"].to_pylist() if has_sources else [None] * len(ids)
+        masks = mask_names(table)
     except (pa.ArrowException, StorageError, KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"{path} cannot be read: {error}") from error
     return [
-        MetadataRow(identity, f"{part}/{file}", f"{part}/{source}" if source else "")
-        for identity, file, source in zip(ids, edited, sources, strict=True)
+        MetadataRow(
+            identity,
+            f"{part}/{file}",
+            f"{part}/{source}" if source else "",
+            tuple(f"{part}/{mask}" for mask in of_row),
+        )
+        for identity, file, source, of_row in zip(ids, edited, sources, masks, strict=True)
     ]
 
 
@@ -188,7 +196,9 @@ def _orphan_problem(folder: Folder, ledger: Ledger, part: str) -> tuple[str, ...
 
 
 def _images_of(rows: Iterable[MetadataRow]) -> list[str]:
-    names = (name for row in rows for name in (row.edited_file, row.source_file) if name)
+    names = (
+        name for row in rows for name in (row.edited_file, row.source_file, *row.mask_files) if name
+    )
     return list(dict.fromkeys(names))
 
 
