@@ -99,8 +99,7 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
     """
     if not data:
         raise ImageDecodeError("the image is empty (0 bytes)")
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit must not undercut the caller's
+    allow_pixels(max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_pixels(image, max_pixels)
@@ -126,7 +125,14 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
         ) from error
 
 
+def allow_pixels(max_pixels: int) -> None:
+    """Pillow's own limit must not undercut the caller's."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
 def check_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raises ImageTooLargeError."""
     if image.width * image.height > max_pixels:
         raise ImageTooLargeError(
             f"the image declares {image.width} x {image.height} pixels, more than the allowed "

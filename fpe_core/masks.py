@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fpe_core.errors import ImageDecodeError, ImageTooLargeError
-from fpe_core.fit import Fit, check_pixels
+from fpe_core.fit import Fit, allow_pixels, check_pixels
 
 MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 """By Pillow's names. JPEG, and WebP which may be like it, blur what lies beside an edge: a mask in
@@ -50,6 +50,7 @@ def decode_mask(data: bytes, *, max_pixels: int) -> MaskValues:
     """
     if not data:
         raise ImageDecodeError("the mask is empty (0 bytes)")
+    allow_pixels(max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=MASK_FORMATS) as image:
             check_pixels(image, max_pixels)

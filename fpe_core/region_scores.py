@@ -125,7 +125,8 @@ def region_of_mask(source: Image.Image, mask: NDArray[np.bool_]) -> MaskRegion:
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     if not len(rows):
         raise ParameterError("the mask is empty: there is no region to look at")
-    box = Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    box = Box(float(left), float(top), float(right), float(bottom))
     window = _window(source, box, _MASK_MARGIN)
     cover = _cut(Image.fromarray(mask.astype(np.uint8) * 255), window)
     rim = np.sqrt(_strength(_tensor(cover)))

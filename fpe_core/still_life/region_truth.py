@@ -87,7 +87,7 @@ def model_samples(
 
 
 def moved(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with its object moved, grown or shrunk, and turned: by chance, and so is how much."""
+    """The scene with its object moved, grown or shrunk, and turned, by a little or a lot."""
     amount = float(rng.uniform())
     across, down, growth, turn = (float(x) * amount for x in rng.normal(size=4))
     return dataclasses.replace(

@@ -116,7 +116,13 @@ def make_edits(job: Job, groups_per_block: int) -> None:
             checkpoint_fingerprint=plan.fingerprint,
             device="cpu",
             image_format=ImageFormat(job.images.format, job.images.quality),
-            layout=MetadataLayout(plan.label_names, plan.carried_schema, job.images.keep_source),
+            layout=MetadataLayout(
+                plan.label_names,
+                plan.carried_schema,
+                job.images.keep_source,
+                annotations=() if plan.annotations is None else plan.annotations.fields,
+            ),
+            annotations=plan.annotations,
         )
     )
     for part in cut_work(folder, plan.work_files, groups_per_block):
