@@ -99,13 +99,12 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
     """
     if not data:
         raise ImageDecodeError("the image is empty (0 bytes)")
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit must not undercut the caller's
+    allow_pixels(max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image, max_pixels)
+            check_pixels(image, max_pixels)
             image.load()
-            _check_pixels(image, max_pixels)  # a frame may be larger than what the header says
+            check_pixels(image, max_pixels)  # a frame may be larger than what the header says
             return DecodedImage(*_to_rgb(image))
     except ImageTooLargeError:
         raise
@@ -126,7 +125,14 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
         ) from error
 
 
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+def allow_pixels(max_pixels: int) -> None:
+    """Pillow's own limit must not undercut the caller's."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def check_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raises ImageTooLargeError."""
     if image.width * image.height > max_pixels:
         raise ImageTooLargeError(
             f"the image declares {image.width} x {image.height} pixels, more than the allowed "

@@ -21,6 +21,7 @@ from fpe_core.acceptance import RejectReason, Verdict
 from fpe_core.edit_scores import EditScores
 from fpe_core.reproduction import Reproduction
 from fpe_core.rows import is_out_of_memory
+from pipeline.annotate import Annotated
 from pipeline.errors import RowError
 from pipeline.group import Group, PlannedEdit
 from pipeline.judge import Judged
@@ -127,6 +128,8 @@ class MadeEdit:
     tried: TriedEdit
     edited_file: Future[str] | None
     source_file: Future[str] | None
+    annotated: Annotated | None = None
+    mask_files: tuple[Future[str], ...] = ()
 
     @property
     def group(self) -> Group:
@@ -204,6 +207,7 @@ class UnmadeEdit:
     source_file: Future[str] | None
 
     edited_file: ClassVar[None] = None
+    mask_files: ClassVar[tuple[Future[str], ...]] = ()
 
     def outcome(self, part: str, edited_name: str, source_name: str | None) -> EditOutcome:
         assert self.verdict.reason is not None

@@ -21,6 +21,13 @@ from typing import TypeVar
 from fpe_core import Editor, EditParameters, Inversion, ParameterError
 from fpe_core.acceptance import Verdict
 from fpe_core.rows import DEVICE_FAILED
+from pipeline.annotate import (
+    Annotated,
+    AnnotationSettings,
+    SourceRegions,
+    annotate,
+    look_at_source,
+)
 from pipeline.attempt import (
     Attempt,
     MadeEdit,
@@ -74,6 +81,7 @@ class BlockEditor:
         judge: Judge | None = None,
         judging: Executor | None = None,
         keeps_rejected: bool = True,
+        annotations: AnnotationSettings | None = None,
     ) -> None:
         """`judging` has one thread: models are not for two at a time."""
         self._editor = editor
@@ -82,6 +90,7 @@ class BlockEditor:
         self._keep_source = keep_source
         self._gate = gate
         self._keeps_rejected = keeps_rejected
+        self._annotations = annotations
         self._judge = judge
         self._judging = judging
         self.model_seconds = 0.0
@@ -293,6 +302,8 @@ class BlockEditor:
     def _write(self, tried: Sequence[TriedEdit]) -> Iterator[Result]:
         """Hands the images of one call to the writer's threads."""
         source_files: dict[int, Future[str]] = {}
+        mask_files: dict[int, tuple[Future[str], ...]] = {}
+        seen: dict[int, SourceRegions] = {}
         for each in tried:
             kept = each.kept
             if not kept.made.is_finite:
@@ -303,7 +314,36 @@ class BlockEditor:
             if isinstance(kept.judged, Exception):
                 yield failed(each.edit, kept.judged, kept.unet_rows, of="the judge")
                 continue
-            yield MadeEdit(each, self._put_edit(each), source_files.get(each.source))
+            annotated = self._annotated(each, seen)
+            if isinstance(annotated, Exception):
+                yield failed(each.edit, annotated, kept.unet_rows, of="looking at boxes and masks")
+                continue
+            if kept.reason is None and each.source not in mask_files:
+                mask_files[each.source] = self._put_masks(each.group)
+            yield MadeEdit(
+                each,
+                self._put_edit(each),
+                source_files.get(each.source),
+                annotated,
+                mask_files.get(each.source, ()),
+            )
+
+    def _annotated(
+        self, tried: TriedEdit, seen: dict[int, SourceRegions]
+    ) -> Annotated | Exception | None:
+        """The verdicts on its boxes and masks, or why not; a source is looked at once."""
+        settings, kept = self._annotations, tried.kept
+        if settings is None:
+            return None
+        try:
+            if tried.source not in seen:
+                seen[tried.source] = look_at_source(tried.group, kept.source)
+            return annotate(seen[tried.source], kept.made.image, settings)
+        except Exception as error:  # noqa: BLE001 - it costs this edit only
+            return error
+
+    def _put_masks(self, group: Group) -> tuple[Future[str], ...]:
+        return tuple(self._writer.put_mask(group.stem, mask.png) for mask in group.regions.masks)
 
     def _put_source(self, group: Group, attempt: Attempt) -> Future[str]:
         is_synthetic = group.image is None

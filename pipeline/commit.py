@@ -6,7 +6,7 @@
                                                          let go: it cannot commit any more
   2  .plan/<plan>/work-<n>.parquet, plan.json   driver   it is known what is left
   3  .metadata-schema, config.yaml, README.md   driver   the folder loads, unfinished as it is
-  4  part-<id>/edited/*, source/*               actors   nothing: no metadata names them
+  4  part-<id>/edited/*, source/*, mask/*       actors   nothing: no metadata names them
   5  part-<id>/metadata.parquet                 actors   the part's edits are in the dataset
   6  .ledger/outcomes-<n>.parquet               driver   its edits are done
      ... 4 to 6 for every block of work, many at a time; under quotas 2 again, round by round ...

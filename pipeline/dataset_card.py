@@ -71,12 +71,29 @@ def _column_rows(layout: MetadataLayout) -> str:
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/edit_scores.py"
     if layout.gated:
         meanings[", ".join(REPRODUCTION_COLUMNS)] = "how well the source comes back unedited"
+    meanings |= _annotation_meanings(layout)
     meanings |= dict.fromkeys(layout.labels, "label of the edit")
     meanings |= {
         output: f"the manifest's column {_cell(name)}"
         for name, output in layout.carried_names.items()
     }
     return "\n".join(f"| {_cell(name)} | {meaning} |" for name, meaning in meanings.items())
+
+
+def _annotation_meanings(layout: MetadataLayout) -> dict[str, str]:
+    meanings = {}
+    for item in layout.annotations:
+        if item.name.startswith("edited_"):
+            meanings[item.name] = "boxes in the pixels of the edited image, clipped to it"
+        elif item.name.endswith("_verdict"):
+            meanings[item.name] = "of each box or mask: keep, review or drop"
+        elif item.name.endswith("_structure"):
+            meanings[item.name] = "structure of the source that the edit shows in it, 0 to 1"
+        elif item.name.endswith("_visible"):
+            meanings[item.name] = "share of it that lies in the edited image, 0 to 1"
+        else:
+            meanings["mask"] = "fitted to the edited image, without loss"
+    return meanings
 
 
 def _cell(text: str) -> str:

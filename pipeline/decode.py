@@ -9,6 +9,7 @@ enough: a machine of two runs and resumes.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,10 @@ import pyarrow as pa
 from fpe_core import EditParameters, fit_image
 from fpe_core.errors import FPEError
 from fpe_core.fit import decode_with_note
+from pipeline.decode_masks import decode_masks
 from pipeline.errors import RowError
 from pipeline.fetch import MAX_BYTES, check_size, read_uri
+from pipeline.mask_column import FITTED_MASK_TYPE
 from pipeline.outcome import FailureCode, short_message
 from pipeline.redact import redact_url
 from pipeline.source_rules import SourceRules
@@ -37,6 +40,9 @@ PIXEL_FIELDS = (
 """What `decode` adds: height * width * 3 bytes of RGB (null where there is none), the fit as JSON,
 a FailureCode ("" = fine) and what to tell: why it failed, else what was done to its colours."""
 
+MASKS_FIELD = pa.field("masks", pa.list_(FITTED_MASK_TYPE), nullable=False)
+"""What `decode` makes of the column `masks`, where there is one."""
+
 
 @dataclass(frozen=True)
 class DecodeSettings:
@@ -51,12 +57,13 @@ class DecodeSettings:
 
 @dataclass(frozen=True)
 class DecodedSource:
-    """The four PIXEL_FIELDS of one row."""
+    """The four PIXEL_FIELDS of one row, and MASKS_FIELD."""
 
     pixels: bytes | None = None
     fit: str = ""
     failure: str = ""
     message: str = ""
+    masks: tuple[dict[str, Any], ...] = ()
 
 
 def decode(
@@ -84,6 +91,8 @@ def decode(
         return decoded
 
     columns = ["group_id", "synthetic", "uri", "image_bytes", "parameters"]
+    if MASKS_FIELD.name in table.column_names:
+        columns.append(MASKS_FIELD.name)
     rows = table.select(columns).to_pylist()
     if orders.is_careful:
         decoded = []
@@ -98,13 +107,21 @@ def decode(
 
 def decoded_schema(work_schema: pa.Schema) -> pa.Schema:
     """The schema that `decode` returns for work rows of `work_schema`."""
-    kept = [field for field in work_schema if field.name != "image_bytes"]
+    kept = [
+        MASKS_FIELD if field.name == MASKS_FIELD.name else field
+        for field in work_schema
+        if field.name != "image_bytes"
+    ]
     return pa.schema([*kept, *PIXEL_FIELDS])
 
 
 def _with_pixels(table: pa.Table, decoded: Iterable[DecodedSource]) -> pa.Table:
     table = table.drop_columns(["image_bytes"])
     results = list(decoded)
+    if MASKS_FIELD.name in table.column_names:
+        masks = pa.array([result.masks for result in results], MASKS_FIELD.type)
+        place = table.column_names.index(MASKS_FIELD.name)
+        table = table.set_column(place, MASKS_FIELD, masks)
     for pixel_field in PIXEL_FIELDS:
         values = [getattr(result, pixel_field.name) for result in results]
         table = table.append_column(pixel_field, pa.array(values, pixel_field.type))
@@ -115,20 +132,20 @@ def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
     if row["synthetic"]:
         return DecodedSource()
     try:
-        data = row["image_bytes"]
-        if data is None:
-            data = read_uri(
-                row["uri"],
-                options=settings.storage_options,
-                rules=settings.rules,
-                max_bytes=settings.max_bytes,
-            )
-        check_size(len(data), settings.max_bytes)
+        data = _read(row["uri"], row["image_bytes"], settings)
         parameters = EditParameters.from_dict(json.loads(row["parameters"]))
         decoded = decode_with_note(data, max_pixels=settings.max_pixels)
         size = (parameters.width_px, parameters.height_px)
         fitted = fit_image(decoded.image, *size, settings.fit)
+        masks = decode_masks(
+            row.get("masks") or (),
+            fitted.fit,
+            *size,
+            read=functools.partial(_read, settings=settings),
+            max_pixels=settings.max_pixels,
+        )
         return DecodedSource(
+            masks=masks,
             pixels=fitted.image.tobytes(),
             fit=json.dumps(fitted.fit.to_dict(), sort_keys=True),
             message=short_message(decoded.colour_note),
@@ -141,6 +158,15 @@ def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
         failure=FailureCode(code or FailureCode.DECODE_FAILED),
         message=short_message(f"{_name_of(row)}: {reason}"),
     )
+
+
+def _read(uri: str, data: bytes | None, settings: DecodeSettings) -> bytes:
+    """The bytes of a picture or mask; `data` where the manifest has them. Raises as decoding."""
+    if data is None:
+        options, rules = settings.storage_options, settings.rules
+        data = read_uri(uri, options=options, rules=rules, max_bytes=settings.max_bytes)
+    check_size(len(data), settings.max_bytes)
+    return data
 
 
 def _name_of(row: dict[str, Any]) -> str:

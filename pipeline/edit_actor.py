@@ -22,6 +22,7 @@ import torch
 
 from fpe_core import CheckpointError, Editor, load_checkpoint
 from fpe_core.reproduction import ReproductionLimits
+from pipeline.annotate import AnnotationSettings, annotation_columns, with_boxes
 from pipeline.attempt import MadeEdit, Result, edit_id_of
 from pipeline.block_editor import BlockEditor
 from pipeline.errors import LeaseError
@@ -69,6 +70,7 @@ class EditSettings:
     write_threads: int = 8
     lease: Lease | None = None
     judge: JudgeSettings | None = None
+    annotations: AnnotationSettings | None = None
 
 
 class EditActor:
@@ -120,6 +122,8 @@ class EditActor:
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
         if self._judge is not None:
             groups = with_edit_types(groups, self._judge.settings.edit_type, carried)
+        if self._settings.annotations is not None:
+            groups = with_boxes(groups, self._settings.annotations, carried)
         self._figures = {}
         with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
             outcomes = self._edit_part(groups, carried, oversight)
@@ -153,6 +157,7 @@ class EditActor:
             judge=self._judge,
             judging=self._judging,
             keeps_rejected=settings.judge is not None and settings.judge.keep_rejected,
+            annotations=settings.annotations,
         )
         groups = [_unless_quarantined(group, orders) for group in groups]
         results: list[Result] = []
@@ -193,6 +198,7 @@ class EditActor:
             try:
                 edited_name = made.edited_file.result() if made.edited_file else ""
                 source_name = made.source_file.result() if made.source_file else None
+                mask_names = [file.result() for file in made.mask_files]
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
                 outcomes.append(made.write_failed(error))
                 continue
@@ -201,7 +207,10 @@ class EditActor:
             outcome = made.outcome(writer.part, edited_name, source_name)
             outcomes.append(outcome)
             if isinstance(made, MadeEdit) and outcome.part:
-                rows.append(self._metadata_row(made, edited_name, source_name))
+                rows.append(
+                    self._metadata_row(made, edited_name, source_name)
+                    | self._annotation_columns(made, mask_names)
+                )
                 places.append(made.group.place)
         table = outcomes_table(outcomes)
         if not rows:
@@ -245,6 +254,12 @@ class EditActor:
             **reproduction_columns(made.tried.reproduction),
         }
 
+    def _annotation_columns(self, made: MadeEdit, mask_names: Sequence[str]) -> dict[str, Any]:
+        settings = self._settings.annotations
+        if settings is None or made.annotated is None:
+            return {}
+        return annotation_columns(settings, made.group, made.annotated, mask_names)
+
 
 @contextmanager
 def _sign_of_life_per_call(unet: torch.nn.Module, oversight: Oversight) -> Iterator[None]:
@@ -280,6 +295,7 @@ def _files_of(results: Sequence[Result]) -> Iterator[Future[str]]:
                 yield made.edited_file
             if made.source_file is not None:
                 yield made.source_file
+            yield from made.mask_files
 
 
 def _usable_cores() -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from fpe_core import EditParameters, Fit
 from pipeline.outcome import EditKey
+from pipeline.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Group:
     message: str
     parameters: EditParameters
     edits: tuple[PlannedEdit, ...]
+    regions: Regions = field(default_factory=Regions)
 
     @property
     def group_id(self) -> bytes:
@@ -66,6 +68,7 @@ class Group:
             message=row["message"],
             parameters=parameters,
             edits=tuple(_planned_edit(row, edit) for edit in row["edits"]),
+            regions=Regions.of_masks(row.get("masks") or ()),
         )
 
 

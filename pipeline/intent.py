@@ -15,6 +15,9 @@ from fpe_core import (
     checkpoint_defaults,
     checkpoint_fingerprint,
 )
+from pipeline.annotate import AnnotationSettings
+from pipeline.annotations_section import AnnotationsSection
+from pipeline.box_column import BoxColumn
 from pipeline.errors import JobError
 from pipeline.ids import (
     EditContext,
@@ -31,6 +34,7 @@ from pipeline.ids import (
 from pipeline.job import Job
 from pipeline.manifest import Manifest
 from pipeline.manifest_row import Problems, RowReader, SourceRow, WantedEdit
+from pipeline.mask_column import MaskColumn
 from pipeline.prompts import SOURCE_PREFIX, PromptPlan
 from pipeline.storage import absolute_url
 
@@ -57,6 +61,11 @@ class Intent:
     parameters: EditParameters
     context: EditContext
     prompts: PromptPlan | None
+    annotations: AnnotationSettings | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        return self.annotations is not None and self.annotations.masks is not None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -77,7 +86,8 @@ class Intent:
 
         Rows with a problem, and those whose edits would all change nothing, are left out.
         """
-        reader = RowReader(self.manifest, self.parameters, self.prompts)
+        wanted = self.annotations or AnnotationSettings()
+        reader = RowReader(self.manifest, self.parameters, self.prompts, wanted.boxes, wanted.masks)
         group_counter, edit_counter = Occurrences(), Occurrences()
         for batch in self.manifest.batches():
             groups = [
@@ -131,9 +141,15 @@ def understand(job: Job) -> Intent:
     carry = () if prompts is None else ("target_prompt",)
     if prompts is not None and prompts.source is not None:
         carry = (*carry, "source_prompt")
+    masks = None if job.annotations is None else job.annotations.masks
     manifest = Manifest.open(
-        job.manifest, job.storage_options, carry=carry, needs_target_prompt=prompts is None
+        job.manifest,
+        job.storage_options,
+        carry=carry,
+        read_too=() if masks is None else (masks.column,),
+        needs_target_prompt=prompts is None,
     )
+    annotations = _annotations(job.annotations, manifest, prompts)
     model = job.model
     try:
         fingerprint = checkpoint_fingerprint(
@@ -159,7 +175,34 @@ def understand(job: Job) -> Intent:
         )
     _refuse_output_in_manifest(job)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
-    return Intent(job, manifest, parameters, context, prompts)
+    return Intent(job, manifest, parameters, context, prompts, annotations)
+
+
+def _annotations(
+    section: AnnotationsSection | None, manifest: Manifest, prompts: PromptPlan | None
+) -> AnnotationSettings | None:
+    """Raises JobError where a column is not there, or is not what it should be."""
+    if section is None:
+        return None
+    boxes, masks = section.boxes, section.masks
+    settings = AnnotationSettings(
+        boxes=None
+        if boxes is None
+        else BoxColumn.find(manifest.carried_schema, boxes.column, boxes.format),
+        masks=None if masks is None else MaskColumn.find(manifest, masks.column),
+        **({} if boxes is None else {"box_rule": boxes.to_rule()}),
+        **({} if masks is None else {"mask_rule": masks.to_rule()}),
+    )
+    used = set() if settings.boxes is None else {settings.boxes.path[0]}
+    for name in (used | set(manifest.read_too)) & set(
+        () if prompts is None else prompts.label_names
+    ):
+        raise JobError(f"prompts.labels.{name}: this column holds boxes or masks; rename the label")
+    names = [item.name for item in settings.fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise JobError(f"annotations: two output columns would be called {name}; rename boxes")
+    return settings
 
 
 def _refuse_output_in_manifest(job: Job) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
+from pipeline.annotations_section import AnnotationsSection
 from pipeline.credentials import refuse_credentials, refuse_credentials_in_url
 from pipeline.judge_section import JudgeSection
 from pipeline.layers_section import LayerRange, TokenLayers
@@ -300,6 +301,11 @@ class Job(Section):
     )
     quotas: QuotaSection | None = Field(
         default=None, description="how many accepted edits are enough; null: every edit is made"
+    )
+    annotations: AnnotationsSection | None = Field(
+        default=None,
+        description="boxes and masks of the sources, carried into the edits with a verdict on "
+        "each; null: columns with boxes are carried as they are",
     )
     resources: ResourcesSection = Field(
         default_factory=ResourcesSection, description="what the run may take"

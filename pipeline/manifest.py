@@ -1,8 +1,8 @@
 """First station: the manifest, some Parquet files that say what to edit. Opened, checked, streamed.
 
-Columns that mean something here are in `KNOWN_COLUMNS`; every other column is carried to each edit
-of its row in its own type. What a row says is read in `manifest_row`; this file knows the files.
-Rows are numbered from 0 over all files in the order of their URLs.
+Columns that mean something here are in `KNOWN_COLUMNS`, or the job names them; every other one is
+carried to each edit of its row in its own type. What a row says is read in `manifest_row`; this
+file knows the files. Rows are numbered from 0 over all files in the order of their URLs.
 """
 
 from __future__ import annotations
@@ -80,11 +80,15 @@ class ManifestBatch:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a manifest, their schemas checked. Holds no rows."""
+    """The files of a manifest, their schemas checked. Holds no rows.
+
+    `read_too` are columns that are read like the known ones, and not carried.
+    """
 
     files: tuple[ManifestFile, ...]
     carried_schema: pa.Schema
     options: Mapping[str, Any]
+    read_too: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -93,12 +97,13 @@ class Manifest:
         options: Mapping[str, Any] | None = None,
         *,
         carry: Sequence[str] = (),
+        read_too: Sequence[str] = (),
         needs_target_prompt: bool = True,
     ) -> Self:
         """Finds the files and checks their columns and types.
 
-        `carry` names known columns that are carried as well. Raises ManifestError listing what is
-        wrong with which file, and StorageError.
+        `carry` names known columns that are carried as well, `read_too` others that are not. Raises
+        ManifestError listing what is wrong with which file, and StorageError.
         """
         options = dict(options or {})
         files = _open_files(urls, options)
@@ -113,7 +118,8 @@ class Manifest:
             raise ManifestError(
                 "the manifest's columns do not fit:", problems[:MAX_PROBLEMS], total=len(problems)
             )
-        return cls(tuple(files), _carried_schema(files, carry), options)
+        carried = _carried_schema(files, carry, read_too)
+        return cls(tuple(files), carried, options, tuple(read_too))
 
     @property
     def rows(self) -> int:
@@ -124,9 +130,13 @@ class Manifest:
         return frozenset(name for file in self.files for name in file.schema.names)
 
     def has_image_bytes(self, file: ManifestFile) -> bool:
-        return "image" in file.schema.names and not _is_text(
-            _plain(file.schema.field("image").type)
-        )
+        """Whether rows may be large."""
+        kinds = [
+            plain_type(file.schema.field(name).type)
+            for name in ("image", *self.read_too)
+            if name in file.schema.names
+        ]
+        return not all(_is_text(kind) or _is_list_of_text(kind) for kind in kinds)
 
     def batches(self) -> Iterator[ManifestBatch]:
         """All rows in order, a bounded number at a time. Raises ManifestError for damaged files.
@@ -163,7 +173,7 @@ class Manifest:
         columns = []
         name = ""
         try:
-            for name in KNOWN_COLUMNS:
+            for name in (*KNOWN_COLUMNS, *self.read_too):
                 is_there = name in table.column_names
                 known[name] = table[name].to_pylist() if is_there else [None] * len(table)
             for field in self.carried_schema:
@@ -288,7 +298,7 @@ def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[s
         near = _near("target_prompt", names)
         yield f"needs a column target_prompt{near}, or a prompts section in the job"
     for name, (fits, expected) in _EXPECTED.items():
-        if names.count(name) == 1 and not fits(_plain(schema.field(name).type)):
+        if names.count(name) == 1 and not fits(plain_type(schema.field(name).type)):
             yield f"column {name} must be {expected}, it is {schema.field(name).type}"
 
 
@@ -298,12 +308,15 @@ def _near(name: str, names: Sequence[str]) -> str:
     return f" (is it {lowered[found[0]]!r}?)" if found else f" (there are {', '.join(names)})"
 
 
-def _carried_schema(files: Sequence[ManifestFile], carry: Sequence[str]) -> pa.Schema:
+def _carried_schema(
+    files: Sequence[ManifestFile], carry: Sequence[str], read_too: Sequence[str]
+) -> pa.Schema:
     """The columns that edits inherit, each in one type over all files. Raises ManifestError."""
     schemas = []
     for file in files:
-        kept = [f for f in file.schema if f.name not in KNOWN_COLUMNS or f.name in carry]
-        schemas.append(pa.schema([pa.field(field.name, _plain(field.type)) for field in kept]))
+        names = set(file.schema.names) - {*KNOWN_COLUMNS, *read_too} | set(carry)
+        kept = [f for f in file.schema if f.name in names]
+        schemas.append(pa.schema([pa.field(field.name, plain_type(field.type)) for field in kept]))
     try:
         unified = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
@@ -321,12 +334,12 @@ def _carried_schema(files: Sequence[ManifestFile], carry: Sequence[str]) -> pa.S
     )
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
     """The type that remains when dictionaries are decoded and extensions taken off."""
     if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
+        return plain_type(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
-        return _plain(kind.storage_type)
+        return plain_type(kind.storage_type)
     return kind
 
 
@@ -348,10 +361,11 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _is_list_of_text(kind: pa.DataType) -> bool:
     types = pa.types
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(is_list and _is_text(_plain(kind.value_type)))
+    return bool(is_list and _is_text(plain_type(kind.value_type)))
 
 
-def _is_image(kind: pa.DataType) -> bool:
+def is_image_type(kind: pa.DataType) -> bool:
+    """Whether cells of this type can be images: see `image_cell`."""
     if not pa.types.is_struct(kind):
         return _is_text(kind) or _is_bytes(kind)
     fields = {field.name: field.type for field in kind}
@@ -371,7 +385,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 _EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
-    "image": (_is_image, "text (a URI), or bytes, or struct<bytes: binary, path: string>"),
+    "image": (is_image_type, "text (a URI), or bytes, or struct<bytes: binary, path: string>"),
     "target_prompt": (lambda kind: _is_text(kind) or _is_list_of_text(kind), "text or lists of it"),
     "id": (lambda kind: _is_text(kind) or _is_integer(kind), "text or whole numbers"),
     "source_prompt": (_is_text, "text"),

@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from fpe_core import EditParameters, ParameterError
+from pipeline.box_column import BoxColumn
 from pipeline.errors import JobError, ManifestError
+from pipeline.image_cell import ImageCell
 from pipeline.manifest import (
     KNOWN_COLUMNS,
     MAX_PROBLEMS,
@@ -20,6 +22,7 @@ from pipeline.manifest import (
     ManifestBatch,
     ManifestFile,
 )
+from pipeline.mask_column import MaskColumn, MaskSource
 from pipeline.prompts import SOURCE_PREFIX, PromptPlan, TemplateError
 from pipeline.storage import resolve_uri
 
@@ -56,6 +59,7 @@ class SourceRow:
     split: str
     parameters: EditParameters
     edits: tuple[WantedEdit, ...]
+    masks: tuple[MaskSource, ...] = ()
 
     @property
     def is_synthetic(self) -> bool:
@@ -91,11 +95,17 @@ class RowReader:
     """Reads the rows of a manifest for one job, in order. Remembers ids, to find them twice."""
 
     def __init__(
-        self, manifest: Manifest, parameters: EditParameters, prompts: PromptPlan | None
+        self,
+        manifest: Manifest,
+        parameters: EditParameters,
+        prompts: PromptPlan | None,
+        boxes: BoxColumn | None = None,
+        masks: MaskColumn | None = None,
     ) -> None:
         """Raises JobError where the prompt templates and the manifest's columns do not fit."""
         self._parameters = parameters
         self._prompts = prompts
+        self._boxes, self._masks = boxes, masks
         self._rows_of_ids: dict[bytes, int] = {}
         self._parameters_of: dict[tuple[Any, ...], EditParameters] = {}
         self._text_columns = frozenset() if prompts is None else template_columns(manifest, prompts)
@@ -103,6 +113,7 @@ class RowReader:
     def read(self, batch: ManifestBatch, problems: Problems) -> Iterator[SourceRow]:
         """The rows of a batch; a row with a problem is reported and left out."""
         texts = {name: _texts_of(batch, name) for name in self._text_columns}
+        boxes = self._boxes.cells(batch.carried) if self._boxes else [None] * batch.rows
         for index in range(batch.rows):
             row = batch.first_row + index
             known = {name: values[index] for name, values in batch.known.items()}
@@ -110,6 +121,8 @@ class RowReader:
             found: list[str] = []
             try:
                 checked = self._read_row(batch.file, row, known, text, found)
+                if checked is not None:
+                    self._check_boxes(checked, boxes[index], found)
             except _BadRowError as error:
                 found.append(str(error))
                 checked = None
@@ -134,22 +147,44 @@ class RowReader:
             found.append(f"seed must be 0 to 2^63-1, got {seed}")
         parameters = self._row_parameters(known)
         source_prompt, edits = self._row_prompts(known, text)
-        uri, image_bytes, path = _image_of(known["image"])
-        if not uri and image_bytes is None and (not source_prompt.strip() or seed is None):
+        image = ImageCell.of(known["image"])
+        if image.is_empty and (not source_prompt.strip() or seed is None):
             raise _BadRowError("has neither an image nor both source_prompt and seed")
         return SourceRow(
             row=row,
             id=row_id,
-            uri=resolve_uri(uri, file.base) if uri else "",
-            uri_key=_uri_key(uri, file.key_base) if uri else "",
-            image_bytes=image_bytes,
-            path=path,
+            uri=resolve_uri(image.uri, file.base) if image.uri else "",
+            uri_key=_uri_key(image.uri, file.key_base) if image.uri else "",
+            image_bytes=image.data,
+            path=image.path,
             source_prompt=source_prompt,
             seed=seed,
             split=known["split"] or "",
             parameters=parameters,
             edits=edits,
+            masks=self._row_masks(file, known, found),
         )
+
+    def _row_masks(
+        self, file: ManifestFile, known: Mapping[str, Any], found: list[str]
+    ) -> tuple[MaskSource, ...]:
+        if self._masks is None:
+            return ()
+        try:
+            return self._masks.masks(known[self._masks.column], file.base)
+        except ValueError as error:
+            found.append(str(error))
+            return ()
+
+    def _check_boxes(self, row: SourceRow, cell: Any, found: list[str]) -> None:
+        """Also that nothing is drawn on a picture that nobody has seen yet."""
+        try:
+            boxes = self._boxes.boxes(cell) if self._boxes else None
+        except ParameterError as error:
+            found.append(str(error))
+            return
+        if row.is_synthetic and (boxes or row.masks):
+            found.append("has boxes or masks and no image that they could be drawn on")
 
     def _check_id(self, row_id: str, row: int, found: list[str]) -> None:
         if not row_id:
@@ -225,19 +260,6 @@ def _texts_of(batch: ManifestBatch, name: str) -> list[str]:
     else:
         values = [None] * batch.rows
     return ["" if value is None else str(value) for value in values]
-
-
-def _image_of(value: Any) -> tuple[str, bytes | None, str]:
-    """(URI, bytes, name) of an image cell; bytes win over a path beside them."""
-    if isinstance(value, dict):
-        data, path = value.get("bytes"), value.get("path") or ""
-    elif isinstance(value, bytes):
-        data, path = value, ""
-    else:
-        data, path = None, value or ""
-    if data is not None:
-        return "", data, path
-    return path, None, path
 
 
 def _uri_key(uri: str, key_base: str) -> str:

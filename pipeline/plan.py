@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from fpe_core import EditParameters
+from pipeline.annotate import AnnotationSettings
 from pipeline.ids import canonical_json
 from pipeline.intent import Intent, PlannedGroup, understand
 from pipeline.job import Job
@@ -67,6 +68,7 @@ class Plan:
     sources_refused: int = 0
     edits_spared: int = 0
     round: Selection | None = None
+    annotations: AnnotationSettings | None = None
 
     @property
     def edits_pending(self) -> int:
@@ -184,7 +186,7 @@ def _survey(intent: Intent, done: Container[bytes]) -> _Survey:
     """The first pass. Raises ManifestError with all problems of all rows."""
     problems = Problems()
     survey = _Survey()
-    schema = work_schema(intent.carried_schema)
+    schema = work_schema(intent.carried_schema, has_masks=intent.has_masks)
     rules = SourceRules(intent.job.images.allowed_sources)
     for groups, carried in intent.groups(problems):
         for group in groups:
@@ -218,10 +220,12 @@ def _count_pending(survey: _Survey, intent: Intent, group: PlannedGroup, pending
 
 
 def _count_refused(survey: _Survey, rules: SourceRules, source: SourceRow) -> None:
-    refusal = rules.refusal(source.uri) if source.uri else ""
-    if refusal:
+    """A source, or one of its masks, that the rules do not let be read."""
+    uris = [uri for uri in (source.uri, *(mask.uri for mask in source.masks)) if uri]
+    refused = next(((uri, refusal) for uri in uris if (refusal := rules.refusal(uri))), None)
+    if refused is not None:
         survey.refused += 1
-        shown = f"that of row {source.row}, {redact_url(source.uri)}: {refusal}"
+        shown = f"that of row {source.row}, {redact_url(refused[0])}: {refused[1]}"
         survey.first_refused = survey.first_refused or shown
 
 
@@ -245,4 +249,5 @@ def _plan_of(intent: Intent, survey: _Survey, selection: Selection | None) -> Pl
         sources_refused=survey.refused,
         edits_spared=spared,
         round=selection,
+        annotations=intent.annotations,
     )

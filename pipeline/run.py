@@ -373,6 +373,7 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         job.images.keep_source,
         judged=job.judge is not None,
         gated=job.judge is not None and job.judge.reproduction.is_on,
+        annotations=() if plan.annotations is None else plan.annotations.fields,
     )
     for name in layout.refused_labels():
         raise JobError(
@@ -411,6 +412,7 @@ def _editing(run: _Run, pool: Pool) -> EditSettings:
         layout=run.layout,
         lease=run.lease,
         judge=None if job.judge is None else _judging(job.judge),
+        annotations=run.plan.annotations,
     )
 
 

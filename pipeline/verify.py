@@ -19,6 +19,7 @@ from pipeline.errors import LedgerError, StorageError
 from pipeline.intent import understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
+from pipeline.mask_column import mask_names
 from pipeline.outcome import Outcome
 from pipeline.quota_cells import select_round
 from pipeline.quotas import QuotaRow, quota_table
@@ -135,6 +136,7 @@ class MetadataRow:
     edited_file: str
     source_file: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    mask_files: tuple[str, ...] = ()
 
 
 def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> list[MetadataRow]:
@@ -148,11 +150,20 @@ def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> lis
         has_sources = "source_file_name" in table.column_names
         sources = table["source_file_name"].to_pylist() if has_sources else [None] * len(ids)
         others = table.select(columns).to_pylist() if columns else [{}] * len(ids)
+        masks = mask_names(table)
     except (pa.ArrowException, StorageError, KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"{path} cannot be read: {error}") from error
     return [
-        MetadataRow(identity, f"{part}/{file}", f"{part}/{source}" if source else "", other)
-        for identity, file, source, other in zip(ids, edited, sources, others, strict=True)
+        MetadataRow(
+            identity,
+            f"{part}/{file}",
+            f"{part}/{source}" if source else "",
+            other,
+            tuple(f"{part}/{mask}" for mask in of_row),
+        )
+        for identity, file, source, other, of_row in zip(
+            ids, edited, sources, others, masks, strict=True
+        )
     ]
 
 
@@ -203,7 +214,9 @@ def _orphan_problem(folder: Folder, ledger: Ledger, part: str) -> tuple[str, ...
 
 
 def _images_of(rows: Iterable[MetadataRow]) -> list[str]:
-    names = (name for row in rows for name in (row.edited_file, row.source_file) if name)
+    names = (
+        name for row in rows for name in (row.edited_file, row.source_file, *row.mask_files) if name
+    )
     return list(dict.fromkeys(names))
 
 

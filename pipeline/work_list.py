@@ -13,6 +13,7 @@ from pipeline.errors import ManifestError
 from pipeline.ids import file_stem, parameters_json
 from pipeline.intent import Intent, PlannedGroup
 from pipeline.manifest_row import Problems, WantedEdit
+from pipeline.mask_column import MASK_SOURCE_TYPE
 from pipeline.outcome import ID_TYPE
 
 WORK_FILE_GROUPS = 4096
@@ -20,8 +21,8 @@ WORK_FILE_BYTES = 64 << 20
 _ROW_GROUP_BYTES = 8 << 20
 
 
-def work_schema(carried: pa.Schema) -> pa.Schema:
-    """The fixed schema of the work list."""
+def work_schema(carried: pa.Schema, *, has_masks: bool = False) -> pa.Schema:
+    """The fixed schema of the work list; a column `masks` where the job has masks."""
     edit = pa.struct(
         [
             pa.field("edit_id", ID_TYPE, nullable=False),
@@ -44,6 +45,8 @@ def work_schema(carried: pa.Schema) -> pa.Schema:
         pa.field("parameters", pa.string(), nullable=False),
         pa.field("edits", pa.list_(edit), nullable=False),
     ]
+    if has_masks:
+        fields.append(pa.field("masks", pa.list_(MASK_SOURCE_TYPE), nullable=False))
     if len(carried):
         fields.append(pa.field("carried", pa.struct(list(carried))))
     return pa.schema(fields)
@@ -55,7 +58,7 @@ def work_files(intent: Intent, done: Container[bytes]) -> Iterator[bytes]:
     Raises ManifestError for a manifest that is no longer what it was when it was checked.
     """
     problems = Problems()
-    schema = work_schema(intent.carried_schema)
+    schema = work_schema(intent.carried_schema, has_masks=intent.has_masks)
     waiting: list[pa.Table] = []
     for groups, carried in intent.groups(problems):
         if problems.total:
@@ -117,6 +120,7 @@ def _work_row(group: PlannedGroup, edits: list[tuple[bytes, WantedEdit]]) -> dic
         "split": source.split,
         "id": source.id,
         "parameters": parameters_json(source.parameters),
+        "masks": [{"uri": mask.uri, "bytes": mask.data} for mask in source.masks],
         "edits": [
             {"edit_id": identity, "target_prompt": edit.target_prompt, "labels": list(edit.labels)}
             for identity, edit in edits

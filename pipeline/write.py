@@ -2,6 +2,7 @@
 
     part-<id>/edited/<stem>__<edit_id>.<ext>
               source/<stem>__<source_id>.<ext>
+              mask/<stem>__<hash of the file>.png
               metadata.parquet
 
 `datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so images of a part
@@ -16,7 +17,7 @@ import hashlib
 import io
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -69,7 +70,6 @@ PARAMETER_COLUMNS = (
 _REPRODUCTION_FIELDS = tuple(pa.field(name, pa.float64()) for name in REPRODUCTION_COLUMNS)
 REJECTED_FOLDER = "rejected"
 """Beside the parts, where no dataset looks: rejected/part-<id>/<stem>__<edit_id>.<ext>."""
-_NAMES_OF_DATASETS = frozenset({"edited", "source"})
 _IMAGE_ENDINGS = ("file_name", "file_names")
 """`datasets` opens a column x_file_name as images and calls it x."""
 
@@ -129,6 +129,7 @@ class MetadataLayout:
     keep_source: bool = True
     judged: bool = False
     gated: bool = False
+    annotations: tuple[pa.Field, ...] = ()
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -142,7 +143,7 @@ class MetadataLayout:
     def carried_names(self) -> dict[str, str]:
         """Carried column to output column."""
         used = {item.name for item in (*self._our_fields(True), *self._label_fields)}
-        used |= _NAMES_OF_DATASETS
+        used |= self._names_of_datasets
         result: dict[str, str] = {}
         for name in () if self.carried is None else self.carried.names:
             chosen = name
@@ -170,13 +171,18 @@ class MetadataLayout:
 
     def refused_labels(self) -> tuple[str, ...]:
         """Labels that cannot be columns: ours, or `datasets`' meaning, has the name."""
-        ours = {item.name for item in self._our_fields(True)} | _NAMES_OF_DATASETS
+        ours = {item.name for item in self._our_fields(True)} | self._names_of_datasets
         return tuple(n for n in self.labels if n in ours or n.endswith(_IMAGE_ENDINGS))
 
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
         judged = _JUDGED_FIELDS if self.judged else ()
         gated = _REPRODUCTION_FIELDS if self.gated else ()
-        return [*_made_fields(keep_source), *judged, *gated]
+        return [*_made_fields(keep_source), *judged, *gated, *self.annotations]
+
+    @property
+    def _names_of_datasets(self) -> set[str]:
+        """What `datasets` calls the columns that it opens as images."""
+        return {_opened_as(item.name) for item in self._our_fields(True)} - {""}
 
     @property
     def _label_fields(self) -> list[pa.Field]:
@@ -207,6 +213,14 @@ def _made_fields(keep_source: bool) -> list[pa.Field]:
         pa.field("checkpoint_fingerprint", pa.string()),
         *_FIT_FIELDS,
     ]
+
+
+def _opened_as(column: str) -> str:
+    """ "" for a column that `datasets` leaves as it is."""
+    for ending in _IMAGE_ENDINGS:
+        if column.endswith(f"_{ending}"):
+            return column.removesuffix(f"_{ending}")
+    return ""
 
 
 def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
@@ -306,13 +320,20 @@ class PartWriter:
     ) -> Future[str]:
         """Same for an edit outside the dataset; the future gives its name within the run folder."""
         name = f"{stem}__{edit_id.hex()}.{self._format.extension}"
-        return self._write(f"{REJECTED_FOLDER}/{self.part}/{name}", image, xmp)
+        path = f"{REJECTED_FOLDER}/{self.part}/{name}"
+        return self._write(path, lambda: self._format.encode(image, xmp), path)
 
     def put_source(
         self, stem: str, source_id: bytes, image: Image.Image, xmp: bytes | None = None
     ) -> Future[str]:
         """Same for the source, fitted or synthetic."""
         return self._put(f"source/{stem}__{source_id.hex()}.{self._format.extension}", image, xmp)
+
+    def put_mask(self, stem: str, png: bytes) -> Future[str]:
+        """Same for a fitted mask, encoded already. Equal masks of a source are one file."""
+        digest = hashlib.blake2b(png, digest_size=16).hexdigest()
+        name = f"mask/{stem}__{digest}.png"
+        return self._write(f"{self.part}/{name}", lambda: png, name)
 
     def figures(self) -> dict[str, float]:
         """rows: images written; seconds: for encoding and writing them, of all threads together."""
@@ -338,21 +359,18 @@ class PartWriter:
         return f"{self.part}/{METADATA_FILE}"
 
     def _put(self, name: str, image: Image.Image, xmp: bytes | None) -> Future[str]:
-        return self._write(f"{self.part}/{name}", image, xmp, name)
+        return self._write(f"{self.part}/{name}", lambda: self._format.encode(image, xmp), name)
 
-    def _write(
-        self, path: str, image: Image.Image, xmp: bytes | None, name: str = ""
-    ) -> Future[str]:
-        """The future gives `name`, or the path where there is none."""
+    def _write(self, path: str, encode: Callable[[], bytes], name: str) -> Future[str]:
+        """The future gives `name`."""
 
         def encode_and_write() -> str:
             began = time.monotonic()
-            data = self._format.encode(image, xmp)
-            self._folder.write_if_absent(path, data)
+            self._folder.write_if_absent(path, encode())
             with self._counting:
                 self._images_written += 1
                 self._seconds += time.monotonic() - began
-            return name or path
+            return name
 
         return self._pool.submit(encode_and_write)
 

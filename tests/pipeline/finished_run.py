@@ -123,8 +123,10 @@ def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = No
                 job.images.keep_source,
                 judged=judge is not None,
                 gated=judge is not None and judge.reproduction.is_on,
+                annotations=() if plan.annotations is None else plan.annotations.fields,
             ),
             judge=judge,
+            annotations=plan.annotations,
         )
     )
     for part in cut_work(folder, plan.work_files, groups_per_block):

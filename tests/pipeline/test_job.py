@@ -66,6 +66,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
         },
         "judge": None,
         "quotas": None,
+        "annotations": None,
         "resources": {
             "ray_address": None,
             "actors": None,
