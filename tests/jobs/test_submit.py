@@ -141,6 +141,7 @@ def address() -> Iterator[str]:
         "PYTHONPATH": str(ROOT),
         "PATH": f"{programs}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",  # a token would outlive this module in Ray's client
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing is at work when it ends
     }
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as home:
         start = [
