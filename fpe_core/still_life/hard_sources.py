@@ -127,7 +127,8 @@ def _checkerboard(size_px: int, rng: np.random.Generator) -> Pixels:
     field_px = size_px // int(rng.choice([8, 16, 32]))
     rows, columns = np.indices((size_px, size_px)) // field_px
     colours = rng.random((2, 3))
-    return colours[(rows + columns) % 2]
+    fields: Pixels = colours[(rows + columns) % 2]
+    return fields
 
 
 def _clouds(size_px: int, rng: np.random.Generator) -> Pixels:
