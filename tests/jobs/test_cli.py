@@ -79,7 +79,17 @@ def test_help_answers_without_torch_and_ray() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for command in ("run", "retry", "plan", "status", "verify", "sheet", "config", "demo"):
+    for command in (
+        "run",
+        "retry",
+        "plan",
+        "status",
+        "verify",
+        "sheet",
+        "report",
+        "config",
+        "demo",
+    ):
         assert command in done.stdout
     assert "Exit codes" in done.stdout
 
@@ -313,6 +323,8 @@ def test_demo_leaves_a_sheet_and_names_it_last(tmp_path: pathlib.Path, ray_clust
     assert figures(printed)["accepted"] == "5"
     last = printed.rstrip().splitlines()[-1]
     assert last == f"Contact sheet: {tmp_path}/demo/contact_sheet.png"
+    assert f"Report: {tmp_path}/demo/report.html" in printed.splitlines()
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 20_000
     drawn = (tmp_path / "demo" / "contact_sheet.png").stat().st_mtime_ns
     code, printed, _ = fpe("demo", "--folder", str(tmp_path), "--scenes", "1")
     assert code == 0
