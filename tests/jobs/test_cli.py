@@ -87,6 +87,7 @@ def test_help_answers_without_torch_and_ray() -> None:
         "status",
         "verify",
         "sheet",
+        "report",
         "config",
         "demo",
     ):
@@ -323,6 +324,8 @@ def test_demo_leaves_a_sheet_and_names_it_last(tmp_path: pathlib.Path, ray_clust
     assert figures(printed)["accepted"] == "5"
     last = printed.rstrip().splitlines()[-1]
     assert last == f"Contact sheet: {tmp_path}/demo/contact_sheet.png"
+    assert f"Report: {tmp_path}/demo/report.html" in printed.splitlines()
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 20_000
     drawn = (tmp_path / "demo" / "contact_sheet.png").stat().st_mtime_ns
     code, printed, _ = fpe("demo", "--folder", str(tmp_path), "--scenes", "1")
     assert code == 0
