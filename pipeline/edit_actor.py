@@ -321,10 +321,8 @@ class EditActor:
                 source_file = writer.put_source(group.stem, group.source_id, image, xmp)
             verdicts = self._verdicts(group, of_source, result, index)
             annotations = self._annotations(group, result, index)
-            mask_files: tuple[Future[str], ...] = ()
-            if any(judged is None or _is_accepted(judged) for judged in verdicts) and finite:
-                masks = group.regions.masks
-                mask_files = tuple(writer.put_mask(group.stem, mask.png) for mask in masks)
+            is_wanted = finite and any(map(_may_be_accepted, verdicts))
+            mask_files = _put_masks(group, writer) if is_wanted else ()
             answers = zip(of_source, result.edits[index], verdicts, annotations, strict=True)
             for edit, made, judged, annotated in answers:
                 if not made.is_finite:
@@ -522,8 +520,12 @@ def _files_of(results: Sequence[_Result]) -> Iterator[Future[str]]:
             yield from made.mask_files
 
 
-def _is_accepted(judged: Judged | Exception) -> bool:
-    return isinstance(judged, Judged) and judged.verdict.is_accepted
+def _may_be_accepted(judged: Judged | Exception | None) -> bool:
+    return judged is None or (isinstance(judged, Judged) and judged.verdict.is_accepted)
+
+
+def _put_masks(group: Group, writer: PartWriter) -> tuple[Future[str], ...]:
+    return tuple(writer.put_mask(group.stem, mask.png) for mask in group.regions.masks)
 
 
 def _edit_id(result: _Result) -> bytes:
