@@ -4,8 +4,8 @@ A sample is a source, a picture, and the two IoUs of the object in both: of its 
 boxes around them. It holds from an IoU of 0.75 on. Two kinds of pictures:
 
     model    edits that a model made; masks of source and edit are recovered from the pictures by
-             `judgement.recovered_mask`, so that the rule's rim cancels; their boxes leave out 3 %
-             of the pixels on every side, for specks do not
+             `judgement.recovered_mask`, so that the rule's rim cancels; their boxes leave 3 % of
+             the pixels out on every side, because specks would make any box
     moved    exact answers of the same edits with the object moved, grown and turned by chance, a
              little or a lot, and saved as JPEG: masks are the renderer's own
 """

@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fpe_core.still_life import FACTORS, caption, factors_in, object_mask, sample_scene
+from jobs.config import BUILTIN_FOLDER, load_job
 from jobs.demo import SIZE_PX, edits_of, object_box, write_scenes
+from pipeline.plan import make_plan
 
 
 def test_every_row_has_a_picture_a_caption_and_five_targets(tmp_path: pathlib.Path) -> None:
@@ -54,3 +56,17 @@ def test_the_box_holds_the_object_and_no_more() -> None:
     inside = mask[top : top + height, left : left + width]
     for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):
         assert np.any(edge)
+
+
+def test_relabelling_takes_the_boxes_of_the_scenes_along(tmp_path: pathlib.Path) -> None:
+    """The ready-made job fits the demo's manifest: its `box` is found, and comes out moved."""
+    rendered = write_scenes(tmp_path, 1)
+    job = load_job(
+        BUILTIN_FOLDER / "relabel.yaml",
+        [f"manifest={rendered.manifest}", f"output={tmp_path / 'run'}"],
+    )
+    plan = make_plan(job, write=False)
+    assert plan.edits_total == 7, "every colour but its own"
+    assert plan.annotations is not None
+    names = [item.name for item in plan.annotations.fields]
+    assert names == ["edited_box", "box_verdict", "box_structure", "box_visible"]
