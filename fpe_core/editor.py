@@ -9,14 +9,14 @@ UNet rows, T steps of which R replace attention maps, N edits of a source:
     synthetic source    2 T + 2 T N         the source is sampled with guidance beside its edits
 
 Without guidance (scale 1) every 2 is a 1. The source's own row is evaluated once a step, whatever
-the row limit, and shared by all its edits.
+the row limit, and shared by all its edits. A real source's R rows stop at the last replaced layer:
+nothing but their maps is wanted. They count as rows all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence, Sized
+from contextlib import AbstractContextManager
 
 import torch
 from PIL import Image
@@ -30,6 +30,7 @@ from fpe_core.attention import (
 )
 from fpe_core.autoencoder import decode_latents, encode_images, latent_dtype, latent_shape
 from fpe_core.checkpoint import Checkpoint
+from fpe_core.denoiser import Denoiser, Mode, UNetRows, own_maps
 from fpe_core.errors import ParameterError
 from fpe_core.fit import fit_image
 from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources
@@ -37,8 +38,6 @@ from fpe_core.parameters import EditParameters
 from fpe_core.rows import RowLimit, rows_that_fit
 from fpe_core.schedule import ddim_schedule, seeded_noise
 from fpe_core.text import EncodedPrompts, encode_prompts
-
-_Mode = Callable[[int, Tensor], AbstractContextManager[None]]
 
 
 class Editor:
@@ -96,14 +95,15 @@ class Editor:
         rows_before = unet_limit.evaluated
         fitted = [fit_image(i, parameters.width_px, parameters.height_px, fit) for i in images]
         text = self._encode_prompts(prompts)
-        rows = _Rows.unguided(text.rows(prompts))
+        rows = UNetRows.unguided(text.rows(prompts))
+        denoiser = Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype)
 
         z = self._zeros(parameters)
         if fitted:
             z = encode_images(self.checkpoint, [f.image for f in fitted], vae_limit)
         trajectory = [z]
         for k, timestep in enumerate(schedule.timesteps):
-            z = schedule.invert_step(z, self._predict(rows, z, timestep, text, unet_limit), k)
+            z = schedule.invert_step(z, denoiser.predict(rows, z, timestep), k)
             trajectory.append(z)
         stacked = torch.stack(trajectory, dim=1)
         return Inversion(
@@ -166,9 +166,8 @@ class Editor:
         text = self._encode_prompts((parameters.negative_prompt, *sources.source_prompts, *targets))
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
-        latents, source_latents = self._denoise(
-            sources, target_prompts, parameters, text, unet_limit
-        )
+        denoiser = Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype)
+        latents, source_latents = self._denoise(sources, target_prompts, parameters, text, denoiser)
 
         images, finite = decode_latents(self.checkpoint, latents, vae_limit)
         if isinstance(sources, SyntheticSources):
@@ -193,14 +192,14 @@ class Editor:
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters,
         text: EncodedPrompts,
-        limit: RowLimit,
+        denoiser: Denoiser,
     ) -> tuple[Tensor, Tensor]:
         """Final latents z_0 of all edits, flat, and of the sources if they are synthetic."""
         schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
         layers = self._replaced_layers(parameters)
         negative = text.rows([parameters.negative_prompt])
         source_text = text.rows(sources.source_prompts)
-        target_rows = _Rows.of(
+        target_rows = UNetRows.of(
             text.rows([p for ps in target_prompts for p in ps]), negative, parameters
         )
         source_of_edit = torch.tensor(
@@ -212,10 +211,10 @@ class Editor:
             # A real source is pinned: at t_k its row is z_(k+1) of the trajectory, which is not the
             # point that inversion evaluated, so its Q and K there are not inversion's.
             trajectory = sources.trajectory
-            source_rows = _Rows.unguided(source_text)
+            source_rows = UNetRows.unguided(source_text)
         else:
             trajectory = None
-            source_rows = _Rows.of(source_text, negative, parameters)
+            source_rows = UNetRows.of(source_text, negative, parameters)
 
         z_source = sources.start
         z = z_source[source_of_edit]
@@ -233,54 +232,16 @@ class Editor:
                 timestep = schedule.timesteps[k]
                 replacing = bool(layers) and len(z) > 0 and step < parameters.replaced_steps
                 maps.forget()
-                if trajectory is not None:
-                    z_source = trajectory[:, k + 1]
-                if trajectory is None or replacing:
-                    mode: _Mode = record if replacing else _own_maps
-                    output = self._predict(source_rows, z_source, timestep, text, limit, mode=mode)
+                if trajectory is None:
+                    mode: Mode = record if replacing else own_maps
+                    output = denoiser.predict(source_rows, z_source, timestep, mode)
                     z_source = schedule.sample_step(z_source, output, k)
-                mode = inject if replacing else _own_maps
-                output = self._predict(target_rows, z, timestep, text, limit, mode=mode)
+                elif replacing:
+                    denoiser.record(source_rows, trajectory[:, k + 1], timestep, maps)
+                mode = inject if replacing else own_maps
+                output = denoiser.predict(target_rows, z, timestep, mode)
                 z = schedule.sample_step(z, output, k)
         return z, z_source
-
-    def _predict(
-        self,
-        rows: _Rows,
-        z: Tensor,
-        timestep: int,
-        text: EncodedPrompts,
-        limit: RowLimit,
-        *,
-        mode: _Mode | None = None,
-    ) -> Tensor:
-        """The UNet's output for every latent of z, (items, C, h, w), guided if the rows are.
-
-        `mode(first_row, items)` is entered around each chunk: chunk rows from `first_row` on are
-        conditional and belong to the latents `items`.
-        """
-
-        def evaluate(first: int, last: int) -> Tensor:
-            items = rows.items[first:last]
-            conditional_from = min(max(rows.first_conditional - first, 0), last - first)
-            with (mode or _own_maps)(conditional_from, items[conditional_from:]):
-                sample = z[items].to(self.checkpoint.dtype)
-                output: Tensor = self.checkpoint.unet(
-                    sample.contiguous(memory_format=torch.channels_last),
-                    timestep,
-                    encoder_hidden_states=text.embeddings[rows.prompts[first:last]],
-                    return_dict=False,
-                )[0]
-            return output.to(self._latent_dtype)
-
-        if len(rows.items) == 0:
-            return torch.zeros_like(z)
-        output = limit.map(len(rows.items), evaluate)
-        if rows.guidance_scale is None:
-            return output
-        unconditional, conditional = output.chunk(2)
-        guided: Tensor = unconditional + rows.guidance_scale * (conditional - unconditional)
-        return guided
 
     def _replaced_layers(self, parameters: EditParameters) -> tuple[SelfAttentionLayer, ...]:
         _, height, width = latent_shape(self.checkpoint, parameters)
@@ -313,45 +274,6 @@ class Editor:
             ]
             self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
         return self._limits[key]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The UNet rows of one step: which latent and which prompt each is, unconditional ones first.
-
-    Attributes:
-        items: (rows,) index of the latent.
-        prompts: (rows,) index of the prompt's embedding.
-        first_conditional: rows before this one are unconditional.
-        guidance_scale: None where there is no guidance, and so no unconditional row.
-    """
-
-    items: Tensor
-    prompts: Tensor
-    first_conditional: int
-    guidance_scale: float | None
-
-    @classmethod
-    def unguided(cls, prompts: Tensor) -> _Rows:
-        items = torch.arange(len(prompts), device=prompts.device)
-        return cls(items, prompts, 0, None)
-
-    @classmethod
-    def of(cls, prompts: Tensor, negative: Tensor, parameters: EditParameters) -> _Rows:
-        """One row per prompt, and its unconditional twin unless guidance is the identity."""
-        if not parameters.is_guided:
-            return cls.unguided(prompts)
-        count = len(prompts)
-        return cls(
-            torch.arange(count, device=prompts.device).repeat(2),
-            torch.cat([negative.expand(count), prompts]),
-            count,
-            parameters.guidance_scale,
-        )
-
-
-def _own_maps(_first_row: int, _items: Tensor) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 def _finite(values: Tensor) -> list[bool]:
