@@ -21,8 +21,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from fpe_core.attend import attend
 from fpe_core.errors import CheckpointError, ParameterError
 from fpe_core.parameters import LayerRule, LayersByTokens
 
@@ -214,17 +214,7 @@ class MapReplacement:
             else:  # a replaced row needs neither to_q nor to_k of its own
                 query = torch.cat([attn.to_q(hidden[:first]), source_query])
                 key = torch.cat([attn.to_k(context[:first]), source_key])
-        attended = functional.scaled_dot_product_attention(
-            _split_heads(query, attn.heads),
-            _split_heads(key, attn.heads),
-            _split_heads(attn.to_v(context), attn.heads),
-        )
-        out = attended.transpose(1, 2).flatten(2)
-        out = attn.to_out[1](attn.to_out[0](out))
-        if attn.residual_connection:
-            out = out + hidden
-        rescaled: Tensor = out / attn.rescale_output_factor
-        return rescaled
+        return attend(attn, hidden, query, key, attn.to_v(context))
 
     def _recorded(self, name: str) -> tuple[Tensor, Tensor]:
         queries, keys = self._maps.queries[name], self._maps.keys[name]
@@ -264,9 +254,3 @@ class _Processor:
             )
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         return self._replacement._attend(self._name, attn, hidden_states, context)
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    """(rows, tokens, heads * d) to (rows, heads, tokens, d)."""
-    rows, tokens, width = x.shape
-    return x.view(rows, tokens, heads, width // heads).transpose(1, 2)

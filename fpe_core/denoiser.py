@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from fpe_core.checkpoint import Checkpoint
 from fpe_core.parameters import EditParameters
 from fpe_core.rows import RowLimit
 from fpe_core.text import EncodedPrompts
+from fpe_core.text_keys import TextKeys
 
 Mode = Callable[[int, Tensor], AbstractContextManager[None]]
 """`mode(first_row, items)` is entered around each chunk: chunk rows from `first_row` on are
@@ -65,7 +68,7 @@ def own_maps(_first_row: int, _items: Tensor) -> AbstractContextManager[None]:
 
 
 class Denoiser:
-    """A checkpoint's UNet with the prompts of one call.
+    """A checkpoint's UNet with the prompts of one call, open while the call lasts.
 
     Attributes:
         latent_dtype: of the latents and of what comes back, whatever the UNet's own type.
@@ -82,6 +85,19 @@ class Denoiser:
         self._checkpoint = checkpoint
         self._text = text
         self._limit = limit
+        self._text_keys = TextKeys(checkpoint.unet, text.embeddings)
+
+    def __enter__(self) -> Self:
+        self._text_keys.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._text_keys.__exit__(kind, error, traceback)
 
     def predict(self, rows: UNetRows, z: Tensor, timestep: int, mode: Mode = own_maps) -> Tensor:
         """The UNet's output for every latent of z, (items, C, h, w), guided if the rows are.
@@ -121,10 +137,12 @@ class Denoiser:
 
     def _run(self, rows: UNetRows, z: Tensor, timestep: int, first: int, last: int) -> Tensor:
         sample = z[rows.items[first:last]].to(self._checkpoint.dtype)
-        output: Tensor = self._checkpoint.unet(
-            sample.contiguous(memory_format=torch.channels_last),
-            timestep,
-            encoder_hidden_states=self._text.embeddings[rows.prompts[first:last]],
-            return_dict=False,
-        )[0]
+        prompts = rows.prompts[first:last]
+        with self._text_keys.of_rows(prompts):
+            output: Tensor = self._checkpoint.unet(
+                sample.contiguous(memory_format=torch.channels_last),
+                timestep,
+                encoder_hidden_states=self._text.embeddings[prompts],
+                return_dict=False,
+            )[0]
         return output.to(self.latent_dtype)

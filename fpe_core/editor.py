@@ -96,15 +96,14 @@ class Editor:
         fitted = [fit_image(i, parameters.width_px, parameters.height_px, fit) for i in images]
         text = self._encode_prompts(prompts)
         rows = UNetRows.unguided(text.rows(prompts))
-        denoiser = Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype)
-
         z = self._zeros(parameters)
         if fitted:
             z = encode_images(self.checkpoint, [f.image for f in fitted], vae_limit)
         trajectory = [z]
-        for k, timestep in enumerate(schedule.timesteps):
-            z = schedule.invert_step(z, denoiser.predict(rows, z, timestep), k)
-            trajectory.append(z)
+        with Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype) as denoiser:
+            for k, timestep in enumerate(schedule.timesteps):
+                z = schedule.invert_step(z, denoiser.predict(rows, z, timestep), k)
+                trajectory.append(z)
         stacked = torch.stack(trajectory, dim=1)
         return Inversion(
             trajectory=stacked,
@@ -166,8 +165,10 @@ class Editor:
         text = self._encode_prompts((parameters.negative_prompt, *sources.source_prompts, *targets))
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
-        denoiser = Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype)
-        latents, source_latents = self._denoise(sources, target_prompts, parameters, text, denoiser)
+        with Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype) as denoiser:
+            latents, source_latents = self._denoise(
+                sources, target_prompts, parameters, text, denoiser
+            )
 
         images, finite = decode_latents(self.checkpoint, latents, vae_limit)
         if isinstance(sources, SyntheticSources):

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from fpe_core import Checkpoint, Editor, EditParameters, LayersByTokens
+from fpe_core.agreement import latent_distance
 from fpe_core.attention import select_layers, self_attention_layers
+from fpe_core.text_keys import TextKeys
 
 PARAMETERS = EditParameters(
     steps=3, replaced_fraction=0.7, layers=LayersByTokens(16), width_px=64, height_px=64
@@ -66,3 +68,49 @@ def test_a_real_source_s_row_ends_in_the_last_replaced_layer(
     for name in (f"{first}.to_q", f"{last}.to_q", f"{last}.to_k"):
         assert rows[name] == sources + targets - replaced, "replaced rows take the source's"
     assert {rows[name] for name in not_reached} == {targets}
+
+
+def cross_attention_layers(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, _ in checkpoint.unet.named_modules() if name.endswith("attn2")]
+
+
+def test_text_keys_and_values_are_computed_once_for_each_prompt(
+    tiny: Checkpoint, photos: list[Image.Image]
+) -> None:
+    layers = cross_attention_layers(tiny)
+    projections = [f"{layer}.{name}" for layer in layers for name in ("to_k", "to_v")]
+    editor = Editor(tiny, max_rows=4)
+    with rows_through(tiny.unet, projections) as rows:
+        inversion = editor.invert(photos, ["a cat", "", "a cat"], PARAMETERS)
+    assert set(rows.values()) == {2}, "two prompts among three sources"
+    with rows_through(tiny.unet, projections) as rows:
+        editor.edit(inversion, [TARGETS] * 3)
+    prompts = {"a cat", "", *TARGETS}
+    assert set(rows.values()) == {len(prompts)}
+
+
+def test_kept_text_keys_and_values_are_those_of_the_layer_itself(tiny: Checkpoint) -> None:
+    """One pass through the UNet with them and without, and the bound on what is kept."""
+    sample, prompts = torch.randn(3, 4, 8, 8), torch.tensor([1, 0, 1])
+    embeddings = torch.randn(2, 77, tiny.unet.config.cross_attention_dim)
+    own = dict(tiny.unet.attn_processors)
+    first = f"{cross_attention_layers(tiny)[0]}.to_k"
+    width = sum(
+        tiny.unet.get_submodule(layer).to_k.out_features for layer in cross_attention_layers(tiny)
+    )
+    needed_bytes = 2 * 2 * 77 * width * 4
+
+    def output(keys: TextKeys) -> torch.Tensor:
+        with keys, keys.of_rows(prompts):
+            return tiny.unet(sample, 1, encoder_hidden_states=embeddings[prompts]).sample
+
+    with torch.inference_mode():
+        expected = tiny.unet(sample, 1, encoder_hidden_states=embeddings[prompts]).sample
+        for most_bytes, computed in ((needed_bytes, 2), (needed_bytes - 1, 3)):
+            with rows_through(tiny.unet, [first]) as rows:
+                made = output(TextKeys(tiny.unet, embeddings, most_bytes=most_bytes))
+            assert rows[first] == computed
+            assert latent_distance(made, expected) <= 1e-6
+        wrong = output(TextKeys(tiny.unet, embeddings.flip(0)))
+    assert latent_distance(wrong, expected) > 1e-4, "the embeddings matter"
+    assert tiny.unet.attn_processors == own
