@@ -118,6 +118,9 @@ class MapReplacement:
             with maps.injecting(first_row=n_unconditional, sources=index):
                 unet(target rows)
 
+    Attributes:
+        layers: the chosen ones, in order of execution.
+
     Outside `recording` and `injecting` every layer runs the checkpoint's own processor. Whatever
     happens inside the `with`, the checkpoint's own processors are back afterwards.
     """
@@ -131,6 +134,7 @@ class MapReplacement:
     ) -> None:
         """`cross_attention` also replaces the maps of the cross-attention beside each layer."""
         self._unet = unet
+        self.layers = layers
         self._names = {layer.processor_name for layer in layers}
         self._last_name = layers[-1].processor_name if layers else ""
         if cross_attention:

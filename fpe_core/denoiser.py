@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -17,49 +16,14 @@ from torch import Tensor
 
 from fpe_core.attention import MapReplacement
 from fpe_core.checkpoint import Checkpoint
-from fpe_core.parameters import EditParameters
 from fpe_core.rows import RowLimit
 from fpe_core.text import EncodedPrompts
 from fpe_core.text_keys import TextKeys
+from fpe_core.unet_rows import UNetRows
 
 Mode = Callable[[int, Tensor], AbstractContextManager[None]]
 """`mode(first_row, items)` is entered around each chunk: chunk rows from `first_row` on are
 conditional and belong to the latents `items`."""
-
-
-@dataclass(frozen=True)
-class UNetRows:
-    """The UNet rows of one step: which latent and which prompt each is, unconditional ones first.
-
-    Attributes:
-        items: (rows,) index of the latent.
-        prompts: (rows,) index of the prompt's embedding.
-        first_conditional: rows before this one are unconditional.
-        guidance_scale: None where there is no guidance, and so no unconditional row.
-    """
-
-    items: Tensor
-    prompts: Tensor
-    first_conditional: int
-    guidance_scale: float | None
-
-    @classmethod
-    def unguided(cls, prompts: Tensor) -> UNetRows:
-        items = torch.arange(len(prompts), device=prompts.device)
-        return cls(items, prompts, 0, None)
-
-    @classmethod
-    def of(cls, prompts: Tensor, negative: Tensor, parameters: EditParameters) -> UNetRows:
-        """One row per prompt, and its unconditional twin unless guidance is the identity."""
-        if not parameters.is_guided:
-            return cls.unguided(prompts)
-        count = len(prompts)
-        return cls(
-            torch.arange(count, device=prompts.device).repeat(2),
-            torch.cat([negative.expand(count), prompts]),
-            count,
-            parameters.guidance_scale,
-        )
 
 
 def own_maps(_first_row: int, _items: Tensor) -> AbstractContextManager[None]:
@@ -71,6 +35,7 @@ class Denoiser:
     """A checkpoint's UNet with the prompts of one call, open while the call lasts.
 
     Attributes:
+        text: the prompts, encoded.
         latent_dtype: of the latents and of what comes back, whatever the UNet's own type.
     """
 
@@ -83,7 +48,7 @@ class Denoiser:
     ) -> None:
         self.latent_dtype = latent_dtype
         self._checkpoint = checkpoint
-        self._text = text
+        self.text = text
         self._limit = limit
         self._text_keys = TextKeys(checkpoint.unet, text.embeddings)
 
@@ -99,27 +64,20 @@ class Denoiser:
     ) -> None:
         self._text_keys.__exit__(kind, error, traceback)
 
-    def predict(self, rows: UNetRows, z: Tensor, timestep: int, mode: Mode = own_maps) -> Tensor:
-        """The UNet's output for every latent of z, (items, C, h, w), guided if the rows are.
+    def evaluate(self, rows: UNetRows, z: Tensor, timestep: int, mode: Mode = own_maps) -> Tensor:
+        """The UNet's output for every row, (rows, C, h, w). `z`: the latents, (items, C, h, w).
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
         """
 
-        def evaluate(first: int, last: int) -> Tensor:
+        def chunk(first: int, last: int) -> Tensor:
             items = rows.items[first:last]
             conditional_from = min(max(rows.first_conditional - first, 0), last - first)
             with mode(conditional_from, items[conditional_from:]):
                 return self._run(rows, z, timestep, first, last)
 
-        if len(rows.items) == 0:
-            return torch.zeros_like(z)
-        output = self._limit.map(len(rows.items), evaluate)
-        if rows.guidance_scale is None:
-            return output
-        unconditional, conditional = output.chunk(2)
-        guided: Tensor = unconditional + rows.guidance_scale * (conditional - unconditional)
-        return guided
+        return self._limit.map(len(rows), chunk) if len(rows) else z[:0]
 
     def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: MapReplacement) -> None:
         """Leaves the rows' maps in `maps` and computes nothing past the last of them.
@@ -128,12 +86,12 @@ class Denoiser:
             RowsOutOfMemoryError: a single row does not fit.
         """
 
-        def evaluate(first: int, last: int) -> Tensor:
+        def chunk(first: int, last: int) -> Tensor:
             with maps.recording(first_row=0, only_maps=True):
                 self._run(rows, z, timestep, first, last)
             return z[:0]
 
-        self._limit.map(len(rows.items), evaluate)
+        self._limit.map(len(rows), chunk)
 
     def _run(self, rows: UNetRows, z: Tensor, timestep: int, first: int, last: int) -> Tensor:
         sample = z[rows.items[first:last]].to(self._checkpoint.dtype)
@@ -142,7 +100,7 @@ class Denoiser:
             output: Tensor = self._checkpoint.unet(
                 sample.contiguous(memory_format=torch.channels_last),
                 timestep,
-                encoder_hidden_states=self._text.embeddings[prompts],
+                encoder_hidden_states=self.text.embeddings[prompts],
                 return_dict=False,
             )[0]
         return output.to(self.latent_dtype)

@@ -5,18 +5,22 @@
 
 UNet rows, T steps of which R replace attention maps, N edits of a source:
 
-    real source         T + R + 2 T N       inversion, source rows, two rows per edit and step
-    synthetic source    2 T + 2 T N         the source is sampled with guidance beside its edits
+    real source         T + R + 1 + (2 T - 1) N     inversion, source rows, two rows per edit and
+                                                    step; 1 less where it was inverted with the
+                                                    negative prompt and R > 0
+    synthetic source    2 T + (2 T - 1) N           the source is sampled with guidance beside its
+                                                    edits
 
-Without guidance (scale 1) every 2 is a 1. The source's own row is evaluated once a step, whatever
-the row limit, and shared by all its edits. A real source's R rows stop at the last replaced layer:
-nothing but their maps is wanted. They count as rows all the same.
+At the first step all edits of a source start at one latent: their unconditional rows are one row
+there, and that is the source's own where it has one. Without guidance (scale 1) a real source takes
+T + R + T N rows and a synthetic one T + T N. The source's own row is evaluated once a step,
+whatever the row limit, and shared by all its edits. The R rows of a real source stop at the last
+replaced layer, as nothing but their maps is wanted; they count as rows all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from contextlib import AbstractContextManager
 
 import torch
 from PIL import Image
@@ -30,14 +34,16 @@ from fpe_core.attention import (
 )
 from fpe_core.autoencoder import decode_latents, encode_images, latent_dtype, latent_shape
 from fpe_core.checkpoint import Checkpoint
-from fpe_core.denoiser import Denoiser, Mode, UNetRows, own_maps
+from fpe_core.denoiser import Denoiser
 from fpe_core.errors import ParameterError
 from fpe_core.fit import fit_image
 from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources
 from fpe_core.parameters import EditParameters
 from fpe_core.rows import RowLimit, rows_that_fit
+from fpe_core.sampling import sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
 from fpe_core.text import EncodedPrompts, encode_prompts
+from fpe_core.unet_rows import UNetRows
 
 
 class Editor:
@@ -102,7 +108,7 @@ class Editor:
         trajectory = [z]
         with Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype) as denoiser:
             for k, timestep in enumerate(schedule.timesteps):
-                z = schedule.invert_step(z, denoiser.predict(rows, z, timestep), k)
+                z = schedule.invert_step(z, denoiser.evaluate(rows, z, timestep), k)
                 trajectory.append(z)
         stacked = torch.stack(trajectory, dim=1)
         return Inversion(
@@ -166,9 +172,7 @@ class Editor:
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
         with Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype) as denoiser:
-            latents, source_latents = self._denoise(
-                sources, target_prompts, parameters, text, denoiser
-            )
+            latents, source_latents = self._sample(denoiser, sources, target_prompts, parameters)
 
         images, finite = decode_latents(self.checkpoint, latents, vae_limit)
         if isinstance(sources, SyntheticSources):
@@ -187,62 +191,23 @@ class Editor:
             unet_rows=unet_limit.evaluated - rows_before,
         )
 
-    def _denoise(
+    def _sample(
         self,
+        denoiser: Denoiser,
         sources: Sources,
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters,
-        text: EncodedPrompts,
-        denoiser: Denoiser,
     ) -> tuple[Tensor, Tensor]:
-        """Final latents z_0 of all edits, flat, and of the sources if they are synthetic."""
+        """Final latents of all edits, flat, and of the sources if they are synthetic."""
         schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
-        layers = self._replaced_layers(parameters)
-        negative = text.rows([parameters.negative_prompt])
-        source_text = text.rows(sources.source_prompts)
-        target_rows = UNetRows.of(
-            text.rows([p for ps in target_prompts for p in ps]), negative, parameters
-        )
-        source_of_edit = torch.tensor(
-            [s for s, prompts in enumerate(target_prompts) for _ in prompts],
-            dtype=torch.int64,
-            device=self.checkpoint.device,
-        )
-        if isinstance(sources, Inversion):
-            # A real source is pinned: at t_k its row is z_(k+1) of the trajectory, which is not the
-            # point that inversion evaluated, so its Q and K there are not inversion's.
-            trajectory = sources.trajectory
-            source_rows = UNetRows.unguided(source_text)
-        else:
-            trajectory = None
-            source_rows = UNetRows.of(source_text, negative, parameters)
-
-        z_source = sources.start
-        z = z_source[source_of_edit]
         with MapReplacement(
-            self.checkpoint.unet, layers, cross_attention=parameters.replace_cross_attention
+            self.checkpoint.unet,
+            self._replaced_layers(parameters),
+            cross_attention=parameters.replace_cross_attention,
         ) as maps:
-
-            def record(first_row: int, _items: Tensor) -> AbstractContextManager[None]:
-                return maps.recording(first_row)
-
-            def inject(first_row: int, items: Tensor) -> AbstractContextManager[None]:
-                return maps.injecting(first_row, source_of_edit[items])
-
-            for step, k in enumerate(reversed(range(schedule.steps))):
-                timestep = schedule.timesteps[k]
-                replacing = bool(layers) and len(z) > 0 and step < parameters.replaced_steps
-                maps.forget()
-                if trajectory is None:
-                    mode: Mode = record if replacing else own_maps
-                    output = denoiser.predict(source_rows, z_source, timestep, mode)
-                    z_source = schedule.sample_step(z_source, output, k)
-                elif replacing:
-                    denoiser.record(source_rows, trajectory[:, k + 1], timestep, maps)
-                mode = inject if replacing else own_maps
-                output = denoiser.predict(target_rows, z, timestep, mode)
-                z = schedule.sample_step(z, output, k)
-        return z, z_source
+            return sample_edits(
+                denoiser, schedule, maps, sources, target_prompts, parameters=parameters
+            )
 
     def _replaced_layers(self, parameters: EditParameters) -> tuple[SelfAttentionLayer, ...]:
         _, height, width = latent_shape(self.checkpoint, parameters)

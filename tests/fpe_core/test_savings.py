@@ -5,6 +5,7 @@ That the pictures are the same all the same is held by test_against_reference.py
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,10 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fpe_core import Checkpoint, Editor, EditParameters, LayersByTokens
-from fpe_core.agreement import latent_distance
+from fpe_core import (
+    Checkpoint,
+    Editor,
+    EditParameters,
+    Inversion,
+    LayersByTokens,
+    SyntheticSources,
+)
+from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
 from fpe_core.attention import select_layers, self_attention_layers
 from fpe_core.text_keys import TextKeys
+from tests.fpe_core.naive_reference import Reference
 
 PARAMETERS = EditParameters(
     steps=3, replaced_fraction=0.7, layers=LayersByTokens(16), width_px=64, height_px=64
@@ -44,6 +53,17 @@ def rows_through(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[s
             handle.remove()
 
 
+@contextmanager
+def rows_per_call(unet: torch.nn.Module) -> Iterator[list[int]]:
+    """Rows of each call of the UNet, in order."""
+    rows: list[int] = []
+    handle = unet.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
 def replaced_layers(checkpoint: Checkpoint) -> list[str]:
     """Module names of the replaced self-attention layers, in order of execution."""
     layers = select_layers(self_attention_layers(checkpoint.unet, 8, 8), PARAMETERS.layers)
@@ -56,18 +76,78 @@ def test_a_real_source_s_row_ends_in_the_last_replaced_layer(
 ) -> None:
     assert R == 2
     editor = Editor(tiny, max_rows=max_rows)
-    inversion = editor.invert(photos, None, PARAMETERS)
+    inversion = editor.invert(photos, ["a cat"] * 3, PARAMETERS)
     first, *_, last = replaced_layers(tiny)
     block = last.rpartition(".")[0]
     reached = [f"{first}.to_q", f"{first}.to_v", f"{last}.to_q", f"{last}.to_k"]
     not_reached = [f"{last}.to_v", f"{last}.to_out.0", f"{block}.attn2", f"{block}.ff", "conv_out"]
     with rows_through(tiny.unet, [*reached, *not_reached]) as rows:
         editor.edit(inversion, [TARGETS] * 3)
-    sources, targets, replaced = 3 * R, 3 * 2 * T * N, 3 * R * N
+    # At the first step an unconditional row is all its source's edits' (see below).
+    sources, targets, replaced = 3 * R, 3 * (2 * T * N - (N - 1)), 3 * R * N
     assert rows[f"{first}.to_v"] == sources + targets
     for name in (f"{first}.to_q", f"{last}.to_q", f"{last}.to_k"):
         assert rows[name] == sources + targets - replaced, "replaced rows take the source's"
     assert {rows[name] for name in not_reached} == {targets}
+
+
+@pytest.mark.parametrize("source_prompts", [["a cat"] * 3, ["snow"] * 3, ["a cat", "snow", ""]])
+@pytest.mark.parametrize("kind", ["real", "synthetic", "real, nothing replaced"])
+def test_the_first_step_has_one_unconditional_row_for_all_edits_of_a_source(
+    tiny: Checkpoint, photos: list[Image.Image], kind: str, source_prompts: list[str]
+) -> None:
+    """Its own, where the source has one: none is left then. Edits alone come out the same."""
+    parameters = dataclasses.replace(PARAMETERS, steps=2, negative_prompt="snow")
+    if kind.endswith("nothing replaced"):
+        parameters = dataclasses.replace(parameters, replaced_fraction=0.0)
+    editor = Editor(tiny)
+    if kind == "synthetic":
+        sources: Inversion | SyntheticSources = editor.synthesise(
+            source_prompts, [1, 2, 3], parameters
+        )
+    else:
+        sources = editor.invert(photos, source_prompts, parameters)
+    targets = [["a dog", "the car", "snow"], [], ["a red cat"]]
+    with rows_per_call(tiny.unet) as rows:
+        result = editor.edit(sources, targets)
+    edits, sources_with_edits = 4, 2
+    if kind == "real":
+        lent = source_prompts[::2].count("snow")
+        assert rows == [3, sources_with_edits - lent + edits, 2 * edits]
+    elif kind == "synthetic":
+        assert rows == [6, edits, 6, 2 * edits]
+    else:
+        assert rows == [sources_with_edits + edits, 2 * edits]
+    assert result.unet_rows == sum(rows)
+    for s, prompts in enumerate(targets):
+        for target, edit in zip(prompts, result.edits[s], strict=True):
+            expected = _alone(tiny, sources, s, target, parameters)
+            assert latent_distance(edit.latent, expected) <= LATENT_TOLERANCE[torch.float32]
+
+
+def _alone(
+    checkpoint: Checkpoint,
+    sources: Inversion | SyntheticSources,
+    s: int,
+    target: str,
+    parameters: EditParameters,
+) -> torch.Tensor:
+    """An edit's final latent by the reference, which shares nothing."""
+    reference = Reference(
+        unet=checkpoint.unet,
+        text_encoder=checkpoint.text_encoder,
+        tokenizer=checkpoint.tokenizer,
+        steps=parameters.steps,
+        guidance_scale=parameters.guidance_scale,
+        replaced_fraction=parameters.replaced_fraction,
+        is_replaced=lambda _position, tokens: tokens <= 16,
+        negative_prompt=parameters.negative_prompt,
+    )
+    if isinstance(sources, SyntheticSources):
+        noise = sources.noise[s : s + 1]
+        return reference.edit_synthetic(noise, sources.source_prompts[s], target)[1][0]
+    z_0 = sources.trajectory[s : s + 1, 0]
+    return reference.edit_real(z_0, sources.source_prompts[s], target)[0]
 
 
 def cross_attention_layers(checkpoint: Checkpoint) -> list[str]:
