@@ -237,6 +237,11 @@ class _Processor:
         self._name = name
         self._own = own
 
+    @property
+    def tells_rows_apart(self) -> bool:
+        """Whether rows with one input have several outputs here (see `fpe_core.unet_pass`)."""
+        return self._replacement._mode != "own"
+
     def __call__(
         self,
         attn: Any,

@@ -19,7 +19,8 @@ from fpe_core.checkpoint import Checkpoint
 from fpe_core.rows import RowLimit
 from fpe_core.text import EncodedPrompts
 from fpe_core.text_keys import TextKeys
-from fpe_core.unet_rows import UNetRows
+from fpe_core.unet_pass import can_share, forward
+from fpe_core.unet_rows import Chunk, UNetRows
 
 Mode = Callable[[int, Tensor], AbstractContextManager[None]]
 """`mode(first_row, items)` is entered around each chunk: chunk rows from `first_row` on are
@@ -50,6 +51,7 @@ class Denoiser:
         self._checkpoint = checkpoint
         self.text = text
         self._limit = limit
+        self._shares = can_share(checkpoint.unet)
         self._text_keys = TextKeys(checkpoint.unet, text.embeddings)
 
     def __enter__(self) -> Self:
@@ -70,14 +72,18 @@ class Denoiser:
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
         """
+        if len(rows) == 0:
+            return z[:0]
+        came: list[int] = []
 
-        def chunk(first: int, last: int) -> Tensor:
-            items = rows.items[first:last]
-            conditional_from = min(max(rows.first_conditional - first, 0), last - first)
-            with mode(conditional_from, items[conditional_from:]):
-                return self._run(rows, z, timestep, first, last)
+        def part(first: int, last: int) -> Tensor:
+            chunk = rows.chunk(first, last)
+            with mode(chunk.first_conditional, chunk.conditional_items):
+                outputs = self._run(chunk, z, timestep)
+            came.extend(chunk.rows)
+            return outputs
 
-        return self._limit.map(len(rows), chunk) if len(rows) else z[:0]
+        return rows.in_order(self._limit.map(len(rows), part), came)
 
     def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: MapReplacement) -> None:
         """Leaves the rows' maps in `maps` and computes nothing past the last of them.
@@ -86,21 +92,22 @@ class Denoiser:
             RowsOutOfMemoryError: a single row does not fit.
         """
 
-        def chunk(first: int, last: int) -> Tensor:
+        def part(first: int, last: int) -> Tensor:
             with maps.recording(first_row=0, only_maps=True):
-                self._run(rows, z, timestep, first, last)
+                self._run(rows.chunk(first, last), z, timestep)
             return z[:0]
 
-        self._limit.map(len(rows), chunk)
+        self._limit.map(len(rows), part)
 
-    def _run(self, rows: UNetRows, z: Tensor, timestep: int, first: int, last: int) -> Tensor:
-        sample = z[rows.items[first:last]].to(self._checkpoint.dtype)
-        prompts = rows.prompts[first:last]
-        with self._text_keys.of_rows(prompts):
-            output: Tensor = self._checkpoint.unet(
-                sample.contiguous(memory_format=torch.channels_last),
-                timestep,
-                encoder_hidden_states=self.text.embeddings[prompts],
-                return_dict=False,
-            )[0]
+    def _run(self, chunk: Chunk, z: Tensor, timestep: int) -> Tensor:
+        unet, text = self._checkpoint.unet, self.text.embeddings[chunk.prompts]
+        latents = z[chunk.latents].to(self._checkpoint.dtype)
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        with self._text_keys.of_rows(chunk.prompts):
+            if self._shares:
+                output = forward(unet, latents, timestep, text, chunk.latent_of_row)
+            else:
+                if chunk.latent_of_row is not None:
+                    latents = latents[chunk.latent_of_row]
+                output = unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
         return output.to(self.latent_dtype)

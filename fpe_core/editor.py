@@ -16,6 +16,10 @@ there, and that is the source's own where it has one. Without guidance (scale 1)
 T + R + T N rows and a synthetic one T + T N. The source's own row is evaluated once a step,
 whatever the row limit, and shared by all its edits. The R rows of a real source stop at the last
 replaced layer, as nothing but their maps is wanted; they count as rows all the same.
+
+A row costs less than a pass through diffusers' UNet: rows of one latent are one until the first
+cross-attention (`fpe_core.unet_pass`), replaced layers compute no query and key of the target, and
+the prompts' keys and values are there before the first step (`fpe_core.text_keys`).
 """
 
 from __future__ import annotations
@@ -101,7 +105,7 @@ class Editor:
         rows_before = unet_limit.evaluated
         fitted = [fit_image(i, parameters.width_px, parameters.height_px, fit) for i in images]
         text = self._encode_prompts(prompts)
-        rows = UNetRows.unguided(text.rows(prompts))
+        rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         z = self._zeros(parameters)
         if fitted:
             z = encode_images(self.checkpoint, [f.image for f in fitted], vae_limit)

@@ -1,9 +1,12 @@
-"""Which UNet rows a step takes: one latent with one prompt each."""
+"""Which UNet rows a step takes: one latent with one prompt each.
+
+The indices stand on the device before the first step, so that no step waits for one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,42 +16,107 @@ from fpe_core.parameters import EditParameters
 from fpe_core.text import EncodedPrompts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Rows that go through the UNet together, unconditional ones first.
+
+    Attributes:
+        rows: (rows,) where they are among all rows.
+        latents: (latents,) the distinct latents that they have.
+        latent_of_row: (rows,) index of `latents`; None where every row has its own, in order.
+        prompts: (rows,) index of the prompt's embedding.
+        first_conditional: rows before this one are unconditional.
+        conditional_items: the latents of the conditional rows.
+    """
+
+    rows: tuple[int, ...]
+    latents: Tensor
+    latent_of_row: Tensor | None
+    prompts: Tensor
+    first_conditional: int
+    conditional_items: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class UNetRows:
     """The UNet rows of one step: which latent and which prompt each is, unconditional ones first.
 
     Attributes:
-        items: (rows,) index of the latent.
-        prompts: (rows,) index of the prompt's embedding.
+        items: per row, the index of its latent.
+        prompts: per row, the index of its prompt's embedding.
         first_conditional: rows before this one are unconditional.
         guidance_scale: None where there is no guidance, and so no unconditional row.
+        device: where the chunks' indices are wanted.
     """
 
-    items: Tensor
-    prompts: Tensor
+    items: tuple[int, ...]
+    prompts: tuple[int, ...]
     first_conditional: int
     guidance_scale: float | None
+    device: torch.device
+    _chunks: dict[tuple[int, int], Chunk] = field(default_factory=dict, repr=False)
+    _orders: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
 
     @classmethod
-    def unguided(cls, prompts: Tensor) -> UNetRows:
-        items = torch.arange(len(prompts), device=prompts.device)
-        return cls(items, prompts, 0, None)
+    def unguided(cls, prompts: Sequence[int], device: torch.device) -> UNetRows:
+        """One row for each prompt, and for each latent."""
+        return cls(tuple(range(len(prompts))), tuple(prompts), 0, None, device)
 
     @classmethod
-    def of(cls, prompts: Tensor, negative: Tensor, parameters: EditParameters) -> UNetRows:
+    def of(
+        cls,
+        prompts: Sequence[int],
+        negative: int,
+        parameters: EditParameters,
+        device: torch.device,
+    ) -> UNetRows:
         """One row per prompt, and its unconditional twin unless guidance is the identity."""
         if not parameters.is_guided:
-            return cls.unguided(prompts)
+            return cls.unguided(prompts, device)
         count = len(prompts)
         return cls(
-            torch.arange(count, device=prompts.device).repeat(2),
-            torch.cat([negative.expand(count), prompts]),
+            tuple(range(count)) * 2,
+            (negative,) * count + tuple(prompts),
             count,
             parameters.guidance_scale,
+            device,
         )
+
+    def chunk(self, first: int, last: int) -> Chunk:
+        """`first` to `last` of the rows in an order in which those of a latent are neighbours.
+
+        Made once: a step copies no index to the device.
+        """
+        if (first, last) not in self._chunks:
+            self._chunks[first, last] = self._chunk(first, last)
+        return self._chunks[first, last]
+
+    def _chunk(self, first: int, last: int) -> Chunk:
+        by_latent = sorted(range(len(self)), key=lambda row: (self.items[row], row))
+        rows = sorted(by_latent[first:last])
+        items = [self.items[row] for row in rows]
+        latents = list(dict.fromkeys(items))
+        conditional_from = sum(row < self.first_conditional for row in rows)
+        return Chunk(
+            tuple(rows),
+            self._index(latents),
+            None if latents == items else self._index([latents.index(item) for item in items]),
+            self._index([self.prompts[row] for row in rows]),
+            conditional_from,
+            self._index(items[conditional_from:]),
+        )
+
+    def in_order(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
+        """Outputs of rows that came chunk by chunk, brought into the rows' own order."""
+        came = tuple(rows)
+        if came == tuple(range(len(self))):
+            return outputs
+        if came not in self._orders:
+            self._orders[came] = self._index([came.index(row) for row in range(len(self))])
+        return outputs[self._orders[came]]
 
     def guide(self, outputs: Tensor) -> Tensor:
         """The rows' outputs, (rows, C, h, w), to one for every latent, guided if the rows are."""
@@ -57,6 +125,9 @@ class UNetRows:
         unconditional = outputs[: self.first_conditional]
         conditional = outputs[self.first_conditional :]
         return _guided(unconditional, conditional, self.guidance_scale)
+
+    def _index(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -114,26 +185,26 @@ class EditRows:
         replaces: bool,
     ) -> EditRows:
         """`replaces`: whether the first step replaces maps, so that real sources have a row."""
-        negative = text.rows([parameters.negative_prompt])
-        source_text = text.rows(sources.source_prompts)
-        target_text = text.rows([p for prompts in target_prompts for p in prompts])
+        device = text.embeddings.device
+        negative = text.index[parameters.negative_prompt]
+        source_text = [text.index[prompt] for prompt in sources.source_prompts]
+        target_text = [text.index[p] for prompts in target_prompts for p in prompts]
         source_of_edit = [s for s, prompts in enumerate(target_prompts) for _ in prompts]
         if isinstance(sources, Inversion):
-            source = UNetRows.unguided(source_text)
+            source = UNetRows.unguided(source_text, device)
             lenders = [
                 s
                 for s, prompt in enumerate(sources.source_prompts)
                 if replaces and prompt == parameters.negative_prompt
             ]
         else:
-            source = UNetRows.of(source_text, negative, parameters)
+            source = UNetRows.of(source_text, negative, parameters, device)
             lenders = list(range(len(sources)))
-        target = UNetRows.of(target_text, negative, parameters)
+        target = UNetRows.of(target_text, negative, parameters, device)
         first = None
         if parameters.is_guided:
             lent = {s: s for s in lenders}  # unconditional rows come first, in order of sources
             first = _first_step(source, target, source_of_edit, lent)
-        device = target_text.device
         return cls(source, target, first, torch.tensor(source_of_edit, device=device).long())
 
 
@@ -141,18 +212,17 @@ def _first_step(
     source: UNetRows, target: UNetRows, source_of_edit: Sequence[int], lent: Mapping[int, int]
 ) -> FirstStep:
     """`lent`: source to the row of `source` that stands in for its edits' unconditional one."""
-    device = target.items.device
     first_edit: dict[int, int] = {}
     for edit, s in enumerate(source_of_edit):
         first_edit.setdefault(s, edit)
     unlent = [s for s in first_edit if s not in lent]
     source_rows = len(source) if lent else 0
     place = {**lent, **{s: source_rows + row for row, s in enumerate(unlent)}}
-    # The unconditional twins of the edits come first in `target`, in order of edits.
-    kept = [first_edit[s] for s in unlent] + list(range(target.first_conditional, len(target)))
-    index = torch.tensor(kept, device=device).long()
-    rows = UNetRows(target.items[index], target.prompts[index], len(unlent), target.guidance_scale)
-    unconditional = torch.tensor([place[s] for s in source_of_edit], device=device).long()
+    # One latent for all edits of a source, that of the first: so they share what they can.
+    items = [first_edit[s] for s in (*unlent, *source_of_edit)]
+    prompts = (*target.prompts[: len(unlent)], *target.prompts[target.first_conditional :])
+    rows = UNetRows(tuple(items), prompts, len(unlent), target.guidance_scale, target.device)
+    unconditional = torch.tensor([place[s] for s in source_of_edit], device=target.device).long()
     return FirstStep(rows, bool(lent), unconditional)
 
 

@@ -6,7 +6,7 @@ That the pictures are the same all the same is held by test_against_reference.py
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -18,12 +18,14 @@ from fpe_core import (
     Editor,
     EditParameters,
     Inversion,
+    LayersByRange,
     LayersByTokens,
     SyntheticSources,
 )
 from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
 from fpe_core.attention import select_layers, self_attention_layers
 from fpe_core.text_keys import TextKeys
+from fpe_core.unet_pass import can_share, forward
 from tests.fpe_core.naive_reference import Reference
 
 PARAMETERS = EditParameters(
@@ -57,7 +59,9 @@ def rows_through(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[s
 def rows_per_call(unet: torch.nn.Module) -> Iterator[list[int]]:
     """Rows of each call of the UNet, in order."""
     rows: list[int] = []
-    handle = unet.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
+    # The first layer that has all rows: what is before it, rows may share.
+    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    handle = attention.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
     try:
         yield rows
     finally:
@@ -131,6 +135,7 @@ def _alone(
     s: int,
     target: str,
     parameters: EditParameters,
+    is_replaced: Callable[[int, int], bool] = lambda _position, tokens: tokens <= 16,
 ) -> torch.Tensor:
     """An edit's final latent by the reference, which shares nothing."""
     reference = Reference(
@@ -140,7 +145,7 @@ def _alone(
         steps=parameters.steps,
         guidance_scale=parameters.guidance_scale,
         replaced_fraction=parameters.replaced_fraction,
-        is_replaced=lambda _position, tokens: tokens <= 16,
+        is_replaced=is_replaced,
         negative_prompt=parameters.negative_prompt,
     )
     if isinstance(sources, SyntheticSources):
@@ -194,3 +199,73 @@ def test_kept_text_keys_and_values_are_those_of_the_layer_itself(tiny: Checkpoin
         wrong = output(TextKeys(tiny.unet, embeddings.flip(0)))
     assert latent_distance(wrong, expected) > 1e-4, "the embeddings matter"
     assert tiny.unet.attn_processors == own
+
+
+def test_what_rows_have_in_common_is_computed_once(
+    tiny: Checkpoint, photos: list[Image.Image]
+) -> None:
+    """Up to the first cross-attention, and the time embedding: counted, with rows in chunks too."""
+    prefix = "down_blocks.0.attentions.0.transformer_blocks.0"
+    shared = ["conv_in", "down_blocks.0.resnets.0", f"{prefix}.attn1"]
+    counted = [*shared, f"{prefix}.attn2", "time_embedding", "conv_out"]
+    inversion = Editor(tiny).invert(photos, None, PARAMETERS)
+    edits = 3 * N
+    for max_rows, calls in ((64, R + T), (4, R + 2 + 3 * (T - 1))):
+        with rows_through(tiny.unet, counted) as rows:
+            result = Editor(tiny, max_rows=max_rows).edit(inversion, [TARGETS] * 3)
+        # Sources lend their row at the first step, so that all rows there are conditional.
+        assert rows["conv_out"] == 3 + edits + 2 * edits * (T - 1)
+        assert result.unet_rows == rows["conv_out"] + 3 * (R - 1)
+        assert rows[f"{prefix}.attn2"] == result.unet_rows
+        for name in shared:
+            assert rows[name] == 3 * R + 3 + edits * (T - 1), name
+        assert rows["time_embedding"] == calls
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13)])
+def test_shared_rows_equal_diffusers_own_forward_pass(
+    tiny: Checkpoint, tiny_float64: Checkpoint, size: tuple[int, int]
+) -> None:
+    """Bit for bit in float32 with one row, where all kernels are the same; else to rounding."""
+    width = tiny.unet.config.cross_attention_dim
+    latents, text = torch.randn(2, 4, *size), torch.randn(4, 77, width)
+    twice = torch.tensor([0, 1, 0, 1])
+    with torch.inference_mode():
+        alone = tiny.unet(latents[:1], 7, encoder_hidden_states=text[:1]).sample
+        assert torch.equal(forward(tiny.unet, latents[:1], 7, text[:1], None), alone)
+        unet, latents, text = tiny_float64.unet, latents.double(), text.double()
+        together = unet(latents[twice], 7, encoder_hidden_states=text).sample
+        assert latent_distance(forward(unet, latents, 7, text, twice), together) <= 1e-13
+        other = forward(unet, latents, 7, text, twice.flip(0))
+    assert latent_distance(other, together) > 1e-2
+
+
+def test_a_unet_of_another_kind_shares_nothing(
+    tiny: Checkpoint, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes through diffusers' own forward pass, with as many rows, to the same edits."""
+    assert can_share(tiny.unet)
+    inversion = Editor(tiny).invert(photos[:1], None, PARAMETERS)
+    expected = Editor(tiny).edit(inversion, [TARGETS])
+    first = tiny.unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    monkeypatch.setattr(first, "fuser", "as of GLIGEN", raising=False)
+    assert not can_share(tiny.unet)
+    with rows_through(tiny.unet, ["conv_in", "conv_out"]) as rows:
+        result = Editor(tiny).edit(inversion, [TARGETS])
+    assert rows["conv_in"] == result.unet_rows == expected.unet_rows
+    for edit, other in zip(expected.edits[0], result.edits[0], strict=True):
+        assert latent_distance(edit.latent, other.latent) <= LATENT_TOLERANCE[torch.float32]
+
+
+def test_layers_that_differ_from_the_start_share_what_is_before_them(
+    tiny: Checkpoint, photos: list[Image.Image]
+) -> None:
+    parameters = dataclasses.replace(PARAMETERS, layers=LayersByRange(1, 2), replaced_fraction=1.0)
+    inversion = Editor(tiny).invert(photos[:1], ["a cat"], parameters)
+    first = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    with rows_through(tiny.unet, ["conv_in", first]) as rows:
+        Editor(tiny).edit(inversion, [["a dog"]])
+    assert rows == {"conv_in": 2 * T, first: 3 * T}
+    expected = _alone(tiny, inversion, 0, "a dog", parameters, lambda position, _: position <= 2)
+    made = Editor(tiny).edit(inversion, [["a dog"]]).edits[0][0].latent
+    assert latent_distance(made, expected) <= 2 * LATENT_TOLERANCE[torch.float32]
