@@ -14,15 +14,15 @@ chunks as memory asks for. Cross-attention is never touched, except where an exp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from fpe_core.attend import attend
 from fpe_core.errors import CheckpointError, ParameterError
 from fpe_core.parameters import LayerRule, LayersByTokens
 
@@ -103,6 +103,10 @@ class _SourceMaps:
     keys: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
+class _LastMapRecorded(Exception):  # noqa: N818 - a way out, no error
+    """Leaves a forward pass of which only the maps are wanted; never leaves this module."""
+
+
 class MapReplacement:
     """Puts map-replacing processors on the chosen layers of a UNet2DConditionModel and takes them
     off.
@@ -113,6 +117,9 @@ class MapReplacement:
                 unet(source rows)
             with maps.injecting(first_row=n_unconditional, sources=index):
                 unet(target rows)
+
+    Attributes:
+        layers: the chosen ones, in order of execution.
 
     Outside `recording` and `injecting` every layer runs the checkpoint's own processor. Whatever
     happens inside the `with`, the checkpoint's own processors are back afterwards.
@@ -127,12 +134,16 @@ class MapReplacement:
     ) -> None:
         """`cross_attention` also replaces the maps of the cross-attention beside each layer."""
         self._unet = unet
+        self.layers = layers
         self._names = {layer.processor_name for layer in layers}
+        self._last_name = layers[-1].processor_name if layers else ""
         if cross_attention:
+            self._last_name = self._last_name.replace("attn1", "attn2")
             self._names |= {name.replace("attn1", "attn2") for name in self._names}
         self._own_processors: dict[str, Any] = {}
         self._maps = _SourceMaps()
         self._mode = "own"
+        self._only_maps = False
         self._first_row = 0
         self._sources: Tensor | None = None
         self._pending: dict[str, tuple[Tensor, Tensor]] = {}
@@ -161,13 +172,15 @@ class MapReplacement:
         self._maps = _SourceMaps()
 
     @contextmanager
-    def recording(self, first_row: int) -> Iterator[None]:
+    def recording(self, first_row: int, *, only_maps: bool = False) -> Iterator[None]:
         """Rows from `first_row` on are source rows, in order of sources; their Q and K are kept.
 
-        A forward pass that raises leaves nothing behind, so that it can be run again in halves.
+        With `only_maps` the forward pass ends at the last layer, once its Q and K are there, and
+        with it the body of the `with`: no output comes out. A forward pass that raises anything
+        else leaves nothing behind, so that it can be run again in halves.
         """
-        self._pending = {}
-        with self._in_mode("recording", first_row, None):
+        self._pending, self._only_maps = {}, only_maps
+        with suppress(_LastMapRecorded), self._in_mode("recording", first_row, None):
             yield
         for name, (query, key) in self._pending.items():
             self._maps.queries.setdefault(name, []).append(query)
@@ -191,10 +204,11 @@ class MapReplacement:
     def _attend(self, name: str, attn: Any, hidden: Tensor, context: Tensor) -> Tensor:
         """Attention of all rows from hidden, (rows, tokens, channels), over context."""
         first = self._first_row
-        value = attn.to_v(context)
         if self._mode == "recording":
             query, key = attn.to_q(hidden), attn.to_k(context)
             self._pending[name] = (query[first:], key[first:])
+            if self._only_maps and name == self._last_name:
+                raise _LastMapRecorded
         else:
             source_query, source_key = self._recorded(name)
             if first == hidden.shape[0]:
@@ -204,17 +218,7 @@ class MapReplacement:
             else:  # a replaced row needs neither to_q nor to_k of its own
                 query = torch.cat([attn.to_q(hidden[:first]), source_query])
                 key = torch.cat([attn.to_k(context[:first]), source_key])
-        attended = functional.scaled_dot_product_attention(
-            _split_heads(query, attn.heads),
-            _split_heads(key, attn.heads),
-            _split_heads(value, attn.heads),
-        )
-        out = attended.transpose(1, 2).flatten(2)
-        out = attn.to_out[1](attn.to_out[0](out))
-        if attn.residual_connection:
-            out = out + hidden
-        rescaled: Tensor = out / attn.rescale_output_factor
-        return rescaled
+        return attend(attn, hidden, query, key, attn.to_v(context))
 
     def _recorded(self, name: str) -> tuple[Tensor, Tensor]:
         queries, keys = self._maps.queries[name], self._maps.keys[name]
@@ -232,6 +236,11 @@ class _Processor:
         self._replacement = replacement
         self._name = name
         self._own = own
+
+    @property
+    def tells_rows_apart(self) -> bool:
+        """Whether rows with one input have several outputs here (see `fpe_core.unet_pass`)."""
+        return self._replacement._mode != "own"
 
     def __call__(
         self,
@@ -254,9 +263,3 @@ class _Processor:
             )
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         return self._replacement._attend(self._name, attn, hidden_states, context)
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    """(rows, tokens, heads * d) to (rows, heads, tokens, d)."""
-    rows, tokens, width = x.shape
-    return x.view(rows, tokens, heads, width // heads).transpose(1, 2)

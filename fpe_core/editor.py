@@ -5,18 +5,26 @@
 
 UNet rows, T steps of which R replace attention maps, N edits of a source:
 
-    real source         T + R + 2 T N       inversion, source rows, two rows per edit and step
-    synthetic source    2 T + 2 T N         the source is sampled with guidance beside its edits
+    real source         T + R + 1 + (2 T - 1) N     inversion, source rows, two rows per edit and
+                                                    step; 1 less where it was inverted with the
+                                                    negative prompt and R > 0
+    synthetic source    2 T + (2 T - 1) N           the source is sampled with guidance beside its
+                                                    edits
 
-Without guidance (scale 1) every 2 is a 1. The source's own row is evaluated once a step, whatever
-the row limit, and shared by all its edits.
+At the first step all edits of a source start at one latent: their unconditional rows are one row
+there, and that is the source's own where it has one. Without guidance (scale 1) a real source takes
+T + R + T N rows and a synthetic one T + T N. The source's own row is evaluated once a step,
+whatever the row limit, and shared by all its edits. The R rows of a real source stop at the last
+replaced layer, as nothing but their maps is wanted; they count as rows all the same.
+
+A row costs less than a pass through diffusers' UNet: rows of one latent are one until the first
+cross-attention (`fpe_core.unet_pass`), replaced layers compute no query and key of the target, and
+the prompts' keys and values are there before the first step (`fpe_core.text_keys`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence, Sized
 
 import torch
 from PIL import Image
@@ -30,15 +38,16 @@ from fpe_core.attention import (
 )
 from fpe_core.autoencoder import decode_latents, encode_images, latent_dtype, latent_shape
 from fpe_core.checkpoint import Checkpoint
+from fpe_core.denoiser import Denoiser
 from fpe_core.errors import ParameterError
 from fpe_core.fit import fit_image
 from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources
 from fpe_core.parameters import EditParameters
 from fpe_core.rows import RowLimit, rows_that_fit
+from fpe_core.sampling import sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
 from fpe_core.text import EncodedPrompts, encode_prompts
-
-_Mode = Callable[[int, Tensor], AbstractContextManager[None]]
+from fpe_core.unet_rows import UNetRows
 
 
 class Editor:
@@ -96,15 +105,15 @@ class Editor:
         rows_before = unet_limit.evaluated
         fitted = [fit_image(i, parameters.width_px, parameters.height_px, fit) for i in images]
         text = self._encode_prompts(prompts)
-        rows = _Rows.unguided(text.rows(prompts))
-
+        rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         z = self._zeros(parameters)
         if fitted:
             z = encode_images(self.checkpoint, [f.image for f in fitted], vae_limit)
         trajectory = [z]
-        for k, timestep in enumerate(schedule.timesteps):
-            z = schedule.invert_step(z, self._predict(rows, z, timestep, text, unet_limit), k)
-            trajectory.append(z)
+        with Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype) as denoiser:
+            for k, timestep in enumerate(schedule.timesteps):
+                z = schedule.invert_step(z, denoiser.evaluate(rows, z, timestep), k)
+                trajectory.append(z)
         stacked = torch.stack(trajectory, dim=1)
         return Inversion(
             trajectory=stacked,
@@ -150,12 +159,14 @@ class Editor:
         if not 0 <= k < schedule.steps:
             raise ParameterError(f"k must be 0 to {schedule.steps - 1}, got {k}")
         text = self._encode_prompts(inversion.source_prompts)
-        rows = _Rows.unguided(text.rows(inversion.source_prompts))
+        rows = UNetRows.unguided(
+            [text.index[prompt] for prompt in inversion.source_prompts], self.checkpoint.device
+        )
         limit, _ = self._row_limits(inversion.parameters)
         z = inversion.trajectory[:, k + 1]
-        return schedule.sample_step(
-            z, self._predict(rows, z, schedule.timesteps[k], text, limit), k
-        )
+        with Denoiser(self.checkpoint, text, limit, self._latent_dtype) as denoiser:
+            output = denoiser.evaluate(rows, z, schedule.timesteps[k])
+        return schedule.sample_step(z, output, k)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
@@ -193,9 +204,8 @@ class Editor:
         text = self._encode_prompts((parameters.negative_prompt, *sources.source_prompts, *targets))
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
-        latents, source_latents = self._denoise(
-            sources, target_prompts, parameters, text, unet_limit
-        )
+        with Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype) as denoiser:
+            latents, source_latents = self._sample(denoiser, sources, target_prompts, parameters)
 
         images, finite = decode_latents(self.checkpoint, latents, vae_limit)
         if isinstance(sources, SyntheticSources):
@@ -214,100 +224,23 @@ class Editor:
             unet_rows=unet_limit.evaluated - rows_before,
         )
 
-    def _denoise(
+    def _sample(
         self,
+        denoiser: Denoiser,
         sources: Sources,
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters,
-        text: EncodedPrompts,
-        limit: RowLimit,
     ) -> tuple[Tensor, Tensor]:
-        """Final latents z_0 of all edits, flat, and of the sources if they are synthetic."""
+        """Final latents of all edits, flat, and of the sources if they are synthetic."""
         schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
-        layers = self._replaced_layers(parameters)
-        negative = text.rows([parameters.negative_prompt])
-        source_text = text.rows(sources.source_prompts)
-        target_rows = _Rows.of(
-            text.rows([p for ps in target_prompts for p in ps]), negative, parameters
-        )
-        source_of_edit = torch.tensor(
-            [s for s, prompts in enumerate(target_prompts) for _ in prompts],
-            dtype=torch.int64,
-            device=self.checkpoint.device,
-        )
-        if isinstance(sources, Inversion):
-            # A real source is pinned: at t_k its row is z_(k+1) of the trajectory, which is not the
-            # point that inversion evaluated, so its Q and K there are not inversion's.
-            trajectory = sources.trajectory
-            source_rows = _Rows.unguided(source_text)
-        else:
-            trajectory = None
-            source_rows = _Rows.of(source_text, negative, parameters)
-
-        z_source = sources.start
-        z = z_source[source_of_edit]
         with MapReplacement(
-            self.checkpoint.unet, layers, cross_attention=parameters.replace_cross_attention
+            self.checkpoint.unet,
+            self._replaced_layers(parameters),
+            cross_attention=parameters.replace_cross_attention,
         ) as maps:
-
-            def record(first_row: int, _items: Tensor) -> AbstractContextManager[None]:
-                return maps.recording(first_row)
-
-            def inject(first_row: int, items: Tensor) -> AbstractContextManager[None]:
-                return maps.injecting(first_row, source_of_edit[items])
-
-            for step, k in enumerate(reversed(range(schedule.steps))):
-                timestep = schedule.timesteps[k]
-                replacing = bool(layers) and len(z) > 0 and step < parameters.replaced_steps
-                maps.forget()
-                if trajectory is not None:
-                    z_source = trajectory[:, k + 1]
-                if trajectory is None or replacing:
-                    mode: _Mode = record if replacing else _own_maps
-                    output = self._predict(source_rows, z_source, timestep, text, limit, mode=mode)
-                    z_source = schedule.sample_step(z_source, output, k)
-                mode = inject if replacing else _own_maps
-                output = self._predict(target_rows, z, timestep, text, limit, mode=mode)
-                z = schedule.sample_step(z, output, k)
-        return z, z_source
-
-    def _predict(
-        self,
-        rows: _Rows,
-        z: Tensor,
-        timestep: int,
-        text: EncodedPrompts,
-        limit: RowLimit,
-        *,
-        mode: _Mode | None = None,
-    ) -> Tensor:
-        """The UNet's output for every latent of z, (items, C, h, w), guided if the rows are.
-
-        `mode(first_row, items)` is entered around each chunk: chunk rows from `first_row` on are
-        conditional and belong to the latents `items`.
-        """
-
-        def evaluate(first: int, last: int) -> Tensor:
-            items = rows.items[first:last]
-            conditional_from = min(max(rows.first_conditional - first, 0), last - first)
-            with (mode or _own_maps)(conditional_from, items[conditional_from:]):
-                sample = z[items].to(self.checkpoint.dtype)
-                output: Tensor = self.checkpoint.unet(
-                    sample.contiguous(memory_format=torch.channels_last),
-                    timestep,
-                    encoder_hidden_states=text.embeddings[rows.prompts[first:last]],
-                    return_dict=False,
-                )[0]
-            return output.to(self._latent_dtype)
-
-        if len(rows.items) == 0:
-            return torch.zeros_like(z)
-        output = limit.map(len(rows.items), evaluate)
-        if rows.guidance_scale is None:
-            return output
-        unconditional, conditional = output.chunk(2)
-        guided: Tensor = unconditional + rows.guidance_scale * (conditional - unconditional)
-        return guided
+            return sample_edits(
+                denoiser, schedule, maps, sources, target_prompts, parameters=parameters
+            )
 
     def _replaced_layers(self, parameters: EditParameters) -> tuple[SelfAttentionLayer, ...]:
         _, height, width = latent_shape(self.checkpoint, parameters)
@@ -340,45 +273,6 @@ class Editor:
             ]
             self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
         return self._limits[key]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The UNet rows of one step: which latent and which prompt each is, unconditional ones first.
-
-    Attributes:
-        items: (rows,) index of the latent.
-        prompts: (rows,) index of the prompt's embedding.
-        first_conditional: rows before this one are unconditional.
-        guidance_scale: None where there is no guidance, and so no unconditional row.
-    """
-
-    items: Tensor
-    prompts: Tensor
-    first_conditional: int
-    guidance_scale: float | None
-
-    @classmethod
-    def unguided(cls, prompts: Tensor) -> _Rows:
-        items = torch.arange(len(prompts), device=prompts.device)
-        return cls(items, prompts, 0, None)
-
-    @classmethod
-    def of(cls, prompts: Tensor, negative: Tensor, parameters: EditParameters) -> _Rows:
-        """One row per prompt, and its unconditional twin unless guidance is the identity."""
-        if not parameters.is_guided:
-            return cls.unguided(prompts)
-        count = len(prompts)
-        return cls(
-            torch.arange(count, device=prompts.device).repeat(2),
-            torch.cat([negative.expand(count), prompts]),
-            count,
-            parameters.guidance_scale,
-        )
-
-
-def _own_maps(_first_row: int, _items: Tensor) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 def _finite(values: Tensor) -> list[bool]:

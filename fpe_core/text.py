@@ -30,14 +30,6 @@ class EncodedPrompts:
     index: dict[str, int]
     truncated: dict[str, str]
 
-    def rows(self, prompts: Sequence[str]) -> Tensor:
-        """Row numbers of the given prompts, int64 on the embeddings' device."""
-        return torch.tensor(
-            [self.index[prompt] for prompt in prompts],
-            dtype=torch.int64,
-            device=self.embeddings.device,
-        )
-
 
 def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> EncodedPrompts:
     """Encodes each distinct prompt once, padded to the encoder's window (77 tokens for SD 1.x).

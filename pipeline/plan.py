@@ -149,12 +149,26 @@ def quota_rows(
     return quota_table(plan.round, ledger.outcome_of, open_edits(ledger, only).__contains__)
 
 
-def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> int:
-    """UNet rows of a group (DESIGN section 4): its source once, then every edit."""
-    rows_per_step = 2 if parameters.is_guided else 1
-    sampled = rows_per_step * parameters.steps
-    source = sampled if synthetic else parameters.steps + parameters.replaced_steps
-    return source + sampled * edits
+def unet_rows_of(
+    parameters: EditParameters, edits: int, *, synthetic: bool, source_prompt: str
+) -> int:
+    """UNet rows of a group, as `fpe_core.editor` says: its source once, then every edit.
+
+    A row that stops at the last replaced layer counts as one. `layers` that name none of the
+    checkpoint's layers save the source's own rows, which is not foreseen here.
+    """
+    steps, replaced_steps = parameters.steps, parameters.replaced_steps
+    if not parameters.is_guided:
+        return (steps if synthetic else steps + replaced_steps) + steps * edits
+    # The unconditional row of the first step is one for all edits, and the source's own if it has
+    # such a row.
+    if synthetic:
+        source = 2 * steps
+    elif replaced_steps and source_prompt == parameters.negative_prompt:
+        source = steps + replaced_steps
+    else:
+        source = steps + replaced_steps + 1
+    return source + (2 * steps - 1) * edits
 
 
 @dataclass(frozen=True)
@@ -214,7 +228,12 @@ def _survey(intent: Intent, done: Container[bytes]) -> _Survey:
 def _count_pending(survey: _Survey, intent: Intent, group: PlannedGroup, pending: int) -> None:
     parameters = group.source.parameters
     survey.groups_pending += 1
-    survey.unet_rows += unet_rows_of(parameters, pending, synthetic=group.source.is_synthetic)
+    survey.unet_rows += unet_rows_of(
+        parameters,
+        pending,
+        synthetic=group.source.is_synthetic,
+        source_prompt=group.source.source_prompt,
+    )
     images = pending + (1 if intent.job.images.keep_source else 0)
     survey.output_pixels += images * parameters.width_px * parameters.height_px
 

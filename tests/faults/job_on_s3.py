@@ -21,8 +21,9 @@ from pipeline.write import part_name
 from tests.faults.faulty_s3 import FaultyS3
 from tests.pipeline.finished_run import FinishedRun
 
-SOURCE_ROWS, EDIT_ROWS = 6, 8
-"""UNet rows that the tiny checkpoint takes as it recommends: once per source, and per edit."""
+SOURCE_ROWS, EDIT_ROWS = 6, 7
+"""UNet rows that the tiny checkpoint takes as it recommends: once per source, and per edit. The
+source's first row, without a prompt, is its edits' first unconditional one."""
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,16 @@ SMALL = EditParameters(
 
 
 class CountingUNet:
-    """Counts what really goes through a UNet, independent of what the editor says."""
+    """Counts what really goes through a UNet, independent of what the editor says.
+
+    At the first cross-attention, which has all rows: what is before it, rows may share.
+    """
 
     def __init__(self, unet: torch.nn.Module) -> None:
         self.rows = 0
         self.largest = 0
-        self._handle = unet.register_forward_pre_hook(self._count)
+        attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+        self._handle = attention.register_forward_pre_hook(self._count)
 
     def _count(self, _module, inputs) -> None:
         self.rows += len(inputs[0])
@@ -51,14 +55,14 @@ class CountingUNet:
 @pytest.mark.parametrize("edits", [1, 3])
 @pytest.mark.parametrize("max_rows", [1, 5, 64])
 def test_rows_of_a_real_source(tiny, photos, edits, max_rows):
-    """50 + 40 + 100 N, counted at the UNet and reported, whatever the row limit."""
+    """50 + 40 + 1 + 99 N, counted at the UNet and reported, whatever the row limit."""
     editor = Editor(tiny, max_rows=max_rows)
     parameters = dataclasses.replace(SMALL, steps=50, replaced_fraction=0.8)
     with CountingUNet(tiny.unet) as counted:
         inversion = editor.invert(photos[:1], ["the cat"], parameters)
         result = editor.edit(inversion, [["a dog", "a red cat", "snow"][:edits]])
     assert inversion.unet_rows == 50
-    assert counted.rows == inversion.unet_rows + result.unet_rows == 50 + 40 + 100 * edits
+    assert counted.rows == inversion.unet_rows + result.unet_rows == 50 + 40 + 1 + 99 * edits
     assert counted.largest <= max_rows
 
 
@@ -69,7 +73,7 @@ def test_rows_of_a_synthetic_source(tiny):
             editor.synthesise(["a cat"], [3], dataclasses.replace(SMALL, steps=50)),
             [["a dog", "snow"]],
         )
-    assert counted.rows == result.unet_rows == 100 + 100 * 2
+    assert counted.rows == result.unet_rows == 100 + 99 * 2
 
 
 def test_no_guidance_needs_no_unconditional_row(tiny, photos):
@@ -165,7 +169,7 @@ def test_two_models_do_not_disturb_each_other(tiny, tmp_path, photos):
             nested.append(None)
             nested[0] = editors[1].edit(inversions[1], [["a dog"]])
 
-    handle = tiny.unet.register_forward_pre_hook(edit_with_the_other)
+    handle = tiny.unet.conv_in.register_forward_pre_hook(edit_with_the_other)
     try:
         again = editors[0].edit(inversions[0], [["a dog"]])
     finally:
@@ -213,7 +217,7 @@ def test_out_of_memory_halves_the_rows_and_changes_nothing(tiny, photos):
         result = small.edit(inversion, targets)
     finally:
         handle.remove()
-    assert (inversion.unet_rows, result.unet_rows) == (30, 24 + 100)
+    assert (inversion.unet_rows, result.unet_rows) == (30, 24 + 95)
     for wanted, got in zip(expected.edits, result.edits, strict=True):
         for one, other in zip(wanted, got, strict=True):
             assert (one.latent - other.latent).norm() / one.latent.norm() < 1e-4
@@ -245,7 +249,7 @@ def test_a_row_that_never_fits_is_an_error_not_a_loop(tiny, photos):
     def refuse(_module, _inputs) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory (on purpose)")
 
-    handle = tiny.unet.register_forward_pre_hook(refuse)
+    handle = tiny.unet.conv_in.register_forward_pre_hook(refuse)
     try:
         with pytest.raises(RowsOutOfMemoryError, match="one row alone"):
             Editor(tiny, max_rows=8).invert(photos, None, SMALL)
@@ -324,7 +328,9 @@ def test_any_step_count_fits_its_trajectory(tiny, photos, steps):
     inversion = editor.invert(photos[:1], None, parameters)
     assert inversion.trajectory.shape[1] == steps + 1
     result = editor.edit(inversion, [["a dog"]])
-    assert result.unet_rows == int(steps * 0.8 + 1e-9) + 2 * steps
+    replaced = int(steps * 0.8 + 1e-9)
+    lends = replaced > 0  # the source's first row, without a prompt, is the unconditional one
+    assert result.unet_rows == replaced + 2 * steps - lends
     with pytest.raises(ParameterError, match="steps must be the sources' own"):
         editor.edit(inversion, [["a dog"]], dataclasses.replace(parameters, steps=steps + 1))
 

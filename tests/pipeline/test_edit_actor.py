@@ -35,6 +35,7 @@ from tests.pipeline.work_rows import PARAMETERS, work_row, work_table
 from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint
 
 GUIDED_ROWS = 2 * PARAMETERS.steps
+EDIT_ROWS = GUIDED_ROWS - 1  # the first unconditional row is the source's
 SOURCE_ROWS = PARAMETERS.steps + PARAMETERS.replaced_steps
 
 Rows = list[dict[str, Any]]
@@ -106,7 +107,7 @@ def test_a_source_is_inverted_once_for_all_its_edits(
     settings: EditSettings, rows: MakeRows
 ) -> None:
     table = run(settings, rows(2, targets=("a red cat", "a blue dog", "a green car")))
-    expected = 2 * (SOURCE_ROWS + 3 * GUIDED_ROWS)
+    expected = 2 * (SOURCE_ROWS + 3 * EDIT_ROWS)
     assert sum(table["unet_rows"].to_pylist()) == pytest.approx(expected)
 
 
@@ -120,7 +121,7 @@ def test_synthetic_sources_are_made_beside_their_edits(settings: EditSettings) -
     row = work_row(0, source_prompt="a photo of a dog", seed=11, targets=("a cat", "a car"))
     table = run(settings, [row])
     assert table["outcome"].to_pylist() == ["accepted", "accepted"]
-    assert sum(table["unet_rows"].to_pylist()) == pytest.approx(GUIDED_ROWS + 2 * GUIDED_ROWS)
+    assert sum(table["unet_rows"].to_pylist()) == pytest.approx(GUIDED_ROWS + 2 * EDIT_ROWS)
     assert len(written(settings, "source")) == 1
     (first, _) = metadata(settings)
     assert (first["seed"], first["source_prompt"]) == (11, "a photo of a dog")
@@ -236,7 +237,7 @@ def test_rows_of_one_block_keep_their_own_parameters(
     other["parameters"] = work_row(0, parameters=unguided)["parameters"]
     table = run(settings, [plain, other])
     assert table["unet_rows"].to_pylist() == pytest.approx(
-        [SOURCE_ROWS + GUIDED_ROWS, SOURCE_ROWS + PARAMETERS.steps]
+        [SOURCE_ROWS + EDIT_ROWS, SOURCE_ROWS + PARAMETERS.steps]
     )
     found = [(row["guidance_scale"], row["layers"]) for row in metadata(settings)]
     assert found == [(3.0, "tokens<=1024"), (1.0, "3-13")]

@@ -127,34 +127,45 @@ def test_a_plan_in_numbers(make_job: MakeJob) -> None:
     plan = make_plan(make_job(COLUMNS))
     assert (plan.edits_total, plan.edits_done, plan.edits_pending) == (6, 0, 6)
     assert (plan.groups_pending, plan.sources) == (3, 3)
-    # Four steps, half of them replaced, guided; the second row takes two steps.
-    real_two_edits, real_one_edit, synthetic_three = 4 + 2 + 16, 2 + 1 + 4, 8 + 24
+    # Four steps, half of them replaced, guided; the second row takes two steps, and has no prompt,
+    # so that its source's first row is its edit's first unconditional one.
+    real_two_edits, real_one_edit, synthetic_three = 4 + 2 + 1 + 2 * 7, 2 + 1 + 3, 8 + 3 * 7
     assert plan.unet_rows == real_two_edits + real_one_edit + synthetic_three
     assert plan.output_bytes > 9 * 64 * 64
 
 
 @pytest.mark.parametrize("synthetic", [False, True])
 @pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
+@pytest.mark.parametrize("source_prompt", ["a cat", "snow"])
+@pytest.mark.parametrize("replaced_fraction", [0.7, 0.0])
 def test_the_rows_that_are_planned_are_those_the_editor_counts(
     tiny_checkpoint: Path,
     picture: Callable[..., Any],
     synthetic: bool,
     guidance_scale: float,
+    source_prompt: str,
+    replaced_fraction: float,
 ) -> None:
     parameters = EditParameters(
-        steps=5, guidance_scale=guidance_scale, replaced_fraction=0.4, width_px=64, height_px=64
+        steps=2,
+        guidance_scale=guidance_scale,
+        negative_prompt="snow",
+        replaced_fraction=replaced_fraction,
+        width_px=64,
+        height_px=64,
     )
     editor = Editor(load_checkpoint(tiny_checkpoint, device="cpu"))
     prompts = ["a red cat", "a dog"]
     if synthetic:
-        sources = editor.synthesise(["a cat"], [1], parameters)
+        sources = editor.synthesise([source_prompt], [1], parameters)
         spent = 0
     else:
-        sources = editor.invert([picture()], ["a cat"], parameters)
+        sources = editor.invert([picture()], [source_prompt], parameters)
         spent = sources.unet_rows
     spent += editor.edit(sources, [prompts], parameters).unet_rows
-    assert spent <= unet_rows_of(parameters, len(prompts), synthetic=synthetic)
-    assert spent >= 0.9 * unet_rows_of(parameters, len(prompts), synthetic=synthetic)
+    assert spent == unet_rows_of(
+        parameters, len(prompts), synthetic=synthetic, source_prompt=source_prompt
+    )
 
 
 def test_planning_the_same_again_finds_the_same_files(

@@ -45,8 +45,10 @@ from tests.s3_server import CREDENTIALS, S3Server, write_profile
 from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults
 
 STEPS, REPLACED, GUIDED = 4, 2, 8
+EDIT_ROWS = GUIDED - 1
 SOURCE_ROWS = STEPS + REPLACED
-"""UNet rows of the tiny checkpoint's recommendation: per source, and GUIDED per edit."""
+"""UNet rows of the tiny checkpoint's recommendation: per source without a prompt, and EDIT_ROWS per
+edit; GUIDED per synthetic source."""
 
 WriteManifest = Callable[..., str]
 MakeJob = Callable[..., Job]
@@ -220,7 +222,7 @@ def test_every_edit_of_a_manifest_has_its_outcome(finished: Finished) -> None:
 
 def test_sources_are_inverted_once(finished: Finished) -> None:
     real, synthetic, edits = 5, 1, 9
-    expected = real * SOURCE_ROWS + synthetic * GUIDED + edits * GUIDED
+    expected = real * SOURCE_ROWS + synthetic * GUIDED + edits * EDIT_ROWS
     assert finished.summary.unet_rows == pytest.approx(expected)
 
 
@@ -384,7 +386,7 @@ def test_new_rows_and_new_prompts_compute_only_what_is_new(finished: Finished) -
     # Black for all 8 rows of before, two of them bad; green and black for the new one.
     assert (summary.edits_planned, summary.already_done) == (21, 11)
     assert (summary.accepted, summary.failed) == (8, 2)
-    real, synthetic = 5 * (SOURCE_ROWS + GUIDED), 2 * GUIDED + 3 * GUIDED
+    real, synthetic = 5 * (SOURCE_ROWS + EDIT_ROWS), 2 * GUIDED + 3 * EDIT_ROWS
     assert summary.unet_rows == pytest.approx(real + synthetic)
     derived = {"README.md", "stats.json", "config.yaml"}
     kept = {path: time for path, time in old.items() if path.name not in derived}
@@ -524,7 +526,7 @@ def test_a_retry_makes_the_failed_edits_again_and_nothing_else(
     adopted = sum(pq.read_metadata(path).num_rows for path in finished_parts)
     assert (second.accepted, second.failed) == (4 - adopted, 2)
     made_again = (4 - adopted) // 2  # sources, of two edits each
-    assert second.unet_rows == made_again * (SOURCE_ROWS + 2 * GUIDED)
+    assert second.unet_rows == made_again * (SOURCE_ROWS + 2 * EDIT_ROWS)
     verification = verify_run(job)
     assert verification.ok, verification.problems
     assert (verification.accepted, verification.failed, verification.pending) == (10, 2, 0)

@@ -136,9 +136,10 @@ def test_every_try_is_recorded_and_the_first_stays_where_none_is_accepted(
 def test_the_inversion_is_not_paid_again(edit: Edit, block: Callable[..., pa.Table]) -> None:
     """A further try costs its own rows, and the source's where maps are replaced."""
     outcomes = edit(block(*PROMPTS, count=2), NEVER)
-    first = PARAMETERS.steps + PARAMETERS.replaced_steps + 2 * GUIDED
-    nothing_replaced = 2 * GUIDED
-    all_replaced = PARAMETERS.steps + 2 * GUIDED
+    two_edits = 1 + 2 * (GUIDED - 1)  # of one source: the first unconditional row is one
+    first = PARAMETERS.steps + PARAMETERS.replaced_steps + two_edits
+    nothing_replaced = two_edits
+    all_replaced = PARAMETERS.steps + two_edits
     expected = 2 * (first + nothing_replaced + all_replaced)
     assert sum(outcome["unet_rows"] for outcome in outcomes) == pytest.approx(expected)
     for outcome in outcomes:

@@ -1,0 +1,39 @@
+"""Attention of a diffusers layer, from queries, keys and values that are already there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def attend(attn: Any, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """What diffusers' AttnProcessor2_0 does after its projections.
+
+    Args:
+        attn: the layer, `diffusers.models.attention_processor.Attention`.
+        hidden: what went into it, (rows, tokens, channels); for its residual, if it has one.
+        query: (rows, tokens, heads * d).
+        key, value: (rows, tokens or text tokens, heads * d).
+
+    Returns:
+        (rows, tokens, channels).
+    """
+    attended = functional.scaled_dot_product_attention(
+        _split_heads(query, attn.heads),
+        _split_heads(key, attn.heads),
+        _split_heads(value, attn.heads),
+    )
+    out = attended.transpose(1, 2).flatten(2)
+    out = attn.to_out[1](attn.to_out[0](out))
+    if attn.residual_connection:
+        out = out + hidden
+    rescaled: Tensor = out / attn.rescale_output_factor
+    return rescaled
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """(rows, tokens, heads * d) to (rows, heads, tokens, d)."""
+    rows, tokens, width = x.shape
+    return x.view(rows, tokens, heads, width // heads).transpose(1, 2)

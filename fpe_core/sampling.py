@@ -1,0 +1,74 @@
+"""Edits sampled beside their sources, from the noisy end down (FPE, arXiv 2403.03431, sec. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from fpe_core.attention import MapReplacement
+from fpe_core.denoiser import Denoiser, Mode, own_maps
+from fpe_core.inversion import Inversion, Sources
+from fpe_core.parameters import EditParameters
+from fpe_core.schedule import DDIMSchedule
+from fpe_core.unet_rows import EditRows
+
+
+def sample_edits(
+    denoiser: Denoiser,
+    schedule: DDIMSchedule,
+    maps: MapReplacement,
+    sources: Sources,
+    target_prompts: Sequence[Sequence[str]],
+    *,
+    parameters: EditParameters,
+) -> tuple[Tensor, Tensor]:
+    """Final latents z_0 of all edits, flat, and of the sources if they are synthetic.
+
+    Args:
+        denoiser: open, with all prompts encoded.
+        maps: put on the UNet; on no layer where nothing is to be replaced.
+
+    Raises:
+        RowsOutOfMemoryError: a single row does not fit.
+    """
+    edits = sum(len(prompts) for prompts in target_prompts)
+    replaced_steps = parameters.replaced_steps if maps.layers and edits else 0
+    rows = EditRows.of(
+        sources, target_prompts, parameters, denoiser.text, replaces=replaced_steps > 0
+    )
+    z_source = sources.start
+    z = z_source[rows.source_of_edit]
+
+    def record(first_row: int, _items: Tensor) -> AbstractContextManager[None]:
+        return maps.recording(first_row)
+
+    def inject(first_row: int, items: Tensor) -> AbstractContextManager[None]:
+        return maps.injecting(first_row, rows.source_of_edit[items])
+
+    for step, k in enumerate(reversed(range(schedule.steps))):
+        timestep, replacing = schedule.timesteps[k], step < replaced_steps
+        first = rows.first if step == 0 else None
+        maps.forget()
+        source_outputs = z[:0]
+        if not isinstance(sources, Inversion):
+            mode: Mode = record if replacing else own_maps
+            source_outputs = denoiser.evaluate(rows.source, z_source, timestep, mode)
+            z_source = schedule.sample_step(z_source, rows.source.guide(source_outputs), k)
+        elif replacing:
+            # A real source is pinned: at t_k its row is z_(k+1) of the trajectory, which is not the
+            # point that inversion evaluated, so its Q and K there are not inversion's.
+            pinned = sources.trajectory[:, k + 1]
+            if first is not None and first.lends:
+                source_outputs = denoiser.evaluate(rows.source, pinned, timestep, record)
+            else:
+                denoiser.record(rows.source, pinned, timestep, maps)
+        mode = inject if replacing else own_maps
+        if first is None:
+            output = rows.target.guide(denoiser.evaluate(rows.target, z, timestep, mode))
+        else:
+            outputs = denoiser.evaluate(first.rows, z, timestep, mode)
+            output = first.guide(source_outputs, outputs)
+        z = schedule.sample_step(z, output, k)
+    return z, z_source

@@ -1,0 +1,271 @@
+"""What an edit does not compute: counted at the modules of the UNet, as rows that reach them.
+
+That the pictures are the same all the same is held by test_against_reference.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from PIL import Image
+
+from fpe_core import (
+    Checkpoint,
+    Editor,
+    EditParameters,
+    Inversion,
+    LayersByRange,
+    LayersByTokens,
+    SyntheticSources,
+)
+from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
+from fpe_core.attention import select_layers, self_attention_layers
+from fpe_core.text_keys import TextKeys
+from fpe_core.unet_pass import can_share, forward
+from tests.fpe_core.naive_reference import Reference
+
+PARAMETERS = EditParameters(
+    steps=3, replaced_fraction=0.7, layers=LayersByTokens(16), width_px=64, height_px=64
+)
+T, R = PARAMETERS.steps, PARAMETERS.replaced_steps
+TARGETS = ["a dog", "snow"]
+N = len(TARGETS)
+
+
+@contextmanager
+def rows_through(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Rows that come out of the named modules, none of them known to the editor."""
+    rows = dict.fromkeys(names, 0)
+
+    def counter(name: str):
+        def count(_module, _inputs, output) -> None:
+            rows[name] += len(output)
+
+        return count
+
+    handles = [unet.get_submodule(name).register_forward_hook(counter(name)) for name in names]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def rows_per_call(unet: torch.nn.Module) -> Iterator[list[int]]:
+    """Rows of each call of the UNet, in order."""
+    rows: list[int] = []
+    # The first layer that has all rows: what is before it, rows may share.
+    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    handle = attention.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def replaced_layers(checkpoint: Checkpoint) -> list[str]:
+    """Module names of the replaced self-attention layers, in order of execution."""
+    layers = select_layers(self_attention_layers(checkpoint.unet, 8, 8), PARAMETERS.layers)
+    return [layer.processor_name.removesuffix(".processor") for layer in layers]
+
+
+@pytest.mark.parametrize("max_rows", [64, 2])
+def test_a_real_source_s_row_ends_in_the_last_replaced_layer(
+    tiny: Checkpoint, photos: list[Image.Image], max_rows: int
+) -> None:
+    assert R == 2
+    editor = Editor(tiny, max_rows=max_rows)
+    inversion = editor.invert(photos, ["a cat"] * 3, PARAMETERS)
+    first, *_, last = replaced_layers(tiny)
+    block = last.rpartition(".")[0]
+    reached = [f"{first}.to_q", f"{first}.to_v", f"{last}.to_q", f"{last}.to_k"]
+    not_reached = [f"{last}.to_v", f"{last}.to_out.0", f"{block}.attn2", f"{block}.ff", "conv_out"]
+    with rows_through(tiny.unet, [*reached, *not_reached]) as rows:
+        editor.edit(inversion, [TARGETS] * 3)
+    # At the first step an unconditional row is all its source's edits' (see below).
+    sources, targets, replaced = 3 * R, 3 * (2 * T * N - (N - 1)), 3 * R * N
+    assert rows[f"{first}.to_v"] == sources + targets
+    for name in (f"{first}.to_q", f"{last}.to_q", f"{last}.to_k"):
+        assert rows[name] == sources + targets - replaced, "replaced rows take the source's"
+    assert {rows[name] for name in not_reached} == {targets}
+
+
+@pytest.mark.parametrize("source_prompts", [["a cat"] * 3, ["snow"] * 3, ["a cat", "snow", ""]])
+@pytest.mark.parametrize("kind", ["real", "synthetic", "real, nothing replaced"])
+def test_the_first_step_has_one_unconditional_row_for_all_edits_of_a_source(
+    tiny: Checkpoint, photos: list[Image.Image], kind: str, source_prompts: list[str]
+) -> None:
+    """Its own, where the source has one: none is left then. Edits alone come out the same."""
+    parameters = dataclasses.replace(PARAMETERS, steps=2, negative_prompt="snow")
+    if kind.endswith("nothing replaced"):
+        parameters = dataclasses.replace(parameters, replaced_fraction=0.0)
+    editor = Editor(tiny)
+    if kind == "synthetic":
+        sources: Inversion | SyntheticSources = editor.synthesise(
+            source_prompts, [1, 2, 3], parameters
+        )
+    else:
+        sources = editor.invert(photos, source_prompts, parameters)
+    targets = [["a dog", "the car", "snow"], [], ["a red cat"]]
+    with rows_per_call(tiny.unet) as rows:
+        result = editor.edit(sources, targets)
+    edits, sources_with_edits = 4, 2
+    if kind == "real":
+        lent = source_prompts[::2].count("snow")
+        assert rows == [3, sources_with_edits - lent + edits, 2 * edits]
+    elif kind == "synthetic":
+        assert rows == [6, edits, 6, 2 * edits]
+    else:
+        assert rows == [sources_with_edits + edits, 2 * edits]
+    assert result.unet_rows == sum(rows)
+    for s, prompts in enumerate(targets):
+        for target, edit in zip(prompts, result.edits[s], strict=True):
+            expected = _alone(tiny, sources, s, target, parameters)
+            assert latent_distance(edit.latent, expected) <= LATENT_TOLERANCE[torch.float32]
+
+
+def _alone(
+    checkpoint: Checkpoint,
+    sources: Inversion | SyntheticSources,
+    s: int,
+    target: str,
+    parameters: EditParameters,
+    is_replaced: Callable[[int, int], bool] = lambda _position, tokens: tokens <= 16,
+) -> torch.Tensor:
+    """An edit's final latent by the reference, which shares nothing."""
+    reference = Reference(
+        unet=checkpoint.unet,
+        text_encoder=checkpoint.text_encoder,
+        tokenizer=checkpoint.tokenizer,
+        steps=parameters.steps,
+        guidance_scale=parameters.guidance_scale,
+        replaced_fraction=parameters.replaced_fraction,
+        is_replaced=is_replaced,
+        negative_prompt=parameters.negative_prompt,
+    )
+    if isinstance(sources, SyntheticSources):
+        noise = sources.noise[s : s + 1]
+        return reference.edit_synthetic(noise, sources.source_prompts[s], target)[1][0]
+    z_0 = sources.trajectory[s : s + 1, 0]
+    return reference.edit_real(z_0, sources.source_prompts[s], target)[0]
+
+
+def cross_attention_layers(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, _ in checkpoint.unet.named_modules() if name.endswith("attn2")]
+
+
+def test_text_keys_and_values_are_computed_once_for_each_prompt(
+    tiny: Checkpoint, photos: list[Image.Image]
+) -> None:
+    layers = cross_attention_layers(tiny)
+    projections = [f"{layer}.{name}" for layer in layers for name in ("to_k", "to_v")]
+    editor = Editor(tiny, max_rows=4)
+    with rows_through(tiny.unet, projections) as rows:
+        inversion = editor.invert(photos, ["a cat", "", "a cat"], PARAMETERS)
+    assert set(rows.values()) == {2}, "two prompts among three sources"
+    with rows_through(tiny.unet, projections) as rows:
+        editor.edit(inversion, [TARGETS] * 3)
+    prompts = {"a cat", "", *TARGETS}
+    assert set(rows.values()) == {len(prompts)}
+
+
+def test_kept_text_keys_and_values_are_those_of_the_layer_itself(tiny: Checkpoint) -> None:
+    """One pass through the UNet with them and without, and the bound on what is kept."""
+    sample, prompts = torch.randn(3, 4, 8, 8), torch.tensor([1, 0, 1])
+    embeddings = torch.randn(2, 77, tiny.unet.config.cross_attention_dim)
+    own = dict(tiny.unet.attn_processors)
+    first = f"{cross_attention_layers(tiny)[0]}.to_k"
+    width = sum(
+        tiny.unet.get_submodule(layer).to_k.out_features for layer in cross_attention_layers(tiny)
+    )
+    needed_bytes = 2 * 2 * 77 * width * 4
+
+    def output(keys: TextKeys) -> torch.Tensor:
+        with keys, keys.of_rows(prompts):
+            return tiny.unet(sample, 1, encoder_hidden_states=embeddings[prompts]).sample
+
+    with torch.inference_mode():
+        expected = tiny.unet(sample, 1, encoder_hidden_states=embeddings[prompts]).sample
+        for most_bytes, computed in ((needed_bytes, 2), (needed_bytes - 1, 3)):
+            with rows_through(tiny.unet, [first]) as rows:
+                made = output(TextKeys(tiny.unet, embeddings, most_bytes=most_bytes))
+            assert rows[first] == computed
+            assert latent_distance(made, expected) <= 1e-6
+        wrong = output(TextKeys(tiny.unet, embeddings.flip(0)))
+    assert latent_distance(wrong, expected) > 1e-4, "the embeddings matter"
+    assert tiny.unet.attn_processors == own
+
+
+def test_what_rows_have_in_common_is_computed_once(
+    tiny: Checkpoint, photos: list[Image.Image]
+) -> None:
+    """Up to the first cross-attention, and the time embedding: counted, with rows in chunks too."""
+    prefix = "down_blocks.0.attentions.0.transformer_blocks.0"
+    shared = ["conv_in", "down_blocks.0.resnets.0", f"{prefix}.attn1"]
+    counted = [*shared, f"{prefix}.attn2", "time_embedding", "conv_out"]
+    inversion = Editor(tiny).invert(photos, None, PARAMETERS)
+    edits = 3 * N
+    for max_rows, calls in ((64, R + T), (4, R + 2 + 3 * (T - 1))):
+        with rows_through(tiny.unet, counted) as rows:
+            result = Editor(tiny, max_rows=max_rows).edit(inversion, [TARGETS] * 3)
+        # Sources lend their row at the first step, so that all rows there are conditional.
+        assert rows["conv_out"] == 3 + edits + 2 * edits * (T - 1)
+        assert result.unet_rows == rows["conv_out"] + 3 * (R - 1)
+        assert rows[f"{prefix}.attn2"] == result.unet_rows
+        for name in shared:
+            assert rows[name] == 3 * R + 3 + edits * (T - 1), name
+        assert rows["time_embedding"] == calls
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13)])
+def test_shared_rows_equal_diffusers_own_forward_pass(
+    tiny: Checkpoint, tiny_float64: Checkpoint, size: tuple[int, int]
+) -> None:
+    """Bit for bit in float32 with one row, where all kernels are the same; else to rounding."""
+    width = tiny.unet.config.cross_attention_dim
+    latents, text = torch.randn(2, 4, *size), torch.randn(4, 77, width)
+    twice = torch.tensor([0, 1, 0, 1])
+    with torch.inference_mode():
+        alone = tiny.unet(latents[:1], 7, encoder_hidden_states=text[:1]).sample
+        assert torch.equal(forward(tiny.unet, latents[:1], 7, text[:1], None), alone)
+        unet, latents, text = tiny_float64.unet, latents.double(), text.double()
+        together = unet(latents[twice], 7, encoder_hidden_states=text).sample
+        assert latent_distance(forward(unet, latents, 7, text, twice), together) <= 1e-13
+        other = forward(unet, latents, 7, text, twice.flip(0))
+    assert latent_distance(other, together) > 1e-2
+
+
+def test_a_unet_of_another_kind_shares_nothing(
+    tiny: Checkpoint, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes through diffusers' own forward pass, with as many rows, to the same edits."""
+    assert can_share(tiny.unet)
+    inversion = Editor(tiny).invert(photos[:1], None, PARAMETERS)
+    expected = Editor(tiny).edit(inversion, [TARGETS])
+    first = tiny.unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    monkeypatch.setattr(first, "fuser", "as of GLIGEN", raising=False)
+    assert not can_share(tiny.unet)
+    with rows_through(tiny.unet, ["conv_in", "conv_out"]) as rows:
+        result = Editor(tiny).edit(inversion, [TARGETS])
+    assert rows["conv_in"] == result.unet_rows == expected.unet_rows
+    for edit, other in zip(expected.edits[0], result.edits[0], strict=True):
+        assert latent_distance(edit.latent, other.latent) <= LATENT_TOLERANCE[torch.float32]
+
+
+def test_layers_that_differ_from_the_start_share_what_is_before_them(
+    tiny: Checkpoint, photos: list[Image.Image]
+) -> None:
+    parameters = dataclasses.replace(PARAMETERS, layers=LayersByRange(1, 2), replaced_fraction=1.0)
+    inversion = Editor(tiny).invert(photos[:1], ["a cat"], parameters)
+    first = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    with rows_through(tiny.unet, ["conv_in", first]) as rows:
+        Editor(tiny).edit(inversion, [["a dog"]])
+    assert rows == {"conv_in": 2 * T, first: 3 * T}
+    expected = _alone(tiny, inversion, 0, "a dog", parameters, lambda position, _: position <= 2)
+    made = Editor(tiny).edit(inversion, [["a dog"]]).edits[0][0].latent
+    assert latent_distance(made, expected) <= 2 * LATENT_TOLERANCE[torch.float32]
