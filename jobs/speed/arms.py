@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch._dynamo
 from PIL import Image
 from torch import Tensor
 
-from fpe_core import Checkpoint, Editor, EditParameters
+from fpe_core import Checkpoint, Editor, EditParameters, ParameterError
 from fpe_core.attention import select_layers, self_attention_layers
 from fpe_core.autoencoder import decode_latents, encode_images, latent_shape
 from fpe_core.reference import Reference
@@ -184,7 +185,15 @@ def compiled(checkpoint: Checkpoint, backend: str) -> Checkpoint:
     """The checkpoint with its UNet compiled when it first runs; the weights are the same objects.
 
     The hooks of a `PhaseClock` go onto the wrapper and so stay outside of the graphs.
+
+    Raises:
+        ParameterError: torch has no such backend.
     """
+    known = torch._dynamo.list_backends(exclude_tags=())  # type: ignore[no-untyped-call]
+    if backend not in known:
+        raise ParameterError(
+            f"torch.compile has no backend {backend!r}; allowed: none, {', '.join(known)}"
+        )
     return dataclasses.replace(checkpoint, unet=torch.compile(checkpoint.unet, backend=backend))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fpe_core import Checkpoint
 from fpe_core.attention import select_layers, self_attention_layers
@@ -99,6 +99,12 @@ def product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * edge**3 / warm[len(warm) // 2])
 
 
+def flop_counter() -> FlopCounterMode:
+    """Counts what runs inside it; torch's own leaves out the CPU's attention kernel."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
+
+
 def wait_for(device: torch.device) -> None:
     """Until everything asked of the device is done."""
     if device.type == "cuda":
@@ -115,7 +121,7 @@ def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, i
         latent = torch.zeros(1, checkpoint.latent_channels, height, width)
         window = int(checkpoint.tokenizer.model_max_length)
         text = torch.zeros(1, window, int(checkpoint.unet.config.cross_attention_dim))
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     units: list[tuple[str, int]] = []
     inside: list[list[int]] = []  # per module entered: the counter before, and its parts so far
 
@@ -138,6 +144,13 @@ def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, i
     with torch.inference_mode(), counter:
         unet(latent, 1, encoder_hidden_states=text)
     return [(name, flops) for name, flops in units if flops]
+
+
+def _attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **_options: Any
+) -> int:
+    """Of shapes (rows, heads, tokens, width)."""
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _is_time(name: str) -> bool:

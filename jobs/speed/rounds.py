@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.speed.arms import Arm
 from jobs.speed.clock import PHASES, PhaseClock
-from jobs.speed.flops import wait_for
+from jobs.speed.flops import flop_counter, wait_for
 from jobs.speed.gate import farthest
 from jobs.speed.memory import PeakMemory
 from jobs.speed.workload import Workload
@@ -167,7 +166,7 @@ def _first(arm: Arm, workload: Workload) -> tuple[Tensor, float, float]:
     if arm.is_compiled:
         latents, flops = arm.edit(workload, PhaseClock(device)), 0
     else:
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             latents = arm.edit(workload, PhaseClock(device))
         flops = counter.get_total_flops()
     wait_for(device)

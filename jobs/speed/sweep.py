@@ -91,7 +91,7 @@ def check(name: str, settings: Settings) -> Checked:
     compiler, compile_error = settings.compiler, ""
     arms = exact_arms(reference, reference, compiler)
     if compiler != "none":
-        compile_error = _compile_error(arms[-1], make_workload(1, 1, parameters))
+        compile_error = _compile_error(arms[-1], workload)
         if compile_error:
             _log.warning("%s: E is left out, torch.compile failed: %s", name, compile_error)
             compiler, arms = "none", arms[:-1]

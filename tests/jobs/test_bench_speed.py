@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
 from fpe_core import Editor, EditParameters
 from jobs.cli import app
 from jobs.exits import OK, STOPPED, USAGE
 from jobs.speed.arms import exact_arms
-from jobs.speed.clock import PHASES
+from jobs.speed.clock import PHASES, PhaseClock
 from jobs.speed.flops import count_row, minimal_flops
-from jobs.speed.gate import CONTROLS, Comparison, farthest, pass_gate
+from jobs.speed.gate import CONTROLS, TOLERANCE, Comparison, farthest, pass_gate
 from jobs.speed.models import LAYERS, SHAPES, build_random
 from jobs.speed.presets import PRESETS, Target
 from jobs.speed.rounds import REST, Measured, Run
@@ -28,7 +29,7 @@ from jobs.speed.workload import make_workload
 STEPS = 3
 """The fewest of which two replace maps."""
 
-ARMS = ["A", "B", "B+", "C", "D", "E", "D again"]
+ARMS = ["A", "B", "B+", "C", "D", "D again"]
 
 
 def fpe(*arguments: str) -> tuple[int, str, str]:
@@ -51,8 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def printed(folder: pathlib.Path) -> str:
-    """What the command prints; "eager" lets torch trace the graphs and compile nothing."""
-    code, out, err = bench(folder, "--compiler", "eager", "--price-per-hour", "3.6")
+    """What the command prints. E has a test of its own: tracing the UNet takes longer than all
+    the rest, and is to be paid once."""
+    code, out, err = bench(folder, "--compiler", "none", "--price-per-hour", "3.6")
     assert code == OK, err
     return out
 
@@ -74,7 +76,7 @@ def test_every_arm_passes_the_gate_and_every_mistake_fails_it(report: dict[str, 
     for each in gate:
         assert each["ok"], each
         assert each["is_control"] == (each["name"] in CONTROLS)
-        assert (each["distance"] > 50 * 1e-3) == each["is_control"], each
+        assert (each["distance"] > 50 * TOLERANCE) == each["is_control"], each
 
 
 def test_rows_are_those_of_the_procedures(measured: dict[str, dict[str, Any]]) -> None:
@@ -89,7 +91,7 @@ def test_rows_are_those_of_the_procedures(measured: dict[str, dict[str, Any]]) -
     inversion = editor.invert(work.images, work.source_prompts, parameters)
     edited = editor.edit(inversion, work.target_prompts)
     assert rows["D"] == (inversion.unet_rows + edited.unet_rows) / 4
-    assert rows["C"] == rows["D"] == rows["E"] == rows["D again"]
+    assert rows["C"] == rows["D"] == rows["D again"]
     assert rows["D"] < rows["B+"]
 
 
@@ -109,15 +111,33 @@ def test_the_report_holds_every_raw_figure(
         assert each["edits_per_s"] == pytest.approx(each["edits"] / run["wall_s"])
         assert each["price_per_1000"] == pytest.approx(1 / each["edits_per_s"])
         assert 0 < each["utilisation_algorithmic"] <= each["utilisation_executed"]
-    assert [measured[arm]["edits"] for arm in ARMS] == [1, 1, 2, 4, 4, 4, 4]
-    assert measured["E"]["first_s"] > measured["E"]["wall_s"]
+    assert [measured[arm]["edits"] for arm in ARMS] == [1, 1, 2, 4, 4, 4]
     assert measured["D"]["flops"] < measured["B+"]["flops"] < measured["B"]["flops"]
-    assert measured["A"]["flops"] == measured["B"]["flops"]
-    assert measured["E"]["flops"] == measured["D"]["flops"]
+    # Whether maps are explicit or not; B encodes one text more.
+    assert measured["A"]["flops"] == pytest.approx(measured["B"]["flops"], rel=0.02)
+
+
+def test_the_compiled_arm_agrees_and_is_seen() -> None:
+    """ "eager" is torch's backend that traces the graphs and compiles nothing."""
+    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
+    parameters = EditParameters(steps=STEPS, layers=LAYERS, width_px=64, height_px=64)
+    work = make_workload(1, 1, parameters)
+    authors, *_, eager, traced = exact_arms(checkpoint, checkpoint, "eager")
+    assert (eager.name, traced.name, traced.is_compiled) == ("D", "E", True)
+    clocks = [PhaseClock(checkpoint.device) for _ in range(2)]
+    graphs_before = counters["stats"]["unique_graphs"]
+    with clocks[0].watching(traced.checkpoint):
+        latents = traced.edit(work, clocks[0])
+    with clocks[1].watching(eager.checkpoint):
+        eager.edit(work, clocks[1])
+    assert farthest(latents, authors.edit(work, PhaseClock(checkpoint.device))) <= TOLERANCE
+    assert clocks[0].rows == clocks[1].rows > 0
+    assert clocks[0].seconds()["edit"] > 0
+    assert counters["stats"]["unique_graphs"] > graphs_before, "nothing was traced"
 
 
 def test_tables_and_plot(printed: str, folder: pathlib.Path) -> None:
-    for word in ("micro: speed", "per 1,000", "D again", "noise", "compiling E", "CPU threads"):
+    for word in ("micro: speed", "per 1,000", "D again", "noise", "CPU threads"):
         assert word in printed
     assert "Aims" not in printed, "there are none for this model"
     with Image.open(folder / "speed.png") as image:
@@ -184,6 +204,7 @@ def test_the_minimal_procedure_of_stable_diffusion_1_5() -> None:
         (["--edits", "1,x"], "--edits must be whole numbers from 1"),
         (["--steps", "2"], "2 is not in the range"),
         (["--size", "60"], "width_px must be a multiple of 8"),
+        (["--compiler", "gcc"], "torch.compile has no backend 'gcc'; allowed: none"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
