@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 
+from jobs.bench_speed import speed
 from jobs.exits import guarded
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from fpe_core.still_life.region_truth import RegionSample
 
 app = typer.Typer(
-    help="Measure edits of scenes that the renderer knows the exact answers of.",
+    help="Measure how well a checkpoint edits, where the right answers are known, and how fast.",
     no_args_is_help=True,
 )
+app.command()(speed)
 
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _log = logging.getLogger(__name__)

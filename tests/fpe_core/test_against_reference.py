@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fpe_core import Editor, EditParameters, LayersByRange, LayersByTokens
+from fpe_core.reference import MISTAKES, Reference
 from fpe_core.schedule import seeded_noise
-from tests.fpe_core.naive_reference import Reference
 
 STEPS = 10
 SOURCE_PROMPTS = ["photo of the red cat", "", "the dog in snow"]
@@ -115,7 +115,7 @@ def test_the_synthesised_source_is_the_reference_s(checkpoint):
 
 @pytest.mark.parametrize(
     "wrong",
-    ["nothing_replaced", "unconditional_replaced", "inversion_maps", "cross_attention_replaced"],
+    MISTAKES,
 )
 def test_a_wrong_procedure_misses_by_a_hundred_tolerances(tiny, rule, photos, wrong):
     """Negative controls: the comparison above would notice each of these mistakes."""

@@ -1,0 +1,115 @@
+"""Nothing is timed before it is right: final latents against the authors' procedure, in float32.
+
+Each arm's latents have to agree with A's, and each of A's deliberate mistakes has to disagree: a
+gate that lets a mistake through proves nothing about the arms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpe_core import ParameterError
+from fpe_core.agreement import latent_distance
+from jobs.speed.arms import Arm, AuthorsArm
+from jobs.speed.clock import PhaseClock
+from jobs.speed.workload import Workload
+
+TOLERANCE = 1e-3
+"""Bound on `latent_distance` of every edit of an arm from A's, in float32.
+
+Guidance and few, long steps enlarge rounding: diffusers' scheduler alone, which keeps its alphas in
+float32, is 4e-4 away with three steps of a random model. The mistakes are 0.1 and more away.
+"""
+
+MARGIN = 10.0
+"""A mistake has to be this many tolerances away, in its farthest edit."""
+
+CONTROLS = ("nothing_replaced", "wrong_layers", "source_not_pinned", "one_step_off")
+"""The mistakes, of `fpe_core.reference.MISTAKES`."""
+
+_LEAST_REPLACED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm or one mistake against A.
+
+    Attributes:
+        name, title: of the arm, or of the mistake.
+        distance: of the edit that is farthest from A's, as a share of its latent's norm.
+        bound: what the distance is held against.
+        is_control: whether this is a mistake, which has to be beyond the bound, not within it.
+    """
+
+    name: str
+    title: str
+    distance: float
+    bound: float
+    is_control: bool
+
+    @property
+    def ok(self) -> bool:
+        """A distance that is no number is neither within nor beyond."""
+        return self.distance >= self.bound if self.is_control else self.distance <= self.bound
+
+
+def pass_gate(
+    arms: Sequence[Arm], workload: Workload, tolerance: float = TOLERANCE
+) -> list[Comparison]:
+    """Compares every arm, and every mistake, with A, the first of the arms. All in float32.
+
+    Raises:
+        ParameterError: fewer than two steps replace maps; an unpinned source shows from the second.
+    """
+    replaced = workload.parameters.replaced_steps
+    if replaced < _LEAST_REPLACED_STEPS:
+        raise ParameterError(
+            f"steps must be enough for {_LEAST_REPLACED_STEPS} steps that replace maps, got "
+            f"{workload.parameters.steps}, of which {replaced} does: give at least 3"
+        )
+    authors = arms[0]
+    with exact_float32():
+        expected = _latents(authors, workload)
+        found = [
+            Comparison(
+                arm.name, arm.title, farthest(_latents(arm, workload), expected), tolerance, False
+            )
+            for arm in arms[1:]
+        ]
+        single = workload.cut(1, 1)
+        for mistake in CONTROLS:
+            control = AuthorsArm(authors.checkpoint, wrong=mistake)
+            distance = farthest(_latents(control, single), expected[:1])
+            title = f"mistake: {mistake.replace('_', ' ')}"
+            found.append(Comparison(mistake, title, distance, MARGIN * tolerance, True))
+    return found
+
+
+def farthest(latents: Tensor, expected: Tensor) -> float:
+    """The largest `latent_distance` of any edit; of (edits, C, h, w) each. NaN if any is."""
+    distances = [
+        latent_distance(latent.double(), reference.double())
+        for latent, reference in zip(latents, expected, strict=True)
+    ]
+    return float(torch.tensor(distances, dtype=torch.float64).max())
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Float32 is float32 inside: by default cuDNN's convolutions round it to TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _latents(arm: Arm, workload: Workload) -> Tensor:
+    return arm.edit(workload, PhaseClock(arm.checkpoint.device))

@@ -1,0 +1,148 @@
+"""All that was measured, as one value that JSON can hold."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.speed.gate import Comparison
+from jobs.speed.rounds import Measured
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One model over all numbers of sources and edits.
+
+    Attributes:
+        model: its name.
+        parameters: of all edits, as `EditParameters.to_dict` has them.
+        gate: what had to agree and to disagree before anything was timed.
+        measured: cell by cell, arm by arm.
+        minimal_flops: of the UNet per edit in the minimal exact procedure, by edits per source.
+        product_flops_per_s: of a matrix product in this run, by dtype.
+        compile_error: why E is missing, "" where it is not.
+    """
+
+    model: str
+    parameters: dict[str, Any]
+    gate: tuple[Comparison, ...]
+    measured: tuple[Measured, ...]
+    minimal_flops: dict[int, float]
+    product_flops_per_s: dict[str, float]
+    compile_error: str = ""
+
+    def of(self, sources: int, edits_per_source: int) -> list[Measured]:
+        """The arms of one cell."""
+        cell = (sources, edits_per_source)
+        return [each for each in self.measured if (each.sources, each.edits_per_source) == cell]
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """(sources, edits per source), in order."""
+        return list(dict.fromkeys((each.sources, each.edits_per_source) for each in self.measured))
+
+    def utilisation(self, each: Measured) -> tuple[float, float]:
+        """Algorithmic and executed: FLOPs needed, and run, per second, over the product's."""
+        peak = self.product_flops_per_s[each.dtype]
+        needed = self.minimal_flops[each.edits_per_source]
+        return needed * each.edits_per_s / peak, each.flops * each.edits_per_s / peak
+
+    def noise(self, sources: int, edits_per_source: int) -> float:
+        """How far the two medians of D are apart, as a share: differences below mean nothing."""
+        first, again = (
+            next(each.wall_s for each in self.of(sources, edits_per_source) if each.arm == name)
+            for name in ("D", "D again")
+        )
+        return abs(first - again) / min(first, again)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and when: figures of one machine say nothing about another."""
+
+    device: str
+    threads: int
+    torch: str
+    python: str
+    date: str
+
+
+def this_machine(device: torch.device) -> Machine:
+    return Machine(
+        device=_device_name(device),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def as_json(
+    machine: Machine, sweeps: Sequence[Sweep], price_per_hour: float | None
+) -> dict[str, Any]:
+    """Everything, raw times included."""
+    return {
+        "machine": asdict(machine),
+        "price_per_hour": price_per_hour,
+        "models": [_sweep_as_json(sweep, price_per_hour) for sweep in sweeps],
+    }
+
+
+def price_per_thousand(each: Measured, price_per_hour: float) -> float:
+    return price_per_hour * 1000 / (3600 * each.edits_per_s)
+
+
+def compile_s(each: Measured) -> float:
+    """What the first run took beyond a warm one."""
+    return max(0.0, each.first_s - each.wall_s)
+
+
+def _sweep_as_json(sweep: Sweep, price_per_hour: float | None) -> dict[str, Any]:
+    return {
+        "model": sweep.model,
+        "parameters": sweep.parameters,
+        "gate": [{**asdict(each), "ok": each.ok} for each in sweep.gate],
+        "minimal_flops_per_edit": {str(n): flops for n, flops in sweep.minimal_flops.items()},
+        "product_flops_per_s": sweep.product_flops_per_s,
+        "compile_error": sweep.compile_error,
+        "noise": [
+            {"sources": s, "edits_per_source": n, "share": sweep.noise(s, n)}
+            for s, n in sweep.cells
+        ],
+        "measured": [_measured_as_json(sweep, each, price_per_hour) for each in sweep.measured],
+    }
+
+
+def _measured_as_json(sweep: Sweep, each: Measured, price_per_hour: float | None) -> dict[str, Any]:
+    algorithmic, executed = sweep.utilisation(each)
+    return {
+        **asdict(each),
+        "wall_s": each.wall_s,
+        "spread": each.spread,
+        "edits_per_s": each.edits_per_s,
+        "edits_per_device_hour": 3600 * each.edits_per_s,
+        "price_per_1000": price_per_hour and price_per_thousand(each, price_per_hour),
+        "unet_rows_per_edit": each.rows_per_edit,
+        "phase_ms_per_edit": each.phase_ms,
+        "utilisation_algorithmic": algorithmic,
+        "utilisation_executed": executed,
+        "peak_bytes": each.peak_bytes,
+        "compile_s": compile_s(each) if each.arm == "E" else 0.0,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
