@@ -169,6 +169,16 @@ class Editor:
         return schedule.sample_step(z, output, k)
 
     @torch.inference_mode()
+    def through_autoencoder(
+        self, images: Sequence[Image.Image], parameters: EditParameters
+    ) -> tuple[Image.Image, ...]:
+        """Images of the parameters' size encoded and decoded; costs no UNet row."""
+        if not images:
+            return ()
+        _, limit = self._row_limits(parameters)
+        return self.decode(encode_images(self.checkpoint, images, limit), parameters)
+
+    @torch.inference_mode()
     def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
         """Latents (n, C, h, w) as RGB images; what is not finite becomes black."""
         _, limit = self._row_limits(parameters)

@@ -17,10 +17,14 @@ for no row; neither tells which edits of a picture that it knows will be bad.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+from PIL import Image
 
 from fpe_core.acceptance import RejectReason, Verdict
 from fpe_core.editor import Editor
 from fpe_core.inversion import Inversion
+from fpe_core.parameters import EditParameters
 from fpe_core.picture_scores import psnr_db
 
 
@@ -71,23 +75,33 @@ class ReproductionLimits:
         )
 
 
+def measure_autoencoder(
+    editor: Editor, images: Sequence[Image.Image], parameters: EditParameters
+) -> tuple[Reproduction, ...]:
+    """How well images of the parameters' size come through the autoencoder; costs no UNet row.
+
+    Raises RowsOutOfMemoryError.
+    """
+    if not images:
+        return ()
+    decoded = editor.through_autoencoder(images, parameters)
+    return tuple(Reproduction(floor) for floor in psnr_db(images, decoded))
+
+
 def measure_reproduction(
-    editor: Editor, inversion: Inversion, *, with_inversion: bool = True
+    editor: Editor, inversion: Inversion
 ) -> tuple[tuple[Reproduction, ...], int]:
     """How well each source of an inversion comes back, in order; and the UNet rows that it took.
 
     Args:
         editor: the one that inverted.
-        inversion: of S images; what has diverged gets figures that mean nothing.
-        with_inversion: also measure what inversion loses, for T rows a source; else no row.
+        inversion: of S images; what has diverged gets figures that mean nothing. T rows a source.
 
     Raises:
         RowsOutOfMemoryError.
     """
     decoded = editor.decode(inversion.trajectory[:, 0], inversion.parameters)
     floors = psnr_db(inversion.images, decoded)
-    if not with_inversion:
-        return tuple(Reproduction(floor) for floor in floors), 0
     plain = dataclasses.replace(inversion.parameters, guidance_scale=1.0, replaced_fraction=0.0)
     again = editor.edit(inversion, [[prompt] for prompt in inversion.source_prompts], plain)
     returned = psnr_db(decoded, [edits[0].image for edits in again.edits])

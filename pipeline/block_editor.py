@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fpe_core import Editor, EditParameters, Inversion, ParameterError
-from fpe_core.acceptance import Verdict
+from fpe_core.reproduction import Reproduction
 from fpe_core.rows import DEVICE_FAILED
 from pipeline.annotate import (
     Annotated,
@@ -115,7 +115,10 @@ class BlockEditor:
     def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit | EditOutcome]:
         """Every group inverted and edited once; outcomes of what failed or is not to be made."""
         try:
-            sources = self._prepare(groups)
+            known = self._look_at(groups)
+            let_in = [i for i, each in enumerate(known) if self._gate.verdict(each).is_accepted]
+            prepared = [(groups[i], known[i]) for i in let_in]
+            sources = self._prepare(*zip(*prepared, strict=True)) if prepared else None
         except _NO_ROWS_FAULT:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, only the guilty group fails
@@ -125,29 +128,51 @@ class BlockEditor:
             for half in _halves(groups):
                 yield from self._calls(half)
             return
-        has_diverged = sources.start.diverged if isinstance(sources.start, Inversion) else ()
-        for index in (i for i, it_has in enumerate(has_diverged) if it_has):
-            yield from diverged(sources, index)
-        sound = [i for i in range(len(groups)) if not (has_diverged and has_diverged[i])]
-        verdicts = self._gate.verdicts(sources.reproductions)
-        for index in (i for i in sound if not verdicts[i].is_accepted):
-            yield from self._rejected_unmade(sources, index, verdicts[index])
-        sound = [i for i in sound if verdicts[i].is_accepted]
+        for index in sorted({*range(len(groups))} - {*let_in}):
+            yield from self._rejected_unmade(groups[index], known[index])
+        if sources is None:
+            return
+        sound = []
+        for index, outcomes in enumerate(self._unsound(sources)):
+            yield from outcomes
+            if not outcomes:
+                sound.append(index)
         for indices in _call_by_call(sources.groups, sound):
             yield from self._first_tries(sources.select(indices))
 
-    def _prepare(self, groups: Sequence[Group]) -> PreparedSources:
+    def _unsound(self, sources: PreparedSources) -> Iterator[Sequence[UnmadeEdit | EditOutcome]]:
+        """Of each source the outcomes, where its inversion diverged or does not come back."""
+        start = sources.start
+        for index, (group, found) in enumerate(
+            zip(sources.groups, sources.reproductions, strict=True)
+        ):
+            if isinstance(start, Inversion) and start.diverged[index]:
+                yield diverged(sources, index)
+            elif self._gate.verdict(found).is_accepted:
+                yield ()
+            else:
+                costs = (sources.unet_rows_each, sources.seconds_each)
+                yield list(self._rejected_unmade(group, found, *costs))
+
+    def _look_at(self, groups: Sequence[Group]) -> list[Reproduction | None]:
+        began = time.monotonic()
+        known = self._gate.look_at(groups)
+        self.model_seconds += time.monotonic() - began
+        return known
+
+    def _prepare(
+        self, groups: Sequence[Group], known: Sequence[Reproduction | None]
+    ) -> PreparedSources:
         """Real sources are inverted, all together; synthetic ones cost nothing yet."""
         began, parameters = time.monotonic(), groups[0].parameters
         prompts = [group.source_prompt for group in groups]
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
-            nothing = (None,) * len(groups)
-            return PreparedSources(tuple(groups), start, 0.0, 0.0, reproductions=nothing)
+            return PreparedSources(tuple(groups), start, 0.0, 0.0, reproductions=tuple(known))
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
-        reproductions, probe_rows = self._gate.measure(inversion)
+        reproductions, probe_rows = self._gate.measure(inversion, known)
         seconds = time.monotonic() - began
         self.model_seconds += seconds
         return PreparedSources(
@@ -159,21 +184,25 @@ class BlockEditor:
         )
 
     def _rejected_unmade(
-        self, sources: PreparedSources, index: int, verdict: Verdict
+        self,
+        group: Group,
+        found: Reproduction | None,
+        unet_rows: float = 0.0,
+        seconds: float = 0.0,
     ) -> Iterator[UnmadeEdit]:
         """The edits of a source that does not come back: rejected, and never made. The source is
         written where rejected edits are, so that somebody can look at it."""
-        group, source_file = sources.groups[index], None
+        source_file = None
         if self._keep_source and self._keeps_rejected and group.image is not None:
             source_file = self._writer.put_source(group.stem, group.source_id, group.image)
         for edit in group.edits:
             yield UnmadeEdit(
                 group,
                 edit,
-                verdict,
-                sources.reproductions[index],
-                unet_rows=sources.unet_rows_each / len(group.edits),
-                seconds=sources.seconds_each / len(group.edits),
+                self._gate.verdict(found),
+                found,
+                unet_rows=unet_rows / len(group.edits),
+                seconds=seconds / len(group.edits),
                 source_file=source_file,
             )
 

@@ -11,7 +11,12 @@ from PIL import Image
 
 from fpe_core import Checkpoint, Editor, EditParameters, Inversion, ParameterError, psnr_db
 from fpe_core.acceptance import RejectReason
-from fpe_core.reproduction import Reproduction, ReproductionLimits, measure_reproduction
+from fpe_core.reproduction import (
+    Reproduction,
+    ReproductionLimits,
+    measure_autoencoder,
+    measure_reproduction,
+)
 from fpe_core.schedule import ddim_schedule
 
 SMALL = EditParameters(steps=3, guidance_scale=2.0, width_px=64, height_px=64)
@@ -47,11 +52,11 @@ def test_both_losses_are_measured_against_what_the_loss_before_left(
 
 def test_the_autoencoder_alone_costs_no_row(editor: Editor, inversion: Inversion) -> None:
     calls: list[object] = []
-    hook = editor.checkpoint.unet.register_forward_hook(lambda *_: calls.append(None))
-    alone, unet_rows = measure_reproduction(editor, inversion, with_inversion=False)
+    hook = editor.checkpoint.unet.conv_in.register_forward_hook(lambda *_: calls.append(None))
+    alone = measure_autoencoder(editor, inversion.images, inversion.parameters)
     hook.remove()
     both, _ = measure_reproduction(editor, inversion)
-    assert (unet_rows, calls) == (0, [])
+    assert calls == []
     assert [each.inversion_psnr_db for each in alone] == [None] * len(PROMPTS)
     assert [a.autoencoder_psnr_db for a in alone] == [b.autoencoder_psnr_db for b in both]
 
@@ -61,7 +66,7 @@ def test_a_latent_that_decodes_to_its_source_has_lost_nothing(
 ) -> None:
     decoded = editor.decode(inversion.trajectory[:, 0], SMALL)
     perfect = dataclasses.replace(inversion, images=decoded)
-    found, _ = measure_reproduction(editor, perfect, with_inversion=False)
+    found, _ = measure_reproduction(editor, perfect)
     assert [each.autoencoder_psnr_db for each in found] == [math.inf] * len(PROMPTS)
 
 
