@@ -37,6 +37,6 @@ class VerdictRule:
         return RegionVerdict.KEEP if is_sure else RegionVerdict.REVIEW
 
 
-BOX_RULE = VerdictRule(keep_at_least=0.85, review_at_least=0.7)
-MASK_RULE = VerdictRule(keep_at_least=0.8, review_at_least=0.6)
-"""Chosen on validation scenes: `fpe bench boxes` prints how."""
+BOX_RULE = VerdictRule(keep_at_least=0.81, review_at_least=0.55)
+MASK_RULE = VerdictRule(keep_at_least=0.86, review_at_least=0.75)
+"""As `fpe bench boxes` chose them, on validation scenes; docs/benchmark.md has what they do."""
