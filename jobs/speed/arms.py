@@ -189,7 +189,7 @@ def compiled(checkpoint: Checkpoint, backend: str) -> Checkpoint:
     Raises:
         ParameterError: torch has no such backend.
     """
-    known = torch._dynamo.list_backends(exclude_tags=())  # type: ignore[no-untyped-call]
+    known = torch._dynamo.list_backends(exclude_tags=())
     if backend not in known:
         raise ParameterError(
             f"torch.compile has no backend {backend!r}; allowed: none, {', '.join(known)}"
