@@ -152,7 +152,9 @@ def tries(
     ] = str(STILL_LIFE_RULES),
     most: Annotated[int, typer.Option(min=1, max=10, help="Further tries of an edit.")] = 2,
     split: Split = SplitName.TEST,
-    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 40,
+    scenes: Annotated[
+        int, typer.Option(min=1, max=1000, help="An edit of each for every type with rules.")
+    ] = 40,
     out: Out = pathlib.Path("out/bench-tries"),
     device: Device = "auto",
     max_rows: Rows = 32,
@@ -167,6 +169,7 @@ def tries(
     from jobs.rules_file import read_rules
 
     accepting = read_rules(rules)
+    factors = bench_tries.factors_of(accepting)
     editor, seeds = load_editor(checkpoint, device, max_rows), _seeds(split, scenes)
     tried = _collect(
         run_tries(
@@ -176,8 +179,9 @@ def tries(
             accepting,
             Ladder(most=most),
             score=bench_tries.scoring(device),
+            factors=factors,
         ),
-        len(seeds) * 5,
+        len(seeds) * len(factors),
         "edits",
     )
     out.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fpe_core import load_scorer, load_structure_model, score_edits
+from fpe_core.acceptance import Rules
 from fpe_core.still_life.further_tries import Score, TriedBenchmarkEdit
 from fpe_core.still_life.judgement import is_good
+from fpe_core.still_life.scene import FACTORS
 
 TRIES_SCHEMA = pa.schema(
     [
@@ -48,6 +50,11 @@ class TriesFigures:
     @property
     def accepted_per_1000_rows(self) -> float:
         return 1000.0 * self.accepted / self.unet_rows
+
+
+def factors_of(rules: Rules) -> tuple[str, ...]:
+    """The benchmark's factors that there are rules for."""
+    return tuple(factor for factor in FACTORS if rules.of(factor))
 
 
 def scoring(device: str) -> Score:
