@@ -24,7 +24,8 @@ class PhaseClock:
     """Counts rows and measures the networks' time while `watching`.
 
     Attributes:
-        rows: UNet rows so far: latents that entered the UNet, or began to.
+        rows: UNet rows so far, as its first cross-attention sees them: rows of one latent are one
+            before that, and rows that are left early count.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,10 +51,11 @@ class PhaseClock:
                 (checkpoint.text_encoder, "encode"),
                 (checkpoint.vae.encoder, "encode"),
                 (checkpoint.vae.decoder, "decode"),
-                (checkpoint.unet, ""),
             ):
                 for handle in self._watch(network, phase):
                     hooks.callback(handle.remove)
+            for handle in self._watch_unet(checkpoint.unet):
+                hooks.callback(handle.remove)
             yield
 
     def seconds(self) -> dict[str, float]:
@@ -68,17 +70,41 @@ class PhaseClock:
     def _watch(self, network: Any, phase: str) -> Iterator[Any]:
         begun: list[Any] = []
 
-        def enter(_module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-            if not phase:
-                self.rows += len(inputs[0] if inputs else options["sample"])
+        def enter(*_: Any) -> None:
             begun.append(self._now())
 
-        def leave(_module: Any, _inputs: Any, _output: Any) -> None:
-            self._spans.append((phase or self._unet_phase, begun.pop(), self._now()))
+        def leave(*_: Any) -> None:
+            self._spans.append((phase, begun.pop(), self._now()))
 
-        yield network.register_forward_pre_hook(enter, with_kwargs=True)
-        # A forward pass that was left early took its time all the same.
+        yield network.register_forward_pre_hook(enter)
         yield network.register_forward_hook(leave, always_call=True)
+
+    def _watch_unet(self, unet: Any) -> Iterator[Any]:
+        """From its first convolution to its last, or to the self-attention layer where a pass ends
+        early; not the module itself, because our own pass goes over its parts."""
+        begun: list[Any] = []
+
+        def enter(*_: Any) -> None:
+            begun.append(self._now())
+
+        def leave(*_: Any) -> None:
+            self._spans.append((self._unet_phase, begun.pop(), self._now()))
+
+        def leave_early(_module: Any, _inputs: Any, output: Any) -> None:
+            if output is None:  # it was left by an exception
+                leave()
+
+        def count(_module: Any, inputs: tuple[Any, ...]) -> None:
+            self.rows += len(inputs[0])
+
+        attentions = {n: m for n, m in unet.named_modules() if n.endswith((".attn1", ".attn2"))}
+        first = next(module for name, module in attentions.items() if name.endswith(".attn2"))
+        yield unet.conv_in.register_forward_pre_hook(enter)
+        yield unet.conv_out.register_forward_hook(leave)
+        yield first.register_forward_pre_hook(count)
+        for name, module in attentions.items():
+            if name.endswith(".attn1"):
+                yield module.register_forward_hook(leave_early, always_call=True)
 
     def _now(self) -> Any:
         if self._device.type != "cuda":
