@@ -1,9 +1,9 @@
 """torch.compile where it is sound: the parts of a UNet that hold no state of ours.
 
 Residual blocks (convolutions, norms) and feed-forward layers do three quarters of the FLOPs of a
-row in SD 1.5, and are pure functions of their input. Attention is left as it is: what its processors do
-depends on the step and the row, and scaled_dot_product_attention is a fused kernel already. Batches
-of other sizes may compile anew.
+row in SD 1.5, and are pure functions of their input. Attention is left as it is: what its
+processors do depends on the step and the row, and scaled_dot_product_attention is a fused kernel
+already. Batches of other sizes may compile anew.
 """
 
 from __future__ import annotations
