@@ -39,4 +39,4 @@ class VerdictRule:
 
 BOX_RULE = VerdictRule(keep_at_least=0.81, review_at_least=0.55)
 MASK_RULE = VerdictRule(keep_at_least=0.86, review_at_least=0.75)
-"""As `fpe bench boxes` chose them, on validation scenes. What they do on others: docs/benchmark.md"""
+"""Chosen by `fpe bench boxes` on validation scenes; what they do on others: docs/benchmark.md."""

@@ -64,6 +64,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "keep_source": True,
         },
         "judge": None,
+        "annotations": None,
         "resources": {
             "ray_address": None,
             "actors": None,
