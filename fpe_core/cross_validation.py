@@ -1,12 +1,13 @@
 """Rules that hold for edits they were not fitted to: how high to aim is chosen by cross-validation.
 
-    fitted = fit_to_hold(edits, precision=0.95)
+    fitted = fit_to_hold(edits, precision=0.95, recall=0.8)
     fitted.rules, fitted.aim, fitted.held_out.precision
 
 Thresholds suit best what they were chosen by: rules with a precision of 0.95 on their own edits
 have less on others. So for each aim from the wanted precision to 1, rules are fitted to the edits
 without a tenth of the sources, and tried on that tenth, ten times; what the ten make of edits they
-have not seen shows what the aim comes to.
+have not seen shows what the aim comes to. A bad edit that is kept does more harm than a good one
+that is lost, so once enough good ones are kept, more precision is better than more of them.
 """
 
 from __future__ import annotations
@@ -47,11 +48,19 @@ class Fitted:
         """
         return lower_bound(self.held_out.accepted_good, self.held_out.accepted)
 
+    @property
+    def sure_recall(self) -> float:
+        """The recall, likewise."""
+        return lower_bound(self.held_out.accepted_good, self.held_out.good)
 
-def fit_to_hold(edits: Sequence[JudgedEdit], precision: float = 0.95) -> Fitted:
-    """Of the aims whose `sure_precision` is the wanted one, that with most held-out recall.
 
-    Where no aim reaches it, the one with the highest. Of equal ones the highest aim.
+def fit_to_hold(
+    edits: Sequence[JudgedEdit], precision: float = 0.95, recall: float = 0.8
+) -> Fitted:
+    """Of the aims that surely have the wanted precision and recall, the most precise.
+
+    Where none has both, precision comes first: of those that surely have it, the one with most
+    recall; where none has it, the one that comes nearest.
 
     Raises:
         ParameterError: no edit is good, or a precision outside 0..1.
@@ -59,9 +68,9 @@ def fit_to_hold(edits: Sequence[JudgedEdit], precision: float = 0.95) -> Fitted:
     steps = [step / (_AIMS - 1) for step in range(_AIMS)]
     aims = [precision * (1 - step) + step for step in steps]
 
-    def rank(fitted: Fitted) -> tuple[float, float, float]:
-        recall = fitted.held_out.recall or 0.0
-        return min(fitted.sure_precision, precision), recall, fitted.aim
+    def rank(fitted: Fitted) -> tuple[float, ...]:
+        enough = min(fitted.sure_precision, precision), min(fitted.sure_recall, recall)
+        return *enough, fitted.sure_precision, fitted.sure_recall, fitted.aim
 
     return max(fit_for(edits, aims), key=rank)
 

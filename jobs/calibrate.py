@@ -22,12 +22,12 @@ CURVE = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 """Precisions that are aimed at, to see what recall is left."""
 
 
-def fit(judged: Judgements, precision: float) -> dict[str, Fitted]:
+def fit(judged: Judgements, precision: float, recall: float) -> dict[str, Fitted]:
     """Rules for every type that was judged. Raises JobError."""
     fitted = {}
     for edit_type, edits in judged.items():
         try:
-            fitted[edit_type] = fit_to_hold(edits, precision)
+            fitted[edit_type] = fit_to_hold(edits, precision, recall)
         except ParameterError as error:
             raise JobError(f"edits of {edit_type}: {error}") from error
     return fitted
@@ -44,11 +44,12 @@ def rules_yaml(rules: Rules) -> str:
 
 def fitted_table(fitted: Mapping[str, Fitted], title: str) -> Table:
     """The rules chosen: their aim, and what it came to on edits that were held out."""
-    table = _table(title, "judged", "good", "aimed at", "precision", "surely", "recall")
+    table = _table(title, "judged", "aimed at", "precision", "surely", "recall", "surely")
     for edit_type, each in fitted.items():
         precision, recall = _shares(each.held_out)
-        counts = (str(each.own.edits), str(each.own.good), f"{each.aim:.3f}")
-        table.add_row(edit_type, *counts, precision, f"{each.sure_precision:.3f}", recall)
+        surely = (f"{each.sure_precision:.3f}", f"{each.sure_recall:.3f}")
+        counts = (str(each.own.edits), f"{each.aim:.3f}")
+        table.add_row(edit_type, *counts, precision, surely[0], recall, surely[1])
     return table
 
 

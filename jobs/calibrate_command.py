@@ -39,6 +39,9 @@ def calibrate(
     precision: Annotated[
         float, typer.Option(min=0, max=1, help="Wanted share of good ones among accepted edits.")
     ] = 0.95,
+    recall: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the good ones that is enough to accept.")
+    ] = 0.8,
     out: Annotated[pathlib.Path, typer.Option(help="Where the rules go.")] = pathlib.Path(
         "rules.yaml"
     ),
@@ -50,7 +53,7 @@ def calibrate(
         typer.Option("--type", help="This type of edit; again for more. Else all."),
     ] = None,
     scenes: Annotated[int, typer.Option(min=1, max=1000, help="Validation scenes.")] = 80,
-    test_scenes: Annotated[int, typer.Option(min=1, max=1000, help="Test scenes.")] = 40,
+    test_scenes: Annotated[int, typer.Option(min=1, max=1000, help="Test scenes.")] = 80,
     checkpoint: Checkpoint = "builtin:still-life",
     clip: Annotated[
         str, typer.Option(metavar="SOURCE", help="The judge's CLIP, or none.")
@@ -77,32 +80,35 @@ def calibrate(
         _judge(asked, types, *_models(checkpoint, clip, structure, device, max_rows))
     elif judgements is None:
         raise JobError("name a TABLE of judged edits, or give --benchmark")
-    _choose(judgements, check, types, precision, out)
+    _choose(judgements, check, types, (precision, recall), out)
 
 
 def _choose(
     judgements: pathlib.Path,
     check: pathlib.Path | None,
     types: list[str] | None,
-    precision: float,
+    wanted: tuple[float, float],
     out: pathlib.Path,
 ) -> None:
-    """Fits rules to a table, writes them, and prints what they do on it and on the other one."""
+    """Fits rules to a table, writes them, and prints what they do on it and on the other one.
+
+    `wanted` is a precision and a recall.
+    """
     from jobs.calibrate import curve_table, fit, fitted_table, quality_table, rules_of, rules_yaml
     from jobs.judgements import of_types, read_judgements
 
     judged = of_types(read_judgements(judgements), types, judgements)
     others = None if check is None else of_types(read_judgements(check), types, check)
-    fitted = fit(judged, precision)
+    fitted = fit(judged, *wanted)
     rules = rules_of(fitted)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(rules_yaml(rules), encoding="utf-8")
     _out.print(curve_table(judged))
     _out.print(fitted_table(fitted, f"Chosen by {judgements}, precision and recall held-out"))
     for edit_type, each in fitted.items():
-        if each.sure_precision < precision:
+        if each.sure_precision < wanted[0]:
             _out.print(
-                f"Edits of {edit_type}: not sure to have a precision of {precision:g}. More judged "
+                f"Edits of {edit_type}: not sure to have a precision of {wanted[0]:g}. More judged "
                 "edits can help, and models whose scores tell more",
                 markup=False,
             )

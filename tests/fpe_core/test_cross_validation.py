@@ -49,6 +49,14 @@ def test_the_precision_that_was_wanted_is_had_on_other_edits() -> None:
     assert float(np.mean(held)) >= 0.9 > float(np.mean(plain))
 
 
+def test_when_enough_good_edits_are_kept_precision_counts() -> None:
+    edits = overlapping(240, seed=2)
+    few, many = (fit_to_hold(edits, precision=0.8, recall=recall) for recall in (0.3, 0.9))
+    assert few.sure_recall >= 0.3
+    assert many.sure_recall >= 0.9
+    assert few.sure_precision > many.sure_precision >= 0.8
+
+
 def test_edits_of_one_source_are_left_out_together() -> None:
     good = [JudgedEdit(EditScores(ssim=0.9, text_score=0.9), True, "a") for _ in range(20)]
     bad = [JudgedEdit(EditScores(ssim=0.1, text_score=0.1), False, "b") for _ in range(20)]
