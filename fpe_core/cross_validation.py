@@ -21,6 +21,7 @@ from fpe_core.calibration import JudgedEdit, Quality, Search, quality_of
 
 _FOLDS = 10
 _AIMS = 11
+_NOT_BOTH, _BOTH, _BOTH_SURELY = range(3)
 _ONE_SIDED_90 = 1.2816
 """Standard deviations of the normal distribution that 90 % lie below."""
 
@@ -59,8 +60,9 @@ def fit_to_hold(
 ) -> Fitted:
     """Of the aims that surely have the wanted precision and recall, the most precise.
 
-    Where none has both, precision comes first: of those that surely have it, the one with most
-    recall; where none has it, the one that comes nearest.
+    Where none surely has both, but some have, that of which it is surest that it has both. Where
+    none has, precision comes first: of those that surely have it, the one with most recall; where
+    none has it, the one that comes nearest.
 
     Raises:
         ParameterError: no edit is good, or a precision outside 0..1.
@@ -70,7 +72,17 @@ def fit_to_hold(
 
     def rank(fitted: Fitted) -> tuple[float, ...]:
         enough = min(fitted.sure_precision, precision), min(fitted.sure_recall, recall)
-        return *enough, fitted.sure_precision, fitted.sure_recall, fitted.aim
+        most = (fitted.sure_precision, fitted.sure_recall, fitted.aim)
+        if enough == (precision, recall):
+            return _BOTH_SURELY, *most
+        quality = fitted.held_out
+        less_sure = min(
+            margin(quality.accepted_good, quality.accepted, precision),
+            margin(quality.accepted_good, quality.good, recall),
+        )
+        if less_sure >= 0:
+            return _BOTH, less_sure, *most
+        return _NOT_BOTH, *enough, *most
 
     return max(fit_for(edits, aims), key=rank)
 
@@ -95,6 +107,14 @@ def lower_bound(good: int, accepted: int) -> float:
     middle = share + spread / 2
     half = math.sqrt(spread * (share * (1 - share) + spread / 4))
     return max(0.0, (middle - half) / (1 + spread))
+
+
+def margin(good: int, of: int, wanted: float) -> float:
+    """By how many standard errors the share of `good` is above the wanted one; below: negative."""
+    if not of:
+        return -math.inf
+    variance = max(wanted * (1 - wanted), 1 / of)  # a wanted share of 0 or 1 has none
+    return (good / of - wanted) / math.sqrt(variance / of)
 
 
 def _folds(edits: Sequence[JudgedEdit]) -> Iterator[tuple[list[JudgedEdit], list[JudgedEdit]]]:
