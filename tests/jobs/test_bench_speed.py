@@ -118,9 +118,12 @@ def test_the_report_holds_every_raw_figure(
 
 
 def test_the_compiled_arm_agrees_and_is_seen() -> None:
-    """ "eager" is torch's backend that traces the graphs and compiles nothing."""
+    """ "eager" is torch's backend that traces the graphs and compiles nothing; one step has all of
+    them."""
     checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
-    parameters = EditParameters(steps=STEPS, layers=LAYERS, width_px=64, height_px=64)
+    parameters = EditParameters(
+        steps=1, replaced_fraction=1.0, layers=LAYERS, width_px=64, height_px=64
+    )
     work = make_workload(1, 1, parameters)
     authors, *_, eager, traced = exact_arms(checkpoint, checkpoint, "eager")
     assert (eager.name, traced.name, traced.is_compiled) == ("D", "E", True)
@@ -202,7 +205,7 @@ def test_the_minimal_procedure_of_stable_diffusion_1_5() -> None:
     [
         (["--sources", "0"], "--sources must be whole numbers from 1"),
         (["--edits", "1,x"], "--edits must be whole numbers from 1"),
-        (["--steps", "2"], "2 is not in the range"),
+        (["--steps", "2"], "greater than or equal to 3"),
         (["--size", "60"], "width_px must be a multiple of 8"),
         (["--compiler", "gcc"], "torch.compile has no backend 'gcc'; allowed: none"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
