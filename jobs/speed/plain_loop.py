@@ -18,6 +18,7 @@ from torch.nn import functional
 from fpe_core import Checkpoint, EditParameters
 from fpe_core.attention import select_layers, self_attention_layers
 from fpe_core.autoencoder import latent_dtype
+from fpe_core.schedule import ddim_schedule
 
 _SOURCE, _TARGET = 2, 3
 """Rows of an editing step: source and target unconditional, source and target conditional."""
@@ -38,6 +39,15 @@ class PlainLoop:
             timestep_spacing="leading",
         )
         self._scheduler.set_timesteps(parameters.steps)
+        # diffusers sums its table up in float32. Small models at many steps enlarge that rounding
+        # past the gate's tolerance, and the gate is to compare procedures, not tables.
+        levels = ddim_schedule(checkpoint.scheduler_config, parameters.steps)
+        table = self._scheduler.alphas_cumprod.double()
+        table[list(levels.timesteps)] = torch.tensor(levels.alphas_bar[1:], dtype=torch.float64)
+        self._scheduler.alphas_cumprod = table
+        self._scheduler.final_alpha_cumprod = torch.tensor(
+            levels.alphas_bar[0], dtype=torch.float64
+        )
 
     def invert(self, z_0: Tensor, source_prompt: str) -> list[Tensor]:
         """z_0 .. z_T: DDIM backwards, with guidance 1."""
