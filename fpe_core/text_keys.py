@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from fpe_core.attend import attend
@@ -53,7 +52,7 @@ class TextKeys:
         layers = {
             name: self._unet.get_submodule(name.removesuffix(".processor"))
             for name, own in self._own_processors.items()
-            if name.endswith("attn2.processor") and type(own) is AttnProcessor2_0
+            if name.endswith("attn2.processor") and type(own).__name__ == "AttnProcessor2_0"
         }
         if self._bytes_in(layers.values()) <= self._most_bytes:
             processors = {

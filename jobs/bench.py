@@ -27,7 +27,7 @@ app.command()(speed)
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 40
-STILL_LIFE_RULES = pathlib.Path(__file__).with_name("still_life_rules.yaml")
+STILL_LIFE_RULES = pathlib.Path(__file__).parent / "rules" / "still_life.yaml"
 """Chosen for the built-in models by `fpe calibrate --benchmark`."""
 
 T = TypeVar("T")

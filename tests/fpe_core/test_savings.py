@@ -24,9 +24,9 @@ from fpe_core import (
 )
 from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
 from fpe_core.attention import select_layers, self_attention_layers
+from fpe_core.reference import Reference
 from fpe_core.text_keys import TextKeys
 from fpe_core.unet_pass import can_share, forward
-from tests.fpe_core.naive_reference import Reference
 
 PARAMETERS = EditParameters(
     steps=3, replaced_fraction=0.7, layers=LayersByTokens(16), width_px=64, height_px=64

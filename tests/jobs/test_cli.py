@@ -113,7 +113,7 @@ def test_plan_counts_and_writes_nothing(job_file: pathlib.Path) -> None:
     row = figures(printed)
     assert (row["edits"], row["already done"], row["to do"], row["sources"]) == ("6", "0", "6", "3")
     # ten steps of inversion, five of them beside the edits, twice ten for each of two edits
-    assert row["UNet rows to do"] == str(3 * (10 + 5 + 2 * 20))
+    assert row["UNet rows to do"] == str(3 * (10 + 5 + 2 * (20 - 1)))
     assert not (job_file.parent / "run").exists()
 
 
@@ -191,8 +191,8 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     assert code == 0, errors
     row = figures(printed)
     assert (row["edits planned"], row["done before"], row["accepted"]) == ("6", "0", "6")
-    # four steps recommended, two of them replaced, two edits: (4 + 2 + 2 * 2 * 4) / 2
-    assert row["UNet rows per edit"] == "11.0"
+    # four steps recommended, two of them replaced, two edits: (4 + 2 + 2 * (2 * 4 - 1)) / 2
+    assert row["UNet rows per edit"] == "10.0"
     assert float(row["edits/s"]) > 0
 
     written = sorted(small_job.parent.glob("run/part-*/edited/*.webp"))

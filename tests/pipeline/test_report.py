@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from fpe_core.acceptance import RejectReason
@@ -60,7 +61,7 @@ def test_the_facts_are_those_of_the_run(stored_job: Job, image: bytes) -> None:
     assert facts.sources == 3
     assert facts.is_judged
     assert facts.notes == ()
-    assert facts.job_text.startswith("edit:")
+    assert yaml.safe_load(facts.job_text)["edit"]["steps"] is None
     assert facts.failure_examples == {"source_missing": "not there"}
     assert facts.cost.unet_rows == sum(each.unet_rows for each in outcomes) == 50.0
     assert facts.cost.unet_rows_rejected == 10.0

@@ -88,14 +88,11 @@ def test_estimates_cost_the_rows_that_they_say(editor: Editor) -> None:
     inversion = editor.invert(
         [s.picture(64) for s in sources], ["", "x"], dataclasses.replace(SMALL, steps=steps)
     )
-    rows: list[int] = []
-    hook = editor.checkpoint.unet.register_forward_hook(
-        lambda _, arguments, __: rows.append(len(arguments[0]))
-    )
+    limit, _ = editor._row_limits(inversion.parameters)
+    before = limit.evaluated
     estimates = estimates_of(editor, inversion)
-    hook.remove()
     costs = rows_of_estimates(steps)
-    assert sum(rows) == len(sources) * sum(costs.values())
+    assert limit.evaluated - before == len(sources) * sum(costs.values())
     assert (costs["probed_steps_db"], costs[FULL], costs["walked_psnr_db"]) == (4, steps, 0)
     probed = estimates["probed_steps_db"]
     assert len(probed) == 2
