@@ -6,8 +6,8 @@
 Thresholds suit best what they were chosen by: rules with a precision of 0.95 on their own edits
 have less on others. So for each aim from the wanted precision to 1, rules are fitted to the edits
 without a tenth of the sources, and tried on that tenth, ten times; what the ten make of edits they
-have not seen shows what the aim comes to. A bad edit that is kept does more harm than a good one
-that is lost, so once enough good ones are kept, more precision is better than more of them.
+have not seen shows what the aim comes to. A higher aim has more precision and less recall; the one
+is taken that leaves both a margin.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from fpe_core.calibration import JudgedEdit, Quality, Search, quality_of
 
 _FOLDS = 10
 _AIMS = 11
-_NOT_BOTH, _BOTH, _BOTH_SURELY = range(3)
 _ONE_SIDED_90 = 1.2816
 """Standard deviations of the normal distribution that 90 % lie below."""
 
@@ -58,11 +57,10 @@ class Fitted:
 def fit_to_hold(
     edits: Sequence[JudgedEdit], precision: float = 0.95, recall: float = 0.8
 ) -> Fitted:
-    """Of the aims that surely have the wanted precision and recall, the most precise.
+    """The aim that most surely has both the wanted precision and the wanted recall.
 
-    Where none surely has both, but some have, that of which it is surest that it has both. Where
-    none has, precision comes first: of those that surely have it, the one with most recall; where
-    none has it, the one that comes nearest.
+    That is, on held-out edits it is by most standard errors above the wanted one of the two that it
+    is nearer to, or by fewest below. Of equal ones the highest aim.
 
     Raises:
         ParameterError: no edit is good, or a precision outside 0..1.
@@ -70,19 +68,13 @@ def fit_to_hold(
     steps = [step / (_AIMS - 1) for step in range(_AIMS)]
     aims = [precision * (1 - step) + step for step in steps]
 
-    def rank(fitted: Fitted) -> tuple[float, ...]:
-        enough = min(fitted.sure_precision, precision), min(fitted.sure_recall, recall)
-        most = (fitted.sure_precision, fitted.sure_recall, fitted.aim)
-        if enough == (precision, recall):
-            return _BOTH_SURELY, *most
-        quality = fitted.held_out
-        less_sure = min(
-            margin(quality.accepted_good, quality.accepted, precision),
-            margin(quality.accepted_good, quality.good, recall),
+    def rank(fitted: Fitted) -> tuple[float, float]:
+        found = fitted.held_out
+        margins = (
+            _margin(found.accepted_good, found.accepted, precision),
+            _margin(found.accepted_good, found.good, recall),
         )
-        if less_sure >= 0:
-            return _BOTH, less_sure, *most
-        return _NOT_BOTH, *enough, *most
+        return min(margins), fitted.aim
 
     return max(fit_for(edits, aims), key=rank)
 
@@ -109,12 +101,12 @@ def lower_bound(good: int, accepted: int) -> float:
     return max(0.0, (middle - half) / (1 + spread))
 
 
-def margin(good: int, of: int, wanted: float) -> float:
-    """By how many standard errors the share of `good` is above the wanted one; below: negative."""
+def _margin(hits: int, of: int, wanted: float) -> float:
+    """How far a share is above the wanted one, in the standard errors of the wanted one."""
     if not of:
         return -math.inf
-    variance = max(wanted * (1 - wanted), 1 / of)  # a wanted share of 0 or 1 has none
-    return (good / of - wanted) / math.sqrt(variance / of)
+    error = math.sqrt(max(wanted * (1 - wanted), 1e-6) / of)
+    return (hits / of - wanted) / error
 
 
 def _folds(edits: Sequence[JudgedEdit]) -> Iterator[tuple[list[JudgedEdit], list[JudgedEdit]]]:

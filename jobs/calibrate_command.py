@@ -106,10 +106,11 @@ def _choose(
     _out.print(curve_table(judged))
     _out.print(fitted_table(fitted, f"Chosen by {judgements}, precision and recall held-out"))
     for edit_type, each in fitted.items():
-        if each.sure_precision < wanted[0]:
+        if each.sure_precision < wanted[0] or each.sure_recall < wanted[1]:
             _out.print(
-                f"Edits of {edit_type}: not sure to have a precision of {wanted[0]:g}. More judged "
-                "edits can help, and models whose scores tell more",
+                f"Edits of {edit_type}: not sure to have a precision of {wanted[0]:g} and a recall "
+                f"of {wanted[1]:g}. More judged edits can help, and models whose scores tell more; "
+                "the less recall is wanted, the more precision there is",
                 markup=False,
             )
     if others is not None:

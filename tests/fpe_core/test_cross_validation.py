@@ -10,7 +10,7 @@ import pytest
 
 from fpe_core import EditScores, ParameterError
 from fpe_core.calibration import JudgedEdit, fit_rules, quality_of
-from fpe_core.cross_validation import fit_for, fit_to_hold, lower_bound, margin
+from fpe_core.cross_validation import fit_for, fit_to_hold, lower_bound
 
 
 def overlapping(count: int, seed: int) -> list[JudgedEdit]:
@@ -43,41 +43,17 @@ def test_the_precision_that_was_wanted_is_had_on_other_edits() -> None:
         edits = overlapping(240, seed)
         fitted = fit_to_hold(edits, precision=0.9)
         assert fitted.aim >= 0.9
-        assert fitted.held_out.precision is not None
-        assert fitted.held_out.precision >= 0.9
         plain.append(precision_on(fit_rules(edits, 0.9), others))
         held.append(precision_on(fitted.rules, others))
     assert float(np.mean(held)) >= 0.9 > float(np.mean(plain))
 
 
-def test_when_enough_good_edits_are_kept_precision_counts() -> None:
+def test_the_less_recall_is_wanted_the_more_precision_there_is() -> None:
     edits = overlapping(240, seed=2)
     few, many = (fit_to_hold(edits, precision=0.8, recall=recall) for recall in (0.3, 0.9))
-    assert few.sure_recall >= 0.3
-    assert many.sure_recall >= 0.9
+    assert few.aim > many.aim
     assert few.sure_precision > many.sure_precision >= 0.8
-
-
-def test_where_nothing_is_sure_of_both_the_surest_of_both_is_taken() -> None:
-    """Wanted: what an aim in the middle just has, and no more."""
-    edits = overlapping(240, seed=3)
-    middle = fit_to_hold(edits, precision=0.8, recall=0.7).held_out
-    assert middle.precision is not None
-    assert middle.recall is not None
-    precision, recall = middle.precision - 0.005, middle.recall - 0.005
-    fitted = fit_to_hold(edits, precision, recall)
-    assert fitted.sure_precision < precision
-    found = fitted.held_out
-    assert margin(found.accepted_good, found.accepted, precision) >= 0
-    assert margin(found.accepted_good, found.good, recall) >= 0
-
-
-@pytest.mark.parametrize(
-    ("good", "of", "wanted", "expected"),
-    [(90, 100, 0.8, 2.5), (80, 100, 0.8, 0.0), (70, 100, 0.8, -2.5), (0, 0, 0.5, -math.inf)],
-)
-def test_a_margin_is_in_standard_errors(good: int, of: int, wanted: float, expected: float) -> None:
-    assert margin(good, of, wanted) == pytest.approx(expected)
+    assert many.sure_recall > few.sure_recall >= 0.3
 
 
 def test_edits_of_one_source_are_left_out_together() -> None:

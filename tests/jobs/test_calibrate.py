@@ -60,7 +60,10 @@ def test_rules_of_a_table_go_into_a_job_file(table: pathlib.Path, tmp_path: path
     )
     figures = [line.split() for line in result.output.split("The same rules on")[1].splitlines()]
     assert ["colour", "5", "3", "3", "1.000", "1.000"] in figures
-    assert "Edits of colour: not sure to have a precision of 0.95." in result.output
+    assert (
+        "Edits of colour: not sure to have a precision of 0.95 and a recall of 0.8."
+        in result.output
+    )
     before = out.read_text()
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 2
