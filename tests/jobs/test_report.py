@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import io
+import json
 import pathlib
 import tomllib
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from jobs.report_words import MEANINGS, percent_text, score_text, signed_text
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.outcome import SCORE_COLUMNS
+from pipeline.quotas import QuotaRow
 from pipeline.report import read_report
+from pipeline.stats import STATS_FILE
 from pipeline.storage import Folder
 from tests.jobs.report_pages import HOSTILE, Parsed, one_of_each, write_large_run
 from tests.pipeline.judged_run import accepted, labelled_job, write_run
@@ -74,6 +78,20 @@ def test_the_tiles_carry_what_filters_ask_for(job: Job) -> None:
     assert all(
         "a red cat" in str(t["data-text"]) for t in tiles if "red cat" in str(t["data-text"])
     )
+
+
+def test_quotas_are_a_table_of_candidates_and_accepted_edits(job: Job) -> None:
+    row = QuotaRow({"colour": "mauve"}, 1_234, 40, 17, 20, 3, quota=19, short_by=2, to_do=2)
+    folder = Folder.open(job.output)
+    assert "mauve" not in page_of(job).texts["td"]
+    stats = json.loads(folder.read(STATS_FILE)) | {"quotas": [dataclasses.asdict(row)]}
+    folder.replace(STATS_FILE, json.dumps(stats).encode())
+    page = page_of(job)
+    for figure in ("colour mauve", "1,234", "17", "19"):
+        assert figure in page.texts["td"]
+    for heading in ("candidates", "accepted", "quota", "short by"):
+        assert heading in page.texts["th"]
+    assert page.accessibility() == []
 
 
 def test_filters_offer_the_values_there_are(job: Job) -> None:
