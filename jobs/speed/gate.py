@@ -19,11 +19,12 @@ from jobs.speed.arms import Arm, AuthorsArm
 from jobs.speed.clock import PhaseClock
 from jobs.speed.workload import Workload
 
-TOLERANCE = 1e-3
+TOLERANCE = 2e-3
 """Bound on `latent_distance` of every edit of an arm from A's, in float32.
 
-Guidance enlarges rounding from step to step. On a CPU, ten steps: the editor is 2e-6 away with the
-built-in model and 4e-4 with the smallest random one; the mistakes are 0.1 and more away.
+Guidance enlarges rounding from step to step. On a CPU the editor is 2e-6 away with the built-in
+model in ten steps, and with random ones 4e-4 in ten and 7e-4 in fifty; the
+mistakes are 0.1 and more away.
 """
 
 MARGIN = 10.0
