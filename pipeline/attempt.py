@@ -188,11 +188,6 @@ class MadeEdit:
             seconds=self.seconds,
         )
 
-    def write_failed(self, error: Exception) -> EditOutcome:
-        return self.edit.key.failed(
-            FailureCode.WRITE_FAILED, str(error), unet_rows=self.unet_rows, seconds=self.seconds
-        )
-
 
 @dataclass(frozen=True)
 class UnmadeEdit:
@@ -221,13 +216,15 @@ class UnmadeEdit:
             seconds=self.seconds,
         )
 
-    def write_failed(self, error: Exception) -> EditOutcome:
-        return self.edit.key.failed(
-            FailureCode.WRITE_FAILED, str(error), unet_rows=self.unet_rows, seconds=self.seconds
-        )
-
 
 Result = MadeEdit | UnmadeEdit | EditOutcome
+
+
+def write_failed(edit: MadeEdit | UnmadeEdit, error: Exception) -> EditOutcome:
+    """The outcome of an edit whose files or metadata could not be written."""
+    return edit.edit.key.failed(
+        FailureCode.WRITE_FAILED, str(error), unet_rows=edit.unet_rows, seconds=edit.seconds
+    )
 
 
 def edit_id_of(result: Result) -> bytes:

@@ -23,7 +23,7 @@ import torch
 from fpe_core import CheckpointError, Editor, load_checkpoint
 from fpe_core.reproduction import ReproductionLimits
 from pipeline.annotate import AnnotationSettings, annotation_columns, with_boxes
-from pipeline.attempt import MadeEdit, Result, edit_id_of
+from pipeline.attempt import MadeEdit, Result, edit_id_of, write_failed
 from pipeline.block_editor import BlockEditor
 from pipeline.errors import LeaseError
 from pipeline.group import Group
@@ -200,7 +200,7 @@ class EditActor:
                 source_name = made.source_file.result() if made.source_file else None
                 mask_names = [file.result() for file in made.mask_files]
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
-                outcomes.append(made.write_failed(error))
+                outcomes.append(write_failed(made, error))
                 continue
             finally:
                 oversight.alive()
@@ -223,7 +223,7 @@ class EditActor:
         except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
             unwritten = {m.edit.key.edit_id: m for m in results if isinstance(m, MadeEdit)}
             return outcomes_table(
-                unwritten[o.edit_id].write_failed(error) if o.part else o for o in outcomes
+                write_failed(unwritten[o.edit_id], error) if o.part else o for o in outcomes
             )
 
     def _metadata_row(

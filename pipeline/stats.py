@@ -101,7 +101,7 @@ class RunSummary:
     rejections_by_reason: Mapping[str, int] = field(default_factory=dict)
     stations: StationFigures = field(default_factory=dict)
     busy_share: float | None = None
-    second_tries: SecondTries = field(default_factory=lambda: SecondTries())
+    second_tries: SecondTries = field(default_factory=SecondTries)
     spared: int = 0
     quotas: tuple[QuotaRow, ...] = ()
 
