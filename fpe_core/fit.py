@@ -17,15 +17,15 @@ photo was taken is in there), XMP, comment or profile.
 from __future__ import annotations
 
 import contextlib
-import io
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from fpe_core.colour import to_srgb
-from fpe_core.errors import ImageDecodeError, ImageTooLargeError, ParameterError
+from fpe_core.errors import ImageDecodeError, ParameterError
+from fpe_core.untrusted_image import open_untrusted
 
 POLICIES = ("crop", "pad")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI")
@@ -97,47 +97,11 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
         ImageDecodeError: empty, unknown format, truncated or broken.
         ImageTooLargeError: over `max_pixels`.
     """
-    if not data:
-        raise ImageDecodeError("the image is empty (0 bytes)")
-    allow_pixels(max_pixels)
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_pixels(image, max_pixels)
-            image.load()
-            check_pixels(image, max_pixels)  # a frame may be larger than what the header says
-            return DecodedImage(*_to_rgb(image))
-    except ImageTooLargeError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(
-            f"the image declares more pixels than the allowed {max_pixels}; raise "
-            "images.max_pixels if it is genuine"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageDecodeError(
-            f"the bytes are in no image format that is read here ({', '.join(FORMATS)})"
-        ) from error
-    except MemoryError as error:
-        raise ImageTooLargeError("the image does not fit into memory") from error
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise ImageDecodeError(
-            f"the image cannot be decoded: {type(error).__name__}: {error}"
-        ) from error
-
-
-def allow_pixels(max_pixels: int) -> None:
-    """Pillow's own limit must not undercut the caller's."""
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels
-
-
-def check_pixels(image: Image.Image, max_pixels: int) -> None:
-    """Raises ImageTooLargeError."""
-    if image.width * image.height > max_pixels:
-        raise ImageTooLargeError(
-            f"the image declares {image.width} x {image.height} pixels, more than the allowed "
-            f"{max_pixels}; raise images.max_pixels if it is genuine"
-        )
+    refusal = f"the bytes are in no image format that is read here ({', '.join(FORMATS)})"
+    with open_untrusted(
+        data, what="image", formats=FORMATS, refusal=refusal, max_pixels=max_pixels
+    ) as image:
+        return DecodedImage(*_to_rgb(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from fpe_core.errors import ImageDecodeError, ImageTooLargeError
-from fpe_core.fit import Fit, allow_pixels, check_pixels
+from fpe_core.errors import ImageDecodeError
+from fpe_core.fit import Fit
+from fpe_core.untrusted_image import open_untrusted
 
 MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 """By Pillow's names. JPEG, and WebP which may be like it, blur what lies beside an edge: a mask in
@@ -48,33 +49,14 @@ def decode_mask(data: bytes, *, max_pixels: int) -> MaskValues:
             module).
         ImageTooLargeError: over `max_pixels`.
     """
-    if not data:
-        raise ImageDecodeError("the mask is empty (0 bytes)")
-    allow_pixels(max_pixels)
-    try:
-        with Image.open(io.BytesIO(data), formats=MASK_FORMATS) as image:
-            check_pixels(image, max_pixels)
-            image.load()
-            check_pixels(image, max_pixels)  # a frame may be larger than what the header says
-            return _values_of(ImageOps.exif_transpose(image))
-    except (ImageDecodeError, ImageTooLargeError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(
-            f"the mask declares more pixels than the allowed {max_pixels}; raise "
-            "images.max_pixels if it is genuine"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageDecodeError(
-            f"the bytes are in no format that holds a mask exactly ({', '.join(MASK_FORMATS)}); "
-            "save it as PNG"
-        ) from error
-    except MemoryError as error:
-        raise ImageTooLargeError("the mask does not fit into memory") from error
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise ImageDecodeError(
-            f"the mask cannot be decoded: {type(error).__name__}: {error}"
-        ) from error
+    refusal = (
+        f"the bytes are in no format that holds a mask exactly ({', '.join(MASK_FORMATS)}); "
+        "save it as PNG"
+    )
+    with open_untrusted(
+        data, what="mask", formats=MASK_FORMATS, refusal=refusal, max_pixels=max_pixels
+    ) as image:
+        return _values_of(ImageOps.exif_transpose(image))
 
 
 def _values_of(image: Image.Image) -> MaskValues:
