@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.console import Console
 
 from jobs.bench_speed import speed
+from jobs.console import console
 from jobs.exits import guarded
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 app.command()(speed)
 
-_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_out = console()
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 40
 STILL_LIFE_RULES = pathlib.Path(__file__).parent / "rules" / "still_life.yaml"

@@ -8,15 +8,15 @@ import pathlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from jobs.console import console
 from jobs.exits import STOPPED, guarded
 
 if TYPE_CHECKING:
     from jobs.speed.presets import Preset
     from jobs.speed.report import Sweep
 
-_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_out = console()
 
 
 class PresetName(enum.StrEnum):

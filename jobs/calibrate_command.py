@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from jobs.bench import Checkpoint, Device, Rows
+from jobs.console import console
 from jobs.exits import guarded
 from pipeline.errors import JobError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fpe_core.scores import ClipScorer
     from fpe_core.structure import StructureModel
 
-_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_out = console()
 _log = logging.getLogger(__name__)
 
 

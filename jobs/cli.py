@@ -12,10 +12,10 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
 from jobs import bench, calibrate_command
+from jobs.console import console
 from jobs.exits import STOPPED, guarded
 from pipeline.redact import tellable
 
@@ -39,8 +39,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(bench.app, name="bench")
 app.command("calibrate")(calibrate_command.calibrate)
 
-_out = Console(highlight=False, soft_wrap=True, emoji=False)
-_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+_out = console()
+_err = console(stderr=True)
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="Job file.")]
 Overrides = Annotated[

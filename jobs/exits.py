@@ -24,8 +24,8 @@ from types import FrameType
 from typing import NoReturn, ParamSpec
 
 import typer
-from rich.console import Console
 
+from jobs.console import console
 from pipeline.errors import Interrupted, JobError, LeaseError, ManifestError, PipelineError
 
 OK, STOPPED, USAGE, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
@@ -94,11 +94,11 @@ def _leave(error: BaseException) -> NoReturn:
         raise typer.Exit(OK) from None  # the reader of our output, such as `head`, has enough
     if "--debug" in sys.argv:
         traceback.print_exception(error)
-    console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+    err = console(stderr=True)
     code = exit_code(error)
     kind = "stopped" if code in (INTERRUPTED, TERMINATED) else "error"
-    console.print(f"[bold red]{kind}:[/] ", end="")
-    console.print(message_of(error), markup=False)
+    err.print(f"[bold red]{kind}:[/] ", end="")
+    err.print(message_of(error), markup=False)
     raise typer.Exit(code) from None
 
 

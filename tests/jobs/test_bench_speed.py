@@ -33,7 +33,7 @@ ARMS = ["A", "B", "B+", "C", "D", "D again"]
 
 
 def fpe(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, list(arguments), env={"TERM": "dumb"})
     return result.exit_code, result.stdout, result.stderr
 
 
