@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from jobs.bench_pipeline import pipeline
 from jobs.bench_speed import speed
 from jobs.console import console
 from jobs.exits import guarded
@@ -23,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command()(speed)
+app.command()(pipeline)
 
 _out = console()
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -49,7 +49,7 @@ from pipeline.reproduction_gate import ReproductionGate
 from pipeline.write import PartWriter
 
 _T = TypeVar("_T")
-_EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
+EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
 
 _NO_ROWS_FAULT: tuple[type[Exception], ...] = (*DEVICE_FAILED, ParameterError)
 """The device is gone for good, or what the job asks for does not fit the model."""
@@ -92,12 +92,18 @@ class BlockEditor:
         self._keeps_rejected = keeps_rejected
         self._annotations = annotations
         self._judge = judge
+        self._ladder = judge.settings.ladder if judge is not None else None
         self._judging = judging
         self.model_seconds = 0.0
         """What the editor took so far."""
 
-    def edit(self, groups: Sequence[Group]) -> Iterator[Result]:
-        """All edits of groups with equal parameters."""
+    def edit(
+        self, groups: Sequence[Group], done_with_model: Callable[[], None] = lambda: None
+    ) -> Iterator[Result]:
+        """All edits of groups with equal parameters.
+
+        `done_with_model` is called when what remains is the judge's and the writer's work.
+        """
         waiting: _Call | None = None
         for call in self._calls(groups):
             if not isinstance(call, _Call):
@@ -109,8 +115,11 @@ class BlockEditor:
             if call.verdicts is None:  # nothing to wait for: its files can be on their way
                 yield from self._settle(call)
                 waiting = None
+        if self._ladder is None:  # else a verdict may ask for further tries
+            done_with_model()
         if waiting is not None:
             yield from self._settle(waiting)
+        done_with_model()
 
     def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit | EditOutcome]:
         """Every group inverted and edited once; outcomes of what failed or is not to be made."""
@@ -137,7 +146,8 @@ class BlockEditor:
             yield from outcomes
             if not outcomes:
                 sound.append(index)
-        for indices in _call_by_call(sources.groups, sound):
+        sizes = [len(group.edits) for group in sources.groups]
+        for indices in call_by_call(sizes, sound):
             yield from self._first_tries(sources.select(indices))
 
     def _unsound(self, sources: PreparedSources) -> Iterator[Sequence[UnmadeEdit | EditOutcome]]:
@@ -314,7 +324,7 @@ class BlockEditor:
 
     def _next_rungs(self, tried: Sequence[TriedEdit]) -> dict[EditParameters, list[int]]:
         """Which are to be tried again, as places, by the parameters."""
-        ladder = self._judge.settings.ladder if self._judge is not None else None
+        ladder = self._ladder
         rungs: dict[EditParameters, list[int]] = defaultdict(list)
         for place, each in enumerate(tried):
             if ladder is None or each.trouble or each.attempts[-1].reason is None:
@@ -406,19 +416,19 @@ def _with_verdicts(tried: Sequence[TriedEdit], verdicts: Sequence[_Verdict]) -> 
     return result
 
 
-def _call_by_call(groups: Sequence[Group], indices: Sequence[int]) -> Iterator[list[int]]:
-    """Groups of one call of the editor, as indices.
+def call_by_call(edits: Sequence[int], indices: Sequence[int]) -> Iterator[list[int]]:
+    """Groups of one call of the editor, as indices, by the number of edits that each group has.
 
     A call should fill the device, and its images should be on their way while the next computes.
     """
     call: list[int] = []
-    edits = 0
+    in_call = 0
     for index in indices:
         call.append(index)
-        edits += len(groups[index].edits)
-        if edits >= _EDITS_PER_CALL:
+        in_call += edits[index]
+        if in_call >= EDITS_PER_CALL:
             yield call
-            call, edits = [], 0
+            call, in_call = [], 0
     if call:
         yield call
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.reproduction_gate import ReproductionGate
 from pipeline.storage import Folder
-from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched
+from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched, merged
 from pipeline.write import (
     ImageFormat,
     MetadataLayout,
@@ -73,8 +74,23 @@ class EditSettings:
     annotations: AnnotationSettings | None = None
 
 
+@dataclass(frozen=True)
+class Block:
+    """The decoded rows of a block, ready for the model; `carried` are their other columns."""
+
+    groups: tuple[Group, ...]
+    carried: pa.Table | None
+
+    @property
+    def edit_ids(self) -> list[bytes]:
+        return [edit.key.edit_id for group in self.groups for edit in group.edits]
+
+
 class EditActor:
-    """Loads the checkpoint once and edits block after block."""
+    """Loads the checkpoint once and edits block after block.
+
+    One thread at a time may have the model (`turns`); what comes before and after it, several.
+    """
 
     def __init__(self, settings: EditSettings) -> None:
         """Raises CheckpointError and StorageError: without these nothing can be done."""
@@ -107,16 +123,14 @@ class EditActor:
         self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._figures: StationFigures = {}
+        self._counting = threading.Lock()
 
     def __call__(self, table: pa.Table, oversight: Oversight | None = None) -> pa.Table:
-        """Decoded work rows to OUTCOME_SCHEMA and the worker, one row per edit.
+        """`edit` of decoded work rows."""
+        return self.edit(self.prepare(table), oversight or Unwatched())
 
-        What it returns as accepted is on the storage and in the part's metadata. In a run that is
-        being stopped nothing is made and nothing returned.
-        """
-        oversight = oversight or Unwatched()
-        if oversight.orders.is_stopping:
-            table = table.slice(0, 0)
+    def prepare(self, table: pa.Table) -> Block:
+        """What can be done before the model is free: decoded work rows as groups with pictures."""
         carried = carried_columns(table)
         rows = table.drop_columns(["carried"] if carried is not None else []).to_pylist()
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
@@ -124,22 +138,38 @@ class EditActor:
             groups = with_edit_types(groups, self._judge.settings.edit_type, carried)
         if self._settings.annotations is not None:
             groups = with_boxes(groups, self._settings.annotations, carried)
-        self._figures = {}
-        with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
-            outcomes = self._edit_part(groups, carried, oversight)
+        return Block(tuple(groups), carried)
+
+    def edit(
+        self,
+        block: Block,
+        oversight: Oversight,
+        done_with_model: Callable[[], None] = lambda: None,
+    ) -> pa.Table:
+        """The outcomes of a block and the worker: OUTCOME_SCHEMA, one row per edit.
+
+        What it returns as accepted is on the storage and in the part's metadata. In a run that is
+        being stopped nothing is made and nothing returned. `done_with_model` is called, from then
+        on another thread may call this; not for a block that is made with care.
+        """
+        is_empty = oversight.orders.is_stopping or not block.edit_ids
+        outcomes = (
+            outcomes_table([]) if is_empty else self._edit_part(block, oversight, done_with_model)
+        )
         worker = pa.array([self._worker] * outcomes.num_rows, WORKER_FIELD.type)
         return outcomes.append_column(WORKER_FIELD, worker)
 
-    def figures(self) -> StationFigures:
-        """What the latest block cost: rows (edits) and seconds of the model, images written, ..."""
-        return self._figures
+    def take_figures(self) -> StationFigures:
+        """What blocks cost since this was last asked: rows (edits) and seconds of the model, images
+        written, ..."""
+        with self._counting:
+            figures, self._figures = self._figures, {}
+        return figures
 
     def _edit_part(
-        self, groups: Sequence[Group], carried: pa.Table | None, oversight: Oversight
+        self, block: Block, oversight: Oversight, done_with_model: Callable[[], None]
     ) -> pa.Table:
-        planned = [edit.key.edit_id for group in groups for edit in group.edits]
-        if not planned:
-            return outcomes_table([])
+        planned = block.edit_ids
         settings = self._settings
         writer = PartWriter(
             self._folder, part_name(planned), settings.image_format, self._pool, settings.lease
@@ -147,7 +177,6 @@ class EditActor:
         finished = writer.finished_outcomes()
         if finished is not None:
             return finished
-        orders = oversight.orders
         editor = BlockEditor(
             self._editor,
             writer,
@@ -159,25 +188,17 @@ class EditActor:
             keeps_rejected=settings.judge is not None and settings.judge.keep_rejected,
             annotations=settings.annotations,
         )
-        groups = [_unless_quarantined(group, orders) for group in groups]
-        results: list[Result] = []
-        for group in groups:
-            if group.failure:
-                results.extend(e.key.failed(group.failure, group.message) for e in group.edits)
-        sound = [group for group in groups if not group.failure]
-        for bucket in [[group] for group in sound] if orders.is_careful else _buckets(sound):
-            with oversight.focus([group.group_id for group in bucket]):
-                made = list(editor.edit(bucket))
-                if orders.is_careful:  # then whatever a group causes is to happen in its focus
-                    wait(_files_of(made))
-            results.extend(made)
+        with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
+            results = _results(block.groups, editor, oversight, done_with_model)
         place = {edit_id: number for number, edit_id in enumerate(planned)}
         results.sort(key=lambda result: place[edit_id_of(result)])
-        outcomes = self._finish(writer, results, carried, oversight)
+        outcomes = self._finish(writer, results, block.carried, oversight)
         edited = {"rows": len(planned), "seconds": editor.model_seconds}
-        self._figures = {"edit": edited, "write": writer.figures()}
+        figures = {"edit": edited, "write": writer.figures()}
         if self._judge is not None:
-            self._figures["judge"] = self._judge.take_figures()
+            figures["judge"] = self._judge.take_figures()
+        with self._counting:
+            self._figures = merged(self._figures, figures)
         return outcomes
 
     def _finish(
@@ -259,6 +280,31 @@ class EditActor:
         if settings is None or made.annotated is None:
             return {}
         return annotation_columns(settings, made.group, made.annotated, mask_names)
+
+
+def _results(
+    groups: Sequence[Group],
+    editor: BlockEditor,
+    oversight: Oversight,
+    done_with_model: Callable[[], None],
+) -> list[Result]:
+    """Of every edit, in no order; files may still be on their way."""
+    orders = oversight.orders
+    groups = [_unless_quarantined(group, orders) for group in groups]
+    results: list[Result] = []
+    for group in groups:
+        if group.failure:
+            results.extend(e.key.failed(group.failure, group.message) for e in group.edits)
+    sound = [group for group in groups if not group.failure]
+    buckets = [[group] for group in sound] if orders.is_careful else _buckets(sound)
+    for bucket in buckets:
+        is_last = bucket is buckets[-1] and not orders.is_careful
+        with oversight.focus([group.group_id for group in bucket]):
+            made = list(editor.edit(bucket, *([done_with_model] if is_last else [])))
+            if orders.is_careful:  # then whatever a group causes is to happen in its focus
+                wait(_files_of(made))
+        results.extend(made)
+    return results
 
 
 @contextmanager

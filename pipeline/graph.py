@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import threading
 import time
 import traceback
 import warnings
@@ -38,6 +39,7 @@ from pipeline.resources import Pool
 from pipeline.storage import Folder
 from pipeline.store_requests import request_counts
 from pipeline.supervisor import StationFigures, merged
+from pipeline.turns import BLOCKS_AT_A_TIME, Turns
 from pipeline.watchdog import TimeLimits
 from pipeline.work_slice import WorkSlice, read_slice
 
@@ -99,6 +101,8 @@ class RayEditActor:
         self._line = line
         self._error = ""
         self._actor: EditActor | None = None
+        self._turns = Turns()
+        self._requests = _Requests("write")
         try:
             self._load(settings)
         except Exception as error:  # noqa: BLE001 - reported by the first call
@@ -129,14 +133,17 @@ class RayEditActor:
         return self._edit(self._actor, _unpack(packed))
 
     def _edit(self, actor: EditActor, table: pa.Table) -> pa.Table:
-        requests = _Requests("write")
-
         def figures() -> StationFigures:
-            return merged(actor.figures(), requests.figures())
+            return merged(actor.take_figures(), self._requests.take_figures())
 
+        groups = _groups_of(table)
         try:
-            with self._line.block("edit", _groups_of(table), figures) as oversight:
-                outcomes = actor(table, oversight)
+            block = actor.prepare(table)
+            with (
+                self._turns.take(alone=self._line.is_suspect("edit", groups)) as turn,
+                self._line.block("edit", groups, figures) as oversight,
+            ):
+                outcomes = actor.edit(block, oversight, turn.pass_on)
         except DEVICE_FAILED:
             # Every later call in this process would fail too. Ray starts a new one and tries again.
             _log.exception("the device failed; this worker ends itself")
@@ -149,14 +156,19 @@ class RayEditActor:
 
 
 class _Requests:
-    """The requests of this process since now, as figures of one station."""
+    """The requests of this process, since now or since they were last taken, as figures of one
+    station."""
 
     def __init__(self, station: str) -> None:
         self._station = station
         self._before = request_counts()
+        self._counting = threading.Lock()
 
-    def figures(self) -> StationFigures:
-        return {self._station: asdict(request_counts() - self._before)}
+    def take_figures(self) -> StationFigures:
+        with self._counting:
+            now, before = request_counts(), self._before
+            self._before = now
+        return {self._station: asdict(now - before)}
 
 
 def _decode_block(table: pa.Table, settings: DecodeSettings, line: Line) -> pa.Table:
@@ -164,7 +176,7 @@ def _decode_block(table: pa.Table, settings: DecodeSettings, line: Line) -> pa.T
 
     def figures() -> StationFigures:
         own = {"rows": table.num_rows, "seconds": time.monotonic() - began}
-        return merged({"decode": own}, requests.figures())
+        return merged({"decode": own}, requests.take_figures())
 
     with line.block("decode", _groups_of(table), figures) as oversight:
         return _pack(decode(table, settings, oversight))
@@ -233,7 +245,11 @@ def stream_outcomes(
             fn_constructor_args=(editing, line),
             batch_size=1,  # one packed block
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(pool.actors, len(slices))),
+            compute=ActorPoolStrategy(
+                size=min(pool.actors, len(slices)),
+                max_concurrent_calls_per_actor=BLOCKS_AT_A_TIME,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=pool.cpus_per_actor,
             num_gpus=pool.gpus_per_actor,
             max_restarts=-1,

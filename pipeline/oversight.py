@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ class Line:
         with watchdog.watching(len(groups)) if is_watched else nullcontext():
             yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
         ray.get(self.actor.end.remote(station, worker, figures()))
+
+    def is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
+        """`Supervisor.is_suspect`."""
+        return bool(ray.get(self.actor.is_suspect.remote(station, groups)))
 
     def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
         ray.get(self.actor.focus.remote(station, worker, groups))
@@ -134,4 +139,4 @@ def is_node_alive(node_id: str) -> bool:
 
 def _this_worker() -> Worker:
     node = ray.get_runtime_context().get_node_id()
-    return Worker(f"{socket.gethostname()}:{os.getpid()}", node)
+    return Worker(f"{socket.gethostname()}:{os.getpid()}", node, threading.get_ident())

@@ -26,6 +26,7 @@ STATION_FIGURES = {
     "rows": "models loaded, sources decoded, edits attempted, images written, outcomes committed",
     "seconds": "of all workers together; of editing, what the model took",
     "block_seconds": "the same with everything around it: waiting for writes, for one",
+    "span_seconds": "from the first block that was begun to the last one that ended",
     "requests": "to stores, each once however often it was tried; of committing, all of the driver",
     "retries": "further tries of them",
     "bytes_read": "from stores",

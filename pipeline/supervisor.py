@@ -31,10 +31,14 @@ StationFigures: TypeAlias = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Worker:
-    """One process. `name` is host:pid, `node` Ray's id of its machine."""
+    """One process, or one thread of it: an editing worker has two blocks in hand.
+
+    `name` is host:pid, `node` Ray's id of its machine.
+    """
 
     name: str
     node: str
+    thread: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class _Station:
 
     def __init__(self) -> None:
         self.in_hand: dict[Worker, _InHand] = {}
+        self.first_began: float | None = None
+        self.last_ended = 0.0
         self.died_on: dict[bytes, list[str]] = {}
         """Group to the machines on which workers died that had it in hand."""
         self.deaths_in_a_row = 0
@@ -126,6 +132,8 @@ class Supervisor:
         self._is_node_alive = is_node_alive
         self._clock = clock
         self._stations: dict[str, _Station] = {}
+        self._dead: set[tuple[str, str]] = set()
+        """Processes, by name and node: one that had two blocks in hand died once."""
         self._is_stopping = False
         # One row alone may take two.
         self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 1)
@@ -133,13 +141,12 @@ class Supervisor:
 
     def begin(self, station: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
         """A worker takes a block in hand; one that had these groups and never ended them died."""
-        at, block = self._station(station), frozenset(groups)
-        for dead, held in at.holders_of(block):
-            self._bury(station, dead, held)
+        deaths = self._deaths_of(station, groups)
         if self._is_stopping:
             return Orders(is_stopping=True)
-        at.in_hand[worker] = _InHand(block, self._clock())
-        deaths = {group: self._deaths(at, group) for group in groups if group in at.died_on}
+        at, now = self._station(station), self._clock()
+        at.in_hand[worker] = _InHand(frozenset(groups), now)
+        at.first_began = now if at.first_began is None else at.first_began
         return Orders(
             is_careful=any(deaths.values()),
             quarantined={
@@ -151,9 +158,20 @@ class Supervisor:
             },
         )
 
-    def _deaths(self, at: _Station, group: bytes) -> int:
-        """Asked anew each time: that a machine is gone may be known later than that a worker is."""
-        return sum(map(self._is_node_alive, at.died_on[group]))
+    def is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
+        """Whether a worker died of this block: the next one makes it while nothing else is made."""
+        return any(self._deaths_of(station, groups).values())
+
+    def _deaths_of(self, station: str, groups: Sequence[bytes]) -> dict[bytes, int]:
+        """How many workers died of each group, where any did; whoever has them in hand is dead.
+
+        Asked anew each time: that a machine is gone may be known later than that a worker is.
+        """
+        at = self._station(station)
+        for dead, held in at.holders_of(frozenset(groups)):
+            self._bury(station, dead, held)
+        died_on = {group: at.died_on[group] for group in groups if group in at.died_on}
+        return {group: sum(map(self._is_node_alive, nodes)) for group, nodes in died_on.items()}
 
     def focus(self, station: str, worker: Worker, groups: Collection[bytes]) -> None:
         """The worker works on these of its block now; on none in particular if there are none."""
@@ -173,7 +191,8 @@ class Supervisor:
         at.deaths_in_a_row = 0
         for group in held.groups:
             at.died_on.pop(group, None)
-        block = {station: {"block_seconds": self._clock() - held.began}}
+        at.last_ended = self._clock()
+        block = {station: {"block_seconds": at.last_ended - held.began}}
         self._figures = merged(self._figures, block, figures)
 
     def stop(self) -> None:
@@ -191,14 +210,21 @@ class Supervisor:
 
     def figures(self) -> StationFigures:
         """What all blocks cost, seconds of all workers together, and deaths of workers."""
-        return self._figures
+        spans = {
+            name: {"span_seconds": at.last_ended - at.first_began}
+            for name, at in self._stations.items()
+            if at.first_began is not None and at.last_ended > at.first_began
+        }
+        return merged(self._figures, spans)
 
     def _bury(self, station: str, dead: Worker, held: _InHand) -> None:
         at = self._station(station)
         del at.in_hand[dead]
         for group in held.suspects:
             at.died_on.setdefault(group, []).append(dead.node)
-        if self._is_node_alive(dead.node):
+        process = (dead.name, dead.node)
+        if process not in self._dead and self._is_node_alive(dead.node):
+            self._dead.add(process)
             self._figures = merged(self._figures, {station: {"worker_deaths": 1}})
             at.deaths_in_a_row += 1
             if self.is_hopeless():

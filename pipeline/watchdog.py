@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,30 @@ class TimeLimits:
 
 
 class Watchdog:
-    """One per process: Python has one such timer."""
+    """Watches one block. Python has one such timer in a process: it goes off at the first of the
+    moments that all of them wait for."""
+
+    _on_watch: ClassVar[list[Watchdog]] = []
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, limits: TimeLimits) -> None:
         self._limits = limits
-        self._lock = threading.Lock()
         self._deadline = 0.0
         self._fed_at = 0.0
-        self._is_watching = False
 
     @contextmanager
     def watching(self, groups: int) -> Iterator[None]:
         """Ends this process if the context takes too long, or `feed` is not called in time."""
-        self._is_watching = True
         self.limit(groups)
+        with self._lock:
+            self._on_watch.append(self)
+            self._set_timer()
         try:
             yield
         finally:
             with self._lock:
-                self._is_watching = False
-                faulthandler.cancel_dump_traceback_later()
+                self._on_watch.remove(self)
+                self._set_timer()
 
     def limit(self, groups: int) -> None:
         """From now on, so many groups have their time."""
@@ -62,8 +67,18 @@ class Watchdog:
 
     def _arm(self) -> None:
         with self._lock:
-            if not self._is_watching:
-                return  # a thread's last word, after the work was over
             self._fed_at = time.monotonic()
-            left_s = min(self._limits.stall_s, self._deadline - self._fed_at)
-            faulthandler.dump_traceback_later(max(left_s, 1e-3), exit=True, file=2)
+            self._set_timer()
+
+    @classmethod
+    def _set_timer(cls) -> None:
+        if not cls._on_watch:  # after the work was over, for one by a thread's last word
+            faulthandler.cancel_dump_traceback_later()
+            return
+        first = min(each._goes_off_at for each in cls._on_watch)
+        left_s = max(first - time.monotonic(), 1e-3)
+        faulthandler.dump_traceback_later(left_s, exit=True, file=2)
+
+    @property
+    def _goes_off_at(self) -> float:
+        return min(self._fed_at + self._limits.stall_s, self._deadline)

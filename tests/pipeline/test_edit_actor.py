@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
 from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.supervisor import Orders
+from pipeline.turns import Turns
 from pipeline.write import MetadataLayout, part_name
 from tests.pipeline.watched import Watched
 from tests.pipeline.work_rows import PARAMETERS, work_row, work_table
@@ -281,6 +284,55 @@ def test_a_group_that_killed_its_workers_fails_and_is_not_tried(
     assert [o["reason"] for o in outcomes] == [""] * 2 + ["worker_died"] * 2 + [""] * 2
     assert outcomes[2]["message"] == "it died of it"
     assert len(written(settings, "edited")) == 4
+
+
+class _Gate(Executor):
+    """The writer's pool: nothing is written before the gate is open."""
+
+    def __init__(self, pool: Executor) -> None:
+        self.open = threading.Event()
+        self._pool = pool
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        def later() -> Any:
+            assert self.open.wait(60.0), "the next block should have had the model by now"
+            return fn(*args, **kwargs)
+
+        return self._pool.submit(later)
+
+
+def test_the_next_block_has_the_model_while_one_is_written(
+    settings: EditSettings, rows: MakeRows
+) -> None:
+    actor = EditActor(settings)
+    gate = actor._pool = _Gate(actor._pool)  # type: ignore[assignment]
+    turns, written = Turns(), []
+    blocks = [decode(work_table([row]), DecodeSettings()) for row in rows(2)]
+
+    def edit(block: pa.Table) -> pa.Table:
+        with turns.take(alone=False) as turn:
+            if turns.blocks_in_hand == 2:
+                written.append(len(list(Path(settings.output).rglob("*.png"))))
+                gate.open.set()
+            return actor.edit(actor.prepare(block), Watched(Orders()), turn.pass_on)
+
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = pa.concat_tables(threads.map(edit, blocks))
+    assert written == [0], "the second began when nothing of the first had been written"
+    assert outcomes["outcome"].to_pylist() == ["accepted"] * 2
+    assert len(metadata(settings)) == 2
+    assert actor.take_figures()["edit"]["rows"] == 2
+    assert actor.take_figures() == {}
+
+
+def test_a_block_that_is_made_with_care_keeps_the_model(
+    settings: EditSettings, rows: MakeRows
+) -> None:
+    actor, passed_on = EditActor(settings), []
+    for careful in (True, False):
+        block = actor.prepare(decode(work_table(rows(2)[careful:]), DecodeSettings()))
+        actor.edit(block, Watched(Orders(is_careful=careful)), lambda: passed_on.append(1))
+        assert bool(passed_on) is not careful
 
 
 def test_in_a_run_that_is_stopped_nothing_is_made(settings: EditSettings, rows: MakeRows) -> None:

@@ -168,11 +168,11 @@ def test_the_station_says_what_it_cost(
     make_actor: MakeActor, block: Callable[..., pa.Table]
 ) -> None:
     actor = make_actor()
-    for _ in range(2):  # figures are of the latest block
-        actor(block("colour", "style"))
-    assert "judge" not in actor.figures(), "the part was there already, so nothing was judged"
+    actor(block("colour", "style"))
     actor(block("colour"))
-    assert actor.figures()["judge"]["rows"] == 2
+    assert actor.take_figures()["judge"]["rows"] == 6
+    actor(block("colour"))
+    assert "judge" not in actor.take_figures(), "the part was there already: nothing was judged"
 
 
 def test_an_edit_that_cannot_be_judged_is_not_accepted_and_costs_no_other() -> None:

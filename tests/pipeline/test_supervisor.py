@@ -82,6 +82,26 @@ def test_one_death_after_the_other_is_no_rows_fault() -> None:
     assert supervisor.is_hopeless()
 
 
+def test_a_process_with_two_blocks_in_hand_dies_once() -> None:
+    supervisor = Supervisor(most_deaths_in_a_row=3)
+    for thread, groups in enumerate(([A, B], [C])):
+        supervisor.begin("edit", Worker("host:1", "here", thread), groups)
+    supervisor.focus("edit", Worker("host:1", "here", 0), [A])
+    assert supervisor.in_hand("edit") == {A, B, C}
+    assert supervisor.begin("edit", worker(2), [C]).is_careful
+    assert supervisor.begin("edit", worker(3), [A, B]).is_careful
+    assert supervisor.figures()["edit"]["worker_deaths"] == 1
+
+
+def test_a_block_is_known_as_a_suspect_before_it_is_begun() -> None:
+    supervisor = Supervisor()
+    assert not supervisor.is_suspect("edit", [A, B])
+    supervisor.begin("edit", worker(1), [A])
+    assert supervisor.is_suspect("edit", [A, B])
+    assert not supervisor.is_suspect("edit", [B])
+    assert not supervisor.is_suspect("decode", [A])
+
+
 def test_stations_have_books_of_their_own() -> None:
     supervisor = Supervisor()
     supervisor.begin("decode", worker(1), BLOCK)
@@ -112,7 +132,7 @@ def test_what_ended_is_summed_up() -> None:
         supervisor.end("edit", worker(number), {"edit": {"rows": rows}, "write": {"retries": 1}})
     supervisor.begin("edit", worker(1), [A])
     assert supervisor.figures() == {
-        "edit": {"rows": 30.0, "block_seconds": 2.0},
+        "edit": {"rows": 30.0, "block_seconds": 2.0, "span_seconds": 2.0},
         "write": {"retries": 2},
     }
 

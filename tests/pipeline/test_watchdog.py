@@ -57,6 +57,26 @@ def test_a_group_has_its_time_however_lively_it_is() -> None:
     assert (ended.returncode, ended.stdout) == (1, "")
 
 
+OTHER = "other = Watchdog(TimeLimits(stall_s=0.4, group_s=60.0))\n"
+
+
+def test_one_block_may_end_while_another_is_watched() -> None:
+    ended = run(
+        OTHER + "with watchdog.watching(1):\n    with other.watching(1): pass\n"
+        "    while True: time.sleep(0.01); other.feed()"
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+
+
+def test_signs_of_life_of_one_block_are_no_signs_of_another() -> None:
+    ended = run(
+        OTHER + "with watchdog.watching(1), other.watching(1):\n"
+        "    while True: time.sleep(0.01); watchdog.feed()",
+        stall_s=30.0,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+
+
 def test_nothing_happens_after_the_work() -> None:
     after = "with watchdog.watching(1): pass\nwatchdog.feed(); time.sleep(0.8)"
     assert run(after).stdout == "came to its end\n"
