@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fpe_core import Editor
+from fpe_core import Editor, EditParameters
 from jobs.config import BUILTIN_FOLDER, load_job
 from jobs.demo import write_scenes
 from pipeline.block_editor import call_by_call
@@ -90,13 +90,12 @@ class PipelineBenchmark:
     def round(self, number: int) -> Round:
         """The run, then the editor alone. Raises UserError where they did not do the same."""
         output = f"output={self._folder / f'run-{number}'}"
-        summary = run_job(
-            load_job(BUILTIN_FOLDER / "demo.yaml", [*self._settings, output]), progress=_Silent()
-        )
+        job = load_job(BUILTIN_FOLDER / "demo.yaml", [*self._settings, output])
+        summary = run_job(job, progress=_Silent())
         if summary.edits_made - summary.failed < summary.edits_planned:
             raise UserError(f"edits failed, see stats.json in {summary.output}: nothing to compare")
         began = time.monotonic()
-        rows = self._edit_alone()
+        rows = self._edit_alone(job.resolve_parameters(self._editor.checkpoint.default_parameters))
         bare_s = time.monotonic() - began
         if not math.isclose(rows, summary.unet_rows, rel_tol=1e-6):
             raise UserError(f"the editor took {rows} UNet rows and the run {summary.unet_rows:g}")
@@ -110,12 +109,13 @@ class PipelineBenchmark:
             run_s=summary.seconds,
         )
 
-    def _edit_alone(self) -> float:
+    def _edit_alone(self, parameters: EditParameters) -> float:
         """UNet rows of all sources, in the run's blocks and calls."""
         rows, editor = 0.0, self._editor
         for first in range(0, len(self._sources), self._block):
             block = self._sources[first : first + self._block]
-            inversion = editor.invert([s.image for s in block], [s.prompt for s in block])
+            prompts = [source.prompt for source in block]
+            inversion = editor.invert([source.image for source in block], prompts, parameters)
             rows += inversion.unet_rows
             sizes = [len(source.targets) for source in block]
             for call in call_by_call(sizes, range(len(block))):
