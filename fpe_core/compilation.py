@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fpe_core.errors import ParameterError
+from fpe_core.errors import CheckpointError, ParameterError
 
 _REGIONS = ("ResnetBlock2D", "FeedForward", "Downsample2D", "Upsample2D")
 
@@ -34,6 +34,23 @@ def compile_regions(network: torch.nn.Module, backend: str = "inductor") -> int:
     for region in regions:
         region.compile(backend=backend)
     return len(regions)
+
+
+def require_compiler(device: torch.device, backend: str = "inductor") -> None:
+    """Has a trivial function compiled, so that a missing compiler is told before any edit is made.
+
+    Raises:
+        CheckpointError: torch cannot compile here.
+    """
+    try:
+        add = torch.compile(torch.add, backend=backend)
+        add(torch.ones(1, device=device), 1)
+    except Exception as error:
+        cause = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"model.compile: torch cannot compile for {device} here ({cause}); a CPU needs a C++ "
+            "compiler such as g++, a GPU Triton. Without it: model.compile=false"
+        ) from error
 
 
 def compilers() -> tuple[str, ...]:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 
 from fpe_core import CheckpointError, Editor, load_checkpoint
+from fpe_core.compilation import compile_regions, require_compiler
 from fpe_core.reproduction import ReproductionLimits
 from pipeline.annotate import AnnotationSettings, annotation_columns, with_boxes
 from pipeline.attempt import MadeEdit, Result, edit_id_of, write_failed
@@ -60,6 +61,7 @@ class EditSettings:
     storage_options: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "auto"
+    compiler: str | None = None
     allow_pickle: bool = False
     revision: str | None = None
     config: str | None = None
@@ -112,6 +114,10 @@ class EditActor:
                 f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
                 "the same files, or name a revision"
             )
+        if settings.compiler is not None:
+            require_compiler(checkpoint.device, settings.compiler)
+            for network in (checkpoint.unet, checkpoint.vae):
+                compile_regions(network, settings.compiler)
         self._editor = Editor(
             checkpoint, max_rows=settings.max_rows, memory_share=settings.memory_share
         )
