@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from fpe_core import CheckpointError, Editor, load_checkpoint
+from fpe_core import CheckpointError, load_checkpoint
 from fpe_core.reproduction import ReproductionLimits
 from pipeline.annotate import AnnotationSettings, annotation_columns, with_boxes
 from pipeline.attempt import MadeEdit, Result, edit_id_of, write_failed
@@ -30,9 +30,10 @@ from pipeline.group import Group
 from pipeline.judge import Judge, JudgeSettings, with_edit_types
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
+from pipeline.phase_clock import ClockedEditor
 from pipeline.reproduction_gate import ReproductionGate
 from pipeline.storage import Folder
-from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched
+from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched, merged
 from pipeline.write import (
     ImageFormat,
     MetadataLayout,
@@ -96,7 +97,7 @@ class EditActor:
                 f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
                 "the same files, or name a revision"
             )
-        self._editor = Editor(
+        self._editor = ClockedEditor(
             checkpoint, max_rows=settings.max_rows, memory_share=settings.memory_share
         )
         device = checkpoint.device
@@ -107,6 +108,7 @@ class EditActor:
         self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._figures: StationFigures = {}
+        self._rows_told = 0
 
     def __call__(self, table: pa.Table, oversight: Oversight | None = None) -> pa.Table:
         """Decoded work rows to OUTCOME_SCHEMA and the worker, one row per edit.
@@ -125,14 +127,34 @@ class EditActor:
         if self._settings.annotations is not None:
             groups = with_boxes(groups, self._settings.annotations, carried)
         self._figures = {}
-        with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
+        with self._sign_of_life_per_call(oversight):
             outcomes = self._edit_part(groups, carried, oversight)
         worker = pa.array([self._worker] * outcomes.num_rows, WORKER_FIELD.type)
         return outcomes.append_column(WORKER_FIELD, worker)
 
     def figures(self) -> StationFigures:
-        """What the latest block cost: rows (edits) and seconds of the model, images written, ..."""
-        return self._figures
+        """What the latest block cost: rows (edits) and seconds of the model, images written, ...
+
+        UNet rows are those since this was last asked.
+        """
+        rows, self._rows_told = self._rows_in_hand(), self._editor.unet_rows
+        return merged(self._figures, {"edit": {"unet_rows": rows}} if rows else {})
+
+    def _rows_in_hand(self) -> int:
+        return self._editor.unet_rows - self._rows_told
+
+    @contextmanager
+    def _sign_of_life_per_call(self, oversight: Oversight) -> Iterator[None]:
+        def tell(*_: object) -> None:
+            oversight.alive()
+            oversight.made(self._rows_in_hand())
+
+        unet = self._editor.checkpoint.unet
+        hook = unet.get_submodule("conv_in").register_forward_hook(tell)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _edit_part(
         self, groups: Sequence[Group], carried: pa.Table | None, oversight: Oversight
@@ -174,7 +196,8 @@ class EditActor:
         place = {edit_id: number for number, edit_id in enumerate(planned)}
         results.sort(key=lambda result: place[edit_id_of(result)])
         outcomes = self._finish(writer, results, carried, oversight)
-        edited = {"rows": len(planned), "seconds": editor.model_seconds}
+        phases = {f"{name}_seconds": s for name, s in self._editor.take_seconds().items()}
+        edited = {"rows": len(planned), "seconds": editor.model_seconds, **phases}
         self._figures = {"edit": edited, "write": writer.figures()}
         if self._judge is not None:
             self._figures["judge"] = self._judge.take_figures()
@@ -259,15 +282,6 @@ class EditActor:
         if settings is None or made.annotated is None:
             return {}
         return annotation_columns(settings, made.group, made.annotated, mask_names)
-
-
-@contextmanager
-def _sign_of_life_per_call(unet: torch.nn.Module, oversight: Oversight) -> Iterator[None]:
-    hook = unet.get_submodule("conv_in").register_forward_hook(lambda *_: oversight.alive())
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _unless_quarantined(group: Group, orders: Orders) -> Group:

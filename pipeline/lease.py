@@ -32,6 +32,7 @@ What a store gives:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -49,6 +50,7 @@ from pipeline.storage import Folder
 LEASE_FOLDER = ".lease"
 _CLOCK = f"{LEASE_FOLDER}/clock"
 _HOLDER_NAME = re.compile(r"holder-(\d{8,})\.json")
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _log = logging.getLogger(__name__)
 
 
@@ -85,6 +87,13 @@ class Lease:
     holder: Holder
     is_takeover: bool = False
     """Whether the holder before did not let go, and has to be fenced off."""
+
+    @property
+    def run_id(self) -> str:
+        """What logs and metrics call the run: folder's name, a hash of its URL, the token."""
+        name = _NO_NAME.sub("-", self.folder.url.rstrip("/").rpartition("/")[2])[:40]
+        digest = hashlib.blake2b(self.folder.url.encode(), digest_size=4).hexdigest()
+        return f"{name}-{digest}-{self.token}"
 
     def check(self) -> None:
         """Raises LeaseError where another run has the folder by now, StorageError."""

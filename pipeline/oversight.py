@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pipeline.supervisor import Orders, Oversight, StationFigures, Supervisor, W
 from pipeline.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
+_TELL_INTERVAL_S = 0.5
+"""Between two reports of the UNet rows in hand: what a death can hide of them."""
 _log = logging.getLogger(__name__)
 
 
@@ -49,11 +52,15 @@ class Line:
             yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
             return
         with watchdog.watching(len(groups)) if is_watched else nullcontext():
-            yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
+            focus, tell = partial(self._focus, station, worker), partial(self._tell, worker)
+            yield _RayOversight(orders, watchdog, focus, tell)
         ray.get(self.actor.end.remote(station, worker, figures()))
 
     def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
         ray.get(self.actor.focus.remote(station, worker, groups))
+
+    def _tell(self, worker: Worker, unet_rows: int) -> None:
+        self.actor.tell.remote(worker, unet_rows)  # nobody waits for it
 
     def stop(self, station: str) -> frozenset[bytes]:
         """Lets no block begin any more; returns the groups that are in hand at a station."""
@@ -76,6 +83,14 @@ class Line:
         figures: StationFigures = self._ask(self.actor.figures, default={})
         return figures
 
+    def peek(self) -> tuple[StationFigures, StationFigures] | None:
+        """`Supervisor.books`; None, and no word about it, where it does not answer."""
+        try:
+            figures, queues = ray.get(self.actor.books.remote(), timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return None
+        return figures, queues
+
     def deaths(self) -> float:
         """Workers that have died with a block in hand so far."""
         return sum(of.get("worker_deaths", 0.0) for of in self.figures().values())
@@ -91,11 +106,17 @@ class Line:
 
 class _RayOversight:
     def __init__(
-        self, orders: Orders, watchdog: Watchdog, focus: Callable[[Sequence[bytes]], None]
+        self,
+        orders: Orders,
+        watchdog: Watchdog,
+        focus: Callable[[Sequence[bytes]], None],
+        tell: Callable[[int], None] = lambda _rows: None,
     ) -> None:
         self.orders = orders
         self._watchdog = watchdog
         self._focus = focus
+        self._tell = tell
+        self._told_at = 0.0
 
     @contextmanager
     def focus(self, groups: Sequence[bytes]) -> Iterator[None]:
@@ -109,6 +130,12 @@ class _RayOversight:
 
     def alive(self) -> None:
         self._watchdog.feed()
+
+    def made(self, unet_rows: int) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_INTERVAL_S:
+            self._told_at = now
+            self._tell(unet_rows)
 
 
 @contextmanager
