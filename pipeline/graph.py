@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import time
 import traceback
 import warnings
@@ -205,12 +206,15 @@ def stream_outcomes(
     editing: EditSettings,
     pool: Pool,
     line: Line,
+    bars: bool = False,
 ) -> Iterator[pa.Table]:
     """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
 
-    Closing the iterator stops the work.
+    Closing the iterator stops the work. `bars`: Ray Data draws its own on a terminal.
     """
     context = _data_context(line.limits, rows=max(part.rows for part in slices))
+    context.enable_progress_bars = bars and sys.stdout.isatty()
+    context.enable_rich_progress_bars = True
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -259,7 +263,6 @@ def stream_outcomes(
 def _data_context(limits: TimeLimits, rows: int) -> DataContext:
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # never split a block: slices are the right size
-    context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.max_errored_blocks = _MOST_LOST_BLOCKS

@@ -45,6 +45,7 @@ from datetime import UTC, datetime
 from pipeline.errors import LeaseError, StorageError
 from pipeline.holder import Holder
 from pipeline.ledger import fence
+from pipeline.logs import about
 from pipeline.storage import Folder
 
 LEASE_FOLDER = ".lease"
@@ -170,6 +171,7 @@ def take_lease(
     if is_takeover and state is not None:
         _log.warning("taking %s over from %s, which never let go", folder.url, state.holder)
         fence(folder, token)
+    _log.info("%s is ours", folder.url, extra=about(station="lease", run=lease.run_id))
     return lease
 
 
@@ -204,6 +206,7 @@ class _Heart:
         try:
             self._lease.check()
             self._write(released=True)
+            _log.info("gave %s back", self._lease.folder.url, extra=about(station="lease"))
         except LeaseError:
             return  # it is another run's by now
         except StorageError as error:
@@ -216,10 +219,11 @@ class _Heart:
                 self._lease.check()
                 self._write(released=False)
             except LeaseError as error:
-                _log.error("%s", error)  # the next commit raises it
+                _log.error("%s", error, extra=about(station="lease"))  # the next commit raises it
                 return
             except StorageError as error:
-                _log.warning("the heartbeat of the lease failed, trying on: %s", error)
+                what = "the heartbeat of the lease failed, trying on: %s"
+                _log.warning(what, error, extra=about(station="lease"))
 
     def _write(self, *, released: bool) -> None:
         self._beats += 1

@@ -214,7 +214,7 @@ class RunMetrics:
     @contextmanager
     def watching(self, books: Books) -> Iterator[None]:
         """Exports what the supervisor knows, every few seconds and once more at the end."""
-        looks = _Looks(self, books)
+        looks = Looks(self, books)
         ended = threading.Event()
         self.blocks_to_do = 0
 
@@ -269,7 +269,7 @@ class RunMetrics:
             self._levels[name, tuple(sorted(labels.items()))] = value
 
 
-class _Looks:
+class Looks:
     """Looks at a supervisor's books, one after the other, each told by what is new in it."""
 
     def __init__(self, metrics: RunMetrics, books: Books) -> None:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import TooManyFailuresError
+from pipeline.logs import LogSettings, about, log_to_stderr
 from pipeline.supervisor import Orders, Oversight, StationFigures, Supervisor, Worker
 from pipeline.watchdog import TimeLimits, Watchdog
 
@@ -31,6 +32,7 @@ class Line:
 
     actor: Any
     limits: TimeLimits
+    logs: LogSettings = field(default_factory=LogSettings)
 
     @contextmanager
     def block(
@@ -46,15 +48,21 @@ class Line:
         `figures` is asked at the end what the block has cost. Where the context raises, the block
         stays in hand: whoever has it next is told that somebody failed at it before.
         """
+        log_to_stderr(self.logs, station)
         worker, watchdog = _this_worker(), Watchdog(self.limits)
         orders = ray.get(self.actor.begin.remote(station, worker, groups))
         if orders.is_stopping:
             yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
             return
+        one = {"group_id": groups[0]} if len(groups) == 1 and station != "load" else {}
+        _log.info("a block of %d begun", len(groups), extra=about(groups=len(groups), **one))
         with watchdog.watching(len(groups)) if is_watched else nullcontext():
             focus, tell = partial(self._focus, station, worker), partial(self._tell, worker)
             yield _RayOversight(orders, watchdog, focus, tell)
-        ray.get(self.actor.end.remote(station, worker, figures()))
+        cost = figures()
+        ray.get(self.actor.end.remote(station, worker, cost))
+        of_block = about(groups=len(groups), figures=cost, **one)
+        _log.info("a block of %d ended", len(groups), extra=of_block)
 
     def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
         ray.get(self.actor.focus.remote(station, worker, groups))
@@ -138,17 +146,28 @@ class _RayOversight:
             self._tell(unet_rows)
 
 
+class _LoggingSupervisor(Supervisor):
+    """One that writes a worker's log, in the format of the run."""
+
+    def __init__(self, logs: LogSettings, most_deaths_in_a_row: int) -> None:
+        log_to_stderr(logs, "supervise")
+        super().__init__(is_node_alive, most_deaths_in_a_row)
+
+
 @contextmanager
-def supervision(limits: TimeLimits, most_deaths_in_a_row: int) -> Iterator[Line]:
+def supervision(
+    limits: TimeLimits, most_deaths_in_a_row: int, logs: LogSettings | None = None
+) -> Iterator[Line]:
     """A supervisor for the length of the context, on the driver's machine if there is room."""
+    logs = logs or LogSettings()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = (
-        ray.remote(Supervisor)
+        ray.remote(_LoggingSupervisor)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-        .remote(is_node_alive, most_deaths_in_a_row)
+        .remote(logs, most_deaths_in_a_row)
     )
     try:
-        yield Line(actor, limits)
+        yield Line(actor, limits, logs)
     finally:
         ray.kill(actor)
 

@@ -38,6 +38,7 @@ from pipeline.judge import JudgeSettings
 from pipeline.judge_section import JudgeSection
 from pipeline.lease import Lease, hold_lease
 from pipeline.ledger import Ledger
+from pipeline.logs import label_lines
 from pipeline.metrics import RunMetrics
 from pipeline.outcome import FailureCode, as_outcomes
 from pipeline.plan import Plan, make_plan, quota_rows
@@ -111,6 +112,7 @@ def _run_with(
 ) -> RunSummary:
     """All of a run between taking the lease and giving it back; `retry` None: what is new."""
     tally, folder, requests = Tally(), lease.folder, request_counts()
+    label_lines(run=lease.run_id)
     ledger, metrics = Ledger.open(folder, lease), RunMetrics(lease.run_id)
     before = ledger.counts()
     if adopt_orphan_parts(folder, ledger):
@@ -233,7 +235,8 @@ class _Run:
         self.metrics.planned(self.plan.edits_total, self.tally.left(self.plan), pool.actors)
         _log.info("working with %s", pool)
         limits = TimeLimits(failures.max_stall_s, failures.max_group_s)
-        with supervision(limits, failures.max_in_a_row) as line:
+        logs = self.job.logs.to_settings(self.lease.run_id)
+        with supervision(limits, failures.max_in_a_row, logs) as line:
             self._supervised(pool, line, stops)
 
     def _supervised(self, pool: Pool, line: Line, stops: StopRequests) -> None:
@@ -355,7 +358,13 @@ class _Run:
             self.metrics.blocks_to_do += len(slices)
             back_before, deaths_before = len(self.groups_back), deaths
             yield from stream_outcomes(
-                self.folder, slices, decoding=decoding, editing=editing, pool=pool, line=line
+                self.folder,
+                slices,
+                decoding=decoding,
+                editing=editing,
+                pool=pool,
+                line=line,
+                bars=self.job.logs.bars == "ray" and self.job.logs.format == "text",
             )
             if stops.is_asked():
                 return  # what was not begun did not come back, and is not lost

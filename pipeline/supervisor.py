@@ -19,13 +19,17 @@ worker's code sees of it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from pipeline.logs import about
+
 DEATHS_TO_QUARANTINE = 2
+_log = logging.getLogger(__name__)
 _NEXT_STATION = {"decode": "edit"}
 """Where a block waits when a station is through with it."""
 StationFigures: TypeAlias = Mapping[str, Mapping[str, float]]
@@ -238,7 +242,20 @@ class Supervisor:
         if rows:
             lost["edit"] = {**lost.get("edit", {}), "unet_rows": rows, "lost_unet_rows": rows}
         self._figures = merged(self._figures, lost)
-        if self._is_node_alive(dead.node):
+        is_alone, of_block = self._is_node_alive(dead.node), held.suspects
+        _log.warning(
+            "%s died with %d sources in hand, %d UNet rows lost; they are made again",
+            "a worker" if is_alone else "a machine with a worker",
+            len(held.groups),
+            rows,
+            extra=about(
+                station=station,
+                worker=dead.name,
+                groups=len(held.groups),
+                **({"group_id": min(of_block)} if len(of_block) == 1 else {}),
+            ),
+        )
+        if is_alone:
             self._figures = merged(self._figures, {station: {"worker_deaths": 1}})
             at.deaths_in_a_row += 1
             if self.is_hopeless():
