@@ -21,8 +21,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ledger import LedgerCounts
-from pipeline.outcome import Outcome
 from pipeline.supervisor import StationFigures
 
 RAY_PREFIX = "ray_"
@@ -165,19 +163,6 @@ class RunMetrics:
         self._count("fpe_unet_rows_total", float(np.nansum(outcomes["unet_rows"].to_numpy())))
         tries = outcomes["tries"].drop_null().to_pylist()
         self._count("fpe_further_tries_total", sum(len(each) - 1 for each in tries))
-
-    def adopted(self, before: LedgerCounts, after: LedgerCounts) -> None:
-        """What entered the ledger between the two, from parts that an earlier run had finished."""
-        for outcome, had, has in (
-            (Outcome.REJECTED, before.rejected_by_reason, after.rejected_by_reason),
-            (Outcome.FAILED, before.failed_by_code, after.failed_by_code),
-        ):
-            for reason, count in has.items():
-                new = count - had.get(reason, 0)
-                self._count("fpe_edits_total", new, outcome=outcome, reason=reason)
-        accepted = after.accepted - before.accepted
-        self._count("fpe_edits_total", accepted, outcome=Outcome.ACCEPTED, reason="")
-        self._count("fpe_unet_rows_total", after.unet_rows - before.unet_rows)
 
     def planned(self, edits: int, left: int, actors: int) -> None:
         """What the run is to do, and with how many."""

@@ -21,7 +21,7 @@ from pipeline.supervisor import Orders, Oversight, StationFigures, Supervisor, W
 from pipeline.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
-_TELL_INTERVAL_S = 0.5
+_TELL_INTERVAL_S = 0.25
 """Between two reports of the UNet rows in hand: what a death can hide of them."""
 _log = logging.getLogger(__name__)
 

@@ -114,9 +114,7 @@ def _run_with(
     tally, folder, requests = Tally(), lease.folder, request_counts()
     label_lines(run=lease.run_id)
     ledger, metrics = Ledger.open(folder, lease), RunMetrics(lease.run_id)
-    before = ledger.counts()
-    if adopt_orphan_parts(folder, ledger):
-        metrics.adopted(before, ledger.counts())
+    adopt_orphan_parts(folder, ledger, metrics.committed)
     only = None if retry is None else ledger.failed_ids(retry)
     ledger.reopen(only or frozenset())
     plan = make_plan(job, ledger, only=only)

@@ -93,8 +93,8 @@ class RunSummary:
         run: its name in logs and metrics (`Lease.run_id`).
         unet_rows: of its outcomes.
         unet_rows_wasted: rows that models evaluated beyond those: in blocks that were lost, in
-            calls that raised. What a worker did in the last half second before its death is not
-            known, and not in it.
+            calls that raised. What a worker did in the last quarter of a second before its death
+            is not known, and not in it.
         busy_share: part of the actors' time, from the first worker's start to the end, in which
             their models computed; None where no worker was needed.
     """
