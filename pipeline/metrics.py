@@ -196,28 +196,6 @@ class RunMetrics:
             self._set("fpe_blocks_in_hand", in_hand, station=station)
             self._set("fpe_queue_blocks", waiting, station=station)
 
-    @contextmanager
-    def watching(self, books: Books) -> Iterator[None]:
-        """Exports what the supervisor knows, every few seconds and once more at the end."""
-        looks = Looks(self, books)
-        ended = threading.Event()
-        self.blocks_to_do = 0
-
-        def keep_looking() -> None:
-            while not ended.wait(LOOK_INTERVAL_S):
-                looks.look()
-
-        self.export()
-        thread = threading.Thread(target=keep_looking, name="metrics", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            self.blocks_to_do = 0
-            looks.look()
-
     def export(self) -> None:
         """Hands over to Ray what is new; nothing is lost where there is no Ray yet."""
         import ray
@@ -261,18 +239,44 @@ class Looks:
         self._metrics = metrics
         self._books = books
         self._seen: Mapping[str, Mapping[str, float]] = {}
+        metrics.blocks_to_do = 0
+
+    @contextmanager
+    def every_few_seconds(self) -> Iterator[None]:
+        """Exports what the supervisor knows, on a thread, for the length of the context."""
+        ended = threading.Event()
+
+        def keep_looking() -> None:
+            while not ended.wait(LOOK_INTERVAL_S):
+                self.look()
+
+        self._metrics.export()
+        thread = threading.Thread(target=keep_looking, name="metrics", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def look(self) -> None:
+        """Asks, and exports what is new."""
         answer = self._books.peek()
-        if answer is None:
-            self._metrics.export()
-            return
-        figures, queues = answer
+        if answer is not None:
+            self._take(*answer)
+        self._metrics.export()
+
+    def last(self, figures: StationFigures) -> None:
+        """The supervisor's last word; nothing is in hand any more."""
+        self._metrics.blocks_to_do = 0
+        self._take(figures, {})
+        self._metrics.export()
+
+    def _take(self, figures: StationFigures, queues: StationFigures) -> None:
         self._metrics.spent(_new_since(self._seen, figures))
         self._seen = figures
         through = figures.get("decode", {}).get("blocks", 0.0)
         self._metrics.queued(queues, to_read=self._metrics.blocks_to_do - through)
-        self._metrics.export()
 
 
 def _new_since(before: StationFigures, now: StationFigures) -> dict[str, dict[str, float]]:

@@ -39,7 +39,7 @@ from pipeline.judge_section import JudgeSection
 from pipeline.lease import Lease, hold_lease
 from pipeline.ledger import Ledger
 from pipeline.logs import label_lines
-from pipeline.metrics import RunMetrics
+from pipeline.metrics import Looks, RunMetrics
 from pipeline.outcome import FailureCode, as_outcomes
 from pipeline.plan import Plan, make_plan, quota_rows
 from pipeline.quotas import QuotaRow
@@ -252,17 +252,19 @@ class _Run:
             while not in_hand <= self.groups_back and time.monotonic() < until:
                 time.sleep(_WIND_UP_LOOK_S)
 
-        began = time.monotonic()
+        began, looks = time.monotonic(), Looks(self.metrics, line)
         try:
             with (
-                self.metrics.watching(line),
+                looks.every_few_seconds(),
                 stops.winding_up(wind_up),
                 closing(self._outcomes(pool, line, stops)) as outcomes,
             ):
                 self._collect(outcomes, stops)
         finally:
             seconds = time.monotonic() - began
-            self.tally.add_stations(line.figures(), actors=pool.actors, seconds=seconds)
+            figures = line.figures()
+            self.tally.add_stations(figures, actors=pool.actors, seconds=seconds)
+            looks.last(figures)
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
         """Takes outcomes in and commits them, the last ones however it ends."""

@@ -44,16 +44,24 @@ class Books:
 def test_figures_are_counted_once_however_often_they_are_looked_at() -> None:
     books, metrics = Books(), RunMetrics("run-1")
     for _ in range(2):  # two rounds, with a supervisor each
-        books.answer = None
-        with metrics.watching(books):
-            edit = {"rows": 4.0, "blocks": 2.0, "unet_rows": 50.0, "lost_unet_rows": 10.0}
-            books.answer = ({"edit": edit}, {"edit": {"in_hand": 1.0, "waiting": 3.0}})
+        looks = Looks(metrics, books)
+        metrics.blocks_to_do = 5
+        edit = {"rows": 3.0, "blocks": 2.0, "unet_rows": 50.0, "lost_unet_rows": 10.0}
+        queues = {"decode": {"in_hand": 1.0}, "edit": {"in_hand": 1.0, "waiting": 3.0}}
+        books.answer = ({"edit": edit, "decode": {"blocks": 2.0}}, queues)
+        looks.look()
+        looks.look()
+        values = metrics.values()
+        assert values["fpe_queue_blocks", (("station", "edit"),)] == 3
+        assert values["fpe_queue_blocks", (("station", "decode"),)] == 2, "5, less 2 and 1 in hand"
+        looks.last({"edit": edit | {"rows": 4.0}, "decode": {"blocks": 5.0}})
     values = metrics.values()
     of_edit = (("station", "edit"),)
     assert values["fpe_station_rows_total", of_edit] == 8
     assert values["fpe_unet_rows_made_total", ()] == 100
     assert values["fpe_unet_rows_lost_total", ()] == 20
-    assert values["fpe_queue_blocks", of_edit] == 3
+    assert values["fpe_queue_blocks", of_edit] == 0
+    assert values["fpe_blocks_in_hand", of_edit] == 0
 
 
 def test_a_supervisor_that_forgot_takes_nothing_back() -> None:
