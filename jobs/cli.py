@@ -17,7 +17,13 @@ from rich.logging import RichHandler
 from jobs import bench, calibrate_command
 from jobs.console import console
 from jobs.exits import STOPPED, guarded
-from pipeline.redact import tellable
+from pipeline.logs import (
+    FLOORS,
+    TRIED_AGAIN,
+    LogSettings,
+    say_what_is_tried_again,
+    stderr_handler,
+)
 
 if TYPE_CHECKING:
     from pipeline.job import Job
@@ -116,7 +122,7 @@ def retry(
     codes = _failure_codes(only or [])
     load = load_job if is_job_file(run_folder) else load_job_of_run
     job = load(run_folder, overrides or [])
-    with choose_progress(_err) as progress:
+    with choose_progress(_err, in_lines=_log_as(job)) as progress:
         summary = retry_failed(job, codes, progress=progress)
     if not summary.edits_made and not summary.spared:
         which = f" as {' or '.join(codes)}" if codes else ""
@@ -333,32 +339,37 @@ def demo(
     _out.print(f"Contact sheet: {folder / 'demo' / SHEET_NAME}")
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(logs: LogSettings | None = None) -> None:
     """Our own log lines; on a terminal, where a bar tells the rest, warnings only."""
-    if _err.is_terminal:
+    logs = logs or LogSettings()
+    if logs.format == "json":
+        level = logging.INFO
+        logging.basicConfig(handlers=[stderr_handler(logs)], force=True)
+    elif _err.is_terminal:
         handler, level = RichHandler(console=_err, show_path=False), logging.WARNING
         logging.basicConfig(format="%(message)s", datefmt="%X", handlers=[handler])
     else:
         level = logging.INFO
-        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%X")
-    for floor in ("fpe_core", "pipeline", "jobs"):
+        logging.basicConfig(handlers=[stderr_handler(logs)])
+    for floor in FLOORS:
         logging.getLogger(floor).setLevel(level)
-    logging.getLogger("stamina").addFilter(_say_what_is_tried_again)
+    logging.getLogger(TRIED_AGAIN).addFilter(say_what_is_tried_again)
 
 
-def _say_what_is_tried_again(record: logging.LogRecord) -> bool:
-    """stamina says only "stamina.retry_scheduled" and hides the rest in extra fields."""
-    cause = getattr(record, "stamina.caused_by", "")
-    wait_s = getattr(record, "stamina.wait_for", 0.0)
-    record.msg, record.args = "trying again in %.1f s after %s", (wait_s, tellable(str(cause)))
-    return True
+def _log_as(job: Job) -> bool:
+    """Logs as the job wants it; whether progress is told in lines, even on a terminal."""
+    if job.logs.format == "json":
+        _log_to_stderr(job.logs.to_settings())
+    elif job.logs.bars == "ray":
+        logging.getLogger("jobs.progress").setLevel(logging.INFO)
+    return job.logs.format == "json" or job.logs.bars == "ray"
 
 
 def _run(job: Job) -> RunSummary:
     from jobs.progress import choose_progress
     from pipeline.run import run_job
 
-    with choose_progress(_err) as progress:
+    with choose_progress(_err, in_lines=_log_as(job)) as progress:
         return run_job(job, progress=progress)
 
 

@@ -1,4 +1,8 @@
-"""Shows how far a run is: a live bar on a terminal, a log line every ten seconds elsewhere."""
+"""Shows how far a run is: live bars on a terminal, a plain line every half minute elsewhere.
+
+The bar on a terminal counts edits. Who would rather see stations and queues has Ray Data draw its
+own bars (`logs.bars: ray`), with the plain lines above them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-LOG_INTERVAL_S = 10.0
+LINE_INTERVAL_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +47,10 @@ class ClosingProgress(Protocol):
     ) -> None: ...
 
 
-def choose_progress(console: Console) -> ClosingProgress:
-    """A bar where somebody watches, log lines where the output goes to a file or a scheduler."""
-    return TerminalProgress(console) if console.is_terminal else LogProgress()
+def choose_progress(console: Console, *, in_lines: bool = False) -> ClosingProgress:
+    """A bar where somebody watches, lines where the output goes to a file or a scheduler, or the
+    job wants them (`in_lines`)."""
+    return TerminalProgress(console) if console.is_terminal and not in_lines else LogProgress()
 
 
 class Tally:
@@ -132,7 +137,7 @@ class LogProgress:
     """
 
     def __init__(
-        self, interval_s: float = LOG_INTERVAL_S, clock: Callable[[], float] = time.monotonic
+        self, interval_s: float = LINE_INTERVAL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._interval_s = interval_s
         self._clock = clock

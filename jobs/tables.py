@@ -41,6 +41,9 @@ def summary_table(summary: RunSummary) -> Table:
     _row(table, "seconds", f"{summary.seconds:.1f}")
     _row(table, "edits/s", f"{summary.edits_per_second:.2f}")
     _row(table, "UNet rows per edit", f"{summary.unet_rows_per_edit:.1f}")
+    if round(summary.unet_rows_wasted):
+        wasted = f"{_count(summary.unet_rows_wasted)} ({summary.wasted_share:.1%})"
+        _row(table, "UNet rows wasted", wasted, "yellow")
     if summary.busy_share is not None:
         _row(table, "models busy", f"{summary.busy_share:.0%}")
     return table

@@ -55,7 +55,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 
 import pyarrow as pa
@@ -102,16 +102,20 @@ def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table
             yield part, outcomes
 
 
-def adopt_orphan_parts(folder: Folder, ledger: Ledger) -> int:
+def adopt_orphan_parts(
+    folder: Folder, ledger: Ledger, committed: Callable[[pa.Table], None] = lambda _: None
+) -> int:
     """Commits the outcomes of finished parts that no ledger file names; returns how many edits.
 
-    Runs at the start of a run, before planning, so that no finished edit is made again.
+    Runs at the start of a run, before planning, so that no finished edit is made again. `committed`
+    is told what came in.
     """
     adopted = 0
     for part, outcomes in orphan_parts(folder, ledger):
-        added = ledger.commit(outcomes).num_rows
-        _log.info("adopted %d finished edits of %s", added, part)
-        adopted += added
+        added = ledger.commit(outcomes)
+        committed(added)
+        _log.info("adopted %d finished edits of %s", added.num_rows, part)
+        adopted += added.num_rows
     return adopted
 
 

@@ -11,17 +11,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from fpe_core import CheckpointError, Editor, load_checkpoint
+from fpe_core import CheckpointError, load_checkpoint
 from fpe_core.compilation import compile_regions, require_compiler
 from fpe_core.reproduction import ReproductionLimits
 from pipeline.annotate import AnnotationSettings, annotation_columns, with_boxes
@@ -32,9 +30,10 @@ from pipeline.group import Group
 from pipeline.judge import Judge, JudgeSettings, with_edit_types
 from pipeline.lease import Lease
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
+from pipeline.phase_clock import ClockedEditor, ModelTime
 from pipeline.reproduction_gate import ReproductionGate
 from pipeline.storage import Folder
-from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched, merged
+from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched
 from pipeline.write import (
     ImageFormat,
     MetadataLayout,
@@ -88,6 +87,14 @@ class Block:
         return [edit.key.edit_id for group in self.groups for edit in group.edits]
 
 
+@dataclass(frozen=True)
+class EditedBlock:
+    """OUTCOME_SCHEMA and the worker, one row per edit, and what they cost."""
+
+    outcomes: pa.Table
+    figures: StationFigures
+
+
 class EditActor:
     """Loads the checkpoint once and edits block after block.
 
@@ -118,7 +125,7 @@ class EditActor:
             require_compiler(checkpoint.device, settings.compiler)
             for network in (checkpoint.unet, checkpoint.vae):
                 compile_regions(network, settings.compiler)
-        self._editor = Editor(
+        self._editor = ClockedEditor(
             checkpoint, max_rows=settings.max_rows, memory_share=settings.memory_share
         )
         device = checkpoint.device
@@ -128,12 +135,10 @@ class EditActor:
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
         self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._figures: StationFigures = {}
-        self._counting = threading.Lock()
 
     def __call__(self, table: pa.Table, oversight: Oversight | None = None) -> pa.Table:
-        """`edit` of decoded work rows."""
-        return self.edit(self.prepare(table), oversight or Unwatched())
+        """The outcomes of decoded work rows, see `edit`."""
+        return self.edit(self.prepare(table), oversight or Unwatched()).outcomes
 
     def prepare(self, table: pa.Table) -> Block:
         """What can be done before the model is free: decoded work rows as groups with pictures."""
@@ -151,30 +156,22 @@ class EditActor:
         block: Block,
         oversight: Oversight,
         done_with_model: Callable[[], None] = lambda: None,
-    ) -> pa.Table:
-        """The outcomes of a block and the worker: OUTCOME_SCHEMA, one row per edit.
+    ) -> EditedBlock:
+        """The outcomes of a block and the worker, and what they cost.
 
-        What it returns as accepted is on the storage and in the part's metadata. In a run that is
+        What comes back as accepted is on the storage and in the part's metadata. In a run that is
         being stopped nothing is made and nothing returned. `done_with_model` is called, from then
         on another thread may call this; not for a block that is made with care.
         """
-        is_empty = oversight.orders.is_stopping or not block.edit_ids
-        outcomes = (
-            outcomes_table([]) if is_empty else self._edit_part(block, oversight, done_with_model)
-        )
-        worker = pa.array([self._worker] * outcomes.num_rows, WORKER_FIELD.type)
-        return outcomes.append_column(WORKER_FIELD, worker)
-
-    def take_figures(self) -> StationFigures:
-        """What blocks cost since this was last asked: rows (edits) and seconds of the model, images
-        written, ..."""
-        with self._counting:
-            figures, self._figures = self._figures, {}
-        return figures
+        edited = EditedBlock(outcomes_table([]), {})
+        if block.edit_ids and not oversight.orders.is_stopping:
+            edited = self._edit_part(block, oversight, done_with_model)
+        worker = pa.array([self._worker] * len(edited.outcomes), WORKER_FIELD.type)
+        return replace(edited, outcomes=edited.outcomes.append_column(WORKER_FIELD, worker))
 
     def _edit_part(
         self, block: Block, oversight: Oversight, done_with_model: Callable[[], None]
-    ) -> pa.Table:
+    ) -> EditedBlock:
         planned = block.edit_ids
         settings = self._settings
         writer = PartWriter(
@@ -182,7 +179,7 @@ class EditActor:
         )
         finished = writer.finished_outcomes()
         if finished is not None:
-            return finished
+            return EditedBlock(finished, {})
         editor = BlockEditor(
             self._editor,
             writer,
@@ -194,18 +191,24 @@ class EditActor:
             keeps_rejected=settings.judge is not None and settings.judge.keep_rejected,
             annotations=settings.annotations,
         )
-        with _sign_of_life_per_call(self._editor.checkpoint.unet, oversight):
-            results = _results(block.groups, editor, oversight, done_with_model)
+        with ModelTime(self._editor, oversight) as spent:
+
+            def hand_over() -> None:
+                spent.close()
+                done_with_model()
+
+            results = _results(block.groups, editor, oversight, hand_over)
         place = {edit_id: number for number, edit_id in enumerate(planned)}
         results.sort(key=lambda result: place[edit_id_of(result)])
         outcomes = self._finish(writer, results, block.carried, oversight)
-        edited = {"rows": len(planned), "seconds": editor.model_seconds}
+        phases = {f"{name}_seconds": s for name, s in spent.seconds.items()}
+        edited = {"rows": len(planned), "seconds": editor.model_seconds, **phases}
+        if spent.unet_rows:
+            edited["unet_rows"] = spent.unet_rows
         figures = {"edit": edited, "write": writer.figures()}
         if self._judge is not None:
             figures["judge"] = self._judge.take_figures()
-        with self._counting:
-            self._figures = merged(self._figures, figures)
-        return outcomes
+        return EditedBlock(outcomes, figures)
 
     def _finish(
         self,
@@ -311,15 +314,6 @@ def _results(
                 wait(_files_of(made))
         results.extend(made)
     return results
-
-
-@contextmanager
-def _sign_of_life_per_call(unet: torch.nn.Module, oversight: Oversight) -> Iterator[None]:
-    hook = unet.get_submodule("conv_in").register_forward_hook(lambda *_: oversight.alive())
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _unless_quarantined(group: Group, orders: Orders) -> Group:

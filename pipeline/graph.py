@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import threading
 import time
 import traceback
@@ -133,8 +134,10 @@ class RayEditActor:
         return self._edit(self._actor, _unpack(packed))
 
     def _edit(self, actor: EditActor, table: pa.Table) -> pa.Table:
+        costs: list[StationFigures] = []
+
         def figures() -> StationFigures:
-            return merged(actor.take_figures(), self._requests.take_figures())
+            return merged(*costs, self._requests.take_figures())
 
         groups = _groups_of(table)
         try:
@@ -143,7 +146,8 @@ class RayEditActor:
                 self._turns.take(alone=self._line.is_suspect("edit", groups)) as turn,
                 self._line.block("edit", groups, figures) as oversight,
             ):
-                outcomes = actor.edit(block, oversight, turn.pass_on)
+                edited = actor.edit(block, oversight, turn.pass_on)
+                costs.append(edited.figures)
         except DEVICE_FAILED:
             # Every later call in this process would fail too. Ray starts a new one and tries again.
             _log.exception("the device failed; this worker ends itself")
@@ -152,7 +156,8 @@ class RayEditActor:
             return _report(str(error))
         except Exception:  # noqa: BLE001 - rows are caught further down, so this is a defect
             return _report(f"an editing worker failed:\n{traceback.format_exc()}")
-        return outcomes.append_column(_ERROR_FIELD, pa.array([""] * len(outcomes), pa.string()))
+        no_error = pa.array([""] * len(edited.outcomes), pa.string())
+        return edited.outcomes.append_column(_ERROR_FIELD, no_error)
 
 
 class _Requests:
@@ -217,12 +222,15 @@ def stream_outcomes(
     editing: EditSettings,
     pool: Pool,
     line: Line,
+    bars: bool = False,
 ) -> Iterator[pa.Table]:
     """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
 
-    Closing the iterator stops the work.
+    Closing the iterator stops the work. `bars`: Ray Data draws its own on a terminal.
     """
     context = _data_context(line.limits, rows=max(part.rows for part in slices))
+    context.enable_progress_bars = bars and sys.stdout.isatty()
+    context.enable_rich_progress_bars = True
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -275,7 +283,6 @@ def stream_outcomes(
 def _data_context(limits: TimeLimits, rows: int) -> DataContext:
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # never split a block: slices are the right size
-    context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.max_errored_blocks = _MOST_LOST_BLOCKS

@@ -17,6 +17,7 @@ from pipeline.annotations_section import AnnotationsSection
 from pipeline.credentials import refuse_credentials, refuse_credentials_in_url
 from pipeline.judge_section import JudgeSection
 from pipeline.layers_section import LayerRange, TokenLayers
+from pipeline.logs_section import LogsSection
 from pipeline.prompts import Template, TemplateError
 from pipeline.quota_section import QuotaSection
 from pipeline.redact import redact_url
@@ -322,6 +323,9 @@ class Job(Section):
     stop: StopSection = Field(default_factory=StopSection, description="what ctrl-C and SIGTERM do")
     lease: LeaseSection = Field(
         default_factory=LeaseSection, description="how one run at a time has the run folder"
+    )
+    logs: LogsSection = Field(
+        default_factory=LogsSection, description="what a run writes about itself"
     )
 
     @field_validator("manifest")

@@ -32,6 +32,7 @@ What a store gives:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -44,11 +45,13 @@ from datetime import UTC, datetime
 from pipeline.errors import LeaseError, StorageError
 from pipeline.holder import Holder
 from pipeline.ledger import fence
+from pipeline.logs import about
 from pipeline.storage import Folder
 
 LEASE_FOLDER = ".lease"
 _CLOCK = f"{LEASE_FOLDER}/clock"
 _HOLDER_NAME = re.compile(r"holder-(\d{8,})\.json")
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _log = logging.getLogger(__name__)
 
 
@@ -85,6 +88,13 @@ class Lease:
     holder: Holder
     is_takeover: bool = False
     """Whether the holder before did not let go, and has to be fenced off."""
+
+    @property
+    def run_id(self) -> str:
+        """What logs and metrics call the run: folder's name, a hash of its URL, the token."""
+        name = _NO_NAME.sub("-", self.folder.url.rstrip("/").rpartition("/")[2])[:40]
+        digest = hashlib.blake2b(self.folder.url.encode(), digest_size=4).hexdigest()
+        return f"{name}-{digest}-{self.token}"
 
     def check(self) -> None:
         """Raises LeaseError where another run has the folder by now, StorageError."""
@@ -161,6 +171,7 @@ def take_lease(
     if is_takeover and state is not None:
         _log.warning("taking %s over from %s, which never let go", folder.url, state.holder)
         fence(folder, token)
+    _log.info("%s is ours", folder.url, extra=about(station="lease", run=lease.run_id))
     return lease
 
 
@@ -195,6 +206,7 @@ class _Heart:
         try:
             self._lease.check()
             self._write(released=True)
+            _log.info("gave %s back", self._lease.folder.url, extra=about(station="lease"))
         except LeaseError:
             return  # it is another run's by now
         except StorageError as error:
@@ -207,10 +219,11 @@ class _Heart:
                 self._lease.check()
                 self._write(released=False)
             except LeaseError as error:
-                _log.error("%s", error)  # the next commit raises it
+                _log.error("%s", error, extra=about(station="lease"))  # the next commit raises it
                 return
             except StorageError as error:
-                _log.warning("the heartbeat of the lease failed, trying on: %s", error)
+                what = "the heartbeat of the lease failed, trying on: %s"
+                _log.warning(what, error, extra=about(station="lease"))
 
     def _write(self, *, released: bool) -> None:
         self._beats += 1

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExistsError, LedgerError
+from pipeline.logs import about
 from pipeline.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes
 from pipeline.storage import Folder
 
@@ -192,6 +193,7 @@ class Ledger:
             ) from error
         self._take(new, name)
         self._next_number += 1
+        _log_commit(new)
         return new
 
     def outcomes(self) -> Iterator[pa.Table]:
@@ -260,6 +262,26 @@ class Ledger:
     def _reasons(self, outcome: Outcome) -> dict[str, int]:
         found = {reason: n for (kind, reason), n in self._counts.items() if kind == outcome and n}
         return dict(sorted(found.items()))
+
+
+def _log_commit(new: pa.Table) -> None:
+    """What came in, and every edit that failed."""
+    failed = new.filter(pc.equal(new["outcome"], Outcome.FAILED.value))
+    for edit in failed.select(["edit_id", "group_id", "reason", "message"]).to_pylist():
+        _log.info(
+            "edit failed: %s: %s",
+            edit["reason"],
+            edit["message"],
+            extra=about(
+                station="commit",
+                edit_id=edit["edit_id"],
+                group_id=edit["group_id"],
+                code=edit["reason"],
+            ),
+        )
+    counts = "%d edits committed, %d of them failed"
+    of_all = about(station="commit", edits=new.num_rows)
+    _log.info(counts, new.num_rows, failed.num_rows, extra=of_all)
 
 
 def fence(folder: Folder, token: int) -> str:

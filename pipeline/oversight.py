@@ -6,9 +6,10 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import TooManyFailuresError
+from pipeline.logs import LogSettings, about, log_to_stderr
 from pipeline.supervisor import Orders, Oversight, StationFigures, Supervisor, Worker
 from pipeline.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
+_TELL_INTERVAL_S = 0.25
+"""Between two reports of the UNet rows in hand: what a death can hide of them."""
 _log = logging.getLogger(__name__)
 
 
@@ -29,6 +33,7 @@ class Line:
 
     actor: Any
     limits: TimeLimits
+    logs: LogSettings = field(default_factory=LogSettings)
 
     @contextmanager
     def block(
@@ -44,14 +49,21 @@ class Line:
         `figures` is asked at the end what the block has cost. Where the context raises, the block
         stays in hand: whoever has it next is told that somebody failed at it before.
         """
+        log_to_stderr(self.logs, station)
         worker, watchdog = _this_worker(), Watchdog(self.limits)
         orders = ray.get(self.actor.begin.remote(station, worker, groups))
         if orders.is_stopping:
             yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
             return
+        one = {"group_id": groups[0]} if len(groups) == 1 and station != "load" else {}
+        _log.info("a block of %d begun", len(groups), extra=about(groups=len(groups), **one))
         with watchdog.watching(len(groups)) if is_watched else nullcontext():
-            yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
-        ray.get(self.actor.end.remote(station, worker, figures()))
+            focus, tell = partial(self._focus, station, worker), partial(self._tell, worker)
+            yield _RayOversight(orders, watchdog, focus, tell)
+        cost = figures()
+        ray.get(self.actor.end.remote(station, worker, cost))
+        of_block = about(groups=len(groups), figures=cost, **one)
+        _log.info("a block of %d ended", len(groups), extra=of_block)
 
     def is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
         """`Supervisor.is_suspect`."""
@@ -59,6 +71,9 @@ class Line:
 
     def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
         ray.get(self.actor.focus.remote(station, worker, groups))
+
+    def _tell(self, worker: Worker, unet_rows: int) -> None:
+        self.actor.tell.remote(worker, unet_rows)  # nobody waits for it
 
     def stop(self, station: str) -> frozenset[bytes]:
         """Lets no block begin any more; returns the groups that are in hand at a station."""
@@ -81,6 +96,14 @@ class Line:
         figures: StationFigures = self._ask(self.actor.figures, default={})
         return figures
 
+    def peek(self) -> tuple[StationFigures, StationFigures] | None:
+        """`Supervisor.books`; None, and no word about it, where it does not answer."""
+        try:
+            figures, queues = ray.get(self.actor.books.remote(), timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return None
+        return figures, queues
+
     def deaths(self) -> float:
         """Workers that have died with a block in hand so far."""
         return sum(of.get("worker_deaths", 0.0) for of in self.figures().values())
@@ -96,11 +119,17 @@ class Line:
 
 class _RayOversight:
     def __init__(
-        self, orders: Orders, watchdog: Watchdog, focus: Callable[[Sequence[bytes]], None]
+        self,
+        orders: Orders,
+        watchdog: Watchdog,
+        focus: Callable[[Sequence[bytes]], None],
+        tell: Callable[[int], None] = lambda _rows: None,
     ) -> None:
         self.orders = orders
         self._watchdog = watchdog
         self._focus = focus
+        self._tell = tell
+        self._told_at = 0.0
 
     @contextmanager
     def focus(self, groups: Sequence[bytes]) -> Iterator[None]:
@@ -115,18 +144,35 @@ class _RayOversight:
     def alive(self) -> None:
         self._watchdog.feed()
 
+    def made(self, unet_rows: int) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_INTERVAL_S:
+            self._told_at = now
+            self._tell(unet_rows)
+
+
+class _LoggingSupervisor(Supervisor):
+    """One that writes a worker's log, in the format of the run."""
+
+    def __init__(self, logs: LogSettings, most_deaths_in_a_row: int) -> None:
+        log_to_stderr(logs, "supervise")
+        super().__init__(is_node_alive, most_deaths_in_a_row)
+
 
 @contextmanager
-def supervision(limits: TimeLimits, most_deaths_in_a_row: int) -> Iterator[Line]:
+def supervision(
+    limits: TimeLimits, most_deaths_in_a_row: int, logs: LogSettings | None = None
+) -> Iterator[Line]:
     """A supervisor for the length of the context, on the driver's machine if there is room."""
+    logs = logs or LogSettings()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = (
-        ray.remote(Supervisor)
+        ray.remote(_LoggingSupervisor)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
-        .remote(is_node_alive, most_deaths_in_a_row)
+        .remote(logs, most_deaths_in_a_row)
     )
     try:
-        yield Line(actor, limits)
+        yield Line(actor, limits, logs)
     finally:
         ray.kill(actor)
 

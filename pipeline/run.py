@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -38,6 +38,8 @@ from pipeline.judge import JudgeSettings
 from pipeline.judge_section import JudgeSection
 from pipeline.lease import Lease, hold_lease
 from pipeline.ledger import Ledger
+from pipeline.logs import label_lines
+from pipeline.metrics import Looks, RunMetrics
 from pipeline.outcome import FailureCode, as_outcomes
 from pipeline.plan import Plan, make_plan, quota_rows
 from pipeline.quotas import QuotaRow
@@ -110,8 +112,9 @@ def _run_with(
 ) -> RunSummary:
     """All of a run between taking the lease and giving it back; `retry` None: what is new."""
     tally, folder, requests = Tally(), lease.folder, request_counts()
-    ledger = Ledger.open(folder, lease)
-    adopt_orphan_parts(folder, ledger)
+    label_lines(run=lease.run_id)
+    ledger, metrics = Ledger.open(folder, lease), RunMetrics(lease.run_id)
+    adopt_orphan_parts(folder, ledger, metrics.committed)
     only = None if retry is None else ledger.failed_ids(retry)
     ledger.reopen(only or frozenset())
     plan = make_plan(job, ledger, only=only)
@@ -120,7 +123,9 @@ def _run_with(
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
     layout = _layout(job, plan)
     is_retry = retry is not None
-    run = _Run(job, folder, lease, ledger, plan, layout, tally, progress, requests, is_retry)
+    run = _Run(
+        job, folder, lease, ledger, plan, layout, tally, progress, requests, metrics, is_retry
+    )
     if not plan.edits_pending:
         left_out = plan.edits_done + plan.edits_spared
         _log.info("nothing to do: %d edits planned, %d left out", plan.edits_total, left_out)
@@ -155,6 +160,7 @@ class _Run:
     tally: Tally
     progress: ProgressSink
     requests: RequestCounts
+    metrics: RunMetrics
     is_retry: bool
     pool: Pool | None = None
     arrived: list[pa.Table] = field(default_factory=list)
@@ -224,9 +230,11 @@ class _Run:
             pixels_per_image=parameters.width_px * parameters.height_px,
         )
         self.pool = self.pool or pool
+        self.metrics.planned(self.plan.edits_total, self.tally.left(self.plan), pool.actors)
         _log.info("working with %s", pool)
         limits = TimeLimits(failures.max_stall_s, failures.max_group_s)
-        with supervision(limits, failures.max_in_a_row) as line:
+        logs = self.job.logs.to_settings(self.lease.run_id)
+        with supervision(limits, failures.max_in_a_row, logs) as line:
             self._supervised(pool, line, stops)
 
     def _supervised(self, pool: Pool, line: Line, stops: StopRequests) -> None:
@@ -244,16 +252,19 @@ class _Run:
             while not in_hand <= self.groups_back and time.monotonic() < until:
                 time.sleep(_WIND_UP_LOOK_S)
 
-        began = time.monotonic()
+        began, looks = time.monotonic(), Looks(self.metrics, line)
         try:
             with (
+                looks.every_few_seconds(),
                 stops.winding_up(wind_up),
                 closing(self._outcomes(pool, line, stops)) as outcomes,
             ):
                 self._collect(outcomes, stops)
         finally:
             seconds = time.monotonic() - began
-            self.tally.add_stations(line.figures(), actors=pool.actors, seconds=seconds)
+            figures = line.figures()
+            self.tally.add_stations(figures, actors=pool.actors, seconds=seconds)
+            looks.last(figures)
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
         """Takes outcomes in and commits them, the last ones however it ends."""
@@ -275,6 +286,7 @@ class _Run:
         outcomes = as_outcomes(table)
         self.arrived.append(outcomes)
         self.groups_back.update(outcomes["group_id"].to_pylist())
+        self.metrics.arrived(self.tally.left(self.plan), len(self.arrived))
         self.progress.advance(outcomes)
 
     def commit(self) -> None:
@@ -284,6 +296,8 @@ class _Run:
             if arrived:
                 added = self.ledger.commit(pa.concat_tables(arrived))
                 del self.arrived[: len(arrived)]
+                self.metrics.committed(added)
+                self.metrics.arrived(self.tally.left(self.plan), len(self.arrived))
                 self._count_commit(added.num_rows, time.monotonic() - began)
             self.committed_at = time.monotonic()
 
@@ -291,6 +305,7 @@ class _Run:
         requests, self.requests = request_counts() - self.requests, request_counts()
         figures = {"rows": rows, "seconds": seconds, **asdict(requests)}
         self.tally.stations = merged(self.tally.stations, {"commit": figures})
+        self.metrics.spent({"commit": figures})
 
     def left(self) -> int:
         """Edits that the run would go on with."""
@@ -299,7 +314,8 @@ class _Run:
         return sum(row.to_do for row in self._quota_rows())
 
     def summary(self) -> RunSummary:
-        return self.tally.summary(self.plan, self.folder.url, self._quota_rows())
+        summary = self.tally.summary(self.plan, self.folder.url, self._quota_rows())
+        return replace(summary, run=self.lease.run_id)
 
     def _quota_rows(self) -> list[QuotaRow]:
         return quota_rows(self.plan, self.ledger, self._only())
@@ -339,9 +355,16 @@ class _Run:
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
         fruitless, deaths = 0, 0.0
         while slices:
+            self.metrics.blocks_to_do += len(slices)
             back_before, deaths_before = len(self.groups_back), deaths
             yield from stream_outcomes(
-                self.folder, slices, decoding=decoding, editing=editing, pool=pool, line=line
+                self.folder,
+                slices,
+                decoding=decoding,
+                editing=editing,
+                pool=pool,
+                line=line,
+                bars=self.job.logs.bars == "ray" and self.job.logs.format == "text",
             )
             if stops.is_asked():
                 return  # what was not begun did not come back, and is not lost

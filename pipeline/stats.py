@@ -27,6 +27,14 @@ STATION_FIGURES = {
     "seconds": "of all workers together; of editing, what the model took",
     "block_seconds": "the same with everything around it: waiting for writes, for one",
     "span_seconds": "from the first block that was begun to the last one that ended",
+    "encode_seconds": "of editing: prompts and pictures through their encoders",
+    "invert_seconds": "of editing: the rest of inverting sources",
+    "sample_seconds": "of editing: the rest of making edits",
+    "decode_seconds": "of editing: latents back to pictures",
+    "unet_rows": "that models evaluated, whatever became of them",
+    "lost_unet_rows": "of blocks whose worker died or went away with its machine",
+    "blocks": "that came to their end",
+    "lost_blocks": "whose worker died or went away with its machine; they were made again",
     "requests": "to stores, each once however often it was tried; of committing, all of the driver",
     "retries": "further tries of them",
     "bytes_read": "from stores",
@@ -83,6 +91,11 @@ class RunSummary:
         quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
         failure_examples: by code, what the first edit that failed so said.
         stations: what decoding, editing, writing and committing cost (see `STATION_FIGURES`).
+        run: its name in logs and metrics (`Lease.run_id`).
+        unet_rows: of its outcomes.
+        unet_rows_wasted: rows that models evaluated beyond those: in blocks that were lost, in
+            calls that raised. What a worker did in the last quarter of a second before its death
+            is not known, and not in it.
         busy_share: part of the actors' time, from the first worker's start to the end, in which
             their models computed; None where no worker was needed.
     """
@@ -105,6 +118,14 @@ class RunSummary:
     second_tries: SecondTries = field(default_factory=SecondTries)
     spared: int = 0
     quotas: tuple[QuotaRow, ...] = ()
+    unet_rows_wasted: float = 0.0
+    run: str = ""
+
+    @property
+    def wasted_share(self) -> float:
+        """Part of all UNet rows that were wasted."""
+        made = self.unet_rows + self.unet_rows_wasted
+        return self.unet_rows_wasted / made if made else 0.0
 
     @property
     def edits_made(self) -> int:
@@ -197,6 +218,7 @@ class Tally:
         """The run so far."""
         model_seconds = self.stations.get("edit", {}).get("seconds", 0.0)
         seconds, made = time.monotonic() - self.started, self.outcomes.total()
+        evaluated = self.stations.get("edit", {}).get("unet_rows", 0.0)
         return RunSummary(
             edits_planned=plan.edits_total,
             already_done=plan.edits_done - self.before_round,
@@ -216,6 +238,7 @@ class Tally:
             second_tries=replace(self.second_tries),
             spared=plan.edits_spared,
             quotas=tuple(quotas),
+            unet_rows_wasted=max(0.0, evaluated - self.unet_rows),
         )
 
 

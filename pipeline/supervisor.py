@@ -4,6 +4,7 @@ A worker that dies takes no notes along, so it says beforehand what it takes in 
 
     begin    a block of groups; the answer says whether an earlier worker died of it
     focus    some of them: the call that is made now
+    tell     how many UNet rows it has made meanwhile, so that they are known if it dies
     end      the block is through
 
 A block whose worker died is made again one group at a time, and then the one in hand at the next
@@ -18,13 +19,19 @@ worker's code sees of it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from pipeline.logs import about
+
 DEATHS_TO_QUARANTINE = 2
+_log = logging.getLogger(__name__)
+_NEXT_STATION = {"decode": "edit"}
+"""Where a block waits when a station is through with it."""
 StationFigures: TypeAlias = Mapping[str, Mapping[str, float]]
 """By station: rows, seconds, requests, ...; whatever can be added up."""
 
@@ -68,6 +75,9 @@ class Oversight(Protocol):
     def alive(self) -> None:
         """Something came of it: the watchdog starts to count anew."""
 
+    def made(self, unet_rows: int) -> None:
+        """So many UNet rows are made of what is in hand."""
+
 
 class Unwatched:
     """For code that runs without a supervisor."""
@@ -78,6 +88,9 @@ class Unwatched:
         return contextlib.nullcontext()
 
     def alive(self) -> None:
+        pass
+
+    def made(self, unet_rows: int) -> None:
         pass
 
 
@@ -115,6 +128,8 @@ class _Station:
         self.died_on: dict[bytes, list[str]] = {}
         """Group to the machines on which workers died that had it in hand."""
         self.deaths_in_a_row = 0
+        self.waiting: set[bytes] = set()
+        """One group of each block that the station before is through with and this one has not."""
 
     def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _InHand]]:
         return ((w, held) for w, held in [*self.in_hand.items()] if held.groups & groups)
@@ -138,10 +153,12 @@ class Supervisor:
         # One row alone may take two.
         self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 1)
         self._figures: StationFigures = {}
+        self._rows_in_hand: dict[Worker, int] = {}
 
     def begin(self, station: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
         """A worker takes a block in hand; one that had these groups and never ended them died."""
         deaths = self._deaths_of(station, groups)
+        self._station(station).waiting -= frozenset(groups)
         if self._is_stopping:
             return Orders(is_stopping=True)
         at, now = self._station(station), self._clock()
@@ -179,6 +196,10 @@ class Supervisor:
         if held is not None:
             held.focus = frozenset(groups)
 
+    def tell(self, worker: Worker, unet_rows: int) -> None:
+        """The worker has made so many UNet rows since it last ended a block."""
+        self._rows_in_hand[worker] = unet_rows
+
     def end(self, station: str, worker: Worker, figures: StationFigures) -> None:
         """The worker is through with its block; any death before was not the groups' fault.
 
@@ -191,8 +212,11 @@ class Supervisor:
         at.deaths_in_a_row = 0
         for group in held.groups:
             at.died_on.pop(group, None)
+        if held.groups and station in _NEXT_STATION:
+            self._station(_NEXT_STATION[station]).waiting.add(min(held.groups))
+        self._rows_in_hand.pop(worker, None)  # they are in its figures
         at.last_ended = self._clock()
-        block = {station: {"block_seconds": at.last_ended - held.began}}
+        block = {station: {"blocks": 1.0, "block_seconds": at.last_ended - held.began}}
         self._figures = merged(self._figures, block, figures)
 
     def stop(self) -> None:
@@ -208,22 +232,55 @@ class Supervisor:
         """The groups that workers of a station have begun and not ended."""
         return frozenset().union(*(h.groups for h in self._station(station).in_hand.values()))
 
+    def queues(self) -> StationFigures:
+        """How many blocks each station has in hand, and how many wait for it."""
+        return {
+            name: {"in_hand": float(len(at.in_hand)), "waiting": float(len(at.waiting))}
+            for name, at in self._stations.items()
+        }
+
     def figures(self) -> StationFigures:
-        """What all blocks cost, seconds of all workers together, and deaths of workers."""
+        """What all blocks cost, seconds of all workers together, and deaths of workers.
+
+        UNet rows are those of blocks in hand too, as far as they were told.
+        """
         spans = {
             name: {"span_seconds": at.last_ended - at.first_began}
             for name, at in self._stations.items()
             if at.first_began is not None and at.last_ended > at.first_began
         }
-        return merged(self._figures, spans)
+        in_hand = sum(self._rows_in_hand.values())
+        return merged(self._figures, spans, {"edit": {"unet_rows": in_hand}} if in_hand else {})
+
+    def books(self) -> tuple[StationFigures, StationFigures]:
+        """`figures` and `queues`."""
+        return self.figures(), self.queues()
 
     def _bury(self, station: str, dead: Worker, held: _InHand) -> None:
         at = self._station(station)
         del at.in_hand[dead]
         for group in held.suspects:
             at.died_on.setdefault(group, []).append(dead.node)
+        rows = self._rows_in_hand.pop(dead, 0)
+        lost = {station: {"lost_blocks": 1.0}}
+        if rows:
+            lost["edit"] = {**lost.get("edit", {}), "unet_rows": rows, "lost_unet_rows": rows}
+        self._figures = merged(self._figures, lost)
+        is_alone, of_block = self._is_node_alive(dead.node), held.suspects
+        _log.warning(
+            "%s died with %d sources in hand, %d UNet rows lost; they are made again",
+            "a worker" if is_alone else "a machine with a worker",
+            len(held.groups),
+            rows,
+            extra=about(
+                station=station,
+                worker=dead.name,
+                groups=len(held.groups),
+                **({"group_id": min(of_block)} if len(of_block) == 1 else {}),
+            ),
+        )
         process = (dead.name, dead.node)
-        if process not in self._dead and self._is_node_alive(dead.node):
+        if is_alone and process not in self._dead:
             self._dead.add(process)
             self._figures = merged(self._figures, {station: {"worker_deaths": 1}})
             at.deaths_in_a_row += 1

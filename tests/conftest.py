@@ -18,6 +18,7 @@ if str(ROOT) not in sys.path:
 # An actor that loads torch on a busy machine makes no progress for longer than one would think.
 os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", "120")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # 10 s, if nobody says
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other work
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, and threads would wait for cores

@@ -1,4 +1,4 @@
-"""Progress is a bar for people and a line every ten seconds for logs."""
+"""Progress is a bar for people and a line every half minute for logs."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def outcomes(*names: str) -> pa.Table:
     return pa.table({"outcome": list(names)})
 
 
-def test_a_line_comes_when_ten_seconds_have_passed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_comes_when_half_a_minute_has_passed(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="jobs.progress")
     clock = Clock()
-    with LogProgress(interval_s=10.0, clock=clock) as progress:
+    with LogProgress(clock=clock) as progress:
         progress.start(total=10, done=0)
-        clock.now = 9.0
+        clock.now = 27.0
         progress.advance(outcomes("accepted"))
         assert len(caplog.messages) == 1, "only the line of the start"
-        clock.now = 10.0
+        clock.now = 30.0
         progress.advance(outcomes("accepted", "failed"))
-        clock.now = 15.0
+        clock.now = 45.0
         progress.advance(outcomes("rejected"))
-        clock.now = 20.0
+        clock.now = 60.0
         progress.tick()
     assert caplog.messages[1:] == [
-        "3/10 edits, 0.30 edits/s, 10 s gone, about 4 s left, 1 failed",
-        "4/10 edits, 0.20 edits/s, 20 s gone, about 22 s left, 1 rejected, 1 failed",
+        "3/10 edits, 0.10 edits/s, 30 s gone, about 10 s left, 1 failed",
+        "4/10 edits, 0.07 edits/s, 60 s gone, about 66 s left, 1 rejected, 1 failed",
     ]
 
 
@@ -117,6 +117,7 @@ def test_the_console_decides() -> None:
     assert isinstance(choose_progress(Console(file=io.StringIO())), LogProgress)
     terminal = Console(file=io.StringIO(), force_terminal=True)
     assert isinstance(choose_progress(terminal), TerminalProgress)
+    assert isinstance(choose_progress(terminal, in_lines=True), LogProgress)
 
 
 def test_nothing_to_do_leaves_nothing_behind() -> None:

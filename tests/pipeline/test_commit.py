@@ -54,7 +54,9 @@ def test_a_part_that_was_not_committed_is_adopted_with_all_its_outcomes(folder: 
     folder.write_new("part-c/edited/5.png", b"an image of a part that was never finished")
     assert [part for part, _ in orphan_parts(folder, ledger)] == ["part-b"]
 
-    assert adopt_orphan_parts(folder, ledger) == 3
+    told: list[pa.Table] = []
+    assert adopt_orphan_parts(folder, ledger, told.append) == 3
+    assert [table.to_pylist() for table in told] == [lost.to_pylist()]
 
     assert Ledger.open(folder).done_ids() == {key(n).edit_id for n in (1, 2, 3, 4)}
     assert list(ledger.outcomes())[1].to_pylist() == lost.to_pylist()

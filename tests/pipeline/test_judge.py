@@ -19,6 +19,7 @@ from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import EditActor, EditSettings
 from pipeline.judge import Candidate, Judge, Judged, JudgeSettings
 from pipeline.outcome import SCORE_COLUMNS
+from pipeline.supervisor import Unwatched
 from pipeline.write import REJECTED_FOLDER, MetadataLayout
 from tests.pipeline.outcome_rows import key
 from tests.pipeline.work_rows import work_row, work_table
@@ -168,11 +169,10 @@ def test_the_station_says_what_it_cost(
     make_actor: MakeActor, block: Callable[..., pa.Table]
 ) -> None:
     actor = make_actor()
-    actor(block("colour", "style"))
-    actor(block("colour"))
-    assert actor.take_figures()["judge"]["rows"] == 6
-    actor(block("colour"))
-    assert "judge" not in actor.take_figures(), "the part was there already: nothing was judged"
+    edited = actor.edit(actor.prepare(block("colour", "style")), Unwatched())
+    assert edited.figures["judge"]["rows"] == 4
+    again = actor.edit(actor.prepare(block("colour", "style")), Unwatched())
+    assert "judge" not in again.figures, "the part was there already: nothing was judged"
 
 
 def test_an_edit_that_cannot_be_judged_is_not_accepted_and_costs_no_other() -> None:

@@ -61,7 +61,7 @@ def test_a_machine_that_goes_away_is_nobodys_fault() -> None:
     for number in range(5):
         supervisor.begin("edit", worker(number, "spot"), BLOCK)
     assert not supervisor.begin("edit", worker(9), BLOCK).is_careful
-    assert supervisor.figures() == {}
+    assert supervisor.figures() == {"edit": {"lost_blocks": 5}}
 
 
 def test_one_death_after_the_other_is_no_rows_fault() -> None:
@@ -132,8 +132,45 @@ def test_what_ended_is_summed_up() -> None:
         supervisor.end("edit", worker(number), {"edit": {"rows": rows}, "write": {"retries": 1}})
     supervisor.begin("edit", worker(1), [A])
     assert supervisor.figures() == {
-        "edit": {"rows": 30.0, "block_seconds": 2.0, "span_seconds": 2.0},
+        "edit": {"rows": 30.0, "blocks": 2, "block_seconds": 2.0, "span_seconds": 2.0},
         "write": {"retries": 2},
+    }
+
+
+def test_rows_of_a_block_are_counted_once_whether_it_ends_or_is_lost() -> None:
+    supervisor = Supervisor()
+    supervisor.begin("edit", worker(1), [A])
+    supervisor.tell(worker(1), 30)
+    supervisor.tell(worker(1), 50)
+    assert supervisor.figures()["edit"] == {"unet_rows": 50}, "in hand, as last told"
+    supervisor.begin("edit", worker(2), [A])  # worker 1 is dead
+    assert supervisor.figures()["edit"] == {
+        "lost_blocks": 1,
+        "unet_rows": 50,
+        "lost_unet_rows": 50,
+        "worker_deaths": 1,
+    }
+    supervisor.tell(worker(2), 60)
+    supervisor.end("edit", worker(2), {"edit": {"unet_rows": 70}})
+    edit = supervisor.figures()["edit"]
+    assert (edit["unet_rows"], edit["lost_unet_rows"]) == (120, 50)
+
+
+def test_a_block_waits_between_its_stations() -> None:
+    supervisor = Supervisor()
+    for number, block in enumerate(([A], [B, C])):
+        supervisor.begin("decode", worker(number), block)
+    assert supervisor.queues()["decode"] == {"in_hand": 2, "waiting": 0}
+    for number in range(2):
+        supervisor.end("decode", worker(number), {})
+    assert supervisor.queues()["edit"] == {"in_hand": 0, "waiting": 2}
+    supervisor.begin("edit", worker(5), [C, B])
+    assert supervisor.queues()["edit"] == {"in_hand": 1, "waiting": 1}
+    supervisor.end("edit", worker(5), {})
+    supervisor.begin("edit", worker(5), [A])
+    assert supervisor.queues() == {
+        "decode": {"in_hand": 0, "waiting": 0},
+        "edit": {"in_hand": 1, "waiting": 0},
     }
 
 

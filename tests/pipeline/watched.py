@@ -15,6 +15,7 @@ class Watched:
         self.orders = orders
         self.in_focus: list[list[bytes]] = []
         self.signs_of_life = 0
+        self.unet_rows_told: list[int] = []
 
     @contextmanager
     def focus(self, groups: Sequence[bytes]) -> Iterator[None]:
@@ -23,3 +24,6 @@ class Watched:
 
     def alive(self) -> None:
         self.signs_of_life += 1
+
+    def made(self, unet_rows: int) -> None:
+        self.unet_rows_told.append(unet_rows)

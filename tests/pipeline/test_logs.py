@@ -1,0 +1,174 @@
+"""Lines of the log: one JSON object each, with what they are about and without secrets."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.lease import hold_lease
+from pipeline.ledger import Ledger
+from pipeline.logs import (
+    FIELDS,
+    FLOORS,
+    TRIED_AGAIN,
+    Formatter,
+    LogSettings,
+    about,
+    label_lines,
+    log_to_stderr,
+    say_what_is_tried_again,
+)
+from pipeline.outcome import outcomes_table
+from pipeline.storage import Folder
+from pipeline.supervisor import Supervisor, Worker
+from tests.pipeline.outcome_rows import accepted, failed
+
+SECRET = "s3cr3t"
+URL = f"https://user:{SECRET}@example.com/a.png?signature={SECRET}"
+
+
+class Lines:
+    """What was logged, as a worker with these settings writes it."""
+
+    def __init__(self, settings: LogSettings) -> None:
+        self.sink = io.StringIO()
+        self.handler = logging.StreamHandler(self.sink)
+        self.handler.setFormatter(Formatter(settings, "edit"))
+
+    @property
+    def text(self) -> str:
+        return self.sink.getvalue()
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def lines(request: pytest.FixtureRequest) -> Iterator[Lines]:
+    """JSON, or the format that the test asks for, of everything of ours from INFO on."""
+    lines = Lines(LogSettings(getattr(request, "param", "json"), "recoloured-1f2e3d4c-3"))
+    loggers = [logging.getLogger(name) for name in (*FLOORS, TRIED_AGAIN)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(lines.handler)
+        logger.setLevel(logging.INFO)
+    yield lines
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.removeHandler(lines.handler)
+        logger.setLevel(level)
+
+
+def test_a_line_says_when_how_bad_what_who_and_of_which_edit(lines: Lines) -> None:
+    log = logging.getLogger("pipeline.somewhere")
+    log.warning("edit %d\nfailed", 7, extra=about(edit_id=b"\x01" * 16, code="nan_latent"))
+    (line,) = lines.objects
+    assert line.pop("time").endswith("Z")
+    assert line.pop("worker").rpartition(":")[2].isdigit()
+    assert line == {
+        "level": "warning",
+        "message": "edit 7\nfailed",
+        "logger": "pipeline.somewhere",
+        "run": "recoloured-1f2e3d4c-3",
+        "station": "edit",
+        "edit_id": "01" * 16,
+        "code": "nan_latent",
+    }
+
+
+@pytest.mark.parametrize("lines", ["json", "text"], indirect=True)
+def test_no_secret_of_a_url_comes_through(lines: Lines) -> None:
+    log = logging.getLogger("pipeline.somewhere")
+    log.info("cannot read %s", URL, extra=about(part=URL))
+    try:
+        raise OSError(f"no {URL}")
+    except OSError:
+        log.exception("because of %s", URL)
+    logging.getLogger(TRIED_AGAIN).warning(URL)
+    assert SECRET not in lines.text
+    assert lines.text.count("example.com/a.png") >= 4
+    assert "Traceback" in lines.text
+
+
+def test_stations_and_runs_can_change_and_a_line_can_say_its_own(lines: Lines) -> None:
+    log = logging.getLogger("pipeline.somewhere")
+    label_lines(run="other-2", station="decode")
+    log.info("one")
+    log.info("two", extra=about(station="lease", figures={"edit": {"rows": 2.0}}))
+    assert [(line["run"], line["station"]) for line in lines.objects] == [
+        ("other-2", "decode"),
+        ("other-2", "lease"),
+    ]
+    assert lines.objects[1]["figures"] == {"edit": {"rows": 2.0}}
+
+
+def test_a_field_that_no_collector_knows_is_refused() -> None:
+    with pytest.raises(ValueError, match="no field of a log line: colour"):
+        about(colour="red")
+    for name in FIELDS:
+        assert not hasattr(logging.makeLogRecord({}), name), "would hide logging's own"
+
+
+def test_a_commit_names_every_edit_that_failed(lines: Lines, tmp_path: Path) -> None:
+    ledger = Ledger.open(Folder.open(str(tmp_path)))
+    ledger.commit(outcomes_table([accepted(0), failed(2), failed(5, "nan_latent")]))
+    *of_edits, last = lines.objects
+    assert [(line["edit_id"], line["group_id"], line["code"]) for line in of_edits] == [
+        (each.edit_id.hex(), each.key.group_id.hex(), each.reason)
+        for each in (failed(2), failed(5, "nan_latent"))
+    ]
+    assert of_edits[0]["message"] == "edit failed: decode_failed: edit 2 is broken"
+    assert (last["edits"], last["station"]) == (3, "commit")
+
+
+def test_deaths_and_leases_are_told(lines: Lines, tmp_path: Path) -> None:
+    supervisor = Supervisor()
+    supervisor.begin("edit", Worker("here:1", "node"), [b"a" * 16])
+    supervisor.begin("edit", Worker("here:2", "node"), [b"a" * 16])
+    (death,) = lines.objects
+    assert (death["level"], death["worker"], death["station"]) == ("warning", "here:1", "edit")
+    assert death["group_id"] == (b"a" * 16).hex()
+    with hold_lease(Folder.open(str(tmp_path)), expiry_s=60.0, heartbeat_s=20.0) as lease:
+        pass
+    taken, given = lines.objects[1:]
+    assert (taken["station"], taken["run"]) == ("lease", lease.run_id)
+    assert "gave" in given["message"]
+
+
+def test_a_request_that_is_tried_again_says_why(lines: Lines) -> None:
+    logger = logging.getLogger(TRIED_AGAIN)
+    logger.addFilter(say_what_is_tried_again)
+    try:
+        hidden = {"stamina.caused_by": f"OSError({URL})", "stamina.wait_for": 1.25}
+        logger.warning("stamina.retry_scheduled", extra=hidden)
+        logger.warning("something else")
+    finally:
+        logger.removeFilter(say_what_is_tried_again)
+    first, second = (line["message"] for line in lines.objects)
+    assert first.startswith("trying again in 1.2 s after OSError(https://...@example.com/a.png")
+    assert second == "something else"
+    assert SECRET not in lines.text
+
+
+def test_a_worker_writes_each_line_once_however_often_it_is_told(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    loggers = [logging.getLogger(name) for name in (*FLOORS, TRIED_AGAIN)]
+    before = [(each.handlers[:], each.level, each.propagate, each.filters[:]) for each in loggers]
+    try:
+        for station in ("decode", "edit"):
+            log_to_stderr(LogSettings("json", "run-1"), station)
+        logging.getLogger("pipeline.somewhere").info("once")
+    finally:
+        for logger, (handlers, level, propagate, filters) in zip(loggers, before, strict=True):
+            logger.handlers[:], logger.filters[:] = handlers, filters
+            logger.setLevel(level)
+            logger.propagate = propagate
+    (line,) = [json.loads(text) for text in capfd.readouterr().err.splitlines()]
+    assert (line["message"], line["station"], line["run"]) == ("once", "edit", "run-1")

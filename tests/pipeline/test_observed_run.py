@@ -1,0 +1,178 @@
+"""A run, seen from outside: a node's Prometheus endpoint, and the logs of its workers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.job import Job
+from pipeline.ledger import Ledger
+from pipeline.metrics import FAMILIES, RAY_PREFIX
+from pipeline.run import run_job
+from pipeline.stats import RunSummary
+from pipeline.storage import Folder
+from tests.faults.nobody import Nobody
+
+_LOOKS = 600
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def exported(run: str) -> Samples:
+    """What the endpoints of all nodes have of a run: by name and our labels but `run`."""
+    samples: Samples = {}
+    for node in ray.nodes():
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        try:
+            with urllib.request.urlopen(url) as answer:
+                text = answer.read().decode()
+        except urllib.error.URLError:  # the agent is not up yet
+            continue
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.labels.get("run") == run:
+                    ours = {k: v for k, v in sample.labels.items() if k in LABELS}
+                    samples[sample.name, tuple(sorted(ours.items()))] = sample.value
+    return samples
+
+
+LABELS = {label for family in FAMILIES for label in family.labels}
+
+
+def scrape(run: str, until: Callable[[Samples], bool]) -> Samples:
+    """`exported` as soon as it is complete: Ray hands figures to the endpoint every so often."""
+    pause = threading.Event()
+    samples: Samples = {}
+    for _ in range(_LOOKS):
+        samples = exported(run)
+        if until(samples):
+            return samples
+        pause.wait(0.1)
+    raise AssertionError(f"never came: {samples}")
+
+
+def edits(samples: Samples) -> Counter[tuple[str, str]]:
+    """Edits by outcome and reason."""
+    return Counter(
+        {
+            (dict(labels)["outcome"], dict(labels)["reason"]): int(value)
+            for (name, labels), value in samples.items()
+            if name == f"{RAY_PREFIX}fpe_edits_total"
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Ran:
+    job: Job
+    summary: RunSummary
+
+
+@pytest.fixture(scope="module")
+def ran(
+    ray_cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    picture: Callable[..., Image.Image],
+    tiny_checkpoint: Path,
+) -> Ran:
+    """Three pictures and one that is missing; two edits each, two sources in a block."""
+    folder = tmp_path_factory.mktemp("observed")
+    for number in range(3):
+        picture(number).save(folder / f"{number}.png")
+    table = pa.table(
+        {
+            "image": [*(f"{number}.png" for number in range(3)), "absent.png"],
+            "target_prompt": [["a red cat", "a blue cat"]] * 4,
+        }
+    )
+    pq.write_table(table, folder / "manifest.parquet")
+    job = Job.model_validate(
+        {
+            "manifest": str(folder / "manifest.parquet"),
+            "output": str(folder / "run"),
+            "model": {"checkpoint": str(tiny_checkpoint), "device": "cpu"},
+            "resources": {"groups_per_block": 2, "cpus_per_actor": 2},
+            "logs": {"format": "json"},
+        }
+    )
+    return Ran(job, run_job(job, progress=Nobody()))
+
+
+def test_the_endpoint_counts_what_the_ledger_has(ran: Ran) -> None:
+    job, summary = ran.job, ran.summary
+    ledger = Ledger.open(Folder.open(job.output))
+    rows = [row for table in ledger.outcomes() for row in table.to_pylist()]
+    in_ledger = Counter((row["outcome"], row["reason"]) for row in rows)
+    assert in_ledger == {("accepted", ""): 6, ("failed", "source_missing"): 2}
+
+    samples = scrape(summary.run, until=lambda s: edits(s) == in_ledger and len(s) > 30)
+    by_name = {name.removeprefix(RAY_PREFIX) for name, _ in samples}
+    assert by_name <= {family.name for family in FAMILIES}
+
+    def value(name: str, **labels: str) -> float:
+        return samples[f"{RAY_PREFIX}{name}", tuple(sorted(labels.items()))]
+
+    assert value("fpe_unet_rows_total") == pytest.approx(ledger.counts().unet_rows)
+    assert value("fpe_unet_rows_made_total") == pytest.approx(ledger.counts().unet_rows)
+    assert (value("fpe_edits_planned"), value("fpe_edits_left")) == (8, 0)
+    assert value("fpe_blocks_total", station="edit") == 2
+    for station in ("decode", "edit"):
+        assert value("fpe_queue_blocks", station=station) == 0
+        assert value("fpe_blocks_in_hand", station=station) == 0
+    as_summed_up(samples, summary)
+    stats = json.loads(Path(job.output, "stats.json").read_bytes())
+    assert stats["last_run"]["run"] == summary.run
+
+
+def as_summed_up(samples: Samples, summary: RunSummary) -> None:
+    """Rows and seconds are those of stats.json."""
+    for station, figures in summary.stations.items():
+        labels = (("station", station),)
+        rows = samples[f"{RAY_PREFIX}fpe_station_rows_total", labels]
+        assert rows == pytest.approx(figures["rows"]), station
+    seconds = {
+        dict(labels)["phase"]: value
+        for (name, labels), value in samples.items()
+        if name == f"{RAY_PREFIX}fpe_phase_seconds_total"
+    }
+    phases = {"load", "read", "encode", "invert", "sample", "decode", "write", "commit"}
+    assert seconds.keys() == phases
+    of_model = sum(seconds[phase] for phase in ("encode", "invert", "sample", "decode"))
+    assert of_model <= summary.stations["edit"]["seconds"]
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_workers_log_one_object_a_line_in_rays_folder(ran: Ran) -> None:
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    lines = [
+        json.loads(line)
+        for file in logs.glob("worker-*.err")
+        for line in file.read_text().splitlines()
+        if ran.summary.run in line
+    ]
+    said = Counter((line["station"], line["message"]) for line in lines)
+    assert said == {
+        ("load", "a block of 1 begun"): 1,
+        ("load", "a block of 1 ended"): 1,
+        ("decode", "a block of 2 begun"): 2,
+        ("decode", "a block of 2 ended"): 2,
+        ("edit", "a block of 2 begun"): 2,
+        ("edit", "a block of 2 ended"): 2,
+    }
+    of_edit = [line for line in lines if line["station"] == "edit" and "figures" in line]
+    assert sum(line["figures"]["edit"]["rows"] for line in of_edit) == 8
+    assert {line["worker"] for line in of_edit} <= {line["worker"] for line in lines}
+    assert all(line["level"] == "info" and line["time"].endswith("Z") for line in lines)
