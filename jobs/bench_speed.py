@@ -48,6 +48,9 @@ def speed(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=3, max=999, help="At least 3.")] = None,
     size: Annotated[int | None, typer.Option(min=8, help="Pixels; else the model's own.")] = None,
+    gate_size: Annotated[
+        int | None, typer.Option(min=8, help="Pixels in the gate, where that should be fewer.")
+    ] = None,
     sources: Annotated[str | None, typer.Option(help="How many, such as 1,4.")] = None,
     edits: Annotated[str | None, typer.Option(help="Of each source, such as 1,4,16.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Times of each arm.")] = None,
@@ -86,6 +89,7 @@ def speed(
         dtype=dtype or chosen.dtype,
         steps=steps or chosen.steps,
         size_px=size,
+        gate_size_px=gate_size or chosen.gate_size_px,
         sources=_counts("sources", sources) or chosen.sources,
         edits=_counts("edits", edits) or chosen.edits,
         rounds=rounds or chosen.rounds,

@@ -40,7 +40,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Preset:
-    """What the options of `fpe bench speed` are where they are not given."""
+    """What the options of `fpe bench speed` are where they are not given.
+
+    Attributes:
+        gate_size_px: where explicit maps would take an hour at the size that is timed, a smaller
+            one for the gate; None: the same.
+    """
 
     models: tuple[str, ...]
     device: str
@@ -49,6 +54,7 @@ class Preset:
     sources: tuple[int, ...]
     edits: tuple[int, ...]
     rounds: int
+    gate_size_px: int | None = None
     targets: tuple[Target, ...] = ()
 
 
@@ -62,6 +68,7 @@ PRESETS = MappingProxyType(
             sources=(1,),
             edits=(1, 4),
             rounds=3,
+            gate_size_px=256,
             targets=(
                 Target("cpu-512", 1, "A", 6.0),
                 Target("cpu-512", 4, "A", 8.0),

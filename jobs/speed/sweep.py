@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
@@ -33,6 +33,7 @@ class Settings:
         device, dtype: as `load_checkpoint` takes them; A runs in float32 always.
         steps: of the inversion and of every edit.
         size_px: edge of the pictures; None for the model's own.
+        gate_size_px: the same in the gate, at most `size_px`; None for the same.
         sources, edits: the sweep: every number of sources with every number of edits of each.
         rounds: how many times each arm is timed in each cell.
         baseline_edits: most edits of an arm that shares nothing.
@@ -44,6 +45,7 @@ class Settings:
     dtype: str
     steps: int
     size_px: int | None
+    gate_size_px: int | None
     sources: tuple[int, ...]
     edits: tuple[int, ...]
     rounds: int
@@ -86,7 +88,7 @@ def check(name: str, settings: Settings) -> Checked:
     """
     reference = load_model(name, settings.device)
     parameters = _parameters(reference, settings)
-    workload = make_workload(GATE_SOURCES, GATE_EDITS, parameters)
+    workload = make_workload(GATE_SOURCES, GATE_EDITS, _in_the_gate(parameters, settings))
     checkpoint = cast(reference, choose_dtype(settings.dtype, reference.device))
     compiler, compile_error = settings.compiler, ""
     arms = exact_arms(reference, reference, compiler)
@@ -144,6 +146,13 @@ def _parameters(checkpoint: Checkpoint, settings: Settings) -> EditParameters:
         width_px=settings.size_px or own.width_px,
         height_px=settings.size_px or own.height_px,
     )
+
+
+def _in_the_gate(parameters: EditParameters, settings: Settings) -> EditParameters:
+    if settings.gate_size_px is None:
+        return parameters
+    size_px = min(settings.gate_size_px, parameters.width_px)
+    return replace(parameters, width_px=size_px, height_px=size_px)
 
 
 def _compile_error(arm: Arm, workload: Workload) -> str:

@@ -54,7 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def printed(folder: pathlib.Path) -> str:
     """What the command prints. E has a test of its own: tracing the UNet takes longer than all
     the rest, and is to be paid once."""
-    code, out, err = bench(folder, "--compiler", "none", "--price-per-hour", "3.6")
+    gate = ("--gate-size", "32")
+    code, out, err = bench(folder, "--compiler", "none", "--price-per-hour", "3.6", *gate)
     assert code == OK, err
     return out
 
