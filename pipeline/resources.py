@@ -144,6 +144,14 @@ def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, on_gpu
     return max(1, min(most, math.ceil(groups / (actors * _BLOCKS_PER_ACTOR))))
 
 
+def this_machine() -> Node:
+    """What a local Ray would find here, without starting one."""
+    import torch  # seconds to load: only when asked for
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Node(cpus=float(max(2, usable or 1)), gpus=float(torch.cuda.device_count()))
+
+
 @contextmanager
 def ray_session(address: str | None) -> Iterator[tuple[Node, ...]]:
     """A Ray to work with and its nodes; what was started here ends here, quietly.

@@ -411,12 +411,13 @@ def _editing(run: _Run, pool: Pool) -> EditSettings:
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=run.layout,
         lease=run.lease,
-        judge=None if job.judge is None else _judging(job.judge),
+        judge=None if job.judge is None else judge_settings(job.judge),
         annotations=run.plan.annotations,
     )
 
 
-def _judging(judge: JudgeSection) -> JudgeSettings:
+def judge_settings(judge: JudgeSection) -> JudgeSettings:
+    """How a job has its edits judged."""
     return JudgeSettings(
         clip=judge.clip,
         structure=judge.structure,
