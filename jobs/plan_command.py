@@ -107,7 +107,16 @@ class _Said:
         return quota_rows(self.plan, self.ledger)
 
 
-def _priced(said: _Said, file: pathlib.Path | None, *, device: str | None, measure: bool) -> _Said:
+@dataclass(frozen=True)
+class _Wanted:
+    """Which probe; see `pipeline.pricing.price`."""
+
+    device: str | None
+    measure: bool
+    seconds: float
+
+
+def _priced(said: _Said, file: pathlib.Path, wanted: _Wanted) -> _Said:
     """With a price, or why there is none; where a probe was asked for, that is an error instead."""
     from fpe_core import FPEError
     from pipeline.errors import ProbeError, ResourceError
