@@ -118,11 +118,14 @@ class _Wanted:
 
 def _priced(said: _Said, file: pathlib.Path, wanted: _Wanted) -> _Said:
     """With a price, or why there is none; where a probe was asked for, that is an error instead."""
+    from transformers.utils.logging import disable_progress_bar
+
     from fpe_core import FPEError
     from pipeline.errors import ProbeError, ResourceError
     from pipeline.pricing import price
     from pipeline.probe_store import ProbeStore
 
+    disable_progress_bar()  # of loading weights: what is done is said above
     try:
         found = price(said.job, said.plan, said.ledger, ProbeStore(file), **asdict(wanted))
     except (FPEError, ProbeError, ResourceError) as error:

@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import ray
@@ -29,6 +29,7 @@ from ray.data.block import BlockMetadata
 
 from fpe_core import FPEError
 from fpe_core.rows import DEVICE_FAILED
+from pipeline.actor_kinds import ActorKind, InTurn
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
 from pipeline.errors import UserError
@@ -95,12 +96,13 @@ class RayEditActor:
     What it cannot do it reports in the column `error`, for the driver to raise.
     """
 
-    def __init__(self, settings: EditSettings, line: Line) -> None:
+    def __init__(self, settings: EditSettings, line: Line, kinds: Sequence[ActorKind] = ()) -> None:
+        """`kinds`: those of the run's actors, where they are not all alike."""
         self._line = line
         self._error = ""
         self._actor: EditActor | None = None
         try:
-            self._load(settings)
+            self._load(_settings_here(settings, kinds))
         except Exception as error:  # noqa: BLE001 - reported by the first call
             self._error = f"the model cannot be used: {error}"
 
@@ -146,6 +148,20 @@ class RayEditActor:
         except Exception:  # noqa: BLE001 - rows are caught further down, so this is a defect
             return _report(f"an editing worker failed:\n{traceback.format_exc()}")
         return outcomes.append_column(_ERROR_FIELD, pa.array([""] * len(outcomes), pa.string()))
+
+
+def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSettings:
+    """The settings of the kind that this actor is, as what Ray gave it tells."""
+    if not kinds:
+        return settings
+    given = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+    (kind,) = (kind for kind in kinds if kind.was_given(given))
+    return replace(
+        settings,
+        device=settings.device if kind.gpus_per_actor else "cpu",
+        memory_share=kind.memory_share,
+        threads=kind.threads_per_actor,
+    )
 
 
 class _Requests:
@@ -230,7 +246,7 @@ def stream_outcomes(
         )
         dataset = dataset.map_batches(
             RayEditActor,
-            fn_constructor_args=(editing, line),
+            fn_constructor_args=(editing, line, pool.kinds),
             batch_size=1,  # one packed block
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(pool.actors, len(slices))),
@@ -238,6 +254,7 @@ def stream_outcomes(
             num_gpus=pool.gpus_per_actor,
             max_restarts=-1,
             max_task_retries=_MOST_TRIES,
+            ray_remote_args_fn=InTurn(pool.kinds) if pool.kinds else None,
         )
     _silence_ray_data()
     try:

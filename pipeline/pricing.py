@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from fpe_core.checkpoint import choose_device, choose_dtype_name
 from fpe_core.device_name import device_name
+from pipeline.actor_kinds import Node
 from pipeline.estimate import Estimate, Knob, Workload, estimate, knobs
 from pipeline.group_shape import GroupShape
 from pipeline.intent import understand
@@ -16,7 +17,7 @@ from pipeline.ledger import Ledger
 from pipeline.plan import AllBut, Plan
 from pipeline.probe import Probe
 from pipeline.probe_store import ProbeStore
-from pipeline.resources import Node, Pool, size_pool, this_machine
+from pipeline.resources import Pool, size_pool, this_machine
 from pipeline.take_probe import PROBE_S, probe_key, take_probe
 
 
@@ -71,7 +72,7 @@ def price(
         pool = _pool_elsewhere(job, plan, found.device_type)
         return Price(_workload(job, plan, pool), found, is_measured_now=False)
     here = choose_device(job.model.device)
-    is_local = job.resources.ray_address is None
+    is_local = job.resources.ray_address is None and job.resources.pools is None
     pool = _pool_here(job, plan) if is_local else _pool_elsewhere(job, plan, here.type)
     key = probe_key(intent, choose_dtype_name(dtype, here.type), shape)
     threads = pool.threads_per_actor if here.type == "cpu" else None
@@ -98,6 +99,10 @@ def _pool_here(job: Job, plan: Plan) -> Pool:
 def _pool_elsewhere(job: Job, plan: Plan, device_type: str) -> Pool:
     """On a cluster that nobody has asked: the actors that the job names, or one."""
     wishes, has_gpu = job.resources, device_type != "cpu"
+    if wishes.pools is not None:  # priced as if all were of the kind that was probed
+        actors = sum(pool.actors or 1 for pool in wishes.pools)
+        wishes = wishes.model_copy(update={"pools": None, "actors": actors})
+        job = job.model_copy(update={"resources": wishes})
     actors = wishes.actors or 1
     cpus = actors * (wishes.cpus_per_actor or 1.0) + max(1, wishes.free_cpus)
     gpus = actors * (1.0 if wishes.gpus_per_actor is None else wishes.gpus_per_actor)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 import yaml
 
+from pipeline.actor_kinds import Node
 from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
@@ -42,7 +43,7 @@ from pipeline.outcome import FailureCode, as_outcomes
 from pipeline.plan import Plan, make_plan, quota_rows
 from pipeline.quotas import QuotaRow
 from pipeline.redact import redact_url
-from pipeline.resources import Node, Pool, ray_session, size_pool
+from pipeline.resources import Pool, ray_session, size_pool
 from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.storage import Folder, absolute_url
