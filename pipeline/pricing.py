@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Container
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from fpe_core.checkpoint import choose_device, choose_dtype_name
 from fpe_core.device_name import device_name
 from pipeline.actor_kinds import Node
+from pipeline.errors import ProbeError
 from pipeline.estimate import Estimate, Knob, Workload, estimate, knobs
 from pipeline.group_shape import GroupShape
 from pipeline.intent import understand
@@ -19,6 +21,8 @@ from pipeline.probe import Probe
 from pipeline.probe_store import ProbeStore
 from pipeline.resources import Pool, size_pool, this_machine
 from pipeline.take_probe import PROBE_S, probe_key, take_probe
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def price(
         measure: take one in any case; `seconds`: what its calls may take, about.
 
     Raises:
-        ProbeError: there is no such probe; it cannot be stored; no source can be read.
+        ProbeError: there is no such probe; the file of probes is damaged; no source can be read.
         CheckpointError: the model cannot be loaded here. ResourceError: this machine is too small.
     """
     intent, shape = understand(job), typical_shape(plan)
@@ -79,8 +83,16 @@ def price(
     found_here = None if measure else store.find(device_name(here), key, dtype, threads)
     probe = found_here or take_probe(intent, _left_out(plan, ledger), shape, pool, seconds=seconds)
     if found_here is None:
-        store.add(probe)
+        _keep(store, probe)
     return Price(_workload(job, plan, pool), probe, is_measured_now=found_here is None)
+
+
+def _keep(store: ProbeStore, probe: Probe) -> None:
+    """What was measured is good for this plan, whether it can be kept or not."""
+    try:
+        store.add(probe)
+    except ProbeError as error:
+        _log.warning("%s", error)
 
 
 def typical_shape(plan: Plan) -> GroupShape:
