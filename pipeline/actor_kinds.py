@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
+from itertools import islice
 from typing import Any, Protocol
 
 from pipeline.errors import ResourceError
@@ -86,10 +86,13 @@ class InTurn:
     """Remote arguments of one actor after the other: called by Ray Data as it starts each."""
 
     def __init__(self, kinds: Sequence[ActorKind]) -> None:
-        self._args = cycle([kind.remote_args() for kind in kinds for _ in range(kind.actors)])
+        self._args = [kind.remote_args() for kind in kinds for _ in range(kind.actors)]
+        self._started = 0
 
     def __call__(self) -> dict[str, Any]:
-        return dict(next(self._args))
+        args = self._args[self._started % len(self._args)]
+        self._started += 1
+        return dict(args)
 
 
 def size_kinds(

@@ -250,8 +250,9 @@ def stream_outcomes(
             batch_size=1,  # one packed block
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(pool.actors, len(slices))),
-            num_cpus=pool.cpus_per_actor,
-            num_gpus=pool.gpus_per_actor,
+            # Of several kinds the least: with more, Ray Data would wait for what nobody asks for.
+            num_cpus=min(kind.cpus_per_actor for kind in pool.kinds or (pool,)),
+            num_gpus=min(kind.gpus_per_actor for kind in pool.kinds or (pool,)),
             max_restarts=-1,
             max_task_retries=_MOST_TRIES,
             ray_remote_args_fn=InTurn(pool.kinds) if pool.kinds else None,

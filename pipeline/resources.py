@@ -57,8 +57,8 @@ class Wishes(Protocol):
 class Pool:
     """The sizes of a run.
 
-    `kinds`: its actors where they are not all alike; the other figures are then of all of them
-    together, or of the least of them.
+    `kinds`: its actors where they are not all alike; the figures of an actor are then those of the
+    first kind, which has a GPU if any has.
     """
 
     actors: int
@@ -124,10 +124,10 @@ def _pool_of(
     kinds = first_actors(kinds, math.ceil(groups / groups_per_block))
     return Pool(
         actors=sum(kind.actors for kind in kinds),
-        cpus_per_actor=min(kind.cpus_per_actor for kind in kinds),
-        gpus_per_actor=min(kind.gpus_per_actor for kind in kinds),
-        threads_per_actor=min(kind.threads_per_actor for kind in kinds),
-        memory_share=min(kind.memory_share for kind in kinds),
+        cpus_per_actor=kinds[0].cpus_per_actor,
+        gpus_per_actor=kinds[0].gpus_per_actor,
+        threads_per_actor=kinds[0].threads_per_actor,
+        memory_share=kinds[0].memory_share,
         groups_per_block=groups_per_block,
         kinds=kinds,
     )

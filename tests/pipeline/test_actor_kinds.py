@@ -139,6 +139,7 @@ def test_few_blocks_need_few_actors_of_the_first_kinds() -> None:
         [A10G, H100, READER], section, device="auto", groups=5, pixels_per_image=512 * 512
     )
     assert (pool.actors, pool.groups_per_block) == (5, 1)
+    assert (pool.gpus_per_actor, pool.memory_share) == (1, 1), "as its first kind has it"
     assert Counter({k.accelerator: k.actors for k in pool.kinds}) == {"A10G": 4, None: 1}
     assert isinstance(pool, Pool)
 
