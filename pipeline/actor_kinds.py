@@ -152,12 +152,12 @@ class _Place:
             self.cpus < wish.cpus_per_actor - _TOLERANCE
         ):
             return False
-        whole, part = divmod(wish.gpus_per_actor + _TOLERANCE, 1)
-        needed = [1.0] * int(whole) + ([part] if part > 2 * _TOLERANCE else [])
+        whole = math.floor(wish.gpus_per_actor + _TOLERANCE)
+        part = wish.gpus_per_actor - whole
         free = list(self.gpus)
-        for share in needed:
+        for share in [1.0] * whole + ([part] if part > _TOLERANCE else []):
             # A fraction of a GPU never spans two of them: the fullest that still has room.
-            room = [gpu for gpu in free if gpu >= share - 2 * _TOLERANCE]
+            room = [gpu for gpu in free if gpu >= share - _TOLERANCE]
             if not room:
                 return False
             tightest = min(room)
