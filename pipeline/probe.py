@@ -78,7 +78,8 @@ class Probe:
         calls: by size, the smallest first.
         judge_s: per edit; 0 without a judge.
         fetch_s: per source, from its place to pixels of the model's size, on a CPU.
-        load_s: the checkpoint, and the judge's models, once per worker.
+        load_s: the checkpoint, and the judge's models, and what their first calls take longer;
+            once per worker.
         formats: by name, at the quality of the job that was probed.
         unet_rows: that were evaluated to measure.
         date: when, UTC.

@@ -89,7 +89,7 @@ def take_probe(
         calls=calls,
         judge_s=bench.judge_s,
         fetch_s=sample.fetch_s,
-        load_s=load_s,
+        load_s=load_s + bench.warm_up_s,
         formats=formats,
         unet_rows=bench.unet_rows,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -192,6 +192,7 @@ class _Bench:
         self._latest: EditResult | None = None
         self.unet_rows = 0
         """Evaluated so far."""
+        self.warm_up_s = 0.0
 
     @property
     def judge_s(self) -> float:
@@ -200,10 +201,10 @@ class _Bench:
 
     def time_calls(self, seconds: float) -> tuple[CallTimes, ...]:
         """Of one group, and of all of them where there are more and the time allows it."""
-        self._round(_Times(self._groups[:1]), 1)  # pays for what torch puts off till then
-        rows_before, began = self.unet_rows, time.perf_counter()
-        self._round(_Times(self._groups[:1]), 1)
-        row_s = (time.perf_counter() - began) / (self.unet_rows - rows_before)
+        first_s, second_s = self._one_step_s(), self._one_step_s()
+        # The first calls pay for what torch puts off till then: every worker does, once.
+        self.warm_up_s = max(0.0, first_s - second_s)
+        row_s = second_s / (self.unet_rows / 2)
         sizes, steps = self._within(seconds, row_s)
         times = [_Times(groups) for groups in sizes]
         self._judged = []
@@ -214,6 +215,11 @@ class _Bench:
             if (time.perf_counter() - began) * (done + 1) / done > seconds:
                 break
         return tuple(each.summed_up() for each in times)
+
+    def _one_step_s(self) -> float:
+        began = time.perf_counter()
+        self._round(_Times(self._groups[:1]), 1)
+        return time.perf_counter() - began
 
     def _within(self, seconds: float, row_s: float) -> tuple[list[Sequence[Group]], int]:
         """The sizes of calls and the steps of which a round can be made in that time."""
