@@ -145,11 +145,17 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """ "auto" to float16 on CUDA, else float32; names to torch's types."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype = choose_dtype_name(dtype, device.type)
     if dtype not in _DTYPES:
         raise CheckpointError(f"unknown dtype {dtype!r}; allowed: auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
+
+
+def choose_dtype_name(dtype: str, device_type: str) -> str:
+    """ "auto" to the name of what is usual on a kind of device, which need not be here."""
+    if dtype != "auto":
+        return dtype
+    return "float16" if device_type == "cuda" else "float32"
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.logging import RichHandler
 
-from jobs import bench, calibrate_command
+from jobs import bench, calibrate_command, plan_command
 from jobs.console import console
 from jobs.exits import STOPPED, guarded
+from jobs.plan_command import JobFile, Overrides
 from pipeline.logs import (
     FLOORS,
     TRIED_AGAIN,
@@ -44,17 +45,11 @@ config_app = typer.Typer(help="Show job files and their defaults.", no_args_is_h
 app.add_typer(config_app, name="config")
 app.add_typer(bench.app, name="bench")
 app.command("calibrate")(calibrate_command.calibrate)
+app.command("plan")(plan_command.plan)
 
 _out = console()
 _err = console(stderr=True)
 
-JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="Job file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Dotted keys with YAML values, such as edit.steps=20."
-    ),
-]
 RunOrJob = Annotated[
     str, typer.Argument(metavar="RUN|JOB.yaml", help="Run folder (path or URL), or its job file.")
 ]
@@ -170,25 +165,6 @@ def submit(
     code = follow(client, submission, lambda lines: _out.print(lines, markup=False, end=""))
     if code:
         raise typer.Exit(code)
-
-
-@app.command()
-@guarded
-def plan(job_file: JobFile, overrides: Overrides = None) -> None:
-    """Check a job and its manifest and say what a run would do. Writes nothing."""
-    from jobs.config import load_job
-    from jobs.tables import plan_table, quotas_table
-    from pipeline.ledger import Ledger
-    from pipeline.plan import make_plan, quota_rows
-    from pipeline.storage import Folder
-
-    job = load_job(job_file, overrides or [])
-    with _err.status("Reading the manifest"):
-        ledger = Ledger.open(Folder.open(job.output, job.storage_options))
-        planned = make_plan(job, ledger, write=False)
-    _out.print(plan_table(planned, job.output))
-    if planned.round is not None:
-        _out.print(quotas_table(quota_rows(planned, ledger)))
 
 
 @app.command()

@@ -26,7 +26,14 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from jobs.console import console
-from pipeline.errors import Interrupted, JobError, LeaseError, ManifestError, PipelineError
+from pipeline.errors import (
+    Interrupted,
+    JobError,
+    LeaseError,
+    ManifestError,
+    PipelineError,
+    ProbeError,
+)
 
 OK, STOPPED, USAGE, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 IN_USE = 75
@@ -66,7 +73,7 @@ def exit_code(error: BaseException) -> int:
         return TERMINATED
     if isinstance(error, KeyboardInterrupt | Interrupted):
         return INTERRUPTED
-    if isinstance(error, JobError | ManifestError) or _is_of_the_core(error):
+    if isinstance(error, JobError | ManifestError | ProbeError) or _is_of_the_core(error):
         return USAGE
     if isinstance(error, LeaseError):
         return IN_USE

@@ -9,6 +9,7 @@
     │   ├── LedgerError         the ledger is damaged, or another run writes to it
     │   ├── LeaseError          another run has the run folder
     │   ├── ResourceError       the cluster has too little for this job
+    │   ├── ProbeError          what a device takes cannot be measured, or is not stored
     │   ├── TooManyFailuresError     the job stopped itself
     │   └── Interrupted         ctrl-C or SIGTERM; what had arrived is committed
     └── RowError                costs one row: .code is a FailureCode
@@ -88,6 +89,10 @@ class LeaseError(UserError):
 
 class ResourceError(UserError):
     """The cluster has too little for this job; the message says what is missing."""
+
+
+class ProbeError(UserError):
+    """What a device takes cannot be measured, or was not stored; the message says what to do."""
 
 
 class TooManyFailuresError(UserError):

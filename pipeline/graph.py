@@ -21,7 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import ray
@@ -31,6 +31,7 @@ from ray.data.block import BlockMetadata
 
 from fpe_core import FPEError
 from fpe_core.rows import DEVICE_FAILED
+from pipeline.actor_kinds import ActorKind, InTurn
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
 from pipeline.errors import UserError
@@ -98,14 +99,15 @@ class RayEditActor:
     What it cannot do it reports in the column `error`, for the driver to raise.
     """
 
-    def __init__(self, settings: EditSettings, line: Line) -> None:
+    def __init__(self, settings: EditSettings, line: Line, kinds: Sequence[ActorKind] = ()) -> None:
+        """`kinds`: those of the run's actors, where they are not all alike."""
         self._line = line
         self._error = ""
         self._actor: EditActor | None = None
         self._turns = Turns()
         self._requests = _Requests("write")
         try:
-            self._load(settings)
+            self._load(_settings_here(settings, kinds))
         except Exception as error:  # noqa: BLE001 - reported by the first call
             self._error = f"the model cannot be used: {error}"
 
@@ -158,6 +160,20 @@ class RayEditActor:
             return _report(f"an editing worker failed:\n{traceback.format_exc()}")
         no_error = pa.array([""] * len(edited.outcomes), pa.string())
         return edited.outcomes.append_column(_ERROR_FIELD, no_error)
+
+
+def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSettings:
+    """The settings of the kind that this actor is, as what Ray gave it tells."""
+    if not kinds:
+        return settings
+    given = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+    (kind,) = (kind for kind in kinds if kind.was_given(given))
+    return replace(
+        settings,
+        device=settings.device if kind.gpus_per_actor else "cpu",
+        memory_share=kind.memory_share,
+        threads=kind.threads_per_actor,
+    )
 
 
 class _Requests:
@@ -250,7 +266,7 @@ def stream_outcomes(
         )
         dataset = dataset.map_batches(
             RayEditActor,
-            fn_constructor_args=(editing, line),
+            fn_constructor_args=(editing, line, pool.kinds),
             batch_size=1,  # one packed block
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -258,10 +274,12 @@ def stream_outcomes(
                 max_concurrent_calls_per_actor=BLOCKS_AT_A_TIME,
                 enable_true_multi_threading=True,
             ),
-            num_cpus=pool.cpus_per_actor,
-            num_gpus=pool.gpus_per_actor,
+            # Of several kinds the least: with more, Ray Data would wait for what nobody asks for.
+            num_cpus=min(kind.cpus_per_actor for kind in pool.kinds or (pool,)),
+            num_gpus=min(kind.gpus_per_actor for kind in pool.kinds or (pool,)),
             max_restarts=-1,
             max_task_retries=_MOST_TRIES,
+            ray_remote_args_fn=InTurn(pool.kinds) if pool.kinds else None,
         )
     _silence_ray_data()
     try:

@@ -21,6 +21,7 @@ from pipeline.logs_section import LogsSection
 from pipeline.prompts import Template, TemplateError
 from pipeline.quota_section import QuotaSection
 from pipeline.redact import redact_url
+from pipeline.resources_section import ResourcesSection
 from pipeline.section import Section, tuple_from_list
 from pipeline.source_rules import check_rule
 
@@ -200,27 +201,6 @@ class ImagesSection(Section):
         return rules
 
 
-class ResourcesSection(Section):
-    """What the run may take. Null means: worked out from the cluster."""
-
-    ray_address: str | None = Field(
-        default=None, description="auto or ray://host:10001 of a running cluster; null: a local Ray"
-    )
-    actors: int | None = Field(default=None, ge=1, description="processes with a model each")
-    cpus_per_actor: float | None = Field(default=None, gt=0, description="CPUs that each reserves")
-    gpus_per_actor: float | None = Field(default=None, ge=0, description="GPUs that each reserves")
-    threads_per_actor: int | None = Field(default=None, ge=1, description="torch threads of each")
-    groups_per_block: int | None = Field(
-        default=None, ge=1, description="sources that travel, and are committed, together"
-    )
-    max_rows: int | None = Field(
-        default=None, ge=1, description="latents through the UNet at once; null: what memory allows"
-    )
-    free_cpus: int = Field(
-        default=1, ge=0, description="CPUs that actors leave to readers and the rest"
-    )
-
-
 class FailuresSection(Section):
     """When a source counts as failed, and when a run stops itself."""
 
@@ -353,6 +333,17 @@ class Job(Section):
     def _check_storage_options(cls, options: dict[str, Any]) -> dict[str, Any]:
         refuse_credentials(options)
         return options
+
+    @model_validator(mode="after")
+    def _check_kinds_of_devices(self) -> Self:
+        on_gpu = {pool.gpus_per_actor > 0 for pool in self.resources.pools or ()}
+        if len(on_gpu) == 2 and self.model.dtype == "auto" and self.model.device != "cpu":
+            raise ValueError(
+                "resources.pools has actors with a GPU and without, and model.dtype=auto is "
+                "another type on each, so that an edit would depend on where it is made: say "
+                "model.dtype=float32, or leave out the pool without a GPU"
+            )
+        return self
 
     @property
     def manifest_urls(self) -> tuple[str, ...]:

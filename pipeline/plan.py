@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Container, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from fpe_core import EditParameters
 from pipeline.annotate import AnnotationSettings
+from pipeline.group_shape import GroupShape
 from pipeline.ids import canonical_json
 from pipeline.intent import Intent, PlannedGroup, understand
 from pipeline.job import Job
@@ -50,7 +52,8 @@ class Plan:
     will fail as source_forbidden, as far as their URIs tell (`images.allowed_sources`).
 
     Under quotas it is the plan of a round (`quotas`): `round` are its edits, and `edits_spared`
-    those that could be made and are not, which a later round may take.
+    those that could be made and are not, which a later round may take. `shapes` counts the pending
+    groups by what they cost.
     """
 
     plan_id: str
@@ -69,6 +72,7 @@ class Plan:
     edits_spared: int = 0
     round: Selection | None = None
     annotations: AnnotationSettings | None = None
+    shapes: Mapping[GroupShape, int] = field(default_factory=dict)
 
     @property
     def edits_pending(self) -> int:
@@ -152,23 +156,10 @@ def quota_rows(
 def unet_rows_of(
     parameters: EditParameters, edits: int, *, synthetic: bool, source_prompt: str
 ) -> int:
-    """UNet rows of a group, as `fpe_core.editor` says: its source once, then every edit.
-
-    A row that stops at the last replaced layer counts as one. `layers` that name none of the
-    checkpoint's layers save the source's own rows, which is not foreseen here.
-    """
-    steps, replaced_steps = parameters.steps, parameters.replaced_steps
-    if not parameters.is_guided:
-        return (steps if synthetic else steps + replaced_steps) + steps * edits
-    # The unconditional row of the first step is one for all edits, and the source's own if it has
-    # such a row.
-    if synthetic:
-        source = 2 * steps
-    elif replaced_steps and source_prompt == parameters.negative_prompt:
-        source = steps + replaced_steps
-    else:
-        source = steps + replaced_steps + 1
-    return source + (2 * steps - 1) * edits
+    """UNet rows of a group: its source once, then every edit. See `GroupShape`."""
+    return GroupShape.of(
+        parameters, edits, synthetic=synthetic, source_prompt=source_prompt
+    ).unet_rows
 
 
 @dataclass(frozen=True)
@@ -188,7 +179,7 @@ class _Survey:
     edits_total: int = 0
     edits_done: int = 0
     groups_pending: int = 0
-    unet_rows: int = 0
+    shapes: Counter[GroupShape] = field(default_factory=Counter)
     output_pixels: int = 0
     refused: int = 0
     first_refused: str = ""
@@ -225,15 +216,22 @@ def _survey(intent: Intent, done: Container[bytes]) -> _Survey:
     return survey
 
 
+def shape_of(intent: Intent, group: PlannedGroup, edits: int) -> GroupShape:
+    """What `edits` of a group cost under the job."""
+    judge = intent.job.judge
+    return GroupShape.of(
+        group.source.parameters,
+        edits,
+        synthetic=group.source.is_synthetic,
+        source_prompt=group.source.source_prompt,
+        is_gated=judge is not None and judge.reproduction.inversion_psnr_db_at_least is not None,
+    )
+
+
 def _count_pending(survey: _Survey, intent: Intent, group: PlannedGroup, pending: int) -> None:
     parameters = group.source.parameters
     survey.groups_pending += 1
-    survey.unet_rows += unet_rows_of(
-        parameters,
-        pending,
-        synthetic=group.source.is_synthetic,
-        source_prompt=group.source.source_prompt,
-    )
+    survey.shapes[shape_of(intent, group, pending)] += 1
     images = pending + (1 if intent.job.images.keep_source else 0)
     survey.output_pixels += images * parameters.width_px * parameters.height_px
 
@@ -258,7 +256,7 @@ def _plan_of(intent: Intent, survey: _Survey, selection: Selection | None) -> Pl
         edits_done=survey.edits_done - spared,
         groups_pending=survey.groups_pending,
         sources=len(survey.sources),
-        unet_rows=survey.unet_rows,
+        unet_rows=sum(shape.unet_rows * count for shape, count in survey.shapes.items()),
         output_bytes=int(survey.output_pixels * _BYTES_PER_PIXEL[intent.job.images.format]),
         work_files=(),
         carried_schema=carried if len(carried) else None,
@@ -269,4 +267,5 @@ def _plan_of(intent: Intent, survey: _Survey, selection: Selection | None) -> Pl
         edits_spared=spared,
         round=selection,
         annotations=intent.annotations,
+        shapes=dict(survey.shapes),
     )

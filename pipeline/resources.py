@@ -2,6 +2,7 @@
 
     GPUs       one actor per GPU
     no GPU     one actor per CPU, less those that stay free; the cores' threads are shared out
+    pools      as many of each kind as the job says (`actor_kinds`)
     always     at least one CPU is free: readers run there, and a pool of all CPUs hangs for ever
 
 Sizes are decided once, before anything starts; a pool is filled at once and never resized (Ray
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.actor_kinds import ActorKind, Node, PoolWish, first_actors, size_kinds
 from pipeline.errors import ResourceError
 
 _READER_CPUS = 1.0
@@ -47,19 +49,17 @@ class Wishes(Protocol):
     def groups_per_block(self) -> int | None: ...
     @property
     def free_cpus(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one machine of the cluster has to give."""
-
-    cpus: float
-    gpus: float = 0.0
+    @property
+    def pools(self) -> Sequence[PoolWish] | None: ...
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The sizes of a run."""
+    """The sizes of a run.
+
+    `kinds`: its actors where they are not all alike; the figures of an actor are then those of the
+    first kind, which has a GPU if any has.
+    """
 
     actors: int
     cpus_per_actor: float
@@ -67,6 +67,7 @@ class Pool:
     threads_per_actor: int
     memory_share: float
     groups_per_block: int
+    kinds: tuple[ActorKind, ...] = ()
 
 
 def size_pool(
@@ -76,6 +77,10 @@ def size_pool(
 
     Raises ResourceError, with what is missing, where readers and actors cannot run side by side.
     """
+    if wishes.pools is not None:
+        free = max(_READER_CPUS, float(wishes.free_cpus))
+        kinds = size_kinds(nodes, wishes.pools, free_cpus=free, device=device)
+        return _pool_of(kinds, wishes, groups=groups, pixels_per_image=pixels_per_image)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     gpus_per_actor = _gpus_per_actor(wishes, device, gpus)
     cpus_per_actor = 1.0 if wishes.cpus_per_actor is None else wishes.cpus_per_actor
@@ -105,6 +110,26 @@ def size_pool(
         threads_per_actor=wishes.threads_per_actor or threads,
         memory_share=_memory_share(actors, nodes_used, gpus_per_actor),
         groups_per_block=groups_per_block,
+    )
+
+
+def _pool_of(
+    kinds: tuple[ActorKind, ...], wishes: Wishes, *, groups: int, pixels_per_image: int
+) -> Pool:
+    """The pool of actors of several kinds. Where blocks are few, the first of them stay."""
+    on_gpu = any(kind.gpus_per_actor for kind in kinds)
+    groups_per_block = wishes.groups_per_block or _groups_per_block(
+        groups, sum(kind.actors for kind in kinds), pixels_per_image, on_gpu=on_gpu
+    )
+    kinds = first_actors(kinds, math.ceil(groups / groups_per_block))
+    return Pool(
+        actors=sum(kind.actors for kind in kinds),
+        cpus_per_actor=kinds[0].cpus_per_actor,
+        gpus_per_actor=kinds[0].gpus_per_actor,
+        threads_per_actor=kinds[0].threads_per_actor,
+        memory_share=kinds[0].memory_share,
+        groups_per_block=groups_per_block,
+        kinds=kinds,
     )
 
 
@@ -142,6 +167,14 @@ def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, on_gpu
     if not on_gpu:
         most = min(_MOST_GROUPS_CPU, max(1, _CPU_BLOCK_PIXELS // pixels_per_image))
     return max(1, min(most, math.ceil(groups / (actors * _BLOCKS_PER_ACTOR))))
+
+
+def this_machine() -> Node:
+    """What a local Ray would find here, without starting one."""
+    import torch  # seconds to load: only when asked for
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Node(cpus=float(max(2, usable or 1)), gpus=float(torch.cuda.device_count()))
 
 
 @contextmanager
@@ -216,4 +249,4 @@ def _nodes() -> tuple[Node, ...]:
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return tuple(Node(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0)) for have in alive)
+    return tuple(map(Node.of, alive))

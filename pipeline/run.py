@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 import yaml
 
+from pipeline.actor_kinds import Node
 from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
@@ -44,7 +45,7 @@ from pipeline.outcome import FailureCode, as_outcomes
 from pipeline.plan import Plan, make_plan, quota_rows
 from pipeline.quotas import QuotaRow
 from pipeline.redact import redact_url
-from pipeline.resources import Node, Pool, ray_session, size_pool
+from pipeline.resources import Pool, ray_session, size_pool
 from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.storage import Folder, absolute_url
@@ -435,12 +436,13 @@ def _editing(run: _Run, pool: Pool) -> EditSettings:
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=run.layout,
         lease=run.lease,
-        judge=None if job.judge is None else _judging(job.judge),
+        judge=None if job.judge is None else judge_settings(job.judge),
         annotations=run.plan.annotations,
     )
 
 
-def _judging(judge: JudgeSection) -> JudgeSettings:
+def judge_settings(judge: JudgeSection) -> JudgeSettings:
+    """How a job has its edits judged."""
     return JudgeSettings(
         clip=judge.clip,
         structure=judge.structure,

@@ -6,11 +6,11 @@ import datetime
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fpe_core.device_name import device_name
 from jobs.speed.gate import Comparison
 from jobs.speed.rounds import Measured
 
@@ -75,7 +75,7 @@ class Machine:
 
 def this_machine(device: torch.device) -> Machine:
     return Machine(
-        device=_device_name(device),
+        device=device_name(device),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         python=platform.python_version(),
@@ -135,14 +135,3 @@ def _measured_as_json(sweep: Sweep, each: Measured, price_per_hour: float | None
         "peak_bytes": each.peak_bytes,
         "compile_s": compile_s(each) if each.arm == "E" else 0.0,
     }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -79,3 +79,21 @@ def test_two_cpus_are_enough_to_run_and_to_go_on_and_one_is_refused(
     found = verify_run(job)
     assert found.ok, found.problems
     assert (found.accepted, found.pending) == (8, 0)
+
+
+def test_kinds_of_devices_work_side_by_side_and_a_machine_without_one_only_reads(
+    job: Job, tmp_path: Path
+) -> None:
+    """Two actors share the one GPU of a machine, one has another kind, and readers have nothing but
+    the machine without a GPU: no other has a CPU left."""
+    pools = [{"accelerator": "A10G", "gpus_per_actor": 0.5}, {"accelerator": "H100"}]
+    resources = {"groups_per_block": 1, "free_cpus": 2, "pools": pools}
+    job = Job.model_validate(job.model_dump() | {"resources": resources})
+    did = run_program("tests.faults.cluster_of_kinds", job, tmp_path)
+    assert sorted(actor["machine"] for actor in did["actors"]) == ["A10G", "A10G", "H100"]
+    assert (did["accepted"], did["failed"]) == (8, 0)
+    assert did["stations"]["decode"]["rows"] == 8
+    assert did["unet_rows"] == pytest.approx(8 * (SOURCE_ROWS + EDIT_ROWS))
+    found = verify_run(job)
+    assert found.ok, found.problems
+    assert (found.accepted, found.pending) == (8, 0)

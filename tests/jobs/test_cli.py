@@ -108,7 +108,7 @@ def test_config_show_prints_a_job_with_overrides(job_file: pathlib.Path) -> None
 
 
 def test_plan_counts_and_writes_nothing(job_file: pathlib.Path) -> None:
-    code, printed, errors = fpe("plan", str(job_file), "edit.steps=10")
+    code, printed, errors = fpe("plan", "--no-probe", str(job_file), "edit.steps=10")
     assert (code, errors) == (0, "")
     row = figures(printed)
     assert (row["edits"], row["already done"], row["to do"], row["sources"]) == ("6", "0", "6", "3")
@@ -120,6 +120,7 @@ def test_plan_counts_and_writes_nothing(job_file: pathlib.Path) -> None:
 def test_plan_expands_labels(job_file: pathlib.Path) -> None:
     code, printed, _ = fpe(
         "plan",
+        "--no-probe",
         str(job_file),
         "prompts.target=a {colour} {shape} {where}",
         "prompts.labels={colour: [red, blue, green], where: [in snow, at night]}",
@@ -141,7 +142,7 @@ def test_plan_expands_labels(job_file: pathlib.Path) -> None:
 def test_mistakes_are_told_and_exit_with_2(
     job_file: pathlib.Path, arguments: list[str], expected: str
 ) -> None:
-    code, printed, errors = fpe("plan", str(job_file), *arguments)
+    code, printed, errors = fpe("plan", "--no-probe", str(job_file), *arguments)
     assert code == 2, errors
     assert printed == ""
     assert errors.startswith(expected)
@@ -227,7 +228,9 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     with Image.open(printed.strip()) as sheet:
         assert sheet.width > 3 * 200
 
-    code, printed, _ = fpe("plan", str(small_job), "images.format=webp", "edit.steps=2")
+    code, printed, _ = fpe(
+        "plan", "--no-probe", str(small_job), "images.format=webp", "edit.steps=2"
+    )
     assert figures(printed)["to do"] == "6", "other parameters are other edits"
 
     kept = written[0].read_bytes()

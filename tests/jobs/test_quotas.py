@@ -45,7 +45,7 @@ def cells(shown: str) -> dict[str, list[str]]:
 def test_commands_tell_what_quotas_leave_out(
     job_file: str, picture: Callable[..., Image.Image], png: Callable[[Image.Image], bytes]
 ) -> None:
-    code, shown, _ = fpe("plan", job_file)
+    code, shown, _ = fpe("plan", "--no-probe", job_file)
     assert code == 0
     assert figures(shown) | {"edits": "5", "left out by quotas": "2"} == figures(shown)
     assert figures(shown)["to do in the next round"] == "3"

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.actor_kinds import Node
 from pipeline.errors import ResourceError
 from pipeline.job import ResourcesSection
-from pipeline.resources import Node, Pool, check_reachable, ray_session, size_pool
+from pipeline.resources import Pool, check_reachable, ray_session, size_pool
 
 
 def pool_of(

@@ -1,0 +1,211 @@
+"""Actors of several kinds in one run: how many of each there are, and what each may take.
+
+    named accelerators    first, then any GPU, then actors without one: who is choosy goes first
+    blocks                are pulled: a faster kind takes more of them
+    no actor              a machine that no kind fits on reads and decodes, no more
+
+One stage of Ray Data has all of them; what an actor was given tells it which kind it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Protocol
+
+from pipeline.errors import ResourceError
+
+_ACCELERATOR = "accelerator_type:"
+"""How Ray names the resource that a machine has for its kind of GPU."""
+_TOLERANCE = 1e-6
+_MOST_THREADS = 16
+
+
+class PoolWish(Protocol):
+    """One of `resources.pools`."""
+
+    @property
+    def accelerator(self) -> str | None: ...
+    @property
+    def actors(self) -> int | None: ...
+    @property
+    def gpus_per_actor(self) -> float: ...
+    @property
+    def cpus_per_actor(self) -> float: ...
+    @property
+    def threads_per_actor(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster has to give; `accelerator`: the kind of its GPUs."""
+
+    cpus: float
+    gpus: float = 0.0
+    accelerator: str | None = None
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float]) -> Node:
+        """From what Ray says of a machine."""
+        kinds = sorted(
+            n.removeprefix(_ACCELERATOR) for n in resources if n.startswith(_ACCELERATOR)
+        )
+        return cls(
+            cpus=resources.get("CPU", 0.0),
+            gpus=resources.get("GPU", 0.0),
+            accelerator=kinds[0] if kinds else None,
+        )
+
+
+@dataclass(frozen=True)
+class ActorKind:
+    """Actors that are alike. `memory_share`: of the free memory of the device of each."""
+
+    actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+    threads_per_actor: int
+    memory_share: float
+    accelerator: str | None = None
+
+    def remote_args(self) -> dict[str, Any]:
+        """What Ray is asked for, for each."""
+        args: dict[str, Any] = {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
+        return args if self.accelerator is None else args | {"accelerator_type": self.accelerator}
+
+    def was_given(self, resources: Mapping[str, float]) -> bool:
+        """Whether an actor that has these resources is of this kind."""
+        named = {n.removeprefix(_ACCELERATOR) for n in resources if n.startswith(_ACCELERATOR)}
+        wanted = set() if self.accelerator is None else {self.accelerator}
+        return named == wanted and _same(resources.get("GPU", 0.0), self.gpus_per_actor)
+
+
+class InTurn:
+    """Remote arguments of one actor after the other: called by Ray Data as it starts each."""
+
+    def __init__(self, kinds: Sequence[ActorKind]) -> None:
+        self._args = [kind.remote_args() for kind in kinds for _ in range(kind.actors)]
+        self._started = 0
+
+    def __call__(self) -> dict[str, Any]:
+        args = self._args[self._started % len(self._args)]
+        self._started += 1
+        return dict(args)
+
+
+def size_kinds(
+    nodes: Sequence[Node], wishes: Sequence[PoolWish], *, free_cpus: float, device: str
+) -> tuple[ActorKind, ...]:
+    """The actors of each wish that find a place, the choosiest first; none of a wish for as many as
+    fit where there is no place.
+
+    Raises ResourceError where a wish cannot be met, or `free_cpus` would not stay free.
+    """
+    places = [_Place.of(node) for node in nodes]
+    chosen: list[ActorKind] = []
+    for wish in sorted(wishes, key=_least_choosy):
+        if device.startswith("cuda") and not wish.gpus_per_actor:
+            raise ResourceError(
+                f"model.device is {device}, and a pool has gpus_per_actor: 0; set model.device=auto"
+            )
+        homes = list(islice(_homes(places, wish, free_cpus), wish.actors))
+        if len(homes) < (wish.actors or 0):
+            raise ResourceError(_too_few(nodes, wish, len(homes), free_cpus))
+        if homes:
+            chosen.append(_kind(nodes, wish, homes))
+    if not chosen:
+        raise ResourceError(_too_few(nodes, wishes[0], 0, free_cpus))
+    return tuple(chosen)
+
+
+def first_actors(kinds: Sequence[ActorKind], most: int) -> tuple[ActorKind, ...]:
+    """The kinds with `most` actors together, taken from the first."""
+    kept: list[ActorKind] = []
+    for kind in kinds:
+        actors = min(kind.actors, most - sum(each.actors for each in kept))
+        if actors:
+            kept.append(replace(kind, actors=actors))
+    return tuple(kept)
+
+
+def _least_choosy(wish: PoolWish) -> tuple[bool, bool, bool]:
+    return not wish.gpus_per_actor, wish.accelerator is None, wish.actors is None
+
+
+@dataclass
+class _Place:
+    """What is left of a machine while actors are put on it; of every GPU by itself."""
+
+    node: Node
+    cpus: float
+    gpus: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, node: Node) -> _Place:
+        return cls(node, node.cpus, [1.0] * math.floor(node.gpus))
+
+    def take(self, wish: PoolWish) -> bool:
+        """Whether there is room for one more; then it is taken."""
+        if wish.accelerator not in (None, self.node.accelerator) or (
+            self.cpus < wish.cpus_per_actor - _TOLERANCE
+        ):
+            return False
+        whole = math.floor(wish.gpus_per_actor + _TOLERANCE)
+        part = wish.gpus_per_actor - whole
+        free = list(self.gpus)
+        for share in [1.0] * whole + ([part] if part > _TOLERANCE else []):
+            # A fraction of a GPU never spans two of them: the fullest that still has room.
+            room = [gpu for gpu in free if gpu >= share - _TOLERANCE]
+            if not room:
+                return False
+            tightest = min(room)
+            free[free.index(tightest)] = tightest - share
+        self.gpus, self.cpus = free, self.cpus - wish.cpus_per_actor
+        return True
+
+
+def _homes(places: Sequence[_Place], wish: PoolWish, free_cpus: float) -> Iterator[int]:
+    """The machine of one actor after the other, machine by machine, while CPUs stay free."""
+    found = True
+    while found:
+        found = False
+        for number, place in enumerate(places):
+            left = sum(each.cpus for each in places) - wish.cpus_per_actor
+            if left >= free_cpus - _TOLERANCE and place.take(wish):
+                found = True
+                yield number
+
+
+def _kind(nodes: Sequence[Node], wish: PoolWish, homes: Sequence[int]) -> ActorKind:
+    most_on_one = max(homes.count(number) for number in homes)
+    cores = min(nodes[number].cpus for number in homes)
+    threads = max(1, min(int(cores // most_on_one), _MOST_THREADS))
+    share = min(1.0, wish.gpus_per_actor) if wish.gpus_per_actor else 1.0 / most_on_one
+    return ActorKind(
+        actors=len(homes),
+        cpus_per_actor=wish.cpus_per_actor,
+        gpus_per_actor=wish.gpus_per_actor,
+        threads_per_actor=wish.threads_per_actor or threads,
+        memory_share=share,
+        accelerator=wish.accelerator,
+    )
+
+
+def _too_few(nodes: Sequence[Node], wish: PoolWish, found: int, free_cpus: float) -> str:
+    on = "" if wish.accelerator is None else f" on {wish.accelerator}"
+    there = "; ".join(
+        f"{node.cpus:g} CPUs, {node.gpus:g} GPUs"
+        + ("" if node.accelerator is None else f" ({node.accelerator})")
+        for node in nodes
+    )
+    return (
+        f"resources.pools: {wish.actors or 1} actors{on} with {wish.cpus_per_actor:g} CPUs and "
+        f"{wish.gpus_per_actor:g} GPUs each are wanted, and there is room for {found}, with "
+        f"{free_cpus:g} CPUs left free for reading. The cluster has: {there}"
+    )
+
+
+def _same(one: float, other: float) -> bool:
+    return abs(one - other) < 1e-3  # Ray counts GPUs in parts of ten thousand

@@ -1,0 +1,95 @@
+"""What decides the cost of a group: how many UNet rows its source and its edits take, and of which
+kind.
+
+    inversion   a real source, one row a step (a gate that looks at inversion: as many again)
+    source      the source beside its edits: a real one at the steps that replace maps, a synthetic
+                one at all of them
+    edit        the edits
+
+Groups of one shape cost the same; a job of millions has a handful of shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fpe_core import EditParameters
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """A source with its edits, as far as its cost goes. T steps, R of them replace maps, N edits.
+
+    `has_negative_row`: a real source is inverted with the negative prompt, so that its own row
+    stands in for the first unconditional one of its edits. `is_gated`: its inversion is measured
+    before it is edited (`judge.reproduction`).
+    """
+
+    steps: int
+    replaced_steps: int
+    is_guided: bool
+    width_px: int
+    height_px: int
+    edits: int
+    is_synthetic: bool = False
+    has_negative_row: bool = False
+    is_gated: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        parameters: EditParameters,
+        edits: int,
+        *,
+        synthetic: bool,
+        source_prompt: str,
+        is_gated: bool = False,
+    ) -> GroupShape:
+        return cls(
+            steps=parameters.steps,
+            replaced_steps=parameters.replaced_steps,
+            is_guided=parameters.is_guided,
+            width_px=parameters.width_px,
+            height_px=parameters.height_px,
+            edits=edits,
+            is_synthetic=synthetic,
+            has_negative_row=not synthetic and source_prompt == parameters.negative_prompt,
+            is_gated=is_gated and not synthetic,
+        )
+
+    @property
+    def inversion_rows(self) -> int:
+        """T; 2 T where it is measured too. None of a synthetic source."""
+        return 0 if self.is_synthetic else self.steps * (2 if self.is_gated else 1)
+
+    @property
+    def source_rows(self) -> int:
+        """R of a real source, T of a synthetic one, twice that with guidance."""
+        if not self.is_synthetic:
+            return self.replaced_steps
+        return self.steps * (2 if self.is_guided else 1)
+
+    @property
+    def edit_rows(self) -> int:
+        """T N, or with guidance (2 T - 1) N, and one more where the source has no negative row."""
+        if not self.is_guided:
+            return self.steps * self.edits
+        lends = self.is_synthetic or (self.has_negative_row and self.replaced_steps > 0)
+        return (2 * self.steps - 1) * self.edits + (0 if lends else 1)
+
+    @property
+    def unet_rows(self) -> int:
+        """As `fpe_core.editor` says. A row that stops at the last replaced layer counts as one.
+
+        `layers` that name none of the checkpoint's layers save the source's own rows, which is not
+        foreseen here.
+        """
+        return self.inversion_rows + self.source_rows + self.edit_rows
+
+    @property
+    def retry_rows(self) -> int:
+        """Rows of trying all of its edits again, with the parameters of the first try."""
+        return self.source_rows + self.edit_rows
+
+    def with_edits(self, edits: int) -> GroupShape:
+        return replace(self, edits=edits)
