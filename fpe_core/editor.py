@@ -11,6 +11,10 @@ UNet rows, T steps of which R replace attention maps, N edits of a source:
     synthetic source    2 T + (2 T - 1) N           the source is sampled with guidance beside its
                                                     edits
 
+Outside the guidance interval neither an edit nor a synthetic source has its unconditional row: with
+G of T steps guided, 2 T becomes T + G above (and where the first step is not, nothing of it is
+shared).
+
 At the first step all edits of a source start at one latent: their unconditional rows are one row
 there, and that is the source's own where it has one. Without guidance (scale 1) a real source takes
 T + R + T N rows and a synthetic one T + T N. The source's own row is evaluated once a step,

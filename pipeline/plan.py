@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from fpe_core import EditParameters
+from fpe_core.speed import approximation_of
 from pipeline.annotate import AnnotationSettings
 from pipeline.ids import canonical_json
 from pipeline.intent import Intent, PlannedGroup, understand
@@ -48,6 +49,7 @@ class Plan:
     where nothing is left or the plan was not written. `carried_schema` has the columns of the work
     list's `carried`, and is None where nothing is carried. `sources_refused` of the pending sources
     will fail as source_forbidden, as far as their URIs tell (`images.allowed_sources`).
+    `approximation` says what the edits leave out, "" where they are exact.
 
     Under quotas it is the plan of a round (`quotas`): `round` are its edits, and `edits_spared`
     those that could be made and are not, which a later round may take.
@@ -68,6 +70,7 @@ class Plan:
     sources_refused: int = 0
     edits_spared: int = 0
     round: Selection | None = None
+    approximation: str = ""
     annotations: AnnotationSettings | None = None
 
     @property
@@ -158,17 +161,17 @@ def unet_rows_of(
     checkpoint's layers save the source's own rows, which is not foreseen here.
     """
     steps, replaced_steps = parameters.steps, parameters.replaced_steps
-    if not parameters.is_guided:
-        return (steps if synthetic else steps + replaced_steps) + steps * edits
+    guided = parameters.guided_steps
     # The unconditional row of the first step is one for all edits, and the source's own if it has
     # such a row.
+    shared = 1 if 0 in guided else 0
     if synthetic:
-        source = 2 * steps
+        source = steps + len(guided)
     elif replaced_steps and source_prompt == parameters.negative_prompt:
         source = steps + replaced_steps
     else:
-        source = steps + replaced_steps + 1
-    return source + (2 * steps - 1) * edits
+        source = steps + replaced_steps + shared
+    return source + (steps + len(guided) - shared) * edits
 
 
 @dataclass(frozen=True)
@@ -268,5 +271,6 @@ def _plan_of(intent: Intent, survey: _Survey, selection: Selection | None) -> Pl
         sources_refused=survey.refused,
         edits_spared=spared,
         round=selection,
+        approximation=approximation_of(intent.parameters, intent.job.edit.speed),
         annotations=intent.annotations,
     )

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 import yaml
 
+from fpe_core.parameters import EVERY_STEP
 from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
@@ -373,6 +374,7 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         job.images.keep_source,
         judged=job.judge is not None,
         gated=job.judge is not None and job.judge.reproduction.is_on,
+        limits_guidance=plan.parameters.guidance_interval != EVERY_STEP,
         annotations=() if plan.annotations is None else plan.annotations.fields,
     )
     for name in layout.refused_labels():

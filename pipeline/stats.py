@@ -80,6 +80,7 @@ class RunSummary:
     Attributes:
         spared: edits that quotas leave out, in a retry failed ones.
         quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
+        approximation: what the edits leave out, for people; "" where they are exact.
         failure_examples: by code, what the first edit that failed so said.
         stations: what decoding, editing, writing and committing cost (see `STATION_FIGURES`).
         busy_share: part of the actors' time, from the first worker's start to the end, in which
@@ -104,6 +105,7 @@ class RunSummary:
     second_tries: SecondTries = field(default_factory=SecondTries)
     spared: int = 0
     quotas: tuple[QuotaRow, ...] = ()
+    approximation: str = ""
 
     @property
     def edits_made(self) -> int:
@@ -215,6 +217,7 @@ class Tally:
             second_tries=replace(self.second_tries),
             spared=plan.edits_spared,
             quotas=tuple(quotas),
+            approximation=plan.approximation,
         )
 
 
