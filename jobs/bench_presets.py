@@ -188,7 +188,8 @@ def _figures(
     judged: Sequence[JudgedEdit], arms: Sequence[Arm]
 ) -> dict[tuple[str, str], FactorFigures]:
     """By arm and type of edit, and after an arm's types their mean, each counting the same."""
-    of_factors, figures = figures_by_factor(judged), {}
+    of_factors = figures_by_factor(judged)
+    figures: dict[tuple[str, str], FactorFigures] = {}
     for arm in arms:
         own = {f: of_factors[arm.name, f] for f in FACTORS if (arm.name, f) in of_factors}
         figures |= {(arm.name, factor): each for factor, each in own.items()}

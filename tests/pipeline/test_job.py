@@ -78,6 +78,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "threads_per_actor": None,
             "groups_per_block": None,
             "max_rows": None,
+            "measure_attention": False,
             "free_cpus": 1,
         },
         "failures": {
