@@ -43,8 +43,8 @@ class Preset:
 
 PRESETS: Mapping[Speed, Preset] = MappingProxyType(
     {
-        "balanced": Preset(steps_share=0.6, guidance_interval=(0.0, 0.6)),
-        "fast": Preset(steps_share=0.4, guidance_interval=(0.0, 0.6)),
+        "balanced": Preset(steps_share=0.6),
+        "fast": Preset(steps_share=0.4),
     }
 )
 

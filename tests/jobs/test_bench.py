@@ -146,7 +146,9 @@ def test_presets_are_timed_judged_and_written(
         by_factor = [arm["quality"][factor] for factor in FACTORS]
         assert arm["quality"]["all"]["edits"] == 5
         assert arm["quality"]["all"]["success"] == sum(f["success"] for f in by_factor) / 5
-    assert costs["fast"]["unet_rows"] < costs["balanced"]["unet_rows"] < costs["exact"]["unet_rows"]
+    # Of four recommended steps the two presets may leave the same number.
+    assert costs["fast"]["unet_rows"] <= costs["balanced"]["unet_rows"]
+    assert costs["balanced"]["unet_rows"] < costs["exact"]["unet_rows"]
     assert costs["exact"]["times_exact"] == 1.0
     rows = pq.read_table(tmp_path / "edits.parquet").to_pylist()
     assert {(row["arm"], row["factor"]) for row in rows} == {
