@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from fpe_core.attention_kernels import kernel_for
+
 
 def attend(attn: Any, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """What diffusers' AttnProcessor2_0 does after its projections.
@@ -20,11 +22,9 @@ def attend(attn: Any, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor)
     Returns:
         (rows, tokens, channels).
     """
-    attended = functional.scaled_dot_product_attention(
-        _split_heads(query, attn.heads),
-        _split_heads(key, attn.heads),
-        _split_heads(value, attn.heads),
-    )
+    query, key, value = (_split_heads(each, attn.heads) for each in (query, key, value))
+    with kernel_for(query, key):
+        attended = functional.scaled_dot_product_attention(query, key, value)
     out = attended.transpose(1, 2).flatten(2)
     out = attn.to_out[1](attn.to_out[0](out))
     if attn.residual_connection:

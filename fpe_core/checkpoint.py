@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fpe_core.bfloat16 import warn_of_slow_bfloat16
 from fpe_core.checkpoint_files import (
     COMPONENTS,
     SINGLE_FILE_CONFIG,
@@ -97,6 +98,7 @@ def load_checkpoint(
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
+    warn_of_slow_bfloat16(torch_dtype, torch_device)
     files = locate(source, allow_pickle, revision)
     if files.is_single_file:
         components = _load_single_file(files.path, torch_dtype, config)

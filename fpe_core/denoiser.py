@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fpe_core.attention import MapReplacement
+from fpe_core.attention_kernels import AttentionKernels
 from fpe_core.checkpoint import Checkpoint
 from fpe_core.rows import RowLimit
 from fpe_core.text import EncodedPrompts
@@ -52,9 +53,11 @@ class Denoiser:
         self.text = text
         self._limit = limit
         self._shares = can_share(checkpoint.unet)
+        self._kernels = AttentionKernels(checkpoint.unet)
         self._text_keys = TextKeys(checkpoint.unet, text.embeddings)
 
     def __enter__(self) -> Self:
+        self._kernels.__enter__()
         self._text_keys.__enter__()
         return self
 
@@ -65,6 +68,7 @@ class Denoiser:
         traceback: TracebackType | None,
     ) -> None:
         self._text_keys.__exit__(kind, error, traceback)
+        self._kernels.__exit__(kind, error, traceback)
 
     def evaluate(self, rows: UNetRows, z: Tensor, timestep: int, mode: Mode = own_maps) -> Tensor:
         """The UNet's output for every row, (rows, C, h, w). `z`: the latents, (items, C, h, w).

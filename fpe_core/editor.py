@@ -11,6 +11,10 @@ UNet rows, T steps of which R replace attention maps, N edits of a source:
     synthetic source    2 T + (2 T - 1) N           the source is sampled with guidance beside its
                                                     edits
 
+Outside the guidance interval neither an edit nor a synthetic source has its unconditional row: with
+G of T steps guided, 2 T becomes T + G above (and where the first step is not, nothing of it is
+shared).
+
 At the first step all edits of a source start at one latent: their unconditional rows are one row
 there, and that is the source's own where it has one. Without guidance (scale 1) a real source takes
 T + R + T N rows and a synthetic one T + T N. The source's own row is evaluated once a step,
@@ -36,6 +40,7 @@ from fpe_core.attention import (
     select_layers,
     self_attention_layers,
 )
+from fpe_core.attention_kernels import measure_attention
 from fpe_core.autoencoder import decode_latents, encode_images, latent_dtype, latent_shape
 from fpe_core.checkpoint import Checkpoint
 from fpe_core.denoiser import Denoiser
@@ -57,7 +62,12 @@ class Editor:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, max_rows: int | None = None, memory_share: float = 1.0
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_rows: int | None = None,
+        memory_share: float = 1.0,
+        measures_attention: bool = False,
     ) -> None:
         """
         Args:
@@ -65,12 +75,15 @@ class Editor:
             max_rows: most rows per UNet call; None takes what memory allows. Halves itself on
                 out-of-memory.
             memory_share: part of the device's free memory this editor may take, 0..1.
+            measures_attention: find the fastest kernel for every shape of attention before the
+                first edit of a size (`fpe_core.attention_kernels`), or leave that to torch.
         """
         if max_rows is not None and max_rows < 1:
             raise ParameterError(f"max_rows must be >= 1, got {max_rows}")
         self.checkpoint = checkpoint
         self._max_rows = max_rows
         self._memory_share = memory_share
+        self._measures_attention = measures_attention
         self._limits: dict[tuple[int, int], tuple[RowLimit, RowLimit]] = {}
         self._latent_dtype = latent_dtype(checkpoint)
 
@@ -271,6 +284,14 @@ class Editor:
         key = (parameters.width_px, parameters.height_px)
         if key not in self._limits:
             _, height, width = latent_shape(self.checkpoint, parameters)
+            if self._measures_attention:
+                measure_attention(
+                    self.checkpoint.unet,
+                    self_attention_layers(self.checkpoint.unet, height, width),
+                    self.checkpoint.tokenizer.model_max_length,
+                    self.checkpoint.dtype,
+                    self.checkpoint.device,
+                )
             unet, vae = self.checkpoint.unet.config, self.checkpoint.vae.config
             maps = (
                 unet.block_out_channels[0] * height * width,

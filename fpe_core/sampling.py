@@ -50,23 +50,24 @@ def sample_edits(
     for step, k in enumerate(reversed(range(schedule.steps))):
         timestep, replacing = schedule.timesteps[k], step < replaced_steps
         first = rows.first if step == 0 else None
+        source_rows, target_rows = rows.at(step)
         maps.forget()
         source_outputs = z[:0]
         if not isinstance(sources, Inversion):
             mode: Mode = record if replacing else own_maps
-            source_outputs = denoiser.evaluate(rows.source, z_source, timestep, mode)
-            z_source = schedule.sample_step(z_source, rows.source.guide(source_outputs), k)
+            source_outputs = denoiser.evaluate(source_rows, z_source, timestep, mode)
+            z_source = schedule.sample_step(z_source, source_rows.guide(source_outputs), k)
         elif replacing:
             # A real source is pinned: at t_k its row is z_(k+1) of the trajectory, which is not the
             # point that inversion evaluated, so its Q and K there are not inversion's.
             pinned = sources.trajectory[:, k + 1]
             if first is not None and first.lends:
-                source_outputs = denoiser.evaluate(rows.source, pinned, timestep, record)
+                source_outputs = denoiser.evaluate(source_rows, pinned, timestep, record)
             else:
-                denoiser.record(rows.source, pinned, timestep, maps)
+                denoiser.record(source_rows, pinned, timestep, maps)
         mode = inject if replacing else own_maps
         if first is None:
-            output = rows.target.guide(denoiser.evaluate(rows.target, z, timestep, mode))
+            output = target_rows.guide(denoiser.evaluate(target_rows, z, timestep, mode))
         else:
             outputs = denoiser.evaluate(first.rows, z, timestep, mode)
             output = first.guide(source_outputs, outputs)

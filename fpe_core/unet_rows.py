@@ -74,7 +74,7 @@ class UNetRows:
         device: torch.device,
     ) -> UNetRows:
         """One row per prompt, and its unconditional twin unless guidance is the identity."""
-        if not parameters.is_guided:
+        if not parameters.guided_steps:
             return cls.unguided(prompts, device)
         count = len(prompts)
         return cls(
@@ -163,16 +163,27 @@ class EditRows:
     """The rows of an edit call.
 
     Attributes:
-        source: of the sources, at every step that evaluates them.
-        target: of the edits, at every step but the first.
-        first: of the edits at the first step; None without guidance, where it is like all others.
+        source: of the sources, at every step that evaluates them and, if synthetic, is guided.
+        target: of the edits, at every guided step but the first.
+        unguided_source, unguided_target: of both at the steps outside the guidance interval.
+        first: of the edits at the first step; None where that is not guided and like all others.
+        guided_steps: from 0 at the noisy end.
         source_of_edit: (edits,) index of each edit's source.
     """
 
     source: UNetRows
     target: UNetRows
+    unguided_source: UNetRows
+    unguided_target: UNetRows
     first: FirstStep | None
+    guided_steps: range
     source_of_edit: Tensor
+
+    def at(self, step: int) -> tuple[UNetRows, UNetRows]:
+        """Of the sources and of the edits, at a step that is not the first of a guided edit."""
+        if step in self.guided_steps:
+            return self.source, self.target
+        return self.unguided_source, self.unguided_target
 
     @classmethod
     def of(
@@ -202,10 +213,18 @@ class EditRows:
             lenders = list(range(len(sources)))
         target = UNetRows.of(target_text, negative, parameters, device)
         first = None
-        if parameters.is_guided:
+        if 0 in parameters.guided_steps:
             lent = {s: s for s in lenders}  # unconditional rows come first, in order of sources
             first = _first_step(source, target, source_of_edit, lent)
-        return cls(source, target, first, torch.tensor(source_of_edit, device=device).long())
+        return cls(
+            source,
+            target,
+            UNetRows.unguided(source_text, device),
+            UNetRows.unguided(target_text, device),
+            first,
+            parameters.guided_steps,
+            torch.tensor(source_of_edit, device=device).long(),
+        )
 
 
 def _first_step(

@@ -12,6 +12,7 @@ import typer
 
 from jobs.bench_pipeline import pipeline
 from jobs.bench_speed import speed
+from jobs.bench_threads import threads
 from jobs.console import console
 from jobs.exits import guarded
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(speed)
 app.command()(pipeline)
+app.command()(threads)
 
 _out = console()
 _log = logging.getLogger(__name__)
@@ -142,6 +144,47 @@ def findings(
     for title, study in studies.items():
         _out.print(bench_tables.arm_table(judged, study, title))
     _out.print(f"{out}/edits.parquet, findings.png, grid.png")
+
+
+@app.command()
+@guarded
+def presets(
+    *,
+    checkpoint: Checkpoint = "builtin:still-life",
+    split: Split = SplitName.TEST,
+    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 12,
+    grid: Annotated[
+        bool, typer.Option(help="Steps x guidance intervals, to choose from; not the presets.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=0, help="Times that each is timed; 0: not.")] = 3,
+    timed_scenes: Annotated[int, typer.Option(min=1, help="Scenes edited in a timed run.")] = 2,
+    out: Out = pathlib.Path("out/bench-presets"),
+    device: Device = "auto",
+    max_rows: Rows = 32,
+) -> None:
+    """Measure the approximate presets (edit.speed): what they cost in quality beside their speed.
+
+    Networks are float32. The exact way is timed twice in every round: what the two differ is noise.
+    """
+    from fpe_core.still_life.benchmark import run_benchmark
+    from jobs import bench_presets, bench_tables
+    from jobs.bench_arms import grid_arms, preset_arms
+    from jobs.speed.report import this_machine
+
+    editor = load_editor(checkpoint, device, max_rows, dtype="float32")
+    seeds, recommended = _seeds(split, scenes), editor.checkpoint.default_parameters
+    arms = grid_arms(recommended) if grid else preset_arms(recommended)
+    costs = bench_presets.measure_costs(editor, arms, seeds[:timed_scenes], rounds)
+    judged = _collect(run_benchmark(editor, seeds, arms), len(seeds) * 5 * len(arms), "edits")
+
+    out.mkdir(parents=True, exist_ok=True)
+    bench_tables.write_edits(judged, arms, out / "edits.parquet")
+    machine = this_machine(editor.checkpoint.device)
+    bench_presets.write_report(judged, arms, costs, machine, out / "presets.json")
+    _out.print(bench_presets.cost_table(arms, costs))
+    _out.print(bench_presets.quality_table(judged, arms, by_factor=not grid))
+    _out.print(f"{machine.device}, {machine.threads} threads, {machine.date}; {len(seeds)} scenes")
+    _out.print(f"{out}/edits.parquet, presets.json")
 
 
 @app.command()
@@ -302,11 +345,11 @@ def _silence_loading_bars() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_editor(checkpoint: str, device: str, max_rows: int) -> Editor:
+def load_editor(checkpoint: str, device: str, max_rows: int, dtype: str = "auto") -> Editor:
     from fpe_core import Editor, load_checkpoint
 
     _silence_loading_bars()
-    return Editor(load_checkpoint(checkpoint, device=device), max_rows=max_rows)
+    return Editor(load_checkpoint(checkpoint, device=device, dtype=dtype), max_rows=max_rows)
 
 
 def _seeds(split: SplitName, scenes: int) -> range:

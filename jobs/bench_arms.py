@@ -11,10 +11,14 @@ import yaml
 from fpe_core import Editor, EditParameters, LayersByRange, ParameterError
 from fpe_core.attention import self_attention_layers
 from fpe_core.autoencoder import latent_shape
+from fpe_core.speed import SPEEDS, Preset, at_speed
 from fpe_core.still_life.benchmark import Arm
 
 _RANGES = ((1, 3), (3, 13), (4, 14), (12, 16))
 _FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+_STEP_SHARES = (1.0, 0.6, 0.4)
+_INTERVALS = ((0.0, 1.0), (0.0, 0.8), (0.0, 0.6), (0.2, 1.0))
 
 CHOSEN, NONE, ALL = "chosen", "none", "all"
 
@@ -54,6 +58,23 @@ def findings_arms(editor: Editor, parameters: EditParameters) -> dict[str, list[
         f"Replaced share of the steps, layers {parameters.layers}": fractions,
         "Cross-attention replaced as well": [ranges[1], crossed[0], layers(whole), crossed[1]],
     }
+
+
+def preset_arms(parameters: EditParameters) -> list[Arm]:
+    """The speeds of a job, "exact" first."""
+    return [Arm(speed, at_speed(parameters, speed)) for speed in SPEEDS]
+
+
+def grid_arms(parameters: EditParameters) -> list[Arm]:
+    """What presets are chosen from: shares of the steps with guidance intervals."""
+    presets = [Preset(share, interval) for share in _STEP_SHARES for interval in _INTERVALS]
+    tried = [preset.applied_to(parameters) for preset in presets]
+    return [Arm(f"{each.steps} {interval_text(each)}", each) for each in tried]
+
+
+def interval_text(parameters: EditParameters) -> str:
+    """The guidance interval in a word."""
+    return "{:g}-{:g}".format(*parameters.guidance_interval)
 
 
 def settings_from_text(settings: Sequence[str]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def summary_table(summary: RunSummary) -> Table:
         _row(table, "left out by quotas", _count(summary.spared))
     if not summary.edits_made:
         return table
+    if summary.approximation:
+        _row(table, "approximation", summary.approximation, "yellow")
     _row(table, "accepted", _count(summary.accepted), "green")
     again = summary.second_tries
     if again.edits:
@@ -106,6 +108,8 @@ def plan_table(plan: Plan, output: str) -> Table:
     _row(table, "sources to do", _count(plan.groups_pending))
     if plan.sources_refused:
         _row(table, "  not allowed, will fail", _count(plan.sources_refused), "red")
+    if plan.approximation:
+        _row(table, "approximation", plan.approximation, "yellow")
     _row(table, "UNet rows to do", _count(plan.unet_rows))
     _row(table, "pictures to write", f"about {size_text(plan.output_bytes)}")
     return table

@@ -30,11 +30,12 @@ def dataset_card(
 ) -> bytes:
     """The card as UTF-8 Markdown; its head makes `load_dataset` see the parts and nothing else."""
     size = f"{plan.parameters.width_px} x {plan.parameters.height_px}"
+    approximation = f" By an approximation ({plan.approximation})." if plan.approximation else ""
     text = f"""{_HEAD}
 # Edited images
 
 {totals.accepted} images of {size} pixels, edited with text by Free-Prompt-Editing
-(arXiv 2403.03431) with the checkpoint `{checkpoint}`.
+(arXiv 2403.03431) with the checkpoint `{checkpoint}`.{approximation}
 
     from datasets import load_dataset
     dataset = load_dataset("path/to/this/folder", split="train")
@@ -66,6 +67,8 @@ def _column_rows(layout: MetadataLayout) -> str:
     }
     if layout.keep_source:
         meanings["source"] = "the source as the model saw it"
+    if layout.limits_guidance:
+        meanings["guidance_interval"] = "from which share of the steps to which it was guided"
     if layout.judged:
         meanings["edit_type"] = "the kind of change that was asked for"
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/edit_scores.py"

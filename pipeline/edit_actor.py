@@ -67,6 +67,7 @@ class EditSettings:
     max_rows: int | None = None
     memory_share: float = 1.0
     threads: int | None = None
+    measures_attention: bool = False
     image_format: ImageFormat = field(default_factory=ImageFormat)
     layout: MetadataLayout = field(default_factory=MetadataLayout)
     write_threads: int = 8
@@ -126,7 +127,10 @@ class EditActor:
             for network in (checkpoint.unet, checkpoint.vae):
                 compile_regions(network, settings.compiler)
         self._editor = ClockedEditor(
-            checkpoint, max_rows=settings.max_rows, memory_share=settings.memory_share
+            checkpoint,
+            max_rows=settings.max_rows,
+            memory_share=settings.memory_share,
+            measures_attention=settings.measures_attention,
         )
         device = checkpoint.device
         self._judge = None if settings.judge is None else Judge(settings.judge, device)

@@ -171,7 +171,7 @@ def _of_edits(work: Workload) -> Iterator[_Change]:
             ),
         )
     if most.is_guided:
-        unguided = work.with_shapes(lambda shape: replace(shape, is_guided=False))
+        unguided = work.with_shapes(GroupShape.unguided)
         yield "edit.guidance_scale", "guided", "1", unguided
     with_row = work.with_shapes(
         lambda shape: replace(shape, has_negative_row=not shape.is_synthetic)
@@ -184,7 +184,12 @@ def _of_edits(work: Workload) -> Iterator[_Change]:
 
 def _half_the_steps(shape: GroupShape) -> GroupShape:
     steps = max(1, shape.steps // 2)
-    return replace(shape, steps=steps, replaced_steps=shape.replaced_steps * steps // shape.steps)
+    return replace(
+        shape,
+        steps=steps,
+        replaced_steps=shape.replaced_steps * steps // shape.steps,
+        guided_steps=shape.guided_steps * steps // shape.steps,
+    )
 
 
 def _of_the_rest(work: Workload, probe: Probe) -> Iterator[_Change]:

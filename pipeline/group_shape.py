@@ -18,7 +18,8 @@ from fpe_core import EditParameters
 
 @dataclass(frozen=True)
 class GroupShape:
-    """A source with its edits, as far as its cost goes. T steps, R of them replace maps, N edits.
+    """A source with its edits, as far as its cost goes. T steps, R of them replace maps, G of them
+    are guided (all or none, but for `EditParameters.guidance_interval`), N edits.
 
     `has_negative_row`: a real source is inverted with the negative prompt, so that its own row
     stands in for the first unconditional one of its edits. `is_gated`: its inversion is measured
@@ -27,7 +28,8 @@ class GroupShape:
 
     steps: int
     replaced_steps: int
-    is_guided: bool
+    guided_steps: int
+    guides_first: bool
     width_px: int
     height_px: int
     edits: int
@@ -48,7 +50,8 @@ class GroupShape:
         return cls(
             steps=parameters.steps,
             replaced_steps=parameters.replaced_steps,
-            is_guided=parameters.is_guided,
+            guided_steps=len(parameters.guided_steps),
+            guides_first=0 in parameters.guided_steps,
             width_px=parameters.width_px,
             height_px=parameters.height_px,
             edits=edits,
@@ -64,18 +67,19 @@ class GroupShape:
 
     @property
     def source_rows(self) -> int:
-        """R of a real source, T of a synthetic one, twice that with guidance."""
+        """R of a real source, T + G of a synthetic one."""
         if not self.is_synthetic:
             return self.replaced_steps
-        return self.steps * (2 if self.is_guided else 1)
+        return self.steps + self.guided_steps
 
     @property
     def edit_rows(self) -> int:
-        """T N, or with guidance (2 T - 1) N, and one more where the source has no negative row."""
-        if not self.is_guided:
-            return self.steps * self.edits
+        """(T + G) N; if the first step is guided, its unconditional row is one for all edits, and
+        the source's own if that has one."""
+        shared = 1 if self.guides_first else 0
         lends = self.is_synthetic or (self.has_negative_row and self.replaced_steps > 0)
-        return (2 * self.steps - 1) * self.edits + (0 if lends else 1)
+        each = self.steps + self.guided_steps - shared
+        return each * self.edits + (0 if lends else shared)
 
     @property
     def unet_rows(self) -> int:
@@ -90,6 +94,14 @@ class GroupShape:
     def retry_rows(self) -> int:
         """Rows of trying all of its edits again, with the parameters of the first try."""
         return self.source_rows + self.edit_rows
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guided_steps > 0
+
+    def unguided(self) -> GroupShape:
+        """The same at guidance 1."""
+        return replace(self, guided_steps=0, guides_first=False)
 
     def with_edits(self, edits: int) -> GroupShape:
         return replace(self, edits=edits)

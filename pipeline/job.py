@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fpe_core import EditParameters, LayersByRange, LayersByTokens
+from fpe_core import EditParameters
 from pipeline.annotations_section import AnnotationsSection
 from pipeline.credentials import refuse_credentials, refuse_credentials_in_url
+from pipeline.edit_section import EditSection
 from pipeline.judge_section import JudgeSection
-from pipeline.layers_section import LayerRange, TokenLayers
 from pipeline.logs_section import LogsSection
 from pipeline.prompts import Template, TemplateError
 from pipeline.quota_section import QuotaSection
@@ -62,36 +62,6 @@ class ModelSection(Section):
         default=None,
         description="diffusers folder or hub id that describes a single-file checkpoint; "
         "null: Stable Diffusion 1.5's on the hub",
-    )
-
-
-Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
-Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(tuple_from_list)]
-
-
-class EditSection(Section):
-    """How an edit is made. Null everywhere means: as the checkpoint recommends."""
-
-    steps: int | None = Field(default=None, ge=1, le=999, description="DDIM steps, both ways")
-    guidance_scale: float | None = Field(
-        default=None, ge=0, le=100, description="classifier-free guidance; 1 is none"
-    )
-    negative_prompt: str | None = Field(
-        default=None,
-        description="prompt of the unconditional branch; a manifest column overrides it",
-    )
-    layers: TokenLayers | LayerRange | None = Field(
-        default=None,
-        description="self-attention layers whose maps come from the source: "
-        "{max_tokens: N} or {first: a, last: b}",
-    )
-    replaced_fraction: float | None = Field(
-        default=None, ge=0, le=1, description="share of the steps, from the first, in which they do"
-    )
-    size_px: Pixels | Size | None = Field(
-        default=None,
-        description="side of the square, or [width, height], that sources are fitted to; "
-        "multiples of 8",
     )
 
 
@@ -354,44 +324,9 @@ class Job(Section):
 
         Raises fpe_core.ParameterError for values that do not go together.
         """
-        edit = self.edit
-        layers: LayersByTokens | LayersByRange = defaults.layers
-        if edit.layers is not None:
-            layers = edit.layers.to_rule()
-        size = edit.size_px
-        width_px, height_px = (
-            (size, size)
-            if isinstance(size, int)
-            else (size or (defaults.width_px, defaults.height_px))
-        )
-        return EditParameters(
-            steps=_either(edit.steps, defaults.steps),
-            guidance_scale=_either(edit.guidance_scale, defaults.guidance_scale),
-            negative_prompt=_either(edit.negative_prompt, defaults.negative_prompt),
-            layers=layers,
-            replaced_fraction=_either(edit.replaced_fraction, defaults.replaced_fraction),
-            width_px=width_px,
-            height_px=height_px,
-        )
+        return self.edit.resolve(defaults)
 
     def with_parameters(self, parameters: EditParameters) -> Job:
         """The same job with nothing left to the checkpoint, as config.yaml holds it."""
-        layers = parameters.layers
-        section = EditSection(
-            steps=parameters.steps,
-            guidance_scale=parameters.guidance_scale,
-            negative_prompt=parameters.negative_prompt,
-            layers=TokenLayers(max_tokens=layers.max_tokens)
-            if isinstance(layers, LayersByTokens)
-            else LayerRange(first=layers.first, last=layers.last),
-            replaced_fraction=parameters.replaced_fraction,
-            size_px=(parameters.width_px, parameters.height_px),
-        )
+        section = EditSection.of(parameters, self.edit.speed)
         return self.model_copy(update={"edit": section})
-
-
-_Value = TypeVar("_Value")
-
-
-def _either(chosen: _Value | None, recommended: _Value) -> _Value:
-    return recommended if chosen is None else chosen

@@ -33,9 +33,19 @@ class ClockedEditor(Editor):
     """An `Editor` that sums up seconds by phase and UNet rows. For one thread at a time."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, max_rows: int | None = None, memory_share: float = 1.0
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_rows: int | None = None,
+        memory_share: float = 1.0,
+        measures_attention: bool = False,
     ) -> None:
-        super().__init__(checkpoint, max_rows=max_rows, memory_share=memory_share)
+        super().__init__(
+            checkpoint,
+            max_rows=max_rows,
+            memory_share=memory_share,
+            measures_attention=measures_attention,
+        )
         self._clock = _NetworkClock(checkpoint)
         self._seconds: dict[str, float] = {}
         self._adding = threading.Lock()

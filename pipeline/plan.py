@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from fpe_core import EditParameters
+from fpe_core.speed import approximation_of
 from pipeline.annotate import AnnotationSettings
 from pipeline.group_shape import GroupShape
 from pipeline.ids import canonical_json
@@ -50,6 +51,7 @@ class Plan:
     where nothing is left or the plan was not written. `carried_schema` has the columns of the work
     list's `carried`, and is None where nothing is carried. `sources_refused` of the pending sources
     will fail as source_forbidden, as far as their URIs tell (`images.allowed_sources`).
+    `approximation` says what the edits leave out, "" where they are exact.
 
     Under quotas it is the plan of a round (`quotas`): `round` are its edits, and `edits_spared`
     those that could be made and are not, which a later round may take. `shapes` counts the pending
@@ -71,6 +73,7 @@ class Plan:
     sources_refused: int = 0
     edits_spared: int = 0
     round: Selection | None = None
+    approximation: str = ""
     annotations: AnnotationSettings | None = None
     shapes: Mapping[GroupShape, int] = field(default_factory=dict)
 
@@ -266,6 +269,7 @@ def _plan_of(intent: Intent, survey: _Survey, selection: Selection | None) -> Pl
         sources_refused=survey.refused,
         edits_spared=spared,
         round=selection,
+        approximation=approximation_of(intent.parameters, intent.job.edit.speed),
         annotations=intent.annotations,
         shapes=dict(survey.shapes),
     )

@@ -59,6 +59,11 @@ class ResourcesSection(Section):
     max_rows: int | None = Field(
         default=None, ge=1, description="latents through the UNet at once; null: what memory allows"
     )
+    measure_attention: bool = Field(
+        default=False,
+        description="time torch's attention kernels when a model starts, and run the fastest for "
+        "each shape; false: those that torch takes by itself",
+    )
     free_cpus: int = Field(
         default=1, ge=0, description="CPUs that actors leave to readers and the rest"
     )

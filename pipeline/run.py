@@ -25,8 +25,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
+import torch
 import yaml
 
+from fpe_core.bfloat16 import warn_of_slow_bfloat16
+from fpe_core.checkpoint import choose_dtype
+from fpe_core.parameters import EVERY_STEP
 from pipeline.actor_kinds import Node
 from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
@@ -230,6 +234,10 @@ class _Run:
             groups=self.plan.groups_pending,
             pixels_per_image=parameters.width_px * parameters.height_px,
         )
+        if self.pool is None and not pool.gpus_per_actor:
+            # As seen here; a worker says it too, but its log is not on anybody's screen.
+            cpu = torch.device("cpu")
+            warn_of_slow_bfloat16(choose_dtype(self.job.model.dtype, cpu), cpu)
         self.pool = self.pool or pool
         self.metrics.planned(self.plan.edits_total, self.tally.left(self.plan), pool.actors)
         _log.info("working with %s", pool)
@@ -397,6 +405,7 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         job.images.keep_source,
         judged=job.judge is not None,
         gated=job.judge is not None and job.judge.reproduction.is_on,
+        limits_guidance=plan.parameters.guidance_interval != EVERY_STEP,
         annotations=() if plan.annotations is None else plan.annotations.fields,
     )
     for name in layout.refused_labels():
@@ -433,6 +442,7 @@ def _editing(run: _Run, pool: Pool) -> EditSettings:
         max_rows=job.resources.max_rows,
         memory_share=pool.memory_share,
         threads=pool.threads_per_actor,
+        measures_attention=job.resources.measure_attention,
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=run.layout,
         lease=run.lease,

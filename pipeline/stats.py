@@ -89,6 +89,7 @@ class RunSummary:
     Attributes:
         spared: edits that quotas leave out, in a retry failed ones.
         quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
+        approximation: what the edits leave out, for people; "" where they are exact.
         failure_examples: by code, what the first edit that failed so said.
         stations: what decoding, editing, writing and committing cost (see `STATION_FIGURES`).
         run: its name in logs and metrics (`Lease.run_id`).
@@ -118,6 +119,7 @@ class RunSummary:
     second_tries: SecondTries = field(default_factory=SecondTries)
     spared: int = 0
     quotas: tuple[QuotaRow, ...] = ()
+    approximation: str = ""
     unet_rows_wasted: float = 0.0
     run: str = ""
 
@@ -239,6 +241,7 @@ class Tally:
             spared=plan.edits_spared,
             quotas=tuple(quotas),
             unet_rows_wasted=max(0.0, evaluated - self.unet_rows),
+            approximation=plan.approximation,
         )
 
 

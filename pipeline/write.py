@@ -66,7 +66,8 @@ PARAMETER_COLUMNS = (
     "replaced_fraction",
     "layers",
 )
-"""The metadata columns that say how an edit was made."""
+"""The metadata columns that say how an edit was made, in every run."""
+_GUIDANCE_INTERVAL = pa.field("guidance_interval", pa.list_(pa.float64()))
 _REPRODUCTION_FIELDS = tuple(pa.field(name, pa.float64()) for name in REPRODUCTION_COLUMNS)
 REJECTED_FOLDER = "rejected"
 """Beside the parts, where no dataset looks: rejected/part-<id>/<stem>__<edit_id>.<ext>."""
@@ -129,6 +130,7 @@ class MetadataLayout:
     keep_source: bool = True
     judged: bool = False
     gated: bool = False
+    limits_guidance: bool = False
     annotations: tuple[pa.Field, ...] = ()
 
     @cached_property
@@ -177,7 +179,8 @@ class MetadataLayout:
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
         judged = _JUDGED_FIELDS if self.judged else ()
         gated = _REPRODUCTION_FIELDS if self.gated else ()
-        return [*_made_fields(keep_source), *judged, *gated, *self.annotations]
+        limited = (_GUIDANCE_INTERVAL,) if self.limits_guidance else ()
+        return [*_made_fields(keep_source), *limited, *judged, *gated, *self.annotations]
 
     @property
     def _names_of_datasets(self) -> set[str]:
@@ -224,18 +227,20 @@ def _opened_as(column: str) -> str:
 
 
 def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
-    """PARAMETER_COLUMNS of an edit."""
+    """PARAMETER_COLUMNS of an edit, and that of a job that limits guidance."""
     return {
         "steps": parameters.steps,
         "guidance_scale": parameters.guidance_scale,
         "negative_prompt": parameters.negative_prompt,
         "replaced_fraction": parameters.replaced_fraction,
         "layers": str(parameters.layers),
+        _GUIDANCE_INTERVAL.name: list(parameters.guidance_interval),
     }
 
 
 def parameters_of_columns(row: Mapping[str, Any], planned: EditParameters) -> EditParameters:
-    """The reverse of `parameter_columns`: with what an edit was made; the size is the planned one.
+    """The reverse of `parameter_columns`: with what an edit was made; size and guidance interval,
+    which no further try changes, are the planned ones.
 
     Raises fpe_core.ParameterError and KeyError for columns that say nothing of the kind.
     """

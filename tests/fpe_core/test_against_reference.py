@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -97,6 +98,45 @@ def test_synthetic_edits_equal_the_reference(checkpoint, rule):
         for edit, target in zip(result.edits[s], targets, strict=True):
             _, expected = reference.edit_synthetic(noise, SOURCE_PROMPTS[s], target)
             assert relative_difference(edit.latent, expected[0]) <= TOLERANCE[checkpoint.dtype]
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitedGuidance(Reference):
+    """The reference, with guidance scale 1 at the steps that are not in `guided`."""
+
+    guided: range = range(STEPS)
+
+    def _step(self, z_source, z, context, k, inversion_maps):
+        if self.steps - 1 - k in self.guided:
+            return super()._step(z_source, z, context, k, inversion_maps)
+        unguided = dataclasses.replace(self, guidance_scale=1.0, guided=range(STEPS))
+        return unguided._step(z_source, z, context, k, inversion_maps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "interval"),
+    [("real", (0.0, 0.6)), ("real", (0.2, 0.9)), ("synthetic", (0.3, 0.8))],
+)
+def test_limited_guidance_is_scale_1_outside_the_interval(tiny, photos, kind, interval):
+    """Equal to the reference that has scale 1 there, far from the one that is guided throughout."""
+    parameters = parameters_for("range", guidance_interval=interval)
+    editor = Editor(tiny, max_rows=5)
+    if kind == "real":
+        sources = editor.invert(photos, SOURCE_PROMPTS, parameters)
+    else:
+        sources = editor.synthesise(SOURCE_PROMPTS, [1, 2, 3], parameters)
+    made = editor.edit(sources, TARGETS).edits[1][2].latent
+    source, target = SOURCE_PROMPTS[1], TARGETS[1][2]
+    whole = reference_for(tiny, "range")
+    limited = LimitedGuidance(**vars(whole), guided=parameters.guided_steps)
+    expected, other = (
+        reference.edit_real(sources.trajectory[1:2, 0], source, target)[0]
+        if kind == "real"
+        else reference.edit_synthetic(sources.noise[1:2], source, target)[1][0]
+        for reference in (limited, whole)
+    )
+    assert relative_difference(made, expected) <= TOLERANCE[torch.float32]
+    assert relative_difference(made, other) >= 50 * TOLERANCE[torch.float32]
 
 
 def test_the_synthesised_source_is_the_reference_s(checkpoint):

@@ -15,6 +15,7 @@ rules = st.one_of(
         lambda first: st.builds(LayersByRange, st.just(first), st.integers(first, 32))
     ),
 )
+shares = st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True)
 parameters = st.builds(
     EditParameters,
     steps=st.integers(1, 999),
@@ -24,6 +25,7 @@ parameters = st.builds(
     replaced_fraction=st.floats(0, 1),
     width_px=st.integers(1, 256).map(lambda n: 8 * n),
     height_px=st.integers(1, 256).map(lambda n: 8 * n),
+    guidance_interval=shares.map(lambda pair: (min(pair), max(pair))),
     replace_cross_attention=st.booleans(),
 )
 
@@ -44,6 +46,32 @@ def test_only_the_experiment_names_cross_attention_in_its_record():
     """Records of ordinary edits, and with them their ids, are as they were before it existed."""
     assert "replace_cross_attention" not in EditParameters().to_dict()
     assert EditParameters(replace_cross_attention=True).to_dict()["replace_cross_attention"] is True
+
+
+def test_only_limited_guidance_is_named_in_a_record():
+    """So are ids of edits that are guided at every step, however that was written."""
+    assert "guidance_interval" not in EditParameters(guidance_interval=(0, 1)).to_dict()
+    limited = EditParameters(guidance_interval=(0, 0.5))
+    assert limited.to_dict()["guidance_interval"] == [0.0, 0.5]
+    assert EditParameters(guidance_interval=(0.0, 0.5)).to_dict() == limited.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "guided"),
+    [
+        (10, (0.0, 1.0), range(10)),
+        (10, (0.0, 0.7), range(7)),
+        (10, (0.3, 0.7), range(3, 7)),
+        (25, (0.2, 0.5), range(5, 13)),  # 12 / 25 < 0.5 <= 13 / 25
+        (3, (0.1, 1.0), range(1, 3)),
+        (1, (0.0, 0.01), range(1)),
+        (2, (0.1, 0.4), range(0)),
+    ],
+)
+def test_a_step_is_guided_where_its_share_of_the_steps_is_in_the_interval(steps, interval, guided):
+    value = EditParameters(steps=steps, guidance_interval=interval)
+    assert list(value.guided_steps) == list(guided)
+    assert list(EditParameters(steps=steps, guidance_scale=1.0).guided_steps) == []
 
 
 def test_whole_and_decimal_guidance_are_one_record():
@@ -69,6 +97,11 @@ def test_replaced_steps_do_not_suffer_from_rounding(fraction):
         ({"guidance_scale": -1}, "guidance_scale must be >= 0"),
         ({"guidance_scale": math.nan}, "guidance_scale must be a finite number"),
         ({"replaced_fraction": 1.5}, "replaced_fraction must be 0 to 1, got 1.5"),
+        ({"guidance_interval": [0.5, 0.5]}, r"must start before it ends, got \[0.5, 0.5\]"),
+        ({"guidance_interval": [0.1]}, "guidance_interval must be two numbers"),
+        ({"guidance_interval": 0.5}, "guidance_interval must be two numbers"),
+        ({"guidance_interval": [-1, 1]}, "guidance_interval's start must be 0 to 1, got -1"),
+        ({"guidance_interval": [0, "1"]}, "guidance_interval's end must be a finite number"),
         ({"width_px": 100}, "width_px must be a multiple of 8, got 100"),
         ({"height_px": 0}, "height_px must be >= 8"),
         ({"negative_prompt": None}, "negative_prompt must be text"),

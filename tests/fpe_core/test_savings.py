@@ -129,6 +129,36 @@ def test_the_first_step_has_one_unconditional_row_for_all_edits_of_a_source(
             assert latent_distance(edit.latent, expected) <= LATENT_TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("kind", ["real", "synthetic"])
+def test_a_step_outside_the_guidance_interval_has_no_unconditional_row(
+    tiny: Checkpoint, photos: list[Image.Image], kind: str
+) -> None:
+    parameters = dataclasses.replace(PARAMETERS, steps=4, replaced_fraction=0.5)
+    editor = Editor(tiny)
+    made = {}
+    for interval in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (0.3, 0.4)):
+        limited = dataclasses.replace(parameters, guidance_interval=interval)
+        if kind == "real":
+            sources: Inversion | SyntheticSources = editor.invert(photos, ["a cat"] * 3, limited)
+        else:
+            sources = editor.synthesise(["a cat"] * 3, [1, 2, 3], limited)
+        with rows_per_call(tiny.unet) as rows:
+            result = editor.edit(sources, [TARGETS] * 3)
+        assert result.unet_rows == sum(rows)
+        made[interval] = rows
+    # Three sources with N edits each; real ones have rows while maps are replaced, two steps long.
+    one, two, first = 3 * N, 6 * N, 3 * N + 3
+    if kind == "real":
+        assert made[0.0, 1.0] == [3, first, 3, two, two, two]
+        assert made[0.0, 0.5] == [3, first, 3, two, one, one]
+        assert made[0.5, 1.0] == [3, one, 3, one, two, two]
+        assert made[0.3, 0.4] == [3, one, 3, one, one, one], "no step lies in between"
+    else:
+        assert made[0.0, 1.0] == [6, one, 6, two, 6, two, 6, two]
+        assert made[0.0, 0.5] == [6, one, 6, two, 3, one, 3, one]
+        assert made[0.5, 1.0] == [3, one, 3, one, 6, two, 6, two]
+
+
 def _alone(
     checkpoint: Checkpoint,
     sources: Inversion | SyntheticSources,

@@ -23,10 +23,17 @@ from fpe_core.still_life.benchmark import JudgedEdit
 from fpe_core.still_life.benchmark_edits import edits_of_scene
 from fpe_core.still_life.judgement import judge
 from jobs import bench_tables
-from jobs.bench_arms import findings_arms, settings_from_text, three_arms
+from jobs.bench_arms import (
+    findings_arms,
+    grid_arms,
+    preset_arms,
+    settings_from_text,
+    three_arms,
+)
 from jobs.bench_scores import clip_scores, mean_directional
 from jobs.cli import app
 from jobs.exits import OK, USAGE
+from pipeline.plan import unet_rows_of
 
 
 def fpe(*arguments: str) -> tuple[int, str, str]:
@@ -115,10 +122,56 @@ def test_findings_are_printed_plotted_and_written(
             assert image.width > 500
 
 
+def test_presets_are_timed_judged_and_written(
+    tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    where = ("--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--out", str(tmp_path))
+    few = ("--scenes", "1", "--timed-scenes", "1", "--rounds", "2")
+    code, out, _ = fpe("bench", "presets", *few, *where)
+    assert code == OK
+    for word in ("exact again", "balanced", "fast", "rows/edit", "CPU s/edit", *FACTORS, "all"):
+        assert word in out
+    assert max(map(len, out[: out.index("threads")].splitlines()[:-1])) <= 80
+
+    report = json.loads((tmp_path / "presets.json").read_text())
+    assert report["seeds"] == [2000]
+    assert set(report["arms"]) == {"exact", "balanced", "fast"}
+    costs = {cost["arm"]: cost for cost in report["costs"]}
+    assert list(costs) == ["exact", "balanced", "fast", "exact again"]
+    for name, arm in report["arms"].items():
+        parameters = EditParameters.from_dict(arm["parameters"])
+        rows = unet_rows_of(parameters, 5, synthetic=False, source_prompt="a scene's caption")
+        assert costs[name]["unet_rows"] == rows
+        assert len(costs[name]["wall_s"]) == len(costs[name]["cpu_s"]) == 2
+        by_factor = [arm["quality"][factor] for factor in FACTORS]
+        assert arm["quality"]["all"]["edits"] == 5
+        assert arm["quality"]["all"]["success"] == sum(f["success"] for f in by_factor) / 5
+    # Of four recommended steps the two presets may leave the same number.
+    assert costs["fast"]["unet_rows"] <= costs["balanced"]["unet_rows"]
+    assert costs["balanced"]["unet_rows"] < costs["exact"]["unet_rows"]
+    assert costs["exact"]["times_exact"] == 1.0
+    rows = pq.read_table(tmp_path / "edits.parquet").to_pylist()
+    assert {(row["arm"], row["factor"]) for row in rows} == {
+        (arm, factor) for arm in ("exact", "balanced", "fast") for factor in FACTORS
+    }
+
+
+def test_presets_are_chosen_from_a_grid_that_begins_exact() -> None:
+    recommended = EditParameters(steps=10, layers=LayersByRange(4, 14))
+    arms = grid_arms(recommended)
+    assert arms[0].parameters == recommended
+    assert len({arm.name for arm in arms}) == len({arm.parameters for arm in arms}) == len(arms)
+    assert {arm.parameters.steps for arm in arms} == {10, 6, 4}
+    exact, *presets = preset_arms(recommended)
+    assert exact.parameters == recommended
+    assert all(arm.parameters in [each.parameters for each in arms] for arm in presets)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["guidance=5"], "unknown edit parameter guidance; allowed: steps, guidance_scale"),
+        (["guidance_interval=[1, 0]"], "guidance_interval must start before it ends"),
         (["guidance"], "expected KEY=VALUE"),
         (["steps=0"], "steps must be 1 to 999"),
         (["--split", "train"], "train"),

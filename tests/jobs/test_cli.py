@@ -117,6 +117,17 @@ def test_plan_counts_and_writes_nothing(job_file: pathlib.Path) -> None:
     assert not (job_file.parent / "run").exists()
 
 
+def test_plan_says_that_edits_are_approximate(job_file: pathlib.Path) -> None:
+    _, printed, _ = fpe("plan", str(job_file))
+    assert "approximation" not in figures(printed)
+    _, printed, _ = fpe("plan", str(job_file), "edit.speed=fast", "edit.steps=3")
+    assert figures(printed)["approximation"].startswith("fast: 3 steps, ")
+    _, printed, _ = fpe("plan", str(job_file), "edit.guidance_interval=[0, 0.5]")
+    row = figures(printed)
+    assert row["approximation"] == "4 steps, guided from 0 to 0.5 of them"
+    assert row["UNet rows to do"] == str(3 * (4 + 2 + 2 * (4 + 2 - 1)))
+
+
 def test_plan_expands_labels(job_file: pathlib.Path) -> None:
     code, printed, _ = fpe(
         "plan",

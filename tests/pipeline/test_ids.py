@@ -57,6 +57,7 @@ def test_everything_that_decides_an_image_is_in_its_id() -> None:
         edit_id(base(source_prompt=""), "a dog"),
         edit_id(base(parameters=EditParameters(steps=49)), "a dog"),
         edit_id(base(parameters=EditParameters(layers=LayersByRange(4, 14))), "a dog"),
+        edit_id(base(parameters=EditParameters(guidance_interval=(0, 0.5))), "a dog"),
         edit_id(base(seed=0), "a dog"),
         edit_id(base(seed=1), "a dog"),
         edit_id(base(context=replace(CONTEXT, fingerprint="abd")), "a dog"),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
 from fpe_core.acceptance import Rules
 from fpe_core.reproduction import ReproductionLimits
+from fpe_core.speed import PRESETS
 from pipeline.job import Job
 
 MINIMAL: dict[str, Any] = {"manifest": "m.parquet", "output": "out"}
@@ -47,8 +48,10 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "config": None,
         },
         "edit": {
+            "speed": "exact",
             "steps": None,
             "guidance_scale": None,
+            "guidance_interval": None,
             "negative_prompt": None,
             "layers": None,
             "replaced_fraction": None,
@@ -75,6 +78,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "threads_per_actor": None,
             "groups_per_block": None,
             "max_rows": None,
+            "measure_attention": False,
             "free_cpus": 1,
         },
         "failures": {
@@ -119,6 +123,10 @@ def test_every_field_is_described_and_every_section_closed(model: type[BaseModel
         ({"edit": {"steps": 0}}, ("edit", "steps"), "greater than or equal to 1"),
         ({"edit": {"replaced_fraction": 1.5}}, ("edit", "replaced_fraction"), "less than or equal"),
         ({"edit": {"guidance_scale": float("nan")}}, ("edit", "guidance_scale"), "finite"),
+        ({"edit": {"guidance_interval": [0.5, 0.2]}}, ("edit",), "must start before it ends"),
+        ({"edit": {"guidance_interval": [0, 2]}}, ("edit", "guidance_interval", 1), "less than"),
+        ({"edit": {"guidance_interval": [0.5]}}, ("edit", "guidance_interval", 1), "required"),
+        ({"edit": {"speed": "warp"}}, ("edit", "speed"), "'exact', 'balanced' or 'fast'"),
         ({"edit": {"layers": {"first": 5, "last": 4}}}, ("edit", "layers"), "must be >= first"),
         ({"edit": {"size_px": 100}}, ("edit", "size_px"), "multiple of 8"),
         ({"edit": {"size_px": [64]}}, ("edit", "size_px"), "required"),
@@ -281,8 +289,27 @@ def test_what_is_chosen_wins_even_where_it_is_nothing() -> None:
     assert (square.width_px, square.height_px) == (256, 256)
 
 
+@pytest.mark.parametrize("speed", list(PRESETS))
+def test_a_speed_changes_the_recommendation_and_gives_way_to_what_is_set(speed: str) -> None:
+    preset = PRESETS[speed]  # type: ignore[index]
+    for recommended in (DEFAULTS, EditParameters()):
+        parameters = job(edit={"speed": speed}).resolve_parameters(recommended)
+        assert parameters == preset.applied_to(recommended) != recommended
+        assert parameters.steps == round(preset.steps_share * recommended.steps)
+    assert job(edit={"speed": "exact"}).resolve_parameters(DEFAULTS) == DEFAULTS
+    steps = job(edit={"speed": speed, "steps": 25}).resolve_parameters(DEFAULTS)
+    assert (steps.steps, steps.guidance_interval) == (25, preset.guidance_interval)
+    guided = job(edit={"speed": speed, "guidance_interval": [0, 1]}).resolve_parameters(DEFAULTS)
+    assert guided.guidance_interval == (0.0, 1.0)
+    assert guided.steps == preset.applied_to(DEFAULTS).steps
+
+
 def test_the_resolved_job_needs_no_recommendation() -> None:
-    for edit in ({}, {"layers": {"max_tokens": 64}, "size_px": 64}):
+    for edit in (
+        {},
+        {"layers": {"max_tokens": 64}, "size_px": 64},
+        {"speed": "fast", "guidance_interval": [0.1, 0.5]},
+    ):
         original = job(edit=edit)
         parameters = original.resolve_parameters(DEFAULTS)
         resolved = original.with_parameters(parameters)

@@ -16,7 +16,8 @@ import pipeline.work_list
 from fpe_core import Editor, EditParameters, load_checkpoint
 from pipeline.errors import JobError, ManifestError
 from pipeline.intent import understand
-from pipeline.job import Job, LayerRange
+from pipeline.job import Job
+from pipeline.layers_section import LayerRange
 from pipeline.ledger import Ledger
 from pipeline.outcome import EditKey, outcomes_table
 from pipeline.plan import Plan, make_plan, unet_rows_of
@@ -138,6 +139,7 @@ def test_a_plan_in_numbers(make_job: MakeJob) -> None:
 @pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
 @pytest.mark.parametrize("source_prompt", ["a cat", "snow"])
 @pytest.mark.parametrize("replaced_fraction", [0.7, 0.0])
+@pytest.mark.parametrize("guidance_interval", [(0.0, 1.0), (0.0, 0.5), (0.5, 1.0)])
 def test_the_rows_that_are_planned_are_those_the_editor_counts(
     tiny_checkpoint: Path,
     picture: Callable[..., Any],
@@ -145,12 +147,14 @@ def test_the_rows_that_are_planned_are_those_the_editor_counts(
     guidance_scale: float,
     source_prompt: str,
     replaced_fraction: float,
+    guidance_interval: tuple[float, float],
 ) -> None:
     parameters = EditParameters(
         steps=2,
         guidance_scale=guidance_scale,
         negative_prompt="snow",
         replaced_fraction=replaced_fraction,
+        guidance_interval=guidance_interval,
         width_px=64,
         height_px=64,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -92,6 +93,13 @@ def test_stations_are_added_up_and_the_busy_share_is_of_the_models_alone() -> No
     assert summary.stations["write"] == {"rows": 8, "retries": 2}
     assert summary.busy_share == 12.0 / 15.0
     assert set().union(*summary.stations.values()) <= STATION_FIGURES.keys()
+
+
+def test_a_summary_says_what_the_plan_says_of_approximation() -> None:
+    exact = Plan("id", 8, 0, 4, 4, 0, 0, (), None, (), "model", EditParameters())
+    assert Tally().summary(exact, "/run").approximation == ""
+    fast = replace(exact, approximation="fast: 3 steps, all guided")
+    assert Tally().summary(fast, "/run").approximation == "fast: 3 steps, all guided"
 
 
 def test_stats_hold_the_run_and_the_totals() -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fpe_core import EditParameters
 from pipeline.commit import read_part_outcomes
 from pipeline.errors import LeaseError
 from pipeline.outcome import outcomes_table
@@ -23,6 +24,8 @@ from pipeline.write import (
     carried_columns,
     encode_metadata,
     fit_columns,
+    parameter_columns,
+    parameters_of_columns,
     part_name,
 )
 from tests.pipeline.outcome_rows import accepted, failed
@@ -80,6 +83,16 @@ def test_moved_names_stay_distinct() -> None:
     names = ["seed", "manifest_seed", "a_file_name", "a_file_names"]
     layout = MetadataLayout(carried=pa.schema([pa.field(name, pa.string()) for name in names]))
     assert len(set(layout.schema.names)) == len(layout.schema.names)
+
+
+def test_only_a_job_that_limits_guidance_has_a_column_of_it() -> None:
+    """A folder of before keeps its columns, and takes no edits of such a job."""
+    limited = EditParameters(guidance_interval=(0.0, 0.6))
+    row = one_row(**parameter_columns(limited))
+    table = MetadataLayout(limits_guidance=True).table([row], None)
+    assert table["guidance_interval"].to_pylist() == [[0.0, 0.6]]
+    assert "guidance_interval" not in MetadataLayout().table([row], None).column_names
+    assert parameters_of_columns(row, limited) == limited
 
 
 def test_labels_that_cannot_be_columns() -> None:
