@@ -23,7 +23,8 @@ from pipeline.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
 _TELL_INTERVAL_S = 0.25
-"""Between two reports of the UNet rows in hand: what a death can hide of them."""
+"""Between two reports of the UNet rows in hand: what a death can hide of them, but never more than
+half. They are also told whenever they have doubled, or short blocks would die untold."""
 _log = logging.getLogger(__name__)
 
 
@@ -129,7 +130,7 @@ class _RayOversight:
         self._watchdog = watchdog
         self._focus = focus
         self._tell = tell
-        self._told_at = 0.0
+        self._told_at, self._told_rows = 0.0, 0
 
     @contextmanager
     def focus(self, groups: Sequence[bytes]) -> Iterator[None]:
@@ -146,8 +147,8 @@ class _RayOversight:
 
     def made(self, unet_rows: int) -> None:
         now = time.monotonic()
-        if now - self._told_at >= _TELL_INTERVAL_S:
-            self._told_at = now
+        if now - self._told_at >= _TELL_INTERVAL_S or unet_rows > 2 * self._told_rows:
+            self._told_at, self._told_rows = now, unet_rows
             self._tell(unet_rows)
 
 

@@ -22,7 +22,7 @@ from tests.faults.cluster_of_spot_machines import KILLS
 ROOT = Path(__file__).parent.parent.parent
 SEED = 20261125
 SOURCES = 60
-STEPS = 20
+STEPS = 40
 ROWS_PER_BLOCK = 2 * STEPS + 2 * (2 * STEPS) - 1
 """More than a block of one source with two edits takes: inversion, source rows, two rows a step and
 edit."""

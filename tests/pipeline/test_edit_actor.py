@@ -31,6 +31,7 @@ from fpe_core import (
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditedBlock, EditSettings
 from pipeline.outcome import OUTCOME_SCHEMA
+from pipeline.phase_clock import PHASES
 from pipeline.supervisor import Orders
 from pipeline.turns import Turns
 from pipeline.write import MetadataLayout, part_name
@@ -470,3 +471,22 @@ def test_a_compiler_that_is_missing_is_told_before_any_edit(settings: EditSettin
 def test_another_checkpoint_than_the_planned_one_is_refused(settings: EditSettings) -> None:
     with pytest.raises(CheckpointError, match="another checkpoint here"):
         EditActor(replace(settings, checkpoint_fingerprint="0" * 32))
+
+
+def test_rows_are_told_while_they_are_made_and_all_of_them_at_the_end(
+    settings: EditSettings, rows: MakeRows
+) -> None:
+    actor, watched = EditActor(settings), Watched(Orders())
+    block = decode(work_table(rows(2)), DecodeSettings())
+    made = sum(actor(block, watched)["unet_rows"].to_pylist())
+    told = watched.unet_rows_told
+    assert told == sorted(told)
+    assert told[0] == 0
+    assert told[0] < told[-1] < made
+    edit = actor.figures()["edit"]
+    assert edit["unet_rows"] == pytest.approx(made)
+    phases = [edit[f"{phase}_seconds"] for phase in PHASES]
+    assert all(seconds > 0 for seconds in phases)
+    assert sum(phases) <= edit["seconds"]
+    actor(block, watched)  # the part is there: nothing is made again
+    assert actor.figures() == {}

@@ -34,10 +34,11 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def exported(run: str) -> Samples:
     """What the endpoints of all nodes have of a run: by name and our labels but `run`."""
     samples: Samples = {}
+    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for node in ray.nodes():
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         try:
-            with urllib.request.urlopen(url) as answer:
+            with without_proxy.open(url) as answer:
                 text = answer.read().decode()
         except urllib.error.URLError:  # the agent is not up yet
             continue
@@ -68,11 +69,20 @@ def edits(samples: Samples) -> Counter[tuple[str, str]]:
     """Edits by outcome and reason."""
     return Counter(
         {
-            (dict(labels)["outcome"], dict(labels)["reason"]): int(value)
+            (dict(labels)["outcome"], dict(labels).get("reason", "")): int(value)
             for (name, labels), value in samples.items()
             if name == f"{RAY_PREFIX}fpe_edits_total"
         }
     )
+
+
+def rows_of_stations(samples: Samples) -> dict[str, float]:
+    """Rows by station."""
+    return {
+        dict(labels)["station"]: value
+        for (name, labels), value in samples.items()
+        if name == f"{RAY_PREFIX}fpe_station_rows_total"
+    }
 
 
 @dataclass(frozen=True)
@@ -114,11 +124,18 @@ def ran(
 def test_the_endpoint_counts_what_the_ledger_has(ran: Ran) -> None:
     job, summary = ran.job, ran.summary
     ledger = Ledger.open(Folder.open(job.output))
-    rows = [row for table in ledger.outcomes() for row in table.to_pylist()]
-    in_ledger = Counter((row["outcome"], row["reason"]) for row in rows)
+    entered = [row for table in ledger.outcomes() for row in table.to_pylist()]
+    in_ledger = Counter((row["outcome"], row["reason"]) for row in entered)
     assert in_ledger == {("accepted", ""): 6, ("failed", "source_missing"): 2}
 
-    samples = scrape(summary.run, until=lambda s: edits(s) == in_ledger and len(s) > 30)
+    rows = {name: figures["rows"] for name, figures in summary.stations.items()}
+    made = (f"{RAY_PREFIX}fpe_unet_rows_made_total", ())
+
+    def is_complete(samples: Samples) -> bool:
+        counts = (edits(samples), rows_of_stations(samples))
+        return counts == (in_ledger, rows) and samples.get(made, 0.0) >= summary.unet_rows
+
+    samples = scrape(summary.run, is_complete)
     by_name = {name.removeprefix(RAY_PREFIX) for name, _ in samples}
     assert by_name <= {family.name for family in FAMILIES}
 
@@ -138,11 +155,7 @@ def test_the_endpoint_counts_what_the_ledger_has(ran: Ran) -> None:
 
 
 def as_summed_up(samples: Samples, summary: RunSummary) -> None:
-    """Rows and seconds are those of stats.json."""
-    for station, figures in summary.stations.items():
-        labels = (("station", station),)
-        rows = samples[f"{RAY_PREFIX}fpe_station_rows_total", labels]
-        assert rows == pytest.approx(figures["rows"]), station
+    """Seconds are those of stats.json, and every phase of a run without a judge has some."""
     seconds = {
         dict(labels)["phase"]: value
         for (name, labels), value in samples.items()

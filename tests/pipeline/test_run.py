@@ -237,6 +237,8 @@ def test_every_station_says_what_it_cost(finished: Finished) -> None:
     assert stations["decode"]["bytes_read"] > 0
     assert sum(figures.get("retries", 0) for figures in stations.values()) == 0
     assert 0 < finished.summary.busy_share < 1
+    assert stations["edit"]["unet_rows"] == pytest.approx(finished.summary.unet_rows)
+    assert finished.summary.unet_rows_wasted == pytest.approx(0)
     examples = finished.summary.failure_examples
     assert "absent.png" in examples["source_missing"]
 
@@ -549,6 +551,9 @@ def test_a_worker_that_is_killed_costs_nothing(
     verification = verify_run(job)
     assert verification.ok, verification.problems
     assert len(stats_of(job)["edits_by_worker"]) == 2
+    edit = summary.stations["edit"]
+    assert edit["unet_rows"] == pytest.approx(summary.unet_rows + summary.unet_rows_wasted)
+    assert summary.unet_rows_wasted <= 2 * (SOURCE_ROWS + EDIT_ROWS) * edit.get("lost_blocks", 0)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_job_with_its_reason(

@@ -102,6 +102,17 @@ def test_a_summary_says_what_the_plan_says_of_approximation() -> None:
     assert Tally().summary(fast, "/run").approximation == "fast: 3 steps, all guided"
 
 
+def test_rows_that_no_outcome_has_were_wasted() -> None:
+    tally = tally_of([accepted(0), accepted(1)])  # 10 rows each
+    tally.add_stations({"edit": {"unet_rows": 25.0}}, actors=1, seconds=1.0)
+    plan = Plan("id", 8, 0, 4, 4, 0, 0, (), None, (), "model", EditParameters())
+    summary = tally.summary(plan, "/run")
+    assert (summary.unet_rows, summary.unet_rows_wasted, summary.wasted_share) == (20, 5, 0.2)
+    tally.add(outcomes_table([accepted(2)]))
+    found = tally.summary(plan, "/run")
+    assert found.unet_rows_wasted == 0, "an earlier run had finished it: not made, not wasted"
+
+
 def test_stats_hold_the_run_and_the_totals() -> None:
     summary = RunSummary(9, 4, 3, 1, 1, {"nan_latent": 1}, 2.0, 2.5, 50.0, 10.0, "/run")
     assert summary.edits_made == 5
