@@ -20,13 +20,15 @@ from fpe_core import EditParameters
 class GroupShape:
     """A source with its edits, as far as its cost goes. T steps, R of them replace maps, N edits.
 
-    `has_negative_row`: a real source is inverted with the negative prompt, so that its own row
-    stands in for the first unconditional one of its edits. `is_gated`: its inversion is measured
-    before it is edited (`judge.reproduction`).
+    `replaced_fraction`: that R comes of, to three decimals, so that a manifest with one of its own
+    in every row has not as many shapes. `has_negative_row`: a real source is inverted with the
+    negative prompt, so that its own row stands in for the first unconditional one of its edits.
+    `is_gated`: its inversion is measured before it is edited (`judge.reproduction`).
     """
 
     steps: int
     replaced_steps: int
+    replaced_fraction: float
     is_guided: bool
     width_px: int
     height_px: int
@@ -48,6 +50,7 @@ class GroupShape:
         return cls(
             steps=parameters.steps,
             replaced_steps=parameters.replaced_steps,
+            replaced_fraction=round(parameters.replaced_fraction, 3),
             is_guided=parameters.is_guided,
             width_px=parameters.width_px,
             height_px=parameters.height_px,
@@ -93,3 +96,12 @@ class GroupShape:
 
     def with_edits(self, edits: int) -> GroupShape:
         return replace(self, edits=edits)
+
+    def with_replacement(self, steps: int, replaced_fraction: float) -> GroupShape:
+        """R as `EditParameters` has it."""
+        return replace(
+            self,
+            steps=steps,
+            replaced_fraction=replaced_fraction,
+            replaced_steps=int(steps * replaced_fraction + 1e-9),
+        )
