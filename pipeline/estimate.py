@@ -162,14 +162,9 @@ def _of_edits(work: Workload) -> Iterator[_Change]:
     if most.steps > 1:
         yield "edit.steps", f"{most.steps}", f"{most.steps // 2}", work.with_shapes(_half_the_steps)
     if most.replaced_steps and not most.is_synthetic:
-        yield (
-            "edit.replaced_fraction",
-            f"{most.replaced_steps / most.steps:.2g}",
-            f"{most.replaced_steps / most.steps / 2:.2g}",
-            work.with_shapes(
-                lambda shape: replace(shape, replaced_steps=shape.replaced_steps // 2)
-            ),
-        )
+        fraction = most.replaced_fraction
+        half = work.with_shapes(_half_the_replacement)
+        yield "edit.replaced_fraction", f"{fraction:g}", f"{fraction / 2:g}", half
     if most.is_guided:
         unguided = work.with_shapes(GroupShape.unguided)
         yield "edit.guidance_scale", "guided", "1", unguided
@@ -183,13 +178,11 @@ def _of_edits(work: Workload) -> Iterator[_Change]:
 
 
 def _half_the_steps(shape: GroupShape) -> GroupShape:
-    steps = max(1, shape.steps // 2)
-    return replace(
-        shape,
-        steps=steps,
-        replaced_steps=shape.replaced_steps * steps // shape.steps,
-        guided_steps=shape.guided_steps * steps // shape.steps,
-    )
+    return shape.with_replacement(max(1, shape.steps // 2), shape.replaced_fraction)
+
+
+def _half_the_replacement(shape: GroupShape) -> GroupShape:
+    return shape.with_replacement(shape.steps, shape.replaced_fraction / 2)
 
 
 def _of_the_rest(work: Workload, probe: Probe) -> Iterator[_Change]:

@@ -21,13 +21,15 @@ class GroupShape:
     """A source with its edits, as far as its cost goes. T steps, R of them replace maps, G of them
     are guided (all or none, but for `EditParameters.guidance_interval`), N edits.
 
-    `has_negative_row`: a real source is inverted with the negative prompt, so that its own row
-    stands in for the first unconditional one of its edits. `is_gated`: its inversion is measured
-    before it is edited (`judge.reproduction`).
+    `replaced_fraction`: that R comes of, to three decimals, so that a manifest with one of its own
+    in every row has not as many shapes. `has_negative_row`: a real source is inverted with the
+    negative prompt, so that its own row stands in for the first unconditional one of its edits.
+    `is_gated`: its inversion is measured before it is edited (`judge.reproduction`).
     """
 
     steps: int
     replaced_steps: int
+    replaced_fraction: float
     guided_steps: int
     guides_first: bool
     width_px: int
@@ -50,6 +52,7 @@ class GroupShape:
         return cls(
             steps=parameters.steps,
             replaced_steps=parameters.replaced_steps,
+            replaced_fraction=round(parameters.replaced_fraction, 3),
             guided_steps=len(parameters.guided_steps),
             guides_first=0 in parameters.guided_steps,
             width_px=parameters.width_px,
@@ -105,3 +108,13 @@ class GroupShape:
 
     def with_edits(self, edits: int) -> GroupShape:
         return replace(self, edits=edits)
+
+    def with_replacement(self, steps: int, replaced_fraction: float) -> GroupShape:
+        """R as `EditParameters` has it; as many of the steps are guided as were."""
+        return replace(
+            self,
+            steps=steps,
+            replaced_fraction=replaced_fraction,
+            replaced_steps=int(steps * replaced_fraction + 1e-9),
+            guided_steps=self.guided_steps * steps // self.steps,
+        )

@@ -90,7 +90,7 @@ def test_kinds_of_devices_work_side_by_side_and_a_machine_without_one_only_reads
     resources = {"groups_per_block": 1, "free_cpus": 2, "pools": pools}
     job = Job.model_validate(job.model_dump() | {"resources": resources})
     did = run_program("tests.faults.cluster_of_kinds", job, tmp_path)
-    assert sorted(actor["machine"] for actor in did["actors"]) == ["A10G", "A10G", "H100"]
+    assert sorted(did["machines"]) == ["A10G", "A10G", "H100"]
     assert (did["accepted"], did["failed"]) == (8, 0)
     assert did["stations"]["decode"]["rows"] == 8
     assert did["unet_rows"] == pytest.approx(8 * (SOURCE_ROWS + EDIT_ROWS))

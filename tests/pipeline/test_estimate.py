@@ -95,6 +95,19 @@ def rows_if(parameters: EditParameters, edits: int = 2, prompt: str = "a cat") -
     return 100 * unet_rows_of(parameters, edits, synthetic=False, source_prompt=prompt)
 
 
+@given(steps=st.integers(2, 100), thousandths=st.integers(1, 1000))
+def test_halves_of_steps_and_of_replacement_are_those_of_the_parameters(
+    steps: int, thousandths: int
+) -> None:
+    parameters = replace(PARAMETERS, steps=steps, replaced_fraction=thousandths / 1000)
+    work = replace(WORK, shapes={shape(2, parameters): 100})
+    found = {knob.key: knob.estimate.unet_rows for knob in knobs(work, PROBE)}
+    assert found["edit.steps"] == rows_if(replace(parameters, steps=steps // 2))
+    if parameters.replaced_steps:
+        half = replace(parameters, replaced_fraction=thousandths / 2000)
+        assert found["edit.replaced_fraction"] == rows_if(half)
+
+
 def test_each_knob_counts_the_rows_that_a_job_with_that_key_is_planned_with() -> None:
     found = {knob.key: knob for knob in knobs(replace(WORK, is_judged=True), PROBE)}
     expected = {
