@@ -86,8 +86,9 @@ def _context_of(
 def _preferring(kernel: SDPBackend) -> AbstractContextManager[None]:
     """torch's switch is the process's. So the others stay on, for what another thread attends that
     the kernel does not take; the plain one takes everything, and a CPU heeds no priority."""
-    others = [each for each in _CANDIDATES["cuda"] if each != kernel]
-    allowed = [kernel] if kernel == SDPBackend.MATH else [kernel, *others]
+    allowed = [kernel]
+    if kernel != SDPBackend.MATH:
+        allowed += [each for each in _CANDIDATES["cuda"] if each != kernel]
     context: AbstractContextManager[None] = sdpa_kernel(allowed, set_priority=True)
     return context
 
@@ -143,8 +144,8 @@ def fastest_kernel(shape: AttentionShape) -> SDPBackend | None:
             if made is not None and _is_near(made, expected):
                 seconds[kernel] = math.inf
     for _ in range(_ROUNDS):  # in turn: a busy moment of the machine meets all of them
-        for kernel in seconds:
-            seconds[kernel] = min(seconds[kernel], _seconds(kernel, query, key, value))
+        for each in seconds:
+            seconds[each] = min(seconds[each], _seconds(each, query, key, value))
     best = min(seconds, key=lambda kernel: seconds[kernel])
     return best if seconds[best] < _CLEARLY * seconds[None] else None
 
