@@ -86,8 +86,9 @@ def _context_of(
 def _preferring(kernel: SDPBackend) -> AbstractContextManager[None]:
     """torch's switch is the process's. So the others stay on, for what another thread attends that
     the kernel does not take; the plain one takes everything, and a CPU heeds no priority."""
-    others = [each for each in _CANDIDATES["cuda"] if each != kernel]
-    allowed: list[SDPBackend] = [kernel] if kernel == SDPBackend.MATH else [kernel, *others]
+    allowed = [kernel]
+    if kernel != SDPBackend.MATH:
+        allowed += [each for each in _CANDIDATES["cuda"] if each != kernel]
     context: AbstractContextManager[None] = sdpa_kernel(allowed, set_priority=True)
     return context
 

@@ -15,12 +15,13 @@ _log = logging.getLogger(__name__)
 def has_native_bfloat16() -> bool | None:
     """Whether this CPU multiplies bfloat16 itself (AVX512-BF16, AMX, Arm's BF16).
 
-    None where torch does not tell (before 2.10).
+    None where torch does not tell, as older ones and those of other architectures.
     """
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     if capabilities is None:
         return None
-    return any(has for name, has in capabilities().items() if "bf16" in name)
+    told = [bool(has) for name, has in capabilities().items() if "bf16" in name]
+    return any(told) if told else None
 
 
 def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
