@@ -28,6 +28,6 @@ def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
     """Logs a warning where networks of this type are going to be slow for want of instructions."""
     if dtype == torch.bfloat16 and device.type == "cpu" and has_native_bfloat16() is False:
         _log.warning(
-            "this CPU has no bfloat16 instructions (AVX512-BF16, AMX), so bfloat16 is emulated: every "
-            "product is converted there and back; dtype auto takes float32"
+            "this CPU has no bfloat16 instructions (AVX512-BF16, AMX), so bfloat16 is emulated: "
+            "every product is converted there and back; dtype auto takes float32"
         )
