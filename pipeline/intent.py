@@ -38,6 +38,9 @@ from pipeline.mask_column import MaskColumn
 from pipeline.prompts import SOURCE_PREFIX, PromptPlan
 from pipeline.storage import absolute_url
 
+NO_EDITOR = "none"
+"""A job's `editor` without a model, and in its place the fingerprint in the ids of what such a job
+makes: no checkpoint has it, theirs are 32 hex digits."""
 SELF_ATTENTION_LAYERS = 16
 """Of every model of the family, checked before anything is written."""
 
@@ -150,19 +153,7 @@ def understand(job: Job) -> Intent:
         needs_target_prompt=prompts is None,
     )
     annotations = _annotations(job.annotations, manifest, prompts)
-    model = job.model
-    try:
-        fingerprint = checkpoint_fingerprint(
-            model.checkpoint,
-            revision=model.revision,
-            allow_pickle=model.allow_pickle,
-            config=model.config,
-        )
-        defaults = checkpoint_defaults(
-            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
-        )
-    except CheckpointError as error:
-        raise JobError(f"model.checkpoint: {error}") from error
+    fingerprint, defaults = _checkpoint_of(job)
     try:
         parameters = job.resolve_parameters(defaults)
     except ParameterError as error:
@@ -176,6 +167,29 @@ def understand(job: Job) -> Intent:
     _refuse_output_in_manifest(job)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
     return Intent(job, manifest, parameters, context, prompts, annotations)
+
+
+def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
+    """Fingerprint and recommendation of the job's checkpoint. Raises JobError.
+
+    Without an editor no checkpoint is looked at, and the ids are none of any checkpoint's.
+    """
+    if job.editor == NO_EDITOR:
+        return NO_EDITOR, EditParameters()
+    model = job.model
+    try:
+        fingerprint = checkpoint_fingerprint(
+            model.checkpoint,
+            revision=model.revision,
+            allow_pickle=model.allow_pickle,
+            config=model.config,
+        )
+        defaults = checkpoint_defaults(
+            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
+        )
+    except CheckpointError as error:
+        raise JobError(f"model.checkpoint: {error}") from error
+    return fingerprint, defaults
 
 
 def _annotations(

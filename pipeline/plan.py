@@ -21,7 +21,7 @@ import pyarrow as pa
 from fpe_core import EditParameters
 from pipeline.annotate import AnnotationSettings
 from pipeline.ids import canonical_json
-from pipeline.intent import Intent, PlannedGroup, understand
+from pipeline.intent import NO_EDITOR, Intent, PlannedGroup, understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.manifest_row import Problems, SourceRow
@@ -69,6 +69,11 @@ class Plan:
     edits_spared: int = 0
     round: Selection | None = None
     annotations: AnnotationSettings | None = None
+
+    @property
+    def makes_edits(self) -> bool:
+        """False for a job with `editor: none`: its outputs are copies of their sources."""
+        return self.fingerprint != NO_EDITOR
 
     @property
     def edits_pending(self) -> int:
@@ -228,12 +233,13 @@ def _survey(intent: Intent, done: Container[bytes]) -> _Survey:
 def _count_pending(survey: _Survey, intent: Intent, group: PlannedGroup, pending: int) -> None:
     parameters = group.source.parameters
     survey.groups_pending += 1
-    survey.unet_rows += unet_rows_of(
-        parameters,
-        pending,
-        synthetic=group.source.is_synthetic,
-        source_prompt=group.source.source_prompt,
-    )
+    if intent.job.editor != NO_EDITOR:
+        survey.unet_rows += unet_rows_of(
+            parameters,
+            pending,
+            synthetic=group.source.is_synthetic,
+            source_prompt=group.source.source_prompt,
+        )
     images = pending + (1 if intent.job.images.keep_source else 0)
     survey.output_pixels += images * parameters.width_px * parameters.height_px
 

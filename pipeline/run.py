@@ -115,6 +115,8 @@ def _run_with(
     only = None if retry is None else ledger.failed_ids(retry)
     ledger.reopen(only or frozenset())
     plan = make_plan(job, ledger, only=only)
+    if not plan.makes_edits:
+        _log.warning("editor: none: nothing is edited, every output is a copy of its fitted source")
     others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_spared
     if others:
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
@@ -219,7 +221,7 @@ class _Run:
         pool = size_pool(
             nodes,
             self.job.resources,
-            device=self.job.model.device,
+            device=self.job.model.device if self.plan.makes_edits else "cpu",
             groups=self.plan.groups_pending,
             pixels_per_image=parameters.width_px * parameters.height_px,
         )
@@ -374,6 +376,7 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         judged=job.judge is not None,
         gated=job.judge is not None and job.judge.reproduction.is_on,
         annotations=() if plan.annotations is None else plan.annotations.fields,
+        edited=plan.makes_edits,
     )
     for name in layout.refused_labels():
         raise JobError(

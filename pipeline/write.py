@@ -130,6 +130,9 @@ class MetadataLayout:
     judged: bool = False
     gated: bool = False
     annotations: tuple[pa.Field, ...] = ()
+    edited: bool = True
+    """False for `editor: none`: a column `editor` says so, and none has parameters or a checkpoint.
+    So such a folder has other columns than one with edits, and refuses them."""
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -177,7 +180,8 @@ class MetadataLayout:
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
         judged = _JUDGED_FIELDS if self.judged else ()
         gated = _REPRODUCTION_FIELDS if self.gated else ()
-        return [*_made_fields(keep_source), *judged, *gated, *self.annotations]
+        made = _made_fields(keep_source) if self.edited else _copied_fields(keep_source)
+        return [*made, *judged, *gated, *self.annotations]
 
     @property
     def _names_of_datasets(self) -> set[str]:
@@ -213,6 +217,13 @@ def _made_fields(keep_source: bool) -> list[pa.Field]:
         pa.field("checkpoint_fingerprint", pa.string()),
         *_FIT_FIELDS,
     ]
+
+
+def _copied_fields(keep_source: bool) -> list[pa.Field]:
+    """Of pictures that nothing edited."""
+    of_edits = {*PARAMETER_COLUMNS, "checkpoint", "checkpoint_fingerprint"}
+    kept = [item for item in _made_fields(keep_source) if item.name not in of_edits]
+    return [*kept, pa.field("editor", pa.string())]
 
 
 def _opened_as(column: str) -> str:
