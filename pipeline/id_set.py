@@ -1,0 +1,165 @@
+"""Sets of ids that take 16 bytes an id, and ids on disk: what a run of millions remembers.
+
+A Python set of ids takes some 110 bytes for each. `IdSet` has them sorted in arrays and answers for
+many at once; `RepeatFinder` finds those that come twice and holds none of the others.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.ids import ID_BYTES
+
+_Halves: TypeAlias = npt.NDArray[np.uint64]  # (n, 2): an id as two numbers, the high one first
+_HALF = np.dtype(">u8")
+_BUCKETS = 64
+_BUFFERED_IDS = 1 << 16
+
+
+def _halves(ids: Sequence[bytes]) -> _Halves:
+    together = b"".join(ids)
+    if len(together) != ID_BYTES * len(ids):
+        raise ValueError(f"an id has {ID_BYTES} bytes")
+    return np.frombuffer(together, _HALF).astype(np.uint64).reshape(-1, 2)
+
+
+def _bytes(halves: _Halves) -> bytes:
+    return halves.astype(_HALF).tobytes()
+
+
+class IdSet(AbstractSet[bytes]):
+    """Ids of 16 bytes in sorted arrays. It can grow and forgets nothing.
+
+    The arrays double in size like a binary counter, so an id is moved log n times.
+    """
+
+    def __init__(self, ids: Iterable[bytes] = ()) -> None:
+        self._runs: list[_Halves] = []
+        self.update(ids)
+
+    def update(self, ids: Iterable[bytes]) -> None:
+        """Adds ids, best many at once. Raises ValueError for one that is not of 16 bytes."""
+        added = np.unique(_halves(list(ids)), axis=0)
+        added = added[~self._has(added)]
+        if not len(added):
+            return
+        self._runs.append(added)
+        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+            together = np.concatenate([self._runs.pop(), self._runs.pop()])
+            self._runs.append(together[np.lexsort((together[:, 1], together[:, 0]))])
+
+    def has(self, ids: Sequence[bytes]) -> list[bool]:
+        """Of each of many ids whether it is in."""
+        found: list[bool] = self._has(_halves(ids)).tolist()
+        return found
+
+    def _has(self, wanted: _Halves) -> npt.NDArray[np.bool_]:
+        found = np.zeros(len(wanted), bool)
+        for run in self._runs:
+            highs = run[:, 0]
+            places = np.searchsorted(highs, wanted[:, 0])
+            at = np.minimum(places, len(run) - 1)
+            found |= (run[at] == wanted).all(axis=1)
+            # Two ids with the same first half: hardly ever, and then one by one.
+            for index in np.flatnonzero((highs[at] == wanted[:, 0]) & ~found):
+                last = np.searchsorted(highs, wanted[index, 0], side="right")
+                found[index] = wanted[index, 1] in run[places[index] : last, 1]
+        return found
+
+    def __contains__(self, identity: object) -> bool:
+        return isinstance(identity, bytes) and len(identity) == ID_BYTES and self.has([identity])[0]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for run in self._runs:
+            whole = _bytes(run)
+            yield from (whole[at : at + ID_BYTES] for at in range(0, len(whole), ID_BYTES))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
+
+    def digest(self) -> bytes:
+        """16 bytes that are the same for equal sets, in whatever order they grew."""
+        with np.errstate(over="ignore"):
+            sums = [run.sum(axis=0, dtype=np.uint64) for run in self._runs]
+            total = np.sum(sums, axis=0, dtype=np.uint64) if sums else np.zeros(2, np.uint64)
+        return _bytes(total.reshape(1, 2))
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[bytes]) -> set[bytes]:  # type: ignore[override]
+        """What & and - make; the results are small."""
+        return set(it)
+
+
+class RepeatFinder:
+    """Takes ids in any number, tells which came more than once. On disk beyond some 65,000.
+
+    A context: the files are gone at its end.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files: list[BinaryIO] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        for file in self._files:
+            file.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def add(self, identity: bytes) -> None:
+        self._waiting.append(identity)
+        if len(self._waiting) >= _BUFFERED_IDS:
+            self._spill()
+
+    def finish(self) -> tuple[int, frozenset[bytes]]:
+        """How many different ids came, and those that came more than once."""
+        if not self._files:
+            return _repeats(_halves(self._waiting))
+        self._spill()
+        different, repeated = 0, set[bytes]()
+        for file in self._files:
+            file.flush()
+            bucket = np.fromfile(file.name, _HALF).astype(np.uint64).reshape(-1, 2)
+            count, again = _repeats(bucket)
+            different += count
+            repeated |= again
+        return different, frozenset(repeated)
+
+    def _spill(self) -> None:
+        """Ids are hashes, so their first bits share them out evenly."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="fpe-ids-")
+            folder = Path(self._folder.name)
+            self._files = [(folder / str(number)).open("w+b") for number in range(_BUCKETS)]
+        halves = _halves(self._waiting)
+        self._waiting = []
+        buckets = halves[:, 0] >> np.uint64(64 - (_BUCKETS - 1).bit_length())
+        order = np.argsort(buckets, kind="stable")
+        ends = np.searchsorted(buckets[order], np.arange(_BUCKETS), side="right")
+        for file, ids in zip(self._files, np.split(halves[order], ends[:-1]), strict=True):
+            file.write(_bytes(ids))
+
+
+def _repeats(halves: _Halves) -> tuple[int, frozenset[bytes]]:
+    halves = halves[np.lexsort((halves[:, 1], halves[:, 0]))]
+    is_again = (halves[1:] == halves[:-1]).all(axis=1)
+    again = _bytes(np.unique(halves[1:][is_again], axis=0)) if is_again.any() else b""
+    repeated = frozenset(again[at : at + ID_BYTES] for at in range(0, len(again), ID_BYTES))
+    return len(halves) - int(is_again.sum()), repeated
