@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 
+from jobs.bench_scale import scale
 from jobs.bench_speed import speed
 from jobs.exits import guarded
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command()(speed)
+app.command()(scale)
 
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
 _log = logging.getLogger(__name__)
