@@ -7,7 +7,7 @@ many at once; `RepeatFinder` finds those that come twice and holds none of the o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +96,11 @@ class IdSet(AbstractSet[bytes]):
     def _from_iterable(cls, it: Iterable[bytes]) -> set[bytes]:  # type: ignore[override]
         """What & and - make; the results are small."""
         return set(it)
+
+
+def which_are_in(ids: Sequence[bytes], known: Container[bytes]) -> list[bool]:
+    """Of each of many ids whether it is known: at once where that is possible."""
+    return known.has(ids) if isinstance(known, IdSet) else [each in known for each in ids]
 
 
 class RepeatFinder:

@@ -32,6 +32,7 @@ from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
 from pipeline.errors import Interrupted, JobError, StorageError
+from pipeline.id_set import IdSet
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
 from pipeline.judge import JudgeSettings
@@ -161,7 +162,7 @@ class _Run:
     pool: Pool | None = None
     arrived: list[pa.Table] = field(default_factory=list)
     committed_at: float = field(default_factory=time.monotonic)
-    groups_back: set[bytes] = field(default_factory=set)
+    groups_back: IdSet = field(default_factory=IdSet)
     committing: threading.Lock = field(default_factory=threading.Lock)
 
     def claim_folder(self) -> None:
@@ -205,7 +206,7 @@ class _Run:
         if not self.plan.edits_pending:
             return False
         _log.info("quotas call for %d more edits", self.plan.edits_pending)
-        self.groups_back = set()  # sources come again, for other edits
+        self.groups_back = IdSet()  # sources come again, for other edits
         self.progress.finish()
         self._start_progress()
         return True

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError
-from pipeline.id_set import IdSet
+from pipeline.id_set import which_are_in
 from pipeline.ids import file_stem, parameters_json
 from pipeline.intent import Intent, PlannedGroup, Repeats
 from pipeline.manifest_row import Problems
@@ -86,7 +86,7 @@ def pending_batch(
     groups: list[PlannedGroup], carried: pa.Table, done: Container[bytes]
 ) -> PendingBatch:
     ids = [identity for group in groups for identity, _ in group.edits]
-    is_done = iter(done.has(ids) if isinstance(done, IdSet) else [i in done for i in ids])
+    is_done = iter(which_are_in(ids, done))
     kept: list[int] = []
     left: list[PlannedGroup] = []
     for index, group in enumerate(groups):

@@ -99,7 +99,7 @@ def test_a_run_makes_copies_that_claim_nothing(make_job: Callable[..., Job]) -> 
     card = (folder / CARD_FILE).read_text()
     assert "not edited" in card
     assert "Free-Prompt-Editing" not in card
-    assert "synthetic" not in card
+    assert "- synthetic" not in card  # as a tag
     assert verify_run(job).ok
     assert run_job(job, progress=Silent()).edits_made == 0
     with pytest.raises(JobError, match="nothing was edited"):
