@@ -20,7 +20,7 @@ def scale(
     *,
     rows: Annotated[
         str, typer.Option(help="Of the manifests, such as 1000,25000.")
-    ] = "1000,25000,100000,250000,1000000",
+    ] = "1000,25000,250000,2500000",
     edits_per_row: Annotated[int, typer.Option(min=1, help="Prompts of each row.")] = 4,
     run_edits: Annotated[
         int, typer.Option(min=0, help="Most edits of a run that is made whole.")

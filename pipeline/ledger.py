@@ -102,6 +102,8 @@ class Ledger:
                 for name, table in zip(some, tables, strict=True):
                     ledger._take(table, name)
                     ledger._next_number = number_of(name) + 1
+        ledger._done.compact()
+        ledger._rejected.compact()
         return ledger
 
     @property
