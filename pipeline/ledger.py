@@ -36,8 +36,9 @@ FENCE_KEY = b"fpe.fence"
 """Key in the schema metadata of a fence; the value is the token of the lease that put it up."""
 _TAKEN = ["edit_id", "outcome", "reason", "part", "unet_rows", "seconds"]
 """The columns of which a ledger keeps something in memory."""
-_READ_AT_ONCE = 32
-"""Files of a ledger, which on a store are mostly waited for: a million edits have five hundred."""
+_READ_AT_ONCE = 8
+"""Files of a ledger, which on a store are mostly waited for: a million edits have five hundred. Every
+thread keeps some ten megabytes of the driver."""
 _NAME = re.compile(r"outcomes-(\d{8,})\.parquet")
 _log = logging.getLogger(__name__)
 
