@@ -9,11 +9,13 @@ ledger, 16 bytes each, and no row and no other id.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 from collections.abc import Container, Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -37,6 +39,7 @@ from pipeline.work_list import PendingBatch, pending_batches, work_files, work_s
 PLAN_FOLDER = ".plan"
 PLAN_FILE = "plan.json"
 _PLAN_ID_BYTES = 8
+_GC_THRESHOLDS = (100_000, 50, 100)
 _log = logging.getLogger(__name__)
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}  # of photographs at quality 95, roughly
 
@@ -82,6 +85,21 @@ class Plan:
         return self.edits_total - self.edits_done - self.edits_spared
 
 
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Python looks for cycles of objects after every 700 new ones, which is a third of planning.
+
+    Rows make none. It goes on looking, after every 100,000.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_rare_collections()
 def make_plan(
     job: Job,
     ledger: Ledger | None = None,
