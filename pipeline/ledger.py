@@ -37,8 +37,8 @@ FENCE_KEY = b"fpe.fence"
 _TAKEN = ["edit_id", "outcome", "reason", "part", "unet_rows", "seconds"]
 """The columns of which a ledger keeps something in memory."""
 _READ_AT_ONCE = 8
-"""Files of a ledger, which on a store are mostly waited for: a million edits have five hundred. Every
-thread keeps some ten megabytes of the driver."""
+"""Files of a ledger, mostly waited for on a store: a million edits have five hundred. Every thread
+keeps some ten megabytes of the driver."""
 _NAME = re.compile(r"outcomes-(\d{8,})\.parquet")
 _log = logging.getLogger(__name__)
 
