@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from jobs.bench_pipeline import pipeline
+from jobs.bench_scale import scale
 from jobs.bench_speed import speed
 from jobs.bench_threads import threads
 from jobs.console import console
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(speed)
 app.command()(pipeline)
 app.command()(threads)
+app.command()(scale)
 
 _out = console()
 _log = logging.getLogger(__name__)

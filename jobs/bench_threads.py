@@ -20,13 +20,13 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.console import console
 from jobs.exits import guarded
 
-_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_out = console()
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def plan(
         ledger = Ledger.open(Folder.open(job.output, job.storage_options))
         planned = make_plan(job, ledger, write=False)
     said = _Said(job, planned, ledger, price_per_hour)
-    if planned.edits_pending and probe is not False:
+    if planned.edits_pending and planned.makes_edits and probe is not False:
         with _err.status("Measuring this device"):
             wanted = _Wanted(device_name, probe is True, probe_seconds)
             said = _priced(said, probes or default_file(), wanted)

@@ -98,6 +98,8 @@ def quotas_table(rows: Sequence[QuotaRow]) -> Table:
 def plan_table(plan: Plan, output: str) -> Table:
     """What a run would do."""
     table = _figures(f"Plan for {output}")
+    if not plan.makes_edits:
+        _row(table, "editor: none", "makes no edits, copies sources", "yellow")
     _row(table, "edits", _count(plan.edits_total))
     _row(table, "already done", _count(plan.edits_done))
     if plan.round is not None:

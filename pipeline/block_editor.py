@@ -43,6 +43,7 @@ from pipeline.attempt import (
 )
 from pipeline.group import Group, PlannedEdit
 from pipeline.judge import Candidate, Judge, Judged
+from pipeline.no_editor import NOT_EDITED
 from pipeline.outcome import EditOutcome
 from pipeline.provenance import edit_packet, synthetic_source_packet
 from pipeline.reproduction_gate import ReproductionGate
@@ -82,8 +83,10 @@ class BlockEditor:
         judging: Executor | None = None,
         keeps_rejected: bool = True,
         annotations: AnnotationSettings | None = None,
+        makes_edits: bool = True,
     ) -> None:
-        """`judging` has one thread: models are not for two at a time."""
+        """`judging` has one thread: models are not for two at a time. `makes_edits`: False for a
+        `NoEditor`, whose pictures must not say that a model made them."""
         self._editor = editor
         self._writer = writer
         self._fingerprint = fingerprint
@@ -91,6 +94,7 @@ class BlockEditor:
         self._gate = gate
         self._keeps_rejected = keeps_rejected
         self._annotations = annotations
+        self._makes_edits = makes_edits
         self._judge = judge
         self._ladder = judge.settings.ladder if judge is not None else None
         self._judging = judging
@@ -268,7 +272,9 @@ class BlockEditor:
                 parameters=parameters,
                 made=made,
                 source=result.source_images[place],
-                notes=truncation_notes(chosen.start, place, made),
+                notes=truncation_notes(chosen.start, place, made)
+                if self._makes_edits
+                else NOT_EDITED,
                 unet_rows=result.unet_rows / len(asked),
                 seconds=seconds / len(asked),
             )
@@ -392,7 +398,9 @@ class BlockEditor:
     def _put_edit(self, tried: TriedEdit) -> Future[str] | None:
         """None for a rejected edit that is not kept."""
         group, key, kept = tried.group, tried.edit.key, tried.kept
-        xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
+        xmp = None
+        if self._makes_edits:
+            xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
         if kept.reason is None:
             return self._writer.put_edited(group.stem, key.edit_id, kept.made.image, xmp)
         if self._keeps_rejected:

@@ -9,13 +9,15 @@ from pipeline.write import MetadataLayout
 
 CARD_FILE = "README.md"
 
-_HEAD = """\
+_DATA_FILES = """\
 ---
 configs:
 - config_name: default
   data_files:
   - split: train
     path: part-*/**
+"""
+_OF_EDITS = """\
 task_categories:
 - image-to-image
 tags:
@@ -25,18 +27,39 @@ tags:
 """
 
 
+_EDITED = """\
+Edited images
+
+{{count}}, edited with text by Free-Prompt-Editing
+(arXiv 2403.03431) with the checkpoint `{checkpoint}`.{approximation}
+"""
+_NOT_EDITED = """\
+Copies of sources: not edited
+
+{count}. **None of them is edited**: the job says `editor: none`, which runs
+everything but the model, to measure it. `edited` is a copy of its fitted source, `target_prompt`
+what an edit would have been asked for.
+"""
+
+
 def dataset_card(
     plan: Plan, layout: MetadataLayout, totals: LedgerCounts, checkpoint: str
 ) -> bytes:
     """The card as UTF-8 Markdown; its head makes `load_dataset` see the parts and nothing else."""
     size = f"{plan.parameters.width_px} x {plan.parameters.height_px}"
-    approximation = f" By an approximation ({plan.approximation})." if plan.approximation else ""
-    text = f"""{_HEAD}
-# Edited images
-
-{totals.accepted} images of {size} pixels, edited with text by Free-Prompt-Editing
-(arXiv 2403.03431) with the checkpoint `{checkpoint}`.{approximation}
-
+    head, what = (
+        _DATA_FILES + _OF_EDITS,
+        _EDITED.format(
+            checkpoint=checkpoint,
+            approximation=f" By an approximation ({plan.approximation})."
+            if plan.approximation
+            else "",
+        ),
+    )
+    if not plan.makes_edits:
+        head, what = f"{_DATA_FILES}---\n", _NOT_EDITED
+    text = f"""{head}
+# {what.format(count=f"{totals.accepted} images of {size} pixels")}
     from datasets import load_dataset
     dataset = load_dataset("path/to/this/folder", split="train")
 
@@ -54,7 +77,7 @@ rejected ({totals.rejected}) are in `.ledger/` with their reasons.
 
 def _column_rows(layout: MetadataLayout) -> str:
     meanings = {
-        "edited": "the edited image",
+        "edited": "the edited image" if layout.edited else "a copy of the source, not edited",
         "edit_id": "hash of everything the edit was made from",
         "source_id": "hash of the source",
         "group_id": "hash of the source with its prompt and parameters",
@@ -65,6 +88,10 @@ def _column_rows(layout: MetadataLayout) -> str:
         "checkpoint, checkpoint_fingerprint": "the model and the hash of its content",
         "fit_*": "original to edited pixels: x_edited = x * fit_scale_x + fit_offset_x_px",
     }
+    if not layout.edited:
+        for name in [name for name in meanings if name.startswith(("steps,", "checkpoint,"))]:
+            del meanings[name]
+        meanings["editor"] = "that there was none"
     if layout.keep_source:
         meanings["source"] = "the source as the model saw it"
     if layout.limits_guidance:

@@ -27,8 +27,10 @@ from pipeline.attempt import MadeEdit, Result, edit_id_of, write_failed
 from pipeline.block_editor import BlockEditor
 from pipeline.errors import LeaseError
 from pipeline.group import Group
+from pipeline.intent import NO_EDITOR
 from pipeline.judge import Judge, JudgeSettings, with_edit_types
 from pipeline.lease import Lease
+from pipeline.no_editor import NOT_EDITED, NoEditor
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.phase_clock import ClockedEditor, ModelTime
 from pipeline.reproduction_gate import ReproductionGate
@@ -75,6 +77,11 @@ class EditSettings:
     judge: JudgeSettings | None = None
     annotations: AnnotationSettings | None = None
 
+    @property
+    def makes_edits(self) -> bool:
+        """False for `editor: none`."""
+        return self.checkpoint_fingerprint != NO_EDITOR
+
 
 @dataclass(frozen=True)
 class Block:
@@ -108,32 +115,10 @@ class EditActor:
             torch.set_num_threads(min(settings.threads, _usable_cores()))
         self._settings = settings
         self._folder = Folder.open(settings.output, settings.storage_options)
-        checkpoint = load_checkpoint(
-            settings.checkpoint,
-            device=settings.device,
-            dtype=settings.dtype,
-            allow_pickle=settings.allow_pickle,
-            revision=settings.revision,
-            config=settings.config,
-        )
-        if checkpoint.fingerprint != settings.checkpoint_fingerprint:
-            raise CheckpointError(
-                f"{settings.checkpoint} is another checkpoint here ({checkpoint.fingerprint}) than "
-                f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
-                "the same files, or name a revision"
-            )
-        if settings.compiler is not None:
-            require_compiler(checkpoint.device, settings.compiler)
-            for network in (checkpoint.unet, checkpoint.vae):
-                compile_regions(network, settings.compiler)
-        self._editor = ClockedEditor(
-            checkpoint,
-            max_rows=settings.max_rows,
-            memory_share=settings.memory_share,
-            measures_attention=settings.measures_attention,
-        )
-        device = checkpoint.device
-        self._judge = None if settings.judge is None else Judge(settings.judge, device)
+        self._editor = _load_editor(settings) if settings.makes_edits else NoEditor()
+        self._judge = None
+        if settings.judge is not None:
+            self._judge = Judge(settings.judge, self._editor.checkpoint.device)
         limits = ReproductionLimits() if settings.judge is None else settings.judge.reproduction
         self._gate = ReproductionGate(self._editor, limits)
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
@@ -194,6 +179,7 @@ class EditActor:
             judging=self._judging,
             keeps_rejected=settings.judge is not None and settings.judge.keep_rejected,
             annotations=settings.annotations,
+            makes_edits=settings.makes_edits,
         )
         with ModelTime(self._editor, oversight) as spent:
 
@@ -276,9 +262,7 @@ class EditActor:
             "target_prompt": key.target_prompt,
             **dict(zip(layout.labels, made.edit.labels, strict=True)),
             "seed": group.seed,
-            **parameter_columns(made.tried.kept.parameters),
-            "checkpoint": self._settings.checkpoint,
-            "checkpoint_fingerprint": self._settings.checkpoint_fingerprint,
+            **self._model_columns(made),
             **fit_columns(group.fit),
             **judged_columns(
                 key.edit_type,
@@ -288,11 +272,50 @@ class EditActor:
             **reproduction_columns(made.tried.reproduction),
         }
 
+    def _model_columns(self, made: MadeEdit) -> dict[str, Any]:
+        """What it was made with; of a picture that nothing edited, that."""
+        settings = self._settings
+        if not settings.makes_edits:
+            return {"editor": NOT_EDITED}
+        return {
+            **parameter_columns(made.tried.kept.parameters),
+            "checkpoint": settings.checkpoint,
+            "checkpoint_fingerprint": settings.checkpoint_fingerprint,
+        }
+
     def _annotation_columns(self, made: MadeEdit, mask_names: Sequence[str]) -> dict[str, Any]:
         settings = self._settings.annotations
         if settings is None or made.annotated is None:
             return {}
         return annotation_columns(settings, made.group, made.annotated, mask_names)
+
+
+def _load_editor(settings: EditSettings) -> ClockedEditor:
+    """Raises CheckpointError."""
+    checkpoint = load_checkpoint(
+        settings.checkpoint,
+        device=settings.device,
+        dtype=settings.dtype,
+        allow_pickle=settings.allow_pickle,
+        revision=settings.revision,
+        config=settings.config,
+    )
+    if checkpoint.fingerprint != settings.checkpoint_fingerprint:
+        raise CheckpointError(
+            f"{settings.checkpoint} is another checkpoint here ({checkpoint.fingerprint}) than "
+            f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
+            "the same files, or name a revision"
+        )
+    if settings.compiler is not None:
+        require_compiler(checkpoint.device, settings.compiler)
+        for network in (checkpoint.unet, checkpoint.vae):
+            compile_regions(network, settings.compiler)
+    return ClockedEditor(
+        checkpoint,
+        max_rows=settings.max_rows,
+        memory_share=settings.memory_share,
+        measures_attention=settings.measures_attention,
+    )
 
 
 def _results(

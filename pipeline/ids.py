@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -37,14 +38,19 @@ class EditContext:
 
 def content_id(kind: str, *parts: object) -> bytes:
     """16 bytes of blake2b over the canonical JSON of [kind, *parts]."""
-    return hashlib.blake2b(canonical_json([kind, *parts]).encode(), digest_size=ID_BYTES).digest()
+    return _hashed(canonical_json([kind, *parts]))
+
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+_text = json.encoder.encode_basestring
+"""A string as canonical JSON has it."""
 
 
 def canonical_json(value: object) -> str:
     """Equal values give equal text: sorted keys, no spaces, no NaN. Raises ValueError for NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _CANONICAL.encode(value)
 
 
 @lru_cache(maxsize=4096)
@@ -73,17 +79,26 @@ def base_id(
     seed: int | None,
     context: EditContext,
 ) -> bytes:
-    """The hash of everything in an edit's id but its target prompt."""
-    return content_id(
-        "base",
-        list(key),
-        source_prompt,
-        parameters_json(parameters),
-        seed,
-        context.fingerprint,
-        context.algorithm_version,
-        context.fit,
+    """The hash of everything in an edit's id but its target prompt.
+
+    The content_id of "base", the key as a list, source prompt, parameters_json, seed, fingerprint,
+    algorithm version and fit; its JSON is put together here, since planning makes one of every row.
+    """
+    parts = ",".join(map(_text, key))
+    written = "null" if seed is None else int(seed)
+    shared = _text(parameters_json(parameters))
+    return _hashed(
+        f'["base",[{parts}],{_text(source_prompt)},{shared},{written},{_context_json(context)}]'
     )
+
+
+@lru_cache(maxsize=16)
+def _context_json(context: EditContext) -> str:
+    return ",".join(map(_text, (context.fingerprint, context.algorithm_version, context.fit)))
+
+
+def _hashed(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).digest()
 
 
 def edit_id(base: bytes, target_prompt: str, occurrence: int = 0) -> bytes:
@@ -104,17 +119,25 @@ def _derived_id(kind: bytes, base: bytes, occurrence: int, text: str = "") -> by
 
 
 def source_id(key: SourceKey, base: bytes) -> bytes:
-    return content_id("source", base.hex() if key[0] == "prompt" else list(key))
+    if key[0] == "prompt":
+        return content_id("source", base.hex())
+    return _hashed(f'["source",[{",".join(map(_text, key))}]]')  # as content_id has it, sooner
 
 
 class Occurrences:
-    """Counts repetitions of an id: 0 for the first, 1 for the second. Keeps all ids."""
+    """Counts repetitions of an id: 0 for the first, 1 for the second. Keeps all ids it counts.
 
-    def __init__(self) -> None:
+    `repeated`: the ids that come more than once, where that is known; only these are kept.
+    """
+
+    def __init__(self, repeated: Container[bytes] | None = None) -> None:
+        self._counted = repeated
         self._seen: set[bytes] = set()
         self._repeated: dict[bytes, int] = {}
 
     def next(self, identity: bytes) -> int:
+        if self._counted is not None and identity not in self._counted:
+            return 0
         if identity not in self._seen:
             self._seen.add(identity)
             return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -32,12 +32,15 @@ from pipeline.ids import (
     source_key_of_uri,
 )
 from pipeline.job import Job
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, ManifestBatch
 from pipeline.manifest_row import Problems, RowReader, SourceRow, WantedEdit
 from pipeline.mask_column import MaskColumn
 from pipeline.prompts import SOURCE_PREFIX, PromptPlan
 from pipeline.storage import absolute_url
 
+NO_EDITOR = "none"
+"""A job's `editor` without a model, and in its place the fingerprint in the ids of what such a job
+makes: no checkpoint has it, theirs are 32 hex digits."""
 SELF_ATTENTION_LAYERS = 16
 """Of every model of the family, checked before anything is written."""
 
@@ -50,6 +53,19 @@ class PlannedGroup:
     group_id: bytes
     source_id: bytes
     edits: tuple[tuple[bytes, WantedEdit], ...]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What comes more than once in a manifest, as `plan` finds out before it makes ids.
+
+    Attributes:
+        row_ids: digests of ids (`manifest_row.row_id_digest`); such a manifest is refused.
+        bases: of rows without an id that are equal in everything but their prompts.
+    """
+
+    row_ids: frozenset[bytes] = frozenset()
+    bases: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -81,19 +97,38 @@ class Intent:
         ]
         return pa.schema(fields)
 
-    def groups(self, problems: Problems) -> Iterator[tuple[list[PlannedGroup], pa.Table]]:
+    def rows(
+        self, problems: Problems, repeats: Repeats | None = None
+    ) -> Iterator[tuple[ManifestBatch, list[SourceRow]]]:
+        """Per batch of the manifest its checked rows, with or without edits.
+
+        `repeats`: what comes more than once, where that is known; without it every id is kept.
+        """
+        wanted = self.annotations or AnnotationSettings()
+        reader = RowReader(
+            self.manifest,
+            self.parameters,
+            self.prompts,
+            wanted.boxes,
+            wanted.masks,
+            repeated_ids=None if repeats is None else repeats.row_ids,
+        )
+        for batch in self.manifest.batches():
+            yield batch, list(reader.read(batch, problems))
+
+    def groups(
+        self, problems: Problems, repeats: Repeats | None = None
+    ) -> Iterator[tuple[list[PlannedGroup], pa.Table]]:
         """Per batch of rows: its groups, and the carried columns of exactly their rows.
 
         Rows with a problem, and those whose edits would all change nothing, are left out.
+        `repeats`: as in `rows`.
         """
-        wanted = self.annotations or AnnotationSettings()
-        reader = RowReader(self.manifest, self.parameters, self.prompts, wanted.boxes, wanted.masks)
-        group_counter, edit_counter = Occurrences(), Occurrences()
-        for batch in self.manifest.batches():
+        bases = None if repeats is None else repeats.bases
+        group_counter, edit_counter = Occurrences(bases), Occurrences()
+        for batch, rows in self.rows(problems, repeats):
             groups = [
-                self._planned(row, group_counter, edit_counter)
-                for row in reader.read(batch, problems)
-                if row.edits
+                self._planned(row, group_counter, edit_counter, bases) for row in rows if row.edits
             ]
             indices = [group.source.row - batch.first_row for group in groups]
             carried = batch.carried.take(pa.array(indices, pa.int64()))
@@ -107,22 +142,31 @@ class Intent:
                 yield from (identity for identity, _ in group.edits)
         problems.raise_if_any()
 
-    def _planned(
-        self, row: SourceRow, group_counter: Occurrences, edit_counter: Occurrences
-    ) -> PlannedGroup:
-        key = source_key(row)
-        base = base_id(
+    def base_of(self, row: SourceRow, key: SourceKey) -> bytes:
+        return base_id(
             key,
             source_prompt=row.source_prompt,
             parameters=row.parameters,
             seed=row.seed,
             context=self.context,
         )
+
+    def _planned(
+        self,
+        row: SourceRow,
+        group_counter: Occurrences,
+        edit_counter: Occurrences,
+        repeated: Container[bytes] | None,
+    ) -> PlannedGroup:
+        key = source_key(row)
+        base = self.base_of(row, key)
+        # Prompts of one row differ, so an edit comes again only with its base.
+        is_counted = repeated is None or base in repeated
         edits = []
         for edit in row.edits:
-            first = edit_id(base, edit.target_prompt)
-            repetition = edit_counter.next(first)
-            identity = edit_id(base, edit.target_prompt, repetition) if repetition else first
+            identity = edit_id(base, edit.target_prompt)
+            if is_counted and (repetition := edit_counter.next(identity)):
+                identity = edit_id(base, edit.target_prompt, repetition)
             edits.append((identity, edit))
         return PlannedGroup(
             source=row,
@@ -150,19 +194,7 @@ def understand(job: Job) -> Intent:
         needs_target_prompt=prompts is None,
     )
     annotations = _annotations(job.annotations, manifest, prompts)
-    model = job.model
-    try:
-        fingerprint = checkpoint_fingerprint(
-            model.checkpoint,
-            revision=model.revision,
-            allow_pickle=model.allow_pickle,
-            config=model.config,
-        )
-        defaults = checkpoint_defaults(
-            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
-        )
-    except CheckpointError as error:
-        raise JobError(f"model.checkpoint: {error}") from error
+    fingerprint, defaults = _checkpoint_of(job)
     try:
         parameters = job.resolve_parameters(defaults)
     except ParameterError as error:
@@ -176,6 +208,29 @@ def understand(job: Job) -> Intent:
     _refuse_output_in_manifest(job)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
     return Intent(job, manifest, parameters, context, prompts, annotations)
+
+
+def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
+    """Fingerprint and recommendation of the job's checkpoint. Raises JobError.
+
+    Without an editor no checkpoint is looked at, and the ids are none of any checkpoint's.
+    """
+    if job.editor == NO_EDITOR:
+        return NO_EDITOR, EditParameters()
+    model = job.model
+    try:
+        fingerprint = checkpoint_fingerprint(
+            model.checkpoint,
+            revision=model.revision,
+            allow_pickle=model.allow_pickle,
+            config=model.config,
+        )
+        defaults = checkpoint_defaults(
+            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
+        )
+    except CheckpointError as error:
+        raise JobError(f"model.checkpoint: {error}") from error
+    return fingerprint, defaults
 
 
 def _annotations(

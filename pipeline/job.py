@@ -245,6 +245,11 @@ class Job(Section):
         default_factory=dict,
         description="fsspec options of both (endpoint_url, anon, ...); no credentials here",
     )
+    editor: Literal["fpe", "none"] = Field(
+        default="fpe",
+        description="fpe: Free-Prompt-Editing; none: no model and no edits, every output is a copy "
+        "of its fitted source, to measure all the rest (fpe bench scale)",
+    )
     model: ModelSection = Field(default_factory=ModelSection, description="the checkpoint")
     edit: EditSection = Field(default_factory=EditSection, description="how an edit is made")
     prompts: PromptsSection | None = Field(
@@ -313,6 +318,16 @@ class Job(Section):
                 "another type on each, so that an edit would depend on where it is made: say "
                 "model.dtype=float32, or leave out the pool without a GPU"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_editor(self) -> Self:
+        for name in ("judge", "annotations") if self.editor == "none" else ():
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"editor: none makes no edits, so there is nothing that {name} could say of "
+                    f"them; leave {name} out"
+                )
         return self
 
     @property

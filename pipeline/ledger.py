@@ -16,7 +16,8 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExistsError, LedgerError
+from pipeline.id_set import IdSet
 from pipeline.logs import about
 from pipeline.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes
 from pipeline.storage import Folder
@@ -33,6 +35,11 @@ from pipeline.storage import Folder
 LEDGER_FOLDER = ".ledger"
 FENCE_KEY = b"fpe.fence"
 """Key in the schema metadata of a fence; the value is the token of the lease that put it up."""
+_TAKEN = ["edit_id", "outcome", "reason", "part", "unet_rows", "seconds"]
+"""The columns of which a ledger keeps something in memory."""
+_READ_AT_ONCE = 8
+"""Files of a ledger, mostly waited for on a store: a million edits have five hundred. Every thread
+keeps some ten megabytes of the driver."""
 _NAME = re.compile(r"outcomes-(\d{8,})\.parquet")
 _log = logging.getLogger(__name__)
 
@@ -72,9 +79,9 @@ class Ledger:
         self.folder = folder
         self._right = right
         self._next_number = 0
-        self._done: set[bytes] = set()
+        self._done = IdSet()
         self._failed: dict[bytes, str] = {}
-        self._rejected: set[bytes] = set()
+        self._rejected = IdSet()
         self._reopened: frozenset[bytes] = frozenset()
         self._parts: set[str] = set()
         self._last_parts: set[str] = set()
@@ -89,9 +96,16 @@ class Ledger:
         `right` is checked before every commit; a run has one, its lease.
         """
         ledger = cls(folder, right)
-        for name in ledger.files():
-            ledger._take(ledger._read(name), name)
-            ledger._next_number = number_of(name) + 1
+        names = ledger.files()
+        with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="ledger") as pool:
+            for first in range(0, len(names), _READ_AT_ONCE):  # few tables at a time, in order
+                some = names[first : first + _READ_AT_ONCE]
+                tables = pool.map(lambda name: ledger._read(name, _TAKEN), some)
+                for name, table in zip(some, tables, strict=True):
+                    ledger._take(table, name)
+                    ledger._next_number = number_of(name) + 1
+        ledger._done.compact()
+        ledger._rejected.compact()
         return ledger
 
     @property
@@ -99,7 +113,7 @@ class Ledger:
         """The number of the next file: grows with every commit."""
         return self._next_number
 
-    def done_ids(self) -> set[bytes]:
+    def done_ids(self) -> IdSet:
         """The edit ids that are in the ledger. The set is the ledger's own: read it only."""
         return self._done
 
@@ -133,10 +147,10 @@ class Ledger:
 
         One that is better is found where a part was finished although its edits count as failed.
         """
-        columns = (table[name].to_pylist() for name in ("edit_id", "outcome"))
+        ids, outcomes = (table[name].to_pylist() for name in ("edit_id", "outcome"))
         return [
-            edit_id not in self._done or (edit_id in self._failed and outcome != Outcome.FAILED)
-            for edit_id, outcome in zip(*columns, strict=True)
+            not is_done or (edit_id in self._failed and outcome != Outcome.FAILED)
+            for edit_id, is_done, outcome in zip(ids, self._done.has(ids), outcomes, strict=True)
         ]
 
     def parts(self) -> set[str]:
@@ -215,10 +229,15 @@ class Ledger:
             seen.add(edit_id)
         return enters
 
-    def _read(self, name: str) -> pa.Table:
+    def _read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The outcomes of a file; `columns`: these only, which every release has written."""
         data = self.folder.read(name)
         try:
-            return as_outcomes(pq.read_table(io.BytesIO(data)))
+            if columns is None:
+                return as_outcomes(pq.read_table(io.BytesIO(data)))
+            schema = pa.schema([OUTCOME_SCHEMA.field(column) for column in columns])
+            read = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
+            return read.select(columns).cast(schema)
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} is damaged or no ledger file ({error}); restore it, "
@@ -229,18 +248,17 @@ class Ledger:
         if not table.num_rows:
             return  # a fence; the last commit is still the last
         ids = table["edit_id"].to_pylist()
-        self._supersede(ids)
-        outcomes, reasons = table["outcome"].to_pylist(), table["reason"].to_pylist()
+        superseded = self._supersede(ids)
+        failed = _with_outcome(table, Outcome.FAILED)
+        failed_ids = failed["edit_id"].to_pylist()
         self._failed |= {
             edit_id: reason
-            for edit_id, outcome, reason in zip(ids, outcomes, reasons, strict=True)
-            if outcome == Outcome.FAILED and edit_id not in self._done
+            for edit_id, is_done, reason in zip(
+                failed_ids, self._done.has(failed_ids), failed["reason"].to_pylist(), strict=True
+            )
+            if not is_done or edit_id in superseded
         }
-        self._rejected.update(
-            edit_id
-            for edit_id, outcome in zip(ids, outcomes, strict=True)
-            if outcome == Outcome.REJECTED
-        )
+        self._rejected.update(_with_outcome(table, Outcome.REJECTED)["edit_id"].to_pylist())
         self._done.update(ids)
         self._last_parts = {part for part in pc.unique(table["part"]).to_pylist() if part}
         self._parts |= self._last_parts
@@ -251,22 +269,26 @@ class Ledger:
         self._seconds += float(np.nansum(table["seconds"].to_numpy()))
         _log.debug("%s: %d outcomes", name, len(ids))
 
-    def _supersede(self, edit_ids: list[bytes]) -> None:
+    def _supersede(self, edit_ids: list[bytes]) -> set[bytes]:
         """Takes the failures of these edits out of the count; their rows stay in their files."""
-        superseded = self._failed.keys() & edit_ids
+        superseded = self._failed.keys() & edit_ids if self._failed else set[bytes]()
         for edit_id in superseded:
             self._counts[Outcome.FAILED, self._failed.pop(edit_id)] -= 1
-        self._done -= superseded
         self._reopened -= superseded
+        return superseded
 
     def _reasons(self, outcome: Outcome) -> dict[str, int]:
         found = {reason: n for (kind, reason), n in self._counts.items() if kind == outcome and n}
         return dict(sorted(found.items()))
 
 
+def _with_outcome(table: pa.Table, outcome: Outcome) -> pa.Table:
+    return table.filter(pc.equal(table["outcome"], outcome.value))
+
+
 def _log_commit(new: pa.Table) -> None:
     """What came in, and every edit that failed."""
-    failed = new.filter(pc.equal(new["outcome"], Outcome.FAILED.value))
+    failed = _with_outcome(new, Outcome.FAILED)
     for edit in failed.select(["edit_id", "group_id", "reason", "message"]).to_pylist():
         _log.info(
             "edit failed: %s: %s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,6 +87,13 @@ class Problems:
             )
 
 
+class _Places:
+    """The folders that a file's URIs are relative to, worked out once and not for every row."""
+
+    def __init__(self, file: ManifestFile) -> None:
+        self.base, self.key_base = file.base, file.key_base
+
+
 class _BadRowError(ValueError):
     """One thing wrong with a row."""
 
@@ -101,12 +108,19 @@ class RowReader:
         prompts: PromptPlan | None,
         boxes: BoxColumn | None = None,
         masks: MaskColumn | None = None,
+        *,
+        repeated_ids: Container[bytes] | None = None,
     ) -> None:
-        """Raises JobError where the prompt templates and the manifest's columns do not fit."""
+        """`repeated_ids`: digests (`row_id_digest`) of the ids that come more than once, where that
+        is known; only these are kept in mind.
+
+        Raises JobError where the prompt templates and the manifest's columns do not fit.
+        """
         self._parameters = parameters
         self._prompts = prompts
         self._boxes, self._masks = boxes, masks
         self._rows_of_ids: dict[bytes, int] = {}
+        self._repeated_ids = repeated_ids
         self._parameters_of: dict[tuple[Any, ...], EditParameters] = {}
         self._text_columns = frozenset() if prompts is None else template_columns(manifest, prompts)
 
@@ -114,14 +128,16 @@ class RowReader:
         """The rows of a batch; a row with a problem is reported and left out."""
         texts = {name: _texts_of(batch, name) for name in self._text_columns}
         boxes = self._boxes.cells(batch.carried) if self._boxes else [None] * batch.rows
-        for index in range(batch.rows):
+        has_drawings = self._boxes is not None or self._masks is not None
+        names, places = tuple(batch.known), _Places(batch.file)
+        for index, values in enumerate(zip(*batch.known.values(), strict=True)):
             row = batch.first_row + index
-            known = {name: values[index] for name, values in batch.known.items()}
-            text = {name: values[index] for name, values in texts.items()}
+            known = dict(zip(names, values, strict=True))
+            text = {name: of[index] for name, of in texts.items()}
             found: list[str] = []
             try:
-                checked = self._read_row(batch.file, row, known, text, found)
-                if checked is not None:
+                checked = self._read_row(places, row, known, text, found)
+                if checked is not None and has_drawings:
                     self._check_boxes(checked, boxes[index], found)
             except _BadRowError as error:
                 found.append(str(error))
@@ -133,7 +149,7 @@ class RowReader:
 
     def _read_row(
         self,
-        file: ManifestFile,
+        places: _Places,
         row: int,
         known: Mapping[str, Any],
         text: Mapping[str, str],
@@ -141,7 +157,8 @@ class RowReader:
     ) -> SourceRow | None:
         """The row, with what is wrong added to `found`; what hides the rest is raised."""
         row_id = "" if known["id"] is None else str(known["id"])
-        self._check_id(row_id, row, found)
+        if row_id and self._repeated_ids != frozenset():
+            self._check_id(row_id, row, found)
         seed = _whole_number("seed", known["seed"])
         if seed is not None and not 0 <= seed <= MAX_SEED:
             found.append(f"seed must be 0 to 2^63-1, got {seed}")
@@ -153,8 +170,8 @@ class RowReader:
         return SourceRow(
             row=row,
             id=row_id,
-            uri=resolve_uri(image.uri, file.base) if image.uri else "",
-            uri_key=_uri_key(image.uri, file.key_base) if image.uri else "",
+            uri=resolve_uri(image.uri, places.base) if image.uri else "",
+            uri_key=_uri_key(image.uri, places.key_base) if image.uri else "",
             image_bytes=image.data,
             path=image.path,
             source_prompt=source_prompt,
@@ -162,16 +179,16 @@ class RowReader:
             split=known["split"] or "",
             parameters=parameters,
             edits=edits,
-            masks=self._row_masks(file, known, found),
+            masks=() if self._masks is None else self._row_masks(places, known, found),
         )
 
     def _row_masks(
-        self, file: ManifestFile, known: Mapping[str, Any], found: list[str]
+        self, places: _Places, known: Mapping[str, Any], found: list[str]
     ) -> tuple[MaskSource, ...]:
         if self._masks is None:
             return ()
         try:
-            return self._masks.masks(known[self._masks.column], file.base)
+            return self._masks.masks(known[self._masks.column], places.base)
         except ValueError as error:
             found.append(str(error))
             return ()
@@ -187,14 +204,16 @@ class RowReader:
             found.append("has boxes or masks and no image that they could be drawn on")
 
     def _check_id(self, row_id: str, row: int, found: list[str]) -> None:
-        if not row_id:
+        digest = row_id_digest(row_id)
+        if self._repeated_ids is not None and digest not in self._repeated_ids:
             return
-        digest = hashlib.blake2b(row_id.encode(), digest_size=16).digest()
         first = self._rows_of_ids.setdefault(digest, row)
         if first != row:
             found.append(f"id {row_id!r} is that of row {first} too")
 
     def _row_parameters(self, known: Mapping[str, Any]) -> EditParameters:
+        if all(known[name] is None for name in OVERRIDES):
+            return self._parameters
         overrides = {
             "steps": _whole_number("steps", known["steps"]),
             "guidance_scale": _number(known["guidance_scale"]),
@@ -225,6 +244,11 @@ class RowReader:
             raise _BadRowError(str(error)) from error
         _refuse_repeated([edit.target_prompt for edit in edits])
         return source_prompt if template_prompt is None else template_prompt, edits
+
+
+def row_id_digest(row_id: str) -> bytes:
+    """16 bytes of an id of the manifest: what is remembered of it."""
+    return hashlib.blake2b(row_id.encode(), digest_size=16).digest()
 
 
 def template_columns(manifest: Manifest, prompts: PromptPlan) -> frozenset[str]:
@@ -280,7 +304,7 @@ def _edits_of_column(value: Any) -> tuple[WantedEdit, ...]:
             where = f" (number {number} of its list)" if len(prompts) > 1 else ""
             raise _BadRowError(f"target_prompt is empty{where}")
     _refuse_repeated(prompts)
-    return tuple(WantedEdit(prompt) for prompt in prompts)
+    return tuple(map(WantedEdit, prompts))
 
 
 def _refuse_repeated(prompts: list[str]) -> None:

@@ -241,12 +241,12 @@ class EditOutcome:
         return self.key.edit_id
 
     def to_row(self) -> dict[str, Any]:
-        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        # vars and not asdict, which copies every value: a row of millions is made here.
         return {
-            **{name: value for name, value in own.items() if name not in _NESTED},
-            **asdict(self.key),
-            **asdict(self.scores),
-            **asdict(self.reproduction),
+            **{name: value for name, value in vars(self).items() if name not in _NESTED},
+            **vars(self.key),
+            **vars(self.scores),
+            **vars(self.reproduction),
             "tries": [each.to_row() for each in self.tries] or None,
         }
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from PIL import Image
 
 from fpe_core import Checkpoint, Editor, EditParameters, EditResult, Inversion
 from fpe_core.inversion import Sources
+from pipeline.no_editor import NoEditor
 from pipeline.supervisor import Oversight
 
 PHASES = ("encode", "invert", "sample", "decode")
@@ -54,6 +55,12 @@ class ClockedEditor(Editor):
     def unet_rows(self) -> int:
         """Evaluated so far, those of calls that raised included."""
         return sum(unet.evaluated for unet, _ in [*self._limits.values()])
+
+    def watch_calls(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Has every call of the UNet told; what comes back ends that."""
+        conv_in = self.checkpoint.unet.get_submodule("conv_in")
+        hook = conv_in.register_forward_hook(lambda *_: tell())
+        return lambda: hook.remove()
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds by phase since this was last asked."""
@@ -108,16 +115,14 @@ class ModelTime:
     which the model is handed over; what others make after it is theirs.
     """
 
-    def __init__(self, editor: ClockedEditor, oversight: Oversight) -> None:
+    def __init__(self, editor: ClockedEditor | NoEditor, oversight: Oversight) -> None:
         self._editor, self._oversight = editor, oversight
         self._rows_before = editor.unet_rows
         self._is_open = True
         self.unet_rows = 0
         self.seconds: Mapping[str, float] = {}
         editor.take_seconds()  # of a block that raised
-        self._hook = editor.checkpoint.unet.get_submodule("conv_in").register_forward_hook(
-            self._tell
-        )
+        self._unwatch = editor.watch_calls(self._tell)
 
     def __enter__(self) -> Self:
         return self
@@ -129,11 +134,11 @@ class ModelTime:
         """Does nothing the second time."""
         if self._is_open:
             self._is_open = False
-            self._hook.remove()
+            self._unwatch()
             self.unet_rows = self._editor.unet_rows - self._rows_before
             self.seconds = self._editor.take_seconds()
 
-    def _tell(self, *_: object) -> None:
+    def _tell(self) -> None:
         self._oversight.alive()
         self._oversight.made(self._editor.unet_rows - self._rows_before)
 

@@ -1,21 +1,23 @@
 """Which edits a job means and which are left: ids for every edit, less what the ledger has.
 
-The manifest is streamed twice. The first time everything is checked and counted, so that nothing is
-written for a manifest with a mistake in it; the second time what is left is written as the work
-list, Parquet files in `<run>/.plan/<plan_id>/`. The plan's id comes from its content: planning the
-same work again finds its files. The driver holds ids and never rows.
+The manifest is streamed twice. The first time everything is checked (`survey`), so that nothing is
+written for a manifest with a mistake in it; the second time ids are made, and what is left is
+counted and written as the work list, Parquet files in `<run>/.plan/<plan_id>/`. The plan's id comes
+from its content: planning the same work again finds its files. The driver holds the ids of the
+ledger, 16 bytes each, and no row and no other id.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -23,21 +25,24 @@ from fpe_core import EditParameters
 from fpe_core.speed import approximation_of
 from pipeline.annotate import AnnotationSettings
 from pipeline.group_shape import GroupShape
+from pipeline.id_set import IdSet
 from pipeline.ids import canonical_json
-from pipeline.intent import Intent, PlannedGroup, understand
+from pipeline.intent import NO_EDITOR, Intent, PlannedGroup, understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.manifest_row import Problems, SourceRow
+from pipeline.manifest_row import SourceRow
 from pipeline.quota_cells import select_round
 from pipeline.quotas import QuotaRow, Selection, quota_table
 from pipeline.redact import redact_url
 from pipeline.source_rules import SourceRules
 from pipeline.storage import Folder
-from pipeline.work_list import work_files, work_schema, work_table
+from pipeline.survey import Survey, survey_manifest
+from pipeline.work_list import PendingBatch, pending_batches, work_files, work_schema
 
 PLAN_FOLDER = ".plan"
 PLAN_FILE = "plan.json"
 _PLAN_ID_BYTES = 8
+_GC_THRESHOLDS = (100_000, 50, 100)
 _log = logging.getLogger(__name__)
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}  # of photographs at quality 95, roughly
 
@@ -78,10 +83,30 @@ class Plan:
     shapes: Mapping[GroupShape, int] = field(default_factory=dict)
 
     @property
+    def makes_edits(self) -> bool:
+        """False for a job with `editor: none`: its outputs are copies of their sources."""
+        return self.fingerprint != NO_EDITOR
+
+    @property
     def edits_pending(self) -> int:
         return self.edits_total - self.edits_done - self.edits_spared
 
 
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Python looks for cycles of objects after every 700 new ones, which is a third of planning.
+
+    Rows make none. It goes on looking, after every 100,000.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_rare_collections()
 def make_plan(
     job: Job,
     ledger: Ledger | None = None,
@@ -105,18 +130,29 @@ def make_plan(
         selection = select_round(intent, quotas, ledger.outcome_of, is_open)
         only = selection.edits.keys()
     left_out = ledger.done_ids() if only is None else AllBut(only)
-    plan = _plan_of(intent, _survey(intent, left_out), selection)
-    if not write or not plan.edits_pending:
-        return plan
+    survey = survey_manifest(intent)
+    plan_id = _plan_id(survey, left_out)
+    counts = _Counts(intent, SourceRules(job.images.allowed_sources))
+    batches = counts.watch(pending_batches(intent, left_out, survey.repeats))
     names = []
-    for number, data in enumerate(work_files(intent, left_out)):
-        names.append(f"{PLAN_FOLDER}/{plan.plan_id}/work-{number:05d}.parquet")
+    schema = work_schema(intent.carried_schema, has_masks=intent.has_masks)
+    for number, data in enumerate(work_files(batches, schema) if write else _nothing(batches)):
+        names.append(f"{PLAN_FOLDER}/{plan_id}/work-{number:05d}.parquet")
         folder.write_if_absent(names[-1], data)
+    plan = _plan_of(intent, plan_id, survey.sources, counts, selection)
+    if not names:
+        return plan
     plan = replace(plan, work_files=tuple(names))
     folder.write_if_absent(
         f"{PLAN_FOLDER}/{plan.plan_id}/{PLAN_FILE}", plan_summary(plan, len(ledger.done_ids()))
     )
     return plan
+
+
+def _nothing(batches: Iterable[PendingBatch]) -> Iterator[bytes]:
+    """Reads all of them, for their counts alone."""
+    for _ in batches:
+        yield from ()
 
 
 def plan_summary(plan: Plan, ledger_edits: int) -> bytes:
@@ -176,47 +212,36 @@ class AllBut(Container[bytes]):
 
 
 @dataclass
-class _Survey:
-    """What the first pass counts."""
+class _Counts:
+    """What the second pass counts."""
 
+    intent: Intent
+    rules: SourceRules
     edits_total: int = 0
-    edits_done: int = 0
+    edits_pending: int = 0
     groups_pending: int = 0
     shapes: Counter[GroupShape] = field(default_factory=Counter)
     output_pixels: int = 0
     refused: int = 0
     first_refused: str = ""
-    sources: set[bytes] = field(default_factory=set)
-    digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=_PLAN_ID_BYTES))
 
+    def watch(self, batches: Iterable[PendingBatch]) -> Iterator[PendingBatch]:
+        """Counts the batches on their way."""
+        for batch in batches:
+            self.edits_total += batch.edits_total
+            for group in batch.groups:
+                self._add(group)
+            yield batch
 
-def _survey(intent: Intent, done: Container[bytes]) -> _Survey:
-    """The first pass. Raises ManifestError with all problems of all rows."""
-    problems = Problems()
-    survey = _Survey()
-    schema = work_schema(intent.carried_schema, has_masks=intent.has_masks)
-    rules = SourceRules(intent.job.images.allowed_sources)
-    for groups, carried in intent.groups(problems):
-        for group in groups:
-            pending = sum(identity not in done for identity, _ in group.edits)
-            survey.edits_total += len(group.edits)
-            survey.edits_done += len(group.edits) - pending
-            survey.sources.add(group.source_id)
-            if pending:
-                _count_pending(survey, intent, group, pending)
-                _count_refused(survey, rules, group.source)
-        if not problems.total:
-            table = work_table(groups, carried, done, schema).drop_columns(["image_bytes"])
-            for batch in table.combine_chunks().to_batches():
-                survey.digest.update(batch.serialize())
-    problems.raise_if_any()
-    if survey.refused:
-        _log.warning(
-            "%d sources will fail as source_forbidden; the first is %s",
-            survey.refused,
-            survey.first_refused,
-        )
-    return survey
+    def _add(self, group: PlannedGroup) -> None:
+        pending, parameters = len(group.edits), group.source.parameters
+        self.edits_pending += pending
+        self.groups_pending += 1
+        if self.intent.job.editor != NO_EDITOR:
+            self.shapes[shape_of(self.intent, group, pending)] += 1
+        images = pending + (1 if self.intent.job.images.keep_source else 0)
+        self.output_pixels += images * parameters.width_px * parameters.height_px
+        _count_refused(self, self.rules, group.source)
 
 
 def shape_of(intent: Intent, group: PlannedGroup, edits: int) -> GroupShape:
@@ -231,45 +256,54 @@ def shape_of(intent: Intent, group: PlannedGroup, edits: int) -> GroupShape:
     )
 
 
-def _count_pending(survey: _Survey, intent: Intent, group: PlannedGroup, pending: int) -> None:
-    parameters = group.source.parameters
-    survey.groups_pending += 1
-    survey.shapes[shape_of(intent, group, pending)] += 1
-    images = pending + (1 if intent.job.images.keep_source else 0)
-    survey.output_pixels += images * parameters.width_px * parameters.height_px
-
-
-def _count_refused(survey: _Survey, rules: SourceRules, source: SourceRow) -> None:
+def _count_refused(counts: _Counts, rules: SourceRules, source: SourceRow) -> None:
     """A source, or one of its masks, that the rules do not let be read."""
     uris = [uri for uri in (source.uri, *(mask.uri for mask in source.masks)) if uri]
     refused = next(((uri, refusal) for uri in uris if (refusal := rules.refusal(uri))), None)
     if refused is not None:
-        survey.refused += 1
+        counts.refused += 1
         shown = f"that of row {source.row}, {redact_url(refused[0])}: {refused[1]}"
-        survey.first_refused = survey.first_refused or shown
+        counts.first_refused = counts.first_refused or shown
 
 
-def _plan_of(intent: Intent, survey: _Survey, selection: Selection | None) -> Plan:
+def _plan_id(survey: Survey, left_out: IdSet | AllBut) -> str:
+    """The same for the same work: of equal manifests and jobs with the same edits left out."""
+    if isinstance(left_out, AllBut):
+        ids = hashlib.blake2b(b"".join(sorted(left_out.edit_ids)), digest_size=16)
+        which = ("only", len(left_out.edit_ids), ids.hexdigest())
+    else:
+        which = ("but", len(left_out), left_out.digest().hex())
+    text = canonical_json([survey.digest.hex(), *which])
+    return hashlib.blake2b(text.encode(), digest_size=_PLAN_ID_BYTES).hexdigest()
+
+
+def _plan_of(
+    intent: Intent, plan_id: str, sources: int, counts: _Counts, selection: Selection | None
+) -> Plan:
     carried, spared = intent.carried_schema, 0 if selection is None else selection.spared
-    digest = survey.digest.copy()
-    digest.update(canonical_json([survey.edits_total, intent.context.fingerprint]).encode())
+    if counts.refused:
+        _log.warning(
+            "%d sources will fail as source_forbidden; the first is %s",
+            counts.refused,
+            counts.first_refused,
+        )
     return Plan(
-        plan_id=digest.hexdigest(),
-        edits_total=survey.edits_total,
-        edits_done=survey.edits_done - spared,
-        groups_pending=survey.groups_pending,
-        sources=len(survey.sources),
-        unet_rows=sum(shape.unet_rows * count for shape, count in survey.shapes.items()),
-        output_bytes=int(survey.output_pixels * _BYTES_PER_PIXEL[intent.job.images.format]),
+        plan_id=plan_id,
+        edits_total=counts.edits_total,
+        edits_done=counts.edits_total - counts.edits_pending - spared,
+        groups_pending=counts.groups_pending,
+        sources=sources,
+        unet_rows=sum(shape.unet_rows * count for shape, count in counts.shapes.items()),
+        output_bytes=int(counts.output_pixels * _BYTES_PER_PIXEL[intent.job.images.format]),
         work_files=(),
         carried_schema=carried if len(carried) else None,
         label_names=intent.label_names,
         fingerprint=intent.context.fingerprint,
         parameters=intent.parameters,
-        sources_refused=survey.refused,
+        sources_refused=counts.refused,
         edits_spared=spared,
         round=selection,
         approximation=approximation_of(intent.parameters, intent.job.edit.speed),
         annotations=intent.annotations,
-        shapes=dict(survey.shapes),
+        shapes=dict(counts.shapes),
     )

@@ -33,8 +33,8 @@ from fpe_core.checkpoint import choose_device, choose_dtype
 from pipeline.commit import METADATA_FILE
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import EditActor, EditSettings
-from pipeline.errors import LedgerError, StorageError
-from pipeline.intent import Intent, understand
+from pipeline.errors import JobError, LedgerError, StorageError
+from pipeline.intent import NO_EDITOR, Intent, understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.manifest_row import Problems, SourceRow
@@ -116,6 +116,8 @@ def recompute_sample(
     made with another checkpoint than the job's is now.
     """
     folder = Folder.open(job.output, job.storage_options)
+    if job.editor == NO_EDITOR:
+        raise JobError("editor: none: nothing was edited, so there is nothing to make again")
     intent = understand(job)
     torch_device = choose_device(device or job.model.device)
     dtype = choose_dtype(job.model.dtype, torch_device)

@@ -37,6 +37,7 @@ from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
 from pipeline.errors import Interrupted, JobError, StorageError
+from pipeline.id_set import IdSet
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
 from pipeline.judge import JudgeSettings
@@ -123,6 +124,8 @@ def _run_with(
     only = None if retry is None else ledger.failed_ids(retry)
     ledger.reopen(only or frozenset())
     plan = make_plan(job, ledger, only=only)
+    if not plan.makes_edits:
+        _log.warning("editor: none: nothing is edited, every output is a copy of its fitted source")
     others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_spared
     if others:
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
@@ -170,7 +173,7 @@ class _Run:
     pool: Pool | None = None
     arrived: list[pa.Table] = field(default_factory=list)
     committed_at: float = field(default_factory=time.monotonic)
-    groups_back: set[bytes] = field(default_factory=set)
+    groups_back: IdSet = field(default_factory=IdSet)
     committing: threading.Lock = field(default_factory=threading.Lock)
 
     def claim_folder(self) -> None:
@@ -214,7 +217,7 @@ class _Run:
         if not self.plan.edits_pending:
             return False
         _log.info("quotas call for %d more edits", self.plan.edits_pending)
-        self.groups_back = set()  # sources come again, for other edits
+        self.groups_back = IdSet()  # sources come again, for other edits
         self.progress.finish()
         self._start_progress()
         return True
@@ -230,7 +233,7 @@ class _Run:
         pool = size_pool(
             nodes,
             self.job.resources,
-            device=self.job.model.device,
+            device=self.job.model.device if self.plan.makes_edits else "cpu",
             groups=self.plan.groups_pending,
             pixels_per_image=parameters.width_px * parameters.height_px,
         )
@@ -407,6 +410,7 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         gated=job.judge is not None and job.judge.reproduction.is_on,
         limits_guidance=plan.parameters.guidance_interval != EVERY_STEP,
         annotations=() if plan.annotations is None else plan.annotations.fields,
+        edited=plan.makes_edits,
     )
     for name in layout.refused_labels():
         raise JobError(

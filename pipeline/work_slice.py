@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import WorkerDiedError
+from pipeline.id_set import which_are_in
 from pipeline.outcome import EditKey, EditOutcome, outcomes_table
 from pipeline.redact import redact_url
 from pipeline.storage import Folder
@@ -46,10 +47,9 @@ def lost_slices(
     for path, of_file in itertools.groupby(slices, key=lambda part: part.path):
         with folder.open_read(path) as source:
             groups = pq.ParquetFile(source).read(columns=["group_id"])["group_id"].to_pylist()
+        is_back = which_are_in(groups, groups_back)
         lost.extend(
-            part
-            for part in of_file
-            if not groups_back >= set(groups[part.first : part.first + part.rows])
+            part for part in of_file if not all(is_back[part.first : part.first + part.rows])
         )
     return lost
 

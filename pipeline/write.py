@@ -132,6 +132,9 @@ class MetadataLayout:
     gated: bool = False
     limits_guidance: bool = False
     annotations: tuple[pa.Field, ...] = ()
+    edited: bool = True
+    """False for `editor: none`: a column `editor` says so, and none has parameters or a checkpoint.
+    So such a folder has other columns than one with edits, and refuses them."""
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -179,8 +182,9 @@ class MetadataLayout:
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
         judged = _JUDGED_FIELDS if self.judged else ()
         gated = _REPRODUCTION_FIELDS if self.gated else ()
-        limited = (_GUIDANCE_INTERVAL,) if self.limits_guidance else ()
-        return [*_made_fields(keep_source), *limited, *judged, *gated, *self.annotations]
+        made = _made_fields(keep_source) if self.edited else _copied_fields(keep_source)
+        limited = (_GUIDANCE_INTERVAL,) if self.limits_guidance and self.edited else ()
+        return [*made, *limited, *judged, *gated, *self.annotations]
 
     @property
     def _names_of_datasets(self) -> set[str]:
@@ -216,6 +220,13 @@ def _made_fields(keep_source: bool) -> list[pa.Field]:
         pa.field("checkpoint_fingerprint", pa.string()),
         *_FIT_FIELDS,
     ]
+
+
+def _copied_fields(keep_source: bool) -> list[pa.Field]:
+    """Of pictures that nothing edited."""
+    of_edits = {*PARAMETER_COLUMNS, "checkpoint", "checkpoint_fingerprint"}
+    kept = [item for item in _made_fields(keep_source) if item.name not in of_edits]
+    return [*kept, pa.field("editor", pa.string())]
 
 
 def _opened_as(column: str) -> str:

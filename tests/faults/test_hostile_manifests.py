@@ -21,7 +21,8 @@ from pipeline.intent import Intent
 from pipeline.job import Job
 from pipeline.manifest import KNOWN_COLUMNS, Manifest
 from pipeline.prompts import PromptPlan
-from pipeline.work_list import work_files
+from pipeline.survey import survey_manifest
+from pipeline.work_list import pending_batches, work_files, work_schema
 from tests.faults.fuzz import DEFAULT_CASES, SHARES, cases, planned
 from tests.faults.mutations import mutated
 from tests.faults.texts import hostile_text
@@ -39,7 +40,10 @@ def plan_rows(path: Path, target: str = "") -> int:
     manifest = Manifest.open(str(path), needs_target_prompt=prompts is None)
     intent = Intent(job, manifest, EditParameters(), EditContext("fingerprint", "crop"), prompts)
     edits = sum(1 for _ in intent.edit_ids())
-    written = [pq.read_table(io.BytesIO(data)) for data in work_files(intent, frozenset())]
+    survey = survey_manifest(intent)
+    batches = pending_batches(intent, frozenset(), survey.repeats)
+    files = work_files(batches, work_schema(intent.carried_schema))
+    written = [pq.read_table(io.BytesIO(data)) for data in files]
     assert sum(len(row) for table in written for row in table["edits"]) == edits
     return edits
 

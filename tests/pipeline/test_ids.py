@@ -13,12 +13,14 @@ from fpe_core import EditParameters, LayersByRange
 from pipeline.ids import (
     EditContext,
     Occurrences,
+    SourceKey,
     base_id,
     canonical_json,
     content_id,
     edit_id,
     file_stem,
     group_id,
+    parameters_json,
     source_id,
     source_key_of_bytes,
     source_key_of_prompt,
@@ -45,6 +47,31 @@ def test_ids_do_not_change_between_releases() -> None:
     # Anchors: another value here means that every existing run folder would be computed again.
     assert content_id("edit", 1, "ä", None).hex() == "55ee1363d629adb6026ddd3a5732f4ef"
     assert edit_id(base(), "a dog").hex() == "fccb7a6326fdaacfc11cf3a3bbb56156"
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@given(
+    st.one_of(
+        st.builds(source_key_of_uri, texts, texts),
+        st.builds(source_key_of_bytes, texts, st.binary(max_size=4)),
+        st.builds(source_key_of_prompt, texts, texts, st.integers(0, 2**63 - 1)),
+    ),
+    texts,
+    st.none() | st.integers(0, 2**63 - 1),
+    texts,
+)
+def test_ids_of_rows_are_content_ids(
+    key: SourceKey, prompt: str, seed: int | None, negative: str
+) -> None:
+    """Their JSON is put together by hand, and is what an encoder would write."""
+    parameters = EditParameters(negative_prompt=negative)
+    made = base(key=key, source_prompt=prompt, seed=seed, parameters=parameters)
+    written = parameters_json(parameters)
+    assert made == content_id("base", list(key), prompt, written, seed, "abc", "1", "crop")
+    shown = made.hex() if key[0] == "prompt" else list(key)
+    assert source_id(key, made) == content_id("source", shown)
 
 
 def test_everything_that_decides_an_image_is_in_its_id() -> None:

@@ -39,6 +39,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
         "manifest": "m.parquet",
         "output": "out",
         "storage_options": {},
+        "editor": "fpe",
         "model": {
             "checkpoint": "builtin:still-life",
             "device": "auto",

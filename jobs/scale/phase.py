@@ -1,0 +1,159 @@
+"""One phase in a process of its own, so that its peak of memory is its own.
+
+    python -m jobs.scale.phase plan|run|fill|resume MANIFEST OUTPUT
+
+The last line that it prints is what it found, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.scale.figures import Cost
+from jobs.scale.ledger_fill import fill_ledger
+from jobs.scale.workload import scale_job
+from pipeline.ledger import Ledger
+from pipeline.plan import make_plan
+from pipeline.run import run_job
+from pipeline.storage import Folder
+
+_LOOK_S = 1.0
+
+
+class _Progress:
+    """Notes when the first outcomes come; Ray is there by then, so its store is looked at."""
+
+    def __init__(self) -> None:
+        self.first_at: float | None = None
+        self.store_bytes: int | None = None
+        self._ended = threading.Event()
+        self._looking = threading.Thread(target=self._look, daemon=True)
+
+    def start(self, total: int, done: int) -> None:  # noqa: ARG002 - the interface of a sink
+        if not self._looking.is_alive():
+            self._looking.start()
+
+    def advance(self, outcomes_table: pa.Table) -> None:  # noqa: ARG002
+        self.first_at = self.first_at or time.monotonic()
+
+    def finish(self) -> None:
+        self._ended.set()
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            used = _store_bytes()
+            if used is not None:
+                self.store_bytes = max(used, self.store_bytes or 0)
+
+
+def _store_bytes() -> int | None:
+    """What Ray's object store holds now; None where there is no Ray, or it does not tell."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    try:
+        from ray._private import internal_api  # no public call tells it without a dashboard
+
+        ask: Any = internal_api
+        state = ask.get_state_from_address(ray.get_runtime_context().gcs_address)
+        return int(ask.get_memory_info_reply(state).store_stats.object_store_bytes_used)
+    except Exception:  # noqa: BLE001 - a figure is missing then, and nothing else
+        return None
+
+
+@contextmanager
+def _costing(found: dict[str, Any]) -> Iterator[None]:
+    start, began, cpu = memory_bytes("VmRSS"), time.monotonic(), time.process_time()
+    yield
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
+    found["cost"] = asdict(Cost(seconds, cpu_seconds, start, memory_bytes("VmHWM")))
+
+
+def memory_bytes(key: str) -> int:
+    """VmRSS or VmHWM of this process; 0 where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    match = re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+def plan(manifest: Path, output: Path) -> dict[str, Any]:
+    """Plans and writes the work list."""
+    found: dict[str, Any] = {}
+    with _costing(found):
+        planned = make_plan(scale_job(manifest, output))
+    sizes = [(output / name).stat().st_size for name in planned.work_files]
+    return found | {
+        "edits": planned.edits_total,
+        "work_files": len(sizes),
+        "work_bytes": sum(sizes),
+    }
+
+
+def run(manifest: Path, output: Path) -> dict[str, Any]:
+    """Makes every edit, which without an editor is everything but the model."""
+    found: dict[str, Any] = {}
+    progress, began = _Progress(), time.monotonic()
+    with _costing(found):
+        summary = run_job(scale_job(manifest, output), progress=progress)
+    if summary.accepted != summary.edits_planned:
+        raise RuntimeError(f"{summary.accepted} of {summary.edits_planned} edits were accepted")
+    return found | {
+        "edits": summary.accepted,
+        "start_s": (progress.first_at or time.monotonic()) - began,
+        "store_bytes": progress.store_bytes,
+        "requests": {name: of.get("requests", 0.0) for name, of in summary.stations.items()},
+    }
+
+
+def fill(manifest: Path, output: Path) -> dict[str, Any]:
+    """Commits an outcome for every edit, as a run does, and makes no picture."""
+    job = scale_job(manifest, output)
+    return {"edits": fill_ledger(job)}
+
+
+def resume(manifest: Path, output: Path) -> dict[str, Any]:
+    """The same command on the finished run."""
+    found: dict[str, Any] = {}
+    job = scale_job(manifest, output)
+    with _costing(found):
+        summary = run_job(job, progress=_Progress())
+    if summary.edits_made or summary.already_done != summary.edits_planned:
+        raise RuntimeError(f"{summary.edits_made} edits were made again")
+    files = Ledger(Folder.open(job.output)).files()
+    return found | {
+        "edits": summary.already_done,
+        "ledger_files": len(files),
+        "ledger_bytes": sum((output / name).stat().st_size for name in files),
+    }
+
+
+PHASES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "plan": plan,
+    "run": run,
+    "fill": fill,
+    "resume": resume,
+}
+
+
+def main(phase: str, manifest: str, output: str) -> None:
+    found = PHASES[phase](Path(manifest), Path(output))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
