@@ -91,8 +91,9 @@ class Formatter(logging.Formatter):
 def log_to_stderr(settings: LogSettings, station: str) -> None:
     """This process, a worker's, writes its log from now on, all stations in one format.
 
-    Ray keeps what workers write in logs/worker-*.err of its session folder. Called again, it only
-    changes what lines say of themselves.
+    Ray keeps what workers write in logs/worker-*.err of its session folder. Called again, as in a
+    process that another run of the same driver used before, it changes the format and what lines
+    say of themselves.
     """
     for name in (*FLOORS, TRIED_AGAIN):
         logger = logging.getLogger(name)
@@ -101,6 +102,8 @@ def log_to_stderr(settings: LogSettings, station: str) -> None:
             logger.setLevel(logging.INFO)
             logger.propagate = False  # a handler of Ray's would say it once more
     logging.getLogger(TRIED_AGAIN).addFilter(say_what_is_tried_again)
+    for formatter in _formatters():
+        formatter.is_json = settings.format == "json"
     label_lines(run=settings.run, station=station)
 
 

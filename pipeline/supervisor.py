@@ -9,8 +9,9 @@ A worker that dies takes no notes along, so it says beforehand what it takes in 
 
 A block whose worker died is made again one group at a time, and then the one in hand at the next
 death is the culprit: a group that was in hand at two deaths is quarantined, it fails as worker_died
-and the others of its block are made. A machine that goes away is no group's fault and counts for
-nothing. The same for the tasks that fetch and decode.
+and the others of its block are made. A death with two blocks in hand makes both suspects, and
+counts against neither. A machine that goes away is no group's fault and counts for nothing. The
+same for the tasks that fetch and decode.
 
 `Supervisor` is plain; `oversight` runs one as a Ray actor beside the driver. `Oversight` is what a
 worker's code sees of it.
@@ -126,7 +127,9 @@ class _Station:
         self.first_began: float | None = None
         self.last_ended = 0.0
         self.died_on: dict[bytes, list[str]] = {}
-        """Group to the machines on which workers died that had it in hand."""
+        """Group to the machines on which workers died that had it in hand, and nothing else."""
+        self.died_beside: dict[bytes, list[str]] = {}
+        """Same of workers that had another block in hand too: either may be to blame."""
         self.deaths_in_a_row = 0
         self.waiting: set[bytes] = set()
         """One group of each block that the station before is through with and this one has not."""
@@ -149,9 +152,11 @@ class Supervisor:
         self._stations: dict[str, _Station] = {}
         self._dead: set[tuple[str, str]] = set()
         """Processes, by name and node: one that had two blocks in hand died once."""
+        self._died_of_either: set[tuple[str, str]] = set()
+        """Those that had two."""
         self._is_stopping = False
-        # One row alone may take two.
-        self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 1)
+        # One row alone may take two, and one more beside another block.
+        self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 2)
         self._figures: StationFigures = {}
         self._rows_in_hand: dict[Worker, int] = {}
 
@@ -165,7 +170,7 @@ class Supervisor:
         at.in_hand[worker] = _InHand(frozenset(groups), now)
         at.first_began = now if at.first_began is None else at.first_began
         return Orders(
-            is_careful=any(deaths.values()),
+            is_careful=self._is_suspect(station, groups),
             quarantined={
                 group: f"{count} workers died while they had this source in hand (killed, out of "
                 "memory, or standing still longer than failures.max_stall_s or max_group_s; where, "
@@ -177,10 +182,16 @@ class Supervisor:
 
     def is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
         """Whether a worker died of this block: the next one makes it while nothing else is made."""
-        return any(self._deaths_of(station, groups).values())
+        self._deaths_of(station, groups)
+        return self._is_suspect(station, groups)
+
+    def _is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
+        at = self._station(station)
+        nodes = [n for g in groups for n in (*at.died_on.get(g, ()), *at.died_beside.get(g, ()))]
+        return any(map(self._is_node_alive, nodes))
 
     def _deaths_of(self, station: str, groups: Sequence[bytes]) -> dict[bytes, int]:
-        """How many workers died of each group, where any did; whoever has them in hand is dead.
+        """How many workers died of each group alone; whoever has them in hand is dead.
 
         Asked anew each time: that a machine is gone may be known later than that a worker is.
         """
@@ -212,6 +223,7 @@ class Supervisor:
         at.deaths_in_a_row = 0
         for group in held.groups:
             at.died_on.pop(group, None)
+            at.died_beside.pop(group, None)
         if held.groups and station in _NEXT_STATION:
             self._station(_NEXT_STATION[station]).waiting.add(min(held.groups))
         self._rows_in_hand.pop(worker, None)  # they are in its figures
@@ -259,8 +271,12 @@ class Supervisor:
     def _bury(self, station: str, dead: Worker, held: _InHand) -> None:
         at = self._station(station)
         del at.in_hand[dead]
+        process = (dead.name, dead.node)
+        if any((each.name, each.node) == process for each in at.in_hand):
+            self._died_of_either.add(process)
+        known = at.died_beside if process in self._died_of_either else at.died_on
         for group in held.suspects:
-            at.died_on.setdefault(group, []).append(dead.node)
+            known.setdefault(group, []).append(dead.node)
         rows = self._rows_in_hand.pop(dead, 0)
         lost = {station: {"lost_blocks": 1.0}}
         if rows:
@@ -279,7 +295,6 @@ class Supervisor:
                 **({"group_id": min(of_block)} if len(of_block) == 1 else {}),
             ),
         )
-        process = (dead.name, dead.node)
         if is_alone and process not in self._dead:
             self._dead.add(process)
             self._figures = merged(self._figures, {station: {"worker_deaths": 1}})

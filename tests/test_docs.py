@@ -57,7 +57,9 @@ def test_commands_exist_with_these_options(words: list[str]) -> None:
     rest = words[1:]
     while hasattr(here, "commands"):
         here = here.commands[rest.pop(0)]
-    options = {name for parameter in here.params for name in parameter.opts}
+    options = {
+        name for parameter in here.params for name in (*parameter.opts, *parameter.secondary_opts)
+    }
     for word in rest:
         if word.startswith("--"):
             assert word in options

@@ -78,7 +78,7 @@ def test_an_override_may_hold_equals_signs(tmp_path: pathlib.Path) -> None:
             "xyzzy: 1",
             "job.yaml:3: xyzzy: unknown key; Allowed here: manifest, output, storage_options, "
             "editor, model, edit, prompts, images, judge, quotas, annotations, resources, "
-            "failures, stop, lease",
+            "failures, stop, lease, logs",
         ),
         (
             "edit: {layers: {max_token: 5}}",

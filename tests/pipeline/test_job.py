@@ -44,6 +44,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "checkpoint": "builtin:still-life",
             "device": "auto",
             "dtype": "auto",
+            "compile": False,
             "allow_pickle": False,
             "revision": None,
             "config": None,
@@ -77,6 +78,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "cpus_per_actor": None,
             "gpus_per_actor": None,
             "threads_per_actor": None,
+            "pools": None,
             "groups_per_block": None,
             "max_rows": None,
             "measure_attention": False,
@@ -91,6 +93,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
         },
         "stop": {"grace_s": 10.0},
         "lease": {"expiry_s": 60.0, "heartbeat_s": 10.0},
+        "logs": {"format": "text", "bars": "edits"},
     }
     with pytest.raises(ValidationError, match=r"manifest\n.*required"):
         Job.model_validate({"output": "out"})
