@@ -206,7 +206,7 @@ class _Heart:
         try:
             self._lease.check()
             self._write(released=True)
-            _log.info("gave %s back", self._lease.folder.url, extra=about(station="lease"))
+            _log.info("released %s", self._lease.folder.url, extra=about(station="lease"))
         except LeaseError:
             return  # it is another run's by now
         except StorageError as error:

@@ -164,9 +164,10 @@ class _LoggingSupervisor(Supervisor):
 def supervision(
     limits: TimeLimits, most_deaths_in_a_row: int, logs: LogSettings | None = None
 ) -> Iterator[Line]:
-    """A supervisor for the length of the context, on the driver's machine if there is room."""
+    """A supervisor for the length of the context, on the driver's machine, which is there as long
+    as the driver is. (With `soft` Ray may put it on another one, and its books go with that.)"""
     logs = logs or LogSettings()
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = (
         ray.remote(_LoggingSupervisor)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
