@@ -138,7 +138,7 @@ def test_deaths_and_leases_are_told(lines: Lines, tmp_path: Path) -> None:
         pass
     taken, given = lines.objects[1:]
     assert (taken["station"], taken["run"]) == ("lease", lease.run_id)
-    assert "gave" in given["message"]
+    assert "released" in given["message"]
 
 
 def test_a_request_that_is_tried_again_says_why(lines: Lines) -> None:
