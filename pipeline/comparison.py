@@ -168,7 +168,10 @@ def _match(a: EditTable, b: EditTable) -> _Matched:
             only_a.append(row)
         else:
             pairs.append((row, other))
-    in_a, in_b = a.rows.take([i for i, _ in pairs]), b.rows.take([j for _, j in pairs])
+    in_a, in_b = (
+        each.rows.take(pa.array(places, pa.int64()))  # of no pairs too
+        for each, places in ((a, [i for i, _ in pairs]), (b, [j for _, j in pairs]))
+    )
     return _Matched(pairs, only_a, sorted(of_b.values()), in_a, in_b)
 
 

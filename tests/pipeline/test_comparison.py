@@ -123,6 +123,20 @@ def test_the_keys_that_the_jobs_differ_in_are_named(
     assert set(keys) == {"edit.guidance_scale", "output"}
 
 
+def test_runs_without_a_common_edit_are_compared_too(
+    disk: Store, tiny_checkpoint: Path, image: bytes
+) -> None:
+    other = labelled_job(
+        disk,
+        str(tiny_checkpoint),
+        name="b",
+        prompts={"target": "a {colour} {shape}", "labels": {"colour": ["green", "white"]}},
+        manifest=disk.url("a.parquet"),
+    )
+    facts = compare(disk, tiny_checkpoint, image, other)
+    assert (facts.pairs, facts.only_a, facts.only_b) == (0, 6, 6)
+
+
 def test_synthetic_sources_are_paired_by_prompt_and_seed(
     disk: Store, tiny_checkpoint: Path, image: bytes
 ) -> None:
