@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pipeline.block_editor import EDITS_PER_CALL
 from pipeline.group_shape import GroupShape
 from pipeline.probe import Probe
-from pipeline.take_probe import EDITS_PER_CALL
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -250,37 +251,7 @@ def stream_outcomes(
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        dataset = ray.data.read_datasource(
-            WorkList(folder, slices),
-            num_cpus=1,
-            override_num_blocks=len(slices),
-            ray_remote_args={"max_retries": _MOST_TRIES},
-        )
-        dataset = dataset.map_batches(
-            _decode_block,
-            fn_kwargs={"settings": decoding, "line": line},
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            max_retries=_MOST_TRIES,
-        )
-        dataset = dataset.map_batches(
-            RayEditActor,
-            fn_constructor_args=(editing, line, pool.kinds),
-            batch_size=1,  # one packed block
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                size=min(pool.actors, len(slices)),
-                max_concurrent_calls_per_actor=BLOCKS_AT_A_TIME,
-                enable_true_multi_threading=True,
-            ),
-            # Of several kinds the least: with more, Ray Data would wait for what nobody asks for.
-            num_cpus=min(kind.cpus_per_actor for kind in pool.kinds or (pool,)),
-            num_gpus=min(kind.gpus_per_actor for kind in pool.kinds or (pool,)),
-            max_restarts=-1,
-            max_task_retries=_MOST_TRIES,
-            ray_remote_args_fn=InTurn(pool.kinds) if pool.kinds else None,
-        )
+        dataset = _dataset(folder, slices, decoding=decoding, editing=editing, pool=pool, line=line)
     _silence_ray_data()
     try:
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -298,6 +269,49 @@ def stream_outcomes(
         ) from error
 
 
+def _dataset(
+    folder: Folder,
+    slices: Sequence[WorkSlice],
+    *,
+    decoding: DecodeSettings,
+    editing: EditSettings,
+    pool: Pool,
+    line: Line,
+) -> Any:
+    """Work list, decode, edit, as a Dataset, whose batches Ray has no exact type for."""
+    dataset = ray.data.read_datasource(
+        WorkList(folder, slices),
+        num_cpus=1,
+        override_num_blocks=len(slices),
+        ray_remote_args={"max_retries": _MOST_TRIES},
+    )
+    dataset = dataset.map_batches(
+        _decode_block,
+        fn_kwargs={"settings": decoding, "line": line},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        max_retries=_MOST_TRIES,
+    )
+    return dataset.map_batches(
+        RayEditActor,
+        fn_constructor_args=(editing, line, pool.kinds),
+        batch_size=1,  # one packed block
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            size=min(pool.actors, len(slices)),
+            max_concurrent_calls_per_actor=BLOCKS_AT_A_TIME,
+            enable_true_multi_threading=True,
+        ),
+        # Of several kinds the least: with more, Ray Data would wait for what nobody asks for.
+        num_cpus=min(kind.cpus_per_actor for kind in pool.kinds or (pool,)),
+        num_gpus=min(kind.gpus_per_actor for kind in pool.kinds or (pool,)),
+        max_restarts=-1,
+        max_task_retries=_MOST_TRIES,
+        ray_remote_args_fn=InTurn(pool.kinds) if pool.kinds else None,
+    )
+
+
 def _data_context(limits: TimeLimits, rows: int) -> DataContext:
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # never split a block: slices are the right size
@@ -305,7 +319,7 @@ def _data_context(limits: TimeLimits, rows: int) -> DataContext:
     context.enable_auto_log_stats = False
     context.max_errored_blocks = _MOST_LOST_BLOCKS
     context.max_consecutive_actor_init_deaths = 3  # then the machine is too small for the model
-    context.max_tasks_in_flight_per_actor = 2
+    context.max_tasks_in_flight_per_actor = BLOCKS_AT_A_TIME
     context.execution_options.preserve_order = False
     if "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S" not in os.environ:
         # Ray's guard, which ends the run, must not come before our watchdog, which ends a worker.

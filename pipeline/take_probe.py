@@ -30,6 +30,7 @@ from fpe_core import (
 )
 from fpe_core.checkpoint import Checkpoint
 from fpe_core.device_name import device_name
+from pipeline.block_editor import EDITS_PER_CALL
 from pipeline.group import Group
 from pipeline.group_shape import GroupShape
 from pipeline.intent import Intent
@@ -45,8 +46,6 @@ from pipeline.write import ImageFormat
 
 PROBE_S = 30.0
 """What the timed calls may take, about; one of each is made at least."""
-EDITS_PER_CALL = 64
-"""As `block_editor` makes them: groups until there are as many edits."""
 _MOST_ROUNDS = 5
 _STEPS = (10, 5, 3, 2)
 """Steps of the longer calls where the time does not allow as many as the job's."""
