@@ -6,24 +6,22 @@ same thing, and no map has to be materialised:
 
     softmax(Q_s K_s^T / sqrt d) V_t  =  scaled_dot_product_attention(Q_s, K_s, V_t)
 
-Source rows run first in a step and leave their Q and K behind; target rows then run in as many
-chunks as memory asks for. Cross-attention is never touched, except where an experiment asks for it
-(`EditParameters.replace_cross_attention`): there the map is that of the source over its own text.
+Source rows run first in a step and leave their Q and K behind (`SourceMaps`); target rows then run
+in as many chunks as memory asks for. Which layers that are is said here; what they do with a map is
+part of the pass through the UNet (`fpe_core.unet_pass`). Cross-attention is never touched, except
+where an experiment asks for it (`EditParameters.replace_cross_attention`): there the map is that of
+the source over its own text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fpe_core.attend import attend
-from fpe_core.errors import CheckpointError, ParameterError
+from fpe_core.errors import ParameterError
 from fpe_core.parameters import LayerRule, LayersByTokens
 
 
@@ -95,171 +93,50 @@ def _level(name: str, levels: int) -> int:
     return int(block) if section == "down_blocks" else levels - 1 - int(block)
 
 
-@dataclass
-class _SourceMaps:
-    """Queries and keys of the current step's source rows, per layer: (sources, tokens, width)."""
-
-    queries: dict[str, list[Tensor]] = field(default_factory=dict)
-    keys: dict[str, list[Tensor]] = field(default_factory=dict)
-
-
-class _LastMapRecorded(Exception):  # noqa: N818 - a way out, no error
-    """Leaves a forward pass of which only the maps are wanted; never leaves this module."""
-
-
-class MapReplacement:
-    """Puts map-replacing processors on the chosen layers of a UNet2DConditionModel and takes them
-    off.
-
-        with MapReplacement(unet, layers) as maps:
-            maps.forget()
-            with maps.recording(first_row=0):
-                unet(source rows)
-            with maps.injecting(first_row=n_unconditional, sources=index):
-                unet(target rows)
+class AttentionMap(NamedTuple):
+    """What makes the map of an attention layer, a row of the UNet each.
 
     Attributes:
-        layers: the chosen ones, in order of execution.
+        query: (rows, tokens, width).
+        key: (rows, tokens, width); of cross-attention (rows, text tokens, width).
+    """
 
-    Outside `recording` and `injecting` every layer runs the checkpoint's own processor. Whatever
-    happens inside the `with`, the checkpoint's own processors are back afterwards.
+    query: Tensor
+    key: Tensor
+
+
+class SourceMaps:
+    """The maps of the current step's source rows, layer by layer.
+
+    Attributes:
+        attentions: the layers whose maps are taken, as places among all attentions of the UNet in
+            order of execution, from 0: every self-attention is followed by its cross-attention.
     """
 
     def __init__(
-        self,
-        unet: Any,
-        layers: tuple[SelfAttentionLayer, ...],
-        *,
-        cross_attention: bool = False,
+        self, layers: tuple[SelfAttentionLayer, ...], *, cross_attention: bool = False
     ) -> None:
-        """`cross_attention` also replaces the maps of the cross-attention beside each layer."""
-        self._unet = unet
-        self.layers = layers
-        self._names = {layer.processor_name for layer in layers}
-        self._last_name = layers[-1].processor_name if layers else ""
-        if cross_attention:
-            self._last_name = self._last_name.replace("attn1", "attn2")
-            self._names |= {name.replace("attn1", "attn2") for name in self._names}
-        self._own_processors: dict[str, Any] = {}
-        self._maps = _SourceMaps()
-        self._mode = "own"
-        self._only_maps = False
-        self._first_row = 0
-        self._sources: Tensor | None = None
-        self._pending: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def __enter__(self) -> Self:
-        self._own_processors = dict(self._unet.attn_processors)
-        self._unet.set_attn_processor(
-            {
-                name: _Processor(self, name, own) if name in self._names else own
-                for name, own in self._own_processors.items()
-            }
+        """`cross_attention` also takes the maps of the cross-attention beside each layer."""
+        kinds = (0, 1) if cross_attention else (0,)
+        self.attentions = tuple(
+            2 * (layer.position - 1) + kind for layer in layers for kind in kinds
         )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._unet.set_attn_processor(dict(self._own_processors))
-        self.forget()
+        self._chunks: list[tuple[AttentionMap, ...]] = []
 
     def forget(self) -> None:
         """Drops what was recorded: the next step's source rows start afresh."""
-        self._maps = _SourceMaps()
+        self._chunks = []
 
-    @contextmanager
-    def recording(self, first_row: int, *, only_maps: bool = False) -> Iterator[None]:
-        """Rows from `first_row` on are source rows, in order of sources; their Q and K are kept.
+    def record(self, maps: tuple[AttentionMap, ...]) -> None:
+        """The next sources' maps, one of each layer."""
+        self._chunks.append(maps)
 
-        With `only_maps` the forward pass ends at the last layer, once its Q and K are there, and
-        with it the body of the `with`: no output comes out. A forward pass that raises anything
-        else leaves nothing behind, so that it can be run again in halves.
-        """
-        self._pending, self._only_maps = {}, only_maps
-        with suppress(_LastMapRecorded), self._in_mode("recording", first_row, None):
-            yield
-        for name, (query, key) in self._pending.items():
-            self._maps.queries.setdefault(name, []).append(query)
-            self._maps.keys.setdefault(name, []).append(key)
-        self._pending = {}
-
-    @contextmanager
-    def injecting(self, first_row: int, sources: Tensor) -> Iterator[None]:
-        """Row `first_row + i` attends with the recorded Q and K of source `sources[i]`."""
-        with self._in_mode("injecting", first_row, sources):
-            yield
-
-    @contextmanager
-    def _in_mode(self, mode: str, first_row: int, sources: Tensor | None) -> Iterator[None]:
-        self._mode, self._first_row, self._sources = mode, first_row, sources
-        try:
-            yield
-        finally:
-            self._mode, self._first_row, self._sources = "own", 0, None
-
-    def _attend(self, name: str, attn: Any, hidden: Tensor, context: Tensor) -> Tensor:
-        """Attention of all rows from hidden, (rows, tokens, channels), over context."""
-        first = self._first_row
-        if self._mode == "recording":
-            query, key = attn.to_q(hidden), attn.to_k(context)
-            self._pending[name] = (query[first:], key[first:])
-            if self._only_maps and name == self._last_name:
-                raise _LastMapRecorded
-        else:
-            source_query, source_key = self._recorded(name)
-            if first == hidden.shape[0]:
-                query, key = attn.to_q(hidden), attn.to_k(context)
-            elif first == 0:
-                query, key = source_query, source_key
-            else:  # a replaced row needs neither to_q nor to_k of its own
-                query = torch.cat([attn.to_q(hidden[:first]), source_query])
-                key = torch.cat([attn.to_k(context[:first]), source_key])
-        return attend(attn, hidden, query, key, attn.to_v(context))
-
-    def _recorded(self, name: str) -> tuple[Tensor, Tensor]:
-        queries, keys = self._maps.queries[name], self._maps.keys[name]
-        if len(queries) > 1:  # the source rows ran in several chunks
-            queries[:], keys[:] = [torch.cat(queries)], [torch.cat(keys)]
-        if self._sources is None or self._sources.numel() == 0:
-            return queries[0][:0], keys[0][:0]
-        return queries[0][self._sources], keys[0][self._sources]
-
-
-class _Processor:
-    """A diffusers attention processor: the checkpoint's own one, except while maps are replaced."""
-
-    def __init__(self, replacement: MapReplacement, name: str, own: Any) -> None:
-        self._replacement = replacement
-        self._name = name
-        self._own = own
-
-    @property
-    def tells_rows_apart(self) -> bool:
-        """Whether rows with one input have several outputs here (see `fpe_core.unet_pass`)."""
-        return self._replacement._mode != "own"
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        if self._replacement._mode == "own":
-            own: Tensor = self._own(
-                attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
+    def of(self, sources: Tensor) -> tuple[AttentionMap, ...]:
+        """Of each layer the maps of these sources: int64, an index in the order of recording."""
+        if len(self._chunks) > 1:
+            joined = (
+                AttentionMap(torch.cat([m.query for m in parts]), torch.cat([m.key for m in parts]))
+                for parts in zip(*self._chunks, strict=True)
             )
-            return own
-        if hidden_states.ndim != 3 or attention_mask is not None or attn.norm_q is not None:
-            raise CheckpointError(
-                f"attention layer {self._name} is not of Stable Diffusion 1.x's kind; "
-                "its map cannot be replaced"
-            )
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        return self._replacement._attend(self._name, attn, hidden_states, context)
+            self._chunks = [tuple(joined)]
+        return tuple(AttentionMap(m.query[sources], m.key[sources]) for m in self._chunks[0])

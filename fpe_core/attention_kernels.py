@@ -1,8 +1,8 @@
 """Which of torch's kernels computes an attention: measured at the start, where that is asked for.
 
     measure_attention(unet, layers, text_tokens, dtype, device)
-    with AttentionKernels(unet):
-        ...                     # attention runs the kernels that were found fastest
+    with kernel_for(query, key):
+        ...                     # the kernel that was found fastest for their shape
 
 torch chooses by rules of its own, the same for every chip. Here each shape that a UNet has is timed
 once a process with every kernel there is, and one is chosen only where it is clearly faster and its
@@ -18,8 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -71,14 +70,7 @@ def kernel_for(query: Tensor, key: Tensor) -> AbstractContextManager[None]:
     if not _chosen:
         return nullcontext()
     _, heads, tokens, head_dim = query.shape
-    return _context_of(query, heads, head_dim, tokens, key.shape[2])
-
-
-def _context_of(
-    like: Tensor, heads: int, head_dim: int, tokens: int, context_tokens: int
-) -> AbstractContextManager[None]:
-    """`like`: of the device and type that attend."""
-    shape = AttentionShape(like.device.type, like.dtype, heads, head_dim, tokens, context_tokens)
+    shape = AttentionShape(query.device.type, query.dtype, heads, head_dim, tokens, key.shape[2])
     kernel = _chosen.get(shape)
     return nullcontext() if kernel is None else _preferring(kernel)
 
@@ -183,62 +175,3 @@ def _is_near(made: Tensor, expected: Tensor) -> bool:
 
 def _map_bytes(shape: AttentionShape) -> int:
     return _ROWS * shape.heads * shape.tokens * shape.context_tokens * 4
-
-
-class AttentionKernels:
-    """Has diffusers' ordinary self-attention layers run the chosen kernels while it is entered.
-
-    Layers with another processor keep it. Where nothing was chosen no processor is touched.
-    """
-
-    def __init__(self, unet: Any) -> None:
-        self._unet = unet
-        self._own_processors: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        if any(kernel is not None for kernel in _chosen.values()):
-            self._own_processors = dict(self._unet.attn_processors)
-            self._unet.set_attn_processor(
-                {
-                    name: _Processor(own) if _is_plain_self(name, own) else own
-                    for name, own in self._own_processors.items()
-                }
-            )
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._own_processors:
-            self._unet.set_attn_processor(dict(self._own_processors))
-            self._own_processors = {}
-
-
-def _is_plain_self(name: str, processor: Any) -> bool:
-    return name.endswith("attn1.processor") and type(processor).__name__ == "AttnProcessor2_0"
-
-
-class _Processor:
-    """diffusers' AttnProcessor2_0 on self-attention, in the kernel chosen for its shape."""
-
-    def __init__(self, own: Any) -> None:
-        self._own = own
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        head_dim = attn.to_q.out_features // attn.heads
-        with _context_of(hidden_states, attn.heads, head_dim, *[hidden_states.shape[1]] * 2):
-            made: Tensor = self._own(
-                attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
-            )
-        return made

@@ -1,26 +1,65 @@
-"""torch.compile where it is sound: the parts of a UNet that hold no state of ours.
+"""torch.compile where it pays: whole passes through a network, for a few fixed shapes.
 
-Residual blocks (convolutions, norms) and feed-forward layers do three quarters of the FLOPs of a
-row in SD 1.5, and are pure functions of their input. Attention is left as it is: what its
-processors do depends on the step and the row, and scaled_dot_product_attention is a fused kernel
-already. Batches of other sizes may compile anew.
+    UNet            a graph of its own for steps that replace maps, that record them and that do
+                    neither; steps of one kind that come once a call are not compiled for
+    autoencoder     encoder and decoder
+
+A graph is compiled for one shape, which takes from seconds to minutes. So a batch that is a little
+smaller than one that was compiled for is filled up with rows nobody looks at (`FixedShapes`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
 from fpe_core.errors import CheckpointError, ParameterError
 
-_REGIONS = ("ResnetBlock2D", "FeedForward", "Downsample2D", "Upsample2D")
+_MOST_SHAPES = 8
+_MOST_FILLING = 4 / 3
+_PATIENCE = 100
+_MOST_GRAPHS = 256
+"""torch gives a function up for the graphs of this many calls; its own limit, 8, is for guesses."""
 
 
-def compile_regions(network: torch.nn.Module, backend: str = "inductor") -> int:
-    """Has the regions of a UNet or an autoencoder compiled when they first run; in place.
+class FixedShapes:
+    """The shapes that a function was compiled for, and which of them a call takes.
 
-    Edits are equal within `fpe_core.agreement`'s tolerances. Returns how many modules that are.
+    A shape is any tuple of sizes, such as rows; a larger one can do a smaller one's work. A call
+    takes the least of those that are large enough. Where that is more than a third too large, it
+    still does, until it has happened so often that a graph of its own pays.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, list[tuple[int, ...]]] = {}
+        self._misfits: Counter[tuple[Hashable, tuple[int, ...]]] = Counter()
+
+    def choose(self, kind: Hashable, wanted: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape to fill up to; None where there are so many that none may be added.
+
+        Args:
+            kind: calls of different kinds have nothing in common.
+            wanted: sizes of the call. One that is 0 stays 0.
+        """
+        known = self._known.setdefault(kind, [])
+        larger = [shape for shape in known if _holds(shape, wanted)]
+        best = min(larger, key=sum, default=None)
+        if best is not None and sum(best) <= _MOST_FILLING * sum(wanted):
+            return best
+        if best is not None and self._misfits[kind, wanted] < _PATIENCE:
+            self._misfits[kind, wanted] += 1
+            return best
+        if len(known) >= _MOST_SHAPES:
+            return best
+        known.append(wanted)
+        return wanted
+
+
+def compiled(function: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """The function, compiled as one graph for every combination of shapes and constants it meets.
 
     Raises:
         ParameterError: torch has no such backend.
@@ -30,10 +69,14 @@ def compile_regions(network: torch.nn.Module, backend: str = "inductor") -> int:
         raise ParameterError(
             f"torch.compile has no backend {backend!r}; allowed: {', '.join(known)}"
         )
-    regions: list[Any] = [m for m in network.modules() if type(m).__name__ in _REGIONS]
-    for region in regions:
-        region.compile(backend=backend)
-    return len(regions)
+    config: Any = torch._dynamo.config
+    for limit in ("recompile_limit", "cache_size_limit"):  # its name since torch 2.7, and before
+        if hasattr(config, limit):
+            setattr(config, limit, max(getattr(config, limit), _MOST_GRAPHS))
+    graph: Callable[..., Any] = torch.compile(
+        function, backend=backend, fullgraph=True, dynamic=False
+    )
+    return graph
 
 
 def require_compiler(device: torch.device, backend: str = "inductor") -> None:
@@ -56,3 +99,9 @@ def require_compiler(device: torch.device, backend: str = "inductor") -> None:
 def compilers() -> tuple[str, ...]:
     """The backends that torch.compile has here."""
     return tuple(torch._dynamo.list_backends(exclude_tags=()))
+
+
+def _holds(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return all(
+        has >= wants and bool(has) == bool(wants) for has, wants in zip(shape, wanted, strict=True)
+    )

@@ -6,72 +6,82 @@ the last layer that is replaced; it is cheaper, and counted as a row all the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fpe_core.attention import MapReplacement
-from fpe_core.attention_kernels import AttentionKernels
-from fpe_core.checkpoint import Checkpoint
+from fpe_core.attention import AttentionMap, SourceMaps
 from fpe_core.rows import RowLimit
 from fpe_core.text import EncodedPrompts
 from fpe_core.text_keys import TextKeys
-from fpe_core.unet_pass import can_share, forward
+from fpe_core.unet_call import UNetCall
+from fpe_core.unet_pass import Maps
 from fpe_core.unet_rows import Chunk, UNetRows
 
-Mode = Callable[[int, Tensor], AbstractContextManager[None]]
-"""`mode(first_row, items)` is entered around each chunk: chunk rows from `first_row` on are
-conditional and belong to the latents `items`."""
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """The conditional rows are sources, in order, and leave their maps in `maps`."""
+
+    maps: SourceMaps
+    only: bool = False
+
+    def of(self, chunk: Chunk) -> Maps:
+        return Maps(self.maps.attentions, chunk.first_conditional, only=self.only)
 
 
-def own_maps(_first_row: int, _items: Tensor) -> AbstractContextManager[None]:
-    """The mode in which no map is recorded or replaced."""
-    return nullcontext()
+@dataclass(frozen=True, eq=False)
+class Giving:
+    """The conditional rows take the maps of their sources.
+
+    `source_of_latent`: (latents,), int64, an index in the order in which `maps` were recorded.
+    """
+
+    maps: SourceMaps
+    source_of_latent: Tensor
+
+    def of(self, chunk: Chunk) -> Maps:
+        if len(chunk.conditional_items) == 0:
+            return Maps()
+        sources = self.source_of_latent[chunk.conditional_items]
+        return Maps(self.maps.attentions, chunk.first_conditional, self.maps.of(sources))
 
 
 class Denoiser:
-    """A checkpoint's UNet with the prompts of one call, open while the call lasts.
+    """A UNet with the prompts of one call.
 
     Attributes:
         text: the prompts, encoded.
-        latent_dtype: of the latents and of what comes back, whatever the UNet's own type.
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        text: EncodedPrompts,
-        limit: RowLimit,
-        latent_dtype: torch.dtype,
+        self, unet: UNetCall, text: EncodedPrompts, limit: RowLimit, latent_dtype: torch.dtype
     ) -> None:
-        self.latent_dtype = latent_dtype
-        self._checkpoint = checkpoint
+        """`latent_dtype`: of what comes back, whatever the UNet's own type."""
         self.text = text
+        self._unet = unet
         self._limit = limit
-        self._shares = can_share(checkpoint.unet)
-        self._kernels = AttentionKernels(checkpoint.unet)
-        self._text_keys = TextKeys(checkpoint.unet, text.embeddings)
+        self._latent_dtype = latent_dtype
+        self._text_keys = TextKeys(unet.parts.cross_attentions, text.embeddings)
 
-    def __enter__(self) -> Self:
-        self._kernels.__enter__()
-        self._text_keys.__enter__()
-        return self
-
-    def __exit__(
+    def evaluate(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._text_keys.__exit__(kind, error, traceback)
-        self._kernels.__exit__(kind, error, traceback)
+        rows: UNetRows,
+        z: Tensor,
+        timestep: int,
+        maps: Recording | Giving | None = None,
+        *,
+        is_usual: bool = True,
+    ) -> Tensor:
+        """The UNet's output for every row, (rows, C, h, w).
 
-    def evaluate(self, rows: UNetRows, z: Tensor, timestep: int, mode: Mode = own_maps) -> Tensor:
-        """The UNet's output for every row, (rows, C, h, w). `z`: the latents, (items, C, h, w).
+        Args:
+            rows: may be none at all.
+            z: the latents, (latents, C, h, w).
+            timestep: 0..999.
+            maps: what the rows do with attention maps beside attending with them.
+            is_usual: whether steps of this kind come often enough to be compiled for.
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
@@ -82,14 +92,14 @@ class Denoiser:
 
         def part(first: int, last: int) -> Tensor:
             chunk = rows.chunk(first, last)
-            with mode(chunk.first_conditional, chunk.conditional_items):
-                outputs = self._run(chunk, z, timestep)
+            output = self._run(chunk, z, timestep, maps, is_usual)
+            assert output is not None
             came.extend(chunk.rows)
-            return outputs
+            return output.to(self._latent_dtype)
 
         return rows.in_order(self._limit.map(len(rows), part), came)
 
-    def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: MapReplacement) -> None:
+    def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: SourceMaps) -> None:
         """Leaves the rows' maps in `maps` and computes nothing past the last of them.
 
         Raises:
@@ -97,21 +107,37 @@ class Denoiser:
         """
 
         def part(first: int, last: int) -> Tensor:
-            with maps.recording(first_row=0, only_maps=True):
-                self._run(rows.chunk(first, last), z, timestep)
+            self._run(rows.chunk(first, last), z, timestep, Recording(maps, only=True), True)
             return z[:0]
 
         self._limit.map(len(rows), part)
 
-    def _run(self, chunk: Chunk, z: Tensor, timestep: int) -> Tensor:
-        unet, text = self._checkpoint.unet, self.text.embeddings[chunk.prompts]
-        latents = z[chunk.latents].to(self._checkpoint.dtype)
-        latents = latents.contiguous(memory_format=torch.channels_last)
-        with self._text_keys.of_rows(chunk.prompts):
-            if self._shares:
-                output = forward(unet, latents, timestep, text, chunk.latent_of_row)
-            else:
-                if chunk.latent_of_row is not None:
-                    latents = latents[chunk.latent_of_row]
-                output = unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
-        return output.to(self.latent_dtype)
+    def _run(
+        self,
+        chunk: Chunk,
+        z: Tensor,
+        timestep: int,
+        maps: Recording | Giving | None,
+        is_usual: bool,
+    ) -> Tensor | None:
+        """The output of the chunk's rows; None if nothing but maps was wanted."""
+        wanted = Maps() if maps is None else maps.of(chunk)
+        fitted = chunk
+        if is_usual:
+            fitted = self._unet.fitted(chunk, z.shape[1:], wanted)
+            wanted = Maps() if maps is None else maps.of(fitted)
+        latents = z[fitted.latents].to(self._unet.dtype)
+        output: Tensor | None
+        output, made = self._unet(
+            fitted,
+            latents.contiguous(memory_format=torch.channels_last),
+            timestep,
+            self._text_keys.of_rows(fitted.prompts),
+            wanted,
+        )
+        if isinstance(maps, Recording):
+            sources = len(chunk.conditional_items)
+            maps.maps.record(tuple(AttentionMap(q[:sources], k[:sources]) for q, k in made))
+        if output is None or fitted.wanted is None:
+            return output
+        return output[fitted.wanted]

@@ -34,14 +34,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fpe_core.attention import (
-    MapReplacement,
-    SelfAttentionLayer,
-    select_layers,
-    self_attention_layers,
-)
+from fpe_core.attention import SourceMaps, select_layers, self_attention_layers
 from fpe_core.attention_kernels import measure_attention
-from fpe_core.autoencoder import decode_latents, encode_images, latent_dtype, latent_shape
+from fpe_core.autoencoder import Autoencoder, latent_dtype, latent_shape
 from fpe_core.checkpoint import Checkpoint
 from fpe_core.denoiser import Denoiser
 from fpe_core.errors import ParameterError
@@ -52,13 +47,19 @@ from fpe_core.rows import RowLimit, rows_that_fit
 from fpe_core.sampling import sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
 from fpe_core.text import EncodedPrompts, encode_prompts
+from fpe_core.unet_call import UNetCall
 from fpe_core.unet_rows import UNetRows
 
 
 class Editor:
     """Edits images with one checkpoint.
 
-    What an edit needs is in the values passed; the editor itself only remembers its row limits.
+    What an edit needs is in the values passed; the editor itself only remembers its row limits, and
+    what it had compiled.
+
+    Attributes:
+        checkpoint: the model.
+        unet, autoencoder: its networks as they are called here, with hooks for those who watch.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Editor:
         max_rows: int | None = None,
         memory_share: float = 1.0,
         measures_attention: bool = False,
+        compiler: str | None = None,
     ) -> None:
         """
         Args:
@@ -77,10 +79,18 @@ class Editor:
             memory_share: part of the device's free memory this editor may take, 0..1.
             measures_attention: find the fastest kernel for every shape of attention before the
                 first edit of a size (`fpe_core.attention_kernels`), or leave that to torch.
+            compiler: a backend of torch.compile, such as "inductor", for UNet and autoencoder
+                (`fpe_core.compilation`); edits are equal within `fpe_core.agreement`'s tolerances.
+
+        Raises:
+            ParameterError: no row at all, or a compiler that torch does not have.
+            CheckpointError: a UNet that is not of Stable Diffusion 1.x's kind.
         """
         if max_rows is not None and max_rows < 1:
             raise ParameterError(f"max_rows must be >= 1, got {max_rows}")
         self.checkpoint = checkpoint
+        self.unet = UNetCall(checkpoint.unet, compiler=compiler)
+        self.autoencoder = Autoencoder(checkpoint, compiler=compiler)
         self._max_rows = max_rows
         self._memory_share = memory_share
         self._measures_attention = measures_attention
@@ -121,12 +131,12 @@ class Editor:
         rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         z = self._zeros(parameters)
         if fitted:
-            z = encode_images(self.checkpoint, [f.image for f in fitted], vae_limit)
+            z = self.autoencoder.encode([f.image for f in fitted], vae_limit)
         trajectory = [z]
-        with Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype) as denoiser:
-            for k, timestep in enumerate(schedule.timesteps):
-                z = schedule.invert_step(z, denoiser.evaluate(rows, z, timestep), k)
-                trajectory.append(z)
+        denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
+        for k, timestep in enumerate(schedule.timesteps):
+            z = schedule.invert_step(z, denoiser.evaluate(rows, z, timestep), k)
+            trajectory.append(z)
         stacked = torch.stack(trajectory, dim=1)
         return Inversion(
             trajectory=stacked,
@@ -177,8 +187,8 @@ class Editor:
         )
         limit, _ = self._row_limits(inversion.parameters)
         z = inversion.trajectory[:, k + 1]
-        with Denoiser(self.checkpoint, text, limit, self._latent_dtype) as denoiser:
-            output = denoiser.evaluate(rows, z, schedule.timesteps[k])
+        denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
+        output = denoiser.evaluate(rows, z, schedule.timesteps[k], is_usual=False)
         return schedule.sample_step(z, output, k)
 
     @torch.inference_mode()
@@ -189,13 +199,13 @@ class Editor:
         if not images:
             return ()
         _, limit = self._row_limits(parameters)
-        return self.decode(encode_images(self.checkpoint, images, limit), parameters)
+        return self.decode(self.autoencoder.encode(images, limit), parameters)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
         """Latents (n, C, h, w) as RGB images; what is not finite becomes black."""
         _, limit = self._row_limits(parameters)
-        images, _ = decode_latents(self.checkpoint, latents, limit)
+        images, _ = self.autoencoder.decode(latents, limit)
         return images
 
     @torch.inference_mode()
@@ -227,12 +237,18 @@ class Editor:
         text = self._encode_prompts((parameters.negative_prompt, *sources.source_prompts, *targets))
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
-        with Denoiser(self.checkpoint, text, unet_limit, self._latent_dtype) as denoiser:
-            latents, source_latents = self._sample(denoiser, sources, target_prompts, parameters)
-
-        images, finite = decode_latents(self.checkpoint, latents, vae_limit)
+        denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
+        latents, source_latents = sample_edits(
+            denoiser,
+            ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
+            self._source_maps(parameters),
+            sources,
+            target_prompts,
+            parameters=parameters,
+        )
+        images, finite = self.autoencoder.decode(latents, vae_limit)
         if isinstance(sources, SyntheticSources):
-            source_images, _ = decode_latents(self.checkpoint, source_latents, vae_limit)
+            source_images, _ = self.autoencoder.decode(source_latents, vae_limit)
         else:
             source_images = sources.images
         edits = iter(
@@ -247,28 +263,12 @@ class Editor:
             unet_rows=unet_limit.evaluated - rows_before,
         )
 
-    def _sample(
-        self,
-        denoiser: Denoiser,
-        sources: Sources,
-        target_prompts: Sequence[Sequence[str]],
-        parameters: EditParameters,
-    ) -> tuple[Tensor, Tensor]:
-        """Final latents of all edits, flat, and of the sources if they are synthetic."""
-        schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
-        with MapReplacement(
-            self.checkpoint.unet,
-            self._replaced_layers(parameters),
-            cross_attention=parameters.replace_cross_attention,
-        ) as maps:
-            return sample_edits(
-                denoiser, schedule, maps, sources, target_prompts, parameters=parameters
-            )
-
-    def _replaced_layers(self, parameters: EditParameters) -> tuple[SelfAttentionLayer, ...]:
+    def _source_maps(self, parameters: EditParameters) -> SourceMaps:
         _, height, width = latent_shape(self.checkpoint, parameters)
-        return select_layers(
-            self_attention_layers(self.checkpoint.unet, height, width), parameters.layers
+        layers = self_attention_layers(self.checkpoint.unet, height, width)
+        return SourceMaps(
+            select_layers(layers, parameters.layers),
+            cross_attention=parameters.replace_cross_attention,
         )
 
     def _zeros(self, parameters: EditParameters) -> Tensor:

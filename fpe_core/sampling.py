@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from fpe_core.attention import MapReplacement
-from fpe_core.denoiser import Denoiser, Mode, own_maps
+from fpe_core.attention import SourceMaps
+from fpe_core.denoiser import Denoiser, Giving, Recording
 from fpe_core.inversion import Inversion, Sources
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
@@ -18,7 +17,7 @@ from fpe_core.unet_rows import EditRows
 def sample_edits(
     denoiser: Denoiser,
     schedule: DDIMSchedule,
-    maps: MapReplacement,
+    maps: SourceMaps,
     sources: Sources,
     target_prompts: Sequence[Sequence[str]],
     *,
@@ -27,26 +26,21 @@ def sample_edits(
     """Final latents z_0 of all edits, flat, and of the sources if they are synthetic.
 
     Args:
-        denoiser: open, with all prompts encoded.
-        maps: put on the UNet; on no layer where nothing is to be replaced.
+        denoiser: with all prompts encoded.
+        maps: of the layers to replace; of none where nothing is to be replaced.
 
     Raises:
         RowsOutOfMemoryError: a single row does not fit.
     """
     edits = sum(len(prompts) for prompts in target_prompts)
-    replaced_steps = parameters.replaced_steps if maps.layers and edits else 0
+    replaced_steps = parameters.replaced_steps if maps.attentions and edits else 0
     rows = EditRows.of(
         sources, target_prompts, parameters, denoiser.text, replaces=replaced_steps > 0
     )
     z_source = sources.start
     z = z_source[rows.source_of_edit]
 
-    def record(first_row: int, _items: Tensor) -> AbstractContextManager[None]:
-        return maps.recording(first_row)
-
-    def inject(first_row: int, items: Tensor) -> AbstractContextManager[None]:
-        return maps.injecting(first_row, rows.source_of_edit[items])
-
+    record, give = Recording(maps), Giving(maps, rows.source_of_edit)
     for step, k in enumerate(reversed(range(schedule.steps))):
         timestep, replacing = schedule.timesteps[k], step < replaced_steps
         first = rows.first if step == 0 else None
@@ -54,22 +48,25 @@ def sample_edits(
         maps.forget()
         source_outputs = z[:0]
         if not isinstance(sources, Inversion):
-            mode: Mode = record if replacing else own_maps
-            source_outputs = denoiser.evaluate(source_rows, z_source, timestep, mode)
+            source_outputs = denoiser.evaluate(
+                source_rows, z_source, timestep, record if replacing else None
+            )
             z_source = schedule.sample_step(z_source, source_rows.guide(source_outputs), k)
         elif replacing:
             # A real source is pinned: at t_k its row is z_(k+1) of the trajectory, which is not the
             # point that inversion evaluated, so its Q and K there are not inversion's.
             pinned = sources.trajectory[:, k + 1]
             if first is not None and first.lends:
-                source_outputs = denoiser.evaluate(source_rows, pinned, timestep, record)
+                source_outputs = denoiser.evaluate(
+                    source_rows, pinned, timestep, record, is_usual=False
+                )
             else:
                 denoiser.record(source_rows, pinned, timestep, maps)
-        mode = inject if replacing else own_maps
+        given = give if replacing else None
         if first is None:
-            output = target_rows.guide(denoiser.evaluate(target_rows, z, timestep, mode))
+            output = target_rows.guide(denoiser.evaluate(target_rows, z, timestep, given))
         else:
-            outputs = denoiser.evaluate(first.rows, z, timestep, mode)
+            outputs = denoiser.evaluate(first.rows, z, timestep, given, is_usual=False)
             output = first.guide(source_outputs, outputs)
         z = schedule.sample_step(z, output, k)
     return z, z_source

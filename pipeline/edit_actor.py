@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from fpe_core import CheckpointError, load_checkpoint
-from fpe_core.compilation import compile_regions, require_compiler
+from fpe_core.compilation import require_compiler
 from fpe_core.reproduction import ReproductionLimits
 from pipeline.annotate import AnnotationSettings, annotation_columns, with_boxes
 from pipeline.attempt import MadeEdit, Result, edit_id_of, write_failed
@@ -308,13 +308,12 @@ def _load_editor(settings: EditSettings) -> ClockedEditor:
         )
     if settings.compiler is not None:
         require_compiler(checkpoint.device, settings.compiler)
-        for network in (checkpoint.unet, checkpoint.vae):
-            compile_regions(network, settings.compiler)
     return ClockedEditor(
         checkpoint,
         max_rows=settings.max_rows,
         memory_share=settings.memory_share,
         measures_attention=settings.measures_attention,
+        compiler=settings.compiler,
     )
 
 

@@ -48,8 +48,8 @@ class ModelSection(Section):
     )
     compile: bool = Field(
         default=False,
-        description="residual blocks and feed-forward layers compiled by torch, which takes "
-        "minutes when a worker starts; whether it pays, arm E of fpe bench speed says",
+        description="UNet and autoencoder compiled by torch, which takes minutes when a worker "
+        "starts; whether it pays, arm E of fpe bench speed says",
     )
     allow_pickle: bool = Field(
         default=False,

@@ -40,14 +40,16 @@ class ClockedEditor(Editor):
         max_rows: int | None = None,
         memory_share: float = 1.0,
         measures_attention: bool = False,
+        compiler: str | None = None,
     ) -> None:
         super().__init__(
             checkpoint,
             max_rows=max_rows,
             memory_share=memory_share,
             measures_attention=measures_attention,
+            compiler=compiler,
         )
-        self._clock = _NetworkClock(checkpoint)
+        self._clock = _NetworkClock(self)
         self._seconds: dict[str, float] = {}
         self._adding = threading.Lock()
 
@@ -58,8 +60,7 @@ class ClockedEditor(Editor):
 
     def watch_calls(self, tell: Callable[[], None]) -> Callable[[], None]:
         """Has every call of the UNet told; what comes back ends that."""
-        conv_in = self.checkpoint.unet.get_submodule("conv_in")
-        hook = conv_in.register_forward_hook(lambda *_: tell())
+        hook = self.unet.register_forward_hook(lambda *_: tell())
         return lambda: hook.remove()
 
     def take_seconds(self) -> dict[str, float]:
@@ -144,15 +145,15 @@ class ModelTime:
 
 
 class _NetworkClock:
-    """Seconds inside a checkpoint's encoders and decoder, by hooks that stay on them."""
+    """Seconds inside an editor's encoders and decoder, by hooks that stay on them."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._device = checkpoint.device
+    def __init__(self, editor: Editor) -> None:
+        self._device = editor.checkpoint.device
         self._spans: list[tuple[str, Any, Any]] = []
         for network, phase in (
-            (checkpoint.text_encoder, "encode"),
-            (checkpoint.vae.encoder, "encode"),
-            (checkpoint.vae.decoder, "decode"),
+            (editor.checkpoint.text_encoder, "encode"),
+            (editor.autoencoder.encoder, "encode"),
+            (editor.autoencoder.decoder, "decode"),
         ):
             self._watch(network, phase)
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from fpe_core.autoencoder import decode_latents, encode_images
 from fpe_core.editor import Editor
 from fpe_core.inversion import Inversion
 from fpe_core.parameters import EditParameters
@@ -108,8 +107,9 @@ def measure_floors(
     for chunk in _chunks(seeds):
         inversion = _invert(editor, chunk, plain, with_prompt=True)
         limit = RowLimit(_SCENES_AT_ONCE)
-        latents = encode_images(editor.checkpoint, inversion.images, limit)
-        decoded, _ = decode_latents(editor.checkpoint, latents, limit)
+        decoded, _ = editor.autoencoder.decode(
+            editor.autoencoder.encode(inversion.images, limit), limit
+        )
         again = editor.edit(inversion, [[prompt] for prompt in inversion.source_prompts], plain)
         for seed, source, first, (second,) in zip(
             chunk, inversion.images, decoded, again.edits, strict=True

@@ -48,7 +48,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fpe_core.autoencoder import decode_latents, encode_images
+from fpe_core.autoencoder import Autoencoder
 from fpe_core.checkpoint import Checkpoint, load_checkpoint
 from fpe_core.edit_scores import EditScores, score_edits
 from fpe_core.picture_scores import changed_share
@@ -113,8 +113,8 @@ def separation(
 
 def decoded(checkpoint: Checkpoint, images: Sequence[Image.Image]) -> list[Image.Image]:
     """Each picture encoded and decoded again."""
-    limit = RowLimit(16)
-    pictures, _ = decode_latents(checkpoint, encode_images(checkpoint, images, limit), limit)
+    limit, autoencoder = RowLimit(16), Autoencoder(checkpoint)
+    pictures, _ = autoencoder.decode(autoencoder.encode(images, limit), limit)
     return list(pictures)
 
 

@@ -5,18 +5,16 @@
     B+    the same, but the edits of a source share its inversion
     C     ours, one source at a time
     D     ours, all sources together
-    E     as D, compiled by torch
+    E     as D, compiled by torch as the job key model.compile does it
 
 Approximate ways are not among them: what they cost in quality has to stand beside their speed.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from PIL import Image
@@ -24,15 +22,12 @@ from torch import Tensor
 
 from fpe_core import Checkpoint, Editor, EditParameters
 from fpe_core.attention import select_layers, self_attention_layers
-from fpe_core.autoencoder import decode_latents, encode_images, latent_shape
-from fpe_core.compilation import compile_regions
+from fpe_core.autoencoder import Autoencoder, latent_shape
 from fpe_core.reference import Reference
 from fpe_core.rows import RowLimit
-from jobs.speed.clock import PhaseClock
+from jobs.speed.clock import Networks, PhaseClock
 from jobs.speed.plain_loop import PlainLoop
 from jobs.speed.workload import Workload
-
-_ONE_IMAGE = 1
 
 
 class Arm(Protocol):
@@ -41,7 +36,8 @@ class Arm(Protocol):
     Attributes:
         name: its letter.
         title: what it is, in a few words.
-        checkpoint: what it runs; its networks are those to watch.
+        checkpoint: what it runs.
+        networks: what of it there is to watch.
         shares: what edits share: "nothing", "inversion" (of one source) or "everything" (it gets
             faster with more sources and edits, so it is run with all of them).
         is_compiled: whether its first call compiles.
@@ -54,6 +50,8 @@ class Arm(Protocol):
     @property
     def checkpoint(self) -> Checkpoint: ...
     @property
+    def networks(self) -> Networks: ...
+    @property
     def shares(self) -> str: ...
     @property
     def is_compiled(self) -> bool: ...
@@ -62,29 +60,57 @@ class Arm(Protocol):
         """Final latents (edits, C, h, w) on the CPU, source by source; images are made as well."""
         ...
 
+    def afresh(self) -> Self:
+        """The arm as it was before its first call."""
+        ...
+
 
 @dataclass(frozen=True)
-class AuthorsArm:
+class _Baseline:
+    """What A and B have in common: diffusers' own UNet, and one edit at a time."""
+
+    networks: Networks
+    checkpoint: Checkpoint
+    autoencoder: Autoencoder
+    shares: str = "nothing"
+    is_compiled: bool = False
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, **options: Any) -> Self:
+        autoencoder = Autoencoder(checkpoint)
+        networks = Networks(
+            checkpoint.text_encoder, autoencoder.encoder, autoencoder.decoder, checkpoint.unet
+        )
+        return cls(networks, checkpoint, autoencoder, **options)
+
+    def afresh(self) -> Self:
+        return self
+
+    def _encode(self, image: Image.Image) -> Tensor:
+        return self.autoencoder.encode([image], RowLimit(1))
+
+    def _finished(self, z: Tensor) -> Tensor:
+        self.autoencoder.decode(z, RowLimit(1))
+        return z.cpu()
+
+
+@dataclass(frozen=True)
+class AuthorsArm(_Baseline):
     """A. With `wrong`, one of `fpe_core.reference.MISTAKES`, a negative control of the gate."""
 
-    checkpoint: Checkpoint
     wrong: str = ""
     name: str = "A"
     title: str = "the authors' procedure"
-    shares: str = "nothing"
-    is_compiled: bool = False
 
     @torch.inference_mode()
     def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
         reference = self._reference(workload.parameters)
         latents = []
         for image, source, target in _one_by_one(workload):
-            z_0 = encode_images(self.checkpoint, [image], RowLimit(_ONE_IMAGE))
+            z_0 = self._encode(image)
             with clock.inverting():
                 inversion = reference.invert(z_0, source)
-            z = reference.edit_inverted(inversion, source, target)
-            decode_latents(self.checkpoint, z, RowLimit(_ONE_IMAGE))
-            latents.append(z.cpu())
+            latents.append(self._finished(reference.edit_inverted(inversion, source, target)))
         return torch.cat(latents)
 
     def _reference(self, parameters: EditParameters) -> Reference:
@@ -106,14 +132,11 @@ class AuthorsArm:
 
 
 @dataclass(frozen=True)
-class PlainArm:
+class PlainArm(_Baseline):
     """B, and with `shares="inversion"` B+."""
 
-    checkpoint: Checkpoint
     name: str = "B"
     title: str = "a plain diffusers loop"
-    shares: str = "nothing"
-    is_compiled: bool = False
 
     @torch.inference_mode()
     def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
@@ -122,12 +145,10 @@ class PlainArm:
         inverted: tuple[str, list[Tensor]] | None = None
         for image, source, target in _one_by_one(workload):
             if inverted is None or inverted[0] != source or self.shares == "nothing":
-                z_0 = encode_images(self.checkpoint, [image], RowLimit(_ONE_IMAGE))
+                z_0 = self._encode(image)
                 with clock.inverting():
                     inverted = (source, loop.invert(z_0, source))
-            z = loop.edit(inverted[1], source, target)
-            decode_latents(self.checkpoint, z, RowLimit(_ONE_IMAGE))
-            latents.append(z.cpu())
+            latents.append(self._finished(loop.edit(inverted[1], source, target)))
         return torch.cat(latents)
 
 
@@ -139,12 +160,29 @@ class OurArm:
     name: str
     title: str
     batched: bool
-    is_compiled: bool = False
+    compiler: str | None = None
     shares: str = "everything"
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.compiler is not None
 
     @property
     def checkpoint(self) -> Checkpoint:
         return self.editor.checkpoint
+
+    @property
+    def networks(self) -> Networks:
+        editor = self.editor
+        return Networks(
+            self.checkpoint.text_encoder,
+            editor.autoencoder.encoder,
+            editor.autoencoder.decoder,
+            editor.unet,
+        )
+
+    def afresh(self) -> Self:
+        return replace(self, editor=Editor(self.checkpoint, compiler=self.compiler))
 
     def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
         size = len(workload.images) if self.batched else 1
@@ -170,31 +208,16 @@ def exact_arms(checkpoint: Checkpoint, reference: Checkpoint, compiler: str) -> 
     """
     eager = Editor(checkpoint)
     arms: list[Arm] = [
-        AuthorsArm(reference),
-        PlainArm(checkpoint),
-        PlainArm(checkpoint, "B+", "B, inversion shared", "inversion"),
+        AuthorsArm.of(reference),
+        PlainArm.of(checkpoint),
+        PlainArm.of(checkpoint, name="B+", title="B, inversion shared", shares="inversion"),
         OurArm(eager, "C", "ours, a source at a time", batched=False),
         OurArm(eager, "D", "ours, batched", batched=True),
     ]
     if compiler != "none":
-        editor = Editor(compiled(checkpoint, compiler))
-        arms.append(OurArm(editor, "E", "ours, batched, compiled", True, is_compiled=True))
+        editor = Editor(checkpoint, compiler=compiler)
+        arms.append(OurArm(editor, "E", "ours, batched, compiled", True, compiler))
     return arms
-
-
-def compiled(checkpoint: Checkpoint, backend: str) -> Checkpoint:
-    """The checkpoint with a UNet whose regions are compiled when they first run.
-
-    Its weights are the same tensors; its modules are copies, so the other arms stay as they are.
-
-    Raises:
-        ParameterError: torch has no such backend.
-    """
-    unet = checkpoint.unet
-    tensors = {id(each): each for each in (*unet.parameters(), *unet.buffers())}
-    copied = copy.deepcopy(unet, tensors)
-    compile_regions(copied, backend)
-    return dataclasses.replace(checkpoint, unet=copied)
 
 
 def _one_by_one(workload: Workload) -> Iterator[tuple[Image.Image, str, str]]:

@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from fpe_core import Checkpoint
+from fpe_core.unet_rows import Chunk
 
 PHASES = ("encode", "invert", "edit", "decode")
 """Texts and pictures into the model; the UNet's two phases; pictures out of it."""
+
+
+class Networks(NamedTuple):
+    """What an arm calls. `unet` is diffusers' own, on latents, or `fpe_core.unet_call`, on rows."""
+
+    text_encoder: nn.Module
+    encoder: nn.Module
+    decoder: nn.Module
+    unet: nn.Module
 
 
 class PhaseClock:
     """Counts rows and measures the networks' time while `watching`.
 
     Attributes:
-        rows: UNet rows so far, as its first cross-attention sees them: rows of one latent are one
-            before that, and rows that are left early count.
+        rows: UNet rows so far: rows that are left early count, and those that fill up a shape.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,18 +53,19 @@ class PhaseClock:
             self._unet_phase = "edit"
 
     @contextmanager
-    def watching(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """Hooks on the checkpoint's networks, taken off at the end."""
+    def watching(self, networks: Networks) -> Iterator[None]:
+        """Hooks on the networks, taken off at the end."""
         with ExitStack() as hooks:
             for network, phase in (
-                (checkpoint.text_encoder, "encode"),
-                (checkpoint.vae.encoder, "encode"),
-                (checkpoint.vae.decoder, "decode"),
+                (networks.text_encoder, lambda: "encode"),
+                (networks.encoder, lambda: "encode"),
+                (networks.decoder, lambda: "decode"),
+                (networks.unet, lambda: self._unet_phase),
             ):
                 for handle in self._watch(network, phase):
                     hooks.callback(handle.remove)
-            for handle in self._watch_unet(checkpoint.unet):
-                hooks.callback(handle.remove)
+            counting = networks.unet.register_forward_pre_hook(self._count)
+            hooks.callback(counting.remove)
             yield
 
     def seconds(self) -> dict[str, float]:
@@ -67,44 +77,21 @@ class PhaseClock:
             )
         return dict(total)
 
-    def _watch(self, network: Any, phase: str) -> Iterator[Any]:
+    def _watch(self, network: nn.Module, phase: Callable[[], str]) -> Iterator[Any]:
         begun: list[Any] = []
 
         def enter(*_: Any) -> None:
             begun.append(self._now())
 
         def leave(*_: Any) -> None:
-            self._spans.append((phase, begun.pop(), self._now()))
+            self._spans.append((phase(), begun.pop(), self._now()))
 
         yield network.register_forward_pre_hook(enter)
         yield network.register_forward_hook(leave, always_call=True)
 
-    def _watch_unet(self, unet: Any) -> Iterator[Any]:
-        """From its first convolution to its last, or to the self-attention layer where a pass ends
-        early; not the module itself, because our own pass goes over its parts."""
-        begun: list[Any] = []
-
-        def enter(*_: Any) -> None:
-            begun.append(self._now())
-
-        def leave(*_: Any) -> None:
-            self._spans.append((self._unet_phase, begun.pop(), self._now()))
-
-        def leave_early(_module: Any, _inputs: Any, output: Any) -> None:
-            if output is None:  # it was left by an exception
-                leave()
-
-        def count(_module: Any, inputs: tuple[Any, ...]) -> None:
-            self.rows += len(inputs[0])
-
-        attentions = {n: m for n, m in unet.named_modules() if n.endswith((".attn1", ".attn2"))}
-        first = next(module for name, module in attentions.items() if name.endswith(".attn2"))
-        yield unet.conv_in.register_forward_pre_hook(enter)
-        yield unet.conv_out.register_forward_hook(leave)
-        yield first.register_forward_pre_hook(count)
-        for name, module in attentions.items():
-            if name.endswith(".attn1"):
-                yield module.register_forward_hook(leave_early, always_call=True)
+    def _count(self, _unet: nn.Module, inputs: tuple[Chunk | Tensor, ...]) -> None:
+        rows = inputs[0]
+        self.rows += len(rows.prompts if isinstance(rows, Chunk) else rows)
 
     def _now(self) -> Any:
         if self._device.type != "cuda":

@@ -84,7 +84,7 @@ def pass_gate(
         ]
         single = workload.cut(1, 1)
         for mistake in CONTROLS:
-            control = AuthorsArm(authors.checkpoint, wrong=mistake)
+            control = AuthorsArm.of(authors.checkpoint, wrong=mistake)
             distance = farthest(_latents(control, single), expected[:1])
             title = f"mistake: {mistake.replace('_', ' ')}"
             found.append(Comparison(mistake, title, distance, MARGIN * tolerance, True))

@@ -32,7 +32,7 @@ class Run:
     Attributes:
         wall_s: from the call to everything done.
         phase_s: the part of it inside the networks, by `PHASES`, and `REST`.
-        unet_rows: latents that entered the UNet, seen by a hook.
+        unet_rows: rows that entered the UNet, seen by a hook.
         peak_bytes: see `PeakMemory`.
     """
 
@@ -114,6 +114,8 @@ def measure_cell(
         baseline_edits: most edits of the arms that share nothing. They make one after the other,
             so that their time per edit does not depend on how many there are.
     """
+    torch._dynamo.reset()  # compilation is paid, and told, once per cell
+    arms = [arm.afresh() for arm in arms]
     twice = [arm for arm in arms if arm.name == _TWICE]
     entries = [(arm.name, arm) for arm in arms] + [(f"{arm.name} again", arm) for arm in twice]
     parts = {name: _part(arm, workload, baseline_edits) for name, arm in entries}
@@ -159,8 +161,6 @@ def _part(arm: Arm, workload: Workload, baseline_edits: int) -> Workload:
 def _first(arm: Arm, workload: Workload) -> tuple[Tensor, float, float]:
     """Final latents, seconds, and FLOPs per edit, which a compiled graph does not show."""
     device = arm.checkpoint.device
-    if arm.is_compiled:
-        torch._dynamo.reset()  # so that compilation is paid, and counted, once per cell
     wait_for(device)
     start = time.perf_counter()
     if arm.is_compiled:
@@ -176,7 +176,7 @@ def _first(arm: Arm, workload: Workload) -> tuple[Tensor, float, float]:
 def _run(arm: Arm, workload: Workload) -> Run:
     device = arm.checkpoint.device
     clock, memory = PhaseClock(device), PeakMemory(device)
-    with clock.watching(arm.checkpoint), memory.measuring():
+    with clock.watching(arm.networks), memory.measuring():
         wait_for(device)
         start = time.perf_counter()
         arm.edit(workload, clock)

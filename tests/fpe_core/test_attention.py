@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
 from fpe_core import LayersByRange, LayersByTokens, ParameterError
-from fpe_core.attention import MapReplacement, select_layers, self_attention_layers
+from fpe_core.attention import AttentionMap, SourceMaps, select_layers, self_attention_layers
+from fpe_core.text_keys import PromptRows
+from fpe_core.unet_pass import Maps, _Rows
 from tests.tiny_checkpoint import SELF_ATTENTION_TOKENS
 
 
@@ -72,38 +72,44 @@ def test_the_tiny_model_has_sd_s_shape(tiny):
 
 def test_attending_with_source_q_and_k_is_exchanging_the_map(tiny):
     """softmax(Q_s K_s^T / sqrt d) V_t, with the map written out, to 1e-6 in float32."""
-    name = self_attention_layers(tiny.unet, 8, 8)[2].processor_name
-    attn = tiny.unet.get_submodule(name.removesuffix(".processor"))
-    layer = [x for x in self_attention_layers(tiny.unet, 8, 8) if x.processor_name == name]
+    layer = self_attention_layers(tiny.unet, 8, 8)[2]
+    attn = tiny.unet.get_submodule(layer.processor_name.removesuffix(".processor"))
     source, target = torch.randn(2, 1, 16, attn.to_q.in_features)
-    with torch.no_grad(), MapReplacement(tiny.unet, tuple(layer)) as maps:
-        with maps.recording(first_row=0):
-            attn(source)
-        with maps.injecting(first_row=1, sources=torch.tensor([0])):
-            replaced = attn(torch.cat([target, target]))
+    prompts, place = PromptRows(torch.zeros(0), ()), SourceMaps((layer,)).attentions
 
-        def heads(x):
-            return x.view(1, 16, attn.heads, -1).transpose(1, 2)
+    def attended(hidden, **maps):
+        rows = _Rows(prompts, None, Maps(place, **maps))
+        rows._next = place[0]
+        return rows.attend_self(attn, hidden), rows.recorded
 
+    def heads(x):
+        return x.view(1, 16, attn.heads, -1).transpose(1, 2)
+
+    with torch.no_grad():
+        _, maps = attended(source)
+        replaced, _ = attended(torch.cat([target, target]), first_row=1, given=tuple(maps))
         query, key = heads(attn.to_q(source)), heads(attn.to_k(source))
         explicit = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, -1)
         out = (explicit @ heads(attn.to_v(target))).transpose(1, 2).reshape(1, 16, -1)
         expected = attn.to_out[0](out)
-    assert (replaced[1] - expected[0]).abs().max() < 1e-6
-    assert (replaced[0] - attn(target)[0]).abs().max() < 1e-6, "the unconditional row keeps its own"
+        assert (replaced[1] - expected[0]).abs().max() < 1e-6
+        own = attn(target)[0]
+        assert (replaced[0] - own).abs().max() < 1e-6, "the unconditional row keeps its own"
     assert (replaced[0] - replaced[1]).abs().max() > 1e-3
 
 
-def test_a_failed_recording_leaves_nothing_behind(tiny):
-    layers = self_attention_layers(tiny.unet, 8, 8)[2:3]
-    attn = tiny.unet.get_submodule(layers[0].processor_name.removesuffix(".processor"))
-    first, second = torch.randn(2, 1, 16, attn.to_q.in_features)
-    with torch.no_grad(), MapReplacement(tiny.unet, layers) as maps:
-        with contextlib.suppress(OSError), maps.recording(first_row=0):
-            attn(first)
-            raise OSError("halfway through a forward pass")
-        with maps.recording(first_row=0):
-            attn(second)
-        with maps.injecting(first_row=0, sources=torch.tensor([0])):
-            injected = attn(second)
-    assert torch.allclose(injected, attn(second), atol=1e-6)
+def test_maps_of_several_chunks_are_one_after_the_other(tiny):
+    maps = SourceMaps(self_attention_layers(tiny.unet, 8, 8)[2:4], cross_attention=True)
+    assert maps.attentions == (4, 5, 6, 7)
+    rows = [torch.randn(2, 16, 8), torch.randn(1, 16, 8)]
+    for chunk in rows:
+        maps.record(tuple(AttentionMap(chunk + n, chunk - n) for n in range(4)))
+    for _ in range(2):
+        made = maps.of(torch.tensor([2, 0, 2]))
+        for n, (query, key) in enumerate(made):
+            wanted = torch.cat(rows)[[2, 0, 2]]
+            assert torch.equal(query, wanted + n)
+            assert torch.equal(key, wanted - n)
+    maps.forget()
+    maps.record(tuple(AttentionMap(rows[1], rows[1]) for _ in range(4)))
+    assert torch.equal(maps.of(torch.tensor([0]))[0].query, rows[1])

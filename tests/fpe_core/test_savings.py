@@ -5,16 +5,20 @@ That the pictures are the same all the same is held by test_against_reference.py
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from fpe_core import (
     Checkpoint,
+    CheckpointError,
     Editor,
     EditParameters,
     Inversion,
@@ -26,7 +30,7 @@ from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
 from fpe_core.attention import select_layers, self_attention_layers
 from fpe_core.reference import Reference
 from fpe_core.text_keys import TextKeys
-from fpe_core.unet_pass import can_share, forward
+from fpe_core.unet_pass import Maps, forward, parts_of
 
 PARAMETERS = EditParameters(
     steps=3, replaced_fraction=0.7, layers=LayersByTokens(16), width_px=64, height_px=64
@@ -60,7 +64,7 @@ def rows_per_call(unet: torch.nn.Module) -> Iterator[list[int]]:
     """Rows of each call of the UNet, in order."""
     rows: list[int] = []
     # The first layer that has all rows: what is before it, rows may share.
-    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_q
     handle = attention.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
     try:
         yield rows
@@ -84,7 +88,13 @@ def test_a_real_source_s_row_ends_in_the_last_replaced_layer(
     first, *_, last = replaced_layers(tiny)
     block = last.rpartition(".")[0]
     reached = [f"{first}.to_q", f"{first}.to_v", f"{last}.to_q", f"{last}.to_k"]
-    not_reached = [f"{last}.to_v", f"{last}.to_out.0", f"{block}.attn2", f"{block}.ff", "conv_out"]
+    not_reached = [
+        f"{last}.to_v",
+        f"{last}.to_out.0",
+        f"{block}.attn2.to_q",
+        f"{block}.ff",
+        "conv_out",
+    ]
     with rows_through(tiny.unet, [*reached, *not_reached]) as rows:
         editor.edit(inversion, [TARGETS] * 3)
     # At the first step an unconditional row is all its source's edits' (see below).
@@ -204,31 +214,41 @@ def test_text_keys_and_values_are_computed_once_for_each_prompt(
     assert set(rows.values()) == {len(prompts)}
 
 
+def passed(
+    unet: torch.nn.Module,
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    latent_of_row: torch.Tensor | None = None,
+    **keys: int,
+) -> torch.Tensor:
+    """One pass at timestep 7; every row of `text` is a prompt of its own."""
+    parts = parts_of(unet)
+    prompts = TextKeys(parts.cross_attentions, text, **keys).of_rows(torch.arange(len(text)))
+    output, _ = forward(parts, latents, torch.tensor([7]), prompts, latent_of_row, maps=Maps())
+    assert output is not None
+    return output
+
+
 def test_kept_text_keys_and_values_are_those_of_the_layer_itself(tiny: Checkpoint) -> None:
     """One pass through the UNet with them and without, and the bound on what is kept."""
     sample, prompts = torch.randn(3, 4, 8, 8), torch.tensor([1, 0, 1])
     embeddings = torch.randn(2, 77, tiny.unet.config.cross_attention_dim)
-    own = dict(tiny.unet.attn_processors)
-    first = f"{cross_attention_layers(tiny)[0]}.to_k"
-    width = sum(
-        tiny.unet.get_submodule(layer).to_k.out_features for layer in cross_attention_layers(tiny)
-    )
+    parts = parts_of(tiny.unet)
+    width = sum(attn.to_k.out_features for attn in parts.cross_attentions)
     needed_bytes = 2 * 2 * 77 * width * 4
-
-    def output(keys: TextKeys) -> torch.Tensor:
-        with keys, keys.of_rows(prompts):
-            return tiny.unet(sample, 1, encoder_hidden_states=embeddings[prompts]).sample
-
+    first = f"{cross_attention_layers(tiny)[0]}.to_k"
     with torch.inference_mode():
-        expected = tiny.unet(sample, 1, encoder_hidden_states=embeddings[prompts]).sample
+        expected = tiny.unet(sample, 7, encoder_hidden_states=embeddings[prompts]).sample
         for most_bytes, computed in ((needed_bytes, 2), (needed_bytes - 1, 3)):
             with rows_through(tiny.unet, [first]) as rows:
-                made = output(TextKeys(tiny.unet, embeddings, most_bytes=most_bytes))
+                keys = TextKeys(parts.cross_attentions, embeddings, most_bytes=most_bytes)
+                text = keys.of_rows(prompts)
+                made, _ = forward(parts, sample, torch.tensor([7]), text, None, maps=Maps())
             assert rows[first] == computed
-            assert latent_distance(made, expected) <= 1e-6
-        wrong = output(TextKeys(tiny.unet, embeddings.flip(0)))
+            assert made is not None
+            assert latent_distance(made, expected) <= 1e-5
+        wrong = passed(tiny.unet, sample, embeddings.flip(0)[prompts])
     assert latent_distance(wrong, expected) > 1e-4, "the embeddings matter"
-    assert tiny.unet.attn_processors == own
 
 
 def test_what_rows_have_in_common_is_computed_once(
@@ -236,8 +256,8 @@ def test_what_rows_have_in_common_is_computed_once(
 ) -> None:
     """Up to the first cross-attention, and the time embedding: counted, with rows in chunks too."""
     prefix = "down_blocks.0.attentions.0.transformer_blocks.0"
-    shared = ["conv_in", "down_blocks.0.resnets.0", f"{prefix}.attn1"]
-    counted = [*shared, f"{prefix}.attn2", "time_embedding", "conv_out"]
+    shared = ["conv_in", "down_blocks.0.resnets.0", f"{prefix}.attn1.to_v"]
+    counted = [*shared, f"{prefix}.attn2.to_q", "time_embedding", "conv_out"]
     inversion = Editor(tiny).invert(photos, None, PARAMETERS)
     edits = 3 * N
     for max_rows, calls in ((64, R + T), (4, R + 2 + 3 * (T - 1))):
@@ -246,7 +266,7 @@ def test_what_rows_have_in_common_is_computed_once(
         # Sources lend their row at the first step, so that all rows there are conditional.
         assert rows["conv_out"] == 3 + edits + 2 * edits * (T - 1)
         assert result.unet_rows == rows["conv_out"] + 3 * (R - 1)
-        assert rows[f"{prefix}.attn2"] == result.unet_rows
+        assert rows[f"{prefix}.attn2.to_q"] == result.unet_rows
         for name in shared:
             assert rows[name] == 3 * R + 3 + edits * (T - 1), name
         assert rows["time_embedding"] == calls
@@ -254,37 +274,61 @@ def test_what_rows_have_in_common_is_computed_once(
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13)])
 def test_shared_rows_equal_diffusers_own_forward_pass(
-    tiny: Checkpoint, tiny_float64: Checkpoint, size: tuple[int, int]
+    tiny_float64: Checkpoint, size: tuple[int, int]
 ) -> None:
-    """Bit for bit in float32 with one row, where all kernels are the same; else to rounding."""
-    width = tiny.unet.config.cross_attention_dim
-    latents, text = torch.randn(2, 4, *size), torch.randn(4, 77, width)
+    """To rounding: rows in another memory layout meet other kernels."""
+    unet = tiny_float64.unet
+    latents = torch.randn(2, 4, *size).double()
+    text = torch.randn(4, 77, unet.config.cross_attention_dim).double()
     twice = torch.tensor([0, 1, 0, 1])
     with torch.inference_mode():
-        alone = tiny.unet(latents[:1], 7, encoder_hidden_states=text[:1]).sample
-        assert torch.equal(forward(tiny.unet, latents[:1], 7, text[:1], None), alone)
-        unet, latents, text = tiny_float64.unet, latents.double(), text.double()
+        alone = unet(latents, 7, encoder_hidden_states=text[:2]).sample
+        assert latent_distance(passed(unet, latents, text[:2]), alone) <= 1e-13
         together = unet(latents[twice], 7, encoder_hidden_states=text).sample
-        assert latent_distance(forward(unet, latents, 7, text, twice), together) <= 1e-13
-        other = forward(unet, latents, 7, text, twice.flip(0))
+        assert latent_distance(passed(unet, latents, text, twice), together) <= 1e-13
+        other = passed(unet, latents, text, twice.flip(0))
     assert latent_distance(other, together) > 1e-2
 
 
-def test_a_unet_of_another_kind_shares_nothing(
-    tiny: Checkpoint, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+def chunked(unet: Any) -> None:
+    unet.mid_block.attentions[0].transformer_blocks[0].set_chunk_feed_forward(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda unet: setattr(unet.up_blocks[1], "s1", 0.9), "FreeU is on"),
+        (lambda unet: unet.register_to_config(class_embed_type="timestep"), "class_embed_type"),
+        (lambda unet: unet.set_attention_slice(1), "transformers are of another kind"),
+        (chunked, "transformers are of another kind"),
+    ],
+)
+def test_a_unet_of_another_kind_is_refused(
+    tiny: Checkpoint, change: Callable[[Any], None], message: str
 ) -> None:
-    """It goes through diffusers' own forward pass, with as many rows, to the same edits."""
-    assert can_share(tiny.unet)
-    inversion = Editor(tiny).invert(photos[:1], None, PARAMETERS)
-    expected = Editor(tiny).edit(inversion, [TARGETS])
-    first = tiny.unet.down_blocks[0].attentions[0].transformer_blocks[0]
-    monkeypatch.setattr(first, "fuser", "as of GLIGEN", raising=False)
-    assert not can_share(tiny.unet)
-    with rows_through(tiny.unet, ["conv_in", "conv_out"]) as rows:
-        result = Editor(tiny).edit(inversion, [TARGETS])
-    assert rows["conv_in"] == result.unet_rows == expected.unet_rows
-    for edit, other in zip(expected.edits[0], result.edits[0], strict=True):
-        assert latent_distance(edit.latent, other.latent) <= LATENT_TOLERANCE[torch.float32]
+    unet = copy.deepcopy(tiny.unet)
+    change(unet)
+    with pytest.raises(CheckpointError, match=message):
+        Editor(dataclasses.replace(tiny, unet=unet))
+
+
+def test_a_unet_without_a_middle_is_of_the_family() -> None:
+    """Distilled ones have none (arXiv 2305.15798)."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        mid_block_type=None,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).double()
+    latents, text = torch.randn(2, 4, 8, 8).double(), torch.randn(2, 77, 16).double()
+    with torch.inference_mode():
+        expected = unet(latents, 7, encoder_hidden_states=text).sample
+        assert latent_distance(passed(unet, latents, text), expected) <= 1e-13
 
 
 def test_layers_that_differ_from_the_start_share_what_is_before_them(
@@ -292,7 +336,7 @@ def test_layers_that_differ_from_the_start_share_what_is_before_them(
 ) -> None:
     parameters = dataclasses.replace(PARAMETERS, layers=LayersByRange(1, 2), replaced_fraction=1.0)
     inversion = Editor(tiny).invert(photos[:1], ["a cat"], parameters)
-    first = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    first = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"
     with rows_through(tiny.unet, ["conv_in", first]) as rows:
         Editor(tiny).edit(inversion, [["a dog"]])
     assert rows == {"conv_in": 2 * T, first: 3 * T}

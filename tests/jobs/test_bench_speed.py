@@ -131,9 +131,9 @@ def test_the_compiled_arm_agrees_and_is_seen() -> None:
     clocks = [PhaseClock(checkpoint.device) for _ in range(2)]
     torch._dynamo.reset()  # what another test had traced would not be traced again
     graphs_before = counters["stats"]["unique_graphs"]
-    with clocks[0].watching(traced.checkpoint):
+    with clocks[0].watching(traced.networks):
         latents = traced.edit(work, clocks[0])
-    with clocks[1].watching(eager.checkpoint):
+    with clocks[1].watching(eager.networks):
         eager.edit(work, clocks[1])
     assert farthest(latents, authors.edit(work, PhaseClock(checkpoint.device))) <= TOLERANCE
     assert clocks[0].rows == clocks[1].rows > 0

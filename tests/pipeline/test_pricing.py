@@ -90,7 +90,7 @@ def counted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def load(*source: Any, **options: Any) -> Checkpoint:
         checkpoint = load_checkpoint(*source, **options)
-        first = checkpoint.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+        first = checkpoint.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_q
         first.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
         return checkpoint
 

@@ -1,0 +1,68 @@
+"""Calls of a checkpoint's UNet on chunks of rows, eager or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe_core.attention import AttentionMap
+from fpe_core.compilation import FixedShapes, compiled
+from fpe_core.text_keys import PromptRows
+from fpe_core.unet_pass import Maps, forward, parts_of
+from fpe_core.unet_rows import Chunk
+
+
+class UNetCall(nn.Module):
+    """A UNet2DConditionModel on the rows of a chunk. A module for its hooks: one call, one pass.
+
+    Attributes:
+        parts: the UNet.
+    """
+
+    def __init__(self, unet: Any, *, compiler: str | None = None) -> None:
+        """`compiler`: a backend of torch.compile; see `fpe_core.compilation`.
+
+        Raises:
+            CheckpointError: a UNet that is not of Stable Diffusion 1.x's kind.
+            ParameterError: torch has no such backend.
+        """
+        super().__init__()
+        self.parts = parts_of(unet)
+        self._eager: Callable[..., Any] = partial(forward, self.parts)
+        self._graph = None if compiler is None else compiled(self._eager, compiler)
+        self._shapes = FixedShapes()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and of what goes in and comes out."""
+        dtype: torch.dtype = self.parts.unet.dtype
+        return dtype
+
+    def fitted(self, chunk: Chunk, latent_shape: Sequence[int], maps: Maps) -> Chunk:
+        """The chunk, filled up to a shape that is compiled for; as it is where nothing is."""
+        if self._graph is None or (chunk.latent_of_row is None and chunk.first_conditional):
+            return chunk
+        kind = (*latent_shape, maps.attentions, bool(maps.given), maps.only)
+        shape = self._shapes.choose((*kind, chunk.latent_of_row is None), chunk.shape)
+        return chunk if shape is None else chunk.filled_up(*shape)
+
+    def forward(
+        self,
+        chunk: Chunk,
+        latents: Tensor,
+        timestep: int,
+        prompts: PromptRows,
+        maps: Maps,
+    ) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
+        """See `fpe_core.unet_pass.forward`; a chunk that is `fitted` goes through a graph."""
+        # A tensor filled on the device: from a number, one would be copied there and waited for.
+        time = torch.full((1,), timestep, dtype=torch.int64, device=latents.device)
+        run = self._graph if self._graph is not None and chunk.is_fitted else self._eager
+        made: tuple[Tensor | None, tuple[AttentionMap, ...]] = run(
+            latents, time, prompts, chunk.latent_of_row, maps=maps
+        )
+        return made
