@@ -113,8 +113,8 @@ class _Network(nn.Module):
         count = len(images)
         (wanted,) = self._shapes.choose(images.shape[1:], (count,)) or (count,)
         filling = images[-1:].expand(wanted - count, *images.shape[1:])
-        made: Tensor = self._run(torch.cat([images, filling]))
-        return made[:count]
+        filled = torch.cat([images, filling]).contiguous(memory_format=torch.channels_last)
+        return self._run(filled)[:count]
 
 
 def _means(vae: Any, images: Tensor) -> Tensor:

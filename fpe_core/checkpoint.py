@@ -31,6 +31,7 @@ from fpe_core.checkpoint_files import (
 )
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
+from fpe_core.unet_pass import differences
 
 _DTYPES = {
     "float32": torch.float32,
@@ -234,6 +235,8 @@ def _check_family(source: str, components: Mapping[str, Any]) -> None:
         )
     if not any(name.endswith("attn1.processor") for name in unet.attn_processors):
         problems.append("its UNet has no self-attention layers")
+    if not problems:
+        problems = [f"of its UNet: {difference}" for difference in differences(unet)]
     if problems:
         raise CheckpointError(
             f"{source} is not of the Stable Diffusion 1.x family: {'; '.join(problems)}"

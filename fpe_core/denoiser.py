@@ -64,6 +64,12 @@ class Denoiser:
         self._limit = limit
         self._latent_dtype = latent_dtype
         self._text_keys = TextKeys(unet.parts.cross_attentions, text.embeddings)
+        self._of_timestep: dict[int, Tensor] = {}
+
+    def prepare(self, *rows: UNetRows) -> None:
+        """Puts the indices of these rows onto the device, so that no step waits for them."""
+        for each in rows:
+            each.prepare(self._limit.rows)
 
     def evaluate(
         self,
@@ -126,12 +132,13 @@ class Denoiser:
         if is_usual:
             fitted = self._unet.fitted(chunk, z.shape[1:], wanted)
             wanted = Maps() if maps is None else maps.of(fitted)
-        latents = z[fitted.latents].to(self._unet.dtype)
+        if timestep not in self._of_timestep:
+            self._of_timestep[timestep] = self._unet.embed(timestep)
         output: Tensor | None
         output, made = self._unet(
             fitted,
-            latents.contiguous(memory_format=torch.channels_last),
-            timestep,
+            z[fitted.latents].to(self._unet.dtype),
+            self._of_timestep[timestep],
             self._text_keys.of_rows(fitted.prompts),
             wanted,
         )

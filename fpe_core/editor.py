@@ -46,6 +46,7 @@ from fpe_core.parameters import EditParameters
 from fpe_core.rows import RowLimit, rows_that_fit
 from fpe_core.sampling import sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
+from fpe_core.shared_prefix import sharing_pays
 from fpe_core.text import EncodedPrompts, encode_prompts
 from fpe_core.unet_call import UNetCall
 from fpe_core.unet_rows import UNetRows
@@ -68,7 +69,7 @@ class Editor:
         *,
         max_rows: int | None = None,
         memory_share: float = 1.0,
-        measures_attention: bool = False,
+        measures: bool | None = None,
         compiler: str | None = None,
     ) -> None:
         """
@@ -77,8 +78,10 @@ class Editor:
             max_rows: most rows per UNet call; None takes what memory allows. Halves itself on
                 out-of-memory.
             memory_share: part of the device's free memory this editor may take, 0..1.
-            measures_attention: find the fastest kernel for every shape of attention before the
-                first edit of a size (`fpe_core.attention_kernels`), or leave that to torch.
+            measures: before the first edit of a size, time what pays on one device and not on
+                another, and leave the rest off: torch's attention kernels
+                (`fpe_core.attention_kernels`) and the shared prefix (`fpe_core.shared_prefix`).
+                None does so on CUDA; on a CPU it takes longer and has never chosen anything.
             compiler: a backend of torch.compile, such as "inductor", for UNet and autoencoder
                 (`fpe_core.compilation`); edits are equal within `fpe_core.agreement`'s tolerances.
 
@@ -93,7 +96,7 @@ class Editor:
         self.autoencoder = Autoencoder(checkpoint, compiler=compiler)
         self._max_rows = max_rows
         self._memory_share = memory_share
-        self._measures_attention = measures_attention
+        self._measures = checkpoint.device.type == "cuda" if measures is None else measures
         self._limits: dict[tuple[int, int], tuple[RowLimit, RowLimit]] = {}
         self._latent_dtype = latent_dtype(checkpoint)
 
@@ -134,6 +137,7 @@ class Editor:
             z = self.autoencoder.encode([f.image for f in fitted], vae_limit)
         trajectory = [z]
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
+        denoiser.prepare(rows)
         for k, timestep in enumerate(schedule.timesteps):
             z = schedule.invert_step(z, denoiser.evaluate(rows, z, timestep), k)
             trajectory.append(z)
@@ -284,14 +288,8 @@ class Editor:
         key = (parameters.width_px, parameters.height_px)
         if key not in self._limits:
             _, height, width = latent_shape(self.checkpoint, parameters)
-            if self._measures_attention:
-                measure_attention(
-                    self.checkpoint.unet,
-                    self_attention_layers(self.checkpoint.unet, height, width),
-                    self.checkpoint.tokenizer.model_max_length,
-                    self.checkpoint.dtype,
-                    self.checkpoint.device,
-                )
+            if self._measures:
+                self._measure(height, width)
             unet, vae = self.checkpoint.unet.config, self.checkpoint.vae.config
             maps = (
                 unet.block_out_channels[0] * height * width,
@@ -304,6 +302,18 @@ class Editor:
             ]
             self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
         return self._limits[key]
+
+    def _measure(self, height: int, width: int) -> None:
+        """`height`, `width`: of the latents."""
+        checkpoint, window = self.checkpoint, int(self.checkpoint.tokenizer.model_max_length)
+        measure_attention(
+            checkpoint.unet,
+            self_attention_layers(checkpoint.unet, height, width),
+            window,
+            checkpoint.dtype,
+            checkpoint.device,
+        )
+        self.unet.shares_prefix = sharing_pays(self.unet, height, width, window)
 
 
 def _finite(values: Tensor) -> list[bool]:

@@ -37,6 +37,7 @@ def sample_edits(
     rows = EditRows.of(
         sources, target_prompts, parameters, denoiser.text, replaces=replaced_steps > 0
     )
+    denoiser.prepare(*rows.all())
     z_source = sources.start
     z = z_source[rows.source_of_edit]
 

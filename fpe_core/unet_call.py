@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fpe_core.attention import AttentionMap
 from fpe_core.compilation import FixedShapes, compiled
 from fpe_core.text_keys import PromptRows
-from fpe_core.unet_pass import Maps, forward, parts_of
+from fpe_core.unet_pass import Maps, embed_timestep, forward, parts_of
 from fpe_core.unet_rows import Chunk
 
 
@@ -21,6 +21,7 @@ class UNetCall(nn.Module):
 
     Attributes:
         parts: the UNet.
+        shares_prefix: whether rows of one latent are one row until the first cross-attention.
     """
 
     def __init__(self, unet: Any, *, compiler: str | None = None) -> None:
@@ -35,6 +36,7 @@ class UNetCall(nn.Module):
         self._eager: Callable[..., Any] = partial(forward, self.parts)
         self._graph = None if compiler is None else compiled(self._eager, compiler)
         self._shapes = FixedShapes()
+        self.shares_prefix = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,15 +56,21 @@ class UNetCall(nn.Module):
         self,
         chunk: Chunk,
         latents: Tensor,
-        timestep: int,
+        embedding: Tensor,
         prompts: PromptRows,
         maps: Maps,
     ) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
         """See `fpe_core.unet_pass.forward`; a chunk that is `fitted` goes through a graph."""
-        # A tensor filled on the device: from a number, one would be copied there and waited for.
-        time = torch.full((1,), timestep, dtype=torch.int64, device=latents.device)
+        latent_of_row = chunk.latent_of_row
+        if latent_of_row is not None and not self.shares_prefix:
+            latents, latent_of_row = latents[latent_of_row], None
+        latents = latents.contiguous(memory_format=torch.channels_last)
         run = self._graph if self._graph is not None and chunk.is_fitted else self._eager
         made: tuple[Tensor | None, tuple[AttentionMap, ...]] = run(
-            latents, time, prompts, chunk.latent_of_row, maps=maps
+            latents, embedding, prompts, latent_of_row, maps=maps
         )
         return made
+
+    def embed(self, timestep: int) -> Tensor:
+        """(1, width); see `fpe_core.unet_pass.embed_timestep`."""
+        return embed_timestep(self.parts.unet, timestep)

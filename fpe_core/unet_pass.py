@@ -83,10 +83,8 @@ def parts_of(unet: Any) -> UNetParts:
     Raises:
         CheckpointError: it is of another kind.
     """
-    if differences := _differences(unet):
-        raise CheckpointError(
-            f"the UNet is not of Stable Diffusion 1.x's kind: {'; '.join(differences)}"
-        )
+    if found := differences(unet):
+        raise CheckpointError(f"the UNet is not of Stable Diffusion 1.x's kind: {'; '.join(found)}")
     steps: list[tuple[int, Any]] = [(KEEP, None)]
     for block in unet.down_blocks:
         for layer in _layers(block):
@@ -108,7 +106,7 @@ def parts_of(unet: Any) -> UNetParts:
 def forward(
     parts: UNetParts,
     latents: Tensor,
-    time: Tensor,
+    embedding: Tensor,
     prompts: PromptRows,
     latent_of_row: Tensor | None,
     *,
@@ -118,7 +116,7 @@ def forward(
 
     Args:
         latents: (latents, C, h, w), the distinct ones.
-        time: (1,), int64, 0..999, the same for all.
+        embedding: (1, width), the timestep's, the same for all; see `embed_timestep`.
         prompts: of the rows.
         latent_of_row: (rows,), int64; None for one row per latent, in order.
 
@@ -127,7 +125,6 @@ def forward(
         from `maps.first_row` on, nothing where they were given.
     """
     unet, rows = parts.unet, _Rows(prompts, latent_of_row, maps)
-    embedding = unet.time_embedding(unet.get_time_embed(latents[:1], time))
     is_odd = any(edge % parts.multiple for edge in latents.shape[-2:])
     hidden = unet.conv_in(latents)
     kept: list[Tensor] = []
@@ -151,6 +148,14 @@ def forward(
             hidden = module(hidden, kept[-1].shape[2:] if is_odd else None)
     output: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
     return output, tuple(rows.recorded)
+
+
+def embed_timestep(unet: Any, timestep: int) -> Tensor:
+    """What the residual blocks know of a timestep, 0..999: (1, width), of the UNet's type."""
+    # A tensor filled on the device: from a number, one would be copied there and waited for.
+    time = torch.full((1,), timestep, dtype=torch.int64, device=unet.device)
+    embedding: Tensor = unet.time_embedding(unet.time_proj(time).to(unet.dtype))
+    return embedding
 
 
 class _Rows:
@@ -271,8 +276,8 @@ def _layers(block: Any) -> list[list[tuple[int, Any]]]:
     ]
 
 
-def _differences(unet: Any) -> list[str]:
-    """What the pass above would get wrong, in words."""
+def differences(unet: Any) -> list[str]:
+    """What the pass above would get wrong of this UNet, in words."""
     if type(unet).__name__ != "UNet2DConditionModel":
         return [f"it is a {type(unet).__name__}"]
     found = [f"it has {name}" for name in _NOT_HERE if unet.config.get(name)]

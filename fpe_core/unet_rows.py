@@ -1,12 +1,14 @@
 """Which UNet rows a step takes: one latent with one prompt each.
 
-The indices stand on the device before the first step, so that no step waits for one.
+Their indices are put onto the device before the first step, so that no step waits for one; only
+after running out of memory others are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -154,14 +156,25 @@ class UNetRows:
             self._index(items[conditional_from:]),
         )
 
+    def prepare(self, limit: int) -> None:
+        """Makes the indices of all chunks of at most `limit` rows."""
+        edges = [*range(0, len(self), limit), len(self)]
+        self._order(
+            [row for first, last in pairwise(edges) for row in self.chunk(first, last).rows]
+        )
+
     def in_order(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
         """Outputs of rows that came chunk by chunk, brought into the rows' own order."""
+        order = self._order(rows)
+        return outputs if order is None else outputs[order]
+
+    def _order(self, rows: Sequence[int]) -> Tensor | None:
         came = tuple(rows)
         if came == tuple(range(len(self))):
-            return outputs
+            return None
         if came not in self._orders:
             self._orders[came] = self._index([came.index(row) for row in range(len(self))])
-        return outputs[self._orders[came]]
+        return self._orders[came]
 
     def guide(self, outputs: Tensor) -> Tensor:
         """The rows' outputs, (rows, C, h, w), to one for every latent, guided if the rows are."""
@@ -223,6 +236,11 @@ class EditRows:
     first: FirstStep | None
     guided_steps: range
     source_of_edit: Tensor
+
+    def all(self) -> tuple[UNetRows, ...]:
+        """Of all steps."""
+        first = () if self.first is None else (self.first.rows,)
+        return self.source, self.target, self.unguided_source, self.unguided_target, *first
 
     def at(self, step: int) -> tuple[UNetRows, UNetRows]:
         """Of the sources and of the edits, at a step that is not the first of a guided edit."""

@@ -69,7 +69,7 @@ class EditSettings:
     max_rows: int | None = None
     memory_share: float = 1.0
     threads: int | None = None
-    measures_attention: bool = False
+    measures: bool | None = None
     image_format: ImageFormat = field(default_factory=ImageFormat)
     layout: MetadataLayout = field(default_factory=MetadataLayout)
     write_threads: int = 8
@@ -312,7 +312,7 @@ def _load_editor(settings: EditSettings) -> ClockedEditor:
         checkpoint,
         max_rows=settings.max_rows,
         memory_share=settings.memory_share,
-        measures_attention=settings.measures_attention,
+        measures=settings.measures,
         compiler=settings.compiler,
     )
 

@@ -39,14 +39,14 @@ class ClockedEditor(Editor):
         *,
         max_rows: int | None = None,
         memory_share: float = 1.0,
-        measures_attention: bool = False,
+        measures: bool | None = None,
         compiler: str | None = None,
     ) -> None:
         super().__init__(
             checkpoint,
             max_rows=max_rows,
             memory_share=memory_share,
-            measures_attention=measures_attention,
+            measures=measures,
             compiler=compiler,
         )
         self._clock = _NetworkClock(self)

@@ -59,10 +59,10 @@ class ResourcesSection(Section):
     max_rows: int | None = Field(
         default=None, ge=1, description="latents through the UNet at once; null: what memory allows"
     )
-    measure_attention: bool = Field(
-        default=False,
-        description="time torch's attention kernels when a model starts, and run the fastest for "
-        "each shape; false: those that torch takes by itself",
+    measure: bool | None = Field(
+        default=None,
+        description="when a model starts, time torch's attention kernels and whether rows gain by "
+        "sharing their first layers, and run what is faster; null: on GPUs",
     )
     free_cpus: int = Field(
         default=1, ge=0, description="CPUs that actors leave to readers and the rest"

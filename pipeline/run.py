@@ -446,7 +446,7 @@ def _editing(run: _Run, pool: Pool) -> EditSettings:
         max_rows=job.resources.max_rows,
         memory_share=pool.memory_share,
         threads=pool.threads_per_actor,
-        measures_attention=job.resources.measure_attention,
+        measures=job.resources.measure,
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=run.layout,
         lease=run.lease,

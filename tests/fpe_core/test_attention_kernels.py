@@ -106,7 +106,7 @@ def test_an_editor_measures_only_where_it_is_asked_to(
 ) -> None:
     Editor(tiny).invert(photos[:1], None, PARAMETERS)
     assert chosen_kernels() == {}
-    Editor(tiny, measures_attention=True).invert(photos[:1], None, PARAMETERS)
+    Editor(tiny, measures=True).invert(photos[:1], None, PARAMETERS)
     assert set(chosen_kernels()) == set(shapes(tiny))
 
 

@@ -1,0 +1,65 @@
+"""Whether it pays that rows of one latent are one row until the first cross-attention.
+
+It always saves work. But the rows have to be copied apart later than they would be, in the middle
+of the pass, and where launching kernels takes longer than running them nothing is gained.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from fpe_core.text_keys import TextKeys
+from fpe_core.unet_call import UNetCall
+from fpe_core.unet_pass import Maps
+from fpe_core.unet_rows import UNetRows
+
+_ROUNDS = 5
+_CLEARLY = 0.98  # of the time with sharing, which is less work and so has the benefit of the doubt
+_TIMESTEP = 500
+_log = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def sharing_pays(unet: UNetCall, height: int, width: int, tokens: int) -> bool:
+    """Times the two rows of one edit, in turn with and without sharing; costs 24 UNet rows.
+
+    Args:
+        unet: left as it was.
+        height, width: of the latents.
+        tokens: of a prompt.
+    """
+    model = unet.parts.unet
+    device, dtype = model.device, unet.dtype
+    text = torch.zeros(1, tokens, model.config.cross_attention_dim, device=device, dtype=dtype)
+    latents = torch.zeros(1, model.config.in_channels, height, width, device=device, dtype=dtype)
+    rows = UNetRows((0, 0), (0, 0), 1, 1.0, device).chunk(0, 2)
+    prompts = TextKeys(unet.parts.cross_attentions, text).of_rows(rows.prompts)
+    embedding, before = unet.embed(_TIMESTEP), unet.shares_prefix
+
+    def seconds(shares: bool) -> float:
+        unet.shares_prefix = shares
+        began = time.perf_counter()
+        unet(rows, latents, embedding, prompts, Maps())
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    try:
+        times = {shares: [seconds(shares) for _ in range(1)] for shares in (True, False)}
+        for _ in range(_ROUNDS):
+            for shares in times:
+                times[shares].append(seconds(shares))
+    finally:
+        unet.shares_prefix = before
+    shared, apart = (min(times[shares][1:]) for shares in (True, False))
+    pays = apart >= _CLEARLY * shared
+    _log.info(
+        "rows of one latent %s their first layers: %.3g s against %.3g s apart",
+        "share" if pays else "do not share",
+        shared,
+        apart,
+    )
+    return pays

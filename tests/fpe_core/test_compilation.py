@@ -1,0 +1,215 @@
+"""Whole passes compiled for a few fixed shapes: how many graphs there are, and the same edits.
+
+"eager" is torch's backend that traces the graphs and compiles nothing: what would be compiled, how
+often, and with which result is the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fpe_core import (
+    Checkpoint,
+    Editor,
+    EditParameters,
+    LayersByTokens,
+    ParameterError,
+    shared_prefix,
+)
+from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
+from fpe_core.compilation import FixedShapes
+from fpe_core.shared_prefix import sharing_pays
+from fpe_core.unet_rows import UNetRows
+
+PARAMETERS = EditParameters(
+    steps=3, replaced_fraction=0.7, layers=LayersByTokens(16), width_px=64, height_px=64
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_trace_log() -> None:
+    """torch logs all that it traces where a handler is, and pytest's is one: it takes longer than
+    tracing."""
+    logging.getLogger("torch.__trace").disabled = True
+
+
+def latents_of(
+    editor: Editor, photos: Sequence[Image.Image], targets: Sequence[Sequence[str]]
+) -> Tensor:
+    inversion = editor.invert(photos, ["a cat"] * len(photos), PARAMETERS)
+    result = editor.edit(inversion, targets)
+    return torch.stack([edit.latent for edits in result.edits for edit in edits])
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def test_one_graph_for_each_kind_of_step_whatever_is_edited(
+    tiny: Checkpoint, photos: list[Image.Image]
+) -> None:
+    """Steps of inversion, that record, that replace and that do neither; encoder and decoder.
+
+    A smaller call with other prompts is filled up, and no graph has a break.
+    """
+    torch._dynamo.reset()
+    compiled, eager = Editor(tiny, compiler="eager"), Editor(tiny)
+    calls: list[int] = []
+    compiled.unet.register_forward_hook(lambda _unet, inputs, _output: calls.append(len(inputs)))
+    before = graphs()
+    targets = [["a dog", "snow"], ["a red cat", "the car"], ["the blue car", "a dog"]]
+    made = latents_of(compiled, photos, targets)
+    assert graphs() - before == 6
+    assert not counters["graph_break"]
+    assert latent_distance(made, latents_of(eager, photos, targets)) <= LATENT_TOLERANCE[made.dtype]
+    steps, replaced = PARAMETERS.steps, PARAMETERS.replaced_steps
+    passes = 2 * steps + replaced
+    assert len(calls) == passes, "those who watch see every pass"
+
+    fewer = [["photo of the red dog"], ["green snow", "a cat"]]
+    made = latents_of(compiled, photos[:2], fewer)
+    assert graphs() - before == 6, "another batch was compiled for"
+    expected = latents_of(eager, photos[:2], fewer)
+    assert latent_distance(made, expected) <= LATENT_TOLERANCE[made.dtype]
+    assert len(calls) == 2 * passes
+
+
+def test_synthetic_sources_and_rows_in_chunks_are_the_same_compiled(tiny: Checkpoint) -> None:
+    parameters = dataclasses.replace(PARAMETERS, guidance_interval=(0.0, 0.5))
+    made = []
+    torch._dynamo.reset()
+    for editor in (Editor(tiny, max_rows=4), Editor(tiny, max_rows=4, compiler="eager")):
+        sources = editor.synthesise(["a cat", "snow"], [1, 2], parameters)
+        result = editor.edit(sources, [["a dog", "the car"], ["a red cat"]])
+        made.append(torch.stack([edit.latent for edits in result.edits for edit in edits]))
+    assert latent_distance(made[1], made[0]) <= LATENT_TOLERANCE[made[0].dtype]
+
+
+def test_a_compiler_that_torch_does_not_have_is_refused(tiny: Checkpoint) -> None:
+    with pytest.raises(ParameterError, match="no backend 'gcc'; allowed: aot_eager"):
+        Editor(tiny, compiler="gcc")
+
+
+def test_a_call_takes_the_least_shape_that_is_large_enough() -> None:
+    shapes = FixedShapes()
+    assert shapes.choose("plain", (4, 4, 8)) == (4, 4, 8)
+    assert shapes.choose("plain", (3, 3, 6)) == (4, 4, 8)
+    assert shapes.choose("plain", (6, 4, 8)) == (6, 4, 8), "nothing holds it"
+    assert shapes.choose("plain", (4, 4, 7)) == (4, 4, 8)
+    assert shapes.choose("plain", (4, 0, 8)) == (4, 0, 8), "no rows stay no rows"
+    assert shapes.choose("replacing", (1, 1, 1)) == (1, 1, 1), "of another kind"
+
+
+def test_a_shape_that_fits_badly_is_used_until_one_of_its_own_pays() -> None:
+    shapes = FixedShapes()
+    shapes.choose("plain", (12,))
+    asked = [shapes.choose("plain", (2,)) for _ in range(101)]
+    assert asked == [(12,)] * 100 + [(2,)]
+    assert shapes.choose("plain", (1,)) == (2,)
+
+
+def test_shapes_are_bounded() -> None:
+    shapes = FixedShapes()
+    assert [shapes.choose("plain", (2**n,)) for n in range(8)] == [(2**n,) for n in range(8)]
+    assert shapes.choose("plain", (2**8,)) is None
+    assert shapes.choose("plain", (70,)) == (128,)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (3, 4, 2), (2, 2, 5), (4, 3, 3)])
+def test_rows_that_fill_up_are_copies_and_left_out_again(shape: tuple[int, int, int]) -> None:
+    chunk = UNetRows((0, 1, 0, 1), (7, 7, 8, 9), 2, 7.5, CPU).chunk(0, 4)
+    filled = chunk.filled_up(*shape)
+    assert filled.shape == shape
+    assert filled.is_fitted
+    assert chunk.filled_up(*shape) is filled
+
+    def rows(of) -> list[tuple[int, int]]:
+        latents = of.latents[of.latent_of_row].tolist()
+        return list(zip(latents, of.prompts.tolist(), strict=True))
+
+    wanted = range(4) if filled.wanted is None else filled.wanted.tolist()
+    assert [rows(filled)[row] for row in wanted] == rows(chunk)
+    assert set(rows(filled)) == set(rows(chunk))
+    unconditional = filled.first_conditional
+    assert filled.conditional_items.tolist() == [item for item, _ in rows(filled)[unconditional:]]
+
+
+class _Watched(TorchDispatchMode):
+    """Remembers the operations from the first pass through the UNet on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_on = False
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if self.is_on:
+            self.seen.add(operation.overloadpacket.__name__)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("max_rows", [64, 3])
+def test_no_step_waits_for_the_device(
+    tiny: Checkpoint, photos: list[Image.Image], max_rows: int
+) -> None:
+    """Neither a value is read back nor a Python one brought there between the first pass and the
+    last: `item`, `tolist`, `nonzero`, masks of unknown size, `torch.tensor`."""
+    editor = Editor(tiny, max_rows=max_rows)
+    watched = _Watched()
+
+    def begin(*_: object) -> None:
+        watched.is_on = True
+
+    def end(*_: object) -> None:
+        watched.is_on = False
+
+    editor.unet.register_forward_pre_hook(begin)
+    editor.autoencoder.decoder.register_forward_pre_hook(end)
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "is_nonzero"}
+    inversion = editor.invert(photos, ["a cat", "", "snow"], PARAMETERS)
+    watched.is_on = False
+    with watched:
+        editor.edit(inversion, [["a dog", "snow"], ["snow"], ["a red cat"]])
+    assert {"convolution", "index"} <= watched.seen
+    assert not watched.seen & waiting
+    with watched:
+        begin()
+        torch.tensor([1.0]).item()
+    assert watched.seen & waiting == {"_local_scalar_dense", "lift_fresh"}
+
+
+@pytest.mark.parametrize(("slower", "shares"), [("shared", False), ("apart", True)])
+def test_a_prefix_that_is_no_faster_shared_is_not_shared(
+    tiny: Checkpoint,
+    photos: list[Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+    slower: str,
+    shares: bool,
+) -> None:
+    """Which is faster is said here; that the edits are the same is not."""
+    editor, clock = Editor(tiny, measures=True), [0.0]
+
+    def pass_time(*_: object) -> None:
+        clock[0] += 2.0 if editor.unet.shares_prefix == (slower == "shared") else 1.0
+
+    expected = latents_of(Editor(tiny), photos[:1], [["a dog"]])
+    handle = editor.unet.register_forward_hook(pass_time)
+    with monkeypatch.context() as patched:
+        patched.setattr(shared_prefix.time, "perf_counter", lambda: clock[0])
+        assert sharing_pays(editor.unet, 8, 8, 77) == shares
+        assert editor.unet.shares_prefix
+    handle.remove()
+    monkeypatch.setattr("fpe_core.editor.sharing_pays", lambda *_: shares)
+    made = latents_of(editor, photos[:1], [["a dog"]])
+    assert editor.unet.shares_prefix == shares
+    assert latent_distance(made, expected) <= LATENT_TOLERANCE[made.dtype]
