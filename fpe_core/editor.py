@@ -74,7 +74,8 @@ class Editor:
             checkpoint: the model; several editors may share one, but not at the same time.
             max_rows: most rows per UNet call; None takes what memory allows. Halves itself on
                 out-of-memory.
-            memory_share: part of the device's free memory this editor may take, 0..1.
+            memory_share: part of the device's memory this editor may take, 0..1 (on a CPU, of what
+                is free).
             measures_attention: find the fastest kernel for every shape of attention before the
                 first edit of a size (`fpe_core.attention_kernels`), or leave that to torch.
         """
