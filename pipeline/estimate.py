@@ -182,7 +182,8 @@ def _of_edits(work: Workload) -> Iterator[_Change]:
         yield "edit.guidance_scale", "guided", "1", unguided
     if most.guided_steps == most.steps:
         early = work.with_shapes(lambda shape: shape.guided_until(_GUIDED_SHARE))
-        yield "edit.guidance_interval", "[0, 1]", f"[0, {_GUIDED_SHARE:g}]", early
+        if early.unet_rows != work.unet_rows:
+            yield "edit.guidance_interval", "[0, 1]", f"[0, {_GUIDED_SHARE:g}]", early
     with_row = work.with_shapes(
         lambda shape: replace(shape, has_negative_row=not shape.is_synthetic)
     )
