@@ -77,7 +77,8 @@ class Editor:
             checkpoint: the model; several editors may share one, but not at the same time.
             max_rows: most rows per UNet call; None takes what memory allows. Halves itself on
                 out-of-memory.
-            memory_share: part of the device's free memory this editor may take, 0..1.
+            memory_share: part of the device's memory this editor may take, 0..1 (on a CPU, of what
+                is free).
             measures: before the first edit of a size, time what pays on one device and not on
                 another, and leave the rest off: torch's attention kernels
                 (`fpe_core.attention_kernels`) and the shared prefix (`fpe_core.shared_prefix`).

@@ -90,23 +90,33 @@ def is_out_of_memory(error: BaseException) -> bool:
 def rows_that_fit(
     device: torch.device, widest_map_elements: int, element_bytes: int, memory_share: float
 ) -> int:
-    """A first row limit from the memory that is free now.
+    """A first row limit from the memory that this process may have now.
 
     Args:
         device: where the network lives.
         widest_map_elements: elements of the largest feature map of one row.
         element_bytes: bytes of one of them.
-        memory_share: the part of the free memory that may be used, 0..1; below 1 where several
-            processes share a device.
+        memory_share: the part of the device's memory that this process may use, 0..1; below 1
+            where several share a device. Of a GPU it is a share of all of its memory, so that the
+            process that comes first leaves the others theirs; elsewhere of what is free.
     """
-    free_bytes = _free_bytes(device) * memory_share * 0.6
-    row_bytes = widest_map_elements * element_bytes * _PEAK_FEATURE_MAPS
-    return max(2, min(_MOST_ROWS, int(free_bytes // row_bytes)))
-
-
-def _free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        free_bytes = _free_bytes_of_gpu(device, memory_share)
+    else:
+        free_bytes = _free_bytes_of_machine() * memory_share
+    row_bytes = widest_map_elements * element_bytes * _PEAK_FEATURE_MAPS
+    return max(2, min(_MOST_ROWS, int(free_bytes * 0.6 // row_bytes)))
+
+
+def _free_bytes_of_gpu(device: torch.device, share: float) -> float:
+    """This process' share less what its tensors hold, but no more than there is."""
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_allocated(device)
+    kept = torch.cuda.memory_reserved(device) - held  # by torch, for its next tensors
+    return float(min(total * share - held, free + kept))
+
+
+def _free_bytes_of_machine() -> float:
     available = float(psutil.virtual_memory().available)
     try:  # a container's own limit (cgroup v2) is below the machine's
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())

@@ -17,6 +17,8 @@ import asyncio
 import logging
 import math
 import os
+import re
+import secrets
 import socket
 import tempfile
 import time
@@ -41,6 +43,7 @@ STOP_MARGIN_S = 30
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _LOOK_S = 0.5
 _AGENT_WAIT_S = 60.0
+_LONGEST_NAME = 40
 _NO_AGENT_YET = "No available agent to submit job"
 """What the job server says while its agent is not there yet; nothing is submitted then."""
 _TALKATIVE = (
@@ -53,14 +56,24 @@ _CODE_PACKAGES = ("fpe_core", "pipeline", "jobs")
 _log = logging.getLogger(__name__)
 
 
-class JobClient(Protocol):
-    """What is used of Ray's JobSubmissionClient."""
+class JobLogs(Protocol):
+    """What is used of Ray's JobSubmissionClient to follow a job."""
 
-    def submit_job(
-        self, *, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]
-    ) -> str: ...
     def get_job_info(self, job_id: str) -> Any: ...
     def tail_job_logs(self, job_id: str) -> AsyncIterator[str]: ...
+
+
+class JobClient(JobLogs, Protocol):
+    """And to hand one over."""
+
+    def submit_job(
+        self,
+        *,
+        entrypoint: str,
+        submission_id: str,
+        runtime_env: dict[str, Any],
+        metadata: dict[str, str],
+    ) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -96,14 +109,17 @@ def submit(
                 client,
                 # exec: a stop reaches the run itself, and once
                 entrypoint=f"exec python -m jobs run {JOB_FILE}",
+                submission_id=new_submission_id(job.output),
                 runtime_env=runtime_env(folder, job.stop.grace_s, with_code=with_code),
                 metadata={"output": redact_url(job.output)},
             )
     return client, Submission(address, submission_id)
 
 
-def follow(client: JobClient, submission: Submission, write: Callable[[str], object]) -> int:
+def follow(client: JobLogs, submission: Submission, write: Callable[[str], object]) -> int:
     """Writes the job's log, from its start, until it ends; returns the exit code of `fpe run`.
+
+    A log that ends before the job does is opened again, and goes on where it was.
 
     143 for a job that was stopped, 1 for one that never ran or whose exit code is not known (its
     message is written). Raises Interrupted, with what to do, where following was interrupted: the
@@ -111,8 +127,7 @@ def follow(client: JobClient, submission: Submission, write: Callable[[str], obj
     """
     try:
         with _lost(submission):
-            asyncio.run(_write_log(client, submission.submission_id, write))
-            info = _ended(client, submission.submission_id)
+            info = _followed(client, submission.submission_id, write)
     except KeyboardInterrupt as interrupt:
         raise Interrupted(
             f"no longer following {submission.submission_id}, which goes on.\n{submission.how_to()}"
@@ -156,6 +171,15 @@ def runtime_env(folder: str, grace_s: float, *, with_code: bool) -> dict[str, An
         environment["py_modules"] = [str(_CODE_FOLDER / name) for name in _CODE_PACKAGES]
         environment["excludes"] = ["__pycache__"]
     return environment
+
+
+def new_submission_id(output: str) -> str:
+    """An id for Ray that names the run folder: `fpe-recoloured-3f9a1c2b` for s3://photos/recoloured.
+
+    Ray names log files after it, so it has letters, digits, dots and dashes alone.
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", output.rstrip("/").rpartition("/")[2]).strip("-.")
+    return "-".join(filter(None, ("fpe", name[:_LONGEST_NAME], secrets.token_hex(4))))
 
 
 def _hand_over(client: JobClient, **request: Any) -> str:
@@ -233,16 +257,27 @@ def _can_bind(ip: str) -> bool:
     return True
 
 
-async def _write_log(client: JobClient, job_id: str, write: Callable[[str], object]) -> None:
-    async for lines in client.tail_job_logs(job_id):
-        write(lines)
-
-
-def _ended(client: JobClient, job_id: str) -> Any:
-    """The job's details once it has ended: its log ends a moment earlier."""
-    while not (info := client.get_job_info(job_id)).status.is_terminal():
+def _followed(client: JobLogs, job_id: str, write: Callable[[str], object]) -> Any:
+    """Writes the job's log to its end; the job's details once it has ended."""
+    written = 0
+    while True:
+        had_ended = (info := client.get_job_info(job_id)).status.is_terminal()
+        written += asyncio.run(_write_log(client, job_id, written, write))
+        if had_ended:
+            return info
         time.sleep(_LOOK_S)
-    return info
+
+
+async def _write_log(
+    client: JobLogs, job_id: str, written: int, write: Callable[[str], object]
+) -> int:
+    """Writes a log but for its first characters; how many more it had."""
+    read = 0
+    async for lines in client.tail_job_logs(job_id):
+        if fresh := lines[max(0, written - read) :]:
+            write(fresh)
+        read += len(lines)
+    return max(0, read - written)
 
 
 def _exit_code(info: Any, write: Callable[[str], object]) -> int:

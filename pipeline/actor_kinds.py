@@ -61,7 +61,7 @@ class Node:
 
 @dataclass(frozen=True)
 class ActorKind:
-    """Actors that are alike. `memory_share`: of the free memory of the device of each."""
+    """Actors that are alike. `memory_share`: of the memory of the device of each."""
 
     actors: int
     cpus_per_actor: float

@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from fpe_core.speed import Speed
 from pipeline.block_editor import EDITS_PER_CALL
 from pipeline.group_shape import GroupShape
 from pipeline.probe import Probe
+
+_GUIDED_SHARE = 0.8
+"""Of the steps, in the knob that guides fewer of them."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Workload:
         shapes: groups by what they cost.
         gpus_per_actor: of each worker; several may share one, 0 is none.
         further_tries: of every edit.
+        speed: `edit.speed`.
+        other_speeds: steps at each other speed, as a share of the steps now; none where the job
+            says itself how many there are.
     """
 
     shapes: Mapping[GroupShape, int]
@@ -36,6 +44,8 @@ class Workload:
     keep_source: bool
     is_judged: bool
     further_tries: int = 0
+    speed: Speed = "exact"
+    other_speeds: Mapping[Speed, float] = field(default_factory=dict)
 
     @property
     def sources(self) -> int:
@@ -159,6 +169,8 @@ _Change = tuple[str, str, str, Workload]
 def _of_edits(work: Workload) -> Iterator[_Change]:
     """Keys that change how many UNet rows a group takes."""
     most = max(work.shapes, key=lambda shape: shape.unet_rows * work.shapes[shape])
+    for speed, share in work.other_speeds.items():
+        yield "edit.speed", work.speed, speed, work.with_shapes(partial(_of_its_steps, share))
     if most.steps > 1:
         yield "edit.steps", f"{most.steps}", f"{most.steps // 2}", work.with_shapes(_half_the_steps)
     if most.replaced_steps and not most.is_synthetic:
@@ -168,6 +180,10 @@ def _of_edits(work: Workload) -> Iterator[_Change]:
     if most.is_guided:
         unguided = work.with_shapes(GroupShape.unguided)
         yield "edit.guidance_scale", "guided", "1", unguided
+    if most.guided_steps == most.steps:
+        early = work.with_shapes(lambda shape: shape.guided_until(_GUIDED_SHARE))
+        if early.unet_rows != work.unet_rows:
+            yield "edit.guidance_interval", "[0, 1]", f"[0, {_GUIDED_SHARE:g}]", early
     with_row = work.with_shapes(
         lambda shape: replace(shape, has_negative_row=not shape.is_synthetic)
     )
@@ -175,6 +191,11 @@ def _of_edits(work: Workload) -> Iterator[_Change]:
         yield "source_prompt", "own", "negative", with_row
     twice = work.with_shapes(lambda shape: shape.with_edits(2 * shape.edits))
     yield "edits of a source", f"{most.edits}", f"{2 * most.edits}", twice
+
+
+def _of_its_steps(share: float, shape: GroupShape) -> GroupShape:
+    steps = max(1, round(share * shape.steps))
+    return shape.with_replacement(steps, shape.replaced_fraction)
 
 
 def _half_the_steps(shape: GroupShape) -> GroupShape:

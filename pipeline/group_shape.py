@@ -11,6 +11,7 @@ Groups of one shape cost the same; a job of millions has a handful of shapes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from fpe_core import EditParameters
@@ -105,6 +106,11 @@ class GroupShape:
     def unguided(self) -> GroupShape:
         """The same at guidance 1."""
         return replace(self, guided_steps=0, guides_first=False)
+
+    def guided_until(self, share: float) -> GroupShape:
+        """The same with guidance only until that share of the steps, 0..1."""
+        last = math.ceil(self.steps * share - 1e-9)
+        return replace(self, guided_steps=min(self.guided_steps, last))
 
     def with_edits(self, edits: int) -> GroupShape:
         return replace(self, edits=edits)

@@ -70,10 +70,14 @@ class Repeats:
 
 @dataclass(frozen=True)
 class Intent:
-    """What a job means once its checkpoint and its manifest's columns are known. Streams groups."""
+    """What a job means once its checkpoint and its manifest's columns are known. Streams groups.
+
+    `recommended`: the checkpoint's own parameters; `parameters`: the job's over them.
+    """
 
     job: Job
     manifest: Manifest
+    recommended: EditParameters
     parameters: EditParameters
     context: EditContext
     prompts: PromptPlan | None
@@ -207,7 +211,7 @@ def understand(job: Job) -> Intent:
         )
     _refuse_output_in_manifest(job)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
-    return Intent(job, manifest, parameters, context, prompts, annotations)
+    return Intent(job, manifest, defaults, parameters, context, prompts, annotations)
 
 
 def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 from fpe_core.checkpoint import choose_device, choose_dtype_name
 from fpe_core.device_name import device_name
+from fpe_core.speed import SPEEDS, Speed
 from pipeline.actor_kinds import Node
 from pipeline.errors import ProbeError
 from pipeline.estimate import Estimate, Knob, Workload, estimate, knobs
 from pipeline.group_shape import GroupShape
-from pipeline.intent import understand
+from pipeline.intent import Intent, understand
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.plan import AllBut, Plan
@@ -74,7 +75,7 @@ def price(
     if device is not None:
         found = store.of_device(device, probe_key(intent, dtype, shape), dtype)
         pool = _pool_elsewhere(job, plan, found.device_type)
-        return Price(_workload(job, plan, pool), found, is_measured_now=False)
+        return Price(_workload(intent, plan, pool), found, is_measured_now=False)
     here = choose_device(job.model.device)
     is_local = job.resources.ray_address is None and job.resources.pools is None
     pool = _pool_here(job, plan) if is_local else _pool_elsewhere(job, plan, here.type)
@@ -84,7 +85,7 @@ def price(
     probe = found_here or take_probe(intent, _left_out(plan, ledger), shape, pool, seconds=seconds)
     if found_here is None:
         _keep(store, probe)
-    return Price(_workload(job, plan, pool), probe, is_measured_now=found_here is None)
+    return Price(_workload(intent, plan, pool), probe, is_measured_now=found_here is None)
 
 
 def _keep(store: ProbeStore, probe: Probe) -> None:
@@ -132,7 +133,8 @@ def _sized(job: Job, plan: Plan, node: Node, device: str) -> Pool:
     )
 
 
-def _workload(job: Job, plan: Plan, pool: Pool) -> Workload:
+def _workload(intent: Intent, plan: Plan, pool: Pool) -> Workload:
+    job = intent.job
     return Workload(
         shapes=plan.shapes,
         groups_per_block=pool.groups_per_block,
@@ -141,4 +143,16 @@ def _workload(job: Job, plan: Plan, pool: Pool) -> Workload:
         image_format=job.images.format,
         keep_source=job.images.keep_source,
         is_judged=job.judge is not None,
+        speed=job.edit.speed,
+        other_speeds=_other_speeds(intent),
     )
+
+
+def _other_speeds(intent: Intent) -> dict[Speed, float]:
+    """Steps at each other speed, as a share of the job's own; none where those are the same."""
+    edit, now = intent.job.edit, intent.parameters.steps
+    steps = {
+        speed: edit.model_copy(update={"speed": speed}).resolve(intent.recommended).steps
+        for speed in SPEEDS
+    }
+    return {speed: count / now for speed, count in steps.items() if count != now}

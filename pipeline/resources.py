@@ -155,7 +155,7 @@ def _places(node: Node, cpus_per_actor: float, gpus_per_actor: float) -> int:
 
 
 def _memory_share(actors: int, nodes: int, gpus_per_actor: float) -> float:
-    """Part of a device's free memory that one actor may plan with."""
+    """Part of a device's memory that one actor may plan with."""
     if gpus_per_actor > 0:
         return min(1.0, gpus_per_actor)
     return 1.0 / math.ceil(actors / nodes)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 
 from jobs.cli import app
 from pipeline.job import Job
@@ -18,6 +19,17 @@ from pipeline.outcome import FailureCode
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+CLUSTER_FILES = sorted((ROOT / "jobs" / "cluster").glob("*.*"))
+OPERATING = ("ray", "kubectl", "systemctl", "crontab", "journalctl")
+"""Programs that a page cannot be tried with on every machine."""
+MARKS = ("(cluster)", "(root)")
+WERE_RUN = {
+    "ray get-auth-token --generate",
+    "ray start --head --port=6399 --include-dashboard=true --dashboard-port=8299 "
+    "--disable-usage-stats",
+    "ray start --head --metrics-export-port=8080",
+    "ray stop",
+}
 GAP = "…"
 """Stands for what differs in a message that is quoted."""
 
@@ -29,6 +41,20 @@ def commands() -> Iterator[Any]:
                 yield pytest.param(
                     line.split(" #")[0].split(), id=f"{page.stem}: {line.strip()[:60]}"
                 )
+
+
+def operations(text: str) -> Iterator[tuple[str, bool]]:
+    """Commands of `OPERATING` in a page, as lines or within one, and whether each is marked."""
+    programs = "|".join(OPERATING)
+    for line in text.splitlines():
+        if line.startswith("    "):
+            command, _, comment = line.partition(" #")
+            for part in re.split(r"&&|\|", command):
+                if re.match(rf"\s*({programs})\s", part):
+                    yield part.strip(), any(mark in comment for mark in MARKS)
+        else:
+            for found in re.finditer(rf"`((?:{programs}) [^`]+)`([^`|;]*)", line):
+                yield found[1], any(mark in found[2] for mark in MARKS)
 
 
 def literals() -> list[str]:
@@ -68,6 +94,48 @@ def test_commands_exist_with_these_options(words: list[str]) -> None:
             if here.name in ("run", "plan", "submit", "show"):
                 annotation: Any = Job.model_fields[section].annotation
                 assert not name or name in annotation.model_fields
+
+
+def test_commands_of_clusters_and_schedulers_are_found_in_lines_and_between_words() -> None:
+    text = """
+    export MODE=token && ray up a.yaml   # (cluster) once
+    kubectl get pods
+    fpe status out/run
+Say `kubectl apply -f b.yaml` *(cluster)*, or `ray down a.yaml`; `ray` alone is none."""
+    assert list(operations(text)) == [
+        ("ray up a.yaml", True),
+        ("kubectl get pods", False),
+        ("kubectl apply -f b.yaml", True),
+        ("ray down a.yaml", False),
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_was_not_run_is_marked(page: pathlib.Path) -> None:
+    found = list(operations(page.read_text(encoding="utf-8")))
+    assert {command for command, is_marked in found if not is_marked} <= WERE_RUN
+    assert not {command for command, is_marked in found if is_marked} & WERE_RUN
+
+
+@pytest.mark.parametrize("name", ["cluster", "local", "schedule", "troubleshooting", "tuning"])
+def test_a_guide_says_which_of_its_commands_were_run(name: str) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert re.search(r"\b(was|were)\s+run\b", text)
+
+
+def test_files_that_are_applied_have_names_and_those_created_are_there() -> None:
+    """`kubectl apply` refuses what has a generateName alone."""
+    texts = [f.read_text(encoding="utf-8") for f in (*PAGES, ROOT / "README.md", *CLUSTER_FILES)]
+    given = {
+        (verb, file)
+        for text in texts
+        for verb, file in re.findall(r"kubectl (apply|create) -f ([\w./-]+\.yaml)", text)
+        if not file.startswith("/")
+    }
+    assert {verb for verb, _ in given} == {"apply", "create"}
+    for verb, file in given:
+        for manifest in yaml.safe_load_all((ROOT / file).read_text(encoding="utf-8")):
+            assert ("name" in manifest["metadata"]) == (verb == "apply"), (verb, file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

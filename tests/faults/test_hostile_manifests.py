@@ -38,7 +38,14 @@ def plan_rows(path: Path, target: str = "") -> int:
     job = Job.model_validate(values)
     prompts = None if job.prompts is None else PromptPlan.of(job.prompts)
     manifest = Manifest.open(str(path), needs_target_prompt=prompts is None)
-    intent = Intent(job, manifest, EditParameters(), EditContext("fingerprint", "crop"), prompts)
+    intent = Intent(
+        job,
+        manifest,
+        EditParameters(),
+        EditParameters(),
+        EditContext("fingerprint", "crop"),
+        prompts,
+    )
     edits = sum(1 for _ in intent.edit_ids())
     survey = survey_manifest(intent)
     batches = pending_batches(intent, frozenset(), survey.repeats)

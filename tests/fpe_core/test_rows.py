@@ -63,3 +63,28 @@ def test_a_first_limit_from_memory():
     assert rows_that_fit(cpu, 10**15, 4, 1.0) == 2
     assert rows_that_fit(cpu, 1, 4, 1.0) == 128
     assert rows_that_fit(cpu, 10**6, 4, 1.0) >= rows_that_fit(cpu, 10**6, 4, 0.25)
+
+
+GIB = 2**30
+ROW_ELEMENTS = GIB // (4 * 48)
+"""Of the widest map of a row that takes a gibibyte at its peak."""
+
+
+@pytest.mark.parametrize(
+    ("share", "free", "held", "kept", "rows"),
+    [
+        (1.0, 78, 2, 0, 46),  # of 80 all but the model, and of that 0.6
+        (0.5, 78, 2, 0, 22),  # the first of two processes: of 40
+        (0.5, 38, 2, 0, 22),  # the second, which finds half of it taken, may have as much
+        (0.5, 10, 2, 0, 6),  # no more than is free
+        (0.5, 10, 2, 5, 9),  # or kept by torch for its next tensors
+        (0.1, 60, 9, 0, 2),  # its share is used up
+    ],
+)
+def test_processes_on_one_gpu_have_equal_shares(
+    monkeypatch: pytest.MonkeyPatch, share: float, free: int, held: int, kept: int, rows: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: held * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: (held + kept) * GIB)
+    assert rows_that_fit(torch.device("cuda"), ROW_ELEMENTS, 4, share) == rows

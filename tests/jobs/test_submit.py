@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from ray.job_submission import JobDetails, JobStatus, JobType
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -28,6 +29,7 @@ from jobs.submit import (
     Submission,
     connect,
     follow,
+    new_submission_id,
     place_job,
     runtime_env,
 )
@@ -129,6 +131,49 @@ def test_a_token_that_is_missing_is_told() -> None:
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        ("s3://photos/recoloured/", "fpe-recoloured-"),
+        ("/data/My réd cats!", "fpe-My-r-d-cats-"),
+        ("s3://photos/" + "x" * 60, "fpe-" + "x" * 40 + "-"),
+        ("/", "fpe-"),
+    ],
+)
+def test_ids_name_the_run_folder_and_no_two_are_alike(output: str, name: str) -> None:
+    one, other = new_submission_id(output), new_submission_id(output)
+    assert re.fullmatch(re.escape(name) + "[0-9a-f]{8}", one)
+    assert one != other
+
+
+class LogThatBreaksOff:
+    """A job whose log ends early, and begins anew when it is opened again."""
+
+    ANSWERS = (["one\n", "two\n"], ["one\ntw", "o\nthree\n"], ["one\ntwo\nthree\nend\n"])
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        del job_id
+        self.opened += 1
+        for lines in self.ANSWERS[self.opened - 1]:
+            yield lines
+
+    def get_job_info(self, job_id: str) -> JobDetails:
+        has_ended = self.opened == len(self.ANSWERS) - 1
+        status = JobStatus.SUCCEEDED if has_ended else JobStatus.RUNNING
+        return JobDetails(
+            type=JobType.SUBMISSION, submission_id=job_id, status=status, entrypoint="fpe"
+        )
+
+
+def test_a_log_that_ends_before_its_job_is_opened_again_and_nothing_comes_twice() -> None:
+    client, log = LogThatBreaksOff(), list[str]()
+    assert follow(client, Submission(ELSEWHERE, "fpe-run-0"), log.append) == 0
+    assert "".join(log) == "one\ntwo\nthree\nend\n"
+
+
 # to a real job server
 
 
@@ -210,6 +255,7 @@ def test_a_job_that_is_stopped_keeps_what_arrived_and_the_same_submit_goes_on(
         said = following.stdout.read()
     assert following.returncode == 130, "".join(seen) + said
     submission_id = seen[0].removeprefix("Submitted ").strip()
+    assert submission_id.startswith("fpe-run-")
     assert f"no longer following {submission_id}, which goes on" in said
     assert f"ray job stop --address {address} {submission_id}" in said
 

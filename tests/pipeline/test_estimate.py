@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fpe_core import EditParameters
+from fpe_core.speed import at_speed
 from pipeline.estimate import Workload, estimate, knobs
 from pipeline.group_shape import GroupShape
 from pipeline.plan import unet_rows_of
@@ -109,11 +110,14 @@ def test_halves_of_steps_and_of_replacement_are_those_of_the_parameters(
 
 
 def test_each_knob_counts_the_rows_that_a_job_with_that_key_is_planned_with() -> None:
-    found = {knob.key: knob for knob in knobs(replace(WORK, is_judged=True), PROBE)}
+    work = replace(WORK, is_judged=True, other_speeds={"fast": 0.4})
+    found = {knob.key: knob for knob in knobs(work, PROBE)}
     expected = {
+        "edit.speed": rows_if(at_speed(PARAMETERS, "fast")),
         "edit.steps": rows_if(replace(PARAMETERS, steps=10)),
         "edit.replaced_fraction": rows_if(replace(PARAMETERS, replaced_fraction=0.4)),
         "edit.guidance_scale": rows_if(replace(PARAMETERS, guidance_scale=1.0)),
+        "edit.guidance_interval": rows_if(replace(PARAMETERS, guidance_interval=(0.0, 0.8))),
         "source_prompt": rows_if(PARAMETERS, prompt=""),
         "edits of a source": rows_if(PARAMETERS, edits=4),
         "judge.second_tries": 2 * rows_if(PARAMETERS) - 100 * 20,  # without another inversion

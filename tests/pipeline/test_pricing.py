@@ -18,6 +18,7 @@ from PIL import Image
 import pipeline.take_probe
 from fpe_core import Checkpoint, load_checkpoint
 from fpe_core.device_name import device_name
+from fpe_core.speed import SPEEDS
 from pipeline.errors import ProbeError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -127,6 +128,21 @@ def test_a_probe_is_taken_once_and_found_again(
     assert priced(make_job(judge=judged), store).probe.judge_s > 0
     assert {probe.key.judge for probe in store.probes()} != {""}
     assert len(store.probes()) == 2
+
+
+def test_another_speed_costs_what_a_job_with_it_is_planned_with(
+    make_job: MakeJob, store: ProbeStore
+) -> None:
+    def rows_by_speed(**edit: Any) -> dict[str, float]:
+        found = priced(make_job(edit=edit), store).knobs
+        return {k.then: k.estimate.unet_rows for k in found if k.key == "edit.speed"}
+
+    rows = {s: planned(make_job(edit={"speed": s}))[0].unet_rows for s in SPEEDS}
+    assert rows["exact"] > rows["fast"]
+    for now in SPEEDS:
+        others = {speed: count for speed, count in rows.items() if count != rows[now]}
+        assert rows_by_speed(speed=now) == others
+    assert rows_by_speed(steps=4) == {}, "the job says how many steps there are"
 
 
 def test_a_device_without_a_probe_is_told_which_there_are(
