@@ -339,6 +339,9 @@ def _log_as(job: Job) -> bool:
     elif job.logs.shows_ray_bars:
         logging.basicConfig(handlers=[stderr_handler(LogSettings())], force=True)
         logging.getLogger("jobs.progress").setLevel(logging.INFO)
+    if job.logs.level == "debug":
+        for floor in FLOORS:
+            logging.getLogger(floor).setLevel(logging.DEBUG)
     return job.logs.format == "json" or job.logs.shows_ray_bars
 
 

@@ -26,6 +26,12 @@ class LogsSection(Section):
         "edits; elsewhere, and above Ray's bars, there is a line every half minute",
     )
 
+    level: Literal["info", "debug"] = Field(
+        default="info",
+        description="info: edits that failed or were rejected, and what happens to the run; debug: "
+        "every edit and every commit too",
+    )
+
     @property
     def shows_ray_bars(self) -> bool:
         """Whether Ray Data draws its bars: where both outputs of this process are a terminal."""

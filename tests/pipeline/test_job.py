@@ -95,7 +95,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
         },
         "stop": {"grace_s": 10.0},
         "lease": {"expiry_s": 60.0, "heartbeat_s": 10.0},
-        "logs": {"format": "text", "bars": "ray"},
+        "logs": {"format": "text", "bars": "ray", "level": "info"},
     }
     with pytest.raises(ValidationError, match=r"manifest\n.*required"):
         Job.model_validate({"output": "out"})
