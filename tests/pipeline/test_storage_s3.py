@@ -109,3 +109,12 @@ def test_credentials_from_a_file_alone(
         Folder.open(folder.url, {**named, "profile": "nobody"}).read("x")
     assert ACCESS_KEY not in str(caught.value)
     assert SECRET_KEY not in str(caught.value)
+
+
+def test_an_endpoint_may_come_from_the_environment(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For commands that are given a run folder's URL, and no job with storage_options."""
+    s3_server.put("there/status.json", b"here")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
+    assert Folder.open(s3_server.url("there")).read("status.json") == b"here"
