@@ -336,9 +336,13 @@ def _log_as(job: Job) -> bool:
     """Logs as the job wants it; whether progress is told in lines, even on a terminal."""
     if job.logs.format == "json":
         _log_to_stderr(job.logs.to_settings())
-    elif job.logs.bars == "ray":
+    elif job.logs.shows_ray_bars:
+        logging.basicConfig(handlers=[stderr_handler(LogSettings())], force=True)
         logging.getLogger("jobs.progress").setLevel(logging.INFO)
-    return job.logs.format == "json" or job.logs.bars == "ray"
+    if job.logs.level == "debug":
+        for floor in FLOORS:
+            logging.getLogger(floor).setLevel(logging.DEBUG)
+    return job.logs.format == "json" or job.logs.shows_ray_bars
 
 
 def _run(job: Job) -> RunSummary:

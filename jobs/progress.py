@@ -1,7 +1,7 @@
 """Shows how far a run is: live bars on a terminal, a plain line every half minute elsewhere.
 
-The bar on a terminal counts edits. Who would rather see stations and queues has Ray Data draw its
-own bars (`logs.bars: ray`), with the plain lines above them.
+On a terminal Ray Data draws its own bars, one for each station, with the plain lines above them.
+Who would rather see one bar that counts edits says `logs.bars: edits`.
 """
 
 from __future__ import annotations

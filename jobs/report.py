@@ -136,6 +136,7 @@ def _render(template: str, *, link: Callable[[str], str], **values: Any) -> byte
         "count": report_words.count_text,
         "percent": report_words.percent_text,
         "score": report_words.score_text,
+        "script_number": report_words.script_number,
         "signed": report_words.signed_text,
         "duration": report_words.duration_text,
         "money": report_words.money_text,

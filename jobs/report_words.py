@@ -82,6 +82,13 @@ def score_text(value: float) -> str:
     return "0" if text in ("-0", "") else text
 
 
+def script_number(value: float) -> str:
+    """As JavaScript's Number() reads it, with all its digits."""
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return "NaN" if math.isnan(value) else repr(float(value))
+
+
 def signed_text(value: float) -> str:
     text = score_text(value)
     return f"+{text}" if value > 0 and text != "0" else text.replace("-", "−")

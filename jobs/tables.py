@@ -143,6 +143,9 @@ def status_table(status: RunStatus) -> Table:
         _row(table, "UNet rows per edit", f"{counts.unet_rows / counts.total:.1f}")
     if status.lease is not None and not status.lease.is_released:
         _row(table, "left by" if status.lease.is_over else "in use by", str(status.lease))
+    if status.is_silent and status.silent_s is not None:
+        silent = timedelta(seconds=round(status.silent_s))
+        _row(table, "silent for", f"{silent}: the next run takes the folder over")
     return table
 
 

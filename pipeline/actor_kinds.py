@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
-from pipeline.errors import ResourceError
+from pipeline.errors import NoRoomError, ResourceError
 
 _ACCELERATOR = "accelerator_type:"
 """How Ray names the resource that a machine has for its kind of GPU."""
+_OF_ACCELERATOR = 0.001
+"""As much of it as Ray takes for an actor that names it."""
 _TOLERANCE = 1e-6
 _MOST_THREADS = 16
 
@@ -30,6 +32,8 @@ class PoolWish(Protocol):
     def accelerator(self) -> str | None: ...
     @property
     def actors(self) -> int | None: ...
+    @property
+    def max_actors(self) -> int | None: ...
     @property
     def gpus_per_actor(self) -> float: ...
     @property
@@ -61,7 +65,8 @@ class Node:
 
 @dataclass(frozen=True)
 class ActorKind:
-    """Actors that are alike. `memory_share`: of the memory of the device of each."""
+    """Actors that are alike. `memory_share`: of the memory of the device of each; `later`: so
+    many of them have no place yet."""
 
     actors: int
     cpus_per_actor: float
@@ -69,6 +74,7 @@ class ActorKind:
     threads_per_actor: int
     memory_share: float
     accelerator: str | None = None
+    later: int = 0
 
     def remote_args(self) -> dict[str, Any]:
         """What Ray is asked for, for each."""
@@ -96,12 +102,18 @@ class InTurn:
 
 
 def size_kinds(
-    nodes: Sequence[Node], wishes: Sequence[PoolWish], *, free_cpus: float, device: str
+    nodes: Sequence[Node],
+    wishes: Sequence[PoolWish],
+    *,
+    free_cpus: float,
+    device: str,
+    can_grow: bool = False,
 ) -> tuple[ActorKind, ...]:
-    """The actors of each wish that find a place, the choosiest first; none of a wish for as many as
-    fit where there is no place.
+    """The actors of each wish, the choosiest first: those that find a place, and where machines may
+    come (`can_grow`) all that a wish with `max_actors` and GPUs may have.
 
-    Raises ResourceError where a wish cannot be met, or `free_cpus` would not stay free.
+    Raises NoRoomError where a wish cannot be met, `free_cpus` would not stay free, or no actor has
+    a place; ResourceError where more machines would not help.
     """
     places = [_Place.of(node) for node in nodes]
     chosen: list[ActorKind] = []
@@ -110,24 +122,41 @@ def size_kinds(
             raise ResourceError(
                 f"model.device is {device}, and a pool has gpus_per_actor: 0; set model.device=auto"
             )
-        homes = list(islice(_homes(places, wish, free_cpus), wish.actors))
-        if len(homes) < (wish.actors or 0):
-            raise ResourceError(_too_few(nodes, wish, len(homes), free_cpus))
-        if homes:
-            chosen.append(_kind(nodes, wish, homes))
-    if not chosen:
-        raise ResourceError(_too_few(nodes, wishes[0], 0, free_cpus))
+        homes = list(islice(_homes(places, wish, free_cpus), wish.max_actors or wish.actors))
+        grows = can_grow and wish.max_actors is not None and wish.gpus_per_actor > 0
+        wants_more = grows and len(homes) < (wish.max_actors or 0)
+        if len(homes) < (wish.actors or 0) or (
+            wants_more and any(replace(each).take(wish) for each in places)
+        ):
+            raise NoRoomError(_too_few(nodes, wish, len(homes), free_cpus))
+        if homes or grows:
+            chosen.append(_kind(nodes, wish, homes, grows=grows))
+    if all(kind.actors == kind.later for kind in chosen):
+        raise NoRoomError(_too_few(nodes, wishes[0], 0, free_cpus))
     return tuple(chosen)
 
 
+def pool_bundle(wish: PoolWish) -> dict[str, float]:
+    """What one actor of a wish takes, by Ray's names of resources."""
+    bundle = {"CPU": wish.cpus_per_actor, "GPU": wish.gpus_per_actor}
+    if wish.accelerator is not None:
+        bundle[f"{_ACCELERATOR}{wish.accelerator}"] = _OF_ACCELERATOR
+    return {name: amount for name, amount in bundle.items() if amount}
+
+
 def first_actors(kinds: Sequence[ActorKind], most: int) -> tuple[ActorKind, ...]:
-    """The kinds with `most` actors together, taken from the first."""
-    kept: list[ActorKind] = []
-    for kind in kinds:
-        actors = min(kind.actors, most - sum(each.actors for each in kept))
-        if actors:
-            kept.append(replace(kind, actors=actors))
-    return tuple(kept)
+    """The kinds with `most` actors together, taken from the first that have a place, then from the
+    others."""
+    left, kept = most, [(kind, 0) for kind in kinds]
+    for is_there in (True, False):
+        for number, (kind, count) in enumerate(kept):
+            more = min(left, kind.actors - kind.later if is_there else kind.later)
+            kept[number], left = (kind, count + more), left - more
+    return tuple(
+        replace(kind, actors=count, later=max(0, count - (kind.actors - kind.later)))
+        for kind, count in kept
+        if count
+    )
 
 
 def _least_choosy(wish: PoolWish) -> tuple[bool, bool, bool]:
@@ -178,18 +207,20 @@ def _homes(places: Sequence[_Place], wish: PoolWish, free_cpus: float) -> Iterat
                 yield number
 
 
-def _kind(nodes: Sequence[Node], wish: PoolWish, homes: Sequence[int]) -> ActorKind:
-    most_on_one = max(homes.count(number) for number in homes)
-    cores = min(nodes[number].cpus for number in homes)
+def _kind(nodes: Sequence[Node], wish: PoolWish, homes: Sequence[int], *, grows: bool) -> ActorKind:
+    most_on_one = max((homes.count(number) for number in homes), default=1)
+    cores = min((nodes[number].cpus for number in homes), default=wish.cpus_per_actor)
     threads = max(1, min(int(cores // most_on_one), _MOST_THREADS))
     share = min(1.0, wish.gpus_per_actor) if wish.gpus_per_actor else 1.0 / most_on_one
+    actors = (wish.max_actors or 0) if grows else len(homes)
     return ActorKind(
-        actors=len(homes),
+        actors=actors,
         cpus_per_actor=wish.cpus_per_actor,
         gpus_per_actor=wish.gpus_per_actor,
         threads_per_actor=wish.threads_per_actor or threads,
         memory_share=share,
         accelerator=wish.accelerator,
+        later=actors - len(homes),
     )
 
 

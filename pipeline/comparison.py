@@ -31,6 +31,7 @@ from pipeline.report import (
     edit_of,
     picture_of,
     read_run_folder,
+    types_of,
 )
 from pipeline.storage import Folder
 from pipeline.thumbnail import Thumbnail, read_thumbnails, within_bytes
@@ -85,6 +86,7 @@ class ComparisonFacts:
     Attributes:
         verdicts: pairs by (outcome in A, outcome in B).
         flips: pairs with another outcome, by (type, outcome in A, outcome in B), commonest first.
+        types_left_out: types of the pairs that have no differences for want of room.
         changed_keys: keys of config.yaml, dotted, with their values in A and B where they differ.
     """
 
@@ -98,6 +100,7 @@ class ComparisonFacts:
     verdicts: Mapping[tuple[str, str], int]
     flips: tuple[tuple[str, str, str, int], ...]
     differences: tuple[ScoreDifference, ...]
+    types_left_out: int
     tiles: tuple[PairTile, ...]
     changed_keys: tuple[tuple[str, str, str], ...]
     labels: tuple[str, ...]
@@ -144,7 +147,8 @@ def read_comparison(a: Folder, b: Folder, limits: ReportLimits | None = None) ->
         only_b=len(matched.only_b),
         verdicts=Counter(outcomes),
         flips=tuple((*key, count) for key, count in sorted(flips.items(), key=_commonest)),
-        differences=tuple(_differences(matched, limits.types)),
+        differences=tuple(_differences(matched, types_of(matched.in_a)[: limits.types])),
+        types_left_out=max(0, len(types_of(matched.in_a)) - limits.types),
         tiles=_tiles(first, second, _choose(matched, limits), limits),
         changed_keys=_changed_keys(first.run.job, second.run.job),
         labels=tuple(dict.fromkeys([*first.edits.labels, *second.edits.labels])),
@@ -196,13 +200,13 @@ def _keys(edits: EditTable) -> list[tuple[Any, ...]]:
     return keys
 
 
-def _differences(matched: _Matched, types: int) -> list[ScoreDifference]:
-    """By type, the commonest first, then score."""
+def _differences(matched: _Matched, types: Sequence[str]) -> list[ScoreDifference]:
+    """By type, then score."""
     in_a, in_b = matched.in_a, matched.in_b
     kinds = np.asarray(in_a["edit_type"].to_pylist(), object)
     is_accepted = np.asarray(in_b["outcome"].to_pylist(), object) == "accepted"
     found = []
-    for kind, _ in sorted(Counter(kinds).items(), key=_commonest)[:types]:
+    for kind in types:
         chosen = kinds == kind
         for score in SCORE_COLUMNS:
             values_a, values_b = _numbers(in_a, score)[chosen], _numbers(in_b, score)[chosen]

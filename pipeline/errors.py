@@ -9,6 +9,7 @@
     │   ├── LedgerError         the ledger is damaged, or another run writes to it
     │   ├── LeaseError          another run has the run folder
     │   ├── ResourceError       the cluster has too little for this job
+    │   │   └── NoRoomError          it has too little now; more machines would do
     │   ├── ProbeError          what a device takes cannot be measured, or is not stored
     │   ├── TooManyFailuresError     the job stopped itself
     │   └── Interrupted         ctrl-C or SIGTERM; what had arrived is committed
@@ -89,6 +90,10 @@ class LeaseError(UserError):
 
 class ResourceError(UserError):
     """The cluster has too little for this job; the message says what is missing."""
+
+
+class NoRoomError(ResourceError):
+    """The cluster has too little now; with more machines of the kinds it may have it would do."""
 
 
 class ProbeError(UserError):

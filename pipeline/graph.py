@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 import threading
 import time
 import traceback
@@ -243,11 +242,13 @@ def stream_outcomes(
 ) -> Iterator[pa.Table]:
     """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
 
-    Closing the iterator stops the work. `bars`: Ray Data draws its own on a terminal.
+    Closing the iterator stops the work. `bars`: Ray Data draws its own, which needs a terminal.
     """
     context = _data_context(line.limits, rows=max(part.rows for part in slices))
-    context.enable_progress_bars = bars and sys.stdout.isatty()
+    context.enable_progress_bars = bars
     context.enable_rich_progress_bars = True
+    context.use_ray_tqdm = False  # else Ray takes no notice of the line above
+    context.execution_options.verbose_progress = True  # a bar for each station, not for all alone
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")

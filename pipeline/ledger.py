@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -286,24 +286,26 @@ def _with_outcome(table: pa.Table, outcome: Outcome) -> pa.Table:
     return table.filter(pc.equal(table["outcome"], outcome.value))
 
 
+_LEVELS = {Outcome.FAILED: logging.INFO, Outcome.REJECTED: logging.INFO}
+
+
 def _log_commit(new: pa.Table) -> None:
-    """What came in, and every edit that failed."""
-    failed = _with_outcome(new, Outcome.FAILED)
-    for edit in failed.select(["edit_id", "group_id", "reason", "message"]).to_pylist():
-        _log.info(
-            "edit failed: %s: %s",
-            edit["reason"],
-            edit["message"],
-            extra=about(
-                station="commit",
-                edit_id=edit["edit_id"],
-                group_id=edit["group_id"],
-                code=edit["reason"],
-            ),
-        )
-    counts = "%d edits committed, %d of them failed"
+    """What came in: every edit that failed or was rejected, and in detail the others too."""
+    for outcome in Outcome:
+        level = _LEVELS.get(outcome, logging.DEBUG)
+        if _log.isEnabledFor(level):
+            edits = _with_outcome(new, outcome)
+            for edit in edits.select(["edit_id", "group_id", "reason", "message"]).to_pylist():
+                _log_edit(level, outcome, edit)
     of_all = about(station="commit", edits=new.num_rows)
-    _log.info(counts, new.num_rows, failed.num_rows, extra=of_all)
+    _log.debug("%d edits committed", new.num_rows, extra=of_all)
+
+
+def _log_edit(level: int, outcome: Outcome, edit: Mapping[str, Any]) -> None:
+    why = [part for part in (edit["reason"], edit["message"]) if part]
+    code = {"code": edit["reason"]} if edit["reason"] else {}
+    of_edit = about(station="commit", edit_id=edit["edit_id"], group_id=edit["group_id"], **code)
+    _log.log(level, "%s", ": ".join([f"edit {outcome.value}", *why]), extra=of_edit)
 
 
 def fence(folder: Folder, token: int) -> str:

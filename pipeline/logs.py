@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pipeline.redact import tellable
 
@@ -107,9 +107,18 @@ def log_to_stderr(settings: LogSettings, station: str) -> None:
     label_lines(run=settings.run, station=station)
 
 
+class _LatestStderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time: live bars put a stream there that prints above
+    them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def stderr_handler(settings: LogSettings, station: str = "run") -> logging.Handler:
     """Writes lines of this format to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _LatestStderr(sys.stderr)
     handler.setFormatter(Formatter(settings, station))
     return handler
 

@@ -49,7 +49,8 @@ FAMILIES = (
     ),
     Family("fpe_edits_planned", (), "Edits of the job, those of earlier runs included."),
     Family("fpe_edits_left", (), "Edits of the plan without an outcome."),
-    Family("fpe_actors", (), "Editing workers, a model each, that the run was sized for."),
+    Family("fpe_actors", (), "Editing workers, a model each, that the run may have."),
+    Family("fpe_actors_there", (), "Editing workers that are there."),
     Family("fpe_unet_rows_total", (), "UNet rows of the edits that entered the ledger."),
     Family(
         "fpe_unet_rows_made_total",
@@ -187,7 +188,7 @@ class RunMetrics:
                     self._count("fpe_phase_seconds_total", value, phase=_PHASES[station, name])
 
     def queued(self, queues: StationFigures, to_read: float) -> None:
-        """Blocks in hand and waiting; `to_read`: those that no reader is through with."""
+        """Blocks in hand and waiting, workers; `to_read`: blocks that no reader is through with."""
         for station in ("decode", "edit"):
             in_hand = queues.get(station, {}).get("in_hand", 0.0)
             waiting = queues.get(station, {}).get("waiting", 0.0)
@@ -195,6 +196,7 @@ class RunMetrics:
                 waiting = max(0.0, to_read - in_hand)
             self._set("fpe_blocks_in_hand", in_hand, station=station)
             self._set("fpe_queue_blocks", waiting, station=station)
+        self._set("fpe_actors_there", queues.get("edit", {}).get("workers", 0.0))
 
     def export(self) -> None:
         """Hands over to Ray what is new; nothing is lost where there is no Ray yet."""

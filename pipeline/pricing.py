@@ -110,13 +110,12 @@ def _pool_here(job: Job, plan: Plan) -> Pool:
 
 
 def _pool_elsewhere(job: Job, plan: Plan, device_type: str) -> Pool:
-    """On a cluster that nobody has asked: the actors that the job names, or one."""
+    """On a cluster that nobody has asked: the actors that the job may have at most, or one; all of
+    the kind that was probed."""
     wishes, has_gpu = job.resources, device_type != "cpu"
-    if wishes.pools is not None:  # priced as if all were of the kind that was probed
-        actors = sum(pool.actors or 1 for pool in wishes.pools)
-        wishes = wishes.model_copy(update={"pools": None, "actors": actors})
-        job = job.model_copy(update={"resources": wishes})
-    actors = wishes.actors or 1
+    actors = sum(each.max_actors or each.actors or 1 for each in wishes.pools or (wishes,))
+    wishes = wishes.model_copy(update={"pools": None, "actors": actors, "max_actors": None})
+    job = job.model_copy(update={"resources": wishes})
     cpus = actors * (wishes.cpus_per_actor or 1.0) + max(1, wishes.free_cpus)
     gpus = actors * (1.0 if wishes.gpus_per_actor is None else wishes.gpus_per_actor)
     node = Node(cpus, math.ceil(gpus) if has_gpu else 0.0)

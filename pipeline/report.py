@@ -24,10 +24,17 @@ from fpe_core.errors import ParameterError
 from pipeline.edit_table import LABEL_PREFIX, EditTable, read_edits
 from pipeline.gallery import Chosen, choose_edits
 from pipeline.histogram import Histogram, histogram_of
+from pipeline.judging_facts import (
+    RegionCounts,
+    ReproductionFigures,
+    region_counts,
+    reproduction_figures,
+    second_tries_by_reason,
+)
 from pipeline.outcome import SCORE_COLUMNS, Outcome
 from pipeline.redact import redact_url
 from pipeline.run import CONFIG_FILE
-from pipeline.stats import STATS_FILE
+from pipeline.stats import STATS_FILE, SecondTries
 from pipeline.storage import Folder
 from pipeline.thumbnail import Thumbnail, read_thumbnails, within_bytes
 
@@ -45,6 +52,8 @@ class ReportLimits:
     types: int = 12
     """Types of edit with a row and histograms of their own, the commonest; the others are one."""
     label_values: int = 60
+    quota_cells: int = 200
+    """Cells of quotas, those that lack most."""
     job_chars: int = 100_000
 
 
@@ -135,7 +144,13 @@ class RunFacts:
         counts: of all edits.
         types: by type of edit, the commonest first; the name is "" where nobody said one.
         histograms: by type, then score, those that a rule looks at first.
-        quotas: rows of stats.json's `quotas`, as they are; none where the job has no quotas.
+        types_left_out: types of edit that have no histograms for want of room.
+        quotas: rows of stats.json's `quotas`, as they are, those that lack most first; none where
+            the job has no quotas.
+        quotas_left_out: rows that there was no room for.
+        second_tries: by the reason of the first rejection; {} where nothing was tried again.
+        reproduction, regions: of the gate, and of boxes and masks; () where the run has none.
+        is_judged: some edit has a score, or was rejected.
         job_text: config.yaml.
         notes: what could not be read or was cut short, for people.
     """
@@ -145,10 +160,15 @@ class RunFacts:
     sources: int
     types: tuple[Counts, ...]
     histograms: tuple[Histogram, ...]
+    types_left_out: int
     labels: tuple[LabelCounts, ...]
     tiles: tuple[Tile, ...]
     cost: Cost
     quotas: tuple[Mapping[str, Any], ...]
+    quotas_left_out: int
+    second_tries: Mapping[str, SecondTries]
+    reproduction: tuple[ReproductionFigures, ...]
+    regions: tuple[RegionCounts, ...]
     failure_examples: Mapping[str, str]
     is_judged: bool
     job_text: str
@@ -176,25 +196,31 @@ def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
     limits = limits or ReportLimits()
     run = read_run_folder(folder, limits)
     edits = read_edits(folder, run.labels)
-    rows, types = edits.rows, _common_types(edits.rows, limits.types)
+    rows, types = edits.rows, types_of(edits.rows)
     chosen = choose_edits(rows, run.rules, per_group=limits.tiles_per_group, at_most=limits.tiles)
+    quotas, notes = _quotas(run.stats), list(run.notes)
     return RunFacts(
         url=redact_url(folder.url),
         counts=counts_of("", rows),
         sources=len(pc.unique(rows["source_key"])),
         types=_by_value(rows, "edit_type", limits.types),
-        histograms=tuple(_histograms(rows, types, run.rules)),
+        histograms=tuple(_histograms(rows, types[: limits.types], run.rules)),
+        types_left_out=max(0, len(types) - limits.types),
         labels=tuple(
             LabelCounts(name, _by_value(rows, f"{LABEL_PREFIX}{name}", limits.label_values))
             for name in run.labels
         ),
         tiles=_tiles(folder, edits, chosen, run.rules, limits),
         cost=_cost(edits, run.stats),
-        quotas=_quotas(run.stats),
+        quotas=quotas[: limits.quota_cells],
+        quotas_left_out=max(0, len(quotas) - limits.quota_cells),
+        second_tries=second_tries_by_reason(rows),
+        reproduction=reproduction_figures(rows, _mapping(run.job.get("judge"))),
+        regions=region_counts(folder, rows, _mapping(run.job.get("annotations")), notes),
         failure_examples=_mapping(_mapping(run.stats.get("last_run")).get("failure_examples")),
-        is_judged=any(rows[name].null_count < len(rows) for name in SCORE_COLUMNS),
+        is_judged=_is_judged(rows),
         job_text=run.job_text,
-        notes=run.notes,
+        notes=tuple(notes),
     )
 
 
@@ -301,9 +327,16 @@ def _by_value(rows: pa.Table, column: str, at_most: int) -> tuple[Counts, ...]:
     return tuple(result)
 
 
-def _common_types(rows: pa.Table, at_most: int) -> list[str]:
+def types_of(rows: pa.Table) -> list[str]:
+    """The types of edit that there are, the commonest first."""
     counted = Counter(rows["edit_type"].to_pylist())
-    return sorted(counted, key=lambda name: (-counted[name], name))[:at_most]
+    return sorted(counted, key=lambda name: (-counted[name], name))
+
+
+def _is_judged(rows: pa.Table) -> bool:
+    """Also where the gate rejected all there was and nothing has a score."""
+    has_scores = any(rows[name].null_count < len(rows) for name in SCORE_COLUMNS)
+    return has_scores or Outcome.REJECTED.value in pc.unique(rows["outcome"]).to_pylist()
 
 
 def _histograms(rows: pa.Table, types: Sequence[str], rules: Rules) -> list[Histogram]:
@@ -336,8 +369,10 @@ def _cost(edits: EditTable, stats: Mapping[str, Any]) -> Cost:
 
 
 def _quotas(stats: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    rows = stats.get("quotas")
-    return tuple(row for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
+    """The emptiest cells first, equal ones in their order."""
+    found = stats.get("quotas")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    return tuple(sorted(rows, key=lambda row: -int(row.get("short_by") or 0)))
 
 
 def _text(folder: Folder, path: str, notes: list[str]) -> str:

@@ -4,9 +4,12 @@
     no GPU     one actor per CPU, less those that stay free; the cores' threads are shared out
     pools      as many of each kind as the job says (`actor_kinds`)
     always     at least one CPU is free: readers run there, and a pool of all CPUs hangs for ever
+    later      max_actors: actors with a GPU that find no place yet wait for a machine
 
-Sizes are decided once, before anything starts; a pool is filled at once and never resized (Ray
-starts the actors of a growing pool one by one).
+Sizes are decided once, before anything starts, and all actors are started at once: those that wait
+for a machine are what the cluster's autoscaler sees as demand. (Ray Data would ask for the machines
+of a growing pool little by little, and doubles them at most each time one has come up.) Actors
+without a GPU do not wait: wherever a CPU came free they would take it from the readers.
 """
 
 from __future__ import annotations
@@ -22,8 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.actor_kinds import ActorKind, Node, PoolWish, first_actors, size_kinds
-from pipeline.errors import ResourceError
+from pipeline.actor_kinds import (
+    ActorKind,
+    Node,
+    PoolWish,
+    first_actors,
+    pool_bundle,
+    size_kinds,
+)
+from pipeline.errors import NoRoomError, ResourceError
 
 _READER_CPUS = 1.0
 _BLOCKS_PER_ACTOR = 8  # fewer leave actors idle at the end and progress coarse
@@ -39,6 +49,10 @@ class Wishes(Protocol):
 
     @property
     def actors(self) -> int | None: ...
+    @property
+    def max_actors(self) -> int | None: ...
+    @property
+    def can_grow(self) -> bool: ...
     @property
     def cpus_per_actor(self) -> float | None: ...
     @property
@@ -58,7 +72,7 @@ class Pool:
     """The sizes of a run.
 
     `kinds`: its actors where they are not all alike; the figures of an actor are then those of the
-    first kind, which has a GPU if any has.
+    first kind, which has a GPU if any has. `later`: so many of `actors` have no place yet.
     """
 
     actors: int
@@ -68,6 +82,7 @@ class Pool:
     memory_share: float
     groups_per_block: int
     kinds: tuple[ActorKind, ...] = ()
+    later: int = 0
 
 
 def size_pool(
@@ -75,42 +90,67 @@ def size_pool(
 ) -> Pool:
     """The pool for `groups` groups of images of that many pixels.
 
-    Raises ResourceError, with what is missing, where readers and actors cannot run side by side.
+    Raises NoRoomError, with what is missing, where readers and actors cannot run side by side;
+    ResourceError where more machines would not help.
     """
+    free = max(_READER_CPUS, float(wishes.free_cpus))
     if wishes.pools is not None:
-        free = max(_READER_CPUS, float(wishes.free_cpus))
-        kinds = size_kinds(nodes, wishes.pools, free_cpus=free, device=device)
+        kinds = size_kinds(
+            nodes, wishes.pools, free_cpus=free, device=device, can_grow=wishes.can_grow
+        )
         return _pool_of(kinds, wishes, groups=groups, pixels_per_image=pixels_per_image)
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     gpus_per_actor = _gpus_per_actor(wishes, device, gpus)
     cpus_per_actor = 1.0 if wishes.cpus_per_actor is None else wishes.cpus_per_actor
-    free = max(_READER_CPUS, float(wishes.free_cpus))
     places_by_node = [_places(node, cpus_per_actor, gpus_per_actor) for node in nodes]
     places, nodes_used = sum(places_by_node), sum(count > 0 for count in places_by_node)
     most = min(places, math.floor((cpus - free) / cpus_per_actor + 1e-9))
+    can_grow = wishes.max_actors is not None and wishes.can_grow and gpus_per_actor > 0
+    if can_grow and most < min(places, wishes.max_actors or 0):
+        most = 0  # those that wait would take the readers' CPUs
     if most < max(1, wishes.actors or 1):
         asked = "an actor needs" if not wishes.actors else f"{wishes.actors} actors need"
         count = wishes.actors or 1
-        raise ResourceError(
+        raise NoRoomError(
             f"{asked} {count * cpus_per_actor:g} CPUs and {count * gpus_per_actor:g} GPUs, and "
             f"{free:g} CPUs must stay free for reading; the cluster has {cpus:g} CPUs and "
             f"{gpus:g} GPUs on {len(nodes)} nodes. Lower resources.actors, cpus_per_actor or "
             f"gpus_per_actor, or take a larger cluster."
         )
-    actors = wishes.actors or max(1, min(most, groups))
+    at_start = wishes.actors or max(1, min(most, groups))
+    if wishes.max_actors is not None:
+        at_start = min(most, wishes.max_actors, groups)
+    actors = min(wishes.max_actors or at_start, groups) if can_grow else at_start
     groups_per_block = wishes.groups_per_block or _groups_per_block(
         groups, actors, pixels_per_image, on_gpu=gpus_per_actor > 0
     )
     actors = min(actors, math.ceil(groups / groups_per_block))  # one without a block stays idle
-    threads = max(1, min(int(cpus // actors), _MOST_THREADS))
+    at_start = min(at_start, actors)
+    threads = max(1, min(int(cpus // at_start), _MOST_THREADS))
     return Pool(
         actors=actors,
         cpus_per_actor=cpus_per_actor,
         gpus_per_actor=gpus_per_actor,
         threads_per_actor=wishes.threads_per_actor or threads,
-        memory_share=_memory_share(actors, nodes_used, gpus_per_actor),
+        memory_share=_memory_share(at_start, nodes_used, gpus_per_actor),
         groups_per_block=groups_per_block,
+        later=actors - at_start,
     )
+
+
+def bundles_of(wishes: Wishes, *, device: str, groups: int) -> list[dict[str, float]]:
+    """What a run would take of a cluster that has all it may have, by Ray's names of resources."""
+    bundles = [{"CPU": max(_READER_CPUS, float(wishes.free_cpus))}]
+    if wishes.pools is not None:
+        for pool in wishes.pools:
+            bundles += [pool_bundle(pool)] * min(pool.max_actors or pool.actors or 1, groups)
+        return bundles
+    has_gpu = wishes.max_actors is not None or device.startswith("cuda")
+    on_device = 1.0 if has_gpu and device != "cpu" else 0.0
+    gpus = on_device if wishes.gpus_per_actor is None else wishes.gpus_per_actor
+    cpus = 1.0 if wishes.cpus_per_actor is None else wishes.cpus_per_actor
+    actor = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    return bundles + [actor] * min(wishes.max_actors or wishes.actors or 1, groups)
 
 
 def _pool_of(
@@ -130,14 +170,17 @@ def _pool_of(
         memory_share=kinds[0].memory_share,
         groups_per_block=groups_per_block,
         kinds=kinds,
+        later=sum(kind.later for kind in kinds),
     )
 
 
 def _gpus_per_actor(wishes: Wishes, device: str, gpus: float) -> float:
     if wishes.gpus_per_actor is not None:
         return wishes.gpus_per_actor
+    if wishes.can_grow and wishes.max_actors is not None and device != "cpu":
+        return 1.0  # whatever is there now: those that come later have one
     if device.startswith("cuda") and gpus == 0:
-        raise ResourceError(
+        raise NoRoomError(
             f"model.device is {device}, and the cluster has no GPU that Ray knows of; set "
             "model.device=cpu, or start Ray on a machine with a GPU"
         )
@@ -178,8 +221,8 @@ def this_machine() -> Node:
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[tuple[Node, ...]]:
-    """A Ray to work with and its nodes; what was started here ends here, quietly.
+def ray_session(address: str | None) -> Iterator[None]:
+    """A Ray to work with; what was started here ends here, quietly.
 
     A Ray that is connected already is used as it is. Otherwise null starts a local one, and any
     address ("auto", "ray://...") connects to that cluster.
@@ -190,7 +233,7 @@ def ray_session(address: str | None) -> Iterator[tuple[Node, ...]]:
     import ray  # a second to load, and it reads the environment: only when needed
 
     if ray.is_initialized():
-        yield _nodes()
+        yield
         return
     # Ray's C++ writes to the terminal past every logger; what matters comes as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -212,7 +255,7 @@ def ray_session(address: str | None) -> Iterator[tuple[Node, ...]]:
             f"no Ray at resources.ray_address={address or 'null (a local one)'}: {error}{cause}"
         ) from error
     try:
-        yield _nodes()
+        yield
     finally:
         ray.shutdown()
 
@@ -245,7 +288,8 @@ def _silent_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def _nodes() -> tuple[Node, ...]:
+def nodes_alive() -> tuple[Node, ...]:
+    """The machines of the Ray that is connected."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

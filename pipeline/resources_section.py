@@ -19,7 +19,15 @@ class PoolSection(Section):
         "null: any",
     )
     actors: int | None = Field(
-        default=None, ge=1, description="processes with a model each; null: as many as fit"
+        default=None,
+        ge=1,
+        description="processes with a model each, that a run needs to start; null: as many as fit",
+    )
+    max_actors: int | None = Field(
+        default=None,
+        ge=1,
+        description="so many at most, on machines too that come during the run; null: those of "
+        "the start",
     )
     gpus_per_actor: float = Field(
         default=1.0,
@@ -33,6 +41,7 @@ class PoolSection(Section):
     def _check_accelerator(self) -> Self:
         if self.accelerator is not None and not self.gpus_per_actor:
             raise ValueError("actors without a GPU (gpus_per_actor: 0) have no accelerator")
+        _check_most(self.actors, self.max_actors)
         return self
 
 
@@ -42,7 +51,22 @@ class ResourcesSection(Section):
     ray_address: str | None = Field(
         default=None, description="auto or ray://host:10001 of a running cluster; null: a local Ray"
     )
-    actors: int | None = Field(default=None, ge=1, description="processes with a model each")
+    actors: int | None = Field(
+        default=None, ge=1, description="processes with a model each, that the run needs to start"
+    )
+    max_actors: int | None = Field(
+        default=None,
+        ge=1,
+        description="so many at most: on a cluster, those with a GPU for which there is no place "
+        "yet wait for machines that come during the run, and its autoscaler adds them; null: those "
+        "that fit when the run starts",
+    )
+    wait_s: float = Field(
+        default=900.0,
+        ge=0,
+        description="how long a run waits to start on a cluster that has no room for it yet, while "
+        "its autoscaler is asked for it; a local Ray never has more",
+    )
     cpus_per_actor: float | None = Field(default=None, gt=0, description="CPUs that each reserves")
     gpus_per_actor: float | None = Field(
         default=None, ge=0, description="GPUs that each reserves; 0.5 puts two on one GPU"
@@ -50,8 +74,8 @@ class ResourcesSection(Section):
     threads_per_actor: int | None = Field(default=None, ge=1, description="torch threads of each")
     pools: Annotated[tuple[PoolSection, ...], BeforeValidator(tuple_from_list)] | None = Field(
         default=None,
-        description="actors of several kinds side by side, instead of the four keys above; null: "
-        "all are alike",
+        description="actors of several kinds side by side, instead of the five keys of actors "
+        "above; null: all are alike",
     )
     groups_per_block: int | None = Field(
         default=None, ge=1, description="sources that travel, and are committed, together"
@@ -68,13 +92,25 @@ class ResourcesSection(Section):
         default=1, ge=0, description="CPUs that actors leave to readers and the rest"
     )
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether machines may come during the run: a local Ray has none but its own."""
+        return self.ray_address is not None
+
     @model_validator(mode="after")
     def _check_pools(self) -> Self:
+        _check_most(self.actors, self.max_actors)
         if self.pools is None:
             return self
         if not self.pools:
             raise ValueError("pools is empty: name a kind of actors, or leave it out")
-        for name in ("actors", "cpus_per_actor", "gpus_per_actor", "threads_per_actor"):
+        for name in (
+            "actors",
+            "max_actors",
+            "cpus_per_actor",
+            "gpus_per_actor",
+            "threads_per_actor",
+        ):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is said by each of the pools: leave it out here")
         kinds = [(pool.accelerator, pool.gpus_per_actor) for pool in self.pools]
@@ -85,3 +121,8 @@ class ResourcesSection(Section):
                     f"{accelerator or 'null'}: make one of them"
                 )
         return self
+
+
+def _check_most(actors: int | None, max_actors: int | None) -> None:
+    if actors is not None and max_actors is not None and max_actors < actors:
+        raise ValueError(f"max_actors is {max_actors}, and actors {actors}: it cannot be less")

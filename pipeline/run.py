@@ -19,9 +19,10 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -31,7 +32,6 @@ import yaml
 from fpe_core.bfloat16 import warn_of_slow_bfloat16
 from fpe_core.checkpoint import choose_dtype
 from fpe_core.parameters import EVERY_STEP
-from pipeline.actor_kinds import Node
 from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
@@ -50,7 +50,8 @@ from pipeline.outcome import FailureCode, as_outcomes
 from pipeline.plan import Plan, make_plan, quota_rows
 from pipeline.quotas import QuotaRow
 from pipeline.redact import redact_url
-from pipeline.resources import Pool, ray_session, size_pool
+from pipeline.resources import Pool, bundles_of, ray_session, size_pool
+from pipeline.room import pool_with_room
 from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.storage import Folder, absolute_url
@@ -196,11 +197,11 @@ class _Run:
         """Runs the graph; commits what has arrived however it ends."""
         self._start_progress()
         try:
-            with ray_session(self.job.resources.ray_address) as nodes:
+            with ray_session(self.job.resources.ray_address):
                 stops.arm()
-                self._work_off_plan(nodes, stops)
+                self._work_off_plan(stops)
                 while self._plan_next_round():
-                    self._work_off_plan(nodes, stops)
+                    self._work_off_plan(stops)
         finally:
             self.progress.finish()
             self.sum_up()
@@ -226,17 +227,27 @@ class _Run:
         """What plans are limited to."""
         return self.ledger.reopened_ids() if self.is_retry else None
 
-    def _work_off_plan(self, nodes: Sequence[Node], stops: StopRequests) -> None:
-        from pipeline.oversight import supervision  # loads Ray
-
-        parameters, failures = self.plan.parameters, self.job.failures
-        pool = size_pool(
-            nodes,
-            self.job.resources,
-            device=self.job.model.device if self.plan.makes_edits else "cpu",
+    def _find_room(self) -> Pool:
+        """The pool, as soon as the cluster has room for it."""
+        wishes, parameters = self.job.resources, self.plan.parameters
+        device = self.job.model.device if self.plan.makes_edits else "cpu"
+        size = partial(
+            size_pool,
+            wishes=wishes,
+            device=device,
             groups=self.plan.groups_pending,
             pixels_per_image=parameters.width_px * parameters.height_px,
         )
+        bundles = bundles_of(wishes, device=device, groups=self.plan.groups_pending)
+        pool = pool_with_room(size, bundles, wait_s=wishes.wait_s if wishes.can_grow else 0.0)
+        if pool.later:
+            _log.info("%d of %d actors wait for a machine", pool.later, pool.actors)
+        return pool
+
+    def _work_off_plan(self, stops: StopRequests) -> None:
+        from pipeline.oversight import supervision  # loads Ray
+
+        failures, pool = self.job.failures, self._find_room()
         if self.pool is None and not pool.gpus_per_actor:
             # As seen here; a worker says it too, but its log is not on anybody's screen.
             cpu = torch.device("cpu")
@@ -264,7 +275,7 @@ class _Run:
             while not in_hand <= self.groups_back and time.monotonic() < until:
                 time.sleep(_WIND_UP_LOOK_S)
 
-        began, looks = time.monotonic(), Looks(self.metrics, line)
+        looks = Looks(self.metrics, line)
         try:
             with (
                 looks.every_few_seconds(),
@@ -273,9 +284,8 @@ class _Run:
             ):
                 self._collect(outcomes, stops)
         finally:
-            seconds = time.monotonic() - began
             figures = line.figures()
-            self.tally.add_stations(figures, actors=pool.actors, seconds=seconds)
+            self.tally.add_stations(figures)
             looks.last(figures)
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
@@ -376,7 +386,7 @@ class _Run:
                 editing=editing,
                 pool=pool,
                 line=line,
-                bars=self.job.logs.bars == "ray" and self.job.logs.format == "text",
+                bars=self.job.logs.shows_ray_bars,
             )
             if stops.is_asked():
                 return  # what was not begun did not come back, and is not lost

@@ -26,6 +26,7 @@ STATION_FIGURES = {
     "rows": "models loaded, sources decoded, edits attempted, images written, outcomes committed",
     "seconds": "of all workers together; of editing, what the model took",
     "block_seconds": "the same with everything around it: waiting for writes, for one",
+    "worker_seconds": "that editing workers were there, each since it began to load its model",
     "span_seconds": "from the first block that was begun to the last one that ended",
     "encode_seconds": "of editing: prompts and pictures through their encoders",
     "invert_seconds": "of editing: the rest of inverting sources",
@@ -97,8 +98,8 @@ class RunSummary:
         unet_rows_wasted: rows that models evaluated beyond those: in blocks that were lost, in
             calls that raised. What a worker did in the last quarter of a second before its death
             is not known, and not in it.
-        busy_share: part of the actors' time, from the first worker's start to the end, in which
-            their models computed; None where no worker was needed.
+        busy_share: part of the actors' time, each from when it began to load its model to the end,
+            in which their models computed; None where no worker was needed.
     """
 
     edits_planned: int
@@ -151,7 +152,6 @@ class Tally:
     failed_in_a_row: int = 0
     last_failure: str = ""
     stations: StationFigures = field(default_factory=dict)
-    actor_seconds: float = 0.0
     second_tries: SecondTries = field(default_factory=SecondTries)
     before_round: int = 0
     """Outcomes that had arrived when the plan was made; 0 but for the later rounds of quotas."""
@@ -203,10 +203,9 @@ class Tally:
                 "committed; mend the cause, or raise the limit, and start the same command again."
             )
 
-    def add_stations(self, figures: StationFigures, *, actors: int, seconds: float) -> None:
-        """Takes in what the stations cost while `actors` of them were there for that long."""
+    def add_stations(self, figures: StationFigures) -> None:
+        """Takes in what the stations cost."""
         self.stations = merged(self.stations, figures)
-        self.actor_seconds += actors * seconds
 
     def next_round(self) -> None:
         """What has arrived by now is done before the plan that is made now."""
@@ -218,9 +217,10 @@ class Tally:
 
     def summary(self, plan: Plan, output: str, quotas: Sequence[QuotaRow] = ()) -> RunSummary:
         """The run so far."""
-        model_seconds = self.stations.get("edit", {}).get("seconds", 0.0)
+        editing = self.stations.get("edit", {})
+        model_s, there_s = editing.get("seconds", 0.0), editing.get("worker_seconds", 0.0)
         seconds, made = time.monotonic() - self.started, self.outcomes.total()
-        evaluated = self.stations.get("edit", {}).get("unet_rows", 0.0)
+        evaluated = editing.get("unet_rows", 0.0)
         return RunSummary(
             edits_planned=plan.edits_total,
             already_done=plan.edits_done - self.before_round,
@@ -236,7 +236,7 @@ class Tally:
             unet_rows_per_edit=self.unet_rows / made if made else 0.0,
             output=output,
             stations=self.stations,
-            busy_share=model_seconds / self.actor_seconds if self.actor_seconds else None,
+            busy_share=model_s / there_s if there_s else None,
             second_tries=replace(self.second_tries),
             spared=plan.edits_spared,
             quotas=tuple(quotas),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ class RunStatus:
     `parts` hold the accepted edits; `unadopted_parts` are finished and wait for the next run to
     enter them into the ledger. `lease` says which run has the folder, or had it last; None where
     none ever did. `edits_per_second` is of that run's latest commits, None while it has none.
+    `silent_s`: since its last heartbeat by the clock here, None while that is less than it
+    promised.
     `stats` is stats.json, {} where the run has not ended once.
     """
 
@@ -43,6 +46,7 @@ class RunStatus:
     stats: Mapping[str, Any] = field(default_factory=dict)
     spared: int = 0
     is_in_rounds: bool = False
+    silent_s: float | None = None
 
     @property
     def done(self) -> int:
@@ -55,9 +59,16 @@ class RunStatus:
         return self.lease is not None and not self.lease.is_over
 
     @property
+    def is_silent(self) -> bool:
+        """Whether the run that has the folder was not heard of for longer than it promised."""
+        return self.is_running and self.silent_s is not None
+
+    @property
     def seconds_left(self) -> float | None:
         """At this pace; None where no run is at work, or no pace is known."""
-        if not self.is_running or self.pending is None or not self.edits_per_second:
+        if self.is_silent or not self.is_running:
+            return None
+        if self.pending is None or not self.edits_per_second:
             return None
         return self.pending / self.edits_per_second
 
@@ -93,7 +104,14 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
         lease=lease,
         edits_per_second=None if lease is None else edits_per_second(commits, lease.taken_at),
         stats=stats,
+        silent_s=None if lease is None else _silent_s(lease),
     )
+
+
+def _silent_s(lease: LeaseState) -> float | None:
+    """By the clock here: reading it off the store, as a run does that takes over, needs a write."""
+    silent_s = time.time() - lease.heard_at
+    return silent_s if silent_s > lease.holder.expiry_s else None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
-from pipeline.store_clients import filesystem_of
+from pipeline.store_clients import content_type_options, filesystem_of
 from pipeline.store_requests import AskedFile, count_bytes, explain, means_taken, with_retries
 
 _TEMPORARY_PREFIX = ".tmp-"
@@ -247,7 +247,7 @@ class Folder:
         if self._is_local:
             self._ask(path, lambda: _replace_local(full, data))
         else:
-            self._ask(path, lambda: self.fs.pipe_file(full, data))
+            self._ask(path, lambda: self._put(full, data))
         count_bytes(written=len(data))
 
     def _create_remote(self, path: str, full: str, data: bytes) -> None:
@@ -260,7 +260,7 @@ class Folder:
             tries += 1
             if tries > 1 and self._holds(full, data):
                 return  # an earlier try got through and only its answer was lost
-            self.fs.pipe_file(full, data, mode="create")
+            self._put(full, data, mode="create")
 
         try:
             self._ask(path, create)
@@ -270,11 +270,14 @@ class Folder:
             if not means_taken(error.__cause__):
                 raise
             if self._ask(path, lambda: self._holds(full, b"")):
-                self._ask(path, lambda: self.fs.pipe_file(full, data))
+                self._ask(path, lambda: self._put(full, data))
             elif not self._ask(path, lambda: self._holds(full, data)):
                 raise AlreadyExistsError(
                     f"{self.url_of(path)} was written by someone else meanwhile"
                 ) from error
+
+    def _put(self, full: str, data: bytes, **mode: str) -> None:
+        self.fs.pipe_file(full, data, **mode, **content_type_options(self.fs, full))
 
     def _holds(self, full: str, data: bytes) -> bool:
         try:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import os
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,24 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 WEB_ANSWER_TIMEOUT_S = 300.0
 _S3 = ("s3", "s3a")
+_GCS = ("gs", "gcs")
+_AZURE = ("abfs", "az", "abfss")
 _WEB = ("http", "https")
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".htm": "text/html; charset=utf-8",
+    ".jpg": "image/jpeg",
+    ".json": "application/json",
+    ".md": "text/markdown; charset=utf-8",
+    ".parquet": "application/vnd.apache.parquet",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".yaml": "application/yaml",
+}
+"""What a run folder and a report are made of, as IANA registers it.
+
+Python's own table (`mimetypes`) knows half of these, and depends on the machine.
+"""
 
 
 def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -64,6 +82,27 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
     if protocol in _S3:
         fs.retries = 1  # the loop of s3fs itself: an attribute of its class, and no option
     return fs, path
+
+
+def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
+    """What `fs.pipe_file` takes so that the store keeps a content type, which browsers go by.
+
+    Without one stores say octet-stream, and a browser saves a page instead of showing it. {} where
+    files have none (local disks, memory) and for endings that are not in CONTENT_TYPES.
+    """
+    content_type = CONTENT_TYPES.get(posixpath.splitext(path)[1].lower())
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if content_type is None:
+        return {}
+    if any(name in _S3 for name in protocols):
+        return {"ContentType": content_type}
+    if any(name in _GCS for name in protocols):
+        return {"content_type": content_type}
+    if any(name in _AZURE for name in protocols):
+        from azure.storage.blob import ContentSettings  # comes with adlfs
+
+        return {"content_settings": ContentSettings(content_type=content_type)}
+    return {}
 
 
 def _s3_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -159,6 +159,8 @@ class Supervisor:
         self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 2)
         self._figures: StationFigures = {}
         self._rows_in_hand: dict[Worker, int] = {}
+        self._came: dict[tuple[str, str], float] = {}
+        """When each editing worker that is there began to load its model."""
 
     def begin(self, station: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
         """A worker takes a block in hand; one that had these groups and never ended them died."""
@@ -167,6 +169,8 @@ class Supervisor:
         if self._is_stopping:
             return Orders(is_stopping=True)
         at, now = self._station(station), self._clock()
+        if station == "load":
+            self._came[worker.name, worker.node] = now
         at.in_hand[worker] = _InHand(frozenset(groups), now)
         at.first_began = now if at.first_began is None else at.first_began
         return Orders(
@@ -245,16 +249,19 @@ class Supervisor:
         return frozenset().union(*(h.groups for h in self._station(station).in_hand.values()))
 
     def queues(self) -> StationFigures:
-        """How many blocks each station has in hand, and how many wait for it."""
-        return {
+        """How many blocks each station has in hand, how many wait for it, and editing workers."""
+        queues = {
             name: {"in_hand": float(len(at.in_hand)), "waiting": float(len(at.waiting))}
             for name, at in self._stations.items()
         }
+        there = {"edit": {"workers": float(len(self._came))}}
+        return merged(queues, there if self._came else {})
 
     def figures(self) -> StationFigures:
         """What all blocks cost, seconds of all workers together, and deaths of workers.
 
-        UNet rows are those of blocks in hand too, as far as they were told.
+        UNet rows are those of blocks in hand too, as far as they were told. `worker_seconds`: how
+        long editing workers have been there, each from when it began to load its model.
         """
         spans = {
             name: {"span_seconds": at.last_ended - at.first_began}
@@ -262,7 +269,10 @@ class Supervisor:
             if at.first_began is not None and at.last_ended > at.first_began
         }
         in_hand = sum(self._rows_in_hand.values())
-        return merged(self._figures, spans, {"edit": {"unet_rows": in_hand}} if in_hand else {})
+        rows = {"edit": {"unet_rows": in_hand}} if in_hand else {}
+        now = self._clock()
+        there = {"edit": {"worker_seconds": sum(now - came for came in self._came.values())}}
+        return merged(self._figures, spans, rows, there if self._came else {})
 
     def books(self) -> tuple[StationFigures, StationFigures]:
         """`figures` and `queues`."""
@@ -277,6 +287,10 @@ class Supervisor:
         known = at.died_beside if process in self._died_of_either else at.died_on
         for group in held.suspects:
             known.setdefault(group, []).append(dead.node)
+        came = self._came.pop(process, None)
+        if came is not None:
+            there = {"edit": {"worker_seconds": self._clock() - came}}
+            self._figures = merged(self._figures, there)
         rows = self._rows_in_hand.pop(dead, 0)
         lost = {station: {"lost_blocks": 1.0}}
         if rows:

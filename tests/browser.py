@@ -41,13 +41,15 @@ def find_chromium() -> str | None:
 class Page:
     """One open tab.
 
-    `problems` are its console errors, exceptions, refused contents and requests that are no
-    data: or file: URL, as they arrive; ask for something before reading them.
+    `problems` are its console errors, exceptions, refused contents and requests that are neither
+    for itself (`url`) nor a data: or file: URL, as they arrive; ask for something before reading
+    them.
     """
 
     commands: BinaryIO
     answers: BinaryIO
     session: str = ""
+    url: str = ""
     problems: list[str] = field(default_factory=list)
     _number: int = 0
     _seen: set[str] = field(default_factory=set)
@@ -86,8 +88,8 @@ class Page:
         return answer["result"].get("value")
 
     def press(self, key: str, *, shift: bool = False) -> None:
-        """A key as a person presses it: "Tab", "Enter", " ", "ArrowDown"."""
-        codes = {"Tab": 9, "Enter": 13, " ": 32, "ArrowDown": 40}
+        """A key as a person presses it: "Tab", "Enter", " ", "ArrowDown", "ArrowUp"."""
+        codes = {"Tab": 9, "Enter": 13, " ": 32, "ArrowUp": 38, "ArrowDown": 40}
         code = {" ": "Space"}.get(key, key)
         text = {"Enter": "\r", " ": " "}.get(key)
         event: dict[str, Any] = {
@@ -128,7 +130,7 @@ class Page:
             self.problems.append(str(values["entry"]))
         elif event == "Network.requestWillBeSent":
             url = values["request"]["url"]
-            if not url.startswith(("data:", "file:")):
+            if url != self.url and not url.startswith(("data:", "file:")):
                 self.problems.append(f"asked for {url}")
 
 
@@ -164,7 +166,7 @@ def browser_page(
         os.close(command_read)
         os.close(answer_write)
         with os.fdopen(command_write, "wb") as commands, os.fdopen(answer_read, "rb") as answers:
-            page = Page(commands, answers)
+            page = Page(commands, answers, url=url)
             try:
                 _open(page, url, dark=dark, width=width, height=height)
                 yield page

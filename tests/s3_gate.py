@@ -38,7 +38,7 @@ _CODES = {
 
 
 class Gate(http.server.ThreadingHTTPServer):
-    """Counts what it is asked, `tries`, by method."""
+    """Counts what it is asked, `tries`, by method; `content_types` are those of what was put."""
 
     daemon_threads = True
 
@@ -55,6 +55,7 @@ class Gate(http.server.ThreadingHTTPServer):
         self.before_put: threading.Barrier | None = None
         self.faults: dict[str, list[str]] = {}
         self.tries: Counter[str] = Counter()
+        self.content_types: dict[str, str] = {}
         self.over = threading.Event()
 
     @property
@@ -74,6 +75,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self._fails():
             return
+        if "Content-Type" in self.headers:
+            self.server.content_types[self._file().name] = self.headers["Content-Type"]
         if self.server.before_put is not None:
             self.server.before_put.wait()
         with self.server.lock:

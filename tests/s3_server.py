@@ -85,6 +85,18 @@ class S3Server:
         client = _client(self.endpoint_url)
         client.put_object(Bucket=BUCKET, Key=f"{self.prefix}{path}", Body=data)
 
+    def content_type(self, path: str) -> str:
+        """That of the object at a path below the prefix, as the server answers a HEAD."""
+        client = _client(self.endpoint_url)
+        answer = client.head_object(Bucket=BUCKET, Key=f"{self.prefix}{path}")
+        return str(answer["ContentType"])
+
+    def presigned_url(self, path: str) -> str:
+        """A link that opens one object in a browser for an hour, and nothing else."""
+        where = {"Bucket": BUCKET, "Key": f"{self.prefix}{path}"}
+        client = _client(self.endpoint_url)
+        return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=3600))
+
     def with_fresh_prefix(self) -> S3Server:
         """The same server, seen from a prefix that nobody else has."""
         return replace(self, prefix=f"{next(_numbers):04d}/")
@@ -99,7 +111,9 @@ def _client(endpoint_url: str) -> Any:
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
         # The server gives an object's checksum with a piece of it as well, which then does not fit.
-        config=botocore.config.Config(request_checksum_calculation="when_required"),
+        config=botocore.config.Config(
+            request_checksum_calculation="when_required", signature_version="s3v4"
+        ),
     )
 
 

@@ -163,7 +163,10 @@ def test_the_head_takes_no_tasks_and_gpu_workers_come_and_go() -> None:
     markets = [n["node_config"].get("InstanceMarketOptions", {}) for n in gpu_nodes]
     assert sorted(m.get("MarketType", "on demand") for m in markets) == ["on demand", "spot"]
     for node in gpu_nodes:
-        assert 1 <= node["min_workers"] < node["max_workers"], "a pool is sized when a job starts"
+        assert node["min_workers"] == 0 < node["max_workers"], "no GPU waits for a job"
+    assert nodes["gpu_worker_spot"]["priority"] > nodes["gpu_worker_on_demand"].get("priority", 0)
+    (start,) = (line for line in cluster["head_start_ray_commands"] if "ray start" in line)
+    assert "RAY_enable_autoscaler_v2=1" in start, "the first autoscaler knows no priority"
     others = [k for k in nodes if k != cluster["head_node_type"] and nodes[k] not in gpu_nodes]
     assert others, "somebody has to decode"
     workers = sum(n["max_workers"] for k, n in nodes.items() if k != cluster["head_node_type"])

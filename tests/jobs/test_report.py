@@ -6,21 +6,27 @@ import dataclasses
 import fnmatch
 import io
 import json
+import math
 import pathlib
 import tomllib
 from collections.abc import Callable
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from fpe_core.edit_scores import EditScores
+from fpe_core.reproduction import Reproduction
 from jobs.cli import app
 from jobs.report import render_report
 from jobs.report_file import write_comparison, write_report
 from jobs.report_words import MEANINGS, percent_text, score_text, signed_text
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.outcome import SCORE_COLUMNS
+from pipeline.outcome import SCORE_COLUMNS, EditKey, EditOutcome, TryRecord
 from pipeline.quotas import QuotaRow
 from pipeline.report import read_report
 from pipeline.stats import STATS_FILE
@@ -92,6 +98,73 @@ def test_quotas_are_a_table_of_candidates_and_accepted_edits(job: Job) -> None:
     for heading in ("candidates", "accepted", "quota", "short by"):
         assert heading in page.texts["th"]
     assert page.accessibility() == []
+
+
+def test_quotas_past_the_limit_are_counted(job: Job) -> None:
+    rows = [
+        QuotaRow({"colour": f"colour {n}"}, 9, 0, 0, 0, 0, quota=9, short_by=n, to_do=0)
+        for n in range(1_205)
+    ]
+    folder = Folder.open(job.output)
+    stats = json.loads(folder.read(STATS_FILE)) | {"quotas": [*map(dataclasses.asdict, rows)]}
+    folder.replace(STATS_FILE, json.dumps(stats).encode())
+    page = page_of(job)
+    cells = page.texts["td"]
+    assert "colour 1,204" not in cells
+    assert cells.index("colour 1204") < cells.index("colour 1005")
+    assert "colour 1004" not in cells
+    assert "and 1,005 more cells" in cells
+    assert "200 of 1,205 cells" in page.texts["p"]
+
+
+def test_tiles_carry_scores_as_scripts_read_numbers(
+    job: Job, tmp_path: pathlib.Path, image: bytes
+) -> None:
+    values = [math.inf, 12_345.678, 1.23e-05, -0.5, -math.inf, math.nan]
+    run = job.model_copy(update={"output": str(tmp_path / "numbers")})
+    write_run(run, image, lambda number, key: accepted(number, key, psnr_db=values[number]))
+    found = {tile["data-score-psnr_db"] for tile in page_of(run).tiles()}
+    assert found == {"Infinity", "12345.678", "1.23e-05", "-0.5", "-Infinity", "NaN"}
+
+
+def test_judging_is_told_in_tables_where_the_run_has_it(
+    job: Job, tmp_path: pathlib.Path, image: bytes
+) -> None:
+    titles = ("Second tries", "Boxes and masks of accepted edits", "How sources come back")
+    plain = page_of(job).texts.get("caption", "")
+    assert not [title for title in titles if title in plain]
+
+    def tried(number: int, key: EditKey) -> EditOutcome:
+        first = TryRecord("{}", "off_target", "", 7_001.0, 0.5, EditScores())
+        second = dataclasses.replace(first, reason="", unet_rows=3_003.0)
+        return dataclasses.replace(
+            accepted(number, key),
+            tries=(first, second),
+            reproduction=Reproduction(31.5),
+        )
+
+    run = job.model_copy(update={"output": str(tmp_path / "judged")})
+    write_run(run, image, tried)
+    folder = Folder.open(run.output)
+    (part,) = [path for path in folder.list() if path.endswith("metadata.parquet")]
+    with folder.open_read(part) as file:
+        metadata = pq.read_table(file)
+    sink = io.BytesIO()
+    verdicts = pa.array(["keep", "keep", "keep", "review", "review", "drop"])
+    pq.write_table(metadata.append_column("box_verdict", verdicts), sink)
+    folder.replace(part, sink.getvalue())
+    config = yaml.safe_load(folder.read("config.yaml"))
+    config["annotations"] = {"boxes": {"column": "box", "keep_at_least": 0.815}}
+    config["judge"]["reproduction"]["autoencoder_psnr_db_at_least"] = 19.25
+    folder.replace("config.yaml", yaml.safe_dump(config).encode())
+    page = page_of(run)
+    for title in titles:
+        assert title in page.texts["caption"]
+    assert page.accessibility() == []
+    for figure in ("18,018", "31.5", "19.2", "0.815"):
+        assert figure in page.texts["td"]
+    for name in ("off_target", "boxes: box", "autoencoder"):
+        assert name in page.texts["th"]
 
 
 def test_filters_offer_the_values_there_are(job: Job) -> None:
@@ -182,6 +255,7 @@ def test_a_hundred_thousand_edits_stay_small(tmp_path: pathlib.Path) -> None:
                     assert max(opened.size) <= 144
     parsed = Parsed(page)
     assert parsed.outside() == []
+    assert "Of the 12 commonest types; 28 more have no histograms here." in parsed.texts["p"]
     assert {tile["data-verdict"] for tile in parsed.tiles()} == {"accepted", "rejected", "failed"}
 
 
@@ -199,6 +273,8 @@ def test_two_runs_make_one_page(
     pairs = {(tile["data-a"], tile["data-b"]) for tile in page.tiles()}
     assert pairs == {("accepted", "accepted"), ("rejected", "accepted"), ("failed", "accepted")}
     assert {tile["data-groups"] for tile in page.tiles()} == {"flipped", "most changed"}
+    legend = [i["class"] for i in page.all("i")]
+    assert legend == ["accepted-fill", "rejected-fill"], "the charts of differences have colours"
 
 
 def test_the_command_writes_names_and_refuses(job: Job, tmp_path: pathlib.Path) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 
 import pytest
+import yaml
 from PIL import Image
 
 from jobs.report_file import write_comparison, write_report
+from pipeline.job import Job
+from pipeline.outcome import EditKey, EditOutcome
 from pipeline.storage import Folder
 from tests.browser import Page, browser_page, find_chromium
 from tests.jobs.report_pages import one_of_each
-from tests.pipeline.judged_run import accepted, labelled_job, write_run
+from tests.pipeline.judged_run import accepted, failed, labelled_job, write_run
+from tests.s3_server import S3Server
 from tests.stores import store_on_disk
 
 pytestmark = pytest.mark.skipif(
@@ -48,15 +53,16 @@ CONTRAST = """(() => {
 
 
 @pytest.fixture(scope="module")
+def image(picture: Callable[..., Image.Image], png: Callable[[Image.Image], bytes]) -> bytes:
+    return png(picture())
+
+
+@pytest.fixture(scope="module")
 def folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_checkpoint: pathlib.Path,
-    picture: Callable[..., Image.Image],
-    png: Callable[[Image.Image], bytes],
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: pathlib.Path, image: bytes
 ) -> Folder:
     """A run of six edits with its report, and a comparison with another one."""
     root = tmp_path_factory.mktemp("reported")
-    image = png(picture())
     job = labelled_job(store_on_disk(root / "store"), str(tiny_checkpoint))
     write_run(job, image, one_of_each)
     other = job.model_copy(update={"output": str(root / "other")})
@@ -144,6 +150,29 @@ def test_tiles_are_ordered_by_a_score_and_put_back(page: Page) -> None:
     assert page.evaluate(order.format(name)) == before
 
 
+def test_scores_that_are_shown_with_signs_are_ordered_as_numbers(
+    folder: Folder, tmp_path: pathlib.Path, image: bytes
+) -> None:
+    """An infinite one and one of thousands: what is shown of them is no number to a script."""
+    values = [math.inf, 12_345.6, -5.5, 40.0, 7.25]
+    config = yaml.safe_load(folder.read("config.yaml"))
+    job = Job.model_validate(config).model_copy(update={"output": str(tmp_path / "run")})
+
+    def scored(number: int, key: EditKey) -> EditOutcome:
+        return failed(key) if number == 5 else accepted(number, key, psnr_db=values[number])
+
+    write_run(job, image, scored)
+    write_report(Folder.open(job.output))
+    order = (
+        "[...document.querySelectorAll('.tile')].map((t) => t.getAttribute('data-score-psnr_db'))"
+    )
+    with browser_page(f"file://{job.output}/report.html") as page:
+        choose(page, "order", "psnr_db up")
+        found = page.evaluate(order)
+        assert found == ["-5.5", "7.25", "40.0", "12345.6", "Infinity", None]
+        assert page.problems == []
+
+
 def test_everything_can_be_reached_and_used_with_the_keyboard(page: Page) -> None:
     page.evaluate("document.querySelector('.skip').focus()")
     page.press("Enter")
@@ -160,6 +189,14 @@ def test_everything_can_be_reached_and_used_with_the_keyboard(page: Page) -> Non
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
         reached += page.evaluate("!!document.activeElement.closest('[data-filters], .tile')")
     assert reached == wanted > 20
+    page.evaluate("document.querySelector('select[data-key=verdict]').focus()")
+    before = page.evaluate("document.activeElement.value")
+    page.press("ArrowDown")
+    assert (before, page.evaluate("document.activeElement.value")) == ("", "=accepted")
+    assert page.evaluate(SHOWN) == 4
+    assert page.evaluate("document.querySelector('output').value") == "4 of 6 shown"
+    page.press("ArrowUp")
+    assert page.evaluate(SHOWN) == 6
     page.evaluate("document.querySelector('button[data-group=rejected]').focus()")
     page.press(" ")
     assert page.evaluate(SHOWN) == 1
@@ -177,6 +214,21 @@ def test_both_colour_schemes_are_legible(folder: Folder, name: str, is_dark: boo
         shade = int(ground.split("(")[1].split(",")[0])
         assert (shade < 64) == is_dark
         assert page.evaluate(CONTRAST) == []
+        assert page.problems == []
+
+
+def test_a_report_opens_from_an_object_store(folder: Folder, s3_server: S3Server) -> None:
+    """By a link to one object: it is shown and not saved, asks for nothing else, and works."""
+    there = Folder.open(s3_server.url("run"), s3_server.storage_options)
+    there.replace("report.html", folder.read("report.html"))
+    assert s3_server.content_type("run/report.html") == "text/html; charset=utf-8"
+    with browser_page(s3_server.presigned_url("run/report.html")) as page:
+        click(page, "button[data-group=rejected]")
+        assert page.evaluate(SHOWN) == 1
+        assert page.evaluate("[...document.images].every((i) => i.naturalWidth > 0)")
+        linked = page.evaluate("document.querySelector('.tile:not([hidden]) a').href")
+        assert "/run/" in linked
+        assert "X-Amz-" not in linked, "a picture needs a link or rights of its own"
         assert page.problems == []
 
 

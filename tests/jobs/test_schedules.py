@@ -184,7 +184,9 @@ def test_decoding_and_editing_have_groups_and_the_head_has_no_work() -> None:
     assert gpus == {"head": None, "decode": None, "edit": "1"}
     for name in ("decode", "edit"):
         group = by_name[name]
-        assert 1 <= group["minReplicas"] == group["replicas"] < group["maxReplicas"]
+        assert group["minReplicas"] == group["replicas"] < group["maxReplicas"]
+    least = {name: by_name[name]["minReplicas"] for name in ("decode", "edit")}
+    assert least == {"decode": 1, "edit": 0}, "no GPU waits for a job"
     assert job["rayClusterSpec"]["enableInTreeAutoscaling"]
     assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert job["backoffLimit"] >= 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.actor_kinds import ActorKind, InTurn, Node, first_actors, size_kinds
-from pipeline.errors import ResourceError
+from pipeline.errors import NoRoomError, ResourceError
 from pipeline.job import Job
 from pipeline.resources import Pool, size_pool
 from pipeline.resources_section import PoolSection, ResourcesSection
@@ -21,7 +21,9 @@ READER = Node(4)
 
 def kinds_of(*nodes: Node, free: float = 1, device: str = "auto", **wishes: Any) -> Any:
     pools = [PoolSection(**wish) for wish in wishes.pop("pools")]
-    return size_kinds(nodes, pools, free_cpus=free, device=device)
+    return size_kinds(
+        nodes, pools, free_cpus=free, device=device, can_grow=wishes.get("can_grow", False)
+    )
 
 
 def test_each_kind_gets_what_is_there_of_it() -> None:
@@ -144,10 +146,26 @@ def test_few_blocks_need_few_actors_of_the_first_kinds() -> None:
     assert isinstance(pool, Pool)
 
 
+def test_each_kind_may_grow_by_itself() -> None:
+    pools = [{"accelerator": "H100", "max_actors": 3}, {"accelerator": "A10G", "max_actors": 6}]
+    h100, a10g = kinds_of(A10G, READER, pools=pools, can_grow=True)
+    assert (h100.accelerator, h100.actors, h100.later) == ("H100", 3, 3)
+    assert (a10g.accelerator, a10g.actors, a10g.later) == ("A10G", 6, 2)
+    assert [k.actors for k in kinds_of(A10G, READER, pools=pools)] == [4], "a local Ray does not"
+    with pytest.raises(NoRoomError, match="room for 0"):
+        kinds_of(READER, pools=pools, can_grow=True)
+    with pytest.raises(NoRoomError, match="room for 3"):
+        kinds_of(Node(4, 4), pools=[{"max_actors": 9}], can_grow=True)
+    first = first_actors((h100, a10g), 5)
+    assert [(k.accelerator, k.actors, k.later) for k in first] == [("H100", 1, 1), ("A10G", 4, 0)]
+
+
 @pytest.mark.parametrize(
     ("section", "problem"),
     [
         ({"pools": []}, "pools is empty"),
+        ({"actors": 3, "max_actors": 2}, "max_actors is 2, and actors 3"),
+        ({"pools": [{"actors": 3, "max_actors": 2}]}, "max_actors is 2, and actors 3"),
         ({"pools": [{}], "actors": 2}, "actors is said by each of the pools"),
         ({"pools": [{}, {"actors": 2}]}, "two pools have 1 GPUs an actor"),
         ({"pools": [{"accelerator": "H100", "gpus_per_actor": 0}]}, "have no accelerator"),

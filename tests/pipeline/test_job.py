@@ -75,6 +75,8 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
         "resources": {
             "ray_address": None,
             "actors": None,
+            "max_actors": None,
+            "wait_s": 900.0,
             "cpus_per_actor": None,
             "gpus_per_actor": None,
             "threads_per_actor": None,
@@ -93,7 +95,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
         },
         "stop": {"grace_s": 10.0},
         "lease": {"expiry_s": 60.0, "heartbeat_s": 10.0},
-        "logs": {"format": "text", "bars": "edits"},
+        "logs": {"format": "text", "bars": "ray", "level": "info"},
     }
     with pytest.raises(ValidationError, match=r"manifest\n.*required"):
         Job.model_validate({"output": "out"})

@@ -27,7 +27,7 @@ from pipeline.logs import (
 from pipeline.outcome import outcomes_table
 from pipeline.storage import Folder
 from pipeline.supervisor import Supervisor, Worker
-from tests.pipeline.outcome_rows import accepted, failed
+from tests.pipeline.outcome_rows import accepted, failed, rejected
 
 SECRET = "s3cr3t"
 URL = f"https://user:{SECRET}@example.com/a.png?signature={SECRET}"
@@ -115,16 +115,37 @@ def test_a_field_that_no_collector_knows_is_refused() -> None:
         assert not hasattr(logging.makeLogRecord({}), name), "would hide logging's own"
 
 
-def test_a_commit_names_every_edit_that_failed(lines: Lines, tmp_path: Path) -> None:
+def test_a_commit_names_every_edit_that_failed_or_was_rejected(
+    lines: Lines, tmp_path: Path
+) -> None:
     ledger = Ledger.open(Folder.open(str(tmp_path)))
-    ledger.commit(outcomes_table([accepted(0), failed(2), failed(5, "nan_latent")]))
-    *of_edits, last = lines.objects
-    assert [(line["edit_id"], line["group_id"], line["code"]) for line in of_edits] == [
-        (each.edit_id.hex(), each.key.group_id.hex(), each.reason)
-        for each in (failed(2), failed(5, "nan_latent"))
+    ledger.commit(outcomes_table([accepted(0), failed(2), rejected(3), failed(5, "nan_latent")]))
+    said = {line["edit_id"]: line for line in lines.objects}
+    bad = (failed(2), rejected(3), failed(5, "nan_latent"))
+    assert {i: (line["group_id"], line["code"]) for i, line in said.items()} == {
+        each.edit_id.hex(): (each.key.group_id.hex(), each.reason) for each in bad
+    }
+    assert len(lines.objects) == 3, "no line for each commit"
+    messages = [said[each.edit_id.hex()]["message"] for each in bad[:2]]
+    assert messages == [
+        "edit failed: decode_failed: edit 2 is broken",
+        "edit rejected: no_change",
     ]
-    assert of_edits[0]["message"] == "edit failed: decode_failed: edit 2 is broken"
-    assert (last["edits"], last["station"]) == (3, "commit")
+
+
+def test_in_detail_every_edit_and_commit_is_named(
+    lines: Lines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="pipeline.ledger")
+    ledger = Ledger.open(Folder.open(str(tmp_path)))
+    ledger.commit(outcomes_table([accepted(0), failed(2)]))
+    of_edits = {line["message"]: line["edit_id"] for line in lines.objects if "edit_id" in line}
+    assert of_edits == {
+        "edit accepted": accepted(0).edit_id.hex(),
+        "edit failed: decode_failed: edit 2 is broken": failed(2).edit_id.hex(),
+    }
+    last = lines.objects[-1]
+    assert (last["edits"], last["station"], last["level"]) == (2, "commit", "debug")
 
 
 def test_deaths_and_leases_are_told(lines: Lines, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.tables import status_table
 from pipeline.job import Job
 from pipeline.lease import hold_lease
 from pipeline.ledger import Ledger, fence
 from pipeline.plan import make_plan
 from pipeline.rate import RECENT_FILES, Commit, edits_per_second, recent_commits
-from pipeline.status import run_status
+from pipeline.status import RunStatus, run_status
 from tests.pipeline.finished_run import FinishedRun
 
 HOUR_S = 3600.0
@@ -59,6 +60,13 @@ def run(
     return FinishedRun(job, png(picture()))
 
 
+def row_of(status: RunStatus, label: str) -> str | None:
+    """What the table of `fpe status` says beside a label."""
+    names, values = (column.cells for column in status_table(status).columns)
+    rows = dict(zip(map(str, names), map(str, values), strict=True))
+    return rows.get(label)
+
+
 def test_a_run_at_work_says_how_long_it_has_to_go(run: FinishedRun) -> None:
     make_plan(run.job)
     keys = run.keys()
@@ -78,9 +86,18 @@ def test_a_run_at_work_says_how_long_it_has_to_go(run: FinishedRun) -> None:
         assert status.edits_per_second == pytest.approx(0.5)
         assert (status.done, status.pending) == (3, 3)
         assert status.seconds_left == pytest.approx(6.0)
+        assert not status.is_silent
+        assert row_of(status, "time left, about") == "0:00:06"
+        for path in run.folder.list(".lease"):
+            os.utime(run.folder.path_of(path), (taken_at, taken_at - 61 * HOUR_S))
+        status = run_status(run.job.output)
+        assert (status.is_running, status.is_silent, status.seconds_left) == (True, True, None)
+        assert row_of(status, "time left, about") is None
+        assert str(row_of(status, "silent for")).startswith("2 days, 13:00:0")
     status = run_status(run.job.output)
     assert status.edits_per_second == pytest.approx(0.5)
     assert (status.is_running, status.seconds_left) == (False, None)
+    assert row_of(status, "silent for") is None
 
 
 def test_fences_are_no_commits_and_only_the_latest_files_are_read(run: FinishedRun) -> None:

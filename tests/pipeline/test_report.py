@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,49 @@ def test_quotas_of_the_run_come_along(job: Job, image: bytes) -> None:
     rows = [{"cell": {"colour": "red"}, "accepted": 3}]
     folder.replace("stats.json", json.dumps({"quotas": rows}).encode())
     assert list(read_report(folder).quotas) == rows
+
+
+def test_of_many_quotas_those_that_lack_most_are_kept(job: Job, image: bytes) -> None:
+    write_run(job, image, one_of_each)
+    folder = folder_of(job)
+    lacking = {"a": 0, "b": 2, "c": 5, "d": 2, "e": 0}
+    rows = [{"cell": {"colour": name}, "short_by": n} for name, n in lacking.items()]
+    folder.replace("stats.json", json.dumps({"quotas": rows}).encode())
+    facts = read_report(folder, ReportLimits(quota_cells=3))
+    assert [row["cell"]["colour"] for row in facts.quotas] == ["c", "b", "d"]
+    assert facts.quotas_left_out == 2
+    assert read_report(folder).quotas_left_out == 0
+
+
+def test_types_without_room_for_histograms_are_counted(job: Job, image: bytes) -> None:
+    def of_types(number: int, key: EditKey) -> EditOutcome:
+        outcome = accepted(number, key, changed_share=0.1 * number)
+        return dataclasses.replace(
+            outcome, key=dataclasses.replace(outcome.key, edit_type=f"type {number // 2}")
+        )
+
+    write_run(job, image, of_types)
+    facts = read_report(folder_of(job), ReportLimits(types=2))
+    assert {each.edit_type for each in facts.histograms} == {"type 0", "type 1"}
+    assert facts.types_left_out == 1
+    assert read_report(folder_of(job)).types_left_out == 0
+
+
+def test_rejections_alone_tell_that_there_was_a_judge(
+    tmp_path: Path, tiny_checkpoint: Path, image: bytes
+) -> None:
+    """The gate's, for one: nothing has a score then."""
+
+    def gated(number: int, key: EditKey) -> EditOutcome:
+        return rejected(number, key, RejectReason.SOURCE_NOT_REPRODUCED)
+
+    store = store_on_disk(tmp_path / "store")
+    job = labelled_job(store, str(tiny_checkpoint))
+    write_run(job, image, gated)
+    assert read_report(folder_of(job)).is_judged
+    plain = labelled_job(store, str(tiny_checkpoint), name="plain", judge=None)
+    write_run(plain, image, lambda number, key: accepted(number, key))
+    assert not read_report(folder_of(plain)).is_judged
 
 
 def test_limits_bound_tiles_bytes_and_rows(job: Job, image: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.actor_kinds import Node
-from pipeline.errors import ResourceError
-from pipeline.job import ResourcesSection
-from pipeline.resources import Pool, check_reachable, ray_session, size_pool
+from pipeline.errors import NoRoomError, ResourceError
+from pipeline.resources import (
+    Pool,
+    bundles_of,
+    check_reachable,
+    nodes_alive,
+    ray_session,
+    size_pool,
+)
+from pipeline.resources_section import PoolSection, ResourcesSection
+from pipeline.room import pool_with_room
 
 
 def pool_of(
@@ -139,8 +148,8 @@ def test_cuda_without_a_gpu_is_refused() -> None:
 def test_a_ray_that_runs_already_is_used_and_left_running(ray_cluster: None) -> None:
     import ray
 
-    with ray_session(None) as nodes:
-        assert [node.cpus for node in nodes] == [3.0]
+    with ray_session(None):
+        assert [node.cpus for node in nodes_alive()] == [3.0]
     assert ray.is_initialized()
 
 
@@ -154,3 +163,75 @@ def test_an_address_where_nothing_listens_is_refused_before_ray_tries() -> None:
         bound.listen()
         check_reachable(address)
     check_reachable("auto")
+
+
+GROWS: dict[str, Any] = {"ray_address": "auto", "max_actors": 8}
+
+
+def test_actors_with_a_gpu_may_come_later() -> None:
+    pool = pool_of(Node(16), Node(8, 2), **GROWS)
+    assert (pool.actors, pool.later, pool.gpus_per_actor) == (8, 6, 1)
+    assert pool_of(Node(16), Node(8, 2), groups=4, **GROWS).actors == 4
+    assert pool_of(Node(16), Node(8, 2), **GROWS | {"max_actors": 1}).actors == 1
+    full = pool_of(Node(16, 8), **GROWS)
+    assert (full.actors, full.later) == (8, 0)
+
+
+def test_a_local_ray_has_no_more_than_it_has() -> None:
+    pool = pool_of(Node(8, 2), max_actors=8)
+    assert (pool.actors, pool.later) == (2, 0)
+    assert pool_of(Node(8), max_actors=3).actors == 3
+
+
+def test_actors_without_a_gpu_do_not_wait_for_the_readers_cpus() -> None:
+    pool = pool_of(Node(4), device="cpu", **GROWS)
+    assert (pool.actors, pool.later) == (3, 0)
+    with pytest.raises(NoRoomError, match="1 CPUs must stay free"):
+        pool_of(Node(2, 2), **GROWS)  # the second would take the last one
+    assert pool_of(Node(2, 2), Node(1), **GROWS).later == 6
+
+
+def test_nobody_starts_before_there_is_a_place() -> None:
+    with pytest.raises(NoRoomError, match="an actor needs 1 CPUs and 1 GPUs"):
+        pool_of(Node(16), **GROWS)
+    with pytest.raises(NoRoomError, match="2 actors need"):
+        pool_of(Node(16), Node(8, 1), actors=2, **GROWS)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "device", "actors"),
+    [
+        ({}, "cpu", [{"CPU": 1.0}]),
+        ({}, "cuda", [{"CPU": 1.0, "GPU": 1.0}]),
+        ({"max_actors": 2}, "auto", [{"CPU": 1.0, "GPU": 1.0}] * 2),
+        ({"actors": 2, "gpus_per_actor": 0.5}, "auto", [{"CPU": 1.0, "GPU": 0.5}] * 2),
+        ({"max_actors": 9, "cpus_per_actor": 2}, "cuda", [{"CPU": 2.0, "GPU": 1.0}] * 3),
+    ],
+)
+def test_the_autoscaler_is_asked_for_what_the_run_would_take(
+    wishes: dict[str, Any], device: str, actors: list[dict[str, float]]
+) -> None:
+    asked = bundles_of(ResourcesSection(**wishes), device=device, groups=3)
+    assert asked == [{"CPU": 1.0}, *actors]
+
+
+def test_pools_are_asked_for_by_kind() -> None:
+    pools = (PoolSection(accelerator="H100", max_actors=2), PoolSection(gpus_per_actor=0))
+    asked = bundles_of(ResourcesSection(pools=pools), device="auto", groups=9)
+    h100 = {"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": 0.001}
+    assert asked == [{"CPU": 1.0}, h100, h100, {"CPU": 1.0}]
+
+
+def test_room_that_does_not_come_is_said_after_the_time(
+    ray_cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    section = ResourcesSection(actors=9)
+
+    def size(nodes: Sequence[Node]) -> Pool:
+        return size_pool(nodes, section, device="cpu", groups=9, pixels_per_image=64)
+
+    with pytest.raises(NoRoomError, match="9 actors need 9 CPUs"):
+        pool_with_room(size, [{"CPU": 10.0}], wait_s=0)
+    with pytest.raises(ResourceError, match=r"9 actors need .* in 0.1 s \(resources.wait_s\)"):
+        pool_with_room(size, [{"CPU": 10.0}], wait_s=0.1)
+    assert "waiting for the cluster to have room, for at most 0.1 s" in caplog.text

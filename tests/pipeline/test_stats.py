@@ -84,12 +84,13 @@ def test_every_failure_code_has_one_example() -> None:
 
 def test_stations_are_added_up_and_the_busy_share_is_of_the_models_alone() -> None:
     tally = Tally()
-    figures = {"edit": {"rows": 4, "seconds": 6.0}, "write": {"rows": 4, "retries": 1}}
-    tally.add_stations(figures, actors=2, seconds=5.0)
-    tally.add_stations(figures, actors=1, seconds=5.0)  # the second pass over lost blocks
+    editing = {"rows": 4, "seconds": 6.0, "worker_seconds": 7.5}
+    figures = {"edit": editing, "write": {"rows": 4, "retries": 1}}
+    tally.add_stations(figures)
+    tally.add_stations(figures)  # the second pass over lost blocks
     plan = Plan("id", 8, 0, 4, 4, 0, 0, (), None, (), "model", EditParameters())
     summary = tally.summary(plan, "/run")
-    assert summary.stations["edit"] == {"rows": 8, "seconds": 12.0}
+    assert summary.stations["edit"] == {"rows": 8, "seconds": 12.0, "worker_seconds": 15.0}
     assert summary.stations["write"] == {"rows": 8, "retries": 2}
     assert summary.busy_share == 12.0 / 15.0
     assert set().union(*summary.stations.values()) <= STATION_FIGURES.keys()
@@ -104,7 +105,7 @@ def test_a_summary_says_what_the_plan_says_of_approximation() -> None:
 
 def test_rows_that_no_outcome_has_were_wasted() -> None:
     tally = tally_of([accepted(0), accepted(1)])  # 10 rows each
-    tally.add_stations({"edit": {"unet_rows": 25.0}}, actors=1, seconds=1.0)
+    tally.add_stations({"edit": {"unet_rows": 25.0}})
     plan = Plan("id", 8, 0, 4, 4, 0, 0, (), None, (), "model", EditParameters())
     summary = tally.summary(plan, "/run")
     assert (summary.unet_rows, summary.unet_rows_wasted, summary.wasted_share) == (20, 5, 0.2)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import fsspec
 import pytest
 import stamina
 
@@ -14,6 +16,8 @@ from pipeline.fetch import read_uri
 from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.storage import Folder
+from pipeline.store_clients import content_type_options
+from tests.s3_gate import Gate
 from tests.s3_server import ACCESS_KEY, CREDENTIALS, SECRET_KEY, S3Server, write_profile
 
 OUR_LOGGERS = ("fpe_core", "pipeline", "jobs", "stamina")
@@ -31,6 +35,53 @@ def test_what_is_not_there(s3_server: S3Server) -> None:
         read_uri("s3://no-such-bucket/a.png", options=options)
     with pytest.raises(StorageError, match="bucket does not exist"):
         Folder.open("s3://no-such-bucket/run", options).write_new("x", b"1")
+
+
+@pytest.mark.parametrize("write", ["write_new", "replace"])
+def test_a_browser_is_told_what_a_file_is(s3_server: S3Server, write: str) -> None:
+    folder = Folder.open(s3_server.url(write), s3_server.storage_options)
+    types = {
+        "report.html": "text/html; charset=utf-8",
+        "part-a/edited/a.JPG": "image/jpeg",
+        "part-a/edited/a.png": "image/png",
+        "part-a/edited/a.webp": "image/webp",
+        "part-a/metadata.parquet": "application/vnd.apache.parquet",
+        "README.md": "text/markdown; charset=utf-8",
+        "config.yaml": "application/yaml",
+        "stats.json": "application/json",
+    }
+    for path in types:
+        getattr(folder, write)(path, b"content")
+    assert {path: s3_server.content_type(f"{write}/{path}") for path in types} == types
+    getattr(folder, write)("no-ending", b"content")
+    assert folder.read("no-ending") == b"content"
+
+
+def test_a_content_type_goes_with_the_put_and_costs_no_request(gate: Gate) -> None:
+    folder = gate.folder()
+    for path in ("a", "a.html"):
+        before = gate.tries.copy()
+        folder.replace(path, b"content")
+        assert gate.tries - before == {"PUT": 1}
+    assert gate.content_types == {"a.html": "text/html; charset=utf-8"}
+
+
+def test_other_stores_are_told_in_their_own_words() -> None:
+    """As gcsfs has it; where there is no such thing, nothing is said."""
+    told = [
+        content_type_options(fsspec.get_filesystem_class(name), "a/b.webp")
+        for name in ("file", "memory")
+    ]
+    assert told == [{}, {}]
+    gcs = SimpleNamespace(protocol=("gs", "gcs"))
+    assert content_type_options(gcs, "a/b.webp") == {"content_type": "image/webp"}
+
+
+def test_azure_is_told_in_its_own_words() -> None:
+    blob = pytest.importorskip("azure.storage.blob", reason="no adlfs here")
+    for protocol in ("abfs", ("abfs", "az", "abfss")):  # of adlfs before and since 2026
+        told = content_type_options(SimpleNamespace(protocol=protocol), "a/b.webp")
+        assert told == {"content_settings": blob.ContentSettings(content_type="image/webp")}
 
 
 def test_a_server_that_is_down_is_a_storage_error() -> None:
@@ -109,3 +160,12 @@ def test_credentials_from_a_file_alone(
         Folder.open(folder.url, {**named, "profile": "nobody"}).read("x")
     assert ACCESS_KEY not in str(caught.value)
     assert SECRET_KEY not in str(caught.value)
+
+
+def test_an_endpoint_may_come_from_the_environment(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For commands that are given a run folder's URL, and no job with storage_options."""
+    s3_server.put("there/status.json", b"here")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
+    assert Folder.open(s3_server.url("there")).read("status.json") == b"here"
