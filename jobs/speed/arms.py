@@ -29,6 +29,8 @@ from jobs.speed.clock import Networks, PhaseClock
 from jobs.speed.plain_loop import PlainLoop
 from jobs.speed.workload import Workload
 
+OURS = ("C", "D", "E")
+
 
 class Arm(Protocol):
     """One way of editing.

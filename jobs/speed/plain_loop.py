@@ -7,7 +7,7 @@ four-row edit, and one processor that gives the target's conditional row the sou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,15 +66,21 @@ class PlainLoop:
         empty = parameters.negative_prompt
         context = self._encode([empty, empty, source_prompt, target_prompt])
         z = trajectory[-1]
-        for step, timestep in enumerate(self._scheduler.timesteps.tolist()):
-            z_source = trajectory[-1 - step]
-            replacing = step < parameters.replaced_steps
-            with self._source_maps(z) if replacing else nullcontext():
-                output = self._unet(torch.cat([z_source, z] * 2), timestep, context)
-            unconditional, conditional = output.chunk(2)
-            guided = unconditional + parameters.guidance_scale * (conditional - unconditional)
-            z = self._scheduler.step(guided[1:], timestep, z).prev_sample
+        timesteps = self._scheduler.timesteps.tolist()
+        steps = list(zip(timesteps, reversed(trajectory), strict=False))  # z_0 is no input
+        with self._source_maps(z):
+            for timestep, z_source in steps[: parameters.replaced_steps]:
+                z = self._step(z_source, z, timestep, context)
+        for timestep, z_source in steps[parameters.replaced_steps :]:
+            z = self._step(z_source, z, timestep, context)
         return z
+
+    def _step(self, z_source: Tensor, z: Tensor, timestep: int, context: Tensor) -> Tensor:
+        output = self._unet(torch.cat([z_source, z] * 2), timestep, context)
+        unconditional, conditional = output.chunk(2)
+        guided = unconditional + self._parameters.guidance_scale * (conditional - unconditional)
+        moved: Tensor = self._scheduler.step(guided[1:], timestep, z).prev_sample
+        return moved
 
     def _next(self, z: Tensor, output: Tensor, timestep: int) -> Tensor:
         """One DDIM step towards noise, from the level before `timestep` to its own."""
