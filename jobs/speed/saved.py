@@ -78,7 +78,8 @@ def _require_the_same(
 
 
 def _identity(machine: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    return {**{name: machine[name] for name in ("device", "threads", "torch")}, **settings}
+    """The machine's device, by name, stands for the one that was asked for."""
+    return {**settings, **{name: machine[name] for name in ("device", "threads", "torch")}}
 
 
 def _sweep(read: dict[str, Any]) -> Sweep:

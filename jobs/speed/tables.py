@@ -139,8 +139,8 @@ def target_lines(targets: Sequence[Target], sweeps: Sequence[Sweep]) -> list[str
         for sweep in sweeps:
             reached = target.reached(sweep)
             if reached is not None:
-                word = "reached" if reached >= target.least else "MISSED "
-                lines.append(f"aim {word}  {target}: {target.in_words(reached)}")
+                word = "reached" if reached >= target.least else "MISSED"
+                lines.append(f"aim {word}: {target}; measured: {target.in_words(reached)}")
     return lines
 
 

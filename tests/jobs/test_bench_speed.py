@@ -5,31 +5,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
 from fpe_core import Editor, EditParameters
 from jobs.cli import app
-from jobs.exits import OK, STOPPED, USAGE
-from jobs.speed.arms import exact_arms
+from jobs.exits import INTERRUPTED, OK, STOPPED, USAGE
+from jobs.speed.agreement import agreements
+from jobs.speed.arms import OURS, exact_arms
 from jobs.speed.clock import PHASES, PhaseClock
+from jobs.speed.device_time import KINDS, DeviceTime, kind_of
 from jobs.speed.flops import count_row, minimal_flops
 from jobs.speed.gate import CONTROLS, TOLERANCE, Comparison, farthest, pass_gate
+from jobs.speed.measured import REST, Failed, Measured, Run
+from jobs.speed.memory import PeakMemory
 from jobs.speed.models import LAYERS, SHAPES, build_random
-from jobs.speed.presets import PRESETS, Target
-from jobs.speed.rounds import REST, Measured, Run
-from jobs.speed.workload import make_workload
+from jobs.speed.presets import PER_HOUR, PRESETS, UTILISATION, Target
+from jobs.speed.report import Sweep, this_machine
+from jobs.speed.rounds import CellTimer, CellTimes
+from jobs.speed.saved import read_report, set_aside, write_report
+from jobs.speed.sweep import Settings
+from jobs.speed.tables import notes, speed_table, target_lines
+from jobs.speed.workload import Workload, make_workload
+from pipeline.errors import UserError
 
 STEPS = 3
 """The fewest of which two replace maps."""
 
-ARMS = ["A", "B", "B+", "C", "D", "D again"]
+ARMS = ["A", "B", "B+", "C", "D", "E", "D again"]
 
 
 def fpe(*arguments: str) -> tuple[int, str, str]:
@@ -52,10 +63,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def printed(folder: pathlib.Path) -> str:
-    """What the command prints. E has a test of its own: tracing the UNet takes longer than all
-    the rest, and is to be paid once."""
+    """What the command prints, E among it: "eager" is torch's backend that traces the graphs and
+    compiles nothing."""
     gate = ("--gate-size", "32")
-    code, out, err = bench(folder, "--compiler", "none", "--price-per-hour", "3.6", *gate)
+    code, out, err = bench(folder, "--compiler", "eager", "--price-per-hour", "3.6", *gate)
     assert code == OK, err
     return out
 
@@ -92,7 +103,7 @@ def test_rows_are_those_of_the_procedures(measured: dict[str, dict[str, Any]]) -
     inversion = editor.invert(work.images, work.source_prompts, parameters)
     edited = editor.edit(inversion, work.target_prompts)
     assert rows["D"] == (inversion.unet_rows + edited.unet_rows) / 4
-    assert rows["C"] == rows["D"] == rows["D again"]
+    assert rows["C"] == rows["D"] == rows["D again"] == rows["E"]
     assert rows["D"] < rows["B+"]
 
 
@@ -112,39 +123,69 @@ def test_the_report_holds_every_raw_figure(
         assert each["edits_per_s"] == pytest.approx(each["edits"] / run["wall_s"])
         assert each["price_per_1000"] == pytest.approx(1 / each["edits_per_s"])
         assert 0 < each["utilisation_algorithmic"] <= each["utilisation_executed"]
-    assert [measured[arm]["edits"] for arm in ARMS] == [1, 1, 2, 4, 4, 4]
+        assert each["peak_bytes"] > 0
+        assert each["timed_in"] == ""
+    assert [measured[arm]["edits"] for arm in ARMS] == [1, 1, 2, 4, 4, 4, 4]
+    assert measured["E"]["flops"] == measured["D"]["flops"]
+    assert measured["E"]["compile_s"] > 0 == measured["D"]["compile_s"]
     assert measured["D"]["flops"] < measured["B+"]["flops"] < measured["B"]["flops"]
     # Whether maps are explicit or not; B encodes one text more.
     assert measured["A"]["flops"] == pytest.approx(measured["B"]["flops"], rel=0.02)
 
 
-def test_the_compiled_arm_agrees_and_is_seen() -> None:
-    """ "eager" is torch's backend that traces the graphs and compiles nothing; one step has all of
-    them."""
-    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
-    parameters = EditParameters(
-        steps=1, replaced_fraction=1.0, layers=LAYERS, width_px=64, height_px=64
-    )
-    work = make_workload(1, 1, parameters)
-    authors, *_, eager, traced = exact_arms(checkpoint, checkpoint, "eager")
-    assert (eager.name, traced.name, traced.is_compiled) == ("D", "E", True)
-    clocks = [PhaseClock(checkpoint.device) for _ in range(2)]
-    torch._dynamo.reset()  # what another test had traced would not be traced again
-    graphs_before = counters["stats"]["unique_graphs"]
-    with clocks[0].watching(traced.networks):
-        latents = traced.edit(work, clocks[0])
-    with clocks[1].watching(eager.networks):
-        eager.edit(work, clocks[1])
-    assert farthest(latents, authors.edit(work, PhaseClock(checkpoint.device))) <= TOLERANCE
-    assert clocks[0].rows == clocks[1].rows > 0
-    assert clocks[0].seconds()["edit"] > 0
-    assert counters["stats"]["unique_graphs"] > graphs_before, "nothing was traced"
+def test_every_arm_of_a_cell_is_compared(measured: dict[str, dict[str, Any]]) -> None:
+    assert measured["A"]["from_authors"] == measured["C"]["from_ours"] == 0
+    assert measured["A"]["from_ours"] is None
+    for arm in ARMS[1:]:
+        assert 0 < measured[arm]["from_authors"] <= TOLERANCE
+        assert measured[arm]["from_ours"] <= TOLERANCE
+
+
+def test_the_profile_accounts_for_all_of_the_time(
+    report: dict[str, Any], printed: str, measured: dict[str, dict[str, Any]]
+) -> None:
+    (profile,) = report["models"][0]["profiles"]
+    assert profile["arm"] == max(OURS, key=lambda arm: measured[arm]["edits_per_s"])
+    assert tuple(profile["share"]) == KINDS
+    assert sum(profile["share"].values()) == pytest.approx(1)
+    assert min(profile["share"].values()) > 0
+    assert 0 < sum(profile["longest"].values()) < 1
+    assert "the device's time, our fastest arm" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize64x64", "conv"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_bias_TNN", "matrix"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_s1688gemm_128x128_nn_align4>", "matrix"),
+        ("aten::addmm", "matrix"),
+        ("mkldnn::_linear_pointwise", "matrix"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<float>", "norm"),
+        ("triton_red_fused_native_group_norm_3", "norm"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_view_7", "elementwise"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add>", "elem"),
+        ("Memcpy DtoH (Device -> Pageable)", "copy"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<float>", "copy"),
+        ("void cudnn::engines_precompiled::nchwToNhwcKernel<float, float>", "copy"),
+        ("aten::copy_", "copy"),
+        ("aten::as_strided", "idle"),
+    ],
+)
+def test_kinds_of_operations(name: str, kind: str) -> None:
+    assert kind_of(name) in KINDS
+    assert kind_of(name).startswith(kind)
 
 
 def test_tables_and_plot(printed: str, folder: pathlib.Path) -> None:
-    for word in ("micro: speed", "per 1,000", "D again", "noise", "CPU threads"):
+    for word in ("micro: speed", "per 1,000", "from C", "D again", "noise", "CPU threads"):
         assert word in printed
-    assert "Aims" not in printed, "there are none for this model"
+    assert re.search(r"compiling E, without caches, not in its times: 2 x 2 \d+ s", printed)
+    assert "aim " not in printed, "there are none for this model"
     with Image.open(folder / "speed.png") as image:
         image.load()
         assert image.width > 500
@@ -223,13 +264,285 @@ def test_mistakes_are_said_before_anything_is_computed(
     assert not (tmp_path / "new").exists()
 
 
-def test_aims_are_held_against_the_fastest_of_our_arms() -> None:
-    def arm(name: str, wall_s: float) -> Measured:
-        run = Run(wall_s, {}, 1, None)
-        return Measured(name, "", "float32", 1, 1, 2, (run, run, run), 1.0, 1.0, 0.0)
+def cell_of(wall_s: dict[str, float], cell: tuple[int, int] = (1, 1)) -> list[Measured]:
+    """Two edits by each arm in these seconds."""
+    return [
+        Measured(
+            arm=name,
+            title="",
+            dtype="float32",
+            sources=cell[0],
+            edits_per_source=cell[1],
+            edits=2,
+            runs=(Run(own, dict.fromkeys((*PHASES, REST), own / 5), 1),) * 3,
+            first_s=1.0,
+            flops=3.0,
+            peak_bytes=1,
+            from_authors=0.0,
+            from_ours=0.0,
+        )
+        for name, own in wall_s.items()
+    ]
 
-    cell = [arm("A", 12.0), arm("B", 4.0), arm("C", 2.0), arm("D", 1.0)]
-    assert Target("m", 1, "A", 6.0).reached(cell) == pytest.approx(12.0)
-    assert Target("m", 1, "B", 6.0).reached(cell) == pytest.approx(4.0)
-    assert Target("m", 1, "", 6.0).reached(cell) == pytest.approx(7200.0)
+
+def sweep_of(*measured: Measured, **others: Any) -> Sweep:
+    known: dict[str, Any] = {
+        "cells": tuple(dict.fromkeys((each.sources, each.edits_per_source) for each in measured)),
+        "minimal_flops": {1: 2.0},
+        "product_flops_per_s": {"float32": 10.0},
+        "parameters": {},
+    }
+    empty = dict.fromkeys(("gate", "failed", "profiles"), ())
+    return Sweep(model="m", measured=measured, **{**empty, **known, **others})
+
+
+def test_aims_are_held_against_the_fastest_of_our_arms() -> None:
+    sweep = sweep_of(*cell_of({"A": 12.0, "B": 4.0, "C": 2.0, "D": 1.0}))
+    for unit, reached in (("A", 12.0), ("B", 4.0), (PER_HOUR, 7200.0), (UTILISATION, 0.4)):
+        assert Target("m", 1, unit, 6.0).reached(sweep) == pytest.approx(reached)
+    for target in (Target("n", 1, "A", 6.0), Target("m", 4, "A", 6.0)):
+        assert target.reached(sweep) is None
+    assert Target("m", 1, "A", 6.0).reached(sweep_of(*cell_of({"D": 1.0}))) is None
+    aims = [Target("m", 1, "A", 6.0), Target("m", 1, UTILISATION, 0.5)]
+    assert target_lines(aims, [sweep]) == [
+        "aim reached: m, one edit per source: 6 times A; measured: 12 times A",
+        "aim MISSED: m, one edit per source: algorithmic utilisation 50%; "
+        "measured: algorithmic utilisation 40%",
+    ]
     assert {target.model for target in PRESETS["cpu"].targets} == {"cpu-512"}
+    assert [t.least for t in PRESETS["gpu"].targets if t.unit == UTILISATION] == [0.5, 0.5]
+
+
+def test_what_was_written_is_read_again(tmp_path: pathlib.Path) -> None:
+    machine, settings = this_machine(torch.device("cpu")), settings_of()
+    profile = DeviceTime("D", 1, 1, 1.0, dict.fromkeys(KINDS, 1 / 7), {"aten::mm": 0.5})
+    sweep = sweep_of(
+        *cell_of({"A": 12.0, "C": 2.0}),
+        gate=(Comparison("B", "b", 1e-4, 2e-3, False),),
+        failed=(Failed("D", 1, 1, "RuntimeError: out of memory"),),
+        profiles=(profile,),
+    )
+    write_report(tmp_path, machine, settings, [sweep], 2.5)
+    assert read_report(tmp_path, machine, settings) == {"m": sweep}
+    assert read_report(tmp_path / "new", machine, settings) == {}
+    wider = dataclasses.replace(settings, cells=((1, 1), (2, 2)))
+    assert read_report(tmp_path, machine, wider) == {"m": sweep}
+    with pytest.raises(UserError, match="has steps 3, this run has 4: give the same"):
+        read_report(tmp_path, machine, dataclasses.replace(settings, steps=4))
+    with pytest.raises(UserError, match=r"has device .*, this run has H100: give the same"):
+        read_report(tmp_path, dataclasses.replace(machine, device="H100"), settings)
+    (tmp_path / "speed.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be gone on from"):
+        read_report(tmp_path, machine, settings)
+
+
+def settings_of(**others: Any) -> Settings:
+    known: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "float32",
+        "steps": STEPS,
+        "size_px": None,
+        "gate_size_px": None,
+        "cells": ((1, 1),),
+        "rounds": 1,
+        "baseline_edits": 1,
+        "compiler": "none",
+        "tolerance": TOLERANCE,
+        "profiles": False,
+    }
+    return Settings(**{**known, **others})
+
+
+def test_a_run_goes_on_where_it_was_stopped(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is interrupted in its second cell; what it had written is not measured again."""
+    few = ("--preset", "micro", "--rounds", "1", "--sources", "1", "--compiler", "none")
+    where = ("--device", "cpu", "--no-profile", "--out", str(tmp_path))
+    whole = CellTimer.time_cell
+    timed: list[int] = []
+
+    def interrupted(self: CellTimer, workload: Workload) -> CellTimes:
+        timed.append(workload.edits)
+        if len(timed) == 2:
+            raise KeyboardInterrupt
+        return whole(self, workload)
+
+    monkeypatch.setattr(CellTimer, "time_cell", interrupted)
+    code, _, err = fpe("bench", "speed", *few, *where, "--edits", "1,2")
+    assert code == INTERRUPTED, err
+    first = json.loads((tmp_path / "speed.json").read_text())["models"][0]
+    assert first["cells"] == [[1, 1]]
+    assert (tmp_path / "speed.png").exists()
+
+    code, out, err = fpe("bench", "speed", *few, *where, "--edits", "1,2", "--resume")
+    assert code == OK, err
+    assert timed == [1, 2, 2], "the first cell was measured once"
+    model = json.loads((tmp_path / "speed.json").read_text())["models"][0]
+    assert model["cells"] == [[1, 1], [1, 2]]
+    assert model["measured"][: len(first["measured"])] == first["measured"]
+    assert "1 x 2" in out
+    assert not list(tmp_path.glob("speed-*.json")), "the same file goes on"
+
+    code, _, err = fpe("bench", "speed", *few, *where, "--edits", "1,2", "--resume")
+    assert code == OK, err
+    assert len(timed) == 3, "nothing was left to measure"
+
+
+def test_an_earlier_report_is_not_overwritten(tmp_path: pathlib.Path) -> None:
+    for text in ("one", "two"):
+        (tmp_path / "speed.json").write_text(text)
+        set_aside(tmp_path)
+    assert set_aside(tmp_path) is None
+    assert [(tmp_path / f"speed-{n}.json").read_text() for n in (1, 2)] == ["one", "two"]
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """An arm of ours that goes wrong from its `sound`-th call on."""
+
+    arm: Any
+    calls: list[int]
+    sound: int
+    change: Callable[[torch.Tensor], torch.Tensor]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.arm, name)
+
+    def afresh(self) -> Spoiled:
+        return self
+
+    def edit(self, workload: Workload, clock: PhaseClock) -> torch.Tensor:
+        self.calls.append(workload.edits)
+        latents: torch.Tensor = self.arm.edit(workload, clock)
+        return latents if len(self.calls) <= self.sound else self.change(latents)
+
+
+def out_of_memory(_latents: torch.Tensor) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nsecond line")
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "change", "cause", "lost"),
+    [
+        ("D", 0, out_of_memory, "OutOfMemoryError: CUDA out of memory.*2 GiB$", {"D", "D again"}),
+        ("C", 1, out_of_memory, "OutOfMemoryError", {"C"}),
+        ("A", 0, out_of_memory, "OutOfMemoryError", {"A"}),
+        ("D", 0, lambda z: z * 1.01, "wrong: an edit is 1.0e-02 from A's", {"D", "D again"}),
+        ("D", 0, lambda z: z * float("nan"), "wrong: its latents are not all finite", {"D"}),
+    ],
+)
+def test_an_arm_that_fails_costs_its_own_times(
+    name: str, sound: int, change: Any, cause: str, lost: set[str]
+) -> None:
+    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
+    arms = [
+        Spoiled(arm, [], sound, change) if arm.name == name else arm
+        for arm in exact_arms(checkpoint, checkpoint, "none")
+    ]
+    timer = CellTimer(arms, rounds=1, baseline_edits=1, tolerance=TOLERANCE, profiles=False)
+    parameters = EditParameters(steps=STEPS, layers=LAYERS, width_px=32, height_px=32)
+    times = timer.time_cell(make_workload(1, 1, parameters))
+    ((failed, said),) = [(each.arm, each.cause) for each in times.failed]
+    assert failed == name
+    assert re.search(cause, said), said
+    assert lost.isdisjoint({each.arm for each in times.measured})
+    assert len(times.measured) == len([*arms, "D again"]) - (2 if name == "D" else 1)
+    sweep = sweep_of(*times.measured, cells=((1, 1),), failed=times.failed)
+    assert any(said in line for line in notes(sweep, this_machine(checkpoint.device)))
+    speed_table(sweep, None)  # without A there is nothing to divide by
+
+
+def test_all_edits_of_ours_are_compared_and_not_the_first_source_alone() -> None:
+    """A made one edit; the second source's is held against C's."""
+    sound = torch.ones(2, 4, 2, 2)
+    spoiled = sound.clone()
+    spoiled[1] *= 1.5
+    latents = {"A": sound[:1], "C": sound, "D": spoiled}
+    found = agreements(latents, is_exact=True, tolerance=TOLERANCE)
+    assert (found["C"].wrong, found["A"].wrong) == ("", "")
+    assert found["D"].from_authors == 0
+    assert found["D"].wrong == "wrong: an edit is 5.0e-01 from C's, more than 2.0e-03"
+
+
+def test_half_precision_is_held_against_d_and_d_against_b() -> None:
+    def arms(**distance: float) -> dict[str, str]:
+        latents = {name: torch.ones(1, 4, 2, 2) * (1 + own) for name, own in distance.items()}
+        found = agreements(latents, is_exact=False, tolerance=TOLERANCE)
+        return {name: each.wrong for name, each in found.items() if each.wrong}
+
+    assert arms(A=0.0, B=0.02, C=0.02, D=0.02, E=0.05) == {}
+    assert set(arms(A=0.0, B=0.02, C=0.02, D=0.02, E=0.07)) == {"E"}
+    assert "D" in arms(A=0.0, B=0.02, C=0.02, D=0.07)
+    assert arms(B=0.02, C=0.02, D=0.9) == {}, "without A nothing says how far is too far"
+
+
+def test_a_cells_work_that_was_timed_is_not_timed_again() -> None:
+    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
+    arms = [
+        Spoiled(arm, [], 99, out_of_memory) for arm in exact_arms(checkpoint, checkpoint, "none")
+    ]
+    timer = CellTimer(arms, rounds=1, baseline_edits=1, tolerance=TOLERANCE, profiles=False)
+    parameters = EditParameters(steps=STEPS, layers=LAYERS, width_px=32, height_px=32)
+    for sources in (1, 2):
+        times = timer.time_cell(make_workload(sources, 1, parameters))
+    assert {spoiled.name: len(spoiled.calls) for spoiled in arms} == {
+        "A": 2,
+        "B": 2,
+        "B+": 2,
+        "C": 4,
+        "D": 6,
+    }
+    reused = {each.arm: each.timed_in for each in times.measured}
+    assert {arm for arm, cell in reused.items() if cell} == {"A", "B", "B+"}
+    assert {each.sources for each in times.measured} == {2}
+    lines = notes(sweep_of(*times.measured), this_machine(checkpoint.device))
+    assert any("timed there: A in 1 x 1, B in 1 x 1, B+ in 1 x 1" in line for line in lines)
+
+
+def test_without_a_compiler_e_is_left_out_and_the_reason_told(tmp_path: pathlib.Path) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no C++ compiler was found")
+
+    torch._dynamo.reset()
+    torch._dynamo.register_backend(broken, name="broken")
+    code, out, err = bench(tmp_path, "--compiler", "broken", "--edits", "1", "--sources", "1")
+    assert code == OK, err
+    (model,) = json.loads((tmp_path / "speed.json").read_text())["models"]
+    assert "E" not in {each["arm"] for each in model["measured"]}
+    assert "no C++ compiler was found" in model["compile_error"]
+    assert f"E is missing: {model['compile_error']}" in out
+    assert "compiling E" not in out
+
+
+def test_the_peak_does_not_depend_on_what_ran_before() -> None:
+    """Four MiB, then eight, then four again beside them: the most at a time is sixteen."""
+    mebibyte = 1 << 20
+    for _ in range(2):
+        memory = PeakMemory(torch.device("cpu"))
+        with memory.measuring():
+            small = torch.zeros(4 * mebibyte, dtype=torch.uint8)
+            large = torch.zeros(8 * mebibyte, dtype=torch.uint8)
+            del small
+            first, second = (torch.zeros(4 * mebibyte, dtype=torch.uint8) for _ in range(2))
+            del large, first, second
+        assert memory.bytes == pytest.approx(16 * mebibyte, rel=1e-3)
+
+
+def test_the_plain_loop_puts_its_processors_on_once_an_edit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
+    plain = exact_arms(checkpoint, checkpoint, "none")[1]
+    calls: list[int] = []
+    own = type(checkpoint.unet).set_attn_processor
+
+    def counted(self: Any, processor: Any) -> None:
+        calls.append(1)
+        own(self, processor)
+
+    monkeypatch.setattr(type(checkpoint.unet), "set_attn_processor", counted)
+    parameters = EditParameters(steps=5, layers=LAYERS, width_px=32, height_px=32)
+    plain.edit(make_workload(1, 1, parameters), PhaseClock(checkpoint.device))
+    assert parameters.replaced_steps == 4
+    assert len(calls) == 2, "on before the first replaced step, off after the last"
