@@ -65,6 +65,14 @@ def speed(
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Of the gate, a share of the latents' norm.")
     ] = None,
+    authors: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A is the authors' own code: diffusion/FreePromptEditing of a checkout of "
+            "alibaba/EasyNLP.",
+        ),
+    ] = None,
     profile: Annotated[
         bool, typer.Option(help="What the device does with our fastest arm's time, by torch.")
     ] = True,
@@ -100,6 +108,7 @@ def speed(
         baseline_edits=baseline_edits,
         compiler=compiler,
         tolerance=TOLERANCE if tolerance is None else tolerance,
+        authors=str(authors.resolve()) if authors else "",
         profiles=profile,
     )
     session = Session(settings, out, price_per_hour, _out, resumes=resume)

@@ -30,24 +30,8 @@ class PlainLoop:
     def __init__(self, checkpoint: Checkpoint, parameters: EditParameters) -> None:
         self._checkpoint = checkpoint
         self._parameters = parameters
-        scheduler: Any = DDIMScheduler
-        self._scheduler = scheduler.from_config(
-            {**checkpoint.scheduler_config},
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            timestep_spacing="leading",
-        )
+        self._scheduler = plain_scheduler(checkpoint)
         self._scheduler.set_timesteps(parameters.steps)
-        # diffusers sums its table up in float32. Small models at many steps enlarge that rounding
-        # past the gate's tolerance, and the gate is to compare procedures, not tables.
-        levels = ddim_schedule(checkpoint.scheduler_config, parameters.steps)
-        table = self._scheduler.alphas_cumprod.double()
-        table[list(levels.timesteps)] = torch.tensor(levels.alphas_bar[1:], dtype=torch.float64)
-        self._scheduler.alphas_cumprod = table
-        self._scheduler.final_alpha_cumprod = torch.tensor(
-            levels.alphas_bar[0], dtype=torch.float64
-        )
 
     def invert(self, z_0: Tensor, source_prompt: str) -> list[Tensor]:
         """z_0 .. z_T: DDIM backwards, with guidance 1."""
@@ -126,6 +110,27 @@ class PlainLoop:
             yield
         finally:
             unet.set_attn_processor(own)
+
+
+def plain_scheduler(checkpoint: Checkpoint) -> Any:
+    """diffusers' DDIMScheduler for a checkpoint, its table of noise levels in float64.
+
+    diffusers sums the table up in float32. Small models at many steps enlarge that rounding past
+    the gate's tolerance, and the gate is to compare procedures, not tables.
+    """
+    kind: Any = DDIMScheduler
+    scheduler = kind.from_config(
+        {**checkpoint.scheduler_config},
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    most = scheduler.config.num_train_timesteps - 1  # steps that take every timestep
+    levels = ddim_schedule(checkpoint.scheduler_config, most).alphas_bar
+    scheduler.alphas_cumprod = torch.tensor(levels, dtype=torch.float64)
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    return scheduler
 
 
 class _SourceQueriesAndKeys:

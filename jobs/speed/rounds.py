@@ -279,9 +279,9 @@ def _run(arm: Arm, workload: Workload) -> Run:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's type and the first line of what it says."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {said}"
+    """An error's type and the first line of what it says; two where that ends in a colon."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {' '.join(said[: 2 if said[0].endswith(':') else 1])}"
 
 
 def _free_memory() -> None:

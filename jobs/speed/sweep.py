@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from fpe_core import Checkpoint, EditParameters
 from fpe_core.checkpoint import choose_dtype
 from fpe_core.errors import RowsOutOfMemoryError
 from jobs.speed.arms import Arm, exact_arms
+from jobs.speed.authors_checkout import LAYERS as AUTHORS_LAYERS
+from jobs.speed.authors_checkout import load_code
 from jobs.speed.clock import PhaseClock
 from jobs.speed.flops import count_row, minimal_flops, product_flops_per_s
 from jobs.speed.gate import Comparison, pass_gate
@@ -43,6 +46,8 @@ class Settings:
         baseline_edits: most edits of an arm that shares nothing.
         compiler: torch.compile's backend for E, or "none".
         tolerance: of the gate, and of float32 latents in every cell.
+        authors: folder of the authors' checkout, whose code is A; "" for `fpe_core.reference`. With
+            it sources have no prompts, and layers are the authors' rule.
         profiles: whether our fastest arm of each cell is profiled.
     """
 
@@ -56,6 +61,7 @@ class Settings:
     baseline_edits: int
     compiler: str
     tolerance: float
+    authors: str
     profiles: bool
 
     def comparable(self) -> dict[str, Any]:
@@ -97,17 +103,20 @@ def check(name: str, settings: Settings) -> Checked:
     """
     reference = load_model(name, settings.device)
     parameters = _parameters(reference, settings)
-    workload = make_workload(GATE_SOURCES, GATE_EDITS, _in_the_gate(parameters, settings))
+    workload = _workload(GATE_SOURCES, GATE_EDITS, _in_the_gate(parameters, settings), settings)
+    code = load_code(pathlib.Path(settings.authors)) if settings.authors else None
     checkpoint = cast(reference, choose_dtype(settings.dtype, reference.device))
     compiler, compile_error = settings.compiler, ""
-    arms = exact_arms(reference, reference, compiler)
+    arms = exact_arms(reference, reference, compiler, code)
     if compiler != "none":
         compile_error = _compile_error(arms[-1], workload)
         if compile_error:
             _log.warning("%s: E is left out, torch.compile failed: %s", name, compile_error)
             compiler, arms = "none", arms[:-1]
     gate = pass_gate(arms, workload, settings.tolerance)
-    timed = arms if checkpoint is reference else exact_arms(checkpoint, reference, compiler)
+    timed = arms
+    if checkpoint is not reference:
+        timed = exact_arms(checkpoint, reference, compiler, code)
     return Checked(
         name, parameters, reference, checkpoint, tuple(timed), tuple(gate), compile_error
     )
@@ -137,7 +146,7 @@ def measure(checked: Checked, settings: Settings, earlier: Sweep | None = None) 
         profiles=settings.profiles,
     )
     for sources, edits in missing_cells(settings, earlier):
-        times = timer.time_cell(make_workload(sources, edits, parameters))
+        times = timer.time_cell(_workload(sources, edits, parameters, settings))
         needed = minimal_flops(row, parameters.steps, parameters.replaced_steps, edits) / edits
         sweep = replace(
             sweep,
@@ -173,11 +182,16 @@ def _empty_sweep(checked: Checked) -> Sweep:
     )
 
 
+def _workload(sources: int, edits: int, parameters: EditParameters, settings: Settings) -> Workload:
+    workload = make_workload(sources, edits, parameters)
+    return workload.without_source_prompts() if settings.authors else workload
+
+
 def _parameters(checkpoint: Checkpoint, settings: Settings) -> EditParameters:
     own = checkpoint.default_parameters
     return EditParameters(
         steps=settings.steps,
-        layers=LAYERS,
+        layers=AUTHORS_LAYERS if settings.authors else LAYERS,
         width_px=settings.size_px or own.width_px,
         height_px=settings.size_px or own.height_px,
     )

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,23 +17,15 @@ from typer.testing import CliRunner
 from fpe_core import Editor, EditParameters
 from jobs.cli import app
 from jobs.exits import INTERRUPTED, OK, STOPPED, USAGE
-from jobs.speed.agreement import agreements
 from jobs.speed.arms import OURS, exact_arms
-from jobs.speed.clock import PHASES, PhaseClock
-from jobs.speed.device_time import KINDS, DeviceTime, kind_of
+from jobs.speed.clock import PHASES
+from jobs.speed.device_time import KINDS, kind_of
 from jobs.speed.flops import count_row, minimal_flops
 from jobs.speed.gate import CONTROLS, TOLERANCE, Comparison, farthest, pass_gate
-from jobs.speed.measured import REST, Failed, Measured, Run
-from jobs.speed.memory import PeakMemory
+from jobs.speed.measured import REST
 from jobs.speed.models import LAYERS, SHAPES, build_random
-from jobs.speed.presets import PER_HOUR, PRESETS, UTILISATION, Target
-from jobs.speed.report import Sweep, this_machine
 from jobs.speed.rounds import CellTimer, CellTimes
-from jobs.speed.saved import read_report, set_aside, write_report
-from jobs.speed.sweep import Settings
-from jobs.speed.tables import notes, speed_table, target_lines
 from jobs.speed.workload import Workload, make_workload
-from pipeline.errors import UserError
 
 STEPS = 3
 """The fewest of which two replace maps."""
@@ -264,95 +254,6 @@ def test_mistakes_are_said_before_anything_is_computed(
     assert not (tmp_path / "new").exists()
 
 
-def cell_of(wall_s: dict[str, float], cell: tuple[int, int] = (1, 1)) -> list[Measured]:
-    """Two edits by each arm in these seconds."""
-    return [
-        Measured(
-            arm=name,
-            title="",
-            dtype="float32",
-            sources=cell[0],
-            edits_per_source=cell[1],
-            edits=2,
-            runs=(Run(own, dict.fromkeys((*PHASES, REST), own / 5), 1),) * 3,
-            first_s=1.0,
-            flops=3.0,
-            peak_bytes=1,
-            from_authors=0.0,
-            from_ours=0.0,
-        )
-        for name, own in wall_s.items()
-    ]
-
-
-def sweep_of(*measured: Measured, **others: Any) -> Sweep:
-    known: dict[str, Any] = {
-        "cells": tuple(dict.fromkeys((each.sources, each.edits_per_source) for each in measured)),
-        "minimal_flops": {1: 2.0},
-        "product_flops_per_s": {"float32": 10.0},
-        "parameters": {},
-    }
-    empty = dict.fromkeys(("gate", "failed", "profiles"), ())
-    return Sweep(model="m", measured=measured, **{**empty, **known, **others})
-
-
-def test_aims_are_held_against_the_fastest_of_our_arms() -> None:
-    sweep = sweep_of(*cell_of({"A": 12.0, "B": 4.0, "C": 2.0, "D": 1.0}))
-    for unit, reached in (("A", 12.0), ("B", 4.0), (PER_HOUR, 7200.0), (UTILISATION, 0.4)):
-        assert Target("m", 1, unit, 6.0).reached(sweep) == pytest.approx(reached)
-    for target in (Target("n", 1, "A", 6.0), Target("m", 4, "A", 6.0)):
-        assert target.reached(sweep) is None
-    assert Target("m", 1, "A", 6.0).reached(sweep_of(*cell_of({"D": 1.0}))) is None
-    aims = [Target("m", 1, "A", 6.0), Target("m", 1, UTILISATION, 0.5)]
-    assert target_lines(aims, [sweep]) == [
-        "aim reached: m, one edit per source: 6 times A; measured: 12 times A",
-        "aim MISSED: m, one edit per source: algorithmic utilisation 50%; "
-        "measured: algorithmic utilisation 40%",
-    ]
-    assert {target.model for target in PRESETS["cpu"].targets} == {"cpu-512"}
-    assert [t.least for t in PRESETS["gpu"].targets if t.unit == UTILISATION] == [0.5, 0.5]
-
-
-def test_what_was_written_is_read_again(tmp_path: pathlib.Path) -> None:
-    machine, settings = this_machine(torch.device("cpu")), settings_of()
-    profile = DeviceTime("D", 1, 1, 1.0, dict.fromkeys(KINDS, 1 / 7), {"aten::mm": 0.5})
-    sweep = sweep_of(
-        *cell_of({"A": 12.0, "C": 2.0}),
-        gate=(Comparison("B", "b", 1e-4, 2e-3, False),),
-        failed=(Failed("D", 1, 1, "RuntimeError: out of memory"),),
-        profiles=(profile,),
-    )
-    write_report(tmp_path, machine, settings, [sweep], 2.5)
-    assert read_report(tmp_path, machine, settings) == {"m": sweep}
-    assert read_report(tmp_path / "new", machine, settings) == {}
-    wider = dataclasses.replace(settings, cells=((1, 1), (2, 2)))
-    assert read_report(tmp_path, machine, wider) == {"m": sweep}
-    with pytest.raises(UserError, match="has steps 3, this run has 4: give the same"):
-        read_report(tmp_path, machine, dataclasses.replace(settings, steps=4))
-    with pytest.raises(UserError, match=r"has device .*, this run has H100: give the same"):
-        read_report(tmp_path, dataclasses.replace(machine, device="H100"), settings)
-    (tmp_path / "speed.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be gone on from"):
-        read_report(tmp_path, machine, settings)
-
-
-def settings_of(**others: Any) -> Settings:
-    known: dict[str, Any] = {
-        "device": "cpu",
-        "dtype": "float32",
-        "steps": STEPS,
-        "size_px": None,
-        "gate_size_px": None,
-        "cells": ((1, 1),),
-        "rounds": 1,
-        "baseline_edits": 1,
-        "compiler": "none",
-        "tolerance": TOLERANCE,
-        "profiles": False,
-    }
-    return Settings(**{**known, **others})
-
-
 def test_a_run_goes_on_where_it_was_stopped(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,117 +290,6 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert len(timed) == 3, "nothing was left to measure"
 
 
-def test_an_earlier_report_is_not_overwritten(tmp_path: pathlib.Path) -> None:
-    for text in ("one", "two"):
-        (tmp_path / "speed.json").write_text(text)
-        set_aside(tmp_path)
-    assert set_aside(tmp_path) is None
-    assert [(tmp_path / f"speed-{n}.json").read_text() for n in (1, 2)] == ["one", "two"]
-
-
-@dataclass(frozen=True)
-class Spoiled:
-    """An arm of ours that goes wrong from its `sound`-th call on."""
-
-    arm: Any
-    calls: list[int]
-    sound: int
-    change: Callable[[torch.Tensor], torch.Tensor]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.arm, name)
-
-    def afresh(self) -> Spoiled:
-        return self
-
-    def edit(self, workload: Workload, clock: PhaseClock) -> torch.Tensor:
-        self.calls.append(workload.edits)
-        latents: torch.Tensor = self.arm.edit(workload, clock)
-        return latents if len(self.calls) <= self.sound else self.change(latents)
-
-
-def out_of_memory(_latents: torch.Tensor) -> torch.Tensor:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nsecond line")
-
-
-@pytest.mark.parametrize(
-    ("name", "sound", "change", "cause", "lost"),
-    [
-        ("D", 0, out_of_memory, "OutOfMemoryError: CUDA out of memory.*2 GiB$", {"D", "D again"}),
-        ("C", 1, out_of_memory, "OutOfMemoryError", {"C"}),
-        ("A", 0, out_of_memory, "OutOfMemoryError", {"A"}),
-        ("D", 0, lambda z: z * 1.01, "wrong: an edit is 1.0e-02 from A's", {"D", "D again"}),
-        ("D", 0, lambda z: z * float("nan"), "wrong: its latents are not all finite", {"D"}),
-    ],
-)
-def test_an_arm_that_fails_costs_its_own_times(
-    name: str, sound: int, change: Any, cause: str, lost: set[str]
-) -> None:
-    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
-    arms = [
-        Spoiled(arm, [], sound, change) if arm.name == name else arm
-        for arm in exact_arms(checkpoint, checkpoint, "none")
-    ]
-    timer = CellTimer(arms, rounds=1, baseline_edits=1, tolerance=TOLERANCE, profiles=False)
-    parameters = EditParameters(steps=STEPS, layers=LAYERS, width_px=32, height_px=32)
-    times = timer.time_cell(make_workload(1, 1, parameters))
-    ((failed, said),) = [(each.arm, each.cause) for each in times.failed]
-    assert failed == name
-    assert re.search(cause, said), said
-    assert lost.isdisjoint({each.arm for each in times.measured})
-    assert len(times.measured) == len([*arms, "D again"]) - (2 if name == "D" else 1)
-    sweep = sweep_of(*times.measured, cells=((1, 1),), failed=times.failed)
-    assert any(said in line for line in notes(sweep, this_machine(checkpoint.device)))
-    speed_table(sweep, None)  # without A there is nothing to divide by
-
-
-def test_all_edits_of_ours_are_compared_and_not_the_first_source_alone() -> None:
-    """A made one edit; the second source's is held against C's."""
-    sound = torch.ones(2, 4, 2, 2)
-    spoiled = sound.clone()
-    spoiled[1] *= 1.5
-    latents = {"A": sound[:1], "C": sound, "D": spoiled}
-    found = agreements(latents, is_exact=True, tolerance=TOLERANCE)
-    assert (found["C"].wrong, found["A"].wrong) == ("", "")
-    assert found["D"].from_authors == 0
-    assert found["D"].wrong == "wrong: an edit is 5.0e-01 from C's, more than 2.0e-03"
-
-
-def test_half_precision_is_held_against_d_and_d_against_b() -> None:
-    def arms(**distance: float) -> dict[str, str]:
-        latents = {name: torch.ones(1, 4, 2, 2) * (1 + own) for name, own in distance.items()}
-        found = agreements(latents, is_exact=False, tolerance=TOLERANCE)
-        return {name: each.wrong for name, each in found.items() if each.wrong}
-
-    assert arms(A=0.0, B=0.02, C=0.02, D=0.02, E=0.05) == {}
-    assert set(arms(A=0.0, B=0.02, C=0.02, D=0.02, E=0.07)) == {"E"}
-    assert "D" in arms(A=0.0, B=0.02, C=0.02, D=0.07)
-    assert arms(B=0.02, C=0.02, D=0.9) == {}, "without A nothing says how far is too far"
-
-
-def test_a_cells_work_that_was_timed_is_not_timed_again() -> None:
-    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
-    arms = [
-        Spoiled(arm, [], 99, out_of_memory) for arm in exact_arms(checkpoint, checkpoint, "none")
-    ]
-    timer = CellTimer(arms, rounds=1, baseline_edits=1, tolerance=TOLERANCE, profiles=False)
-    parameters = EditParameters(steps=STEPS, layers=LAYERS, width_px=32, height_px=32)
-    for sources in (1, 2):
-        times = timer.time_cell(make_workload(sources, 1, parameters))
-    assert {spoiled.name: len(spoiled.calls) for spoiled in arms} == {
-        "A": 2,
-        "B": 2,
-        "B+": 2,
-        "C": 4,
-        "D": 6,
-    }
-    reused = {each.arm: each.timed_in for each in times.measured}
-    assert {arm for arm, cell in reused.items() if cell} == {"A", "B", "B+"}
-    assert {each.sources for each in times.measured} == {2}
-    lines = notes(sweep_of(*times.measured), this_machine(checkpoint.device))
-    assert any("timed there: A in 1 x 1, B in 1 x 1, B+ in 1 x 1" in line for line in lines)
-
-
 def test_without_a_compiler_e_is_left_out_and_the_reason_told(tmp_path: pathlib.Path) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("no C++ compiler was found")
@@ -513,36 +303,3 @@ def test_without_a_compiler_e_is_left_out_and_the_reason_told(tmp_path: pathlib.
     assert "no C++ compiler was found" in model["compile_error"]
     assert f"E is missing: {model['compile_error']}" in out
     assert "compiling E" not in out
-
-
-def test_the_peak_does_not_depend_on_what_ran_before() -> None:
-    """Four MiB, then eight, then four again beside them: the most at a time is sixteen."""
-    mebibyte = 1 << 20
-    for _ in range(2):
-        memory = PeakMemory(torch.device("cpu"))
-        with memory.measuring():
-            small = torch.zeros(4 * mebibyte, dtype=torch.uint8)
-            large = torch.zeros(8 * mebibyte, dtype=torch.uint8)
-            del small
-            first, second = (torch.zeros(4 * mebibyte, dtype=torch.uint8) for _ in range(2))
-            del large, first, second
-        assert memory.bytes == pytest.approx(16 * mebibyte, rel=1e-3)
-
-
-def test_the_plain_loop_puts_its_processors_on_once_an_edit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
-    plain = exact_arms(checkpoint, checkpoint, "none")[1]
-    calls: list[int] = []
-    own = type(checkpoint.unet).set_attn_processor
-
-    def counted(self: Any, processor: Any) -> None:
-        calls.append(1)
-        own(self, processor)
-
-    monkeypatch.setattr(type(checkpoint.unet), "set_attn_processor", counted)
-    parameters = EditParameters(steps=5, layers=LAYERS, width_px=32, height_px=32)
-    plain.edit(make_workload(1, 1, parameters), PhaseClock(checkpoint.device))
-    assert parameters.replaced_steps == 4
-    assert len(calls) == 2, "on before the first replaced step, off after the last"
