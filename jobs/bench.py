@@ -183,8 +183,10 @@ def presets(
     bench_tables.write_edits(judged, arms, out / "edits.parquet")
     machine = this_machine(editor.checkpoint.device)
     bench_presets.write_report(judged, arms, costs, machine, out / "presets.json")
-    _out.print(bench_presets.cost_table(arms, costs))
+    _out.print(bench_presets.preset_table(judged, arms, costs))
     _out.print(bench_presets.quality_table(judged, arms, by_factor=not grid))
+    if noise := bench_presets.noise_line(costs):
+        _out.print(noise)
     _out.print(f"{machine.device}, {machine.threads} threads, {machine.date}; {len(seeds)} scenes")
     _out.print(f"{out}/edits.parquet, presets.json")
 

@@ -20,7 +20,6 @@ from fpe_core.still_life.benchmark import Arm, FactorFigures, JudgedEdit, figure
 from fpe_core.still_life.benchmark_edits import edits_of_scene
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS, caption, sample_scene
-from jobs.bench_arms import interval_text
 from jobs.speed.flops import wait_for
 from jobs.speed.report import Machine
 
@@ -99,24 +98,42 @@ def _edit_scenes(editor: Editor, arm: Arm, seeds: Sequence[int]) -> tuple[int, i
     return sum(map(len, targets)), inversion.unet_rows + result.unet_rows
 
 
-def cost_table(arms: Sequence[Arm], costs: Sequence[Cost]) -> Table:
-    """Work and time of an edit; `of exact` is the first arm's time over this one's."""
+def preset_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], costs: Sequence[Cost]) -> Table:
+    """A row per arm: what it is, what it costs in quality (means of the types), and its speed.
+
+    `of exact` is the first arm's time over this one's. Arms that were not timed have "-".
+    """
     table = _table(
-        "Speed", ("speed", "steps", "guided", "rows/edit", "edits/s", "CPU s/edit", "of exact")
+        "Quality beside speed; rows and CPU seconds of an edit",
+        ("speed", "steps", "success", "structure", "rows", "edits/s", "CPU s", "of exact"),
     )
-    parameters = {arm.name: arm.parameters for arm in arms}
-    for cost in costs:
-        own = parameters.get(cost.arm, arms[0].parameters)
+    figures, cost_of = _figures(judged, arms), {cost.arm: cost for cost in costs}
+    for arm in arms:
+        quality, cost = figures[arm.name, ALL_FACTORS], cost_of.get(arm.name)
+        speed = ["-"] * 4
+        if cost:
+            speed = [
+                f"{cost.rows_per_edit:.1f}",
+                f"{cost.edits_per_s:.2f}",
+                f"{cost.cpu_s_per_edit:.3f}",
+                f"{_times_faster(costs[0], cost):.2f}",
+            ]
         table.add_row(
-            cost.arm,
-            str(own.steps),
-            interval_text(own),
-            f"{cost.rows_per_edit:.1f}",
-            f"{cost.edits_per_s:.2f}",
-            f"{cost.cpu_s_per_edit:.3f}",
-            f"{_times_faster(costs[0], cost):.2f}",
+            arm.name,
+            str(arm.parameters.steps),
+            f"{quality.success:.2f}",
+            f"{quality.structure:.3f}",
+            *speed,
         )
     return table
+
+
+def noise_line(costs: Sequence[Cost]) -> str:
+    """How far the first arm's two times are apart; "" where nothing was timed."""
+    if not costs:
+        return ""
+    share = abs(_times_faster(costs[0], costs[-1]) - 1)
+    return f"noise ({costs[0].arm} against {costs[-1].arm}): {share:.1%} of the time"
 
 
 def _times_faster(exact: Cost, cost: Cost) -> float:

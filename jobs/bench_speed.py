@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import json
+import os
 import pathlib
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,6 @@ from jobs.exits import STOPPED, guarded
 
 if TYPE_CHECKING:
     from jobs.speed.presets import Preset
-    from jobs.speed.report import Sweep
 
 _out = console()
 
@@ -66,6 +65,20 @@ def speed(
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Of the gate, a share of the latents' norm.")
     ] = None,
+    authors: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A is the authors' own code: diffusion/FreePromptEditing of a checkout of "
+            "alibaba/EasyNLP.",
+        ),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option(help="What the device does with our fastest arm's time, by torch.")
+    ] = True,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from --out's speed.json: its cells are not measured again.")
+    ] = False,
     out: Annotated[
         pathlib.Path, typer.Option(help="Folder for speed.json and speed.png.")
     ] = pathlib.Path("out/bench-speed"),
@@ -73,14 +86,14 @@ def speed(
     """Compare the editor's speed with the authors' procedure and a plain diffusers loop.
 
     First every way has to give the same latents, and mistakes other ones; else nothing is timed.
+    Results are written after every cell. Exit code 1: a model or an arm is missing among them.
     """
-    from fpe_core.checkpoint import choose_device
-    from jobs.speed import tables
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells each start and stop
     from jobs.speed.gate import TOLERANCE
-    from jobs.speed.plot import require_matplotlib, speed_plot
+    from jobs.speed.plot import require_matplotlib
     from jobs.speed.presets import PRESETS
-    from jobs.speed.report import as_json, this_machine
-    from jobs.speed.sweep import Settings, check, measure
+    from jobs.speed.session import Session
+    from jobs.speed.sweep import Settings
 
     require_matplotlib()
     chosen = PRESETS[preset or _preset_of(device)]
@@ -90,33 +103,30 @@ def speed(
         steps=steps or chosen.steps,
         size_px=size,
         gate_size_px=gate_size or chosen.gate_size_px,
-        sources=_counts("sources", sources) or chosen.sources,
-        edits=_counts("edits", edits) or chosen.edits,
+        cells=_cells(_counts("sources", sources), _counts("edits", edits), chosen),
         rounds=rounds or chosen.rounds,
         baseline_edits=baseline_edits,
         compiler=compiler,
         tolerance=TOLERANCE if tolerance is None else tolerance,
+        authors=str(authors.resolve()) if authors else "",
+        profiles=profile,
     )
-    machine = this_machine(choose_device(settings.device))
-    sweeps = []
-    for name in model or chosen.models:
-        checked = check(name, settings)
-        _out.print(tables.gate_table(name, checked.gate))
-        if not checked.ok:
-            _out.print(f"{name} did not pass the gate: nothing was timed.")
-            raise typer.Exit(STOPPED)
-        sweep = measure(checked, settings)
-        _out.print(tables.speed_table(sweep, price_per_hour))
-        _out.print(tables.phase_table(sweep))
-        for line in tables.notes(sweep, machine):
-            _out.print(line, markup=False)
-        sweeps.append(sweep)
-    _print_aims(chosen, sweeps)
-    out.mkdir(parents=True, exist_ok=True)
-    report = as_json(machine, sweeps, price_per_hour)
-    (out / "speed.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    speed_plot(sweeps, out / "speed.png")
-    _out.print(f"{out}/speed.json, speed.png")
+    session = Session(settings, out, price_per_hour, _out, resumes=resume)
+    complete = [session.measure(name) for name in dict.fromkeys(model or chosen.models)]
+    session.print_aims(chosen.targets)
+    if not all(complete):
+        raise typer.Exit(STOPPED)
+
+
+def _cells(
+    sources: tuple[int, ...], edits: tuple[int, ...], preset: Preset
+) -> tuple[tuple[int, int], ...]:
+    """The preset's own; where numbers are given, all sources with all edits."""
+    if not sources and not edits:
+        return preset.cells
+    sources = sources or tuple(sorted({s for s, _ in preset.cells}))
+    edits = edits or tuple(sorted({n for _, n in preset.cells}))
+    return tuple(dict.fromkeys((s, n) for n in edits for s in sources))
 
 
 def _preset_of(device: str | None) -> str:
@@ -138,12 +148,3 @@ def _counts(name: str, text: str | None) -> tuple[int, ...]:
     if min(counts) < 1:
         raise ParameterError(f"--{name} must be whole numbers from 1, such as 1,4; got {text!r}")
     return counts
-
-
-def _print_aims(preset: Preset, sweeps: list[Sweep]) -> None:
-    from jobs.speed.tables import target_table
-
-    measured = [(sweep.model, each) for sweep in sweeps for each in sweep.measured]
-    table = target_table(preset.targets, measured)
-    if table.row_count:
-        _out.print(table)

@@ -1,6 +1,7 @@
 """The ways of editing that are compared: all exact, all with one set of weights.
 
-    A     the authors' procedure, literally (`fpe_core.reference`), float32
+    A     the authors' procedure, literally (`fpe_core.reference`), float32; or their own code, from
+          a checkout (`jobs.speed.authors_checkout`)
     B     a plain diffusers loop (`jobs.speed.plain_loop`), nothing shared between edits
     B+    the same, but the edits of a source share its inversion
     C     ours, one source at a time
@@ -25,9 +26,12 @@ from fpe_core.attention import select_layers, self_attention_layers
 from fpe_core.autoencoder import Autoencoder, latent_shape
 from fpe_core.reference import Reference
 from fpe_core.rows import RowLimit
+from jobs.speed.authors_checkout import AuthorsCode, CheckoutArm
 from jobs.speed.clock import Networks, PhaseClock
 from jobs.speed.plain_loop import PlainLoop
 from jobs.speed.workload import Workload
+
+OURS = ("C", "D", "E")
 
 
 class Arm(Protocol):
@@ -142,12 +146,12 @@ class PlainArm(_Baseline):
     def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
         loop = PlainLoop(self.checkpoint, workload.parameters)
         latents = []
-        inverted: tuple[str, list[Tensor]] | None = None
+        inverted: tuple[Image.Image, list[Tensor]] | None = None
         for image, source, target in _one_by_one(workload):
-            if inverted is None or inverted[0] != source or self.shares == "nothing":
+            if inverted is None or inverted[0] is not image or self.shares == "nothing":
                 z_0 = self._encode(image)
                 with clock.inverting():
-                    inverted = (source, loop.invert(z_0, source))
+                    inverted = (image, loop.invert(z_0, source))
             latents.append(self._finished(loop.edit(inverted[1], source, target)))
         return torch.cat(latents)
 
@@ -198,17 +202,26 @@ class OurArm:
         return torch.stack(latents)
 
 
-def exact_arms(checkpoint: Checkpoint, reference: Checkpoint, compiler: str) -> list[Arm]:
+def exact_arms(
+    checkpoint: Checkpoint,
+    reference: Checkpoint,
+    compiler: str,
+    authors: AuthorsCode | None = None,
+) -> list[Arm]:
     """All arms in order, A first.
 
     Args:
         checkpoint: what B to E run.
         reference: the same weights in float32, for A.
         compiler: torch.compile's backend; "none" leaves E out.
+        authors: their own code, for A.
+
+    Raises:
+        ParameterError: a checkpoint that the authors' code cannot run.
     """
     eager = Editor(checkpoint)
     arms: list[Arm] = [
-        AuthorsArm.of(reference),
+        CheckoutArm.of(reference, authors) if authors else AuthorsArm.of(reference),
         PlainArm.of(checkpoint),
         PlainArm.of(checkpoint, name="B+", title="B, inversion shared", shares="inversion"),
         OurArm(eager, "C", "ours, a source at a time", batched=False),

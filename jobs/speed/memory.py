@@ -1,27 +1,27 @@
-"""The most memory that something took: of the device, or of this process on a CPU."""
+"""The most memory that something took."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity
 
-_PROCESS = Path("/proc/self")
-_RESET_PEAK = "5"  # proc_pid_clear_refs(5): the peak becomes what is resident now
+_MEMORY_EVENT = "[memory]"  # torch's name for what an allocator gave out or took back
 
 
 class PeakMemory:
-    """`bytes` after `measuring`; None where the system does not tell.
+    """`bytes` after `measuring`.
 
-    On CUDA everything that the allocator gave out at the peak, weights included; on a CPU the
-    growth of the process beyond what it held at the start.
+    On CUDA everything that the allocator gave out at the peak, weights included. On a CPU what
+    tensors held at the peak beyond what they held at the start, by the events of torch's profiler:
+    the size of the process would depend on what had run before, for a heap keeps its pages.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.bytes: int | None = None
+        self.bytes = 0
         self._device = device
 
     @contextmanager
@@ -31,21 +31,18 @@ class PeakMemory:
             yield
             self.bytes = torch.cuda.max_memory_allocated(self._device)
             return
-        before = _resident_now()
-        yield
-        if before is not None:
-            self.bytes = max(0, _status_bytes("VmHWM") - before)
+        with torch.profiler.profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True
+        ) as profiler:
+            yield
+        self.bytes = _peak(profiler)
 
 
-def _resident_now() -> int | None:
-    """Resident bytes, from which the peak is counted anew."""
-    try:
-        (_PROCESS / "clear_refs").write_text(_RESET_PEAK)
-        return _status_bytes("VmRSS")
-    except OSError:  # no Linux, or a system that forbids it
-        return None
-
-
-def _status_bytes(key: str) -> int:
-    found = re.search(rf"^{key}:\s+(\d+) kB", (_PROCESS / "status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+def _peak(profiler: Any) -> int:
+    """The highest sum of allocations less releases, in order of time."""
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == _MEMORY_EVENT]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest

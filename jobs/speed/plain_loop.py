@@ -7,7 +7,7 @@ four-row edit, and one processor that gives the target's conditional row the sou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,24 +30,8 @@ class PlainLoop:
     def __init__(self, checkpoint: Checkpoint, parameters: EditParameters) -> None:
         self._checkpoint = checkpoint
         self._parameters = parameters
-        scheduler: Any = DDIMScheduler
-        self._scheduler = scheduler.from_config(
-            {**checkpoint.scheduler_config},
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            timestep_spacing="leading",
-        )
+        self._scheduler = plain_scheduler(checkpoint)
         self._scheduler.set_timesteps(parameters.steps)
-        # diffusers sums its table up in float32. Small models at many steps enlarge that rounding
-        # past the gate's tolerance, and the gate is to compare procedures, not tables.
-        levels = ddim_schedule(checkpoint.scheduler_config, parameters.steps)
-        table = self._scheduler.alphas_cumprod.double()
-        table[list(levels.timesteps)] = torch.tensor(levels.alphas_bar[1:], dtype=torch.float64)
-        self._scheduler.alphas_cumprod = table
-        self._scheduler.final_alpha_cumprod = torch.tensor(
-            levels.alphas_bar[0], dtype=torch.float64
-        )
 
     def invert(self, z_0: Tensor, source_prompt: str) -> list[Tensor]:
         """z_0 .. z_T: DDIM backwards, with guidance 1."""
@@ -66,15 +50,21 @@ class PlainLoop:
         empty = parameters.negative_prompt
         context = self._encode([empty, empty, source_prompt, target_prompt])
         z = trajectory[-1]
-        for step, timestep in enumerate(self._scheduler.timesteps.tolist()):
-            z_source = trajectory[-1 - step]
-            replacing = step < parameters.replaced_steps
-            with self._source_maps(z) if replacing else nullcontext():
-                output = self._unet(torch.cat([z_source, z] * 2), timestep, context)
-            unconditional, conditional = output.chunk(2)
-            guided = unconditional + parameters.guidance_scale * (conditional - unconditional)
-            z = self._scheduler.step(guided[1:], timestep, z).prev_sample
+        timesteps = self._scheduler.timesteps.tolist()
+        steps = list(zip(timesteps, reversed(trajectory), strict=False))  # z_0 is no input
+        with self._source_maps(z):
+            for timestep, z_source in steps[: parameters.replaced_steps]:
+                z = self._step(z_source, z, timestep, context)
+        for timestep, z_source in steps[parameters.replaced_steps :]:
+            z = self._step(z_source, z, timestep, context)
         return z
+
+    def _step(self, z_source: Tensor, z: Tensor, timestep: int, context: Tensor) -> Tensor:
+        output = self._unet(torch.cat([z_source, z] * 2), timestep, context)
+        unconditional, conditional = output.chunk(2)
+        guided = unconditional + self._parameters.guidance_scale * (conditional - unconditional)
+        moved: Tensor = self._scheduler.step(guided[1:], timestep, z).prev_sample
+        return moved
 
     def _next(self, z: Tensor, output: Tensor, timestep: int) -> Tensor:
         """One DDIM step towards noise, from the level before `timestep` to its own."""
@@ -120,6 +110,27 @@ class PlainLoop:
             yield
         finally:
             unet.set_attn_processor(own)
+
+
+def plain_scheduler(checkpoint: Checkpoint) -> Any:
+    """diffusers' DDIMScheduler for a checkpoint, its table of noise levels in float64.
+
+    diffusers sums the table up in float32. Small models at many steps enlarge that rounding past
+    the gate's tolerance, and the gate is to compare procedures, not tables.
+    """
+    kind: Any = DDIMScheduler
+    scheduler = kind.from_config(
+        {**checkpoint.scheduler_config},
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    most = scheduler.config.num_train_timesteps - 1  # steps that take every timestep
+    levels = ddim_schedule(checkpoint.scheduler_config, most).alphas_bar
+    scheduler.alphas_cumprod = torch.tensor(levels, dtype=torch.float64)
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    return scheduler
 
 
 class _SourceQueriesAndKeys:

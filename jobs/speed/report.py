@@ -11,28 +11,36 @@ from typing import Any
 import torch
 
 from fpe_core.device_name import device_name
+from jobs.speed.device_time import DeviceTime
 from jobs.speed.gate import Comparison
-from jobs.speed.rounds import Measured
+from jobs.speed.measured import Failed, Measured
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One model over all numbers of sources and edits.
+    """One model over the cells that have been measured so far.
 
     Attributes:
         model: its name.
         parameters: of all edits, as `EditParameters.to_dict` has them.
         gate: what had to agree and to disagree before anything was timed.
+        cells: (sources, edits per source), in the order of measuring.
         measured: cell by cell, arm by arm.
+        failed: arms that have no times in a cell.
+        profiles: of our fastest arm in each cell, where one was made.
         minimal_flops: of the UNet per edit in the minimal exact procedure, by edits per source.
-        product_flops_per_s: of a matrix product in this run, by dtype.
+        product_flops_per_s: of a matrix product in this run, by dtype; float32 with TF32 where
+            convolutions may use that.
         compile_error: why E is missing, "" where it is not.
     """
 
     model: str
     parameters: dict[str, Any]
     gate: tuple[Comparison, ...]
+    cells: tuple[tuple[int, int], ...]
     measured: tuple[Measured, ...]
+    failed: tuple[Failed, ...]
+    profiles: tuple[DeviceTime, ...]
     minimal_flops: dict[int, float]
     product_flops_per_s: dict[str, float]
     compile_error: str = ""
@@ -42,23 +50,21 @@ class Sweep:
         cell = (sources, edits_per_source)
         return [each for each in self.measured if (each.sources, each.edits_per_source) == cell]
 
-    @property
-    def cells(self) -> list[tuple[int, int]]:
-        """(sources, edits per source), in order."""
-        return list(dict.fromkeys((each.sources, each.edits_per_source) for each in self.measured))
-
     def utilisation(self, each: Measured) -> tuple[float, float]:
         """Algorithmic and executed: FLOPs needed, and run, per second, over the product's."""
         peak = self.product_flops_per_s[each.dtype]
         needed = self.minimal_flops[each.edits_per_source]
         return needed * each.edits_per_s / peak, each.flops * each.edits_per_s / peak
 
-    def noise(self, sources: int, edits_per_source: int) -> float:
-        """How far the two medians of D are apart, as a share: differences below mean nothing."""
-        first, again = (
-            next(each.wall_s for each in self.of(sources, edits_per_source) if each.arm == name)
-            for name in ("D", "D again")
-        )
+    def noise(self, sources: int, edits_per_source: int) -> float | None:
+        """How far the two medians of D are apart, as a share: differences below mean nothing.
+
+        None where D failed.
+        """
+        wall_s = {each.arm: each.wall_s for each in self.of(sources, edits_per_source)}
+        if not {"D", "D again"} <= set(wall_s):
+            return None
+        first, again = wall_s["D"], wall_s["D again"]
         return abs(first - again) / min(first, again)
 
 
@@ -84,11 +90,15 @@ def this_machine(device: torch.device) -> Machine:
 
 
 def as_json(
-    machine: Machine, sweeps: Sequence[Sweep], price_per_hour: float | None
+    machine: Machine,
+    settings: dict[str, Any],
+    sweeps: Sequence[Sweep],
+    price_per_hour: float | None,
 ) -> dict[str, Any]:
-    """Everything, raw times included."""
+    """Everything, raw times included. `settings` are what a run that goes on has to have too."""
     return {
         "machine": asdict(machine),
+        "settings": settings,
         "price_per_hour": price_per_hour,
         "models": [_sweep_as_json(sweep, price_per_hour) for sweep in sweeps],
     }
@@ -111,6 +121,9 @@ def _sweep_as_json(sweep: Sweep, price_per_hour: float | None) -> dict[str, Any]
         "minimal_flops_per_edit": {str(n): flops for n, flops in sweep.minimal_flops.items()},
         "product_flops_per_s": sweep.product_flops_per_s,
         "compile_error": sweep.compile_error,
+        "cells": [list(cell) for cell in sweep.cells],
+        "failed": [asdict(each) for each in sweep.failed],
+        "profiles": [asdict(each) for each in sweep.profiles],
         "noise": [
             {"sources": s, "edits_per_source": n, "share": sweep.noise(s, n)}
             for s, n in sweep.cells
@@ -132,6 +145,5 @@ def _measured_as_json(sweep: Sweep, each: Measured, price_per_hour: float | None
         "phase_ms_per_edit": each.phase_ms,
         "utilisation_algorithmic": algorithmic,
         "utilisation_executed": executed,
-        "peak_bytes": each.peak_bytes,
         "compile_s": compile_s(each) if each.arm == "E" else 0.0,
     }

@@ -2,152 +2,232 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from jobs.speed.arms import Arm
-from jobs.speed.clock import PHASES, PhaseClock
+from jobs.speed.agreement import agreements
+from jobs.speed.arms import OURS, Arm
+from jobs.speed.clock import PhaseClock
+from jobs.speed.device_time import DeviceTime, profiled
 from jobs.speed.flops import flop_counter, wait_for
-from jobs.speed.gate import farthest
+from jobs.speed.gate import exact_float32
+from jobs.speed.measured import REST, Failed, Measured, Run
 from jobs.speed.memory import PeakMemory
 from jobs.speed.workload import Workload
 
-REST = "rest"
-"""What is left of the time beside `PHASES`: scheduler, pictures, Python, waiting."""
-
 _TWICE = "D"
+_AGAIN = f"{_TWICE} again"
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One arm, once.
+class CellTimes:
+    """All arms on one workload.
 
     Attributes:
-        wall_s: from the call to everything done.
-        phase_s: the part of it inside the networks, by `PHASES`, and `REST`.
-        unet_rows: rows that entered the UNet, seen by a hook.
-        peak_bytes: see `PeakMemory`.
+        measured: in the arms' order, "D again" last.
+        failed: arms that have no times, and why.
+        profile: where the device's time goes in our fastest arm; None where none was made.
     """
 
-    wall_s: float
-    phase_s: dict[str, float]
-    unet_rows: int
-    peak_bytes: int | None
+    measured: tuple[Measured, ...]
+    failed: tuple[Failed, ...]
+    profile: DeviceTime | None
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One arm on one workload.
+class _First:
+    """An arm's first run. `flops`: per edit; 0 for a compiled graph, which does not show them."""
 
-    Attributes:
-        arm, title: which.
-        dtype: the networks' type, as torch writes it without "torch.".
-        sources, edits_per_source: the cell of the sweep.
-        edits: that one run really made: arms that share nothing make a few and not all.
-        runs: one per round, in order.
-        first_s: the first run, before the rounds: warm-up, for a compiled arm with compilation.
-        flops: run in all networks per edit, counted in the first run; of D for a compiled arm.
-        distance: of the edit farthest from A's, as a share of its latent's norm, in this dtype.
-    """
-
-    arm: str
-    title: str
-    dtype: str
-    sources: int
-    edits_per_source: int
-    edits: int
-    runs: tuple[Run, ...]
-    first_s: float
+    latents: Tensor
+    wall_s: float
     flops: float
-    distance: float
-
-    @property
-    def wall_s(self) -> float:
-        """Median of the rounds."""
-        return statistics.median(run.wall_s for run in self.runs)
-
-    @property
-    def edits_per_s(self) -> float:
-        return self.edits / self.wall_s
-
-    @property
-    def spread(self) -> float:
-        """Slowest less fastest round, as a share of the median."""
-        times = [run.wall_s for run in self.runs]
-        return (max(times) - min(times)) / self.wall_s
-
-    @property
-    def rows_per_edit(self) -> float:
-        return self.runs[0].unet_rows / self.edits
-
-    @property
-    def phase_ms(self) -> dict[str, float]:
-        """Milliseconds per edit by phase, medians of the rounds."""
-        return {
-            phase: 1000 * statistics.median(run.phase_s[phase] for run in self.runs) / self.edits
-            for phase in (*PHASES, REST)
-        }
-
-    @property
-    def peak_bytes(self) -> int | None:
-        peaks = [run.peak_bytes for run in self.runs if run.peak_bytes is not None]
-        return max(peaks, default=None)
+    peak_bytes: int
 
 
-def measure_cell(
-    arms: Sequence[Arm], workload: Workload, rounds: int, baseline_edits: int
-) -> list[Measured]:
-    """All arms on one workload, A first, and D a second time as "D again": the noise floor.
+class CellTimer:
+    """Times the cells of one model, one after the other.
 
-    Every arm is run once before the rounds. In a round every arm runs once, and each round begins
-    with another one.
-
-    Args:
-        rounds: how many times each arm is timed.
-        baseline_edits: most edits of the arms that share nothing. They make one after the other,
-            so that their time per edit does not depend on how many there are.
+    An arm that does the same work in two cells is timed in the first: A and B, which make the same
+    few edits whatever the cell, and B+ wherever the number of edits of a source comes again.
     """
-    torch._dynamo.reset()  # compilation is paid, and told, once per cell
-    arms = [arm.afresh() for arm in arms]
-    twice = [arm for arm in arms if arm.name == _TWICE]
-    entries = [(arm.name, arm) for arm in arms] + [(f"{arm.name} again", arm) for arm in twice]
-    parts = {name: _part(arm, workload, baseline_edits) for name, arm in entries}
-    first = {name: _first(arm, parts[name]) for name, arm in entries if name == arm.name}
-    runs: dict[str, list[Run]] = {name: [] for name, _ in entries}
-    for number in range(rounds):
-        start = number % len(entries)
-        for name, arm in entries[start:] + entries[:start]:
-            runs[name].append(_run(arm, parts[name]))
-        _log.info(
-            "%d sources, %d edits of each: round %d of %d",
-            len(workload.images),
-            len(workload.target_prompts[0]),
-            number + 1,
-            rounds,
+
+    def __init__(
+        self,
+        arms: Iterable[Arm],
+        *,
+        rounds: int,
+        baseline_edits: int,
+        tolerance: float,
+        profiles: bool,
+    ) -> None:
+        """
+        Args:
+            arms: A first.
+            rounds: how many times each arm is timed.
+            baseline_edits: most edits of the arms that share nothing. They make one after the
+                other, so that their time per edit does not depend on how many there are.
+            tolerance: bound on how far float32 latents may be apart.
+            profiles: whether our fastest arm runs once more in a profiler.
+        """
+        self._arms = tuple(arms)
+        self._rounds = rounds
+        self._baseline_edits = baseline_edits
+        self._tolerance = tolerance
+        self._profiles = profiles
+        self._known: dict[tuple[str, int, int], tuple[_First, Measured]] = {}
+
+    def time_cell(self, workload: Workload) -> CellTimes:
+        """All arms on one workload, and D a second time as "D again": the noise floor.
+
+        Every arm is run once before the rounds, in float32 without TF32 where it is float32, and
+        judged by what it made. In a round every arm runs once, and each round begins with another
+        one. An arm that raises or is wrong is left out from there on.
+        """
+        torch._dynamo.reset()  # compilation is paid, and told, once per cell
+        cell = _Cell({arm.name: arm.afresh() for arm in self._arms}, workload, self._baseline_edits)
+        known = {n: self._known[k] for n in cell.arms if (k := cell.key(n)) in self._known}
+        for name in cell.arms:
+            if name in known:
+                cell.first[name] = known[name][0]
+            else:
+                cell.make_first(name)
+        cell.judge(self._tolerance)
+        cell.run_rounds(self._rounds, without=known)
+        measured = {
+            name: cell.again(known[name][1]) if name in known else cell.measured(name)
+            for name in cell.entries()
+        }
+        for name, each in measured.items():
+            if name != _AGAIN and cell.arms[name].shares != "everything":
+                self._known.setdefault(cell.key(name), (cell.first[name], each))
+        profile = cell.profile(measured) if self._profiles else None
+        return CellTimes(tuple(measured.values()), tuple(cell.failed), profile)
+
+
+class _Cell:
+    """The state of one cell while it is timed."""
+
+    def __init__(self, arms: dict[str, Arm], workload: Workload, baseline_edits: int) -> None:
+        self.arms = arms
+        self.first: dict[str, _First] = {}
+        self.failed: list[Failed] = []
+        self._workload = workload
+        self._parts = {n: _part(arm, workload, baseline_edits) for n, arm in arms.items()}
+        self._runs: dict[str, list[Run]] = {}
+
+    def key(self, name: str) -> tuple[str, int, int]:
+        """What an arm does here: its name, sources and edits of each."""
+        part = self._parts[name]
+        return name, len(part.images), len(part.target_prompts[0])
+
+    def entries(self) -> list[str]:
+        """What is timed: the arms that have not failed, and D again."""
+        failed = {each.arm for each in self.failed}
+        names = [*self.arms, _AGAIN] if _TWICE in self.arms else list(self.arms)
+        return [n for n in names if n not in failed and _arm_of(n) not in failed]
+
+    def make_first(self, name: str) -> None:
+        arm, part = self.arms[name], self._parts[name]
+        first = self._try(name, lambda: _first(arm, part))
+        if first is not None:
+            self.first[name] = first
+
+    def judge(self, tolerance: float) -> None:
+        """Fails the arms whose latents are wrong."""
+        self._agreements = agreements(
+            {name: first.latents for name, first in self.first.items()},
+            is_exact=all(arm.checkpoint.dtype == torch.float32 for arm in self.arms.values()),
+            tolerance=tolerance,
         )
-    expected = first[arms[0].name][0]
-    return [
-        Measured(
+        for name, each in self._agreements.items():
+            if each.wrong:
+                self._fail(name, each.wrong)
+
+    def run_rounds(self, rounds: int, without: Iterable[str]) -> None:
+        skipped = set(without)
+        for number in range(rounds):
+            entries = [name for name in self.entries() if name not in skipped]
+            start = number % max(1, len(entries))
+            for name in entries[start:] + entries[:start]:
+                arm, part = self.arms[_arm_of(name)], self._parts[_arm_of(name)]
+                run = self._try(name, lambda arm=arm, part=part: _run(arm, part))  # type: ignore[misc]
+                if run is not None:
+                    self._runs.setdefault(name, []).append(run)
+            _log.info(
+                "%d sources, %d edits of each: round %d of %d",
+                len(self._workload.images),
+                len(self._workload.target_prompts[0]),
+                number + 1,
+                rounds,
+            )
+
+    def measured(self, name: str) -> Measured:
+        arm, first = self.arms[_arm_of(name)], self.first[_arm_of(name)]
+        counted = self.first.get(_TWICE) if arm.is_compiled else first
+        agreement = self._agreements[arm.name]
+        return Measured(
             arm=name,
             title=arm.title if name == arm.name else f"{arm.title} (again)",
             dtype=str(arm.checkpoint.dtype).removeprefix("torch."),
-            sources=len(workload.images),
-            edits_per_source=len(workload.target_prompts[0]),
-            edits=parts[name].edits,
-            runs=tuple(runs[name]),
-            first_s=first[arm.name][1],
-            flops=first[_TWICE if arm.is_compiled else arm.name][2],
-            distance=_distance(first[arm.name][0], expected),
+            sources=len(self._workload.images),
+            edits_per_source=len(self._workload.target_prompts[0]),
+            edits=self._parts[arm.name].edits,
+            runs=tuple(self._runs[name]),
+            first_s=first.wall_s,
+            flops=counted.flops if counted else 0.0,
+            peak_bytes=first.peak_bytes,
+            from_authors=agreement.from_authors,
+            from_ours=agreement.from_ours,
         )
-        for name, arm in entries
-    ]
+
+    def again(self, known: Measured) -> Measured:
+        """What another cell measured, as this one's."""
+        agreement = self._agreements[known.arm]
+        return replace(
+            known,
+            sources=len(self._workload.images),
+            edits_per_source=len(self._workload.target_prompts[0]),
+            from_authors=agreement.from_authors,
+            from_ours=agreement.from_ours,
+            timed_in=known.timed_in or f"{known.sources} x {known.edits_per_source}",
+        )
+
+    def profile(self, measured: dict[str, Measured]) -> DeviceTime | None:
+        """Of our fastest arm; None where all of ours failed, or the profiler did."""
+        ours = [name for name in measured if name in OURS]
+        if not ours:
+            return None
+        name = max(ours, key=lambda name: measured[name].edits_per_s)
+        return self._try("profile", lambda: profiled(self.arms[name], self._parts[name]))
+
+    def _try(self, name: str, work: Callable[[], _T]) -> _T | None:
+        """None after an error, which is one arm's and not the others'."""
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 - out of memory, a compiler's, a kernel's, ...
+            cause = one_line(error)
+        self._fail(name, cause)
+        _free_memory()
+        return None
+
+    def _fail(self, name: str, cause: str) -> None:
+        sources, edits = len(self._workload.images), len(self._workload.target_prompts[0])
+        _log.warning("%d x %d: %s failed: %s", sources, edits, name, cause)
+        self.failed.append(Failed(name, sources, edits, cause))
+
+
+def _arm_of(name: str) -> str:
+    return _TWICE if name == _AGAIN else name
 
 
 def _part(arm: Arm, workload: Workload, baseline_edits: int) -> Workload:
@@ -158,35 +238,53 @@ def _part(arm: Arm, workload: Workload, baseline_edits: int) -> Workload:
     return workload.cut(1, baseline_edits)
 
 
-def _first(arm: Arm, workload: Workload) -> tuple[Tensor, float, float]:
-    """Final latents, seconds, and FLOPs per edit, which a compiled graph does not show."""
+def _first(arm: Arm, workload: Workload) -> _First:
+    """A compiler finds none of its caches, so that the whole of compiling is in the time."""
     device = arm.checkpoint.device
-    wait_for(device)
-    start = time.perf_counter()
-    if arm.is_compiled:
-        latents, flops = arm.edit(workload, PhaseClock(device)), 0
-    else:
-        with flop_counter() as counter:
-            latents = arm.edit(workload, PhaseClock(device))
-        flops = counter.get_total_flops()
-    wait_for(device)
-    return latents, time.perf_counter() - start, flops / workload.edits
+    memory = PeakMemory(device)
+    counter = None if arm.is_compiled else flop_counter()
+    with (
+        exact_float32(),
+        _no_caches() if arm.is_compiled else nullcontext(),
+        memory.measuring(),
+        counter or nullcontext(),
+    ):
+        wait_for(device)
+        start = time.perf_counter()
+        latents = arm.edit(workload, PhaseClock(device))
+        wait_for(device)
+        wall_s = time.perf_counter() - start
+    flops = counter.get_total_flops() / workload.edits if counter else 0.0
+    return _First(latents, wall_s, flops, memory.bytes)
+
+
+def _no_caches() -> AbstractContextManager[None]:
+    """An empty cache of compiled code, and back to the usual one."""
+    from torch._inductor.utils import fresh_cache  # seconds, which only E needs
+
+    return fresh_cache()
 
 
 def _run(arm: Arm, workload: Workload) -> Run:
     device = arm.checkpoint.device
-    clock, memory = PhaseClock(device), PeakMemory(device)
-    with clock.watching(arm.networks), memory.measuring():
+    clock = PhaseClock(device)
+    with clock.watching(arm.networks):
         wait_for(device)
         start = time.perf_counter()
         arm.edit(workload, clock)
         wait_for(device)
         wall_s = time.perf_counter() - start
     phase_s = clock.seconds()
-    return Run(wall_s, {**phase_s, REST: wall_s - sum(phase_s.values())}, clock.rows, memory.bytes)
+    return Run(wall_s, {**phase_s, REST: wall_s - sum(phase_s.values())}, clock.rows)
 
 
-def _distance(latents: Tensor, expected: Tensor) -> float:
-    """Of the edits of the first source that both made."""
-    both = min(len(latents), len(expected))
-    return farthest(latents[:both], expected[:both])
+def one_line(error: BaseException) -> str:
+    """An error's type and the first line of what it says; two where that ends in a colon."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {' '.join(said[: 2 if said[0].endswith(':') else 1])}"
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,27 +1,34 @@
-"""One model: its arms, the gate, and then all numbers of sources and edits."""
+"""One model: its arms, the gate, and then cell by cell all numbers of sources and edits."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+import pathlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from fpe_core import Checkpoint, EditParameters
 from fpe_core.checkpoint import choose_dtype
+from fpe_core.errors import RowsOutOfMemoryError
 from jobs.speed.arms import Arm, exact_arms
+from jobs.speed.authors_checkout import LAYERS as AUTHORS_LAYERS
+from jobs.speed.authors_checkout import load_code
 from jobs.speed.clock import PhaseClock
 from jobs.speed.flops import count_row, minimal_flops, product_flops_per_s
 from jobs.speed.gate import Comparison, pass_gate
 from jobs.speed.models import LAYERS, cast, load_model
 from jobs.speed.report import Sweep
-from jobs.speed.rounds import measure_cell
+from jobs.speed.rounds import CellTimer, one_line
 from jobs.speed.workload import Workload, make_workload
 
 GATE_SOURCES, GATE_EDITS = 2, 2
 """What the gate edits: the fewest that are batched both ways."""
 
+_MAY_DIFFER = {"cells", "profiles"}
 _log = logging.getLogger(__name__)
 
 
@@ -34,11 +41,14 @@ class Settings:
         steps: of the inversion and of every edit.
         size_px: edge of the pictures; None for the model's own.
         gate_size_px: the same in the gate, at most `size_px`; None for the same.
-        sources, edits: the sweep: every number of sources with every number of edits of each.
+        cells: the sweep: (sources, edits of each).
         rounds: how many times each arm is timed in each cell.
         baseline_edits: most edits of an arm that shares nothing.
         compiler: torch.compile's backend for E, or "none".
-        tolerance: of the gate.
+        tolerance: of the gate, and of float32 latents in every cell.
+        authors: folder of the authors' checkout, whose code is A; "" for `fpe_core.reference`. With
+            it sources have no prompts, and layers are the authors' rule.
+        profiles: whether our fastest arm of each cell is profiled.
     """
 
     device: str
@@ -46,12 +56,17 @@ class Settings:
     steps: int
     size_px: int | None
     gate_size_px: int | None
-    sources: tuple[int, ...]
-    edits: tuple[int, ...]
+    cells: tuple[tuple[int, int], ...]
     rounds: int
     baseline_edits: int
     compiler: str
     tolerance: float
+    authors: str
+    profiles: bool
+
+    def comparable(self) -> dict[str, Any]:
+        """What has to be the same for cells of two runs to stand in one report."""
+        return {name: own for name, own in asdict(self).items() if name not in _MAY_DIFFER}
 
 
 @dataclass(frozen=True)
@@ -88,48 +103,77 @@ def check(name: str, settings: Settings) -> Checked:
     """
     reference = load_model(name, settings.device)
     parameters = _parameters(reference, settings)
-    workload = make_workload(GATE_SOURCES, GATE_EDITS, _in_the_gate(parameters, settings))
+    workload = _workload(GATE_SOURCES, GATE_EDITS, _in_the_gate(parameters, settings), settings)
+    code = load_code(pathlib.Path(settings.authors)) if settings.authors else None
     checkpoint = cast(reference, choose_dtype(settings.dtype, reference.device))
     compiler, compile_error = settings.compiler, ""
-    arms = exact_arms(reference, reference, compiler)
+    arms = exact_arms(reference, reference, compiler, code)
     if compiler != "none":
         compile_error = _compile_error(arms[-1], workload)
         if compile_error:
             _log.warning("%s: E is left out, torch.compile failed: %s", name, compile_error)
             compiler, arms = "none", arms[:-1]
     gate = pass_gate(arms, workload, settings.tolerance)
-    timed = arms if checkpoint is reference else exact_arms(checkpoint, reference, compiler)
+    timed = arms
+    if checkpoint is not reference:
+        timed = exact_arms(checkpoint, reference, compiler, code)
     return Checked(
         name, parameters, reference, checkpoint, tuple(timed), tuple(gate), compile_error
     )
 
 
-def measure(checked: Checked, settings: Settings) -> Sweep:
-    """Times every arm of a model that passed the gate.
+def measure(checked: Checked, settings: Settings, earlier: Sweep | None = None) -> Iterator[Sweep]:
+    """Times every arm of a model that passed the gate; yields what there is after each cell.
+
+    Args:
+        checked: the model.
+        settings: what to measure.
+        earlier: of this model, by the same settings; its cells are kept and not measured again.
 
     Raises:
-        ValueError: it did not: a wrong arm has no speed.
+        ValueError: it did not pass: a wrong arm has no speed.
     """
     if not checked.ok:
         raise ValueError(f"{checked.name} did not pass the gate; its arms cannot be timed")
+    sweep = earlier or _empty_sweep(checked)
     parameters = checked.parameters
     row = count_row(checked.reference, make_workload(1, 1, parameters))
-    measured = []
-    for sources in settings.sources:
-        for edits in settings.edits:
-            workload = make_workload(sources, edits, parameters)
-            measured += measure_cell(
-                checked.arms, workload, settings.rounds, settings.baseline_edits
-            )
+    timer = CellTimer(
+        checked.arms,
+        rounds=settings.rounds,
+        baseline_edits=settings.baseline_edits,
+        tolerance=settings.tolerance,
+        profiles=settings.profiles,
+    )
+    for sources, edits in missing_cells(settings, earlier):
+        times = timer.time_cell(_workload(sources, edits, parameters, settings))
+        needed = minimal_flops(row, parameters.steps, parameters.replaced_steps, edits) / edits
+        sweep = replace(
+            sweep,
+            cells=(*sweep.cells, (sources, edits)),
+            measured=(*sweep.measured, *times.measured),
+            failed=(*sweep.failed, *times.failed),
+            profiles=(*sweep.profiles, *([times.profile] if times.profile else [])),
+            minimal_flops={**sweep.minimal_flops, edits: needed},
+        )
+        yield sweep
+
+
+def missing_cells(settings: Settings, earlier: Sweep | None) -> list[tuple[int, int]]:
+    """What is still to be measured of a model."""
+    return [cell for cell in settings.cells if earlier is None or cell not in earlier.cells]
+
+
+def _empty_sweep(checked: Checked) -> Sweep:
     return Sweep(
         model=checked.name,
-        parameters=parameters.to_dict(),
+        parameters=checked.parameters.to_dict(),
         gate=checked.gate,
-        measured=tuple(measured),
-        minimal_flops={
-            edits: minimal_flops(row, parameters.steps, parameters.replaced_steps, edits) / edits
-            for edits in settings.edits
-        },
+        cells=(),
+        measured=(),
+        failed=(),
+        profiles=(),
+        minimal_flops={},
         product_flops_per_s={
             str(dtype).removeprefix("torch."): product_flops_per_s(checked.reference.device, dtype)
             for dtype in {torch.float32, checked.checkpoint.dtype}
@@ -138,11 +182,16 @@ def measure(checked: Checked, settings: Settings) -> Sweep:
     )
 
 
+def _workload(sources: int, edits: int, parameters: EditParameters, settings: Settings) -> Workload:
+    workload = make_workload(sources, edits, parameters)
+    return workload.without_source_prompts() if settings.authors else workload
+
+
 def _parameters(checkpoint: Checkpoint, settings: Settings) -> EditParameters:
     own = checkpoint.default_parameters
     return EditParameters(
         steps=settings.steps,
-        layers=LAYERS,
+        layers=AUTHORS_LAYERS if settings.authors else LAYERS,
         width_px=settings.size_px or own.width_px,
         height_px=settings.size_px or own.height_px,
     )
@@ -159,7 +208,10 @@ def _compile_error(arm: Arm, workload: Workload) -> str:
     """What torch.compile says against this model on this machine, in a line; "" for nothing."""
     try:
         arm.edit(workload, PhaseClock(arm.checkpoint.device))
-    except TorchDynamoException as error:  # no C++ compiler, an unsupported device, ...
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    except (
+        TorchDynamoException,
+        RuntimeError,
+        RowsOutOfMemoryError,
+    ) as error:  # no C++ compiler, out of memory, ...
+        return one_line(error)
     return ""

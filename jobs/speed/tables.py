@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.speed.clock import PHASES
+from jobs.speed.device_time import KINDS
 from jobs.speed.gate import Comparison
+from jobs.speed.measured import REST
 from jobs.speed.presets import Target
 from jobs.speed.report import Machine, Sweep, compile_s, price_per_thousand
-from jobs.speed.rounds import REST, Measured
 
 
 def gate_table(model: str, gate: Sequence[Comparison]) -> Table:
@@ -29,7 +30,7 @@ def gate_table(model: str, gate: Sequence[Comparison]) -> Table:
 
 
 def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
-    """Every arm of every cell: speed, rows, utilisation, memory, price."""
+    """Every arm of every cell: speed, rows, utilisation, memory, distances, price."""
     columns = [
         "sources x edits",
         "arm",
@@ -41,6 +42,8 @@ def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
         "needed",
         "run",
         "MiB",
+        "from A",
+        "from C",
         "spread",
     ]
     if price_per_hour is not None:
@@ -54,15 +57,15 @@ def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
             price = [] if price_per_hour is None else [price_per_thousand(each, price_per_hour)]
             table.add_row(
                 f"{sources} x {edits}",
-                each.arm,
+                f"{each.arm} *" if each.timed_in else each.arm,
                 f"{each.edits_per_s:.3g}",
                 f"{3600 * each.edits_per_s:,.0f}",
-                f"{each.edits_per_s / speed['A']:.2f}",
-                f"{each.edits_per_s / speed['B']:.2f}",
+                *(_times(each.edits_per_s, speed.get(unit)) for unit in ("A", "B")),
                 f"{each.rows_per_edit:.1f}",
                 f"{needed:.1%}",
-                f"{run:.1%}",
-                "-" if each.peak_bytes is None else f"{each.peak_bytes / 2**20:,.0f}",
+                f"{run:.1%}" if run else "-",
+                f"{each.peak_bytes / 2**20:,.0f}",
+                *(_distance(own) for own in (each.from_authors, each.from_ours)),
                 f"{each.spread:.1%}",
                 *(f"{figure:.2f}" for figure in price),
                 end_section=each is cell[-1],
@@ -83,6 +86,17 @@ def phase_table(sweep: Sweep) -> Table:
     return table
 
 
+def profile_table(sweep: Sweep) -> Table:
+    """What the device did with the time of our fastest arm, cell by cell."""
+    table = _table(
+        f"{sweep.model}: the device's time, our fastest arm", ("sources x edits", "arm", *KINDS)
+    )
+    for each in sweep.profiles:
+        shares = [f"{each.share[kind]:.1%}" for kind in KINDS]
+        table.add_row(f"{each.sources} x {each.edits_per_source}", each.arm, *shares)
+    return table
+
+
 def notes(sweep: Sweep, machine: Machine) -> list[str]:
     """What has to be known to read the tables."""
     legend = {each.arm: each.title for each in sweep.measured}
@@ -94,37 +108,52 @@ def notes(sweep: Sweep, machine: Machine) -> list[str]:
             f"{dtype} {rate / 1e12:.3g} TFLOP/s"
             for dtype, rate in sorted(sweep.product_flops_per_s.items())
         ),
+        "from A, from C: the edit farthest from A's, and from C's, as a share of its latent's norm",
         "noise (D against D again): "
-        + ", ".join(f"{s} x {n} {sweep.noise(s, n):.1%}" for s, n in sweep.cells),
+        + ", ".join(f"{s} x {n} {_share(sweep.noise(s, n))}" for s, n in sweep.cells),
     ]
+    if reused := sorted({(each.arm, each.timed_in) for each in sweep.measured if each.timed_in}):
+        cells = ", ".join(f"{arm} in {cell}" for arm, cell in reused)
+        lines.append(f"* the same work as in an earlier cell, timed there: {cells}")
     if sweep.compile_error:
         lines.append(f"E is missing: {sweep.compile_error}")
     if compiled := [each for each in sweep.measured if each.arm == "E"]:
         times = ", ".join(
             f"{each.sources} x {each.edits_per_source} {compile_s(each):.0f} s" for each in compiled
         )
-        lines.append(f"compiling E, not in its times: {times}")
+        lines.append(f"compiling E, without caches, not in its times: {times}")
+    lines += [
+        f"failed: {each.sources} x {each.edits_per_source} {each.arm}: {each.cause}"
+        for each in sweep.failed
+    ]
     lines.append(
         f"{machine.device}, {machine.threads} CPU threads, torch {machine.torch}, {machine.date}"
     )
     return lines
 
 
-def target_table(targets: Sequence[Target], measured: Sequence[tuple[str, Measured]]) -> Table:
-    """The aims for what was measured; `measured` has the model's name beside each measurement."""
-    table = _table("Aims, by the fastest of C, D and E", ("aim", "reached", ""))
+def target_lines(targets: Sequence[Target], sweeps: Sequence[Sweep]) -> list[str]:
+    """A line for every aim that was measured: reached or missed, by the fastest of C, D and E."""
+    lines = []
     for target in targets:
-        cell = [
-            each
-            for model, each in measured
-            if (model, each.edits_per_source) == (target.model, target.edits_per_source)
-        ]
-        if cell:
-            reached = target.reached(cell)
-            table.add_row(
-                str(target), f"{reached:,.3g}", "" if reached >= target.least else "missed"
-            )
-    return table
+        for sweep in sweeps:
+            reached = target.reached(sweep)
+            if reached is not None:
+                word = "reached" if reached >= target.least else "MISSED"
+                lines.append(f"aim {word}: {target}; measured: {target.in_words(reached)}")
+    return lines
+
+
+def _times(speed: float, unit: float | None) -> str:
+    return "-" if unit is None else f"{speed / unit:.2f}"
+
+
+def _distance(distance: float | None) -> str:
+    return "-" if distance is None else f"{distance:.1e}"
+
+
+def _share(share: float | None) -> str:
+    return "unknown, D failed" if share is None else f"{share:.1%}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ class Workload:
 
     Attributes:
         images: S RGB pictures of the parameters' size.
-        source_prompts: what each shows, never empty.
+        source_prompts: what each shows; may be empty.
         target_prompts: N per source.
         parameters: of all edits.
     """
@@ -32,6 +32,10 @@ class Workload:
     @property
     def edits(self) -> int:
         return sum(map(len, self.target_prompts))
+
+    def without_source_prompts(self) -> Workload:
+        """The same, with nothing said about what the pictures show."""
+        return replace(self, source_prompts=("",) * len(self.images))
 
     def cut(self, sources: int, edits_per_source: int) -> Workload:
         """The first sources, and the first edits of each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -129,7 +130,7 @@ def test_presets_are_timed_judged_and_written(
     few = ("--scenes", "1", "--timed-scenes", "1", "--rounds", "2")
     code, out, _ = fpe("bench", "presets", *few, *where)
     assert code == OK
-    for word in ("exact again", "balanced", "fast", "rows/edit", "CPU s/edit", *FACTORS, "all"):
+    for word in ("exact again", "balanced", "fast", "CPU s", *FACTORS, "all"):
         assert word in out
     assert max(map(len, out[: out.index("threads")].splitlines()[:-1])) <= 80
 
@@ -150,10 +151,29 @@ def test_presets_are_timed_judged_and_written(
     assert costs["fast"]["unet_rows"] <= costs["balanced"]["unet_rows"]
     assert costs["balanced"]["unet_rows"] < costs["exact"]["unet_rows"]
     assert costs["exact"]["times_exact"] == 1.0
+    for name, arm in report["arms"].items():  # quality and speed of a preset stand in one row
+        success, rows = arm["quality"]["all"]["success"], costs[name]["unet_rows_per_edit"]
+        steps = arm["parameters"]["steps"]
+        (line,) = re.findall(rf"^ +{name} +{steps} +{success:.2f} .*$", out, re.MULTILINE)
+        assert f" {rows:.1f} " in line
+        assert f" {costs[name]['edits_per_s']:.2f} " in line
     rows = pq.read_table(tmp_path / "edits.parquet").to_pylist()
     assert {(row["arm"], row["factor"]) for row in rows} == {
         (arm, factor) for arm in ("exact", "balanced", "fast") for factor in FACTORS
     }
+
+
+def test_the_grid_prints_what_the_presets_print(
+    tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    where = ("--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--out", str(tmp_path))
+    code, out, _ = fpe("bench", "presets", "--grid", "--scenes", "1", "--rounds", "0", *where)
+    assert code == OK
+    head, *_ = [line.split() for line in out.splitlines() if "success" in line]
+    assert head[:4] == ["speed", "steps", "success", "structure"]
+    untimed = re.findall(r"^ +(\d+ [\d.]+-[\d.]+) .* - +- +- +-", out, re.MULTILINE)
+    assert untimed == list(json.loads((tmp_path / "presets.json").read_text())["arms"])
+    assert "noise" not in out, "nothing was timed"
 
 
 def test_presets_are_chosen_from_a_grid_that_begins_exact() -> None:

@@ -5,31 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
 from fpe_core import Editor, EditParameters
 from jobs.cli import app
-from jobs.exits import OK, STOPPED, USAGE
-from jobs.speed.arms import exact_arms
-from jobs.speed.clock import PHASES, PhaseClock
+from jobs.exits import INTERRUPTED, OK, STOPPED, USAGE
+from jobs.speed.arms import OURS, exact_arms
+from jobs.speed.clock import PHASES
+from jobs.speed.device_time import KINDS, kind_of
 from jobs.speed.flops import count_row, minimal_flops
 from jobs.speed.gate import CONTROLS, TOLERANCE, Comparison, farthest, pass_gate
+from jobs.speed.measured import REST
 from jobs.speed.models import LAYERS, SHAPES, build_random
-from jobs.speed.presets import PRESETS, Target
-from jobs.speed.rounds import REST, Measured, Run
-from jobs.speed.workload import make_workload
+from jobs.speed.rounds import CellTimer, CellTimes
+from jobs.speed.workload import Workload, make_workload
 
 STEPS = 3
 """The fewest of which two replace maps."""
 
-ARMS = ["A", "B", "B+", "C", "D", "D again"]
+ARMS = ["A", "B", "B+", "C", "D", "E", "D again"]
 
 
 def fpe(*arguments: str) -> tuple[int, str, str]:
@@ -52,10 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def printed(folder: pathlib.Path) -> str:
-    """What the command prints. E has a test of its own: tracing the UNet takes longer than all
-    the rest, and is to be paid once."""
+    """What the command prints, E among it: "eager" is torch's backend that traces the graphs and
+    compiles nothing."""
     gate = ("--gate-size", "32")
-    code, out, err = bench(folder, "--compiler", "none", "--price-per-hour", "3.6", *gate)
+    code, out, err = bench(folder, "--compiler", "eager", "--price-per-hour", "3.6", *gate)
     assert code == OK, err
     return out
 
@@ -92,7 +93,7 @@ def test_rows_are_those_of_the_procedures(measured: dict[str, dict[str, Any]]) -
     inversion = editor.invert(work.images, work.source_prompts, parameters)
     edited = editor.edit(inversion, work.target_prompts)
     assert rows["D"] == (inversion.unet_rows + edited.unet_rows) / 4
-    assert rows["C"] == rows["D"] == rows["D again"]
+    assert rows["C"] == rows["D"] == rows["D again"] == rows["E"]
     assert rows["D"] < rows["B+"]
 
 
@@ -112,39 +113,69 @@ def test_the_report_holds_every_raw_figure(
         assert each["edits_per_s"] == pytest.approx(each["edits"] / run["wall_s"])
         assert each["price_per_1000"] == pytest.approx(1 / each["edits_per_s"])
         assert 0 < each["utilisation_algorithmic"] <= each["utilisation_executed"]
-    assert [measured[arm]["edits"] for arm in ARMS] == [1, 1, 2, 4, 4, 4]
+        assert each["peak_bytes"] > 0
+        assert each["timed_in"] == ""
+    assert [measured[arm]["edits"] for arm in ARMS] == [1, 1, 2, 4, 4, 4, 4]
+    assert measured["E"]["flops"] == measured["D"]["flops"]
+    assert measured["E"]["compile_s"] > 0 == measured["D"]["compile_s"]
     assert measured["D"]["flops"] < measured["B+"]["flops"] < measured["B"]["flops"]
     # Whether maps are explicit or not; B encodes one text more.
     assert measured["A"]["flops"] == pytest.approx(measured["B"]["flops"], rel=0.02)
 
 
-def test_the_compiled_arm_agrees_and_is_seen() -> None:
-    """ "eager" is torch's backend that traces the graphs and compiles nothing; one step has all of
-    them."""
-    checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
-    parameters = EditParameters(
-        steps=1, replaced_fraction=1.0, layers=LAYERS, width_px=64, height_px=64
-    )
-    work = make_workload(1, 1, parameters)
-    authors, *_, eager, traced = exact_arms(checkpoint, checkpoint, "eager")
-    assert (eager.name, traced.name, traced.is_compiled) == ("D", "E", True)
-    clocks = [PhaseClock(checkpoint.device) for _ in range(2)]
-    torch._dynamo.reset()  # what another test had traced would not be traced again
-    graphs_before = counters["stats"]["unique_graphs"]
-    with clocks[0].watching(traced.networks):
-        latents = traced.edit(work, clocks[0])
-    with clocks[1].watching(eager.networks):
-        eager.edit(work, clocks[1])
-    assert farthest(latents, authors.edit(work, PhaseClock(checkpoint.device))) <= TOLERANCE
-    assert clocks[0].rows == clocks[1].rows > 0
-    assert clocks[0].seconds()["edit"] > 0
-    assert counters["stats"]["unique_graphs"] > graphs_before, "nothing was traced"
+def test_every_arm_of_a_cell_is_compared(measured: dict[str, dict[str, Any]]) -> None:
+    assert measured["A"]["from_authors"] == measured["C"]["from_ours"] == 0
+    assert measured["A"]["from_ours"] is None
+    for arm in ARMS[1:]:
+        assert 0 < measured[arm]["from_authors"] <= TOLERANCE
+        assert measured[arm]["from_ours"] <= TOLERANCE
+
+
+def test_the_profile_accounts_for_all_of_the_time(
+    report: dict[str, Any], printed: str, measured: dict[str, dict[str, Any]]
+) -> None:
+    (profile,) = report["models"][0]["profiles"]
+    assert profile["arm"] == max(OURS, key=lambda arm: measured[arm]["edits_per_s"])
+    assert tuple(profile["share"]) == KINDS
+    assert sum(profile["share"].values()) == pytest.approx(1)
+    assert min(profile["share"].values()) > 0
+    assert 0 < sum(profile["longest"].values()) < 1
+    assert "the device's time, our fastest arm" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize64x64", "conv"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_bias_TNN", "matrix"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_s1688gemm_128x128_nn_align4>", "matrix"),
+        ("aten::addmm", "matrix"),
+        ("mkldnn::_linear_pointwise", "matrix"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<float>", "norm"),
+        ("triton_red_fused_native_group_norm_3", "norm"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_view_7", "elementwise"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add>", "elem"),
+        ("Memcpy DtoH (Device -> Pageable)", "copy"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<float>", "copy"),
+        ("void cudnn::engines_precompiled::nchwToNhwcKernel<float, float>", "copy"),
+        ("aten::copy_", "copy"),
+        ("aten::as_strided", "idle"),
+    ],
+)
+def test_kinds_of_operations(name: str, kind: str) -> None:
+    assert kind_of(name) in KINDS
+    assert kind_of(name).startswith(kind)
 
 
 def test_tables_and_plot(printed: str, folder: pathlib.Path) -> None:
-    for word in ("micro: speed", "per 1,000", "D again", "noise", "CPU threads"):
+    for word in ("micro: speed", "per 1,000", "from C", "D again", "noise", "CPU threads"):
         assert word in printed
-    assert "Aims" not in printed, "there are none for this model"
+    assert re.search(r"compiling E, without caches, not in its times: 2 x 2 \d+ s", printed)
+    assert "aim " not in printed, "there are none for this model"
     with Image.open(folder / "speed.png") as image:
         image.load()
         assert image.width > 500
@@ -223,13 +254,52 @@ def test_mistakes_are_said_before_anything_is_computed(
     assert not (tmp_path / "new").exists()
 
 
-def test_aims_are_held_against_the_fastest_of_our_arms() -> None:
-    def arm(name: str, wall_s: float) -> Measured:
-        run = Run(wall_s, {}, 1, None)
-        return Measured(name, "", "float32", 1, 1, 2, (run, run, run), 1.0, 1.0, 0.0)
+def test_a_run_goes_on_where_it_was_stopped(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is interrupted in its second cell; what it had written is not measured again."""
+    few = ("--preset", "micro", "--rounds", "1", "--sources", "1", "--compiler", "none")
+    where = ("--device", "cpu", "--no-profile", "--out", str(tmp_path))
+    whole = CellTimer.time_cell
+    timed: list[int] = []
 
-    cell = [arm("A", 12.0), arm("B", 4.0), arm("C", 2.0), arm("D", 1.0)]
-    assert Target("m", 1, "A", 6.0).reached(cell) == pytest.approx(12.0)
-    assert Target("m", 1, "B", 6.0).reached(cell) == pytest.approx(4.0)
-    assert Target("m", 1, "", 6.0).reached(cell) == pytest.approx(7200.0)
-    assert {target.model for target in PRESETS["cpu"].targets} == {"cpu-512"}
+    def interrupted(self: CellTimer, workload: Workload) -> CellTimes:
+        timed.append(workload.edits)
+        if len(timed) == 2:
+            raise KeyboardInterrupt
+        return whole(self, workload)
+
+    monkeypatch.setattr(CellTimer, "time_cell", interrupted)
+    code, _, err = fpe("bench", "speed", *few, *where, "--edits", "1,2")
+    assert code == INTERRUPTED, err
+    first = json.loads((tmp_path / "speed.json").read_text())["models"][0]
+    assert first["cells"] == [[1, 1]]
+    assert (tmp_path / "speed.png").exists()
+
+    code, out, err = fpe("bench", "speed", *few, *where, "--edits", "1,2", "--resume")
+    assert code == OK, err
+    assert timed == [1, 2, 2], "the first cell was measured once"
+    model = json.loads((tmp_path / "speed.json").read_text())["models"][0]
+    assert model["cells"] == [[1, 1], [1, 2]]
+    assert model["measured"][: len(first["measured"])] == first["measured"]
+    assert "1 x 2" in out
+    assert not list(tmp_path.glob("speed-*.json")), "the same file goes on"
+
+    code, _, err = fpe("bench", "speed", *few, *where, "--edits", "1,2", "--resume")
+    assert code == OK, err
+    assert len(timed) == 3, "nothing was left to measure"
+
+
+def test_without_a_compiler_e_is_left_out_and_the_reason_told(tmp_path: pathlib.Path) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no C++ compiler was found")
+
+    torch._dynamo.reset()
+    torch._dynamo.register_backend(broken, name="broken")
+    code, out, err = bench(tmp_path, "--compiler", "broken", "--edits", "1", "--sources", "1")
+    assert code == OK, err
+    (model,) = json.loads((tmp_path / "speed.json").read_text())["models"]
+    assert "E" not in {each["arm"] for each in model["measured"]}
+    assert "no C++ compiler was found" in model["compile_error"]
+    assert f"E is missing: {model['compile_error']}" in out
+    assert "compiling E" not in out
