@@ -106,6 +106,16 @@ def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> I
             yield name
 
 
+def committing_folders(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """Of every finished part the folder whose metadata commits it; those in `besides` apart."""
+    seen: set[str] = set()
+    for name in finished_parts(folder, besides):  # those of the parts themselves come first
+        part = name.rpartition("/")[2]
+        if part not in seen:
+            yield name
+        seen.add(part)
+
+
 def restore_rejected_metadata(folder: Folder, part: str) -> None:
     """Writes the metadata of a part's rejected edits where it is missing, out of the part's own.
 
@@ -136,7 +146,7 @@ def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table
 
     A run that is killed between writing a part's metadata and committing it leaves one.
     """
-    for part in finished_parts(folder, besides=ledger.settled_parts()):
+    for part in committing_folders(folder, besides=ledger.settled_parts()):
         outcomes = uncommitted(folder, ledger, part)
         if outcomes.num_rows:
             yield part, outcomes

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fpe_core import FPEError, decode_image
-from pipeline.commit import METADATA_FILE, finished_parts, uncommitted
+from pipeline.commit import METADATA_FILE, committing_folders, finished_parts, uncommitted
 from pipeline.errors import LedgerError, StorageError
 from pipeline.intent import understand
 from pipeline.job import Job
@@ -92,7 +92,7 @@ def verify_run(job: Job) -> Verification:
         problems.add(
             f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
         )
-    for part in finished_parts(folder, besides=ledger.settled_parts()):
+    for part in committing_folders(folder, besides=ledger.settled_parts()):
         problems.add(*_orphan_problem(folder, ledger, part))
     return _sum_up(job, outcome_of, images, problems)
 
