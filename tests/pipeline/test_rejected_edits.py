@@ -122,7 +122,7 @@ def test_rejected_files_say_how_they_were_made(make_job: MakeJob) -> None:
 def test_a_run_that_accepts_nothing_is_no_dataset_of_its_sources(make_job: MakeJob) -> None:
     job = make_job("colour", "colour", "colour")
     assert not [name for name in files_of(job) if name.startswith("part-")]
-    with pytest.raises(FileNotFoundError, match="data file"):
+    with pytest.raises(ValueError, match="no data"):
         load(job)
     assert len(load(job, "rejected")) == 6
     verification = verify_run(job)
