@@ -37,6 +37,8 @@ _SCHEMA = pa.schema(
         ("image", pa.string()),
         ("source_prompt", pa.string()),
         ("target_prompt", pa.list_(pa.string())),
+        ("target_labels", pa.list_(pa.struct([(factor, pa.string()) for factor in FACTORS]))),
+        ("edit_type", pa.list_(pa.string())),
         *((factor, pa.string()) for factor in FACTORS),
         ("box", pa.list_(pa.int32())),
     ]
@@ -55,12 +57,14 @@ class DemoScenes:
 def write_scenes(folder: pathlib.Path, count: int = SCENES) -> DemoScenes:
     """Renders `count` scenes of 128 px into `folder` and writes a manifest beside them.
 
-    The manifest has the caption as source prompt, five target prompts per scene, every factor as a
+    The manifest has the caption as source prompt, five target prompts per scene, with the factor
+    that each changes as its type and the new value as its label, every factor of the scene as a
     column, and the object's box (x, y, width, height in pixels). Files that are right already stay.
     """
     rows = []
     for number in range(count):
         scene = sample_scene(_FIRST_SEED + number)
+        edits = list(edits_of(scene))
         name = f"scene-{number:03d}"
         _write(folder / "images" / f"{name}.png", _png(scene))
         rows.append(
@@ -68,7 +72,9 @@ def write_scenes(folder: pathlib.Path, count: int = SCENES) -> DemoScenes:
                 "id": name,
                 "image": f"images/{name}.png",
                 "source_prompt": caption(scene),
-                "target_prompt": [caption(edited) for edited in edits_of(scene)],
+                "target_prompt": [caption(edited) for _, edited in edits],
+                "target_labels": [{factor: getattr(edited, factor)} for factor, edited in edits],
+                "edit_type": [factor for factor, _ in edits],
                 **{factor: getattr(scene, factor) for factor in FACTORS},
                 "box": object_box(scene),
             }
@@ -81,10 +87,11 @@ def write_scenes(folder: pathlib.Path, count: int = SCENES) -> DemoScenes:
     return DemoScenes(manifest, count, sum(len(row["target_prompt"]) for row in rows))
 
 
-def edits_of(scene: Scene) -> Iterator[Scene]:
-    """Two other colours, another background, another material, another style."""
+def edits_of(scene: Scene) -> Iterator[tuple[str, Scene]]:
+    """(factor, scene): two other colours, another background, another material, another style."""
     for factor, step in _CHANGES:
-        yield counterfactual(scene, **{factor: _along(factor, getattr(scene, factor), step)})
+        value = _along(factor, getattr(scene, factor), step)
+        yield factor, counterfactual(scene, **{factor: value})
 
 
 def object_box(scene: Scene, size_px: int = SIZE_PX) -> list[int]:

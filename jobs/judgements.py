@@ -23,7 +23,8 @@ def read_judgements(file: pathlib.Path) -> Judgements:
     """Judged edits by type, from a Parquet or CSV table.
 
     Columns: `good` (true or false, or 1 and 0), scores by their names, and optionally `edit_type`,
-    and `source_id`, by which edits of one source are known. Others do not matter. Raises JobError.
+    and `source_id`, by which edits of one source are known. Others do not matter, such as those of
+    a run's metadata. Rows whose `good` is empty are left out. Raises JobError.
     """
     try:
         table = pa.csv.read_csv(file) if file.suffix == ".csv" else pq.read_table(file)
@@ -32,11 +33,13 @@ def read_judgements(file: pathlib.Path) -> Judgements:
     names = [name for name in table.column_names if name in SCORES]
     if "good" not in table.column_names or not names:
         raise JobError(
-            f"{file} needs a column `good` and at least one score as the ledger names it, has "
+            f"{file} needs a column `good` and at least one score as the metadata name it, has "
             f"{', '.join(table.column_names)}"
         )
     judged: Judgements = {}
     for number, row in enumerate(table.to_pylist()):
+        if row["good"] is None:
+            continue
         if row["good"] not in (True, False):
             raise JobError(f"{file}, row {number}: good must be true or false, got {row['good']!r}")
         scores = {name: _score(file, number, name, row[name]) for name in names}
@@ -44,7 +47,7 @@ def read_judgements(file: pathlib.Path) -> Judgements:
         edit = JudgedEdit(EditScores(**scores), bool(row["good"]), row.get("source_id"))
         judged.setdefault(edit_type, []).append(edit)
     if not judged:
-        raise JobError(f"{file} has no rows")
+        raise JobError(f"{file} has no rows whose `good` is true or false")
     return judged
 
 

@@ -154,12 +154,27 @@ class MadeEdit:
         return sum(attempt.seconds for attempt in self.tried.attempts)
 
     @property
+    def parameters(self) -> EditParameters:
+        return self.tried.kept.parameters
+
+    @property
+    def reproduction(self) -> Reproduction | None:
+        return self.tried.reproduction
+
+    @property
+    def is_rejected(self) -> bool:
+        return self.judged is not None and self.judged.verdict.reason is not None
+
+    @property
     def notes(self) -> str:
         tried = self.tried
         return "; ".join(n for n in (tried.group.message, tried.kept.notes, tried.trouble) if n)
 
-    def outcome(self, part: str, edited_name: str, source_name: str | None) -> EditOutcome:
-        """Accepted or rejected, as the judge says; accepted without one."""
+    def outcome(self, part: str, edited_name: str, source_name: str) -> EditOutcome:
+        """Accepted or rejected, as the judge says; accepted without one.
+
+        `part` is the folder of its files, "" where it has none.
+        """
         judged, attempts = self.judged, self.tried.attempts
         scores = judged.scores if judged else None
         source = f"{part}/{source_name}" if source_name else ""
@@ -179,7 +194,8 @@ class MadeEdit:
         return self.edit.key.rejected(
             judged.verdict.reason,
             "; ".join(note for note in (judged.verdict.message, self.notes) if note),
-            edited_file_name=edited_name,
+            part=part,
+            edited_file_name=f"{part}/{edited_name}" if edited_name else "",
             source_file_name=source,
             scores=scores,
             reproduction=self.tried.reproduction,
@@ -203,13 +219,22 @@ class UnmadeEdit:
 
     edited_file: ClassVar[None] = None
     mask_files: ClassVar[tuple[Future[str], ...]] = ()
+    judged: ClassVar[None] = None
+    annotated: ClassVar[None] = None
+    is_rejected: ClassVar = True
 
-    def outcome(self, part: str, edited_name: str, source_name: str | None) -> EditOutcome:
+    @property
+    def parameters(self) -> EditParameters:
+        """What it would have been made with."""
+        return self.group.parameters
+
+    def outcome(self, part: str, edited_name: str, source_name: str) -> EditOutcome:
         assert self.verdict.reason is not None
         return self.edit.key.rejected(
             self.verdict.reason,
             "; ".join(note for note in (self.verdict.message, self.group.message) if note),
-            edited_file_name=edited_name,
+            part=part,
+            edited_file_name=f"{part}/{edited_name}" if edited_name else "",
             source_file_name=f"{part}/{source_name}" if source_name else "",
             reproduction=self.reproduction,
             unet_rows=self.unet_rows,

@@ -45,9 +45,9 @@ from pipeline.group import Group, PlannedEdit
 from pipeline.judge import Candidate, Judge, Judged
 from pipeline.no_editor import NOT_EDITED
 from pipeline.outcome import EditOutcome
+from pipeline.part_writer import PartWriter
 from pipeline.provenance import edit_packet, synthetic_source_packet
 from pipeline.reproduction_gate import ReproductionGate
-from pipeline.write import PartWriter
 
 _T = TypeVar("_T")
 EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
@@ -208,7 +208,9 @@ class BlockEditor:
         written where rejected edits are, so that somebody can look at it."""
         source_file = None
         if self._keep_source and self._keeps_rejected and group.image is not None:
-            source_file = self._writer.put_source(group.stem, group.source_id, group.image)
+            source_file = self._writer.put_source(
+                group.stem, group.source_id, group.image, is_rejected=True
+            )
         for edit in group.edits:
             yield UnmadeEdit(
                 group,
@@ -346,16 +348,14 @@ class BlockEditor:
 
     def _write(self, tried: Sequence[TriedEdit]) -> Iterator[Result]:
         """Hands the images of one call to the writer's threads."""
-        source_files: dict[int, Future[str]] = {}
-        mask_files: dict[int, tuple[Future[str], ...]] = {}
+        source_files: dict[tuple[int, bool], Future[str]] = {}
+        mask_files: dict[tuple[int, bool], tuple[Future[str], ...]] = {}
         seen: dict[int, SourceRegions] = {}
         for each in tried:
             kept = each.kept
             if not kept.made.is_finite:
                 yield not_finite(each)
                 continue
-            if self._keep_source and each.source not in source_files:
-                source_files[each.source] = self._put_source(each.group, kept)
             if isinstance(kept.judged, Exception):
                 yield failed(each.edit, kept.judged, kept.unet_rows, of="the judge")
                 continue
@@ -363,14 +363,21 @@ class BlockEditor:
             if isinstance(annotated, Exception):
                 yield failed(each.edit, annotated, kept.unet_rows, of="looking at boxes and masks")
                 continue
-            if kept.reason is None and each.source not in mask_files:
-                mask_files[each.source] = self._put_masks(each.group)
+            is_rejected = kept.reason is not None
+            if is_rejected and not self._keeps_rejected:
+                yield MadeEdit(each, None, None, annotated)
+                continue
+            place = (each.source, is_rejected)
+            if self._keep_source and place not in source_files:
+                source_files[place] = self._put_source(each.group, kept, is_rejected)
+            if place not in mask_files:
+                mask_files[place] = self._put_masks(each.group, is_rejected)
             yield MadeEdit(
                 each,
-                self._put_edit(each),
-                source_files.get(each.source),
+                self._put_edit(each, is_rejected),
+                source_files.get(place),
                 annotated,
-                mask_files.get(each.source, ()),
+                mask_files[place],
             )
 
     def _annotated(
@@ -387,25 +394,27 @@ class BlockEditor:
         except Exception as error:  # noqa: BLE001 - it costs this edit only
             return error
 
-    def _put_masks(self, group: Group) -> tuple[Future[str], ...]:
-        return tuple(self._writer.put_mask(group.stem, mask.png) for mask in group.regions.masks)
+    def _put_masks(self, group: Group, is_rejected: bool) -> tuple[Future[str], ...]:
+        return tuple(
+            self._writer.put_mask(group.stem, mask.png, is_rejected=is_rejected)
+            for mask in group.regions.masks
+        )
 
-    def _put_source(self, group: Group, attempt: Attempt) -> Future[str]:
+    def _put_source(self, group: Group, attempt: Attempt, is_rejected: bool) -> Future[str]:
         is_synthetic = group.image is None
         xmp = synthetic_source_packet(group, self._fingerprint) if is_synthetic else None
-        return self._writer.put_source(group.stem, group.source_id, attempt.source, xmp)
+        return self._writer.put_source(
+            group.stem, group.source_id, attempt.source, xmp, is_rejected=is_rejected
+        )
 
-    def _put_edit(self, tried: TriedEdit) -> Future[str] | None:
-        """None for a rejected edit that is not kept."""
+    def _put_edit(self, tried: TriedEdit, is_rejected: bool) -> Future[str]:
         group, key, kept = tried.group, tried.edit.key, tried.kept
         xmp = None
         if self._makes_edits:
             xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
-        if kept.reason is None:
-            return self._writer.put_edited(group.stem, key.edit_id, kept.made.image, xmp)
-        if self._keeps_rejected:
-            return self._writer.put_rejected(group.stem, key.edit_id, kept.made.image, xmp)
-        return None
+        return self._writer.put_edited(
+            group.stem, key.edit_id, kept.made.image, xmp, is_rejected=is_rejected
+        )
 
 
 def _with_verdicts(tried: Sequence[TriedEdit], verdicts: Sequence[_Verdict]) -> list[TriedEdit]:

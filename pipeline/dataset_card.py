@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.commit import PART_PREFIX, REJECTED_FOLDER
 from pipeline.ledger import LedgerCounts
 from pipeline.outcome import REPRODUCTION_COLUMNS, SCORE_COLUMNS
 from pipeline.plan import Plan
@@ -9,13 +10,11 @@ from pipeline.write import MetadataLayout
 
 CARD_FILE = "README.md"
 
-_DATA_FILES = """\
----
-configs:
-- config_name: default
+_CONFIG = """\
+- config_name: {name}
   data_files:
   - split: train
-    path: part-*/**
+    path: {path}
 """
 _OF_EDITS = """\
 task_categories:
@@ -26,6 +25,12 @@ tags:
 ---
 """
 
+
+_REJECTED = """
+The edits that the judge rejected are another configuration, with the same columns:
+
+    rejected = load_dataset("path/to/this/folder", "rejected", split="train")
+"""
 
 _EDITED = """\
 Edited images
@@ -43,12 +48,22 @@ what an edit would have been asked for.
 
 
 def dataset_card(
-    plan: Plan, layout: MetadataLayout, totals: LedgerCounts, checkpoint: str
+    plan: Plan,
+    layout: MetadataLayout,
+    totals: LedgerCounts,
+    checkpoint: str,
+    *,
+    keeps_rejected: bool = False,
 ) -> bytes:
-    """The card as UTF-8 Markdown; its head makes `load_dataset` see the parts and nothing else."""
+    """The card as UTF-8 Markdown; its head makes `load_dataset` see the parts and nothing else.
+
+    `keeps_rejected`: there may be rejected edits with files, which are a configuration of their
+    own, `rejected`.
+    """
     size = f"{plan.parameters.width_px} x {plan.parameters.height_px}"
+    configs = _configs(totals, keeps_rejected)
     head, what = (
-        _DATA_FILES + _OF_EDITS,
+        configs + _OF_EDITS,
         _EDITED.format(
             checkpoint=checkpoint,
             approximation=f" By an approximation ({plan.approximation})."
@@ -57,12 +72,12 @@ def dataset_card(
         ),
     )
     if not plan.makes_edits:
-        head, what = f"{_DATA_FILES}---\n", _NOT_EDITED
+        head, what = f"{configs}---\n", _NOT_EDITED
     text = f"""{head}
 # {what.format(count=f"{totals.accepted} images of {size} pixels")}
     from datasets import load_dataset
     dataset = load_dataset("path/to/this/folder", split="train")
-
+{_REJECTED if keeps_rejected else ""}
 | column | meaning |
 |---|---|
 {_column_rows(layout)}
@@ -73,6 +88,21 @@ that made this folder, `stats.json` its numbers. Edits that failed ({totals.fail
 rejected ({totals.rejected}) are in `.ledger/` with their reasons.
 """
     return text.encode()
+
+
+def _configs(totals: LedgerCounts, keeps_rejected: bool) -> str:
+    """The head up to the configurations.
+
+    `datasets` takes the kind of all of them from the files of the first one, so that has to have
+    some.
+    """
+    paths = {"default": f"{PART_PREFIX}*/**"}
+    if keeps_rejected:
+        paths["rejected"] = f"{REJECTED_FOLDER}/{PART_PREFIX}*/**"
+    if totals.rejected and not totals.accepted:
+        paths = dict(reversed(paths.items()))
+    configs = (_CONFIG.format(name=name, path=path) for name, path in paths.items())
+    return "---\nconfigs:\n" + "".join(configs)
 
 
 def _column_rows(layout: MetadataLayout) -> str:
@@ -96,8 +126,11 @@ def _column_rows(layout: MetadataLayout) -> str:
         meanings["source"] = "the source as the model saw it"
     if layout.limits_guidance:
         meanings["guidance_interval"] = "from which share of the steps to which it was guided"
-    if layout.judged:
+    if layout.judged or layout.typed:
         meanings["edit_type"] = "the kind of change that was asked for"
+    if layout.judged:
+        if layout.says_verdict:
+            meanings["verdict, reject_reason"] = "of the judge"
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/edit_scores.py"
     if layout.gated:
         meanings[", ".join(REPRODUCTION_COLUMNS)] = "how well the source comes back unedited"

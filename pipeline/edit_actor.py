@@ -22,31 +22,23 @@ import torch
 from fpe_core import CheckpointError, load_checkpoint
 from fpe_core.compilation import require_compiler
 from fpe_core.reproduction import ReproductionLimits
-from pipeline.annotate import AnnotationSettings, annotation_columns, with_boxes
-from pipeline.attempt import MadeEdit, Result, edit_id_of, write_failed
+from pipeline.annotate import AnnotationSettings, with_boxes
+from pipeline.attempt import Result, edit_id_of, write_failed
 from pipeline.block_editor import BlockEditor
 from pipeline.errors import LeaseError
 from pipeline.group import Group
 from pipeline.intent import NO_EDITOR
 from pipeline.judge import Judge, JudgeSettings, with_edit_types
 from pipeline.lease import Lease
-from pipeline.no_editor import NOT_EDITED, NoEditor
+from pipeline.metadata_rows import FileNames, MetadataRows
+from pipeline.no_editor import NoEditor
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
+from pipeline.part_writer import PartWriter, part_name
 from pipeline.phase_clock import ClockedEditor, ModelTime
 from pipeline.reproduction_gate import ReproductionGate
 from pipeline.storage import Folder
 from pipeline.supervisor import Orders, Oversight, StationFigures, Unwatched
-from pipeline.write import (
-    ImageFormat,
-    MetadataLayout,
-    PartWriter,
-    carried_columns,
-    fit_columns,
-    judged_columns,
-    parameter_columns,
-    part_name,
-    reproduction_columns,
-)
+from pipeline.write import ImageFormat, MetadataLayout, carried_columns
 
 WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
 """Which process made the edit: host:pid. The driver counts with it; the ledger does not keep it."""
@@ -163,11 +155,18 @@ class EditActor:
     ) -> EditedBlock:
         planned = block.edit_ids
         settings = self._settings
+        keeps_rejected = settings.judge is not None and settings.judge.keep_rejected
         writer = PartWriter(
-            self._folder, part_name(planned), settings.image_format, self._pool, settings.lease
+            self._folder,
+            part_name(planned),
+            settings.image_format,
+            self._pool,
+            settings.lease,
+            keeps_rejected=keeps_rejected,
         )
         finished = writer.finished_outcomes()
         if finished is not None:
+            writer.finish_rejected()
             return EditedBlock(finished, {})
         editor = BlockEditor(
             self._editor,
@@ -177,7 +176,7 @@ class EditActor:
             gate=self._gate,
             judge=self._judge,
             judging=self._judging,
-            keeps_rejected=settings.judge is not None and settings.judge.keep_rejected,
+            keeps_rejected=keeps_rejected,
             annotations=settings.annotations,
             makes_edits=settings.makes_edits,
         )
@@ -208,86 +207,44 @@ class EditActor:
         oversight: Oversight,
     ) -> pa.Table:
         """Waits for the images, writes the part's metadata, returns the outcomes."""
-        rows: list[dict[str, Any]] = []
-        places: list[int] = []
+        rows = MetadataRows(self._settings)
         outcomes: list[EditOutcome] = []
         for made in results:
             if isinstance(made, EditOutcome):
                 outcomes.append(made)
                 continue
             try:
-                edited_name = made.edited_file.result() if made.edited_file else ""
-                source_name = made.source_file.result() if made.source_file else None
-                mask_names = [file.result() for file in made.mask_files]
+                names = FileNames.of(made)
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
                 outcomes.append(write_failed(made, error))
                 continue
             finally:
                 oversight.alive()
-            outcome = made.outcome(writer.part, edited_name, source_name)
+            part = writer.folder_of(is_rejected=made.is_rejected) if names.has_any else ""
+            outcome = made.outcome(part, names.edited, names.source)
             outcomes.append(outcome)
-            if isinstance(made, MadeEdit) and outcome.part:
-                rows.append(
-                    self._metadata_row(made, edited_name, source_name)
-                    | self._annotation_columns(made, mask_names)
-                )
-                places.append(made.group.place)
+            if outcome.part:
+                rows.add(made, outcome, names)
         table = outcomes_table(outcomes)
-        if not rows:
+        if rows.is_empty:
             return table
         try:
-            inherited = None if carried is None else carried.take(places)
-            return writer.finish(self._settings.layout.table(rows, inherited), table)
+            accepted, rejected = (rows.table(carried, is_rejected=which) for which in (False, True))
+            table = writer.finish(accepted, table, rejected)
         except LeaseError:
             raise  # no row is to blame, and nothing of ours may be written here any more
         except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
-            unwritten = {m.edit.key.edit_id: m for m in results if isinstance(m, MadeEdit)}
+            unwritten = {edit_id_of(made): made for made in results}
             return outcomes_table(
-                write_failed(unwritten[o.edit_id], error) if o.part else o for o in outcomes
+                _unwritten(unwritten[o.edit_id], error) if o.part else o for o in outcomes
             )
+        writer.finish_rejected()
+        return table
 
-    def _metadata_row(
-        self, made: MadeEdit, edited_name: str, source_name: str | None
-    ) -> dict[str, Any]:
-        group, key, layout = made.group, made.edit.key, self._settings.layout
-        return {
-            "edited_file_name": edited_name,
-            "source_file_name": source_name,
-            "edit_id": key.edit_id.hex(),
-            "source_id": key.source_id.hex(),
-            "group_id": key.group_id.hex(),
-            "id": group.id or None,
-            "split": group.split or None,
-            "source_prompt": group.source_prompt,
-            "target_prompt": key.target_prompt,
-            **dict(zip(layout.labels, made.edit.labels, strict=True)),
-            "seed": group.seed,
-            **self._model_columns(made),
-            **fit_columns(group.fit),
-            **judged_columns(
-                key.edit_type,
-                made.judged.scores if made.judged else None,
-                tries=len(made.tried.attempts),
-            ),
-            **reproduction_columns(made.tried.reproduction),
-        }
 
-    def _model_columns(self, made: MadeEdit) -> dict[str, Any]:
-        """What it was made with; of a picture that nothing edited, that."""
-        settings = self._settings
-        if not settings.makes_edits:
-            return {"editor": NOT_EDITED}
-        return {
-            **parameter_columns(made.tried.kept.parameters),
-            "checkpoint": settings.checkpoint,
-            "checkpoint_fingerprint": settings.checkpoint_fingerprint,
-        }
-
-    def _annotation_columns(self, made: MadeEdit, mask_names: Sequence[str]) -> dict[str, Any]:
-        settings = self._settings.annotations
-        if settings is None or made.annotated is None:
-            return {}
-        return annotation_columns(settings, made.group, made.annotated, mask_names)
+def _unwritten(made: Result, error: Exception) -> EditOutcome:
+    assert not isinstance(made, EditOutcome)  # these have no part
+    return write_failed(made, error)
 
 
 def _load_editor(settings: EditSettings) -> ClockedEditor:

@@ -1,7 +1,7 @@
 """Every edit of a run as one table: its standing outcome, beside what the work list says of it.
 
 Read from the run folder alone: `.ledger` for outcomes and scores, `.plan` for prompts and labels,
-and the parts' metadata for accepted edits whose work list is gone. A row costs some 400 bytes.
+and the parts' metadata for edits whose work list is gone. A row costs some 400 bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.commit import METADATA_FILE
 from pipeline.errors import StorageError
 from pipeline.ids import content_id, source_key_of_prompt
 from pipeline.ledger import LEDGER_FOLDER, Ledger
-from pipeline.outcome import ID_TYPE, OUTCOME_SCHEMA, Outcome
+from pipeline.outcome import ID_TYPE, OUTCOME_SCHEMA
 from pipeline.plan import PLAN_FILE, PLAN_FOLDER
 from pipeline.storage import Folder
 
@@ -93,9 +93,7 @@ def _described(folder: Folder, outcomes: pa.Table, labels: Sequence[str]) -> pa.
     tables = [schema.empty_table(), *_of_work_lists(folder, schema)]
     ids = pa.concat_tables(tables)["edit_id"].combine_chunks()
     unknown = outcomes.filter(pc.is_null(pc.index_in(outcomes["edit_id"], value_set=ids)))
-    parts = pc.unique(
-        unknown.filter(pc.equal(unknown["outcome"], Outcome.ACCEPTED.value))["part"]
-    ).to_pylist()
+    parts = pc.unique(unknown.filter(pc.not_equal(unknown["part"], ""))["part"]).to_pylist()
     with ThreadPoolExecutor(_THREADS) as pool:
         tables += pool.map(lambda part: _of_part(folder, part, schema), sorted(parts))
     return pa.concat_tables(tables)
@@ -113,21 +111,31 @@ def _description_schema(labels: Sequence[str]) -> pa.Schema:
     )
 
 
+def planned_labels(folder: Folder) -> tuple[str, ...]:
+    """The labels of all jobs that planned here. Raises StorageError."""
+    return tuple(dict.fromkeys(name for _, labels in _plans(folder) for name in labels))
+
+
 def _of_work_lists(folder: Folder, schema: pa.Schema) -> Iterator[pa.Table]:
+    for files, labels in _plans(folder):
+        there = [file for file in files if folder.exists(file)]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            yield from pool.map(
+                lambda f, n: _of_work_list(folder, f, schema, n), there, repeat(labels)
+            )
+
+
+def _plans(folder: Folder) -> Iterator[tuple[list[str], list[str]]]:
+    """The work files and labels of every plan. Raises StorageError."""
     for plan in folder.list_folders(PLAN_FOLDER):
         path = f"{PLAN_FOLDER}/{plan}/{PLAN_FILE}"
         if not folder.exists(path):
             continue  # planning was interrupted
         try:
             described = json.loads(folder.read(path))
-            files, labels = described["work_files"], described["label_names"]
+            yield described["work_files"], described["label_names"]
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{folder.url_of(path)} is damaged: {error}") from error
-        there = [file for file in files if folder.exists(file)]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            yield from pool.map(
-                lambda f, n: _of_work_list(folder, f, schema, n), there, repeat(labels)
-            )
 
 
 def _of_work_list(folder: Folder, path: str, schema: pa.Schema, labels: Sequence[str]) -> pa.Table:
@@ -165,7 +173,7 @@ def _source_key(row: Mapping[str, Any]) -> bytes:
 
 
 def _of_part(folder: Folder, part: str, schema: pa.Schema) -> pa.Table:
-    """The accepted edits of a part, as far as its metadata goes; none where that is gone."""
+    """The edits of a part, as far as its metadata goes; none where that is gone."""
     path = f"{part}/{METADATA_FILE}"
     if not folder.exists(path):
         return schema.empty_table()

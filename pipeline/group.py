@@ -18,7 +18,7 @@ class PlannedEdit:
     """One edit of a work row."""
 
     key: EditKey
-    labels: tuple[str, ...]
+    labels: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,6 @@ def _planned_edit(row: dict[str, Any], edit: dict[str, Any]) -> PlannedEdit:
         source_id=row["source_id"],
         row=row["row"],
         target_prompt=edit["target_prompt"],
+        edit_type=edit["edit_type"],
     )
     return PlannedEdit(key, tuple(edit["labels"] or ()))

@@ -32,11 +32,12 @@ from pipeline.ids import (
     source_key_of_uri,
 )
 from pipeline.job import Job
-from pipeline.manifest import Manifest, ManifestBatch
+from pipeline.manifest import EDIT_TYPE, Manifest, ManifestBatch
 from pipeline.manifest_row import Problems, RowReader, SourceRow, WantedEdit
 from pipeline.mask_column import MaskColumn
 from pipeline.prompts import SOURCE_PREFIX, PromptPlan
 from pipeline.storage import absolute_url
+from pipeline.target_labels import TARGET_LABELS, label_type, type_of_texts
 
 NO_EDITOR = "none"
 """A job's `editor` without a model, and in its place the fingerprint in the ids of what such a job
@@ -89,7 +90,29 @@ class Intent:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        return () if self.prompts is None else self.prompts.label_names
+        return _label_names(self.prompts, self.manifest)
+
+    @property
+    def label_types(self) -> dict[str, pa.DataType]:
+        """The types of labels that are not text."""
+        schema = self.manifest.carried_schema
+        own = {name: schema.field(name).type for name in self.label_names if name in schema.names}
+        if self.prompts is None:
+            types = {
+                item.name: label_type(own.get(item.name), item.type)
+                for item in self.manifest.labels
+            }
+        else:
+            types = {
+                name: type_of_texts(kind, self.prompts.values_of(name))
+                for name, kind in own.items()
+            }
+        return {name: kind for name, kind in types.items() if not pa.types.is_string(kind)}
+
+    @property
+    def has_edit_types(self) -> bool:
+        """Whether the manifest has a type for each edit of a row."""
+        return EDIT_TYPE in self.manifest.read_too
 
     @property
     def carried_schema(self) -> pa.Schema:
@@ -186,7 +209,7 @@ def understand(job: Job) -> Intent:
     Raises JobError and ManifestError.
     """
     prompts = None if job.prompts is None else PromptPlan.of(job.prompts)
-    carry = () if prompts is None else ("target_prompt",)
+    carry = () if prompts is None else ("target_prompt", TARGET_LABELS)
     if prompts is not None and prompts.source is not None:
         carry = (*carry, "source_prompt")
     masks = None if job.annotations is None else job.annotations.masks
@@ -197,6 +220,7 @@ def understand(job: Job) -> Intent:
         read_too=() if masks is None else (masks.column,),
         needs_target_prompt=prompts is None,
     )
+    _refuse_lists_of_types(job, manifest)
     annotations = _annotations(job.annotations, manifest, prompts)
     fingerprint, defaults = _checkpoint_of(job)
     try:
@@ -212,6 +236,12 @@ def understand(job: Job) -> Intent:
     _refuse_output_in_manifest(job)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
     return Intent(job, manifest, defaults, parameters, context, prompts, annotations)
+
+
+def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, ...]:
+    if prompts is not None:
+        return prompts.label_names
+    return tuple(item.name for item in manifest.labels)
 
 
 def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
@@ -253,15 +283,27 @@ def _annotations(
         **({} if masks is None else {"mask_rule": masks.to_rule()}),
     )
     used = set() if settings.boxes is None else {settings.boxes.path[0]}
-    for name in (used | set(manifest.read_too)) & set(
-        () if prompts is None else prompts.label_names
-    ):
-        raise JobError(f"prompts.labels.{name}: this column holds boxes or masks; rename the label")
+    used |= set() if masks is None else {masks.column}
+    for name in used & set(_label_names(prompts, manifest)):
+        where = TARGET_LABELS if prompts is None else "prompts.labels"
+        raise JobError(f"{where}.{name}: this column holds boxes or masks; rename the label")
     names = [item.name for item in settings.fields]
     for name in names:
         if names.count(name) > 1:
             raise JobError(f"annotations: two output columns would be called {name}; rename boxes")
     return settings
+
+
+def _refuse_lists_of_types(job: Job, manifest: Manifest) -> None:
+    """Raises JobError: a type for each of the manifest's prompts is none for each of the job's."""
+    if job.prompts is None or job.judge is None or job.judge.edit_type is not None:
+        return
+    schema = manifest.carried_schema
+    if EDIT_TYPE in schema.names and pa.types.is_nested(schema.field(EDIT_TYPE).type):
+        raise JobError(
+            f"judge.edit_type: the manifest's column {EDIT_TYPE} has a type for each of its own "
+            "target prompts, and this job has prompts: say here what type of edits they ask for"
+        )
 
 
 def _refuse_output_in_manifest(job: Job) -> None:

@@ -21,10 +21,8 @@ from fpe_core.reproduction import ReproductionLimits
 from fpe_core.rows import DEVICE_FAILED
 from fpe_core.second_tries import Ladder
 from pipeline.group import Group
+from pipeline.manifest import EDIT_TYPE
 from pipeline.outcome import EditKey
-
-EDIT_TYPE_COLUMN = "edit_type"
-"""Manifest column that says what kind of change a row's edits ask for."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +132,15 @@ class Judge:
 def with_edit_types(
     groups: Sequence[Group], of_all: str | None, carried: pa.Table | None
 ) -> list[Group]:
-    """Groups whose edits know their type: that of all, or the one in their row of the manifest."""
-    types = [of_all] * len(groups)
-    if of_all is None and carried is not None and EDIT_TYPE_COLUMN in carried.column_names:
-        types = carried[EDIT_TYPE_COLUMN].to_pylist()
+    """Groups whose edits know their type: that of all, else that of their row or their own."""
+    types = [of_all or ""] * len(groups)
+    if of_all is None and carried is not None and EDIT_TYPE in carried.column_names:
+        types = [str(each or "") for each in carried[EDIT_TYPE].to_pylist()]
     return [
         replace(
             group,
             edits=tuple(
-                replace(edit, key=replace(edit.key, edit_type=str(edit_type or "")))
+                replace(edit, key=replace(edit.key, edit_type=edit_type or edit.key.edit_type))
                 for edit in group.edits
             ),
         )

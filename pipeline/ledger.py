@@ -154,7 +154,7 @@ class Ledger:
         ]
 
     def parts(self) -> set[str]:
-        """Names of the parts that hold accepted edits of the ledger."""
+        """The folders whose metadata has edits of the ledger, accepted or rejected ones."""
         return self._parts
 
     def settled_parts(self) -> set[str]:

@@ -18,10 +18,13 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError, StorageError
 from pipeline.storage import Folder, absolute_url
+from pipeline.target_labels import EXPECTED as EXPECTED_LABELS
+from pipeline.target_labels import TARGET_LABELS, is_target_labels, label_fields
 
 KNOWN_COLUMNS = (
     "image",
     "target_prompt",
+    TARGET_LABELS,
     "id",
     "source_prompt",
     "seed",
@@ -31,6 +34,8 @@ KNOWN_COLUMNS = (
     "replaced_fraction",
     "steps",
 )
+EDIT_TYPE = "edit_type"
+"""What kind of change a row's edits ask for: carried text, or a list with one for each prompt."""
 MAX_PROBLEMS = 20
 ROWS_PER_BATCH = 1024
 ROWS_PER_BATCH_OF_BYTES = 16
@@ -82,13 +87,15 @@ class ManifestBatch:
 class Manifest:
     """The files of a manifest, their schemas checked. Holds no rows.
 
-    `read_too` are columns that are read like the known ones, and not carried.
+    `read_too` are columns that are read like the known ones, and not carried. `labels` are those
+    of `target_labels`, where its target prompts are the job's.
     """
 
     files: tuple[ManifestFile, ...]
     carried_schema: pa.Schema
     options: Mapping[str, Any]
     read_too: tuple[str, ...] = ()
+    labels: tuple[pa.Field, ...] = ()
 
     @classmethod
     def open(
@@ -118,8 +125,12 @@ class Manifest:
             raise ManifestError(
                 "the manifest's columns do not fit:", problems[:MAX_PROBLEMS], total=len(problems)
             )
+        labels: tuple[pa.Field, ...] = ()
+        if needs_target_prompt:
+            labels = label_fields([file.schema for file in files])
+            read_too = (*read_too, *_lists_of_types(files))
         carried = _carried_schema(files, carry, read_too)
-        return cls(tuple(files), carried, options, tuple(read_too))
+        return cls(tuple(files), carried, options, tuple(read_too), labels)
 
     @property
     def rows(self) -> int:
@@ -191,6 +202,12 @@ class Manifest:
             ) from error
         carried = pa.table(columns, schema=self.carried_schema)
         return ManifestBatch(file, first_row, known, carried, len(table))
+
+
+def _lists_of_types(files: Sequence[ManifestFile]) -> tuple[str, ...]:
+    """The column of edit types, where a row has one for each of its prompts."""
+    kinds = (f.schema.field(EDIT_TYPE).type for f in files if EDIT_TYPE in f.schema.names)
+    return (EDIT_TYPE,) if any(_is_list_of_text(plain_type(kind)) for kind in kinds) else ()
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -298,6 +315,8 @@ def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[s
         near = _near("target_prompt", names)
         yield f"needs a column target_prompt{near}, or a prompts section in the job"
     for name, (fits, expected) in _EXPECTED.items():
+        if name == TARGET_LABELS and not needs_target_prompt:
+            continue  # the prompts they belong to are not used
         if names.count(name) == 1 and not fits(plain_type(schema.field(name).type)):
             yield f"column {name} must be {expected}, it is {schema.field(name).type}"
 
@@ -387,6 +406,7 @@ def _is_number(kind: pa.DataType) -> bool:
 _EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "image": (is_image_type, "text (a URI), or bytes, or struct<bytes: binary, path: string>"),
     "target_prompt": (lambda kind: _is_text(kind) or _is_list_of_text(kind), "text or lists of it"),
+    TARGET_LABELS: (is_target_labels, EXPECTED_LABELS),
     "id": (lambda kind: _is_text(kind) or _is_integer(kind), "text or whole numbers"),
     "source_prompt": (_is_text, "text"),
     "seed": (_is_number, "whole numbers"),  # pandas makes floats of integers with a null

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import posixpath
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.box_column import BoxColumn
 from pipeline.errors import JobError, ManifestError
 from pipeline.image_cell import ImageCell
 from pipeline.manifest import (
+    EDIT_TYPE,
     KNOWN_COLUMNS,
     MAX_PROBLEMS,
     Manifest,
@@ -25,6 +26,7 @@ from pipeline.manifest import (
 from pipeline.mask_column import MaskColumn, MaskSource
 from pipeline.prompts import SOURCE_PREFIX, PromptPlan, TemplateError
 from pipeline.storage import resolve_uri
+from pipeline.target_labels import TARGET_LABELS, labels_of_row
 
 OVERRIDES = ("steps", "guidance_scale", "negative_prompt", "replaced_fraction")
 MAX_SEED = 2**63 - 1
@@ -33,10 +35,14 @@ _MAX_CACHED_PARAMETERS = 4096
 
 @dataclass(frozen=True)
 class WantedEdit:
-    """One edit of a row: its prompt, and the values of the job's labels in their order."""
+    """One edit of a row: its prompt, and the values of the labels in their order.
+
+    `edit_type` is what the manifest says of this edit alone, "" where it does not.
+    """
 
     target_prompt: str
-    labels: tuple[str, ...] = ()
+    labels: tuple[str | None, ...] = ()
+    edit_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,12 @@ class RowReader:
         self._rows_of_ids: dict[bytes, int] = {}
         self._repeated_ids = repeated_ids
         self._parameters_of: dict[tuple[Any, ...], EditParameters] = {}
-        self._text_columns = frozenset() if prompts is None else template_columns(manifest, prompts)
+        self._labels = tuple(item.name for item in manifest.labels)
+        if prompts is None:
+            refuse_label_names(TARGET_LABELS, self._labels, manifest.columns)
+            self._text_columns = manifest.columns & frozenset(self._labels)
+        else:
+            self._text_columns = template_columns(manifest, prompts)
 
     def read(self, batch: ManifestBatch, problems: Problems) -> Iterator[SourceRow]:
         """The rows of a batch; a row with a problem is reported and left out."""
@@ -236,7 +247,7 @@ class RowReader:
     ) -> tuple[str, tuple[WantedEdit, ...]]:
         source_prompt = known["source_prompt"] or ""
         if self._prompts is None:
-            return source_prompt, _edits_of_column(known["target_prompt"])
+            return source_prompt, self._edits_of_columns(known, text)
         try:
             template_prompt = self._prompts.source_prompt(text)
             edits = tuple(WantedEdit(*edit) for edit in self._prompts.expand(text))
@@ -244,6 +255,17 @@ class RowReader:
             raise _BadRowError(str(error)) from error
         _refuse_repeated([edit.target_prompt for edit in edits])
         return source_prompt if template_prompt is None else template_prompt, edits
+
+    def _edits_of_columns(
+        self, known: Mapping[str, Any], text: Mapping[str, str]
+    ) -> tuple[WantedEdit, ...]:
+        prompts = _prompts_of_column(known["target_prompt"])
+        types = _types_of_column(known.get(EDIT_TYPE), len(prompts))
+        try:
+            labels = labels_of_row(known[TARGET_LABELS], len(prompts), self._labels, text)
+        except ValueError as error:
+            raise _BadRowError(str(error)) from error
+        return tuple(map(WantedEdit, prompts, labels, types))
 
 
 def row_id_digest(row_id: str) -> bytes:
@@ -258,14 +280,7 @@ def template_columns(manifest: Manifest, prompts: PromptPlan) -> frozenset[str]:
         needed = prompts.columns(columns)
     except TemplateError as error:
         raise JobError(f"prompts: {error}") from error
-    for label in prompts.label_names:
-        if label in KNOWN_COLUMNS:
-            raise JobError(f"prompts.labels.{label}: this name has a meaning of its own; rename it")
-        if label in columns and SOURCE_PREFIX + label in columns:
-            raise JobError(
-                f"prompts.labels.{label}: the manifest's column {label} would be carried as "
-                f"{SOURCE_PREFIX}{label}, and there is such a column already; rename one of them"
-            )
+    refuse_label_names("prompts.labels", prompts.label_names, columns)
     for name in sorted(needed):
         kinds = [f.schema.field(name).type for f in manifest.files if name in f.schema.names]
         for kind in kinds:
@@ -274,6 +289,21 @@ def template_columns(manifest: Manifest, prompts: PromptPlan) -> frozenset[str]:
                     f"prompts: column {name} is {kind}; a template needs text or numbers"
                 )
     return needed
+
+
+def refuse_label_names(where: str, labels: Sequence[str], columns: frozenset[str]) -> None:
+    """Raises JobError for a label that cannot stand beside the manifest's columns.
+
+    `where` the labels are named.
+    """
+    for label in labels:
+        if label in KNOWN_COLUMNS:
+            raise JobError(f"{where}.{label}: this name has a meaning of its own; rename it")
+        if label in columns and SOURCE_PREFIX + label in columns:
+            raise JobError(
+                f"{where}.{label}: the manifest's column {label} would be carried as "
+                f"{SOURCE_PREFIX}{label}, and there is such a column already; rename one of them"
+            )
 
 
 def _texts_of(batch: ManifestBatch, name: str) -> list[str]:
@@ -295,7 +325,7 @@ def _uri_key(uri: str, key_base: str) -> str:
     return posixpath.normpath(posixpath.join(key_base, uri))
 
 
-def _edits_of_column(value: Any) -> tuple[WantedEdit, ...]:
+def _prompts_of_column(value: Any) -> list[str]:
     prompts = [value] if isinstance(value, str) else list(value or ())
     if not prompts:
         raise _BadRowError("target_prompt is empty")
@@ -304,7 +334,15 @@ def _edits_of_column(value: Any) -> tuple[WantedEdit, ...]:
             where = f" (number {number} of its list)" if len(prompts) > 1 else ""
             raise _BadRowError(f"target_prompt is empty{where}")
     _refuse_repeated(prompts)
-    return tuple(map(WantedEdit, prompts))
+    return prompts
+
+
+def _types_of_column(value: Any, prompts: int) -> list[str]:
+    """The type of each edit: a text is that of all, null and "" are none."""
+    types = list(value) if isinstance(value, list) else [value] * prompts
+    if len(types) != prompts:
+        raise _BadRowError(f"{EDIT_TYPE} has {len(types)} entries for {prompts} target prompts")
+    return [str(each or "") for each in types]
 
 
 def _refuse_repeated(prompts: list[str]) -> None:

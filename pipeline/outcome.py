@@ -161,16 +161,17 @@ class EditKey:
         *,
         unet_rows: float,
         seconds: float,
+        part: str = "",
         edited_file_name: str = "",
         source_file_name: str = "",
         scores: EditScores | None = None,
         tries: tuple[TryRecord, ...] = (),
         reproduction: Reproduction | None = None,
     ) -> EditOutcome:
-        """File names are "" where the picture, or its source, was not kept."""
+        """File names are "" where the picture, or its source, was not kept, `part` without both."""
         return EditOutcome(
             key=self,
-            part="",
+            part=part,
             outcome=Outcome.REJECTED,
             reason=reason,
             message=message,
@@ -205,11 +206,12 @@ class EditKey:
 class EditOutcome:
     """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
 
-    File names are relative to the run folder. `part` is "" for edits outside the dataset; `reason`
-    is "" exactly for accepted edits. `unet_rows` is this edit's share of its group's, all tries
-    together. `scores` are None where no judge looked at it, and so is `reproduction` where no gate
-    asked. `tries` holds them all where there was more than one; the outcome is that of the accepted
-    one, else of the first.
+    File names are relative to the run folder. `part` is the folder whose metadata has the edit:
+    part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept (before there
+    was metadata of these: ""), "" of the others. `reason` is "" exactly for accepted edits.
+    `unet_rows` is this edit's share of its group's, all tries together. `scores` are None where no
+    judge looked at it, and so is `reproduction` where no gate asked. `tries` holds them all where
+    there was more than one; the outcome is that of the accepted one, else of the first.
     """
 
     key: EditKey

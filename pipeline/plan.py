@@ -56,6 +56,8 @@ class Plan:
     where nothing is left or the plan was not written. `carried_schema` has the columns of the work
     list's `carried`, and is None where nothing is carried. `sources_refused` of the pending sources
     will fail as source_forbidden, as far as their URIs tell (`images.allowed_sources`).
+    `label_types` are those of labels that are not text; `has_edit_types`, that every edit has a
+    type of its own.
     `approximation` says what the edits leave out, "" where they are exact.
 
     Under quotas it is the plan of a round (`quotas`): `round` are its edits, and `edits_spared`
@@ -80,6 +82,8 @@ class Plan:
     round: Selection | None = None
     approximation: str = ""
     annotations: AnnotationSettings | None = None
+    label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    has_edit_types: bool = False
     shapes: Mapping[GroupShape, int] = field(default_factory=dict)
 
     @property
@@ -305,5 +309,7 @@ def _plan_of(
         round=selection,
         approximation=approximation_of(intent.parameters, intent.job.edit.speed),
         annotations=intent.annotations,
+        label_types=intent.label_types,
+        has_edit_types=intent.has_edit_types,
         shapes=dict(counts.shapes),
     )

@@ -79,6 +79,11 @@ class PromptPlan:
             skip_unchanged=section.skip_unchanged,
         )
 
+    def values_of(self, label: str) -> tuple[str, ...]:
+        """The new values of a label, each once."""
+        place = self.label_names.index(label)
+        return tuple(dict.fromkeys(labels[place] for labels in self.combinations))
+
     def columns(self, manifest_columns: frozenset[str]) -> frozenset[str]:
         """The manifest columns whose values `expand` and `source_prompt` need.
 

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from pipeline.errors import JobError
 from pipeline.intent import Intent, PlannedGroup
-from pipeline.manifest import KNOWN_COLUMNS
+from pipeline.manifest import EDIT_TYPE, KNOWN_COLUMNS
 from pipeline.manifest_row import OVERRIDES, Problems, WantedEdit
 from pipeline.quotas import Cell, IsOpen, OutcomeOf, Quotas, Selection, cell_text, select_edits
+from pipeline.target_labels import TARGET_LABELS
 
 _log = logging.getLogger(__name__)
-_NO_CELLS = frozenset({"image"})
+_NO_CELLS = frozenset({"image", TARGET_LABELS})
 _Value: TypeAlias = Callable[[PlannedGroup, WantedEdit, dict[str, Any]], Any]
 """A column's value, from an edit, its group and the carried columns of its row."""
 
@@ -55,6 +56,8 @@ def _reader(intent: Intent, name: str) -> _Value:
     if name in intent.label_names:
         place = intent.label_names.index(name)
         return lambda _group, edit, _row: edit.labels[place]
+    if name == EDIT_TYPE and intent.has_edit_types:
+        return lambda _group, edit, _row: edit.edit_type
     if name == "target_prompt":
         return lambda _group, edit, _row: edit.target_prompt
     known = (set(KNOWN_COLUMNS) - _NO_CELLS) & intent.manifest.columns

@@ -21,7 +21,7 @@ import yaml
 
 from fpe_core.acceptance import Rule, Rules
 from fpe_core.errors import ParameterError
-from pipeline.edit_table import LABEL_PREFIX, EditTable, read_edits
+from pipeline.edit_table import LABEL_PREFIX, EditTable, planned_labels, read_edits
 from pipeline.gallery import Chosen, choose_edits
 from pipeline.histogram import Histogram, histogram_of
 from pipeline.judging_facts import (
@@ -188,7 +188,11 @@ class RunFolder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(_mapping(_mapping(self.job.get("prompts")).get("labels")))
+        """The job's, or those of its manifest."""
+        prompts = self.job.get("prompts")
+        if prompts is None:
+            return planned_labels(self.folder)
+        return tuple(_mapping(_mapping(prompts).get("labels")))
 
 
 def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:

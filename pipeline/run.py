@@ -52,11 +52,13 @@ from pipeline.quotas import QuotaRow
 from pipeline.redact import redact_url
 from pipeline.resources import Pool, bundles_of, ray_session, size_pool
 from pipeline.room import pool_with_room
+from pipeline.same_judge import refuse_other_judge
 from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.storage import Folder, absolute_url
 from pipeline.store_requests import RequestCounts, request_counts
 from pipeline.supervisor import merged
+from pipeline.target_labels import TARGET_LABELS
 from pipeline.watchdog import TimeLimits
 from pipeline.work_slice import cut_work, lost_slices, quarantined
 from pipeline.write import ImageFormat, MetadataLayout
@@ -180,16 +182,21 @@ class _Run:
     def claim_folder(self) -> None:
         """Says what the folder holds before it holds anything, so that a killed run loads too.
 
-        Raises JobError where its columns are not those of what is there already.
+        Raises JobError where its columns, or its judge, are not those of what is there already.
         """
+        if self.job.judge is not None:
+            refuse_other_judge(self.folder, CONFIG_FILE, self.job.judge, self.ledger)
         schema = self.layout.schema
         if not self.folder.write_if_absent(SCHEMA_FILE, schema.serialize().to_pybytes()):
             there = pa.ipc.read_schema(pa.py_buffer(self.folder.read(SCHEMA_FILE)))
-            if not there.equals(schema):
+            layouts = (self.layout, *self.layout.of_before)
+            same = next((each for each in layouts if each.schema.equals(there)), None)
+            if same is None:
                 raise JobError(
                     f"{self.folder.url} holds edits with other columns, and a folder has one set "
                     f"of them ({_difference(there, schema)}): give the job another output"
                 )
+            self.layout = same
         self.folder.replace(CONFIG_FILE, _config(self.job, self.plan))
         self.folder.replace(CARD_FILE, self._card())
 
@@ -408,7 +415,14 @@ class _Run:
             yield quarantined(self.folder, part)
 
     def _card(self) -> bytes:
-        return dataset_card(self.plan, self.layout, self.ledger.counts(), self.job.model.checkpoint)
+        judge = self.job.judge
+        return dataset_card(
+            self.plan,
+            self.layout,
+            self.ledger.counts(),
+            self.job.model.checkpoint,
+            keeps_rejected=judge is not None and judge.rejected == "keep",
+        )
 
 
 def _layout(job: Job, plan: Plan) -> MetadataLayout:
@@ -420,11 +434,14 @@ def _layout(job: Job, plan: Plan) -> MetadataLayout:
         gated=job.judge is not None and job.judge.reproduction.is_on,
         limits_guidance=plan.parameters.guidance_interval != EVERY_STEP,
         annotations=() if plan.annotations is None else plan.annotations.fields,
+        typed=plan.has_edit_types,
+        label_types=plan.label_types,
         edited=plan.makes_edits,
     )
     for name in layout.refused_labels():
+        where = TARGET_LABELS if job.prompts is None else "prompts.labels"
         raise JobError(
-            f"prompts.labels.{name}: the output has a column of this name already; rename the label"
+            f"{where}.{name}: the output has a column of this name already; rename the label"
         )
     return layout
 

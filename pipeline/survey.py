@@ -106,6 +106,7 @@ def _of_edits(rows: Sequence[SourceRow]) -> pa.RecordBatch:
     columns = {
         "prompt": pa.array([edit.target_prompt for edit in edits], pa.string()),
         "labels": pa.array([edit.labels for edit in edits], pa.list_(pa.string())),
+        "edit_type": pa.array([edit.edit_type for edit in edits], pa.string()),
     }
     return pa.RecordBatch.from_pydict(columns)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fpe_core import FPEError, decode_image
-from pipeline.commit import METADATA_FILE, finished_parts, uncommitted
+from pipeline.commit import METADATA_FILE, committing_folders, finished_parts, uncommitted
 from pipeline.errors import LedgerError, StorageError
 from pipeline.intent import understand
 from pipeline.job import Job
@@ -26,6 +26,7 @@ from pipeline.quotas import QuotaRow, quota_table
 from pipeline.storage import Folder
 
 MAX_PROBLEMS = 20
+_LEDGER_COLUMNS = ("edit_id", "outcome", "part", "edited_file_name")
 _READ_THREADS = 8
 _MOST_PIXELS = 2**31  # what we wrote ourselves is no bomb, whatever the job's limit for sources
 
@@ -66,9 +67,10 @@ def verify_run(job: Job) -> Verification:
     - no cell of the job's quotas has more accepted edits than its quota;
     - every edit has one standing outcome: in the ledger nothing comes after an accepted or rejected
       one, and in the parts' metadata it is once;
-    - accepted edits of the ledger and rows of the metadata are the same, with the same file names;
-    - every image that the metadata names, and every rejected one that was kept, is there and
-      decodes;
+    - accepted edits of the ledger and rows of the metadata are the same, with the same file names,
+      and so are rejected edits that were kept and rows of their own metadata;
+    - every image that the metadata names, and every rejected one of a run from before there was
+      such metadata, is there and decodes;
     - no finished part waits to be adopted by the ledger.
 
     Raises JobError, ManifestError, LedgerError and StorageError where it cannot check.
@@ -87,8 +89,10 @@ def verify_run(job: Job) -> Verification:
             images += _check_images(folder, _images_of(rows), pool, problems)
         images += _check_images(folder, rejected_files, pool, problems)
     for edit_id in file_of.keys() - seen:
-        problems.add(f"edit {edit_id.hex()} is accepted in the ledger and in no part's metadata")
-    for part in finished_parts(folder, besides=ledger.settled_parts()):
+        problems.add(
+            f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
+        )
+    for part in committing_folders(folder, besides=ledger.settled_parts()):
         problems.add(*_orphan_problem(folder, ledger, part))
     return _sum_up(job, outcome_of, images, problems)
 
@@ -106,19 +110,19 @@ class _Problems:
 def _read_ledger(
     ledger: Ledger, problems: _Problems
 ) -> tuple[dict[bytes, str], dict[bytes, int], list[str]]:
-    """The standing outcome of every edit; of accepted ones the hash of their file's name; the files
-    of rejected ones."""
+    """The standing outcome of every edit; of those in a part the hash of their file's name; the
+    files of rejected ones in none."""
     outcome_of: dict[bytes, str] = {}
     file_of: dict[bytes, int] = {}
     rejected_files: list[str] = []
     for table in ledger.outcomes():
-        columns = (table[name].to_pylist() for name in ("edit_id", "outcome", "edited_file_name"))
-        for edit_id, outcome, name in zip(*columns, strict=True):
+        columns = (table[name].to_pylist() for name in _LEDGER_COLUMNS)
+        for edit_id, outcome, part, name in zip(*columns, strict=True):
             before = outcome_of.get(edit_id, Outcome.FAILED)
             if before != Outcome.FAILED:
                 problems.add(f"edit {edit_id.hex()} is twice in the ledger, {before} at first")
             outcome_of[edit_id] = Outcome(outcome)
-            if outcome == Outcome.ACCEPTED:
+            if part:
                 file_of[edit_id] = hash(name)
             elif outcome == Outcome.REJECTED and name:
                 rejected_files.append(name)
@@ -127,7 +131,8 @@ def _read_ledger(
 
 @dataclass(frozen=True)
 class MetadataRow:
-    """An edit of a part. File names are relative to the run folder; "" for a source not kept.
+    """An edit of a part. File names are relative to the run folder; "" for a source not kept, and
+    for the edit of a source that did not come back.
 
     `columns`: what the metadata says besides.
     """
@@ -156,7 +161,7 @@ def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> lis
     return [
         MetadataRow(
             identity,
-            f"{part}/{file}",
+            f"{part}/{file}" if file else "",
             f"{part}/{source}" if source else "",
             other,
             tuple(f"{part}/{mask}" for mask in of_row),
@@ -182,7 +187,7 @@ def _differences(
     file_of: dict[bytes, int],
     seen: set[bytes],
 ) -> list[str]:
-    """Where the rows of a part and the ledger's accepted edits are not the same; adds to `seen`."""
+    """Where the rows of a part and the ledger's edits are not the same; adds to `seen`."""
     found = []
     for row in rows:
         edit = f"edit {row.edit_id.hex()} ({row.edited_file})"

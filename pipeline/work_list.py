@@ -31,6 +31,7 @@ def work_schema(carried: pa.Schema, *, has_masks: bool = False) -> pa.Schema:
             pa.field("edit_id", ID_TYPE, nullable=False),
             pa.field("target_prompt", pa.string(), nullable=False),
             pa.field("labels", pa.list_(pa.string()), nullable=False),
+            pa.field("edit_type", pa.string(), nullable=False),
         ]
     )
     fields = [
@@ -168,6 +169,7 @@ def _edits_column(groups: list[PlannedGroup], kind: pa.DataType) -> pa.Array:
         "edit_id": [identity for identity, _ in edits],
         "target_prompt": [edit.target_prompt for _, edit in edits],
         "labels": [edit.labels for _, edit in edits],
+        "edit_type": [edit.edit_type for _, edit in edits],
     }
     items = list(kind.value_type)
     struct = pa.StructArray.from_arrays(

@@ -1,48 +1,24 @@
-"""Fourth station: the files of a part. Images first, then the metadata that makes them exist.
+"""What a run writes of an edit: how its image is encoded, and the columns that its metadata has.
 
-    part-<id>/edited/<stem>__<edit_id>.<ext>
-              source/<stem>__<source_id>.<ext>
-              mask/<stem>__<hash of the file>.png
-              metadata.parquet
-
-`datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so images of a part
-that was never finished are invisible. Every name comes from content: whoever writes a file a second
-time writes the same file, and leaves it as it is. All metadata files of a run folder have one
-schema (`MetadataLayout`).
+`part_writer` says which file goes where, and when.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin
 
 from fpe_core import EditParameters
 from fpe_core.colour import srgb_profile
-from fpe_core.edit_scores import EditScores
 from fpe_core.fit import Fit
 from fpe_core.parameters import layer_rule_from_text
-from fpe_core.reproduction import Reproduction
-from pipeline.commit import METADATA_FILE, PART_PREFIX, read_part_outcomes
-from pipeline.errors import AlreadyExistsError
-from pipeline.ledger import Right
-from pipeline.outcome import (
-    OUTCOMES_METADATA_KEY,
-    REPRODUCTION_COLUMNS,
-    SCORE_COLUMNS,
-    outcomes_to_bytes,
-)
-from pipeline.storage import Folder
+from pipeline.outcome import REPRODUCTION_COLUMNS, SCORE_COLUMNS, EditOutcome
 
 _PNG_COMPRESS_LEVEL = 3  # twice as fast as Pillow's 6 for some 3 % larger files
 _FIT_FIELDS = (
@@ -54,8 +30,9 @@ _FIT_FIELDS = (
     pa.field("fit_offset_x_px", pa.float64()),
     pa.field("fit_offset_y_px", pa.float64()),
 )
+_EDIT_TYPE = pa.field("edit_type", pa.string())
+_VERDICT_FIELDS = (pa.field("verdict", pa.string()), pa.field("reject_reason", pa.string()))
 _JUDGED_FIELDS = (
-    pa.field("edit_type", pa.string()),
     pa.field("tries", pa.int32()),
     *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
 )
@@ -69,8 +46,6 @@ PARAMETER_COLUMNS = (
 """The metadata columns that say how an edit was made, in every run."""
 _GUIDANCE_INTERVAL = pa.field("guidance_interval", pa.list_(pa.float64()))
 _REPRODUCTION_FIELDS = tuple(pa.field(name, pa.float64()) for name in REPRODUCTION_COLUMNS)
-REJECTED_FOLDER = "rejected"
-"""Beside the parts, where no dataset looks: rejected/part-<id>/<stem>__<edit_id>.<ext>."""
 _IMAGE_ENDINGS = ("file_name", "file_names")
 """`datasets` opens a column x_file_name as images and calls it x."""
 
@@ -132,6 +107,12 @@ class MetadataLayout:
     gated: bool = False
     limits_guidance: bool = False
     annotations: tuple[pa.Field, ...] = ()
+    typed: bool = False
+    """Whether the manifest says of each edit what type it is of; a judged run has that column."""
+    label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """Of labels that are not text."""
+    says_verdict: bool = True
+    """False for a judged run folder that was begun when its metadata had no verdicts."""
     edited: bool = True
     """False for `editor: none`: a column `editor` says so, and none has parameters or a checkpoint.
     So such a folder has other columns than one with edits, and refuses them."""
@@ -170,6 +151,10 @@ class MetadataLayout:
         for item in self.schema:
             if carried is not None and item.name in names:
                 columns.append(carried[names[item.name]].cast(item.type))
+            elif item.name in self.label_types:
+                columns.append(
+                    pa.array([row.get(item.name) for row in rows], pa.string()).cast(item.type)
+                )
             else:
                 columns.append(pa.array([row.get(item.name) for row in rows], item.type))
         return pa.table(columns, schema=self.schema)
@@ -180,11 +165,13 @@ class MetadataLayout:
         return tuple(n for n in self.labels if n in ours or n.endswith(_IMAGE_ENDINGS))
 
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
-        judged = _JUDGED_FIELDS if self.judged else ()
+        typed = (_EDIT_TYPE,) if self.judged or self.typed else ()
+        verdict = _VERDICT_FIELDS if self.judged and self.says_verdict else ()
+        judged = (*verdict, *_JUDGED_FIELDS) if self.judged else ()
         gated = _REPRODUCTION_FIELDS if self.gated else ()
         made = _made_fields(keep_source) if self.edited else _copied_fields(keep_source)
         limited = (_GUIDANCE_INTERVAL,) if self.limits_guidance and self.edited else ()
-        return [*made, *limited, *judged, *gated, *self.annotations]
+        return [*made, *limited, *typed, *judged, *gated, *self.annotations]
 
     @property
     def _names_of_datasets(self) -> set[str]:
@@ -193,7 +180,14 @@ class MetadataLayout:
 
     @property
     def _label_fields(self) -> list[pa.Field]:
-        return [pa.field(name, pa.string()) for name in self.labels]
+        return [pa.field(name, self.label_types.get(name, pa.string())) for name in self.labels]
+
+    @property
+    def of_before(self) -> tuple[MetadataLayout, ...]:
+        """The same run's in folders that were begun before verdicts were columns, or while all
+        labels were text."""
+        as_text = replace(self, label_types={})
+        return (as_text, replace(self, says_verdict=False), replace(as_text, says_verdict=False))
 
 
 def _made_fields(keep_source: bool) -> list[pa.Field]:
@@ -271,132 +265,19 @@ def fit_columns(fit: Fit | None) -> dict[str, Any]:
     return {item.name: values.get(item.name.removeprefix("fit_")) for item in _FIT_FIELDS}
 
 
-def judged_columns(edit_type: str, scores: EditScores | None, *, tries: int = 1) -> dict[str, Any]:
+def judged_columns(outcome: EditOutcome) -> dict[str, Any]:
     """The metadata columns of the judge; null where there was none.
 
-    `tries`: how many it took; the parameter columns are the last one's.
+    `tries` is how many it took; the parameter columns are those of the kept one.
     """
-    judged = {} if scores is None else {"tries": tries, **asdict(scores)}
-    return {"edit_type": edit_type or None, **judged}
-
-
-def reproduction_columns(reproduction: Reproduction | None) -> dict[str, Any]:
-    """The metadata columns of the reproduction gate; null where it was not asked."""
-    return {} if reproduction is None else asdict(reproduction)
-
-
-def part_name(edit_ids: Iterable[bytes]) -> str:
-    """The folder of the part in which these edits are attempted together, whatever comes of it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for edit_id in edit_ids:
-        digest.update(edit_id)
-    return f"{PART_PREFIX}{digest.hexdigest()}"
-
-
-class PartWriter:
-    """Writes one part. Images go out on the pool's threads while the device computes on."""
-
-    def __init__(
-        self,
-        folder: Folder,
-        part: str,
-        image_format: ImageFormat,
-        pool: Executor,
-        right: Right | None = None,
-    ) -> None:
-        self.part = part
-        self._right = right
-        self._folder = folder
-        self._format = image_format
-        self._pool = pool
-        self._images_written = 0
-        self._seconds = 0.0
-        self._counting = threading.Lock()
-
-    def finished_outcomes(self) -> pa.Table | None:
-        """The outcomes of the part if its metadata is already there, else None.
-
-        It is there when an earlier attempt at the same work died between writing and reporting.
-        """
-        if not self._folder.exists(self._metadata_path):
-            return None
-        return read_part_outcomes(self._folder, self.part)
-
-    def put_edited(
-        self, stem: str, edit_id: bytes, image: Image.Image, xmp: bytes | None = None
-    ) -> Future[str]:
-        """Starts writing an edited image; the future gives its name within the part, or raises.
-
-        `xmp`: the packet it carries, see `provenance`.
-        """
-        return self._put(f"edited/{stem}__{edit_id.hex()}.{self._format.extension}", image, xmp)
-
-    def put_rejected(
-        self, stem: str, edit_id: bytes, image: Image.Image, xmp: bytes | None = None
-    ) -> Future[str]:
-        """Same for an edit outside the dataset; the future gives its name within the run folder."""
-        name = f"{stem}__{edit_id.hex()}.{self._format.extension}"
-        path = f"{REJECTED_FOLDER}/{self.part}/{name}"
-        return self._write(path, lambda: self._format.encode(image, xmp), path)
-
-    def put_source(
-        self, stem: str, source_id: bytes, image: Image.Image, xmp: bytes | None = None
-    ) -> Future[str]:
-        """Same for the source, fitted or synthetic."""
-        return self._put(f"source/{stem}__{source_id.hex()}.{self._format.extension}", image, xmp)
-
-    def put_mask(self, stem: str, png: bytes) -> Future[str]:
-        """Same for a fitted mask, encoded already. Equal masks of a source are one file."""
-        digest = hashlib.blake2b(png, digest_size=16).hexdigest()
-        name = f"mask/{stem}__{digest}.png"
-        return self._write(f"{self.part}/{name}", lambda: png, name)
-
-    def figures(self) -> dict[str, float]:
-        """rows: images written; seconds: for encoding and writing them, of all threads together."""
-        return {"rows": self._images_written, "seconds": self._seconds}
-
-    def finish(self, metadata: pa.Table, outcomes: pa.Table) -> pa.Table:
-        """Writes metadata.parquet, the last write of a part, and returns the part's outcomes.
-
-        `metadata` describes the accepted edits. If another attempt at the same work finished first,
-        its file stays and its outcomes come back: what is returned is what the folder says. Raises
-        LeaseError, and writes nothing, where another run has the folder by now.
-        """
-        if self._right is not None:
-            self._right.check()
-        try:
-            self._folder.write_new(self._metadata_path, encode_metadata(metadata, outcomes))
-        except AlreadyExistsError:
-            return read_part_outcomes(self._folder, self.part)
-        return outcomes
-
-    @property
-    def _metadata_path(self) -> str:
-        return f"{self.part}/{METADATA_FILE}"
-
-    def _put(self, name: str, image: Image.Image, xmp: bytes | None) -> Future[str]:
-        return self._write(f"{self.part}/{name}", lambda: self._format.encode(image, xmp), name)
-
-    def _write(self, path: str, encode: Callable[[], bytes], name: str) -> Future[str]:
-        """The future gives `name`."""
-
-        def encode_and_write() -> str:
-            began = time.monotonic()
-            self._folder.write_if_absent(path, encode())
-            with self._counting:
-                self._images_written += 1
-                self._seconds += time.monotonic() - began
-            return name
-
-        return self._pool.submit(encode_and_write)
-
-
-def encode_metadata(metadata: pa.Table, outcomes: pa.Table) -> bytes:
-    """A metadata.parquet, with all outcomes of the part in its key-values."""
-    table = metadata.replace_schema_metadata({OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    return {
+        _EDIT_TYPE.name: outcome.key.edit_type or None,
+        "verdict": outcome.outcome,
+        "reject_reason": outcome.reason or None,
+        "tries": max(1, len(outcome.tries)) if outcome.edited_file_name else None,
+        **vars(outcome.scores),
+        **vars(outcome.reproduction),
+    }
 
 
 def carried_columns(table: pa.Table) -> pa.Table | None:

@@ -17,12 +17,12 @@ from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.no_editor import NOT_EDITED
 from pipeline.outcome import OUTCOME_SCHEMA, Outcome
+from pipeline.part_writer import part_name
 from pipeline.plan import Plan, make_plan
 from pipeline.resources import size_pool
 from pipeline.run import COMMIT_EDITS
 from pipeline.storage import Folder
 from pipeline.work_slice import cut_work, read_slice
-from pipeline.write import part_name
 
 
 def fill_ledger(job: Job) -> int:

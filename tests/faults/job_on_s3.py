@@ -16,8 +16,8 @@ from pipeline.holder import Holder
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.outcome import EditKey
+from pipeline.part_writer import part_name
 from pipeline.storage import Folder
-from pipeline.write import part_name
 from tests.faults.faulty_s3 import FaultyS3
 from tests.pipeline.finished_run import FinishedRun
 

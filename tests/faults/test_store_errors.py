@@ -9,9 +9,9 @@ import pytest
 import stamina
 from PIL import Image
 
+from pipeline.part_writer import part_name
 from pipeline.run import retry_failed, run_job
 from pipeline.verify import verify_run
-from pipeline.write import part_name
 from tests.faults.faulty_s3 import Fault, FaultyS3, Kind
 from tests.faults.injected import RETRIED, WENT_ON, survived
 from tests.faults.job_on_s3 import (

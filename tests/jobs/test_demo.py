@@ -11,6 +11,8 @@ from PIL import Image
 from fpe_core.still_life import FACTORS, caption, factors_in, object_mask, sample_scene
 from jobs.config import BUILTIN_FOLDER, load_job
 from jobs.demo import SIZE_PX, edits_of, object_box, write_scenes
+from pipeline.intent import understand
+from pipeline.manifest_row import Problems
 from pipeline.plan import make_plan
 
 
@@ -28,7 +30,32 @@ def test_every_row_has_a_picture_a_caption_and_five_targets(tmp_path: pathlib.Pa
         ]
         assert changed == [{"colour"}, {"colour"}, {"background"}, {"material"}, {"style"}]
         assert len(set(row["target_prompt"])) == 5
+        assert [{name} for name in row["edit_type"]] == changed
+        for target, labels in zip(row["target_prompt"], row["target_labels"], strict=True):
+            new = {name: value for name, value in labels.items() if value is not None}
+            assert own | new == factors_in(target)
+            assert len(new) == 1
         assert {name: row[name] for name in own} == own
+
+
+def test_the_demo_plans_each_edit_with_its_labels_and_its_type(tmp_path: pathlib.Path) -> None:
+    rendered = write_scenes(tmp_path, 1)
+    job = load_job(
+        BUILTIN_FOLDER / "demo.yaml",
+        [f"manifest={rendered.manifest}", f"output={tmp_path / 'run'}"],
+    )
+    (row,) = pq.read_table(rendered.manifest).to_pylist()
+    plan = make_plan(job, write=False)
+    assert plan.label_names == tuple(FACTORS)
+    assert plan.has_edit_types
+    assert plan.carried_schema is not None
+    assert [f"source_{name}" for name in FACTORS] == plan.carried_schema.names[: len(FACTORS)]
+    ((group,),) = (groups for groups, _ in understand(job).groups(Problems()))
+    for (_, edit), labels in zip(group.edits, row["target_labels"], strict=True):
+        (changed,) = (name for name in FACTORS if labels[name] is not None)
+        new = dict(zip(FACTORS, edit.labels, strict=True))
+        assert new == {name: row[name] for name in FACTORS} | {changed: labels[changed]}
+        assert edit.edit_type == changed
 
 
 def test_a_second_call_writes_nothing(tmp_path: pathlib.Path) -> None:
@@ -41,10 +68,10 @@ def test_a_second_call_writes_nothing(tmp_path: pathlib.Path) -> None:
 
 def test_the_edits_change_one_factor_of_the_scene() -> None:
     scene = sample_scene(7)
-    assert len({caption(edited) for edited in edits_of(scene)}) == 5
-    for edited in edits_of(scene):
+    assert len({caption(edited) for _, edited in edits_of(scene)}) == 5
+    for factor, edited in edits_of(scene):
         changed = [name for name in FACTORS if getattr(edited, name) != getattr(scene, name)]
-        assert len(changed) == 1
+        assert changed == [factor]
         assert (edited.centre_x, edited.shape) == (scene.centre_x, scene.shape)
 
 

@@ -18,11 +18,12 @@ from fpe_core.edit_scores import EditScores
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.outcome import EditKey, EditOutcome, outcomes_table
+from pipeline.part_writer import encode_metadata
 from pipeline.plan import make_plan
 from pipeline.run import CONFIG_FILE
 from pipeline.stats import STATS_FILE, Tally, encode_stats
 from pipeline.storage import Folder
-from pipeline.write import MetadataLayout, encode_metadata
+from pipeline.write import MetadataLayout
 from tests.pipeline.finished_run import FinishedRun
 from tests.stores import Store
 

@@ -21,8 +21,9 @@ from pipeline.contact_sheet import (
     write_contact_sheet,
 )
 from pipeline.outcome import EditKey, outcomes_table
+from pipeline.part_writer import PartWriter, part_name
 from pipeline.storage import Folder
-from pipeline.write import ImageFormat, MetadataLayout, PartWriter, part_name
+from pipeline.write import ImageFormat, MetadataLayout
 from tests.stores import Store
 
 RED, GREEN, GREY = (220, 30, 30), (30, 180, 30), (128, 128, 128)

@@ -31,10 +31,11 @@ from fpe_core import (
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditedBlock, EditSettings
 from pipeline.outcome import OUTCOME_SCHEMA
+from pipeline.part_writer import part_name
 from pipeline.phase_clock import PHASES
 from pipeline.supervisor import Orders
 from pipeline.turns import Turns
-from pipeline.write import MetadataLayout, part_name
+from pipeline.write import MetadataLayout
 from tests.pipeline.watched import Watched
 from tests.pipeline.work_rows import PARAMETERS, work_row, work_table
 from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint

@@ -15,12 +15,13 @@ from PIL import Image
 
 from fpe_core import checkpoint_fingerprint, load_scorer, load_structure_model, score_edits
 from fpe_core.acceptance import Rules
+from pipeline.commit import REJECTED_FOLDER
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import EditActor, EditSettings
 from pipeline.judge import Candidate, Judge, Judged, JudgeSettings
 from pipeline.outcome import SCORE_COLUMNS
 from pipeline.supervisor import Unwatched
-from pipeline.write import REJECTED_FOLDER, MetadataLayout
+from pipeline.write import MetadataLayout
 from tests.pipeline.outcome_rows import key
 from tests.pipeline.work_rows import work_row, work_table
 

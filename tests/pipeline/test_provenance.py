@@ -8,6 +8,7 @@ import struct
 import xml.dom.minidom
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from fpe_core import ALGORITHM_VERSION, EditParameters, ImageDecodeError, checkpoint_fingerprint
 from fpe_core.colour import srgb_profile
@@ -238,15 +239,19 @@ def test_the_same_picture_says_srgb_and_nothing_it_was_not_told(
                 assert image.info["icc_profile"] == srgb_profile()
 
 
-def jpeg_of_a_phone(picture: Image.Image) -> bytes:
-    """A photo in Display P3, with a place, a comment and XMP of its own."""
+def photo_of_a_phone(picture: Image.Image, kind: str = "JPEG") -> bytes:
+    """A photo in Display P3, with a place, a comment and XMP of its own; EXIF in a JPEG's APP1, a
+    PNG's eXIf chunk, a WebP's EXIF chunk."""
     exif = Image.Exif()
     exif[0x010F] = "A Secret Phone"
     exif.get_ifd(0x8825)[1], exif.get_ifd(0x8825)[2] = "N", (52.0, 31.0, 12.0)
     sink = io.BytesIO()
     wide = rgb_profile(DISPLAY_P3, srgb_curve(), "Display P3")
     texts: dict[str, Any] = {"comment": b"a secret comment", "xmp": b"<secret/>"}
-    picture.save(sink, "JPEG", quality=95, exif=exif, icc_profile=wide, **texts)
+    if kind == "PNG":
+        texts = {"pnginfo": PngImagePlugin.PngInfo()}
+        texts["pnginfo"].add_text("Comment", "a secret comment")
+    picture.save(sink, kind, quality=95, exif=exif, icc_profile=wide, **texts)
     return sink.getvalue()
 
 
@@ -270,11 +275,40 @@ def files_of(settings: EditSettings) -> dict[str, bytes]:
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
 
 
+def assert_says_nothing_of_the_photo(data: bytes) -> None:
+    for secret in (b"Exif", b"EXIF", b"eXIf", b"GPS", b"ecret"):
+        assert secret not in data
+    with Image.open(io.BytesIO(data)) as image:
+        assert dict(image.getexif()) == {}
+
+
+@each_format
+def test_where_a_photo_was_taken_is_in_no_file(
+    image_format: ImageFormat,
+    editing: Callable[[str], EditSettings],
+    picture: Callable[..., Image.Image],
+) -> None:
+    """Neither in edits nor in copies of sources, whatever kind of file the photo is."""
+    photos = [photo_of_a_phone(picture(n), kind) for n, kind in enumerate(("JPEG", "PNG", "WEBP"))]
+    for photo in photos:
+        with Image.open(io.BytesIO(photo)) as image:
+            assert image.getexif().get_ifd(0x8825)[1] == "N"
+        assert b"ecret" in photo
+    rows = [work_row(n, image_bytes=photo, targets=("a cat",)) for n, photo in enumerate(photos)]
+    settings = replace(editing("run"), image_format=image_format)
+    outcomes = EditActor(settings)(decode(work_table(rows), DecodeSettings())).to_pylist()
+    assert [outcome["outcome"] for outcome in outcomes] == ["accepted"] * 3
+    files = files_of(settings)
+    assert len(files) == 6
+    for data in files.values():
+        assert_says_nothing_of_the_photo(data)
+
+
 def test_what_an_actor_writes(
     editing: Callable[[str], EditSettings], picture: Callable[..., Image.Image]
 ) -> None:
     rows = [
-        work_row(0, image_bytes=jpeg_of_a_phone(picture(0)), targets=("a red cat", "a blue dog")),
+        work_row(0, image_bytes=photo_of_a_phone(picture(0)), targets=("a red cat", "a blue dog")),
         work_row(1, source_prompt="a photo of a dog", seed=11, targets=("a cat",)),
     ]
     settings = editing("run")
@@ -286,10 +320,7 @@ def test_what_an_actor_writes(
 
     files = files_of(settings)
     for data in files.values():
-        for secret in (b"Exif", b"EXIF", b"eXIf", b"GPS", b"ecret"):
-            assert secret not in data
-        with Image.open(io.BytesIO(data)) as image:
-            assert dict(image.getexif()) == {}
+        assert_says_nothing_of_the_photo(data)
     found = {name: read_provenance(data) for name, data in files.items()}
     assert len(found) == 5
     (fitted,) = (name for name, said in found.items() if not said)

@@ -113,9 +113,14 @@ def test_edits_of_a_source_below_a_limit_are_rejected_before_they_cost_their_row
         assert outcome["reason"] == "source_not_reproduced"
         assert f"{outcome[column]:.1f} dB, less than {limit:g}" in outcome["message"]
         assert outcome[column] < limit
-        assert (outcome["edited_file_name"], outcome["part"]) == ("", "")
+        assert outcome["edited_file_name"] == ""
+        assert outcome["source_file_name"].startswith(f"{outcome['part']}/source/")
         assert outcome["psnr_db"] is None, "there is no edit to score"
         assert (tmp_path / "gated" / outcome["source_file_name"]).is_file()
+    (file,) = (tmp_path / "gated").glob("rejected/part-*/metadata.parquet")
+    table = pq.read_table(file)
+    assert table["reject_reason"].to_pylist() == ["source_not_reproduced"] * len(TARGETS)
+    assert table["edited_file_name"].null_count == len(TARGETS)
     finding_out = INVERTING + WAY_BACK if is_probed else 0  # the autoencoder is tried first
     assert rows_spent(rejected) == pytest.approx(finding_out)
     kept = (SOURCES - 1) * (INVERTING + (WAY_BACK if is_probed else 0) + EDITING)

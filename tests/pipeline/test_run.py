@@ -33,6 +33,7 @@ from pipeline.errors import (
 )
 from pipeline.graph import WorkerError
 from pipeline.job import Job, PromptsSection
+from pipeline.judge_section import JudgeSection
 from pipeline.lease import Lease, hold_lease, lease_state, take_lease
 from pipeline.ledger import Ledger
 from pipeline.outcome import OUTCOME_SCHEMA, FailureCode
@@ -262,11 +263,21 @@ def test_rejected_edits_are_in_the_ledger_and_not_in_the_dataset(
     assert sorted(loaded["edit_type"], key=str) == [None, "colour"]
     assert loaded["manifest_edit_type"] == loaded["edit_type"]
     assert all(row["edited"].size == (SIZE_PX, SIZE_PX) for row in loaded)
+    assert set(loaded["verdict"]) == {"accepted"}
+    apart = datasets.load_dataset(job.output, "rejected", cache_dir=str(tmp_path))["train"]
+    assert apart["reject_reason"] == ["no_change"] * 2
+    assert all(row["edited"].size == row["source"].size for row in apart)
 
     verification = verify_run(job)
     assert verification.ok, verification.problems
     assert (verification.accepted, verification.rejected) == (2, 2)
     assert run_job(job, progress=Recorder()).edits_made == 0, "a verdict is final"
+    config = Path(job.output, "config.yaml").read_bytes()
+    others = JudgeSection.model_validate(judge | {"rules": {"style": [{**never, "at_least": 1.0}]}})
+    edit = job.edit.model_copy(update={"guidance_scale": 1.5})
+    with pytest.raises(JobError, match=r"judge\.rules for edits of style.*a verdict is final"):
+        run_job(job.model_copy(update={"edit": edit, "judge": others}), progress=Recorder())
+    assert Path(job.output, "config.yaml").read_bytes() == config
     Path(job.output, rejected[0]["edited_file_name"]).unlink()
     assert "an image is missing" in verify_run(job).problems[0]
 

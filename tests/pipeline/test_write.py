@@ -17,16 +17,14 @@ from fpe_core import EditParameters
 from pipeline.commit import read_part_outcomes
 from pipeline.errors import LeaseError
 from pipeline.outcome import outcomes_table
+from pipeline.part_writer import PartWriter, encode_metadata, part_name
 from pipeline.write import (
     ImageFormat,
     MetadataLayout,
-    PartWriter,
     carried_columns,
-    encode_metadata,
     fit_columns,
     parameter_columns,
     parameters_of_columns,
-    part_name,
 )
 from tests.pipeline.outcome_rows import accepted, failed
 from tests.pipeline.work_rows import work_row, work_table

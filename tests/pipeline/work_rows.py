@@ -53,6 +53,7 @@ def work_row(
                 "edit_id": an_id("edit", number, place, target),
                 "target_prompt": target,
                 "labels": list(labels[place]) if labels else [],
+                "edit_type": "",
             }
             for place, target in enumerate(targets)
         ],
