@@ -99,12 +99,13 @@ def rows_that_fit(
         memory_share: the part of the free memory that may be used, 0..1; below 1 where several
             processes share a device.
     """
-    free_bytes = _free_bytes(device) * memory_share * 0.6
+    free_bytes = free_memory_bytes(device) * memory_share * 0.6
     row_bytes = widest_map_elements * element_bytes * _PEAK_FEATURE_MAPS
     return max(2, min(_MOST_ROWS, int(free_bytes // row_bytes)))
 
 
-def _free_bytes(device: torch.device) -> float:
+def free_memory_bytes(device: torch.device) -> float:
+    """What is free on a GPU; elsewhere what the machine, or its container, has left."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     available = float(psutil.virtual_memory().available)
