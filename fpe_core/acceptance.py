@@ -5,7 +5,8 @@
     rules.verdict("colour", scores).reason     # None: accepted
 
 The first rule that a score breaks gives the reason. A score that is None breaks none: it was not
-computed, or does not exist for this edit.
+computed, or does not exist for this edit, as directional similarity does not without a source
+prompt. A run counts the edits that were accepted that way.
 """
 
 from __future__ import annotations

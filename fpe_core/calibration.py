@@ -3,14 +3,20 @@
     rules = fit_rules([JudgedEdit(scores, is_good=True), ...], precision=0.97)
     quality_of(rules, other_edits).recall
 
-Every combination of bounds on the four scores that stand for the four reasons of rejection is
-tried, at quantiles of the good edits: the share of good edits that a rule alone would cost is known
-beforehand, and no bound is finer than the judgements allow. Thresholds suit best what they were
-chosen by, so aim a little above what you need, and measure on other edits.
+Every reason of rejection has scores that can stand for it (`FITTED`); every combination of bounds
+with one score for each reason at most is tried, at quantiles of the good edits: the share of good
+edits that a rule alone would cost is known beforehand, and no bound is finer than the judgements
+allow. Thresholds suit best what they were chosen by, so aim a little above what you need, and
+measure on other edits.
+
+An edit that changed nothing breaks other rules too, and a second try is chosen by the reason. So
+where changed_share is known and no such rule is chosen, one comes first that costs no good edit: it
+rejects what has changed less than half as much as the good edit that changed least.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -24,12 +30,23 @@ from fpe_core.errors import ParameterError
 _LOST_SHARES = tuple(number / 40 for number in range(13))
 """Shares of the good edits that one rule may cost: 0 to 0.3."""
 
-_LEAST = (
-    ("changed_share", RejectReason.NO_CHANGE),
-    ("directional_similarity", RejectReason.WRONG_DIRECTION),
-    ("text_score", RejectReason.OFF_TARGET),
-)
-_MOST = (("structure_distance", RejectReason.STRUCTURE_LOST),)
+_OF_REASON = {
+    RejectReason.NO_CHANGE: ("changed_share",),
+    RejectReason.STRUCTURE_LOST: (
+        "structure_distance",
+        "lpips",
+        "ssim",
+        "psnr_db",
+        "image_similarity",
+        "sharpness_ratio",
+    ),
+    RejectReason.WRONG_DIRECTION: ("directional_similarity",),
+    RejectReason.OFF_TARGET: ("text_score",),
+}
+_HAVE_MOST = frozenset({"structure_distance", "lpips"})
+"""Scores with a greatest value; the others have a least one."""
+FITTED = frozenset(name for scores in _OF_REASON.values() for name in scores)
+"""Scores that rules can be fitted to. The other ones are not clearly a sign of one reason."""
 
 Mask = NDArray[np.bool_]
 
@@ -85,14 +102,19 @@ def quality_of(rules: Sequence[Rule], edits: Sequence[JudgedEdit]) -> Quality:
     )
 
 
+def has_scores(edits: Sequence[JudgedEdit]) -> bool:
+    """Whether some edit has a score of `FITTED`."""
+    return any(getattr(edit.scores, name) is not None for edit in edits for name in FITTED)
+
+
 def fit_rules(edits: Sequence[JudgedEdit], precision: float = 0.97) -> tuple[Rule, ...]:
     """Of all rules with at least this precision on these edits, those with the highest recall.
 
-    Where none reaches it, those of the highest precision. Of equal ones the fewest rules. Scores
-    that no edit has are left alone.
+    Where none reaches it, those of the highest precision. Of equal ones the fewest rules; then one
+    against edits that changed nothing, see the module. Scores that no edit has are left alone.
 
     Raises:
-        ParameterError: no edit is good, or a precision outside 0..1.
+        ParameterError: no edit is good, none has a score of `FITTED`, or a precision outside 0..1.
     """
     return Search(edits).rules(precision)
 
@@ -101,15 +123,20 @@ class Search:
     """Every combination of bounds, with what it makes of some judged edits: tried once, for any
     precision. `fit_rules` says what is chosen.
 
-    Raises ParameterError where no edit is good.
+    Raises ParameterError where no edit is good, or none has a score of `FITTED`.
     """
 
     def __init__(self, edits: Sequence[JudgedEdit]) -> None:
         good = np.array([edit.is_good for edit in edits], dtype=bool)
         if not good.any():
             raise ParameterError("no edit is judged good, so there is nothing to keep")
-        self._first = _pairs(edits, good, _LEAST[:1], _MOST)
-        self._second = _pairs(edits, good, _LEAST[1:2], _LEAST[2:])
+        if not has_scores(edits):
+            raise ParameterError(
+                f"no edit has a score to fit rules to; those are {', '.join(sorted(FITTED))}"
+            )
+        self._unchanged = _unchanged(edits, good)
+        self._first = _pairs(edits, good, RejectReason.NO_CHANGE, RejectReason.STRUCTURE_LOST)
+        self._second = _pairs(edits, good, RejectReason.WRONG_DIRECTION, RejectReason.OFF_TARGET)
         first, second = _passes(self._first), _passes(self._second)  # (choices, edits)
         self._hits = (first * good) @ second.T  # (choices, choices), as all below
         self._accepted = first @ second.T
@@ -124,18 +151,30 @@ class Search:
         for rank in (np.minimum(found, precision), self._hits, -self._rules):
             is_best &= rank == rank[is_best].max()
         first, second = np.argwhere(is_best)[0]
-        return (*self._first[first][0], *self._second[second][0])
+        chosen = (*self._first[first][0], *self._second[second][0])
+        is_there = any(rule.reason == RejectReason.NO_CHANGE for rule in chosen)
+        return chosen if is_there else (*self._unchanged, *chosen)
+
+
+def _unchanged(edits: Sequence[JudgedEdit], good: Mask) -> tuple[Rule, ...]:
+    """The rule against edits that changed nothing; () where good edits say nothing of it."""
+    shares = [
+        edit.scores.changed_share
+        for edit, is_good in zip(edits, good, strict=True)
+        if is_good and edit.scores.changed_share is not None
+    ]
+    bound = min(shares, default=0.0) / 2
+    return (Rule("changed_share", RejectReason.NO_CHANGE, at_least=bound),) if bound > 0 else ()
 
 
 def _pairs(
-    edits: Sequence[JudgedEdit],
-    good: Mask,
-    *scores: Sequence[tuple[str, RejectReason]],
+    edits: Sequence[JudgedEdit], good: Mask, *reasons: RejectReason
 ) -> list[tuple[tuple[Rule, ...], Mask]]:
-    """Every choice of a bound, or none, for each score; with the edits that break none."""
+    """Every choice of a bound on one score, or none, for each reason; with the edits that break
+    none."""
     choices: list[tuple[tuple[Rule, ...], Mask]] = [((), np.ones(len(edits), dtype=bool))]
-    for name, reason in (item for of in scores for item in of):
-        bounds = _bounds(name, reason, edits, good)
+    for reason in reasons:
+        bounds = [b for name in _OF_REASON[reason] for b in _bounds(name, reason, edits, good)]
         choices += [
             ((*rules, rule), mask & passes) for rules, mask in choices for rule, passes in bounds
         ]
@@ -154,10 +193,14 @@ def _bounds(
     name: str, reason: RejectReason, edits: Sequence[JudgedEdit], good: Mask
 ) -> list[tuple[Rule, Mask]]:
     values = [getattr(edit.scores, name) for edit in edits]
-    of_good = [v for v, is_good in zip(values, good, strict=True) if is_good and v is not None]
+    of_good = [
+        value
+        for value, is_good in zip(values, good, strict=True)
+        if is_good and value is not None and math.isfinite(value)  # PSNR of equal pictures is not
+    ]
     if not of_good:
         return []
-    is_most = (name, reason) in _MOST
+    is_most = name in _HAVE_MOST
     found = {}
     for share in _LOST_SHARES:
         bound = float(np.quantile(of_good, 1 - share if is_most else share))

@@ -173,7 +173,7 @@ def fingerprint_of(
 ) -> str:
     digest = hashlib.blake2b(digest_size=16)
     if files.is_single_file:
-        _hash_file(digest, "single", files.path)
+        hash_file(digest, "single", files.path)
         if config is not None and Path(config).is_dir():
             for component in COMPONENTS:
                 _hash_configs(digest, component, Path(config) / component)
@@ -184,17 +184,18 @@ def fingerprint_of(
         _hash_configs(digest, component, files.path / component)
         if component in _WEIGHTS:
             for path in weights_files(files.path, component, allow_pickle):
-                _hash_file(digest, f"{component}/{path.name}", path)
+                hash_file(digest, f"{component}/{path.name}", path)
     return digest.hexdigest()
 
 
 def _hash_configs(digest: Any, component: str, folder: Path) -> None:
     for path in sorted(folder.glob("*")):
         if path.suffix in (".json", ".txt", ".model"):
-            _hash_file(digest, f"{component}/{path.name}", path)
+            hash_file(digest, f"{component}/{path.name}", path)
 
 
-def _hash_file(digest: Any, label: str, path: Path) -> None:
+def hash_file(digest: Any, label: str, path: Path) -> None:
+    """Feeds a file to a hash of hashlib's, under a name."""
     digest.update(f"{label}:{path.stat().st_size}\n".encode())
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fpe_core.acceptance import Rule
-from fpe_core.calibration import JudgedEdit, Quality, Search, quality_of
+from fpe_core.calibration import JudgedEdit, Quality, Search, has_scores, quality_of
 
 _FOLDS = 10
 _AIMS = 11
@@ -63,7 +63,7 @@ def fit_to_hold(
     is nearer to, or by fewest below. Of equal ones the highest aim.
 
     Raises:
-        ParameterError: no edit is good, or a precision outside 0..1.
+        ParameterError: as `fit_rules`.
     """
     steps = [step / (_AIMS - 1) for step in range(_AIMS)]
     aims = [precision * (1 - step) + step for step in steps]
@@ -110,14 +110,14 @@ def _margin(hits: int, of: int, wanted: float) -> float:
 
 
 def _folds(edits: Sequence[JudgedEdit]) -> Iterator[tuple[list[JudgedEdit], list[JudgedEdit]]]:
-    """(the others, a tenth of the sources), as often as the others have a good edit."""
+    """(the others, a tenth of the sources), as often as the others have a good edit and scores."""
     names = [number if e.source is None else ("", e.source) for number, e in enumerate(edits)]
     place = {name: number % _FOLDS for number, name in enumerate(dict.fromkeys(names))}
     for fold in range(_FOLDS):
         is_held_out = [place[name] == fold for name in names]
         others = [edit for edit, out in zip(edits, is_held_out, strict=True) if not out]
         held_out = [edit for edit, out in zip(edits, is_held_out, strict=True) if out]
-        if held_out and any(edit.is_good for edit in others):
+        if held_out and any(edit.is_good for edit in others) and has_scores(others):
             yield others, held_out
 
 

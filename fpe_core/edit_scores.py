@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from fpe_core.errors import ParameterError
-from fpe_core.lpips import LpipsModel, lpips
+from fpe_core.lpips import LPIPS_LEAST_PX, LpipsModel, lpips
 from fpe_core.picture_scores import (
+    SHARPNESS_LEAST_PX,
+    SSIM_WINDOW_PX,
     changed_share,
     clipped_shift,
     psnr_db,
@@ -78,6 +80,14 @@ _PIXEL_SCORES: dict[str, Callable[[Any, Any], list[Any]]] = {
 }
 SCORES = frozenset(field.name for field in dataclasses.fields(EditScores))
 """The names that `which` can hold."""
+SCORES_OF_MODEL: dict[str, AbstractSet[str]] = {
+    "clip": _CLIP_SCORES,
+    "structure": frozenset({"structure_distance"}),
+    "lpips": frozenset({"lpips"}),
+}
+"""Scores that are off without a model, by the model."""
+LEAST_PX = {"lpips": LPIPS_LEAST_PX, "ssim": SSIM_WINDOW_PX, "sharpness_ratio": SHARPNESS_LEAST_PX}
+"""Least side of an edit in pixels, of the scores that have one."""
 
 
 def score_edits(

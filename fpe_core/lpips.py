@@ -31,7 +31,8 @@ from fpe_core.scorer_files import HUB_ID, download
 LpipsNet = Literal["alex", "vgg"]
 
 _WEIGHTS = "model.safetensors"
-_LEAST_PX = 32  # below, AlexNet's poolings leave nothing
+LPIPS_LEAST_PX = 32
+"""Least side of a picture: below, AlexNet's poolings leave nothing."""
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-8
 
@@ -74,7 +75,7 @@ def lpips(model: LpipsModel, sources: Pictures, edits: Pictures) -> list[float]:
             distance += torch.einsum("nchw,c->nhw", apart, linear).mean(dim=(1, 2)).cpu()
         return distance.tolist()
 
-    return score_pairs("lpips", sources, edits, score, least_px=_LEAST_PX)
+    return score_pairs("lpips", sources, edits, score, least_px=LPIPS_LEAST_PX)
 
 
 def load_lpips(
@@ -88,8 +89,9 @@ def load_lpips(
 
     Args:
         weights: a .safetensors file, or a hub id (owner/name) of a repository with
-        model.safetensors. net: the classifier they belong to: "alex" (AlexNet, what the authors
-        recommend for measuring) or "vgg" (VGG16).
+        model.safetensors.
+        net: the classifier they belong to: "alex" (AlexNet, what the authors recommend for
+        measuring) or "vgg" (VGG16).
         device: "auto" takes CUDA, then MPS, then the CPU.
         revision: branch, tag or commit on the hub.
 
@@ -102,7 +104,7 @@ def load_lpips(
     torch_device = choose_device(device)
     layers = _STAGES[net]()
     stages = tuple(nn.Sequential(*layers[a:b]) for a, b in pairwise(_BOUNDS[net]))
-    _fill(nn.Sequential(*layers), _read(weights, revision), str(weights), net)
+    _fill(nn.Sequential(*layers), _read(locate_lpips(weights, revision)), str(weights), net)
     for stage in stages:
         stage.requires_grad_(False).eval().to(torch_device)
     linear = tuple(each.to(torch_device) for each in _linear_weights(net, len(stages)))
@@ -123,7 +125,12 @@ def _unit(features: Tensor) -> Tensor:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def _read(weights: str | Path, revision: str | None) -> dict[str, Tensor]:
+def locate_lpips(weights: str | Path, revision: str | None) -> Path:
+    """The file of a classifier's weights, downloaded where it is not here.
+
+    Raises:
+        CheckpointError: no such file or repository, or no .safetensors file.
+    """
     path = Path(weights).expanduser()
     if not path.is_file() and HUB_ID.fullmatch(str(weights)):
         path = download(str(weights), revision, [_WEIGHTS]) / _WEIGHTS
@@ -136,6 +143,10 @@ def _read(weights: str | Path, revision: str | None) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is no .safetensors file; pickled weights (.pth) can run code and are not read"
         )
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # truncated, or something else under that name

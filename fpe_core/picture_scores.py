@@ -24,7 +24,10 @@ CHANGED_DISTANCE = 0.12
 """Distance in RGB (0 to the root of 3) from which on a pixel counts as changed: 18 levels of 255 in
 every channel, or 31 in one."""
 
-_SSIM_WINDOW_PX = 11
+SSIM_WINDOW_PX = 11
+"""Side of SSIM's windows, and least side of a picture."""
+SHARPNESS_LEAST_PX = 3
+"""Least side of a picture with a Laplacian."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _HALF_LEVEL = 0.5 / 255.0
 _FLAT = 1e-6  # variance of the Laplacian below a quarter of a level: nothing that could be sharp
@@ -63,11 +66,11 @@ def ssim(sources: Pictures, edits: Pictures) -> list[float]:
             reduction="none",
             return_full_image=True,
         )
-        rim = _SSIM_WINDOW_PX // 2
+        rim = SSIM_WINDOW_PX // 2
         values: list[float] = by_window[..., rim:-rim, rim:-rim].mean(dim=(1, 2, 3)).tolist()
         return values
 
-    return score_pairs("ssim", sources, edits, score, least_px=_SSIM_WINDOW_PX)
+    return score_pairs("ssim", sources, edits, score, least_px=SSIM_WINDOW_PX)
 
 
 def changed_share(
@@ -107,7 +110,7 @@ def sharpness_ratio(sources: Pictures, edits: Pictures) -> list[float | None]:
         was, became = _laplacian_variance(before).tolist(), _laplacian_variance(after).tolist()
         return [b / a if a >= _FLAT else None for a, b in zip(was, became, strict=True)]
 
-    return score_pairs("sharpness_ratio", sources, edits, score, least_px=3)
+    return score_pairs("sharpness_ratio", sources, edits, score, least_px=SHARPNESS_LEAST_PX)
 
 
 def saturation_shift(sources: Pictures, edits: Pictures) -> list[float]:

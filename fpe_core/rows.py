@@ -100,12 +100,16 @@ def rows_that_fit(
             where several share a device. Of a GPU it is a share of all of its memory, so that the
             process that comes first leaves the others theirs; elsewhere of what is free.
     """
-    if device.type == "cuda":
-        free_bytes = _free_bytes_of_gpu(device, memory_share)
-    else:
-        free_bytes = _free_bytes_of_machine() * memory_share
+    free_bytes = free_memory_bytes(device, memory_share)
     row_bytes = widest_map_elements * element_bytes * _PEAK_FEATURE_MAPS
     return max(2, min(_MOST_ROWS, int(free_bytes * 0.6 // row_bytes)))
+
+
+def free_memory_bytes(device: torch.device, memory_share: float) -> float:
+    """What this process may still take of a device with this share of it; see `rows_that_fit`."""
+    if device.type == "cuda":
+        return _free_bytes_of_gpu(device, memory_share)
+    return _free_bytes_of_machine() * memory_share
 
 
 def _free_bytes_of_gpu(device: torch.device, share: float) -> float:

@@ -9,12 +9,17 @@ Weights are read from safetensors only.
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fpe_core.checkpoint_files import BUILTIN_STILL_LIFE
+from safetensors import safe_open
+
+from fpe_core.checkpoint_files import BUILTIN_STILL_LIFE, hash_file
 from fpe_core.errors import CheckpointError
 
 SCORER_DIR: Path = Path(__file__).parent / "still_life" / "scorer"
@@ -60,6 +65,35 @@ def download(hub_id: str, revision: str | None, files: Sequence[str]) -> Path:
             f"hub: {type(error).__name__}: {error}"
         ) from error
     return Path(folder)
+
+
+def scorer_fingerprint(path: Path) -> str:
+    """Hash of the files that a scorer is loaded from, 32 hex digits; `path`: a folder, or a file of
+    weights. Equal on machines that have equal files, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in _files_of(path):
+        hash_file(digest, "weights" if file == path else file.name, file)
+    return digest.hexdigest()
+
+
+def scorer_bytes(path: Path) -> int:
+    """What the weights at `path`, as above, take in memory as float32."""
+    weights = [file for file in _files_of(path) if file.suffix == ".safetensors"]
+    return sum(4 * _values_in(file) for file in weights)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(f for f in path.iterdir() if any(fnmatch.fnmatch(f.name, n) for n in _HUB_FILES))
+
+
+def _values_in(file: Path) -> int:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    except Exception as error:  # truncated, or something else under that name
+        raise CheckpointError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def model_type_of(folder: Path, wanted: str) -> str:

@@ -36,6 +36,8 @@ def summary_table(summary: RunSummary) -> Table:
     if again.edits:
         what = f"{_count(again.accepted)} of {_count(again.edits)}"
         _row(table, "  at a further try", f"{what}, {_count(again.unet_rows)} UNet rows")
+    for score, count in summary.scores_missing.items():
+        _row(table, f"  without {score}", _count(count), "yellow")
     _row(table, "rejected", _count(summary.rejected), "yellow" if summary.rejected else "")
     _reasons(table, summary.rejections_by_reason)
     _row(table, "failed", _count(summary.failed), "red" if summary.failed else "")

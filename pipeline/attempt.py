@@ -256,14 +256,23 @@ def edit_id_of(result: Result) -> bytes:
     return result.edit_id if isinstance(result, EditOutcome) else result.edit.key.edit_id
 
 
-def failed(
-    edit: PlannedEdit, error: Exception, unet_rows: float = 0.0, of: str = "the model"
+def failed(edit: PlannedEdit, error: Exception, unet_rows: float = 0.0) -> EditOutcome:
+    """The outcome of an edit that the model, or something around it, raised for."""
+    code = _code_of(error, FailureCode.WORKER_DIED)
+    return edit.key.failed(code, told(error), unet_rows=unet_rows)
+
+
+def unjudged(
+    edit: PlannedEdit, error: Exception, unet_rows: float, of: str = "the judge"
 ) -> EditOutcome:
-    """The outcome of an edit that raised."""
+    """The outcome of an edit that was made and could not be judged, nor its boxes and masks."""
+    code = _code_of(error, FailureCode.JUDGE_FAILED)
+    return edit.key.failed(code, told(error, of), unet_rows=unet_rows)
+
+
+def _code_of(error: Exception, otherwise: FailureCode) -> str:
     code = error.code if isinstance(error, FPEError | RowError) else ""
-    if is_out_of_memory(error):
-        code = FailureCode.OUT_OF_MEMORY
-    return edit.key.failed(code or FailureCode.WORKER_DIED, told(error, of), unet_rows=unet_rows)
+    return FailureCode.OUT_OF_MEMORY if is_out_of_memory(error) else code or otherwise
 
 
 def told(error: Exception, of: str = "the model") -> str:

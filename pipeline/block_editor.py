@@ -40,6 +40,7 @@ from pipeline.attempt import (
     not_finite,
     told,
     truncation_notes,
+    unjudged,
 )
 from pipeline.group import Group, PlannedEdit
 from pipeline.judge import Candidate, Judge, Judged
@@ -357,11 +358,11 @@ class BlockEditor:
                 yield not_finite(each)
                 continue
             if isinstance(kept.judged, Exception):
-                yield failed(each.edit, kept.judged, kept.unet_rows, of="the judge")
+                yield unjudged(each.edit, kept.judged, kept.unet_rows)
                 continue
             annotated = self._annotated(each, seen)
             if isinstance(annotated, Exception):
-                yield failed(each.edit, annotated, kept.unet_rows, of="looking at boxes and masks")
+                yield unjudged(each.edit, annotated, kept.unet_rows, "looking at boxes and masks")
                 continue
             is_rejected = kept.reason is not None
             if is_rejected and not self._keeps_rejected:

@@ -110,7 +110,8 @@ class EditActor:
         self._editor = _load_editor(settings) if settings.makes_edits else NoEditor()
         self._judge = None
         if settings.judge is not None:
-            self._judge = Judge(settings.judge, self._editor.checkpoint.device)
+            device = self._editor.checkpoint.device
+            self._judge = Judge(settings.judge, device, settings.memory_share)
         limits = ReproductionLimits() if settings.judge is None else settings.judge.reproduction
         self._gate = ReproductionGate(self._editor, limits)
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")

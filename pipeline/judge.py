@@ -1,26 +1,28 @@
 """Between edit and write: scores every edit and accepts or rejects it by the job's rules.
 
-Runs in the editing worker, on the device of the model or beside it (`judge.device`), because source
-and edit are at hand there as pictures that went through no encoder.
+Runs in the editing worker, on the device of the model or beside it (`judge.device`; `judge_models`
+chooses), because source and edit are at hand there as pictures that went through no encoder.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import torch
 from PIL import Image
 
-from fpe_core import load_lpips, load_scorer, load_structure_model, score_edits
+from fpe_core import score_edits
 from fpe_core.acceptance import Rules, Verdict
 from fpe_core.edit_scores import EditScores
+from fpe_core.lpips import LpipsNet
 from fpe_core.reproduction import ReproductionLimits
 from fpe_core.rows import DEVICE_FAILED
 from fpe_core.second_tries import Ladder
 from pipeline.group import Group
+from pipeline.judge_models import load_models
 from pipeline.manifest import EDIT_TYPE
 from pipeline.outcome import EditKey
 
@@ -30,12 +32,18 @@ class JudgeSettings:
     """What a judge needs to know. Small and picklable. A model that is None has its scores off.
 
     `edit_type` is that of every edit; None: the manifest's column. `scores` None: all there are.
-    `ladder`: how rejected edits are tried again; None: they are not.
+    `ladder`: how rejected edits are tried again; None: they are not. `fingerprints`: of the models'
+    files where the job was planned (`judge_models.fingerprints`); empty: not compared.
     """
 
     clip: str | None = "builtin:still-life"
+    clip_revision: str | None = None
     structure: str | None = "builtin:still-life"
+    structure_revision: str | None = None
     lpips: str | None = None
+    lpips_revision: str | None = None
+    lpips_net: LpipsNet = "alex"
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
     scores: tuple[str, ...] | None = None
     device: str = "auto"
     rules: Rules = field(default_factory=Rules)
@@ -66,17 +74,19 @@ class Judged:
 class Judge:
     """Loads the models once and judges call after call."""
 
-    def __init__(self, settings: JudgeSettings, model_device: torch.device) -> None:
-        """Raises CheckpointError. `model_device`: where "auto" is."""
-        device = model_device if settings.device == "auto" else settings.device
+    def __init__(
+        self, settings: JudgeSettings, model_device: torch.device, memory_share: float = 1.0
+    ) -> None:
+        """Raises CheckpointError. `model_device`: where the checkpoint is; `memory_share`: the part
+        of it that is this process's."""
         self.settings = settings
-        self._clip = None if settings.clip is None else load_scorer(settings.clip, device=device)
-        self._structure = (
-            None
-            if settings.structure is None
-            else load_structure_model(settings.structure, device=device)
+        self.models = load_models(
+            settings,
+            settings.fingerprints,
+            device=settings.device,
+            model_device=model_device,
+            memory_share=memory_share,
         )
-        self._lpips = None if settings.lpips is None else load_lpips(settings.lpips, device=device)
         self._which = None if settings.scores is None else frozenset(settings.scores)
         self._edits = 0
         self._seconds = 0.0
@@ -116,9 +126,9 @@ class Judge:
             [each.edit for each in candidates],
             [each.source_prompt or None for each in candidates],
             [each.key.target_prompt for each in candidates],
-            clip=self._clip,
-            structure=self._structure,
-            lpips_model=self._lpips,
+            clip=self.models.clip,
+            structure=self.models.structure,
+            lpips_model=self.models.lpips,
             which=self._which,
         )
         self._edits += len(candidates)

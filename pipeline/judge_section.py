@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from fpe_core import SCORES, ParameterError
 from fpe_core.acceptance import RejectReason, Rule, Rules
 from fpe_core.checkpoint_files import BUILTIN_STILL_LIFE
+from fpe_core.edit_scores import SCORES_OF_MODEL
 from fpe_core.reproduction import ReproductionLimits
 from pipeline.second_tries_section import SecondTriesSection
 from pipeline.section import Section, tuple_from_list
@@ -68,18 +69,33 @@ class JudgeSection(Section):
         default=BUILTIN_STILL_LIFE,
         description="CLIP of the text scores: builtin:still-life, a folder or a hub id; null: off",
     )
+    clip_revision: str | None = Field(
+        default=None, description="branch, tag or commit of a clip on the hub"
+    )
     structure: str | None = Field(
         default=BUILTIN_STILL_LIFE,
         description="ViT of the structure distance (DINO, CLIP, builtin:still-life); null: off",
     )
+    structure_revision: str | None = Field(
+        default=None, description="branch, tag or commit of a structure model on the hub"
+    )
     lpips: str | None = Field(
         default=None, description="weights of LPIPS' classifier, see fpe_core/lpips.py; null: off"
+    )
+    lpips_revision: str | None = Field(
+        default=None, description="branch, tag or commit of an lpips on the hub"
+    )
+    lpips_net: Literal["alex", "vgg"] = Field(
+        default="alex", description="the classifier that the weights are of: AlexNet or VGG16"
     )
     scores: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] | None = Field(
         default=None, description="the scores that are computed; null: all whose model is there"
     )
     device: str = Field(
-        default="auto", min_length=1, description="of these models; auto: where the checkpoint is"
+        default="auto",
+        min_length=1,
+        description="of these models; auto: where the checkpoint is, or the CPU where they would "
+        "take more than a quarter of what that leaves free of a GPU",
     )
     edit_type: str | None = Field(
         default=None,
@@ -104,24 +120,30 @@ class JudgeSection(Section):
 
     @model_validator(mode="after")
     def _check_scores(self) -> Self:
-        off = {"clip": self.clip, "structure": self.structure, "lpips": self.lpips}
-        needs = {
-            "text_score": "clip",
-            "directional_similarity": "clip",
-            "image_similarity": "clip",
-            "structure_distance": "structure",
-            "lpips": "lpips",
-        }
+        off = self._scores_off()
         for name in self.scores or ():
             if name not in SCORES:
                 raise ValueError(f"no score {name!r}; there are {', '.join(sorted(SCORES))}")
         for name in sorted({*(self.scores or ()), *self.to_rules().scores}):
-            if name in needs and off[needs[name]] is None:
-                raise ValueError(f"{name} needs a model: set {needs[name]}, or leave the score out")
+            if name in off:
+                raise ValueError(f"{name} needs a model: set {off[name]}, or leave the score out")
         if self.scores is not None:
             for name in sorted(self.to_rules().scores - set(self.scores)):
                 raise ValueError(f"a rule looks at {name}, which is not among the scores")
         return self
+
+    def _scores_off(self) -> dict[str, str]:
+        """Scores whose model is off, with the model's key."""
+        return {
+            score: model
+            for model, scores in SCORES_OF_MODEL.items()
+            if getattr(self, model) is None
+            for score in scores
+        }
+
+    @property
+    def computed_scores(self) -> frozenset[str]:
+        return frozenset(SCORES - set(self._scores_off()) if self.scores is None else self.scores)
 
     def to_rules(self) -> Rules:
         return Rules({name: tuple(r.to_rule() for r in of) for name, of in self.rules.items()})

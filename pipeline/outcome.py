@@ -38,6 +38,7 @@ class FailureCode(StrEnum):
     INVERSION_DIVERGED = "inversion_diverged"
     NAN_LATENT = "nan_latent"
     OUT_OF_MEMORY = "out_of_memory"
+    JUDGE_FAILED = "judge_failed"
     WRITE_FAILED = "write_failed"
     WORKER_DIED = "worker_died"
 

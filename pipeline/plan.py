@@ -21,14 +21,17 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from fpe_core import EditParameters
+from fpe_core import CheckpointError, EditParameters
+from fpe_core.edit_scores import LEAST_PX
 from fpe_core.speed import approximation_of
 from pipeline.annotate import AnnotationSettings
+from pipeline.errors import JobError
 from pipeline.group_shape import GroupShape
 from pipeline.id_set import IdSet
 from pipeline.ids import canonical_json
 from pipeline.intent import NO_EDITOR, Intent, PlannedGroup, understand
 from pipeline.job import Job
+from pipeline.judge_models import fingerprints
 from pipeline.ledger import Ledger
 from pipeline.manifest_row import SourceRow
 from pipeline.quota_cells import select_round
@@ -85,6 +88,7 @@ class Plan:
     label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
     has_edit_types: bool = False
     shapes: Mapping[GroupShape, int] = field(default_factory=dict)
+    judge_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def makes_edits(self) -> bool:
@@ -128,6 +132,7 @@ def make_plan(
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder) if ledger is None else ledger
     intent = understand(job)
+    judge_fingerprints = _checked_judge(job, intent.parameters)
     selection = None
     if job.quotas is not None:
         quotas, is_open = job.quotas.to_quotas(), open_edits(ledger, only).__contains__
@@ -144,6 +149,7 @@ def make_plan(
         names.append(f"{PLAN_FOLDER}/{plan_id}/work-{number:05d}.parquet")
         folder.write_if_absent(names[-1], data)
     plan = _plan_of(intent, plan_id, survey.sources, counts, selection)
+    plan = replace(plan, judge_fingerprints=judge_fingerprints)
     if not names:
         return plan
     plan = replace(plan, work_files=tuple(names))
@@ -151,6 +157,27 @@ def make_plan(
         f"{PLAN_FOLDER}/{plan.plan_id}/{PLAN_FILE}", plan_summary(plan, len(ledger.done_ids()))
     )
     return plan
+
+
+def _checked_judge(job: Job, parameters: EditParameters) -> dict[str, str]:
+    """Fingerprints of the judge's models; {} without a judge.
+
+    Raises JobError where a model is not there, or a score needs larger pictures.
+    """
+    if job.judge is None:
+        return {}
+    side_px = min(parameters.width_px, parameters.height_px)
+    for score, least_px in LEAST_PX.items():
+        if score in job.judge.computed_scores and side_px < least_px:
+            raise JobError(
+                f"judge.scores: {score} needs {least_px} px at least on both sides, and edits have "
+                f"{parameters.width_px} x {parameters.height_px}; choose scores without it, or a "
+                "larger edit.size_px"
+            )
+    try:
+        return fingerprints(job.judge)
+    except CheckpointError as error:
+        raise JobError(str(error)) from error
 
 
 def _nothing(batches: Iterable[PendingBatch]) -> Iterator[bytes]:

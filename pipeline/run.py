@@ -19,7 +19,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -74,6 +74,9 @@ COMMIT_EDITS = 2000
 _FRUITLESS_PASSES = 2
 """Passes over lost blocks that may bring nothing; besides one for each row that may be to blame."""
 _WIND_UP_LOOK_S = 0.05
+_WITHOUT = {
+    "directional_similarity": ": it needs a source prompt, and an edit that differs from its source"
+}
 _log = logging.getLogger(__name__)
 
 
@@ -120,7 +123,8 @@ def _run_with(
     lease: Lease, job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
 ) -> RunSummary:
     """All of a run between taking the lease and giving it back; `retry` None: what is new."""
-    tally, folder, requests = Tally(), lease.folder, request_counts()
+    folder, requests = lease.folder, request_counts()
+    tally = Tally() if job.judge is None else Tally(job.judge.to_rules())
     label_lines(run=lease.run_id)
     ledger, metrics = Ledger.open(folder, lease), RunMetrics(lease.run_id)
     adopt_orphan_parts(folder, ledger, metrics.committed)
@@ -212,6 +216,16 @@ class _Run:
         finally:
             self.progress.finish()
             self.sum_up()
+            self._warn_of_missing_scores()
+
+    def _warn_of_missing_scores(self) -> None:
+        for name, edits in sorted(self.tally.scores_missing.items()):
+            _log.warning(
+                "%d edits were accepted without %s, which a rule looks at%s",
+                edits,
+                name,
+                _WITHOUT.get(name, ""),
+            )
 
     def _start_progress(self) -> None:
         self.progress.start(self.plan.edits_done + self.plan.edits_pending, self.plan.edits_done)
@@ -477,17 +491,25 @@ def _editing(run: _Run, pool: Pool) -> EditSettings:
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=run.layout,
         lease=run.lease,
-        judge=None if job.judge is None else judge_settings(job.judge),
+        judge=None if job.judge is None else judge_settings(job.judge, run.plan.judge_fingerprints),
         annotations=run.plan.annotations,
     )
 
 
-def judge_settings(judge: JudgeSection) -> JudgeSettings:
-    """How a job has its edits judged."""
+def judge_settings(
+    judge: JudgeSection, fingerprints: Mapping[str, str] | None = None
+) -> JudgeSettings:
+    """How a job has its edits judged. `fingerprints`: of the models as planned; None: whatever they
+    are."""
     return JudgeSettings(
         clip=judge.clip,
+        clip_revision=judge.clip_revision,
         structure=judge.structure,
+        structure_revision=judge.structure_revision,
         lpips=judge.lpips,
+        lpips_revision=judge.lpips_revision,
+        lpips_net=judge.lpips_net,
+        fingerprints=fingerprints or {},
         scores=judge.scores,
         device=judge.device,
         rules=judge.to_rules(),

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from fpe_core.acceptance import Rules
 from pipeline.errors import TooManyFailuresError
 from pipeline.ledger import LedgerCounts
 from pipeline.outcome import Outcome
@@ -92,6 +94,9 @@ class RunSummary:
         quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
         approximation: what the edits leave out, for people; "" where they are exact.
         failure_examples: by code, what the first edit that failed so said.
+        scores_missing: by score, accepted edits that have none although a rule looks at it: that
+            rule could not reject them.
+        judge_fingerprints: hash of the files of each of the judge's models.
         stations: what decoding, editing, writing and committing cost (see `STATION_FIGURES`).
         run: its name in logs and metrics (`Lease.run_id`).
         unet_rows: of its outcomes.
@@ -115,6 +120,8 @@ class RunSummary:
     output: str
     failure_examples: Mapping[str, str] = field(default_factory=dict)
     rejections_by_reason: Mapping[str, int] = field(default_factory=dict)
+    scores_missing: Mapping[str, int] = field(default_factory=dict)
+    judge_fingerprints: Mapping[str, str] = field(default_factory=dict)
     stations: StationFigures = field(default_factory=dict)
     busy_share: float | None = None
     second_tries: SecondTries = field(default_factory=SecondTries)
@@ -138,12 +145,14 @@ class RunSummary:
 
 @dataclass
 class Tally:
-    """Counts the outcomes of a run as they arrive."""
+    """Counts the outcomes of a run as they arrive. `rules`: the judge's."""
 
+    rules: Rules = field(default_factory=Rules)
     started: float = field(default_factory=time.monotonic)
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     rejections: Counter[str] = field(default_factory=Counter)
+    scores_missing: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     edits_by_worker: Counter[str] = field(default_factory=Counter)
     unet_rows: float = 0.0
@@ -163,10 +172,19 @@ class Tally:
             self.edits_by_worker.update(table["worker"].to_pylist())
         for tries in table["tries"].drop_null().to_pylist():
             self.second_tries.add(tries)
+        if self.rules.by_type:
+            self._look_for_scores(table)
         names = ("group_id", "outcome", "reason", "message")
         rows = zip(*(table[name].to_pylist() for name in names), strict=True)
         for _, edits in itertools.groupby(rows, key=operator.itemgetter(0)):
             self._add_source([edit[1:] for edit in edits])
+
+    def _look_for_scores(self, table: pa.Table) -> None:
+        accepted = table.filter(pc.equal(table["outcome"], Outcome.ACCEPTED.value))
+        columns = ["edit_type", *sorted(self.rules.scores)]
+        for row in accepted.select(columns).to_pylist():
+            looked_at = {rule.score for rule in self.rules.of(row["edit_type"])}
+            self.scores_missing.update(name for name in looked_at if row[name] is None)
 
     def _add_source(self, edits: Sequence[tuple[str, str, str]]) -> None:
         """(outcome, reason, message) of a source's edits, which arrive together.
@@ -229,6 +247,8 @@ class Tally:
             failed=self.outcomes[Outcome.FAILED],
             failures_by_code=dict(sorted(self.failures.items())),
             rejections_by_reason=dict(sorted(self.rejections.items())),
+            scores_missing=dict(sorted(self.scores_missing.items())),
+            judge_fingerprints=dict(plan.judge_fingerprints),
             failure_examples=dict(sorted(self.examples.items())),
             seconds=seconds,
             edits_per_second=made / seconds if seconds else 0.0,

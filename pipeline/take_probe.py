@@ -72,7 +72,9 @@ def take_probe(
     with _threads(pool.threads_per_actor):
         began = time.perf_counter()
         checkpoint = _load(job)
-        judge = None if job.judge is None else Judge(judge_settings(job.judge), checkpoint.device)
+        judge = None
+        if job.judge is not None:
+            judge = Judge(judge_settings(job.judge), checkpoint.device, pool.memory_share)
         load_s = time.perf_counter() - began
         editor = Editor(checkpoint, max_rows=job.resources.max_rows, memory_share=pool.memory_share)
         bench = _Bench(editor, judge, sample.groups)
@@ -108,8 +110,16 @@ def probe_key(intent: Intent, dtype: str, shape: GroupShape) -> ProbeKey:
 
 
 def _judge_text(judge: JudgeSection) -> str:
-    names = (("clip", judge.clip), ("structure", judge.structure), ("lpips", judge.lpips))
-    models = [f"{what} {name}" for what, name in names if name is not None]
+    names = (
+        ("clip", judge.clip, judge.clip_revision),
+        ("structure", judge.structure, judge.structure_revision),
+        (f"lpips {judge.lpips_net}", judge.lpips, judge.lpips_revision),
+    )
+    models = [
+        f"{what} {name}{'' if revision is None else f'@{revision}'}"
+        for what, name, revision in names
+        if name is not None
+    ]
     scores = "all scores" if judge.scores is None else ", ".join(sorted(judge.scores))
     return f"({', '.join([*models, scores])})"
 

@@ -102,4 +102,4 @@ def test_nothing_accepted_is_sure_of_nothing() -> None:
 )
 def test_what_cannot_be_fitted_is_refused(is_good: bool, precision: float, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        fit_to_hold([JudgedEdit(EditScores(), is_good)], precision)
+        fit_to_hold([JudgedEdit(EditScores(ssim=0.5), is_good)], precision)

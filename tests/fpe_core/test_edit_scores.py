@@ -17,8 +17,21 @@ from torch import Tensor
 from fpe_core import ParameterError
 from fpe_core.edit_scores import SCORES, EditScores, score_edits
 from fpe_core.lpips import LpipsModel, load_lpips, lpips
-from fpe_core.picture_scores import changed_share, psnr_db, ssim
-from fpe_core.scores import ClipScorer, directional_similarity, load_scorer, text_score
+from fpe_core.picture_scores import (
+    changed_share,
+    clipped_shift,
+    psnr_db,
+    saturation_shift,
+    sharpness_ratio,
+    ssim,
+)
+from fpe_core.scores import (
+    ClipScorer,
+    directional_similarity,
+    image_similarity,
+    load_scorer,
+    text_score,
+)
 from fpe_core.still_life import caption, counterfactual, render, sample_scene
 from fpe_core.structure import StructureModel, load_structure_model, structure_distance
 
@@ -56,6 +69,7 @@ def test_every_score_is_the_single_one(models: dict[str, Any], every: list[EditS
         "directional_similarity": directional_similarity(
             images(SOURCES), images(EDITS), texts(PROMPTS), texts(TARGETS)
         ),
+        "image_similarity": image_similarity(images(SOURCES), images(EDITS)),
         "structure_distance": structure_distance(
             structure.self_similarities(SOURCES), structure.self_similarities(EDITS)
         ),
@@ -63,7 +77,11 @@ def test_every_score_is_the_single_one(models: dict[str, Any], every: list[EditS
         "ssim": ssim(SOURCES, EDITS),
         "psnr_db": psnr_db(SOURCES, EDITS),
         "changed_share": changed_share(SOURCES, EDITS),
+        "sharpness_ratio": sharpness_ratio(SOURCES, EDITS),
+        "saturation_shift": saturation_shift(SOURCES, EDITS),
+        "clipped_shift": clipped_shift(SOURCES, EDITS),
     }
+    assert set(expected) == SCORES
     for name, values in expected.items():
         assert [getattr(each, name) for each in every] == pytest.approx(values, abs=1e-5), name
     assert all(value is not None for each in every for value in dataclasses.astuple(each))

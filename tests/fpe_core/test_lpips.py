@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from fpe_core import CheckpointError, ParameterError
 from fpe_core.lpips import LpipsModel, LpipsNet, load_lpips, lpips
@@ -60,9 +61,43 @@ def test_lpips_by_hand(
     assert min(expected) > 1e-3
 
 
-def test_the_linear_weights_are_those_of_torchmetrics(alex: LpipsModel) -> None:
-    assert [len(each) for each in alex.linear] == [64, 192, 384, 256, 256]
-    assert all(bool((each >= 0).all()) and float(each.max()) > 0 for each in alex.linear)
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_the_linear_weights_are_those_that_torchmetrics_ships(
+    net: LpipsNet, files: dict[str, Path]
+) -> None:
+    shipped = Path(torchmetrics_lpips.__file__).parent / "lpips_models" / f"{net}.pth"
+    stored = torch.load(shipped, map_location="cpu", weights_only=True)
+    found = load_lpips(files[net], net=net, device="cpu").linear
+    assert len(stored) == len(found) == 5
+    for number, each in enumerate(found):
+        assert torch.equal(each, stored[f"lin{number}.model.1.weight"][0, :, 0, 0])
+        assert bool((each >= 0).all())
+        assert float(each.max()) > 0
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_is_that_of_torchmetrics(
+    net: LpipsNet,
+    files: dict[str, Path],
+    weights: dict[str, dict[str, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own forward pass. torchvision, which it takes the classifier from, is not needed here:
+    the classifier is laid out as torchvision's is, with the weights of our file."""
+
+    def features(_net: str, _pretrained: bool) -> nn.Sequential:
+        return torchvision_features(net, weights[net])
+
+    monkeypatch.setattr(torchmetrics_lpips, "_get_tv_model_features", features)
+    theirs = torchmetrics_lpips._LPIPS(net=net)
+    torch.manual_seed(2)
+    source = torch.rand(3, 3, 64, 80)
+    edit = (source + 0.3 * torch.rand(3, 3, 64, 80)).clamp(0, 1)
+    with torch.inference_mode():
+        expected = theirs(source, edit, normalize=True).flatten().tolist()
+    ours = lpips(load_lpips(files[net], net=net, device="cpu"), source, edit)
+    assert ours == pytest.approx(expected, rel=1e-4)
+    assert min(expected) > 1e-3
 
 
 def test_equal_pictures_are_at_zero_and_more_change_is_further(alex: LpipsModel) -> None:
@@ -110,6 +145,20 @@ def random_classifier(net: str) -> dict[str, Tensor]:
         found[f"features.{number}.weight"] = (torch.randn(wide, narrow, side, side) * spread).half()
         found[f"features.{number}.bias"] = (torch.randn(wide) * 0.1).half()
     return found
+
+
+def torchvision_features(net: str, weights: dict[str, Tensor]) -> nn.Sequential:
+    """The convolutions of torchvision's AlexNet or VGG16, the last pooling left out."""
+    layers: list[nn.Module] = []
+    for number, (wide, narrow, side, stride, padding) in LAYERS[net].items():
+        if number in POOLED_BEFORE[net]:
+            layers.append(nn.MaxPool2d(POOLED_BEFORE[net][number], stride=2))
+        assert len(layers) == number
+        convolution = nn.Conv2d(narrow, wide, side, stride, padding)
+        convolution.weight.data = weights[f"features.{number}.weight"].float()
+        convolution.bias.data = weights[f"features.{number}.bias"].float()
+        layers += [convolution, nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 def by_hand(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from fpe_core import ParameterError
@@ -184,6 +185,31 @@ def test_saturation_and_clipping_by_hand() -> None:
     assert clipped_shift(grey, plain(1.0, 0.5, 0.0)) == pytest.approx([2 / 3])
     assert clipped_shift(plain(1.0, 1.0, 1.0), grey) == pytest.approx([-1.0])
     assert clipped_shift(grey, plain(254 / 255, 1 / 255, 0.5)) == [0.0], "one level is not clipped"
+
+
+# --- against scikit-image -------------------------------------------------------------------------
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image(
+    scenes: list[Image.Image], blurred: list[Image.Image]
+) -> None:
+    """An implementation that shares no code with torchmetrics. Gaussian windows, population
+    variance, values in 0..1; its `full=False` leaves out the windows over the rim, as ours does."""
+    wide = (scenes[0].resize((96, 40)), blurred[0].resize((96, 40)))
+    for source, edit in [*zip(scenes, blurred, strict=True), (scenes[0], scenes[1]), wide]:
+        before, after = (np.asarray(each, dtype=np.float64) / 255 for each in (source, edit))
+        similarity = structural_similarity(
+            before,
+            after,
+            data_range=1.0,
+            channel_axis=2,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        ratio = peak_signal_noise_ratio(before, after, data_range=1.0)
+        assert ssim([source], [edit]) == pytest.approx([similarity], abs=1e-6)
+        assert psnr_db([source], [edit]) == pytest.approx([ratio], abs=1e-5)
 
 
 # --- the forms of pictures ------------------------------------------------------------------------

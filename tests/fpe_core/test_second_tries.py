@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fpe_core import EditParameters, LayersByRange, ParameterError
+from fpe_core import EditParameters, LayersByRange, LayersByTokens, ParameterError
 from fpe_core.acceptance import RejectReason
 from fpe_core.second_tries import Change, Ladder
 
@@ -84,6 +84,25 @@ def test_the_default_ladder_suits_any_parameters(
         ), "an edit that changed nothing asks for less replacement"
         tried.append((parameters, reason))
     assert len({parameters for parameters, _ in tried}) == len(tried)
+
+
+def test_the_default_ladder_follows_the_reason() -> None:
+    """What the first rung and the others change: less or more replacement, more guidance."""
+    of = {reason: climb(Ladder(most=4), *[reason] * 5)[1:] for reason in RejectReason}
+    less = of[RejectReason.NO_CHANGE]
+    assert [each.replaced_fraction for each in less] == pytest.approx([0.4, 0.2])
+    assert {each.guidance_scale for each in less} == {FIRST.guidance_scale}
+    structure = of[RejectReason.STRUCTURE_LOST]
+    assert [each.replaced_fraction for each in structure] == pytest.approx([0.8] * 3)
+    assert structure[0].guidance_scale > FIRST.guidance_scale
+    assert [each.layers for each in structure[:2]] == [FIRST.layers] * 2
+    assert structure[2].layers == LayersByTokens(2**31), "every layer at last"
+    for reason in (RejectReason.OFF_TARGET, RejectReason.WRONG_DIRECTION):
+        guided, both = of[reason]
+        assert guided == replace(FIRST, guidance_scale=6.0), "more guidance, and nothing else"
+        assert both.guidance_scale == 6.0
+        assert both.replaced_fraction < FIRST.replaced_fraction
+    assert of[RejectReason.SOURCE_NOT_REPRODUCED] == [], "another try changes no source"
 
 
 def test_mistakes_are_told() -> None:

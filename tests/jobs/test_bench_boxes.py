@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from fpe_core.still_life.region_truth import RegionSample, box_iou
-from jobs.bench_boxes import SAMPLES_SCHEMA, figures, fit_rule, separation
+from fpe_core.region_scores import region_of_box, region_of_mask
+from fpe_core.still_life.benchmark_edits import BenchmarkEdit, edits_of_scene, seeds_of
+from fpe_core.still_life.region_truth import RegionSample, box_around, box_iou, moved_samples
+from fpe_core.still_life.render import object_mask, render
+from fpe_core.still_life.scene import Scene
+from jobs.bench_boxes import REGIONS, SAMPLES_SCHEMA, figures, fit_rule, separation
 from jobs.cli import app
 from jobs.exits import OK
-from pipeline.region_verdict import RegionVerdict, VerdictRule
+from pipeline.region_verdict import BOX_RULE, MASK_RULE, RegionVerdict, VerdictRule
 
 
 def sample(iou: float, score: float) -> RegionSample:
@@ -64,6 +70,59 @@ def test_a_mask_is_judged_by_its_own_truth() -> None:
 )
 def test_verdicts(visible: float, structure: float | None, verdict: RegionVerdict) -> None:
     assert VerdictRule(0.8, 0.5, 0.3).verdict(visible, structure) == verdict
+
+
+# --- the rules of a job, held to the renderer's own masks -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moved() -> list[RegionSample]:
+    """Objects moved, grown and turned, a little or a lot, in test scenes: 300 pictures."""
+    return list(moved_samples(seeds_of("test", 60)))
+
+
+@pytest.mark.parametrize("region", ["box", "mask"])
+def test_what_is_kept_holds_and_what_is_dropped_does_not(
+    region: str, moved: list[RegionSample]
+) -> None:
+    found = figures(moved, region, REGIONS[region])
+    assert 0.2 < found.holds < 0.8, "both kinds are there"
+    assert found.kept > 0.1
+    assert found.dropped > 0.1
+    assert found.kept_holds is not None
+    assert found.kept_holds >= 0.9
+    assert found.dropped_lost is not None
+    assert found.dropped_lost >= 0.85
+
+
+def test_an_object_that_stays_is_kept_and_one_that_leaves_is_not() -> None:
+    """Exact answers of edits of colour and background; then with the object elsewhere."""
+    edits = [
+        edit
+        for seed in seeds_of("test", 12)
+        for edit in edits_of_scene(seed, ("colour", "background"))
+    ]
+    stayed = [verdict for edit in edits for verdict in verdicts_on(edit, edit.answer)]
+    assert set(stayed) == {RegionVerdict.KEEP}
+    left = [verdict for edit in edits for verdict in verdicts_on(edit, elsewhere(edit.answer))]
+    assert RegionVerdict.KEEP not in left
+    assert Counter(left)[RegionVerdict.DROP] > 0.8 * len(left)
+
+
+def elsewhere(scene: Scene) -> Scene:
+    """Its object in the other half of the picture."""
+    return dataclasses.replace(scene, centre_x=scene.centre_x + (-0.4, 0.4)[scene.centre_x < 0.5])
+
+
+def verdicts_on(edit: BenchmarkEdit, answer: Scene) -> tuple[RegionVerdict, RegionVerdict]:
+    """By the defaults of a job, on the source's true box and mask."""
+    source, picture, mask = render(edit.source), render(answer), object_mask(edit.source)
+    box = box_around(mask)
+    assert box is not None
+    return (
+        BOX_RULE.verdict(1.0, region_of_box(source, box).structure_in(picture)),
+        MASK_RULE.verdict(1.0, region_of_mask(source, mask).structure_in(picture)),
+    )
 
 
 def test_an_object_that_is_not_there_has_no_box() -> None:

@@ -28,7 +28,7 @@ JUDGED = pa.table(
     {
         "good": [True, True, True, False, False, True],
         "edit_type": ["colour"] * 5 + [None],
-        "changed_share": [0.2, 0.3, 0.4, 0.0, 0.1, None],
+        "changed_share": [0.2, 0.3, 0.4, 0.0, 0.1, 0.5],
         "who": ["me"] * 6,
     }
 )
@@ -55,7 +55,7 @@ def test_rules_of_a_table_go_into_a_job_file(table: pathlib.Path, tmp_path: path
     assert rules == Rules.from_dict(
         {
             "colour": [{"score": "changed_share", "at_least": 0.2, "reason": "no_change"}],
-            "other": [],
+            "other": [{"score": "changed_share", "at_least": 0.25, "reason": "no_change"}],
         }
     )
     figures = [line.split() for line in result.output.split("The same rules on")[1].splitlines()]
@@ -164,6 +164,30 @@ def test_mistakes_are_said_before_anything_is_computed(
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("columns", "outcome"),
+    [
+        ({"lpips": [0.1, 0.2, 0.9], "edit_type": ["style"] * 3}, "structure_lost"),
+        ({"saturation_shift": [0.1, 0.2, 0.9]}, "edits of other: no edit has a score to fit"),
+    ],
+)
+def test_no_table_gives_rules_that_accept_everything(
+    columns: dict[str, list[object]], outcome: str, tmp_path: pathlib.Path
+) -> None:
+    pq.write_table(pa.table({"good": [True, True, False], **columns}), tmp_path / "judged.parquet")
+    out = tmp_path / "rules.yaml"
+    command = ["calibrate", str(tmp_path / "judged.parquet"), "--out", str(out)]
+    result = CliRunner().invoke(app, command)
+    if "lpips" in columns:
+        assert result.exit_code == 0, result.output
+        (rule,) = yaml.safe_load(out.read_text())["judge"]["rules"]["style"]
+        assert (rule["score"], rule["reason"]) == ("lpips", outcome)
+    else:
+        assert result.exit_code == 2
+        assert outcome in " ".join(result.stderr.split())
+        assert not out.exists()
 
 
 def test_only_some_types_of_a_table(table: pathlib.Path, tmp_path: pathlib.Path) -> None:

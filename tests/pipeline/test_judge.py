@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from fpe_core import checkpoint_fingerprint, load_scorer, load_structure_model, score_edits
+import pipeline.judge
+import pipeline.judge_models
+from fpe_core import (
+    CheckpointError,
+    checkpoint_fingerprint,
+    load_scorer,
+    load_structure_model,
+    score_edits,
+)
 from fpe_core.acceptance import Rules
+from fpe_core.scorer_files import SCORER_DIR, scorer_bytes
 from pipeline.commit import REJECTED_FOLDER
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import EditActor, EditSettings
 from pipeline.judge import Candidate, Judge, Judged, JudgeSettings
-from pipeline.outcome import SCORE_COLUMNS
+from pipeline.judge_models import choose_judge_device, fingerprints
+from pipeline.outcome import SCORE_COLUMNS, FailureCode
 from pipeline.supervisor import Unwatched
 from pipeline.write import MetadataLayout
+from tests.fpe_core.test_lpips import random_classifier
 from tests.pipeline.outcome_rows import key
 from tests.pipeline.work_rows import work_row, work_table
 
@@ -174,6 +188,92 @@ def test_the_station_says_what_it_cost(
     assert edited.figures["judge"]["rows"] == 4
     again = actor.edit(actor.prepare(block("colour", "style")), Unwatched())
     assert "judge" not in again.figures, "the part was there already: nothing was judged"
+
+
+def test_an_edit_that_cannot_be_judged_has_failed_and_says_so(
+    make_actor: MakeActor, block: Callable[..., pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(pipeline.judge, "score_edits", broken)
+    outcomes = make_actor()(block("colour")).to_pylist()
+    assert [o["outcome"] for o in outcomes] == ["failed", "failed"]
+    assert {o["reason"] for o in outcomes} == {FailureCode.JUDGE_FAILED}
+    assert {o["message"] for o in outcomes} == {"the judge raised ValueError: no such kernel"}
+
+
+# --- its models -----------------------------------------------------------------------------------
+
+
+def test_other_files_than_where_the_job_was_planned_are_refused(tmp_path: Path) -> None:
+    """A copy elsewhere is the same model; one byte of its preprocessing makes it another."""
+    planned = fingerprints(JudgeSettings())
+    copied = tmp_path / "scorer"
+    shutil.copytree(SCORER_DIR, copied)
+    (copied / "README.md").write_text("what is no part of the model does not count")
+    settings = JudgeSettings(clip=str(copied), fingerprints=planned)
+    assert set(planned) == {"clip", "structure"}
+    Judge(settings, torch.device("cpu"))
+    file = copied / "preprocessor_config.json"
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(CheckpointError, match=r"judge\.clip: .* is another model here .* planned"):
+        Judge(settings, torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"judge\.clip: no scorer at /nowhere"):
+        fingerprints(JudgeSettings(clip="/nowhere"))
+
+
+def test_weights_of_lpips_are_a_model_like_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "vgg16.safetensors"
+    save_file(random_classifier("vgg"), file)
+    settings = JudgeSettings(clip=None, structure=None, lpips=str(file), lpips_net="vgg")
+    planned = fingerprints(settings)
+    assert set(planned) == {"lpips"}
+    judge = Judge(replace(settings, fingerprints=planned), torch.device("cpu"))
+    assert judge.models.lpips is not None
+    assert judge.models.lpips.net == "vgg"
+    with pytest.raises(CheckpointError, match="does not hold the classifier of net='alex'"):
+        Judge(replace(settings, lpips_net="alex"), torch.device("cpu"))
+
+
+def test_revisions_of_the_job_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot(hub_id: str, *, revision: str | None, **_options: object) -> str:
+        asked.append((hub_id, revision))
+        return str(SCORER_DIR)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    settings = JudgeSettings(
+        clip="someone/clip",
+        clip_revision="v1",
+        structure="someone/dino",
+        structure_revision="v2",
+    )
+    Judge(settings, torch.device("cpu"))
+    assert set(asked) == {("someone/clip", "v1"), ("someone/dino", "v2")}
+
+
+def test_auto_is_where_the_checkpoint_is_if_there_is_room() -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert choose_judge_device(gpu, weights_bytes=1e9, free_bytes=4e9) == gpu
+    assert choose_judge_device(gpu, weights_bytes=1e9, free_bytes=3.9e9) == cpu
+
+
+def test_a_crowded_gpu_leaves_the_judge_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of the built-in models take some 14 MB, so that 56 MB are just enough."""
+    needed = 2 * scorer_bytes(SCORER_DIR)
+    monkeypatch.setattr(pipeline.judge_models, "free_memory_bytes", lambda *_: 3.95 * needed)
+    crowded = Judge(JudgeSettings(), torch.device("cuda", 0), memory_share=0.5)
+    assert crowded.models.device == torch.device("cpu")
+    assert crowded.models.clip is not None
+    assert crowded.models.clip.device == torch.device("cpu")
+
+
+def test_the_device_of_the_job_is_taken_as_it_is() -> None:
+    judge = Judge(JudgeSettings(device="cpu"), torch.device("cuda", 0))
+    assert judge.models.device == torch.device("cpu")
+    assert Judge(JudgeSettings(), torch.device("cpu")).models.device == torch.device("cpu")
 
 
 def test_an_edit_that_cannot_be_judged_is_not_accepted_and_costs_no_other() -> None:

@@ -38,6 +38,7 @@ def test_the_words_are_those_of_the_design() -> None:
         "inversion_diverged",
         "nan_latent",
         "out_of_memory",
+        "judge_failed",
         "write_failed",
         "worker_died",
     ]

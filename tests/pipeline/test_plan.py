@@ -28,6 +28,35 @@ from tests.stores import Store
 MakeJob = Callable[..., Job]
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"edit": {"size_px": 8}}, r"judge\.scores: ssim needs 11 px at least .* have 8 x 8"),
+        (
+            {"edit": {"size_px": [32, 8]}, "judge": {"scores": ["ssim"]}},
+            r"judge\.scores: ssim needs 11 px",
+        ),
+        ({"judge": {"clip": "/nowhere"}}, r"judge\.clip: no scorer at /nowhere"),
+    ],
+)
+def test_a_judge_that_could_judge_nothing_is_refused_at_planning(
+    sections: dict[str, Any], message: str, make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job({"image": ["a.png"], "target_prompt": ["a cat"]}, **{"judge": {}, **sections})
+    with pytest.raises(JobError, match=message):
+        make_plan(job)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_needs_larger_pictures_can_be_left_out(make_job: MakeJob) -> None:
+    job = make_job(
+        {"image": ["a.png"], "target_prompt": ["a cat"]},
+        edit={"size_px": 8},
+        judge={"scores": ["psnr_db", "text_score"]},
+    )
+    assert set(make_plan(job).judge_fingerprints) == {"clip", "structure"}
+
+
 @pytest.fixture
 def make_stored_job(store: Store, tiny_checkpoint: Path) -> MakeJob:
     """make_stored_job(columns, **sections): `make_job` with manifest and output on every store."""

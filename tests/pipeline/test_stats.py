@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 
 from fpe_core import EditParameters
+from fpe_core.acceptance import Rules
+from fpe_core.edit_scores import EditScores
 from pipeline.errors import TooManyFailuresError
 from pipeline.job import FailuresSection
 from pipeline.ledger import LedgerCounts
@@ -80,6 +82,36 @@ def test_every_failure_code_has_one_example() -> None:
         "decode_failed": "edit 1 is broken",
         "nan_latent": "edit 3 is broken",
     }
+
+
+def test_edits_that_a_rule_could_not_reject_are_counted() -> None:
+    """Without a source prompt there is no directional similarity, and the rule on it is silent."""
+    rules = Rules.from_dict(
+        {
+            "colour": [
+                {"score": "directional_similarity", "at_least": 0.5, "reason": "wrong_direction"},
+                {"score": "text_score", "at_least": 0.5, "reason": "off_target"},
+            ]
+        }
+    )
+    tally = Tally(rules)
+    known = EditScores(text_score=0.9, directional_similarity=0.9)
+    unknown = EditScores(text_score=0.9)
+    outcomes = [
+        replace(outcome, key=replace(outcome.key, edit_type=edit_type), scores=scores)
+        for outcome, edit_type, scores in (
+            (accepted(0), "colour", known),
+            (accepted(2), "colour", unknown),
+            (accepted(4), "colour", unknown),
+            (accepted(6), "style", unknown),
+            (rejected(8), "colour", unknown),
+            (failed(10), "colour", EditScores()),
+        )
+    ]
+    tally.add(outcomes_table(outcomes))
+    plan = Plan("id", 6, 0, 6, 6, 0, 0, (), None, (), "model", EditParameters())
+    assert tally.summary(plan, "/run").scores_missing == {"directional_similarity": 2}
+    assert Tally().summary(plan, "/run").scores_missing == {}
 
 
 def test_stations_are_added_up_and_the_busy_share_is_of_the_models_alone() -> None:
