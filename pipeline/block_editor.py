@@ -117,9 +117,6 @@ class BlockEditor:
             if waiting is not None:
                 yield from self._settle(waiting)
             waiting = call
-            if call.verdicts is None:  # nothing to wait for: its files can be on their way
-                yield from self._settle(call)
-                waiting = None
         if self._ladder is None:  # else a verdict may ask for further tries
             done_with_model()
         if waiting is not None:

@@ -30,6 +30,7 @@ from fpe_core import (
 )
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditedBlock, EditSettings
+from pipeline.judge import JudgeSettings
 from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.part_writer import part_name
 from pipeline.phase_clock import PHASES
@@ -290,7 +291,7 @@ def test_a_group_that_killed_its_workers_fails_and_is_not_tried(
 
 
 class _Gate(Executor):
-    """The writer's pool: nothing is written before the gate is open."""
+    """The writer's or the judge's pool: nothing is done before the gate is open."""
 
     def __init__(self, pool: Executor) -> None:
         self.open = threading.Event()
@@ -304,11 +305,13 @@ class _Gate(Executor):
         return self._pool.submit(later)
 
 
-def test_the_next_block_has_the_model_while_one_is_written(
-    settings: EditSettings, rows: MakeRows
+@pytest.mark.parametrize("at_work", ["_pool", "_judging"])
+def test_the_next_block_has_the_model_while_one_is_judged_and_written(
+    settings: EditSettings, rows: MakeRows, at_work: str
 ) -> None:
-    actor = EditActor(settings)
-    gate = actor._pool = _Gate(actor._pool)  # type: ignore[assignment]
+    actor = EditActor(replace(settings, judge=JudgeSettings()))
+    gate = _Gate(getattr(actor, at_work))
+    setattr(actor, at_work, gate)
     turns, written = Turns(), []
     blocks = [decode(work_table([row]), DecodeSettings()) for row in rows(2)]
 
@@ -327,6 +330,7 @@ def test_the_next_block_has_the_model_while_one_is_written(
         of_edit = each.figures["edit"]
         assert (of_edit["rows"], of_edit["unet_rows"]) == (1, SOURCE_ROWS + EDIT_ROWS)
         assert of_edit["sample_seconds"] > 0
+        assert each.figures["judge"]["rows"] == 1
     assert len(metadata(settings)) == 2
 
 
