@@ -87,8 +87,9 @@ def test_bombs_take_no_memory() -> None:
 
 @pytest.mark.skipif(not is_measurable, reason="the kernel tells no peak of memory")
 def test_the_measurement_sees_memory() -> None:
+    """Far more than is asked for: allocators give back meanwhile what earlier tests had."""
     with peak_memory() as growth:
-        held = bytearray(b"x") * (4 * MOST_BYTES // 3)
+        held = bytearray(b"x") * (4 * MOST_BYTES)
     assert growth[0] > MOST_BYTES, len(held)
 
 

@@ -129,11 +129,13 @@ def test_the_endpoint_counts_what_the_ledger_has(ran: Ran) -> None:
     assert in_ledger == {("accepted", ""): 6, ("failed", "source_missing"): 2}
 
     rows = {name: figures["rows"] for name, figures in summary.stations.items()}
-    made = (f"{RAY_PREFIX}fpe_unet_rows_made_total", ())
+    made, rows_made = (f"{RAY_PREFIX}fpe_unet_rows_made_total", ()), summary.unet_rows
+    left = (f"{RAY_PREFIX}fpe_edits_left", ())
 
     def is_complete(samples: Samples) -> bool:
         counts = (edits(samples), rows_of_stations(samples))
-        return counts == (in_ledger, rows) and samples.get(made, 0.0) >= summary.unet_rows
+        is_over = samples.get(left) == 0  # every metric is told when its turn comes
+        return is_over and counts == (in_ledger, rows) and samples.get(made, 0.0) >= rows_made
 
     samples = scrape(summary.run, is_complete)
     by_name = {name.removeprefix(RAY_PREFIX) for name, _ in samples}
