@@ -89,7 +89,6 @@ def speed(
     Results are written after every cell. Exit code 1: a model or an arm is missing among them.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells each start and stop
-    from jobs.speed.gate import TOLERANCE
     from jobs.speed.plot import require_matplotlib
     from jobs.speed.presets import PRESETS
     from jobs.speed.session import Session
@@ -107,7 +106,7 @@ def speed(
         rounds=rounds or chosen.rounds,
         baseline_edits=baseline_edits,
         compiler=compiler,
-        tolerance=TOLERANCE if tolerance is None else tolerance,
+        tolerance=tolerance,
         authors=str(authors.resolve()) if authors else "",
         profiles=profile,
     )

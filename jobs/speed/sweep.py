@@ -19,7 +19,7 @@ from jobs.speed.authors_checkout import LAYERS as AUTHORS_LAYERS
 from jobs.speed.authors_checkout import load_code
 from jobs.speed.clock import PhaseClock
 from jobs.speed.flops import count_row, minimal_flops, product_flops_per_s
-from jobs.speed.gate import Comparison, pass_gate
+from jobs.speed.gate import Comparison, pass_gate, tolerance_of
 from jobs.speed.models import LAYERS, cast, load_model
 from jobs.speed.report import Sweep
 from jobs.speed.rounds import CellTimer, one_line
@@ -45,7 +45,7 @@ class Settings:
         rounds: how many times each arm is timed in each cell.
         baseline_edits: most edits of an arm that shares nothing.
         compiler: torch.compile's backend for E, or "none".
-        tolerance: of the gate, and of float32 latents in every cell.
+        tolerance: of the gate, and of float32 latents in every cell; None: the model's own.
         authors: folder of the authors' checkout, whose code is A; "" for `fpe_core.reference`. With
             it sources have no prompts, and layers are the authors' rule.
         profiles: whether our fastest arm of each cell is profiled.
@@ -60,13 +60,17 @@ class Settings:
     rounds: int
     baseline_edits: int
     compiler: str
-    tolerance: float
+    tolerance: float | None
     authors: str
     profiles: bool
 
     def comparable(self) -> dict[str, Any]:
         """What has to be the same for cells of two runs to stand in one report."""
         return {name: own for name, own in asdict(self).items() if name not in _MAY_DIFFER}
+
+    def tolerance_for(self, model: str) -> float:
+        """The gate's for a model."""
+        return tolerance_of(model) if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def check(name: str, settings: Settings) -> Checked:
         if compile_error:
             _log.warning("%s: E is left out, torch.compile failed: %s", name, compile_error)
             compiler, arms = "none", arms[:-1]
-    gate = pass_gate(arms, workload, settings.tolerance)
+    gate = pass_gate(arms, workload, settings.tolerance_for(name))
     timed = arms
     if checkpoint is not reference:
         timed = exact_arms(checkpoint, reference, compiler, code)
@@ -142,7 +146,7 @@ def measure(checked: Checked, settings: Settings, earlier: Sweep | None = None) 
         checked.arms,
         rounds=settings.rounds,
         baseline_edits=settings.baseline_edits,
-        tolerance=settings.tolerance,
+        tolerance=settings.tolerance_for(checked.name),
         profiles=settings.profiles,
     )
     for sources, edits in missing_cells(settings, earlier):

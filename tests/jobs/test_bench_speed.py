@@ -21,7 +21,14 @@ from jobs.speed.arms import OURS, exact_arms
 from jobs.speed.clock import PHASES
 from jobs.speed.device_time import KINDS, kind_of
 from jobs.speed.flops import count_row, minimal_flops
-from jobs.speed.gate import CONTROLS, TOLERANCE, Comparison, farthest, pass_gate
+from jobs.speed.gate import (
+    CONTROLS,
+    TOLERANCE,
+    Comparison,
+    farthest,
+    pass_gate,
+    tolerance_of,
+)
 from jobs.speed.measured import REST
 from jobs.speed.models import LAYERS, SHAPES, build_random
 from jobs.speed.rounds import CellTimer, CellTimes
@@ -303,3 +310,8 @@ def test_without_a_compiler_e_is_left_out_and_the_reason_told(tmp_path: pathlib.
     assert "no C++ compiler was found" in model["compile_error"]
     assert f"E is missing: {model['compile_error']}" in out
     assert "compiling E" not in out
+
+
+def test_the_built_in_model_has_a_tolerance_of_its_own() -> None:
+    """Its mistakes are nearer to A than a random model's."""
+    assert tolerance_of("still-life") < tolerance_of("sd15") == TOLERANCE
