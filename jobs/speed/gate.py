@@ -27,8 +27,8 @@ ten steps and 7e-4 in fifty; the mistakes are 0.1 and more away.
 """
 
 _OF_MODEL = {"still-life": 5e-4}
-"""A trained model has smooth trajectories: in 25 steps arms are within 5e-6, and the nearest mistake,
-one step off, is 8.5e-3 away."""
+"""A trained model has smooth trajectories: in 25 steps arms are within 5e-6, and the nearest
+mistake, one step off, is 8.5e-3 away."""
 
 MARGIN = 10.0
 """A mistake has to be this many tolerances away, in its farthest edit."""
