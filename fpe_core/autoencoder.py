@@ -69,7 +69,7 @@ class Autoencoder:
         def encode(first: int, last: int) -> Tensor:
             pixels = np.stack([np.asarray(image) for image in images[first:last]])
             scaled = torch.from_numpy(pixels).to(checkpoint.device).permute(0, 3, 1, 2)
-            mean: Tensor = self.encoder(scaled.to(checkpoint.dtype) / 127.5 - 1)
+            mean: Tensor = self.encoder(scaled.to(checkpoint.dtype) / 127.5 - 1, limit.rows)
             return mean.to(latent_dtype(checkpoint)) * self._scale
 
         return limit.map(len(images), encode)
@@ -86,7 +86,7 @@ class Autoencoder:
 
         def decode(first: int, last: int) -> Tensor:
             scaled = (latents[first:last] / self._scale).to(self._checkpoint.dtype)
-            pixels: Tensor = self.decoder(scaled)
+            pixels: Tensor = self.decoder(scaled, limit.rows)
             # By place, not appended: a chunk that runs out of memory further down comes again.
             finite[first:last] = pixels.isfinite().flatten(1).all(dim=1).tolist()
             pixels = (pixels.float() * 127.5 + 127.5).nan_to_num(0.0).clamp(0, 255).round()
@@ -106,12 +106,12 @@ class _Network(nn.Module):
         self._run = run if compiler is None else compiled(run, compiler)
         self._shapes = None if compiler is None else FixedShapes()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(images, ...) to (images, ...)."""
+    def forward(self, images: Tensor, most: int) -> Tensor:
+        """(images, ...) to (images, ...), at most so many at once."""
         if self._shapes is None:
             return self._run(images)
         count = len(images)
-        (wanted,) = self._shapes.choose(images.shape[1:], (count,)) or (count,)
+        (wanted,) = self._shapes.choose(images.shape[1:], (count,), most) or (count,)
         filling = images[-1:].expand(wanted - count, *images.shape[1:])
         filled = torch.cat([images, filling]).contiguous(memory_format=torch.channels_last)
         return self._run(filled)[:count]

@@ -33,21 +33,26 @@ class FixedShapes:
     still does, until it has happened so often that a graph of its own pays.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows_of: Callable[[tuple[int, ...]], int] = sum) -> None:
+        """`rows_of`: how many rows a shape has."""
+        self._rows_of = rows_of
         self._known: dict[Hashable, list[tuple[int, ...]]] = {}
         self._misfits: Counter[tuple[Hashable, tuple[int, ...]]] = Counter()
 
-    def choose(self, kind: Hashable, wanted: tuple[int, ...]) -> tuple[int, ...] | None:
+    def choose(
+        self, kind: Hashable, wanted: tuple[int, ...], most_rows: int
+    ) -> tuple[int, ...] | None:
         """The shape to fill up to; None where there are so many that none may be added.
 
         Args:
             kind: calls of different kinds have nothing in common.
             wanted: sizes of the call. One that is 0 stays 0.
+            most_rows: what memory allows now, which may be less than when a shape was compiled for.
         """
-        known = self._known.setdefault(kind, [])
-        larger = [shape for shape in known if _holds(shape, wanted)]
-        best = min(larger, key=sum, default=None)
-        if best is not None and sum(best) <= _MOST_FILLING * sum(wanted):
+        known, rows_of = self._known.setdefault(kind, []), self._rows_of
+        larger = [s for s in known if _holds(s, wanted) and rows_of(s) <= most_rows]
+        best = min(larger, key=rows_of, default=None)
+        if best is not None and rows_of(best) <= _MOST_FILLING * rows_of(wanted):
             return best
         if best is not None and self._misfits[kind, wanted] < _PATIENCE:
             self._misfits[kind, wanted] += 1

@@ -130,7 +130,7 @@ class Denoiser:
         wanted = Maps() if maps is None else maps.of(chunk)
         fitted = chunk
         if is_usual:
-            fitted = self._unet.fitted(chunk, z.shape[1:], wanted)
+            fitted = self._unet.fitted(chunk, z.shape[1:], wanted, self._limit.rows)
             wanted = Maps() if maps is None else maps.of(fitted)
         if timestep not in self._of_timestep:
             self._of_timestep[timestep] = self._unet.embed(timestep)

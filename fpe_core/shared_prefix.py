@@ -48,14 +48,12 @@ def sharing_pays(unet: UNetCall, height: int, width: int, tokens: int) -> bool:
         return time.perf_counter() - began
 
     try:
-        times = {shares: [seconds(shares) for _ in range(1)] for shares in (True, False)}
-        for _ in range(_ROUNDS):
-            for shares in times:
-                times[shares].append(seconds(shares))
+        seconds(True), seconds(False)  # what a device does the first time only
+        times = [(seconds(True), seconds(False)) for _ in range(_ROUNDS)]
     finally:
         unet.shares_prefix = before
-    shared, apart = (min(times[shares][1:]) for shares in (True, False))
-    pays = apart >= _CLEARLY * shared
+    shared, apart = (min(each) for each in zip(*times, strict=True))
+    pays = bool(apart >= _CLEARLY * shared)
     _log.info(
         "rows of one latent %s their first layers: %.3g s against %.3g s apart",
         "share" if pays else "do not share",

@@ -35,7 +35,7 @@ class UNetCall(nn.Module):
         self.parts = parts_of(unet)
         self._eager: Callable[..., Any] = partial(forward, self.parts)
         self._graph = None if compiler is None else compiled(self._eager, compiler)
-        self._shapes = FixedShapes()
+        self._shapes = FixedShapes(rows_of=lambda shape: sum(shape[1:]))
         self.shares_prefix = True
 
     @property
@@ -44,12 +44,15 @@ class UNetCall(nn.Module):
         dtype: torch.dtype = self.parts.unet.dtype
         return dtype
 
-    def fitted(self, chunk: Chunk, latent_shape: Sequence[int], maps: Maps) -> Chunk:
-        """The chunk, filled up to a shape that is compiled for; as it is where nothing is."""
+    def fitted(
+        self, chunk: Chunk, latent_shape: Sequence[int], maps: Maps, most_rows: int
+    ) -> Chunk:
+        """The chunk, filled up to a shape that is compiled for and has at most so many rows; as it
+        is where nothing is compiled."""
         if self._graph is None or (chunk.latent_of_row is None and chunk.first_conditional):
             return chunk
         kind = (*latent_shape, maps.attentions, bool(maps.given), maps.only)
-        shape = self._shapes.choose((*kind, chunk.latent_of_row is None), chunk.shape)
+        shape = self._shapes.choose((*kind, chunk.latent_of_row is None), chunk.shape, most_rows)
         return chunk if shape is None else chunk.filled_up(*shape)
 
     def forward(

@@ -26,10 +26,12 @@ _FOR_ALL_TYPES = ("clip", "structure", "lpips", "reproduction")
 
 
 def refuse_other_judge(folder: Folder, config: str, judge: JudgeSection, ledger: Ledger) -> None:
-    """Raises JobError where the folder's last job judged otherwise, and left verdicts.
+    """Refuses a judge where the folder's last job judged otherwise, and left verdicts.
 
     `config`: the file in the folder that has that job. One that is not there, or has no judge that
     this release can read, is no reason to refuse.
+
+    Raises JobError if it does, and StorageError if the store does not answer.
     """
     before = _judge_of(folder, config)
     if before is None or before == judge:
@@ -45,9 +47,14 @@ def refuse_other_judge(folder: Folder, config: str, judge: JudgeSection, ledger:
 
 def _judge_of(folder: Folder, config: str) -> JudgeSection | None:
     try:
-        values = yaml.safe_load(folder.read(config))
-        return JudgeSection.model_validate(values["judge"])
-    except (StorageError, yaml.YAMLError, ValidationError, KeyError, TypeError):
+        data = folder.read(config)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise  # a store that does not answer is no leave to judge otherwise
+    try:
+        return JudgeSection.model_validate(yaml.safe_load(data)["judge"])
+    except (yaml.YAMLError, ValidationError, KeyError, TypeError):
         return None
 
 

@@ -29,12 +29,13 @@ from fpe_core import (
 from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
 from fpe_core.compilation import FixedShapes
 from fpe_core.shared_prefix import sharing_pays
-from fpe_core.unet_rows import UNetRows
+from fpe_core.unet_rows import Chunk, UNetRows
 
 PARAMETERS = EditParameters(
     steps=3, replaced_fraction=0.7, layers=LayersByTokens(16), width_px=64, height_px=64
 )
 CPU = torch.device("cpu")
+MOST = 1000
 
 
 @pytest.fixture(autouse=True)
@@ -120,27 +121,51 @@ def test_a_compiler_that_torch_does_not_have_is_refused(tiny: Checkpoint) -> Non
 
 def test_a_call_takes_the_least_shape_that_is_large_enough() -> None:
     shapes = FixedShapes()
-    assert shapes.choose("plain", (4, 4, 8)) == (4, 4, 8)
-    assert shapes.choose("plain", (3, 3, 6)) == (4, 4, 8)
-    assert shapes.choose("plain", (6, 4, 8)) == (6, 4, 8), "nothing holds it"
-    assert shapes.choose("plain", (4, 4, 7)) == (4, 4, 8)
-    assert shapes.choose("plain", (4, 0, 8)) == (4, 0, 8), "no rows stay no rows"
-    assert shapes.choose("replacing", (1, 1, 1)) == (1, 1, 1), "of another kind"
+    assert shapes.choose("plain", (4, 4, 8), MOST) == (4, 4, 8)
+    assert shapes.choose("plain", (3, 3, 6), MOST) == (4, 4, 8)
+    assert shapes.choose("plain", (6, 4, 8), MOST) == (6, 4, 8), "nothing holds it"
+    assert shapes.choose("plain", (4, 4, 7), MOST) == (4, 4, 8)
+    assert shapes.choose("plain", (4, 0, 8), MOST) == (4, 0, 8), "no rows stay no rows"
+    assert shapes.choose("replacing", (1, 1, 1), MOST) == (1, 1, 1), "of another kind"
 
 
 def test_a_shape_that_fits_badly_is_used_until_one_of_its_own_pays() -> None:
     shapes = FixedShapes()
-    shapes.choose("plain", (12,))
-    asked = [shapes.choose("plain", (2,)) for _ in range(101)]
+    shapes.choose("plain", (12,), MOST)
+    asked = [shapes.choose("plain", (2,), MOST) for _ in range(101)]
     assert asked == [(12,)] * 100 + [(2,)]
-    assert shapes.choose("plain", (1,)) == (2,)
+    assert shapes.choose("plain", (1,), MOST) == (2,)
+
+
+def test_a_shape_that_memory_has_no_room_for_any_more_is_left_alone() -> None:
+    shapes = FixedShapes()
+    assert shapes.choose("plain", (64,), 64) == (64,)
+    assert shapes.choose("plain", (32,), 32) == (32,)
+    assert shapes.choose("plain", (31,), 32) == (32,)
+
+
+def test_out_of_memory_goes_on_with_fewer_rows_compiled_too(
+    short: Checkpoint, photos: list[Image.Image]
+) -> None:
+    """Not with fewer that are filled up to as many again."""
+    torch._dynamo.reset()
+    expected = Editor(short).invert(photos, None, PARAMETERS).trajectory
+    editor = Editor(short, compiler="eager")
+
+    def refuse_more_than_two(_unet: object, inputs: tuple[Chunk, ...]) -> None:
+        if len(inputs[0].prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (on purpose)")
+
+    editor.unet.register_forward_pre_hook(refuse_more_than_two)
+    made = editor.invert(photos, None, PARAMETERS).trajectory
+    assert latent_distance(made, expected) <= LATENT_TOLERANCE[made.dtype]
 
 
 def test_shapes_are_bounded() -> None:
     shapes = FixedShapes()
-    assert [shapes.choose("plain", (2**n,)) for n in range(8)] == [(2**n,) for n in range(8)]
-    assert shapes.choose("plain", (2**8,)) is None
-    assert shapes.choose("plain", (70,)) == (128,)
+    assert [shapes.choose("plain", (2**n,), MOST) for n in range(8)] == [(2**n,) for n in range(8)]
+    assert shapes.choose("plain", (2**8,), MOST) is None
+    assert shapes.choose("plain", (70,), MOST) == (128,)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (3, 4, 2), (2, 2, 5), (4, 3, 3)])
