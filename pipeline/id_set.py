@@ -25,6 +25,7 @@ a column numpy would make a copy for every question."""
 _HALF = np.dtype(">u8")
 _BUCKETS = 64
 _BUFFERED_IDS = 1 << 16
+_MERGED_AT_ONCE = 1 << 14
 
 
 def _halves(ids: Sequence[bytes]) -> _Halves:
@@ -54,7 +55,8 @@ def _is_again(ordered: _Halves) -> npt.NDArray[np.bool_]:
 class IdSet(AbstractSet[bytes]):
     """Ids of 16 bytes in sorted arrays. It can grow and forgets nothing.
 
-    The arrays double in size like a binary counter, so an id is moved log n times.
+    The arrays double in size like a binary counter, so an id is moved log n times, and while two
+    become one there is room for both beside it.
     """
 
     def __init__(self, ids: Iterable[bytes] = ()) -> None:
@@ -77,8 +79,20 @@ class IdSet(AbstractSet[bytes]):
             self._merge(len(self._runs))
 
     def _merge(self, last: int) -> None:
-        together = _sorted(np.concatenate(self._runs[-last:], axis=1))
-        self._runs[-last:] = [together]
+        """Piece by piece, so that it takes the result's memory and hardly more."""
+        runs = self._runs[-last:]
+        borders = max(runs, key=lambda run: run.shape[1])[0, _MERGED_AT_ONCE::_MERGED_AT_ONCE]
+        cuts = [[0, *run[0].searchsorted(borders).tolist(), run.shape[1]] for run in runs]
+        merged = np.empty((2, sum(run.shape[1] for run in runs)), np.uint64)
+        done = 0
+        for piece in range(len(borders) + 1):
+            parts = [
+                run[:, cut[piece] : cut[piece + 1]] for run, cut in zip(runs, cuts, strict=True)
+            ]
+            ordered = _sorted(np.concatenate(parts, axis=1))
+            merged[:, done : done + ordered.shape[1]] = ordered
+            done += ordered.shape[1]
+        self._runs[-last:] = [merged]
 
     def has(self, ids: Sequence[bytes]) -> list[bool]:
         """Of each of many ids whether it is in."""

@@ -37,6 +37,7 @@ from pipeline.dataset_card import CARD_FILE, dataset_card
 from pipeline.decode import DecodeSettings
 from pipeline.edit_actor import EditSettings
 from pipeline.errors import Interrupted, JobError, StorageError
+from pipeline.free_memory import give_back_memory
 from pipeline.id_set import IdSet
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
@@ -342,6 +343,7 @@ class _Run:
                 self.metrics.committed(added)
                 self.metrics.arrived(self.tally.left(self.plan), len(self.arrived))
                 self._count_commit(added.num_rows, time.monotonic() - began)
+                give_back_memory()
             self.committed_at = time.monotonic()
 
     def _count_commit(self, rows: int, seconds: float) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,12 +28,17 @@ alike = st.tuples(
 ids = st.lists(few | alike, max_size=30)
 
 
-@given(st.lists(ids, max_size=6), ids)
-def test_it_holds_what_a_set_would(added: list[list[bytes]], asked: list[bytes]) -> None:
+@pytest.mark.parametrize("merged_at_once", [1, 3, 10_000])
+@given(added=st.lists(ids, max_size=6), asked=ids)
+def test_it_holds_what_a_set_would(
+    merged_at_once: int, added: list[list[bytes]], asked: list[bytes]
+) -> None:
     compact, plain = IdSet(), set[bytes]()
-    for some in added:
-        compact.update(some)
-        plain.update(some)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.id_set, "_MERGED_AT_ONCE", merged_at_once)
+        for some in added:
+            compact.update(some)
+            plain.update(some)
     assert len(compact) == len(plain)
     assert set(compact) == plain
     assert compact.has(asked) == [each in plain for each in asked]
@@ -57,6 +64,29 @@ def test_many_small_additions_make_few_arrays() -> None:
         compact.update([an_id(number)])
     assert len(compact) == 1000
     assert len(compact._runs) <= 10  # each more than twice the next
+
+
+def test_merging_takes_hardly_more_memory_than_the_ids() -> None:
+    """What it held before, what it holds then, and one piece of work."""
+    count = 1 << 18
+    rng = np.random.default_rng(0)
+    compact, more = IdSet(), IdSet()
+    for some in (compact, more):
+        whole = rng.bytes(ID_BYTES * count)
+        some.update(whole[at : at + ID_BYTES] for at in range(0, len(whole), ID_BYTES))
+    compact._runs += more._runs
+    tracemalloc.start()
+    try:
+        compact.compact()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    result = 2 * count * ID_BYTES
+    assert len(compact._runs) == 1
+    assert len(compact) == 2 * count
+    assert result <= peak <= 1.5 * result
+    highs = compact._runs[0][0]
+    assert (highs[1:] >= highs[:-1]).all()
 
 
 def test_what_is_no_id_is_refused_and_not_in() -> None:
