@@ -16,8 +16,8 @@ from pipeline.group_shape import GroupShape
 from pipeline.intent import Intent
 from pipeline.manifest_row import Problems
 from pipeline.plan import shape_of
-from pipeline.run import decode_settings
 from pipeline.work_list import work_schema, work_table
+from pipeline.worker_settings import decode_settings
 
 _MOST_UNREADABLE = 64
 

@@ -39,10 +39,10 @@ from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.manifest_row import Problems, SourceRow
 from pipeline.outcome import FailureCode, Outcome
-from pipeline.run import decode_settings
 from pipeline.storage import Folder
 from pipeline.verify import MetadataRow, read_image, read_metadata
 from pipeline.work_list import work_schema, work_table
+from pipeline.worker_settings import decode_settings
 from pipeline.write import PARAMETER_COLUMNS, ImageFormat, MetadataLayout, parameters_of_columns
 
 _NOT_THE_MODELS = frozenset(

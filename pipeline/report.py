@@ -33,7 +33,7 @@ from pipeline.judging_facts import (
 )
 from pipeline.outcome import SCORE_COLUMNS, Outcome
 from pipeline.redact import redact_url
-from pipeline.run import CONFIG_FILE
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.stats import STATS_FILE, SecondTries
 from pipeline.storage import Folder
 from pipeline.thumbnail import Thumbnail, read_thumbnails, within_bytes

@@ -19,7 +19,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,22 +27,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 import torch
-import yaml
 
 from fpe_core.bfloat16 import warn_of_slow_bfloat16
 from fpe_core.checkpoint import choose_dtype
-from fpe_core.parameters import EVERY_STEP
 from pipeline.commit import adopt_orphan_parts
 from pipeline.dataset_card import CARD_FILE, dataset_card
-from pipeline.decode import DecodeSettings
-from pipeline.edit_actor import EditSettings
-from pipeline.errors import Interrupted, JobError, StorageError
+from pipeline.errors import Interrupted, StorageError
 from pipeline.free_memory import give_back_memory
 from pipeline.id_set import IdSet
 from pipeline.interruption import StopRequests
 from pipeline.job import Job
-from pipeline.judge import JudgeSettings
-from pipeline.judge_section import JudgeSection
 from pipeline.lease import Lease, hold_lease
 from pipeline.ledger import Ledger
 from pipeline.logs import label_lines
@@ -50,26 +44,22 @@ from pipeline.metrics import Looks, RunMetrics
 from pipeline.outcome import FailureCode, as_outcomes
 from pipeline.plan import Plan, make_plan, quota_rows
 from pipeline.quotas import QuotaRow
-from pipeline.redact import redact_url
 from pipeline.resources import Pool, bundles_of, ray_session, size_pool
 from pipeline.room import pool_with_room
+from pipeline.run_folder import CONFIG_FILE, claim_columns, encode_config, metadata_layout
 from pipeline.same_judge import refuse_other_judge
-from pipeline.source_rules import SourceRules
 from pipeline.stats import STATS_FILE, RunSummary, Tally, encode_stats
-from pipeline.storage import Folder, absolute_url
+from pipeline.storage import Folder
 from pipeline.store_requests import RequestCounts, request_counts
 from pipeline.supervisor import merged
-from pipeline.target_labels import TARGET_LABELS
 from pipeline.watchdog import TimeLimits
 from pipeline.work_slice import cut_work, lost_slices, quarantined
-from pipeline.write import ImageFormat, MetadataLayout
+from pipeline.worker_settings import decode_settings, edit_settings
+from pipeline.write import MetadataLayout
 
 if TYPE_CHECKING:
     from pipeline.oversight import Line
 
-CONFIG_FILE = "config.yaml"
-SCHEMA_FILE = ".metadata-schema"
-"""The schema of the run folder's metadata files: a later job with other columns is refused."""
 COMMIT_INTERVAL_S = 5.0
 COMMIT_EDITS = 2000
 _FRUITLESS_PASSES = 2
@@ -137,7 +127,7 @@ def _run_with(
     others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_spared
     if others:
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
-    layout = _layout(job, plan)
+    layout = metadata_layout(job, plan)
     is_retry = retry is not None
     run = _Run(
         job, folder, lease, ledger, plan, layout, tally, progress, requests, metrics, is_retry
@@ -191,18 +181,8 @@ class _Run:
         """
         if self.job.judge is not None:
             refuse_other_judge(self.folder, CONFIG_FILE, self.job.judge, self.ledger)
-        schema = self.layout.schema
-        if not self.folder.write_if_absent(SCHEMA_FILE, schema.serialize().to_pybytes()):
-            there = pa.ipc.read_schema(pa.py_buffer(self.folder.read(SCHEMA_FILE)))
-            layouts = (self.layout, *self.layout.of_before)
-            same = next((each for each in layouts if each.schema.equals(there)), None)
-            if same is None:
-                raise JobError(
-                    f"{self.folder.url} holds edits with other columns, and a folder has one set "
-                    f"of them ({_difference(there, schema)}): give the job another output"
-                )
-            self.layout = same
-        self.folder.replace(CONFIG_FILE, _config(self.job, self.plan))
+        self.layout = claim_columns(self.folder, self.layout)
+        self.folder.replace(CONFIG_FILE, encode_config(self.job, self.plan))
         self.folder.replace(CARD_FILE, self._card())
 
     def work(self, stops: StopRequests) -> None:
@@ -396,7 +376,8 @@ class _Run:
         """Outcomes of all pending groups, with the worker where there was one."""
         from pipeline.graph import WorkerError, stream_outcomes  # loads Ray Data: only when needed
 
-        decoding, editing = decode_settings(self.job), _editing(self, pool)
+        decoding = decode_settings(self.job)
+        editing = edit_settings(self.job, self.plan, pool, self.layout, self.lease)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
         fruitless, deaths = 0, 0.0
         while slices:
@@ -439,106 +420,3 @@ class _Run:
             self.job.model.checkpoint,
             keeps_rejected=judge is not None and judge.rejected == "keep",
         )
-
-
-def _layout(job: Job, plan: Plan) -> MetadataLayout:
-    layout = MetadataLayout(
-        plan.label_names,
-        plan.carried_schema,
-        job.images.keep_source,
-        judged=job.judge is not None,
-        gated=job.judge is not None and job.judge.reproduction.is_on,
-        limits_guidance=plan.parameters.guidance_interval != EVERY_STEP,
-        annotations=() if plan.annotations is None else plan.annotations.fields,
-        typed=plan.has_edit_types,
-        label_types=plan.label_types,
-        edited=plan.makes_edits,
-    )
-    for name in layout.refused_labels():
-        where = TARGET_LABELS if job.prompts is None else "prompts.labels"
-        raise JobError(
-            f"{where}.{name}: the output has a column of this name already; rename the label"
-        )
-    return layout
-
-
-def decode_settings(job: Job) -> DecodeSettings:
-    """How a job has its sources read."""
-    return DecodeSettings(
-        fit=job.images.fit,
-        max_pixels=job.images.max_pixels,
-        max_bytes=job.images.max_bytes,
-        rules=SourceRules(job.images.allowed_sources),
-        storage_options=job.storage_options,
-    )
-
-
-def _editing(run: _Run, pool: Pool) -> EditSettings:
-    job, model = run.job, run.job.model
-    return EditSettings(
-        output=absolute_url(job.output),
-        storage_options=job.storage_options,
-        checkpoint=model.checkpoint,
-        checkpoint_fingerprint=run.plan.fingerprint,
-        device=model.device if pool.gpus_per_actor or model.device != "auto" else "cpu",
-        dtype=model.dtype,
-        compiler="inductor" if model.compile else None,
-        allow_pickle=model.allow_pickle,
-        revision=model.revision,
-        config=model.config,
-        max_rows=job.resources.max_rows,
-        memory_share=pool.memory_share,
-        threads=pool.threads_per_actor,
-        measures=job.resources.measure,
-        image_format=ImageFormat(job.images.format, job.images.quality),
-        layout=run.layout,
-        lease=run.lease,
-        judge=None if job.judge is None else judge_settings(job.judge, run.plan.judge_fingerprints),
-        annotations=run.plan.annotations,
-    )
-
-
-def judge_settings(
-    judge: JudgeSection, fingerprints: Mapping[str, str] | None = None
-) -> JudgeSettings:
-    """How a job has its edits judged. `fingerprints`: of the models as planned; None: whatever they
-    are."""
-    return JudgeSettings(
-        clip=judge.clip,
-        clip_revision=judge.clip_revision,
-        structure=judge.structure,
-        structure_revision=judge.structure_revision,
-        lpips=judge.lpips,
-        lpips_revision=judge.lpips_revision,
-        lpips_net=judge.lpips_net,
-        fingerprints=fingerprints or {},
-        scores=judge.scores,
-        device=judge.device,
-        rules=judge.to_rules(),
-        edit_type=judge.edit_type,
-        keep_rejected=judge.rejected == "keep",
-        ladder=None if judge.second_tries is None else judge.second_tries.to_ladder(),
-        reproduction=judge.reproduction.to_limits(),
-    )
-
-
-def _config(job: Job, plan: Plan) -> bytes:
-    """The job as it runs: edit parameters resolved, places absolute, no secrets of URLs."""
-    manifest = [redact_url(absolute_url(url)) for url in job.manifest_urls]
-    resolved = job.with_parameters(plan.parameters).model_copy(
-        update={
-            "manifest": manifest if isinstance(job.manifest, list) else manifest[0],
-            "output": absolute_url(job.output),
-        }
-    )
-    text = yaml.safe_dump(
-        resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
-    )
-    return str(text).encode()
-
-
-def _difference(there: pa.Schema, here: pa.Schema) -> str:
-    """Which columns differ, for people."""
-    fields = [{f"{item.name}: {item.type}" for item in schema} for schema in (there, here)]
-    parts = [("missing now", fields[0] - fields[1]), ("new", fields[1] - fields[0])]
-    return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)

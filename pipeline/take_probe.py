@@ -41,7 +41,7 @@ from pipeline.probe import CallTimes, PictureCost, Probe, ProbeKey
 from pipeline.probe_sample import sample_groups
 from pipeline.provenance import edit_packet, synthetic_source_packet
 from pipeline.resources import Pool
-from pipeline.run import judge_settings
+from pipeline.worker_settings import judge_settings
 from pipeline.write import ImageFormat
 
 PROBE_S = 30.0

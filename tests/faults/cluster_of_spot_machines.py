@@ -24,9 +24,10 @@ from ray.cluster_utils import Cluster
 
 from pipeline.job import Job
 from pipeline.run import run_job
+from tests.faults.machines import edits_by_machine
 from tests.faults.nobody import Nobody
 
-KILLS = 6
+KILLS = 4
 FIRST, MOST = 2, 3
 """Machines with room for an actor: at the start, and at any time."""
 
@@ -80,13 +81,20 @@ def main() -> None:
     for _ in range(FIRST):
         cluster.add_node(num_cpus=2)
     cluster.connect()
+    of_the_start = {node["NodeID"] for node in ray.nodes()}
     market = SpotMarket(cluster, edits, seed)
     try:
         summary = run_job(job, progress=market)
+        by_machine = edits_by_machine(job)
     finally:
         ray.shutdown()
         cluster.shutdown()
-    did = {"killed": market.killed, "added": market.added, "wasted_share": summary.wasted_share}
+    did = {
+        "killed": market.killed,
+        "added": market.added,
+        "by_added": sum(n for machine, n in by_machine.items() if machine not in of_the_start),
+        "wasted_share": summary.wasted_share,
+    }
     sys.stdout.write(json.dumps(did | dataclasses.asdict(summary)))
 
 

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +29,12 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import ray
-from ray._private.state import actors
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
 
 from pipeline.job import Job
 from pipeline.run import run_job
+from tests.faults.machines import edits_by_machine
 from tests.faults.nobody import Nobody
 
 MACHINE = {"CPU": 1, "GPU": 1}
@@ -171,17 +170,6 @@ def _end(head: subprocess.Popen[bytes]) -> None:
         if process.is_running():
             process.kill()
     psutil.wait_procs(started, timeout=10)
-
-
-def edits_by_machine(job: Job) -> Counter[str]:
-    """From who made what, and where Ray remembers each actor's process to have been."""
-    stats = json.loads(Path(job.output, "stats.json").read_bytes())
-    made = {int(name.rpartition(":")[2]): n for name, n in stats["edits_by_worker"].items()}
-    found: Counter[str] = Counter()
-    for actor in actors().values():
-        if "RayEditActor" in str(actor["ActorClassName"]) and actor["Pid"] in made:
-            found[actor["Address"]["NodeID"]] += made[actor["Pid"]]
-    return found
 
 
 def _still_requested() -> list[Any]:

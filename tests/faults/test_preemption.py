@@ -21,7 +21,7 @@ from tests.faults.cluster_of_spot_machines import KILLS
 
 ROOT = Path(__file__).parent.parent.parent
 SEED = 20261125
-SOURCES = 60
+SOURCES = 40
 STEPS = 24
 ROWS_PER_BLOCK = 2 * STEPS + 2 * (2 * STEPS) - 1
 """More than a block of one source with two edits takes: inversion, source rows, two rows a step and
@@ -69,6 +69,8 @@ def test_machines_that_come_and_go_cost_little_and_it_is_said_how_much(
 ) -> None:
     did = run_program(job, tmp_path)
     assert did["killed"] == KILLS
+    assert did["added"] > 0
+    assert did["by_added"] > 0, "machines that came did work"
     assert (did["accepted"], did["failed"]) == (2 * SOURCES, 0)
     found = verify_run(job)
     assert found.ok, found.problems

@@ -25,9 +25,9 @@ from pipeline.outcome import (
     outcomes_to_bytes,
 )
 from pipeline.plan import make_plan
-from pipeline.run import decode_settings
 from pipeline.storage import Folder
 from pipeline.work_slice import cut_work, read_slice
+from pipeline.worker_settings import decode_settings
 from pipeline.write import ImageFormat, MetadataLayout
 
 METADATA_SCHEMA = pa.schema(

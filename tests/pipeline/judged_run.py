@@ -20,7 +20,7 @@ from pipeline.ledger import Ledger
 from pipeline.outcome import EditKey, EditOutcome, outcomes_table
 from pipeline.part_writer import encode_metadata
 from pipeline.plan import make_plan
-from pipeline.run import CONFIG_FILE
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.stats import STATS_FILE, Tally, encode_stats
 from pipeline.storage import Folder
 from pipeline.write import MetadataLayout

@@ -19,9 +19,9 @@ from pipeline.lease import take_lease
 from pipeline.ledger import Ledger
 from pipeline.outcome import OUTCOME_SCHEMA, Outcome
 from pipeline.plan import make_plan
-from pipeline.run import decode_settings
 from pipeline.storage import Folder
 from pipeline.work_slice import cut_work, read_slice
+from pipeline.worker_settings import decode_settings
 from tests.s3_server import S3Server
 
 ROWS, EDITS_PER_ROW = 3, 2

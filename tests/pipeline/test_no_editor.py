@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from jobs.tables import plan_table
+from pipeline.dataset_card import CARD_FILE
 from pipeline.decode import decode
 from pipeline.edit_actor import EditActor, EditSettings
 from pipeline.errors import JobError
@@ -26,9 +27,10 @@ from pipeline.outcome import Outcome
 from pipeline.plan import make_plan
 from pipeline.provenance import read_provenance
 from pipeline.recompute import recompute_sample
-from pipeline.run import CARD_FILE, decode_settings, run_job
+from pipeline.run import run_job
 from pipeline.storage import Folder
 from pipeline.verify import verify_run
+from pipeline.worker_settings import decode_settings
 from pipeline.write import PARAMETER_COLUMNS
 
 SIZE_PX = 32

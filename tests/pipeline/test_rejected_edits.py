@@ -21,9 +21,9 @@ from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.plan import make_plan
 from pipeline.provenance import read_provenance
-from pipeline.run import judge_settings
 from pipeline.storage import Folder
 from pipeline.verify import verify_run
+from pipeline.worker_settings import judge_settings
 from pipeline.write import MetadataLayout
 from tests.pipeline.finished_run import make_edits
 

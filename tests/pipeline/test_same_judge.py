@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from fpe_core.acceptance import RejectReason
-from pipeline.errors import JobError
+from pipeline.errors import JobError, StorageError
 from pipeline.job import Job
 from pipeline.judge_section import JudgeSection
 from pipeline.ledger import Ledger
 from pipeline.outcome import EditKey, EditOutcome
-from pipeline.run import CONFIG_FILE
+from pipeline.run_folder import CONFIG_FILE
 from pipeline.same_judge import refuse_other_judge
 from pipeline.storage import Folder
 from tests.pipeline.judged_run import RULES, accepted, labelled_job, rejected, write_run
@@ -89,3 +89,11 @@ def test_without_verdicts_any_judge_may_come(
     job = labelled_job(store, str(tiny_checkpoint))
     write_run(job, image, lambda _, key: key.failed("source_missing", "not there"))
     refuse(job, judge_of(rules=STRICTER))
+
+
+def test_a_store_that_does_not_answer_is_no_leave_to_judge_otherwise(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    refuse_other_judge(folder, CONFIG_FILE, judge_of(), Ledger.open(folder))  # there is none yet
+    (tmp_path / CONFIG_FILE).mkdir()  # there, and nobody can read it
+    with pytest.raises(StorageError, match=CONFIG_FILE):
+        refuse_other_judge(folder, CONFIG_FILE, judge_of(), Ledger.open(folder))
