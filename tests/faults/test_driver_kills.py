@@ -25,7 +25,7 @@ WRITES = (
 KILLED = -signal.SIGKILL
 _WAITS_TO_BE_ADOPTED = "run the same job again, it takes them over"
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")

@@ -154,6 +154,7 @@ def test_a_full_disk_stops_the_driver_and_the_same_command_gets_further(
     survived((Fault(thing, Kind.FULL_DISK, fired=1) for thing in met), SAME_COMMAND)
 
 
+@pytest.mark.endurance
 def test_edits_that_a_full_disk_did_not_take_are_made_by_a_retry(
     small_disk: SmallDisk, make_job: Callable[..., Job]
 ) -> None:

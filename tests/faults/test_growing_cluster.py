@@ -18,6 +18,8 @@ from PIL import Image
 from pipeline.job import Job
 from pipeline.verify import verify_run
 
+pytestmark = pytest.mark.endurance
+
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = 16
 

@@ -19,6 +19,8 @@ from pipeline.job import Job
 from pipeline.verify import verify_run
 from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS
 
+pytestmark = pytest.mark.endurance
+
 ROOT = Path(__file__).parent.parent.parent
 
 

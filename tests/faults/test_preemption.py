@@ -19,6 +19,8 @@ from pipeline.job import Job
 from pipeline.verify import verify_run
 from tests.faults.cluster_of_spot_machines import KILLS
 
+pytestmark = pytest.mark.endurance
+
 ROOT = Path(__file__).parent.parent.parent
 SEED = 20261125
 SOURCES = 40

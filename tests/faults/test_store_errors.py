@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.part_writer import part_name
 from pipeline.run import retry_failed, run_job
 from pipeline.verify import verify_run
+from tests.endpoint import Samples, by_station, scrape
 from tests.faults.faulty_s3 import Fault, FaultyS3, Kind
 from tests.faults.injected import RETRIED, WENT_ON, survived
 from tests.faults.job_on_s3 import (
@@ -92,6 +93,16 @@ def test_a_run_goes_on_by_itself_when(
     assert verification.ok, verification.problems
     assert (verification.accepted, verification.pending) == (10, 0)
     survived(faults, WENT_ON)
+    retries = {
+        name: each["retries"] for name, each in summary.stations.items() if "retries" in each
+    }
+    assert sum(retries.values()) > 0
+
+    def is_told(samples: Samples) -> bool:
+        told = by_station(samples, "fpe_store_retries_total")
+        return all(told.get(station, 0.0) == tries for station, tries in retries.items())
+
+    scrape(summary.run, is_told)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -24,6 +24,7 @@ def assert_in_order(target: JobOnS3, accepted: int, failed: int) -> None:
     assert (found.accepted, found.failed, found.pending) == (accepted, failed, 0)
 
 
+@pytest.mark.endurance
 def test_a_worker_that_is_killed_before_or_after_any_of_its_writes_costs_nothing(
     faulty_s3: FaultyS3, picture: Callable[..., Image.Image], tiny_checkpoint: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_row_that_kills_two_workers_is_quarantined_and_its_neighbours_are_edit
     survived(faults, QUARANTINED)
 
 
+@pytest.mark.endurance
 def test_a_row_that_stands_still_fails_and_its_neighbours_are_edited(
     faulty_s3: FaultyS3, picture: Callable[..., Image.Image], tiny_checkpoint: Path
 ) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -24,45 +20,8 @@ from pipeline.metrics import FAMILIES, RAY_PREFIX
 from pipeline.run import run_job
 from pipeline.stats import RunSummary
 from pipeline.storage import Folder
+from tests.endpoint import Samples, by_station, scrape
 from tests.faults.nobody import Nobody
-
-_LOOKS = 600
-
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def exported(run: str) -> Samples:
-    """What the endpoints of all nodes have of a run: by name and our labels but `run`."""
-    samples: Samples = {}
-    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for node in ray.nodes():
-        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        try:
-            with without_proxy.open(url) as answer:
-                text = answer.read().decode()
-        except urllib.error.URLError:  # the agent is not up yet
-            continue
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.labels.get("run") == run:
-                    ours = {k: v for k, v in sample.labels.items() if k in LABELS}
-                    samples[sample.name, tuple(sorted(ours.items()))] = sample.value
-    return samples
-
-
-LABELS = {label for family in FAMILIES for label in family.labels}
-
-
-def scrape(run: str, until: Callable[[Samples], bool]) -> Samples:
-    """`exported` as soon as it is complete: Ray hands figures to the endpoint every so often."""
-    pause = threading.Event()
-    samples: Samples = {}
-    for _ in range(_LOOKS):
-        samples = exported(run)
-        if until(samples):
-            return samples
-        pause.wait(0.1)
-    raise AssertionError(f"never came: {samples}")
 
 
 def edits(samples: Samples) -> Counter[tuple[str, str]]:
@@ -74,15 +33,6 @@ def edits(samples: Samples) -> Counter[tuple[str, str]]:
             if name == f"{RAY_PREFIX}fpe_edits_total"
         }
     )
-
-
-def rows_of_stations(samples: Samples) -> dict[str, float]:
-    """Rows by station."""
-    return {
-        dict(labels)["station"]: value
-        for (name, labels), value in samples.items()
-        if name == f"{RAY_PREFIX}fpe_station_rows_total"
-    }
 
 
 @dataclass(frozen=True)
@@ -133,7 +83,7 @@ def test_the_endpoint_counts_what_the_ledger_has(ran: Ran) -> None:
     left = (f"{RAY_PREFIX}fpe_edits_left", ())
 
     def is_complete(samples: Samples) -> bool:
-        counts = (edits(samples), rows_of_stations(samples))
+        counts = (edits(samples), by_station(samples, "fpe_station_rows_total"))
         is_over = samples.get(left) == 0  # every metric is told when its turn comes
         return is_over and counts == (in_ledger, rows) and samples.get(made, 0.0) >= rows_made
 
