@@ -37,8 +37,10 @@ from pipeline.errors import NoRoomError, ResourceError
 
 _READER_CPUS = 1.0
 _BLOCKS_PER_ACTOR = 8  # fewer leave actors idle at the end and progress coarse
-_MOST_GROUPS_GPU = 64
-_MOST_GROUPS_CPU = 32
+_FULL_BLOCK_GPU = 64, 128
+_FULL_BLOCK_CPU = 32, 128
+"""Groups of a block, where there are enough for all actors; more of them beyond _MANY_BLOCKS."""
+_MANY_BLOCKS = 2048
 _CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
 _MOST_THREADS = 16
 _CONNECT_TIMEOUT_S = 10.0
@@ -205,11 +207,15 @@ def _memory_share(actors: int, nodes: int, gpus_per_actor: float) -> float:
 
 
 def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, on_gpu: bool) -> int:
-    """Enough to be worth a task, few enough that all actors work to the end."""
-    most = _MOST_GROUPS_GPU
+    """Enough to be worth a task, few enough that all actors work to the end.
+
+    Of very many groups more, since a driver keeps some words about each block.
+    """
+    least, most = _FULL_BLOCK_GPU if on_gpu else _FULL_BLOCK_CPU
+    full = min(most, max(least, math.ceil(groups / _MANY_BLOCKS)))
     if not on_gpu:
-        most = min(_MOST_GROUPS_CPU, max(1, _CPU_BLOCK_PIXELS // pixels_per_image))
-    return max(1, min(most, math.ceil(groups / (actors * _BLOCKS_PER_ACTOR))))
+        full = min(full, max(1, _CPU_BLOCK_PIXELS // pixels_per_image))
+    return max(1, min(full, math.ceil(groups / (actors * _BLOCKS_PER_ACTOR))))
 
 
 def this_machine() -> Node:

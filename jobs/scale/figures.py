@@ -16,13 +16,17 @@ from typing import Any
 class Cost:
     """What a phase took of the driver, a process of its own: wall and CPU seconds, peak of memory.
 
-    `start_bytes`: what it held before the phase, its libraries loaded.
+    Attributes:
+        start_bytes: what it held before the phase, its libraries loaded.
+        peak_bytes: without pages of Ray's object store, which are not the driver's.
+        shared_bytes: the most of those that it had mapped beside.
     """
 
     seconds: float
     cpu_seconds: float
     start_bytes: int
     peak_bytes: int
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipeline.run import run_job
 from pipeline.storage import Folder
 
 _LOOK_S = 1.0
+_MEMORY_LOOK_S = 0.02
 
 
 class _Progress:
@@ -75,20 +76,46 @@ def _store_bytes() -> int | None:
 
 @contextmanager
 def _costing(found: dict[str, Any]) -> Iterator[None]:
-    start, began, cpu = memory_bytes("VmRSS"), time.monotonic(), time.process_time()
-    yield
+    (start,), began, cpu = _memory_bytes("VmRSS"), time.monotonic(), time.process_time()
+    memory, ended = _Memory(), threading.Event()
+    looking = threading.Thread(target=memory.look, args=(ended,), daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        looking.join()
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
-    found["cost"] = asdict(Cost(seconds, cpu_seconds, start, memory_bytes("VmHWM")))
+    cost = Cost(seconds, cpu_seconds, start, memory.peak_bytes(), memory.shared_bytes)
+    found["cost"] = asdict(cost)
 
 
-def memory_bytes(key: str) -> int:
-    """VmRSS or VmHWM of this process; 0 where the system does not tell."""
+@dataclass
+class _Memory:
+    """The most that this process held, by looks: its own, and the object store's that it mapped."""
+
+    own_bytes: int = 0
+    shared_bytes: int = 0
+
+    def look(self, ended: threading.Event) -> None:
+        while not ended.wait(_MEMORY_LOOK_S):
+            held, shared = _memory_bytes("VmRSS", "RssShmem")
+            self.own_bytes = max(self.own_bytes, held - shared)
+            self.shared_bytes = max(self.shared_bytes, shared)
+
+    def peak_bytes(self) -> int:
+        """The kernel's peak, which misses nothing, unless shared memory is in that."""
+        return self.own_bytes if self.shared_bytes else _memory_bytes("VmHWM")[0]
+
+
+def _memory_bytes(*keys: str) -> tuple[int, ...]:
+    """Lines of this process's status; zeros where the system does not tell."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return 0
-    match = re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
+        status = ""
+    found = (re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE) for key in keys)
+    return tuple(int(match[1]) * 1024 if match else 0 for match in found)
 
 
 def plan(manifest: Path, output: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jobs.scale.aims import aims
 from jobs.scale.figures import Cost, Objects, Planned, Resumed, RunThrough, SizeFigures
 from jobs.scale.ledger_fill import fill_ledger
 from jobs.scale.measure import count_objects
+from jobs.scale.phase import _Memory, _memory_bytes
 from jobs.scale.workload import scale_job, write_manifest
 from pipeline.ledger import Ledger
 from pipeline.no_editor import NOT_EDITED
@@ -55,6 +58,26 @@ def test_everything_is_measured_and_kept(measured: tuple[Path, str]) -> None:
     assert report["machine"]["cores"]
     assert "Aims" in printed
     assert not list(out.glob("size-*")), "run folders are scratch"
+
+
+def test_memory_of_the_object_store_is_not_the_drivers() -> None:
+    memory, ended = _Memory(), threading.Event()
+    looking = threading.Thread(target=memory.look, args=(ended,))
+    looking.start()
+    size = 64 * 2**20
+    store = SharedMemory(create=True, size=size)
+    try:
+        store.buf[:] = bytes(size)
+        seen = threading.Event()
+        while memory.shared_bytes < size:
+            seen.wait(0.01)
+    finally:
+        ended.set()
+        looking.join()
+        store.close()
+        store.unlink()
+    (held,) = _memory_bytes("VmHWM")
+    assert 0 < memory.peak_bytes() <= held - size // 2
 
 
 def test_objects_are_counted_by_kind(measured: tuple[Path, str]) -> None:

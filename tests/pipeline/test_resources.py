@@ -83,8 +83,20 @@ def test_a_hundred_rows_are_enough_blocks_for_eight_gpus() -> None:
     assert 100 // pool.groups_per_block >= 2 * pool.actors
 
 
+@pytest.mark.parametrize(("node", "few", "many"), [(Node(32, 8), 64, 128), (Node(4), 32, 128)])
+def test_blocks_are_fuller_where_there_would_be_very_many(node: Node, few: int, many: int) -> None:
+    sizes = [
+        pool_of(node, groups=groups, pixels=64 * 64).groups_per_block
+        for groups in (10_000, 50_000, 10_000_000)
+    ]
+    assert sizes == [few, few, many]
+    between = 200_000
+    size = pool_of(node, groups=between, pixels=64 * 64).groups_per_block
+    assert few < size < many
+    assert math.ceil(between / size) <= 2048
+
+
 def test_blocks_of_large_work_are_bounded() -> None:
-    assert pool_of(Node(32, 8), groups=10**7).groups_per_block == 64
     assert pool_of(Node(4), groups=10**7, pixels=128 * 128).groups_per_block == 32
     assert pool_of(Node(4), groups=10**7, pixels=512 * 512).groups_per_block == 2
     assert pool_of(Node(4), groups=10**7, pixels=1024 * 1024).groups_per_block == 1
