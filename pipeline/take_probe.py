@@ -47,6 +47,9 @@ from pipeline.write import ImageFormat
 PROBE_S = 30.0
 """What the timed calls may take, about; one of each is made at least."""
 _MOST_ROUNDS = 5
+_PICTURES = 24
+"""Sources that are read. The first of them are edited, and the sizes of all say what edits of the
+others are likely to have."""
 _STEPS = (10, 5, 3, 2)
 """Steps of the longer calls where the time does not allow as many as the job's."""
 _FORMATS: tuple[Literal["png", "jpeg", "webp"], ...] = ("png", "jpeg", "webp")
@@ -68,7 +71,7 @@ def take_probe(
     """
     job = intent.job
     per_call = min(pool.groups_per_block, -(-EDITS_PER_CALL // shape.edits))
-    sample = sample_groups(intent, done, shape, per_call)
+    sample = sample_groups(intent, done, shape, max(per_call, _PICTURES))
     with _threads(pool.threads_per_actor):
         began = time.perf_counter()
         checkpoint = _load(job)
@@ -77,10 +80,11 @@ def take_probe(
             judge = Judge(judge_settings(job.judge), checkpoint.device, pool.memory_share)
         load_s = time.perf_counter() - began
         editor = Editor(checkpoint, max_rows=job.resources.max_rows, memory_share=pool.memory_share)
-        bench = _Bench(editor, judge, sample.groups)
+        bench = _Bench(editor, judge, sample.groups[:per_call])
         calls = bench.time_calls(seconds)
         formats: dict[str, PictureCost] = {
-            name: bench.encode(ImageFormat(name, job.images.quality)) for name in _FORMATS
+            name: bench.encode(ImageFormat(name, job.images.quality), sample.groups[per_call:])
+            for name in _FORMATS
         }
     return Probe(
         key=probe_key(intent, str(checkpoint.dtype).removeprefix("torch."), shape),
@@ -289,9 +293,10 @@ class _Bench:
         self.unet_rows += into.rows[name]
         return made
 
-    def encode(self, image_format: ImageFormat) -> PictureCost:
+    def encode(self, image_format: ImageFormat, others: Sequence[Group]) -> PictureCost:
         """The latest call's pictures as a run would write them: of few steps, if time allowed no
-        more, but as rough as others."""
+        more, but as rough as others. Sources of `others` are encoded too: the edits of a job are
+        taken to be larger than these by as many bytes as its sources are."""
         assert self._latest is not None
         fingerprint = self._editor.checkpoint.fingerprint
         edited, sources = [], []
@@ -306,7 +311,10 @@ class _Bench:
                 edited.append(len(image_format.encode(edit.image, packet)))
         seconds = time.perf_counter() - began
         each_s = seconds / (len(edited) + len(sources))
-        return PictureCost(each_s, fmean(edited), fmean(sources))
+        more = [len(image_format.encode(each.image)) for each in others if each.image is not None]
+        source_bytes = fmean([*sources, *more])
+        larger = source_bytes - fmean(sources)
+        return PictureCost(each_s, max(fmean(edited) + larger, min(edited)), source_bytes)
 
 
 def _rows_of_a_round(groups: Sequence[Group], steps: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,7 +28,9 @@ from pipeline.pricing import Price, price
 from pipeline.probe_store import ProbeStore
 from pipeline.run import run_job
 from pipeline.storage import Folder
+from pipeline.write import ImageFormat
 from tests.faults.nobody import Nobody
+from tests.tiny_checkpoint import SIZE_PX
 
 MakeJob = Callable[..., Job]
 A_LONG_TIME_S = 1e9
@@ -189,6 +192,31 @@ def test_what_cannot_be_read_is_no_sample(
     pq.write_table(manifest, tmp_path / "manifest.parquet")
     with pytest.raises(ProbeError, match=r"no source to measure with: .* none can be read"):
         priced(make_job(), store, measure=True)
+
+
+def test_sizes_of_pictures_are_those_of_more_sources_than_are_edited(
+    make_job: MakeJob, store: ProbeStore, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (5, SIZE_PX, SIZE_PX, 3), np.uint8)
+    noise[0] = 128  # the one that is edited is flat
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    table = pa.table(
+        {"image": [f"{n}.png" for n in range(5)], "target_prompt": [["a red cat"]] * 5}
+    )
+    job = make_job(resources={"groups_per_block": 1, "threads_per_actor": 1})
+    found = []
+    for rows in (1, 5):
+        pq.write_table(table.slice(0, rows), tmp_path / "manifest.parquet")
+        found.append(priced(job, store, measure=True).probe.formats)
+    for name, few in found[0].items():
+        format_of = ImageFormat(name, job.images.quality)  # type: ignore[arg-type]
+        sizes = [len(format_of.encode(Image.fromarray(pixels))) for pixels in noise]
+        many = found[1][name]
+        assert (few.source_bytes, many.source_bytes) == (sizes[0], fmean(sizes))
+        larger = many.source_bytes - few.source_bytes
+        assert larger > 0
+        assert many.edited_bytes == pytest.approx(few.edited_bytes + larger)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"probes": [{"device": "x"}]}', '{"probes": 3}'])
