@@ -1,5 +1,5 @@
 # make demo   set up, edit a few dozen pictures with the built-in model, draw a contact sheet
-# make test   set up, format, lint, types, tests; make endurance: the tests that take minutes each
+# make test   set up, format, lint, types, tests; make endurance: the tests of whole runs that fail
 #
 # PYTHON names another interpreter. pip's own settings (a mirror, a folder of wheels) are honoured.
 
@@ -18,7 +18,7 @@ help:
 	@echo "make setup    create $(VENV) with the pinned dependencies"
 	@echo "make demo     set up, then run the main job on pictures it renders itself"
 	@echo "make test     set up, then make check and the tests"
-	@echo "make endurance  set up, then the tests that take a minute or more each"
+	@echo "make endurance  set up, then the tests of minutes: whole runs in which things fail"
 	@echo "make fuzz     set up, then try FUZZ_CASES=$(FUZZ_CASES) hostile pictures, URIs and manifests"
 	@echo "make check    format, lint and types"
 	@echo "make format   put the code into its format"

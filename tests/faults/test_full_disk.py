@@ -121,6 +121,7 @@ def make_job(
     return make
 
 
+@pytest.mark.endurance
 def test_a_full_disk_stops_the_driver_and_the_same_command_gets_further(
     small_disk: SmallDisk,
     make_job: Callable[..., Job],

@@ -70,6 +70,7 @@ def test_there_are_more_than_forty_distinct_faults() -> None:
     assert len({(fault.point, fault.kind) for fault in faults}) > 40
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("what", [OVERLOADED, BROKEN, BY_HALF])
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_goes_on_by_itself_when(
@@ -105,6 +106,7 @@ def test_a_run_goes_on_by_itself_when(
     scrape(summary.run, is_told)
 
 
+@pytest.mark.endurance
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_the_store_refuses_for_good_costs_those_edits_and_a_retry_makes_them(
     faulty_s3: FaultyS3, picture: Callable[..., Image.Image], tiny_checkpoint: Path

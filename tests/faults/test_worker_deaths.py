@@ -15,7 +15,7 @@ from tests.faults.injected import QUARANTINED, WENT_ON, survived
 from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS, JobOnS3, write_job
 from tests.faults.nobody import Nobody
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 
 
 def assert_in_order(target: JobOnS3, accepted: int, failed: int) -> None:
@@ -24,7 +24,6 @@ def assert_in_order(target: JobOnS3, accepted: int, failed: int) -> None:
     assert (found.accepted, found.failed, found.pending) == (accepted, failed, 0)
 
 
-@pytest.mark.endurance
 def test_a_worker_that_is_killed_before_or_after_any_of_its_writes_costs_nothing(
     faulty_s3: FaultyS3, picture: Callable[..., Image.Image], tiny_checkpoint: Path
 ) -> None:
@@ -82,7 +81,6 @@ def test_a_row_that_kills_two_workers_is_quarantined_and_its_neighbours_are_edit
     survived(faults, QUARANTINED)
 
 
-@pytest.mark.endurance
 def test_a_row_that_stands_still_fails_and_its_neighbours_are_edited(
     faulty_s3: FaultyS3, picture: Callable[..., Image.Image], tiny_checkpoint: Path
 ) -> None:

@@ -23,6 +23,7 @@ def bench(out: pathlib.Path, *settings: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.endurance
 @pytest.mark.usefixtures("ray_cluster")
 def test_both_ways_are_measured_on_the_same_edits(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "new"

@@ -261,6 +261,7 @@ def test_mistakes_are_said_before_anything_is_computed(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.endurance
 def test_a_run_goes_on_where_it_was_stopped(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,7 @@ def test_the_same_command_again_makes_nothing(finished: Finished) -> None:
     assert progress.started == []
 
 
+@pytest.mark.endurance
 def test_a_stopped_run_ends_with_the_same_edits(
     finished: Finished, quota_job: Callable[[], Job]
 ) -> None:
