@@ -1,5 +1,6 @@
 # make demo   set up, edit a few dozen pictures with the built-in model, draw a contact sheet
-# make test   set up, format, lint, types, tests; make endurance: the tests of whole runs that fail
+# make test   set up, format, lint, types, tests; make endurance: the tests of whole runs that fail;
+#             make gpu: those that need a GPU
 #
 # PYTHON names another interpreter. pip's own settings (a mirror, a folder of wheels) are honoured.
 
@@ -12,13 +13,14 @@ FUZZ_CASES ?= 100000
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test endurance fuzz check format clean
+.PHONY: help setup demo test endurance gpu fuzz check format clean
 
 help:
 	@echo "make setup    create $(VENV) with the pinned dependencies"
 	@echo "make demo     set up, then run the main job on pictures it renders itself"
 	@echo "make test     set up, then make check and the tests"
 	@echo "make endurance  set up, then the tests of minutes: whole runs in which things fail"
+	@echo "make gpu      set up, then the tests that need a CUDA GPU; torch has to see one"
 	@echo "make fuzz     set up, then try FUZZ_CASES=$(FUZZ_CASES) hostile pictures, URIs and manifests"
 	@echo "make check    format, lint and types"
 	@echo "make format   put the code into its format"
@@ -42,10 +44,13 @@ demo: $(READY)
 	$(BIN)/fpe demo
 
 test: check
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not endurance'
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not endurance and not gpu'
 
 endurance: $(READY)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m endurance
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
 
 fuzz: $(READY)
 	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/faults -k hostile

@@ -25,12 +25,13 @@ def attend(attn: Any, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor)
     query, key, value = (_split_heads(each, attn.heads) for each in (query, key, value))
     with kernel_for(query, key):
         attended = functional.scaled_dot_product_attention(query, key, value)
-    out = attended.transpose(1, 2).flatten(2)
-    out = attn.to_out[1](attn.to_out[0](out))
+    joined = attended.transpose(1, 2).flatten(2)
+    out: Tensor = attn.to_out[1](attn.to_out[0](joined))
     if attn.residual_connection:
         out = out + hidden
-    rescaled: Tensor = out / attn.rescale_output_factor
-    return rescaled
+    if attn.rescale_output_factor != 1.0:  # by 1 it would be a pass over memory all the same
+        out = out / attn.rescale_output_factor
+    return out
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fpe_core.checkpoint import Checkpoint
 from fpe_core.compilation import FixedShapes, compiled
 from fpe_core.errors import ParameterError
+from fpe_core.fused import ChannelsLastNorms
 from fpe_core.parameters import EditParameters
 from fpe_core.rows import RowLimit
 
@@ -109,7 +110,8 @@ class _Network(nn.Module):
     def forward(self, images: Tensor, most: int) -> Tensor:
         """(images, ...) to (images, ...), at most so many at once."""
         if self._shapes is None:
-            return self._run(images)
+            with torch.cuda.device_of(images), ChannelsLastNorms():
+                return self._run(images)
         count = len(images)
         (wanted,) = self._shapes.choose(images.shape[1:], (count,), most) or (count,)
         filling = images[-1:].expand(wanted - count, *images.shape[1:])

@@ -51,6 +51,9 @@ from fpe_core.text import EncodedPrompts, encode_prompts
 from fpe_core.unet_call import UNetCall
 from fpe_core.unet_rows import UNetRows
 
+_MEASURED_EDITS = 8
+"""As many as fill a GPU, and few enough to be over in a second."""
+
 
 class Editor:
     """Edits images with one checkpoint.
@@ -289,8 +292,6 @@ class Editor:
         key = (parameters.width_px, parameters.height_px)
         if key not in self._limits:
             _, height, width = latent_shape(self.checkpoint, parameters)
-            if self._measures:
-                self._measure(height, width)
             unet, vae = self.checkpoint.unet.config, self.checkpoint.vae.config
             maps = (
                 unet.block_out_channels[0] * height * width,
@@ -301,10 +302,13 @@ class Editor:
                 rows_that_fit(self.checkpoint.device, size, element_bytes, self._memory_share)
                 for size in maps
             ]
-            self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
+            rows = self._max_rows or fit[0]
+            if self._measures:
+                self._measure(height, width, rows)
+            self._limits[key] = (RowLimit(rows), RowLimit(min(fit[1], 16)))
         return self._limits[key]
 
-    def _measure(self, height: int, width: int) -> None:
+    def _measure(self, height: int, width: int, most_rows: int) -> None:
         """`height`, `width`: of the latents."""
         checkpoint, window = self.checkpoint, int(self.checkpoint.tokenizer.model_max_length)
         measure_attention(
@@ -314,7 +318,8 @@ class Editor:
             checkpoint.dtype,
             checkpoint.device,
         )
-        self.unet.shares_prefix = sharing_pays(self.unet, height, width, window)
+        edits = max(1, min(_MEASURED_EDITS, most_rows // 2))
+        self.unet.shares_prefix = sharing_pays(self.unet, height, width, window, edits)
 
 
 def _finite(values: Tensor) -> list[bool]:

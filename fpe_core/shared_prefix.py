@@ -23,19 +23,26 @@ _log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
-def sharing_pays(unet: UNetCall, height: int, width: int, tokens: int) -> bool:
-    """Times the two rows of one edit, in turn with and without sharing; costs 24 UNet rows.
+def sharing_pays(
+    unet: UNetCall, height: int, width: int, tokens: int, latents_at_once: int = 1
+) -> bool:
+    """Times the two rows of an edit, in turn with and without sharing; costs 24 UNet rows for each.
 
     Args:
         unet: left as it was.
         height, width: of the latents.
         tokens: of a prompt.
+        latents_at_once: edits. A GPU with one of them waits for its kernels' launches, which tell
+            nothing about a full one.
     """
     model = unet.parts.unet
     device, dtype = model.device, unet.dtype
     text = torch.zeros(1, tokens, model.config.cross_attention_dim, device=device, dtype=dtype)
-    latents = torch.zeros(1, model.config.in_channels, height, width, device=device, dtype=dtype)
-    rows = UNetRows((0, 0), (0, 0), 1, 1.0, device).chunk(0, 2)
+    count = latents_at_once
+    shape = count, model.config.in_channels, height, width
+    latents = torch.zeros(shape, device=device, dtype=dtype)
+    items = tuple(range(count)) * 2
+    rows = UNetRows(items, (0,) * (2 * count), count, 1.0, device).chunk(0, 2 * count)
     prompts = TextKeys(unet.parts.cross_attentions, text).of_rows(rows.prompts)
     embedding, before = unet.embed(_TIMESTEP), unet.shares_prefix
 

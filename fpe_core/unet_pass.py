@@ -15,11 +15,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpe_core.attend import attend
 from fpe_core.attention import AttentionMap
 from fpe_core.errors import CheckpointError
+from fpe_core.fused import gated_gelu, group_norm, is_plain_resnet, residual_block, runs_on
 from fpe_core.text_keys import PromptRows
 
 _BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
@@ -126,11 +127,13 @@ def forward(
     """
     unet, rows = parts.unet, _Rows(prompts, latent_of_row, maps)
     is_odd = any(edge % parts.multiple for edge in latents.shape[-2:])
+    fuses = runs_on(latents.device, latents.dtype)
     hidden = unet.conv_in(latents)
     kept: list[Tensor] = []
     for kind, module in parts.steps:
         if kind == RESNET:
-            hidden = module(hidden, embedding)
+            block = residual_block if fuses and is_plain_resnet(module) else _call
+            hidden = block(module, hidden, embedding)
         elif kind == TRANSFORMER:
             kept = [rows.apart(each) for each in kept] if rows.are_shared else kept
             after = _transformed(module, hidden, rows)
@@ -146,7 +149,11 @@ def forward(
         else:
             # A size that halves to an odd one cannot be doubled back: what was kept knows it.
             hidden = module(hidden, kept[-1].shape[2:] if is_odd else None)
-    output: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+    if fuses and isinstance(unet.conv_act, nn.SiLU):
+        hidden = group_norm(hidden, unet.conv_norm_out, silu=True)
+    else:
+        hidden = unet.conv_act(unet.conv_norm_out(hidden))
+    output: Tensor = unet.conv_out(hidden)
     return output, tuple(rows.recorded)
 
 
@@ -227,7 +234,8 @@ def _transformed(transformer: Any, hidden: Tensor, rows: _Rows) -> Tensor | None
     """Transformer2DModel on (rows or latents, C, h, w); (rows, C, h, w), None where it ends."""
     _, _, height, width = hidden.shape
     residual = rows.apart(hidden) if rows.are_shared else hidden
-    hidden = transformer.norm(hidden)
+    fuses = runs_on(hidden.device, hidden.dtype)
+    hidden = group_norm(hidden, transformer.norm) if fuses else transformer.norm(hidden)
     if not transformer.use_linear_projection:
         hidden = transformer.proj_in(hidden)
     hidden = hidden.permute(0, 2, 3, 1).flatten(1, 2)
@@ -263,7 +271,23 @@ def _block(block: Any, hidden: Tensor, rows: _Rows) -> Tensor | None:
     if attended is None:
         return None
     hidden = attended + hidden
-    after: Tensor = block.ff(block.norm3(hidden)) + hidden
+    return _feed_forward(block.ff, block.norm3(hidden)) + hidden
+
+
+def _feed_forward(feed_forward: Any, hidden: Tensor) -> Tensor:
+    """diffusers' FeedForward."""
+    first, *others = feed_forward.net
+    if type(first).__name__ != "GEGLU" or not runs_on(hidden.device, hidden.dtype):
+        after: Tensor = feed_forward(hidden)
+        return after
+    hidden = gated_gelu(first.proj(hidden))
+    for each in others:
+        hidden = each(hidden)
+    return hidden
+
+
+def _call(module: Any, hidden: Tensor, embedding: Tensor) -> Tensor:
+    after: Tensor = module(hidden, embedding)
     return after
 
 

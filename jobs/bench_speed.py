@@ -56,6 +56,9 @@ def speed(
     baseline_edits: Annotated[
         int, typer.Option(min=1, help="Most edits of A and of B, which share nothing, in a round.")
     ] = 1,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B,..", help="Those to measure; A is always there.")
+    ] = None,
     compiler: Annotated[
         str, typer.Option(metavar="BACKEND", help="torch.compile's backend, or none: no E.")
     ] = "inductor",
@@ -105,6 +108,7 @@ def speed(
         cells=_cells(_counts("sources", sources), _counts("edits", edits), chosen),
         rounds=rounds or chosen.rounds,
         baseline_edits=baseline_edits,
+        arms=_arms(arms),
         compiler=compiler,
         tolerance=tolerance,
         authors=str(authors.resolve()) if authors else "",
@@ -126,6 +130,16 @@ def _cells(
     sources = sources or tuple(sorted({s for s, _ in preset.cells}))
     edits = edits or tuple(sorted({n for _, n in preset.cells}))
     return tuple(dict.fromkeys((s, n) for n in edits for s in sources))
+
+
+def _arms(text: str | None) -> str:
+    from fpe_core import ParameterError
+    from jobs.speed.arms import NAMES
+
+    asked = NAMES if text is None else text.split(",")
+    if unknown := [name for name in asked if name not in NAMES]:
+        raise ParameterError(f"--arms knows {', '.join(NAMES)}; got {unknown[0]!r}")
+    return ",".join(name for name in NAMES if name in asked or name == NAMES[0])
 
 
 def _preset_of(device: str | None) -> str:

@@ -91,11 +91,14 @@ class PipelineBenchmark:
         """The run, then the editor alone. Raises UserError where they did not do the same."""
         output = f"output={self._folder / f'run-{number}'}"
         job = load_job(BUILTIN_FOLDER / "demo.yaml", [*self._settings, output])
+        parameters = job.resolve_parameters(self._editor.checkpoint.default_parameters)
         summary = run_job(job, progress=_Silent())
         if summary.edits_made - summary.failed < summary.edits_planned:
             raise UserError(f"edits failed, see stats.json in {summary.output}: nothing to compare")
+        if number == 0:  # what a device does the first time only
+            self._edit_alone(parameters, sources=min(self._block, len(self._sources)))
         began = time.monotonic()
-        rows = self._edit_alone(job.resolve_parameters(self._editor.checkpoint.default_parameters))
+        rows = self._edit_alone(parameters, len(self._sources))
         bare_s = time.monotonic() - began
         if not math.isclose(rows, summary.unet_rows, rel_tol=1e-6):
             raise UserError(f"the editor took {rows} UNet rows and the run {summary.unet_rows:g}")
@@ -109,10 +112,10 @@ class PipelineBenchmark:
             run_s=summary.seconds,
         )
 
-    def _edit_alone(self, parameters: EditParameters) -> float:
-        """UNet rows of all sources, in the run's blocks and calls."""
+    def _edit_alone(self, parameters: EditParameters, sources: int) -> float:
+        """UNet rows of the first sources, in the run's blocks and calls."""
         rows, editor = 0.0, self._editor
-        for first in range(0, len(self._sources), self._block):
+        for first in range(0, sources, self._block):
             block = self._sources[first : first + self._block]
             prompts = [source.prompt for source in block]
             inversion = editor.invert([source.image for source in block], prompts, parameters)

@@ -52,6 +52,13 @@ settings.register_profile(
 )
 settings.load_profile("unhurried")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are of the CPU, whatever the machine has, but for those that ask for a GPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 RAY_CPUS = 3
 """Logical: two editing actors and one CPU for reading, on whatever machine the tests run."""
 

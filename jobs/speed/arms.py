@@ -31,6 +31,7 @@ from jobs.speed.clock import Networks, PhaseClock
 from jobs.speed.plain_loop import PlainLoop
 from jobs.speed.workload import Workload
 
+NAMES = ("A", "B", "B+", "C", "D", "E")
 OURS = ("C", "D", "E")
 
 

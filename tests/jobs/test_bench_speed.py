@@ -32,7 +32,9 @@ from jobs.speed.gate import (
 from jobs.speed.measured import REST
 from jobs.speed.models import LAYERS, SHAPES, build_random
 from jobs.speed.rounds import CellTimer, CellTimes
+from jobs.speed.sweep import GATE_STEPS, parameters_in_the_gate
 from jobs.speed.workload import Workload, make_workload
+from tests.jobs.test_speed_report import settings_of
 
 STEPS = 3
 """The fewest of which two replace maps."""
@@ -249,6 +251,7 @@ def test_the_minimal_procedure_of_stable_diffusion_1_5() -> None:
         (["--size", "60"], "width_px must be a multiple of 8"),
         (["--compiler", "gcc"], "torch.compile has no backend 'gcc'; allowed: aot_eager"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--arms", "A,Z"], "--arms knows A, B, B+, C, D, E; got 'Z'"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_computed(
@@ -262,6 +265,26 @@ def test_mistakes_are_said_before_anything_is_computed(
 
 
 @pytest.mark.endurance
+def test_only_the_arms_that_are_asked_for_are_measured(tmp_path: pathlib.Path) -> None:
+    code, out, err = bench(tmp_path, "--arms", "D,B", "--edits", "1", "--sources", "1")
+    assert code == OK, err
+    (model,) = json.loads((tmp_path / "speed.json").read_text())["models"]
+    assert {each["arm"] for each in model["measured"]} == {"A", "B", "D", "D again"}
+    assert {each["name"] for each in model["gate"]} == {"B", "D", *CONTROLS}
+    assert "E is missing" not in out
+
+
+def test_the_gate_has_few_steps_whatever_is_timed() -> None:
+    """Where there are fifty, the trajectory one step off is as near as a right one."""
+    settings = settings_of(steps=50, gate_size_px=256)
+    timed = EditParameters(steps=50, width_px=512, height_px=512)
+    in_gate = parameters_in_the_gate(timed, settings)
+    assert (in_gate.steps, in_gate.width_px, in_gate.height_px) == (GATE_STEPS, 256, 256)
+    assert in_gate.replaced_steps >= 2
+    few = dataclasses.replace(timed, steps=STEPS)
+    assert parameters_in_the_gate(few, settings_of()).steps == STEPS
+
+
 def test_a_run_goes_on_where_it_was_stopped(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def settings_of(**others: Any) -> Settings:
         "cells": ((1, 1),),
         "rounds": 1,
         "baseline_edits": 1,
+        "arms": "A,B,B+,C,D,E",
         "compiler": "none",
         "tolerance": TOLERANCE,
         "authors": "",
