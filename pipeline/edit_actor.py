@@ -12,7 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from pipeline.intent import NO_EDITOR
 from pipeline.judge import Judge, JudgeSettings, with_edit_types
 from pipeline.lease import Lease
 from pipeline.metadata_rows import FileNames, MetadataRows
+from pipeline.model_thread import ModelThread, ThisThread
 from pipeline.no_editor import NoEditor
 from pipeline.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.part_writer import PartWriter, part_name
@@ -101,22 +102,37 @@ class EditActor:
     One thread at a time may have the model (`turns`); what comes before and after it, several.
     """
 
-    def __init__(self, settings: EditSettings) -> None:
-        """Raises CheckpointError and StorageError: without these nothing can be done."""
-        if settings.threads is not None:
-            torch.set_num_threads(min(settings.threads, _usable_cores()))
+    def __init__(self, settings: EditSettings, thread: ModelThread | None = None) -> None:
+        """`thread`: for the models; None for a program that calls this from one thread only.
+
+        Raises CheckpointError and StorageError: without these nothing can be done.
+        """
         self._settings = settings
         self._folder = Folder.open(settings.output, settings.storage_options)
-        self._editor = _load_editor(settings) if settings.makes_edits else NoEditor()
-        self._judge = None
-        if settings.judge is not None:
-            device = self._editor.checkpoint.device
-            self._judge = Judge(settings.judge, device, settings.memory_share)
+        self._models = ThisThread() if thread is None else thread
+        self._editor, self._judge = self._models.run(self._load)
         limits = ReproductionLimits() if settings.judge is None else settings.judge.reproduction
         self._gate = ReproductionGate(self._editor, limits)
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
-        self._judging = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._judging = self._thread_of_judge()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    def _load(self) -> tuple[ClockedEditor | NoEditor, Judge | None]:
+        settings = self._settings
+        if settings.threads is not None:
+            torch.set_num_threads(min(settings.threads, _usable_cores()))
+        editor = _load_editor(settings, self._models) if settings.makes_edits else NoEditor()
+        if settings.judge is None:
+            return editor, None
+        return editor, Judge(settings.judge, editor.checkpoint.device, settings.memory_share)
+
+    def _thread_of_judge(self) -> Executor:
+        """One of its own; but on a CPU no second one that has a team (`model_thread`)."""
+        if self._judge is not None and self._settings.threads != 1:
+            devices = self._editor.checkpoint.device, self._judge.models.device
+            if all(device.type == "cpu" for device in devices):
+                return self._models
+        return ThreadPoolExecutor(1, thread_name_prefix="judge")
 
     def __call__(self, table: pa.Table, oversight: Oversight | None = None) -> pa.Table:
         """The outcomes of decoded work rows, see `edit`."""
@@ -248,7 +264,7 @@ def _unwritten(made: Result, error: Exception) -> EditOutcome:
     return write_failed(made, error)
 
 
-def _load_editor(settings: EditSettings) -> ClockedEditor:
+def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> ClockedEditor:
     """Raises CheckpointError."""
     checkpoint = load_checkpoint(
         settings.checkpoint,
@@ -272,6 +288,7 @@ def _load_editor(settings: EditSettings) -> ClockedEditor:
         memory_share=settings.memory_share,
         measures=settings.measures,
         compiler=settings.compiler,
+        thread=thread,
     )
 
 

@@ -19,6 +19,10 @@ from pipeline.block_editor import EDITS_PER_CALL
 from pipeline.group_shape import GroupShape
 from pipeline.probe import Probe
 
+_NO_CORE_LEFT = 1.15
+"""How much longer loops of several threads take where they have all of a machine's cores: the
+others of a run need them now and then, and a loop waits for its slowest thread. 1.14 to 1.21 was
+seen on two cores (docs/plan.md); with one thread, or a core to spare, it was 1."""
 _GUIDED_SHARE = 0.8
 """Of the steps, in the knob that guides fewer of them."""
 
@@ -30,6 +34,8 @@ class Workload:
     Attributes:
         shapes: groups by what they cost.
         gpus_per_actor: of each worker; several may share one, 0 is none.
+        leaves_no_core: whether the workers' threads have all cores of this machine, and each
+            worker several.
         further_tries: of every edit.
         speed: `edit.speed`.
         other_speeds: steps at each other speed, as a share of the steps now; none where the job
@@ -43,6 +49,7 @@ class Workload:
     image_format: str
     keep_source: bool
     is_judged: bool
+    leaves_no_core: bool = False
     further_tries: int = 0
     speed: Speed = "exact"
     other_speeds: Mapping[Speed, float] = field(default_factory=dict)
@@ -136,6 +143,7 @@ def estimate(work: Workload, probe: Probe) -> Estimate:
     device_s = unet_s + pictures_s + judge_s
     if probe.device_type == "cpu":
         device_s += beside_s / probe.threads
+        device_s *= _NO_CORE_LEFT if work.leaves_no_core else 1.0
     share = min(1.0, work.gpus_per_actor) if work.gpus_per_actor else 1.0
     reserved = max(1.0, work.gpus_per_actor)
     blocks = max(1, math.ceil(work.sources / work.groups_per_block))

@@ -35,6 +35,7 @@ from pipeline.actor_kinds import ActorKind, InTurn
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditSettings
 from pipeline.errors import UserError
+from pipeline.model_thread import ModelThread, loop_alone
 from pipeline.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
 from pipeline.oversight import Line
 from pipeline.resources import Pool
@@ -126,7 +127,7 @@ class RayEditActor:
                     "resources.actors of them?"
                 )
             elif not oversight.orders.is_stopping:
-                self._actor = EditActor(settings)
+                self._actor = EditActor(settings, ModelThread())
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         if self._error:
@@ -142,6 +143,7 @@ class RayEditActor:
             return merged(*costs, self._requests.take_figures())
 
         groups = _groups_of(table)
+        loop_alone()
         try:
             block = actor.prepare(table)
             with (

@@ -21,9 +21,11 @@ from typing import Any, Self
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from fpe_core import Checkpoint, Editor, EditParameters, EditResult, Inversion
 from fpe_core.inversion import Sources
+from pipeline.model_thread import ModelThread, ThisThread
 from pipeline.no_editor import NoEditor
 from pipeline.supervisor import Oversight
 
@@ -31,7 +33,8 @@ PHASES = ("encode", "invert", "sample", "decode")
 
 
 class ClockedEditor(Editor):
-    """An `Editor` that sums up seconds by phase and UNet rows. For one thread at a time."""
+    """An `Editor` that sums up seconds by phase and UNet rows. One thread at a time may call it; in
+    which one it computes is `thread`'s."""
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class ClockedEditor(Editor):
         memory_share: float = 1.0,
         measures: bool | None = None,
         compiler: str | None = None,
+        thread: ModelThread | ThisThread | None = None,
     ) -> None:
         super().__init__(
             checkpoint,
@@ -49,6 +53,7 @@ class ClockedEditor(Editor):
             measures=measures,
             compiler=compiler,
         )
+        self._thread = ThisThread() if thread is None else thread
         self._clock = _NetworkClock(self)
         self._seconds: dict[str, float] = {}
         self._adding = threading.Lock()
@@ -77,8 +82,9 @@ class ClockedEditor(Editor):
         *,
         fit: str = "crop",
     ) -> Inversion:
+        invert = super().invert
         with self._timed("invert"):
-            return super().invert(images, source_prompts, parameters, fit=fit)
+            return self._thread.run(lambda: invert(images, source_prompts, parameters, fit=fit))
 
     def edit(
         self,
@@ -86,14 +92,24 @@ class ClockedEditor(Editor):
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters | None = None,
     ) -> EditResult:
+        edit = super().edit
         with self._timed("sample"):
-            return super().edit(sources, target_prompts, parameters)
+            return self._thread.run(lambda: edit(sources, target_prompts, parameters))
+
+    def step_back(self, inversion: Inversion, k: int) -> Tensor:
+        step_back = super().step_back
+        return self._thread.run(lambda: step_back(inversion, k))
+
+    def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
+        decode = super().decode
+        return self._thread.run(lambda: decode(latents, parameters))
 
     def through_autoencoder(
         self, images: Sequence[Image.Image], parameters: EditParameters
     ) -> tuple[Image.Image, ...]:
+        through = super().through_autoencoder
         with self._timed("decode"):
-            return super().through_autoencoder(images, parameters)
+            return self._thread.run(lambda: through(images, parameters))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

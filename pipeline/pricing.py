@@ -85,7 +85,16 @@ def price(
     probe = found_here or take_probe(intent, _left_out(plan, ledger), shape, pool, seconds=seconds)
     if found_here is None:
         _keep(store, probe)
-    return Price(_workload(intent, plan, pool), probe, is_measured_now=found_here is None)
+    work = _workload(intent, plan, pool)
+    if is_local and here.type == "cpu":
+        work = replace(work, leaves_no_core=leaves_no_core(pool, this_machine()))
+    return Price(work, probe, is_measured_now=found_here is None)
+
+
+def leaves_no_core(pool: Pool, node: Node) -> bool:
+    """Whether workers of several threads each have all cores of a machine."""
+    threads = pool.threads_per_actor
+    return threads > 1 and pool.actors * threads >= node.cpus
 
 
 def _keep(store: ProbeStore, probe: Probe) -> None:

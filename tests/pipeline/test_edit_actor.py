@@ -31,6 +31,7 @@ from fpe_core import (
 from pipeline.decode import DecodeSettings, decode
 from pipeline.edit_actor import WORKER_FIELD, EditActor, EditedBlock, EditSettings
 from pipeline.judge import JudgeSettings
+from pipeline.model_thread import ModelThread
 from pipeline.outcome import OUTCOME_SCHEMA
 from pipeline.part_writer import part_name
 from pipeline.phase_clock import PHASES
@@ -309,7 +310,9 @@ class _Gate(Executor):
 def test_the_next_block_has_the_model_while_one_is_judged_and_written(
     settings: EditSettings, rows: MakeRows, at_work: str
 ) -> None:
-    actor = EditActor(replace(settings, judge=JudgeSettings()))
+    before = torch.get_num_threads()
+    actor = EditActor(replace(settings, judge=JudgeSettings(), threads=1), ModelThread())
+    torch.set_num_threads(before)
     gate = _Gate(getattr(actor, at_work))
     setattr(actor, at_work, gate)
     turns, written = Turns(), []
@@ -332,6 +335,19 @@ def test_the_next_block_has_the_model_while_one_is_judged_and_written(
         assert of_edit["sample_seconds"] > 0
         assert each.figures["judge"]["rows"] == 1
     assert len(metadata(settings)) == 2
+
+
+@pytest.mark.parametrize(("threads", "judges_there"), [(1, False), (2, True)])
+def test_on_a_cpu_no_second_thread_has_a_team(
+    settings: EditSettings, threads: int, judges_there: bool
+) -> None:
+    before, thread = torch.get_num_threads(), ModelThread()
+    try:
+        actor = EditActor(replace(settings, judge=JudgeSettings(), threads=threads), thread)
+    finally:
+        torch.set_num_threads(before)
+    judged_in = actor._judging.submit(threading.get_ident).result()
+    assert (judged_in == thread.run(threading.get_ident)) is judges_there
 
 
 def test_a_block_that_is_made_with_care_keeps_the_model(

@@ -20,12 +20,14 @@ import pipeline.take_probe
 from fpe_core import Checkpoint, load_checkpoint
 from fpe_core.device_name import device_name
 from fpe_core.speed import SPEEDS
+from pipeline.actor_kinds import Node
 from pipeline.errors import ProbeError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, make_plan
-from pipeline.pricing import Price, price
+from pipeline.pricing import Price, leaves_no_core, price
 from pipeline.probe_store import ProbeStore
+from pipeline.resources import Pool
 from pipeline.run import run_job
 from pipeline.storage import Folder
 from pipeline.write import ImageFormat
@@ -112,6 +114,23 @@ def test_a_probe_makes_the_rows_that_it_says(
         assert min(call.inversion_row_s, call.edit_row_s) > 0
         assert min(dataclasses.astuple(call)) >= 0
     assert (found.probe.device, found.probe.key.dtype) == (HERE, "float32")
+
+
+@pytest.mark.parametrize(
+    ("actors", "threads", "cpus", "expected"),
+    [
+        (1, 2, 2.0, True),
+        (1, 1, 2.0, False),
+        (2, 1, 2.0, False),
+        (3, 1, 4.0, False),
+        (2, 2, 4.0, True),
+    ],
+)
+def test_workers_with_threads_on_all_cores_leave_none(
+    actors: int, threads: int, cpus: float, expected: bool
+) -> None:
+    pool = Pool(actors, 1.0, 0.0, threads, 1.0, 1)
+    assert leaves_no_core(pool, Node(cpus)) is expected
 
 
 def test_a_probe_is_taken_once_and_found_again(
