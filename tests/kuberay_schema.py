@@ -1,9 +1,11 @@
 """What KubeRay 1.7 takes, closed: an unknown key is an error. Pods are Kubernetes' own schema.
 
-Written down from the field reference of KubeRay 1.7.0 (RayJob, RayCronJob and what they hold; what
-we never use, such as upgrade strategies and TLS, is left out), and from what its operator checks
-beyond types. It stands in for the openAPIV3Schema of the CRDs, which carries a copy of all of
-Kubernetes' pods: here those are references into `kubernetes_validate`, and as strict.
+Written down from the field reference of KubeRay 1.7.0 (RayJob, RayCronJob and what they hold), and
+from what its operator checks beyond types. It stands in for the openAPIV3Schema of the CRDs, which
+carries a copy of all of Kubernetes' pods: here those are references into `kubernetes_validate`, and
+as strict. Compared field by field with a generated CRD of 1.7 (2026-11-26): names and types agree.
+It is stricter where the CRD has a text whose values the operator knows, a number that may not be
+negative, or a default. What we never use, such as TLS, is any object.
 """
 
 from __future__ import annotations
@@ -49,10 +51,12 @@ _TEXT: Schema = {"type": "string"}
 _FLAG: Schema = {"type": "boolean"}
 _NUMBER: Schema = {"type": "number"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
+_UNUSED: Schema = {"type": "object"}
 _TEXTS: Schema = {"type": "object", "additionalProperties": _TEXT}
 _METADATA: Schema = {
     "$ref": f"{_DEFINITIONS}#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 }
+_MANAGER = _one_of("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
 _POLICY = _one_of("DeleteCluster", "DeleteWorkers", "DeleteSelf", "DeleteNone")
 
 _AUTOSCALER = _closed(
@@ -74,6 +78,7 @@ _HEAD = _closed(
     template=_core("PodTemplateSpec"),
     headService=_core("Service"),
     enableIngress=_FLAG,
+    ingressOptions=_UNUSED,
     resources=_TEXTS,
     labels=_TEXTS,
     rayStartParams=_TEXTS,
@@ -92,6 +97,8 @@ _WORKERS = _closed(
     rayStartParams=_TEXTS,
     template=_core("PodTemplateSpec"),
     numOfHosts=_COUNT,
+    suspend=_FLAG,
+    scaleStrategy=_UNUSED,
 )
 _CLUSTER = _closed(
     ("headGroupSpec",),
@@ -104,6 +111,13 @@ _CLUSTER = _closed(
     headGroupSpec=_HEAD,
     rayVersion=_TEXT,
     workerGroupSpecs=_many(_WORKERS),
+    suspend=_FLAG,
+    managedBy=_MANAGER,
+    upgradeStrategy=_UNUSED,
+    gcsFaultToleranceOptions=_UNUSED,
+    historyServerOptions=_UNUSED,
+    networkPolicy=_UNUSED,
+    tlsOptions=_UNUSED,
 )
 _CONDITION = _closed(
     jobStatus=_one_of("SUCCEEDED", "FAILED"),
@@ -119,7 +133,7 @@ JOB_SPEC = _closed(
     metadata=_TEXTS,
     clusterSelector=_TEXTS,
     submitterConfig=_closed(backoffLimit=_COUNT),
-    managedBy=_one_of("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"),
+    managedBy=_MANAGER,
     deletionStrategy=_closed(("deletionRules",), deletionRules=_many(_RULE) | {"minItems": 1}),
     entrypoint=_TEXT,
     runtimeEnvYAML=_TEXT,
@@ -192,6 +206,10 @@ def refused_by_operator(job: dict[str, Any]) -> Iterator[str]:
     """What KubeRay's operator refuses although the types are right."""
     rules = job.get("deletionStrategy", {}).get("deletionRules", [])
     shuts_down, cluster = job.get("shutdownAfterJobFinishes"), job.get("rayClusterSpec", {})
+    if not cluster and not job.get("clusterSelector"):
+        yield "neither rayClusterSpec nor clusterSelector says where it runs"
+    if job.get("suspend") and not shuts_down:
+        yield "suspend needs shutdownAfterJobFinishes"
     if rules and shuts_down:
         yield "deletionRules and shutdownAfterJobFinishes exclude each other"
     if job.get("ttlSecondsAfterFinished") and not shuts_down:
@@ -200,15 +218,26 @@ def refused_by_operator(job: dict[str, Any]) -> Iterator[str]:
     if scales and any(rule["policy"] == "DeleteWorkers" for rule in rules):
         yield "DeleteWorkers does not go with autoscaling"
     yield from _rules_out_of_order(rules)
+    yield from _refused_groups(cluster)
+    if cluster.get("authOptions", {}).get("mode") == "token" and not cluster.get("rayVersion"):
+        yield "a token needs rayVersion"
+
+
+def _refused_groups(cluster: dict[str, Any]) -> Iterator[str]:
+    scales = cluster.get("enableInTreeAutoscaling")
+    scaler = cluster.get("autoscalerOptions", {}).get("version")
+    for group in cluster.get("workerGroupSpecs", []):
+        if group.get("minReplicas", 0) > group.get("maxReplicas", 2**31 - 1):
+            yield "minReplicas is above maxReplicas"
+        if "idleTimeoutSeconds" in group and scaler != "v2":
+            yield "idleTimeoutSeconds of a group needs autoscaler v2"
     groups = [cluster.get("headGroupSpec"), *cluster.get("workerGroupSpecs", [])]
     for group in filter(None, groups):
         never = group["template"]["spec"].get("restartPolicy", "Never") == "Never"
-        if scales and cluster.get("autoscalerOptions", {}).get("version") == "v2" and not never:
+        if scales and scaler == "v2" and not never:
             yield "autoscaler v2 needs restartPolicy Never"
         if "labels" in group.get("rayStartParams", {}):
             yield "labels are no start parameter"
-    if cluster.get("authOptions", {}).get("mode") == "token" and not cluster.get("rayVersion"):
-        yield "a token needs rayVersion"
 
 
 def _rules_out_of_order(rules: list[dict[str, Any]]) -> Iterator[str]:

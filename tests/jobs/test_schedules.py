@@ -126,6 +126,22 @@ def test_deletion_is_said_in_one_way(change: dict[str, Any], refusal: str) -> No
     assert any(refusal in said for said in refused_by_operator(ray_job() | change))
 
 
+def test_a_job_says_where_it_runs_and_groups_scale_the_right_way() -> None:
+    assert list(refused_by_operator(ray_job())) == []
+    job = ray_job()
+    del job["rayClusterSpec"]
+    assert any("says where it runs" in said for said in refused_by_operator(job))
+    job = ray_job() | {"suspend": True, "shutdownAfterJobFinishes": False}
+    assert any("suspend needs" in said for said in refused_by_operator(job))
+    job = ray_job()
+    job["rayClusterSpec"]["workerGroupSpecs"][0]["minReplicas"] = 10**6
+    assert any("above maxReplicas" in said for said in refused_by_operator(job))
+    job = ray_job()
+    job["rayClusterSpec"]["workerGroupSpecs"][0]["idleTimeoutSeconds"] = 60
+    del job["rayClusterSpec"]["autoscalerOptions"]["version"]
+    assert any("needs autoscaler v2" in said for said in refused_by_operator(job))
+
+
 def test_a_rayjob_goes_after_what_it_owns() -> None:
     (manifest,) = manifests("raycronjob.yaml")
     job = manifest["spec"]["jobTemplate"]
