@@ -51,7 +51,7 @@ class CudaGraphs:
 
     Attributes:
         captures: False runs everything as it is, such as under a counter of operations, which sees
-            none inside a graph.
+            none inside a graph, and for good once memory has run out: graphs keep theirs.
     """
 
     def __init__(self) -> None:
@@ -70,6 +70,13 @@ class CudaGraphs:
         """
         if not self.captures:
             return function(inputs)
+        try:
+            return self._run(kind, function, inputs)
+        except torch.OutOfMemoryError:
+            self.captures, self._seen, self._pool = False, {}, None
+            raise
+
+    def _run(self, kind: Hashable, function: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         key = kind, tuple((each.shape, each.stride(), each.dtype) for each in inputs)
         seen = self._seen.setdefault(key, _Seen())
         seen.passes += 1

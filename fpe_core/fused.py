@@ -14,7 +14,6 @@ what diffusers does.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-if _HAS_TRITON:
+try:
     from fpe_core import triton_kernels as kernels
+except ImportError:  # as a rule there is no Triton where there is no GPU
+    _HAS_TRITON = False
+else:
+    _HAS_TRITON = True
 
 _IN_REGISTERS = 16384
 """Elements of a group that one program holds at once."""
@@ -111,9 +113,13 @@ class ChannelsLastNorms(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is functional.group_norm and runs_on(args[0].device, args[0].dtype):
+        if func is functional.group_norm and args and _is_for_us(args[0]):
             return _group_norm(*_named(*args, **kwargs))
         return func(*args, **kwargs)
+
+
+def _is_for_us(values: Tensor) -> bool:
+    return values.ndim in {3, 4} and runs_on(values.device, values.dtype)
 
 
 def _named(
