@@ -29,6 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what 
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -54,8 +55,11 @@ settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests are of the CPU, whatever the machine has, but for those that ask for a GPU."""
-    if config.option.markexpr != "gpu":
+    """Tests are of the CPU, whatever the machine has, but for those that ask for a GPU.
+
+    Without a GPU nothing is hidden: a Ray that may see none takes no pretended ones either.
+    """
+    if config.option.markexpr != "gpu" and torch.cuda.device_count():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
