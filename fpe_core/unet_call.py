@@ -117,9 +117,13 @@ class UNetCall(nn.Module):
         with torch.cuda.device_of(latents):  # Triton and graphs work on the current one
             if self._graph is not None and chunk.is_fitted:
                 return arguments.call(self._graph)
-            if self._graph is None and latents.is_cuda:
+            if self._graph is None and self._can_capture(latents):
                 return self._captured(arguments)
             return arguments.call(self._eager)
+
+    @staticmethod
+    def _can_capture(latents: Tensor) -> bool:
+        return latents.is_cuda
 
     def _captured(self, arguments: _Arguments) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
         def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
