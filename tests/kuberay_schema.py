@@ -3,9 +3,10 @@
 Written down from the field reference of KubeRay 1.7.0 (RayJob, RayCronJob and what they hold), and
 from what its operator checks beyond types. It stands in for the openAPIV3Schema of the CRDs, which
 carries a copy of all of Kubernetes' pods: here those are references into `kubernetes_validate`, and
-as strict. Compared field by field with the CRDs that a fork of 1.7 generated and with 1.7's Go types
-(2026-11-26): names and types agree. It is stricter where the CRD has a text whose values the operator knows, a number that may not be
-negative, or a default. What we never use, such as TLS, is any object.
+as strict. Compared field by field with the CRDs that a fork of 1.7 generated and with 1.7's Go
+types (2026-11-26): names and types agree. It is stricter where the CRD has a text whose values the
+operator knows, a number that may not be negative, or a default. What we never use, such as TLS, is
+any object.
 """
 
 from __future__ import annotations
