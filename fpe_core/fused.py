@@ -1,11 +1,11 @@
 """What lies between a UNet's products and convolutions, in few passes over memory on a GPU.
 
 torch's GroupNorm on CUDA gives up channels_last, so that every convolution behind it begins with a
-copy, and additions of tensors in two layouts are slow: with Stable Diffusion 1.5's shapes half of a
-GPU's time was neither convolution, product nor attention (docs/speed.md). Here
+copy, and additions of tensors in two layouts are slow: with Stable Diffusion 1.5's shapes more than
+half of a GPU's time was neither convolution, product nor attention (docs/speed.md). Here
 
     group norm      with what is added before (a convolution's bias, the timestep) and SiLU after it
-    residual block  four passes beside its convolutions
+    residual block  two of these and one sum beside its convolutions
     gated GELU      one pass
 
 are Triton's (`fpe_core.triton_kernels`). Where `runs_on` says no, on a CPU above all, callers do
@@ -147,66 +147,83 @@ def _group_norm(
     silu: bool = False,
 ) -> Tensor:
     hidden = _channels_last(hidden)
+    channels, tokens = hidden.shape[1], hidden.shape[2:].numel()
+    size = _power(tokens) * _power(channels // groups)
+    norm = _norm_in_registers if size <= _IN_REGISTERS else _norm_in_blocks
+    return norm(hidden, groups, weight, bias, eps=eps, added=added, silu=silu)
+
+
+def _norm_in_registers(
+    hidden: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    added: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """One launch: a program holds a whole group."""
     out = torch.empty_like(hidden)
-    rows, channels = hidden.shape[:2]
-    tokens = hidden.shape[2:].numel()
-    of_group = channels // groups
-    has_added = added is not None
-    tile = _power(tokens), _power(of_group)
-    if tile[0] * tile[1] <= _IN_REGISTERS:
-        kernels.normalise_group[rows, groups](
-            hidden,
-            added if has_added else hidden,
-            weight,
-            bias,
-            out,
-            tokens,
-            channels,
-            of_group,
-            eps,
-            HAS_ADDED=has_added,
-            SILU=silu,
-            TOKENS=tile[0],
-            CHANNELS=tile[1],
-            num_warps=4 if tile[0] * tile[1] <= _IN_REGISTERS // 4 else 8,
-        )
-        return out
+    (rows, channels), tokens = hidden.shape[:2], hidden.shape[2:].numel()
+    tile = _power(tokens), _power(channels // groups)
+    kernels.normalise_group[rows, groups](
+        hidden,
+        hidden if added is None else added,
+        weight,
+        bias,
+        out,
+        tokens,
+        channels,
+        channels // groups,
+        eps,
+        HAS_ADDED=added is not None,
+        SILU=silu,
+        TOKENS=tile[0],
+        CHANNELS=tile[1],
+        num_warps=4 if tile[0] * tile[1] <= _IN_REGISTERS // 4 else 8,
+    )
+    return out
+
+
+def _norm_in_blocks(
+    hidden: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    added: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """Three launches: moments of blocks of tokens, of groups, and the result."""
+    out = torch.empty_like(hidden)
+    (rows, channels), tokens = hidden.shape[:2], hidden.shape[2:].numel()
     blocks = _parts(tokens, _TILE_TOKENS)
     means, squares = hidden.new_empty((2, rows, blocks, channels), dtype=torch.float32)
     scales, shifts = hidden.new_empty((2, rows, channels), dtype=torch.float32)
     grid = rows, blocks, _parts(channels, _TILE_CHANNELS)
-    kernels.moments_of_channels[grid](
-        hidden, means, squares, tokens, channels, TOKENS=_TILE_TOKENS, CHANNELS=_TILE_CHANNELS
-    )
+    tile = {"TOKENS": _TILE_TOKENS, "CHANNELS": _TILE_CHANNELS}
+    kernels.moments_of_channels[grid](hidden, means, squares, tokens, channels, **tile)
     kernels.scales_of_group[rows, groups](
         means,
         squares,
-        added if has_added else hidden,
+        hidden if added is None else added,
         weight,
         bias,
         scales,
         shifts,
         tokens,
         channels,
-        of_group,
+        channels // groups,
         blocks,
         eps,
-        HAS_ADDED=has_added,
+        HAS_ADDED=added is not None,
         TOKENS=_TILE_TOKENS,
         BLOCKS=_TILE_BLOCKS,
-        CHANNELS=tile[1],
+        CHANNELS=_power(channels // groups),
     )
-    kernels.scale_and_shift[grid](
-        hidden,
-        scales,
-        shifts,
-        out,
-        tokens,
-        channels,
-        SILU=silu,
-        TOKENS=_TILE_TOKENS,
-        CHANNELS=_TILE_CHANNELS,
-    )
+    kernels.scale_and_shift[grid](hidden, scales, shifts, out, tokens, channels, SILU=silu, **tile)
     return out
 
 

@@ -271,11 +271,11 @@ def _without_graphs(arm: Arm) -> Iterator[None]:
     if not isinstance(unet, UNetCall):
         yield
         return
-    unet.graphs.captures = False
+    before, unet.graphs.captures = unet.graphs.captures, False
     try:
         yield
     finally:
-        unet.graphs.captures = True
+        unet.graphs.captures = before
 
 
 def _no_caches() -> AbstractContextManager[None]:

@@ -45,7 +45,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
 ]
 
-GIB = 2**30
 SOURCES, TARGETS = 4, 3
 HALVES = (torch.float16, torch.bfloat16)
 ROUNDING_LEVELS = {torch.float16: 4.0, torch.bfloat16: 8.0}

@@ -264,7 +264,6 @@ def test_mistakes_are_said_before_anything_is_computed(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.endurance
 def test_only_the_arms_that_are_asked_for_are_measured(tmp_path: pathlib.Path) -> None:
     code, out, err = bench(tmp_path, "--arms", "D,B", "--edits", "1", "--sources", "1")
     assert code == OK, err
@@ -275,7 +274,7 @@ def test_only_the_arms_that_are_asked_for_are_measured(tmp_path: pathlib.Path) -
 
 
 def test_the_gate_has_few_steps_whatever_is_timed() -> None:
-    """Where there are fifty, the trajectory one step off is as near as a right one."""
+    """Where there are fifty, the trajectory one step off is nearer than it has to be."""
     settings = settings_of(steps=50, gate_size_px=256)
     timed = EditParameters(steps=50, width_px=512, height_px=512)
     in_gate = parameters_in_the_gate(timed, settings)
@@ -285,6 +284,7 @@ def test_the_gate_has_few_steps_whatever_is_timed() -> None:
     assert parameters_in_the_gate(few, settings_of()).steps == STEPS
 
 
+@pytest.mark.endurance
 def test_a_run_goes_on_where_it_was_stopped(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

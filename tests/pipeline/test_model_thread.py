@@ -73,10 +73,14 @@ def test_an_editor_computes_in_the_thread_it_was_given(
     thread = ModelThread()
     checkpoint = load_checkpoint(tiny_checkpoint, device="cpu")
     editor, seen = ClockedEditor(checkpoint, thread=thread), set[int]()
-    networks = (checkpoint.text_encoder, editor.unet, *editor.autoencoder.__dict__.values())
+    networks = (
+        checkpoint.text_encoder,
+        editor.unet,
+        editor.autoencoder.encoder,
+        editor.autoencoder.decoder,
+    )
     for network in networks:
-        if isinstance(network, torch.nn.Module):
-            network.register_forward_hook(lambda *_: seen.add(threading.get_ident()))
+        network.register_forward_hook(lambda *_: seen.add(threading.get_ident()))
     parameters = replace(checkpoint.default_parameters, steps=2)
     inversion = editor.invert([picture(1)], parameters=parameters)
     made = editor.edit(inversion, [["a red cat"]]).edits[0][0]
