@@ -14,7 +14,7 @@ from jobs.bench_pipeline import pipeline
 from jobs.bench_scale import scale
 from jobs.bench_speed import speed
 from jobs.bench_threads import threads
-from jobs.console import console
+from jobs import console
 from jobs.exits import guarded
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ app.command()(pipeline)
 app.command()(threads)
 app.command()(scale)
 
-_out = console()
 _log = logging.getLogger(__name__)
 _LOG_EVERY = 40
 STILL_LIFE_RULES = pathlib.Path(__file__).parent / "rules" / "still_life.yaml"
@@ -110,12 +109,12 @@ def edits(
     bench_tables.write_edits(judged, arms, out / "edits.parquet", scores)
     bench_tables.write_floors(floors, out / "floors.parquet")
     bench_pictures.edits_grid(judged, arms[0].name).save(out / "grid.png", optimize=True)
-    _out.print(bench_tables.factor_table(judged, arms[0]))
-    _out.print(bench_tables.arm_table(judged, arms))
-    _out.print(bench_tables.floors_line(floors))
+    console.out().print(bench_tables.factor_table(judged, arms[0]))
+    console.out().print(bench_tables.arm_table(judged, arms))
+    console.out().print(bench_tables.floors_line(floors))
     if scores:
-        _out.print(bench_tables.scores_line(judged, scores, scorer))
-    _out.print(f"{out}/edits.parquet, floors.parquet, grid.png")
+        console.out().print(bench_tables.scores_line(judged, scores, scorer))
+    console.out().print(f"{out}/edits.parquet, floors.parquet, grid.png")
 
 
 @app.command()
@@ -144,8 +143,8 @@ def findings(
     bench_pictures.findings_plot(judged, studies, out / "findings.png")
     bench_pictures.arms_grid(judged, arms).save(out / "grid.png", optimize=True)
     for title, study in studies.items():
-        _out.print(bench_tables.arm_table(judged, study, title))
-    _out.print(f"{out}/edits.parquet, findings.png, grid.png")
+        console.out().print(bench_tables.arm_table(judged, study, title))
+    console.out().print(f"{out}/edits.parquet, findings.png, grid.png")
 
 
 @app.command()
@@ -183,12 +182,12 @@ def presets(
     bench_tables.write_edits(judged, arms, out / "edits.parquet")
     machine = this_machine(editor.checkpoint.device)
     bench_presets.write_report(judged, arms, costs, machine, out / "presets.json")
-    _out.print(bench_presets.preset_table(judged, arms, costs))
-    _out.print(bench_presets.quality_table(judged, arms, by_factor=not grid))
+    console.out().print(bench_presets.preset_table(judged, arms, costs))
+    console.out().print(bench_presets.quality_table(judged, arms, by_factor=not grid))
     if noise := bench_presets.noise_line(costs):
-        _out.print(noise)
-    _out.print(f"{machine.device}, {machine.threads} threads, {machine.date}; {len(seeds)} scenes")
-    _out.print(f"{out}/edits.parquet, presets.json")
+        console.out().print(noise)
+    console.out().print(f"{machine.device}, {machine.threads} threads, {machine.date}; {len(seeds)} scenes")
+    console.out().print(f"{out}/edits.parquet, presets.json")
 
 
 @app.command()
@@ -235,9 +234,9 @@ def tries(
     )
     out.mkdir(parents=True, exist_ok=True)
     bench_tries.write_tries(tried, out / "tries.parquet")
-    _out.print(bench_tries.tries_table(tried))
-    _out.print(bench_tries.rungs_table(tried))
-    _out.print(f"{out}/tries.parquet")
+    console.out().print(bench_tries.tries_table(tried))
+    console.out().print(bench_tries.rungs_table(tried))
+    console.out().print(f"{out}/tries.parquet")
 
 
 @app.command()
@@ -276,9 +275,9 @@ def gate(
     figures = estimate_figures(tried, parameters.steps)
     bench_gate.write_tried(tried, out / "edits.parquet")
     bench_gate.write_figures(figures, out / "estimates.parquet")
-    _out.print(bench_gate.kinds_table(tried))
-    _out.print(bench_gate.figures_table(figures))
-    _out.print(f"{out}/edits.parquet, estimates.parquet")
+    console.out().print(bench_gate.kinds_table(tried))
+    console.out().print(bench_gate.figures_table(figures))
+    console.out().print(f"{out}/edits.parquet, estimates.parquet")
 
 
 @app.command()
@@ -314,17 +313,17 @@ def boxes(
     rows = [(split.value, sample) for split, of in samples.items() for sample in of]
     bench_boxes.write_samples(rows, out / "regions.parquet")
     validation, test = samples[SplitName.VALIDATION], samples[SplitName.TEST]
-    _out.print(bench_boxes.separation_table(validation, "validation"))
+    console.out().print(bench_boxes.separation_table(validation, "validation"))
     for region, default in bench_boxes.REGIONS.items():
         rule = bench_boxes.fit_rule(validation, region)
-        _out.print(
+        console.out().print(
             f"Chosen on validation scenes for a {region}: keep_at_least={rule.keep_at_least:g}, "
             f"review_at_least={rule.review_at_least:g}. On test scenes:"
         )
-        _out.print(bench_boxes.verdict_table(test, region, rule))
-        _out.print("And the defaults:")
-        _out.print(bench_boxes.verdict_table(test, region, default))
-    _out.print(f"{out}/regions.parquet")
+        console.out().print(bench_boxes.verdict_table(test, region, rule))
+        console.out().print("And the defaults:")
+        console.out().print(bench_boxes.verdict_table(test, region, default))
+    console.out().print(f"{out}/regions.parquet")
 
 
 def _region_samples(

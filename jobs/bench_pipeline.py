@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from jobs.console import console
+from jobs import console
 from jobs.exits import guarded
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 AIM = 0.95
 """Share of the editor's own edits per second that a run should have."""
-
-_out = console()
 
 
 @guarded
@@ -68,9 +66,9 @@ def pipeline(
         ],
     )
     measured = [benchmark.round(number) for number in range(rounds)]
-    _out.print(_table(measured))
+    console.out().print(_table(measured))
     share = statistics.median(each.share for each in measured)
-    _out.print(f"{share:.3f} of the editor's edits per second (median); the aim is {AIM}")
+    console.out().print(f"{share:.3f} of the editor's edits per second (median); the aim is {AIM}")
     report = {"aim": AIM, "share": share, "rounds": [each.to_dict() for each in measured]}
     (out / "pipeline.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 

@@ -8,11 +8,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import console
+from jobs import console
 from jobs.exits import guarded
-
-_out = console()
-_err = console(stderr=True)
 
 
 @guarded
@@ -51,7 +48,7 @@ def scale(
     require_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
     limits, sizes = Limits(run_edits, resume_edits), []
-    with _err.status("Measuring") as status:
+    with console.err().status("Measuring") as status:
         for count in _counts(rows):
             sizes.append(measure(out.resolve(), count, edits_per_row, limits, status.update))
             report = as_json(sizes)  # what was measured is kept, however it ends
@@ -63,10 +60,10 @@ def scale(
         tables.resume_table(sizes),
         tables.aims_table(aims(sizes)),
     ):
-        _out.print(table)
-    _out.print(tables.costs_note(sizes))
+        console.out().print(table)
+    console.out().print(tables.costs_note(sizes))
     scale_plot(sizes, out / "scale.png")
-    _out.print(f"{out}/scale.json, scale.png")
+    console.out().print(f"{out}/scale.json, scale.png")
 
 
 def _counts(text: str) -> tuple[int, ...]:

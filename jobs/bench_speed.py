@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import console
+from jobs import console
 from jobs.exits import STOPPED, guarded
 
 if TYPE_CHECKING:
     from jobs.speed.presets import Preset
-
-_out = console()
 
 
 class PresetName(enum.StrEnum):
@@ -114,7 +112,7 @@ def speed(
         authors=str(authors.resolve()) if authors else "",
         profiles=profile,
     )
-    session = Session(settings, out, price_per_hour, _out, resumes=resume)
+    session = Session(settings, out, price_per_hour, console.out(), resumes=resume)
     complete = [session.measure(name) for name in dict.fromkeys(model or chosen.models)]
     session.print_aims(chosen.targets)
     if not all(complete):

@@ -23,10 +23,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import console
+from jobs import console
 from jobs.exits import guarded
-
-_out = console()
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,8 @@ def threads(
     machine = this_machine(torch.device("cpu"))
     report = {"machine": asdict(machine), "cores": count, "splits": [asdict(s) for s in measured]}
     (out / "threads.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    _out.print(splits_table(measured))
-    _out.print(f"{machine.device}, {count} cores, {machine.date}; {out}/threads.json")
+    console.out().print(splits_table(measured))
+    console.out().print(f"{machine.device}, {count} cores, {machine.date}; {out}/threads.json")
 
 
 def splits_of(cores: int) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.bench import Checkpoint, Device, Rows
-from jobs.console import console
+from jobs import console
 from jobs.exits import guarded
 from pipeline.errors import JobError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fpe_core.scores import ClipScorer
     from fpe_core.structure import StructureModel
 
-_out = console()
 _log = logging.getLogger(__name__)
 
 
@@ -103,19 +102,19 @@ def _choose(
     rules = rules_of(fitted)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(rules_yaml(rules), encoding="utf-8")
-    _out.print(curve_table(judged))
-    _out.print(fitted_table(fitted, f"Chosen by {judgements}, precision and recall held-out"))
+    console.out().print(curve_table(judged))
+    console.out().print(fitted_table(fitted, f"Chosen by {judgements}, precision and recall held-out"))
     for edit_type, each in fitted.items():
         if each.sure_precision < wanted[0] or each.sure_recall < wanted[1]:
-            _out.print(
+            console.out().print(
                 f"Edits of {edit_type}: not sure to have a precision of {wanted[0]:g} and a recall "
                 f"of {wanted[1]:g}. More judged edits can help, and models whose scores tell more; "
                 "the less recall is wanted, the more precision there is",
                 markup=False,
             )
     if others is not None:
-        _out.print(quality_table(rules, others, f"The same rules on {check}"))
-    _out.print(f"{out}: name it as judge.rules in the job file, or put its rules there")
+        console.out().print(quality_table(rules, others, f"The same rules on {check}"))
+    console.out().print(f"{out}: name it as judge.rules in the job file, or put its rules there")
 
 
 def _judge(

@@ -15,7 +15,7 @@ import typer
 from rich.logging import RichHandler
 
 from jobs import bench, calibrate_command, plan_command
-from jobs.console import console
+from jobs import console
 from jobs.exits import STOPPED, guarded
 from jobs.plan_command import JobFile, Overrides
 from pipeline.logs import (
@@ -47,8 +47,6 @@ app.add_typer(bench.app, name="bench")
 app.command("calibrate")(calibrate_command.calibrate)
 app.command("plan")(plan_command.plan)
 
-_out = console()
-_err = console(stderr=True)
 
 RunOrJob = Annotated[
     str, typer.Argument(metavar="RUN|JOB.yaml", help="Run folder (path or URL), or its job file.")
@@ -94,7 +92,7 @@ def run(
         return
     summary = unless_in_use(lambda: _run(job), wait_s=job.lease.expiry_s + job.lease.heartbeat_s)
     if summary is None:
-        _out.print(f"Another run has {job.output}: left to it.", markup=False)
+        console.out().print(f"Another run has {job.output}: left to it.", markup=False)
         return
     _tell(summary)
 
@@ -117,13 +115,13 @@ def retry(
     codes = _failure_codes(only or [])
     load = load_job if is_job_file(run_folder) else load_job_of_run
     job = load(run_folder, overrides or [])
-    with choose_progress(_err, in_lines=_log_as(job)) as progress:
+    with choose_progress(console.err(), in_lines=_log_as(job)) as progress:
         summary = retry_failed(job, codes, progress=progress)
     if not summary.edits_made and not summary.spared:
         which = f" as {' or '.join(codes)}" if codes else ""
-        _out.print(f"No edit of this job has failed{which}: nothing to try again.")
+        console.out().print(f"No edit of this job has failed{which}: nothing to try again.")
     if summary.spared:
-        _out.print(f"{summary.spared} failed edits are of full cells (quotas): left alone.")
+        console.out().print(f"{summary.spared} failed edits are of full cells (quotas): left alone.")
     _print(summary)
 
 
@@ -158,11 +156,11 @@ def submit(
 
     job = load_job(job_file, overrides or [])
     client, submission = hand_over(job, address, shared_disk=shared_disk, with_code=with_code)
-    _out.print(f"Submitted {submission.submission_id}", markup=False)
+    console.out().print(f"Submitted {submission.submission_id}", markup=False)
     if detach:
-        _out.print(f"{submission.how_to()}\n  state    fpe status {job_file}", markup=False)
+        console.out().print(f"{submission.how_to()}\n  state    fpe status {job_file}", markup=False)
         return
-    code = follow(client, submission, lambda lines: _out.print(lines, markup=False, end=""))
+    code = follow(client, submission, lambda lines: console.out().print(lines, markup=False, end=""))
     if code:
         raise typer.Exit(code)
 
@@ -175,7 +173,7 @@ def status(run_folder: RunOrJob) -> None:
     from pipeline.status import run_status
 
     output, options = _place(run_folder)
-    _out.print(status_table(run_status(output, options)))
+    console.out().print(status_table(run_status(output, options)))
 
 
 @app.command()
@@ -199,20 +197,20 @@ def verify(
 
     load = load_job if is_job_file(run_folder) else load_job_of_run
     job = load(run_folder, overrides or [])
-    with _err.status("Reading the ledger, the manifest and every picture"):
+    with console.err().status("Reading the ledger, the manifest and every picture"):
         found = verify_run(job)
-    _out.print(verification_table(found, job.output))
+    console.out().print(verification_table(found, job.output))
     for problem in found.problems:
-        _out.print(problem, markup=False)
+        console.out().print(problem, markup=False)
     hidden = found.problems_total - len(found.problems)
     if hidden:
-        _out.print(f"... and {hidden} more")
+        console.out().print(f"... and {hidden} more")
     # A run that is not in order needs no sample, and its error would hide what was found.
     is_same = not found.ok or recompute is None or _recompute(job, recompute, device)
     if not found.ok or not is_same:
-        _out.print("The run is not in order.")
+        console.out().print("The run is not in order.")
         raise typer.Exit(STOPPED)
-    _out.print("The run is in order" + (", and not finished." if found.pending else "."))
+    console.out().print("The run is in order" + (", and not finished." if found.pending else "."))
 
 
 @app.command()
@@ -233,7 +231,7 @@ def sheet(
     path = write_contact_sheet(folder, title=output, layout=layout)
     if path is None:
         raise StorageError(f"{output}: no edits to show; is this the run folder of a job?")
-    _out.print(f"{output.rstrip('/')}/{path}")
+    console.out().print(f"{output.rstrip('/')}/{path}")
 
 
 @app.command()
@@ -256,12 +254,12 @@ def report(
     from pipeline.storage import Folder
 
     folder = Folder.open(*_place(run_folder))
-    with _err.status("Reading the ledger and pictures"):
+    with console.err().status("Reading the ledger and pictures"):
         if other is None:
             written = write_report(folder, out=out, price_per_hour=price_per_hour)
         else:
             written = write_comparison(folder, Folder.open(*_place(other)), out=out)
-    _out.print(written.url)
+    console.out().print(written.url)
 
 
 @config_app.command("show")
@@ -277,7 +275,7 @@ def config_show(
     from jobs.show import job_as_yaml
 
     job = None if job_file is None else load_job(job_file, overrides or [])
-    _out.print(job_as_yaml(job), markup=False, end="")
+    console.out().print(job_as_yaml(job), markup=False, end="")
 
 
 @app.command()
@@ -297,7 +295,7 @@ def demo(
     from pipeline.storage import Folder
 
     rendered = write_scenes(folder / "demo-scenes", scenes)
-    _out.print(
+    console.out().print(
         f"{rendered.scenes} scenes in {folder / 'demo-scenes'}, {rendered.edits} edits asked for"
     )
     job = load_job(
@@ -311,8 +309,8 @@ def demo(
     _tell(summary)
     if summary.edits_made or not run_folder.exists(REPORT_NAME):
         write_report(run_folder)
-    _out.print(f"Report: {folder / 'demo' / REPORT_NAME}")
-    _out.print(f"Contact sheet: {folder / 'demo' / SHEET_NAME}")
+    console.out().print(f"Report: {folder / 'demo' / REPORT_NAME}")
+    console.out().print(f"Contact sheet: {folder / 'demo' / SHEET_NAME}")
 
 
 def _log_to_stderr(logs: LogSettings | None = None) -> None:
@@ -321,8 +319,8 @@ def _log_to_stderr(logs: LogSettings | None = None) -> None:
     if logs.format == "json":
         level = logging.INFO
         logging.basicConfig(handlers=[stderr_handler(logs)], force=True)
-    elif _err.is_terminal:
-        handler, level = RichHandler(console=_err, show_path=False), logging.WARNING
+    elif console.err().is_terminal:
+        handler, level = RichHandler(console=console.err(), show_path=False), logging.WARNING
         logging.basicConfig(format="%(message)s", datefmt="%X", handlers=[handler])
     else:
         level = logging.INFO
@@ -349,7 +347,7 @@ def _run(job: Job) -> RunSummary:
     from jobs.progress import choose_progress
     from pipeline.run import run_job
 
-    with choose_progress(_err, in_lines=_log_as(job)) as progress:
+    with choose_progress(console.err(), in_lines=_log_as(job)) as progress:
         return run_job(job, progress=progress)
 
 
@@ -358,18 +356,18 @@ def _recompute(job: Job, count: int, device: str | None) -> bool:
     from jobs.tables import recomputation_table
     from pipeline.recompute import Verdict, recompute_sample
 
-    with _err.status("Loading the model") as status:
+    with console.err().status("Loading the model") as status:
         found = recompute_sample(
             job,
             count,
             device=device,
             progress=lambda done, total: status.update(f"Made {done} of {total} edits again"),
         )
-    _out.print(recomputation_table(found))
+    console.out().print(recomputation_table(found))
     for comparison in (*found.of(Verdict.DIFFERENT), *found.of(Verdict.NOT_MADE)):
-        _out.print(str(comparison), markup=False)
+        console.out().print(str(comparison), markup=False)
     if not found.compared:
-        _out.print("Nothing could be compared.")
+        console.out().print("Nothing could be compared.")
     return found.ok
 
 
@@ -387,22 +385,22 @@ def _failure_codes(names: list[str]) -> list[FailureCode]:
 def _tell(summary: RunSummary) -> None:
     if not summary.edits_made and summary.spared:
         done = f"{summary.already_done} of {summary.edits_planned} edits"
-        _out.print(f"{done} are done, and the quotas call for no more; nothing was computed.")
+        console.out().print(f"{done} are done, and the quotas call for no more; nothing was computed.")
     elif not summary.edits_made:
-        _out.print(f"All {summary.edits_planned} edits are done already; nothing was computed.")
+        console.out().print(f"All {summary.edits_planned} edits are done already; nothing was computed.")
     _print(summary)
 
 
 def _print(summary: RunSummary) -> None:
     from jobs.tables import quotas_table, stations_table, summary_table
 
-    _out.print(summary_table(summary))
+    console.out().print(summary_table(summary))
     if summary.quotas:
-        _out.print(quotas_table(summary.quotas))
+        console.out().print(quotas_table(summary.quotas))
     if summary.stations:
-        _out.print(stations_table(summary))
+        console.out().print(stations_table(summary))
     for code, example in summary.failure_examples.items():
-        _out.print(f"{code}, for one: {example}", markup=False)
+        console.out().print(f"{code}, for one: {example}", markup=False)
 
 
 def _place(run_or_job: str) -> tuple[str, dict[str, Any]]:

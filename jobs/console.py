@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from rich.console import Console
@@ -20,3 +21,15 @@ def console(*, stderr: bool = False) -> Console:
         emoji=False,
         width=None if stream is not None and stream.isatty() else _WIDE,
     )
+
+
+@functools.cache
+def out() -> Console:
+    """Results: stdout. One for the whole program, as bars and lines of a log share theirs."""
+    return console()
+
+
+@functools.cache
+def err() -> Console:
+    """Progress and messages: stderr. One for the whole program, or log lines would tear a bar."""
+    return console(stderr=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.console import console
+from jobs import console
 from jobs.exits import guarded
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ Overrides = Annotated[
         metavar="KEY=VALUE", help="Dotted keys with YAML values, such as edit.steps=20."
     ),
 ]
-
-_out = console()
-_err = console(stderr=True)
 
 
 @guarded
@@ -75,16 +72,16 @@ def plan(
     if device_name is not None and probe is not None:
         raise JobError("--device-name takes a stored probe: leave --probe and --no-probe out")
     job = load_job(job_file, overrides or [])
-    with _err.status("Reading the manifest"):
+    with console.err().status("Reading the manifest"):
         ledger = Ledger.open(Folder.open(job.output, job.storage_options))
         planned = make_plan(job, ledger, write=False)
     said = _Said(job, planned, ledger, price_per_hour)
     if planned.edits_pending and planned.makes_edits and probe is not False:
-        with _err.status("Measuring this device"):
+        with console.err().status("Measuring this device"):
             wanted = _Wanted(device_name, probe is True, probe_seconds)
             said = _priced(said, probes or default_file(), wanted)
     if as_json:
-        _out.print(json.dumps(_as_json(said), indent=2), markup=False)
+        console.out().print(json.dumps(_as_json(said), indent=2), markup=False)
     else:
         _print(said)
 
@@ -140,18 +137,18 @@ def _print(said: _Said) -> None:
     from jobs.plan_tables import cost_table, knobs_table
     from jobs.tables import plan_table, quotas_table
 
-    _out.print(plan_table(said.plan, said.job.output))
+    console.out().print(plan_table(said.plan, said.job.output))
     if said.price is not None:
-        _out.print(cost_table(said.price, said.price_per_hour))
-        _out.print(knobs_table(said.price, said.price_per_hour))
+        console.out().print(cost_table(said.price, said.price_per_hour))
+        console.out().print(knobs_table(said.price, said.price_per_hour))
     if said.why_not:
-        _out.print(
+        console.out().print(
             f"No price: {said.why_not}\n--device-name takes the stored probe of another device, "
             "--no-probe only counts.",
             markup=False,
         )
     if said.plan.round is not None:
-        _out.print(quotas_table(said.quotas))
+        console.out().print(quotas_table(said.quotas))
 
 
 def _as_json(said: _Said) -> dict[str, Any]:
