@@ -14,9 +14,9 @@ from fpe_core.still_life.progress import Budget, Run
 from fpe_core.still_life.scenes_on_disk import as_pixels
 from fpe_core.still_life.train_autoencoder import reconstruction_loss, reconstruction_psnr_db
 
-_PEAK_LR = 1e-3
+_DECODER_PEAK_LR = 1e-3
 _PICTURES_PER_STEP = 4  # in each process
-_RECORD_EVERY_STEPS = 200
+_DECODER_RECORD_EVERY_STEPS = 200
 
 
 def train_decoder(
@@ -37,7 +37,7 @@ def train_decoder(
     autoencoder.to(device).train()
     parts = {"decoder": autoencoder.decoder, "post_quant_conv": autoencoder.post_quant_conv}
     weights = [weight for part in parts.values() for weight in part.parameters()]
-    peak_lr = _PEAK_LR * lr_scale
+    peak_lr = _DECODER_PEAK_LR * lr_scale
     optimizer = torch.optim.AdamW(weights, lr=peak_lr, weight_decay=1e-4)
     run = Run("decoder", folder, budget, optimizer, peak_lr, parts)
     for step in run.steps():
@@ -53,7 +53,7 @@ def train_decoder(
         workers.average_gradients(weights)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        if step % _RECORD_EVERY_STEPS == 0 and not workers.rank():
+        if step % _DECODER_RECORD_EVERY_STEPS == 0 and not workers.rank():
             psnr_db = reconstruction_psnr_db(autoencoder, range(16))
             run.record(loss=float(loss.detach()), psnr_db=psnr_db)
     autoencoder.eval()

@@ -100,6 +100,6 @@ def test_nothing_accepted_is_sure_of_nothing() -> None:
     ("is_good", "precision", "message"),
     [(False, 0.9, "no edit is judged good"), (True, 1.1, "precision must be 0 to 1")],
 )
-def test_what_cannot_be_fitted_is_refused(is_good: bool, precision: float, message: str) -> None:
+def test_what_cannot_be_fitted_to_hold_is_refused(is_good: bool, precision: float, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         fit_to_hold([JudgedEdit(EditScores(ssim=0.5), is_good)], precision)
