@@ -8,9 +8,8 @@
 Knows torch, diffusers and transformers; no Ray, no Arrow, no storage.
 """
 
-from fpe_core.checkpoint import Checkpoint, load_checkpoint
-from fpe_core.checkpoint_files import checkpoint_defaults, checkpoint_fingerprint
-from fpe_core.edit_scores import SCORES, EditScores, score_edits
+from fpe_core.checkpoint.files import checkpoint_defaults, checkpoint_fingerprint
+from fpe_core.checkpoint.load import Checkpoint, load_checkpoint
 from fpe_core.editor import Editor
 from fpe_core.errors import (
     CheckpointError,
@@ -21,11 +20,20 @@ from fpe_core.errors import (
     PromptError,
     RowsOutOfMemoryError,
 )
-from fpe_core.fit import Fit, FittedImage, decode_image, fit_image
+from fpe_core.image.decode import decode_image
+from fpe_core.image.fit import Fit, FittedImage, fit_image
 from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
-from fpe_core.lpips import LpipsModel, load_lpips
 from fpe_core.parameters import EditParameters, LayersByRange, LayersByTokens
-from fpe_core.picture_scores import (
+from fpe_core.scores.clip import (
+    ClipScorer,
+    directional_similarity,
+    image_similarity,
+    load_scorer,
+    text_score,
+)
+from fpe_core.scores.edit_scores import SCORES, EditScores, score_edits
+from fpe_core.scores.lpips import LpipsModel, load_lpips
+from fpe_core.scores.pixels import (
     changed_share,
     clipped_shift,
     psnr_db,
@@ -33,14 +41,7 @@ from fpe_core.picture_scores import (
     sharpness_ratio,
     ssim,
 )
-from fpe_core.scores import (
-    ClipScorer,
-    directional_similarity,
-    image_similarity,
-    load_scorer,
-    text_score,
-)
-from fpe_core.structure import StructureModel, load_structure_model, structure_distance
+from fpe_core.scores.structure import StructureModel, load_structure_model, structure_distance
 
 # Part of every edit's id. Rises when the same edit would give another image.
 ALGORITHM_VERSION = "2"

@@ -22,8 +22,8 @@ whatever the row limit, and shared by all its edits. The R rows of a real source
 replaced layer, as nothing but their maps is wanted; they count as rows all the same.
 
 A row costs less than a pass through diffusers' UNet: rows of one latent are one until the first
-cross-attention (`fpe_core.unet_pass`), replaced layers compute no query and key of the target, and
-the prompts' keys and values are there before the first step (`fpe_core.text_keys`).
+cross-attention (`fpe_core.unet.forward`), replaced layers compute no query and key of the target,
+and the prompts' keys and values are there before the first step (`fpe_core.unet.prompts`).
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fpe_core.attention import SourceMaps, select_layers, self_attention_layers
-from fpe_core.attention_kernels import measure_attention
-from fpe_core.autoencoder import Autoencoder, latent_dtype, latent_shape
-from fpe_core.checkpoint import Checkpoint
-from fpe_core.denoiser import Denoiser
+from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_shape
+from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.errors import ParameterError
-from fpe_core.fit import fit_image
+from fpe_core.image.fit import fit_image
 from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources
 from fpe_core.parameters import EditParameters
-from fpe_core.rows import RowLimit, rows_that_fit
 from fpe_core.sampling import sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
-from fpe_core.shared_prefix import sharing_pays
-from fpe_core.text import EncodedPrompts, encode_prompts
-from fpe_core.unet_call import UNetCall
-from fpe_core.unet_rows import UNetRows
+from fpe_core.unet.attend import measure_attention
+from fpe_core.unet.attention import SourceMaps, select_layers, self_attention_layers
+from fpe_core.unet.call import UNetCall
+from fpe_core.unet.denoiser import Denoiser
+from fpe_core.unet.prompts import EncodedPrompts, encode_prompts
+from fpe_core.unet.row_limit import RowLimit, rows_that_fit
+from fpe_core.unet.rows import UNetRows
+from fpe_core.unet.shared_prefix import sharing_pays
 
 _MEASURED_EDITS = 8
 """As many as fill a GPU, and few enough to be over in a second."""
@@ -84,10 +84,11 @@ class Editor:
                 is free).
             measures: before the first edit of a size, time what pays on one device and not on
                 another, and leave the rest off: torch's attention kernels
-                (`fpe_core.attention_kernels`) and the shared prefix (`fpe_core.shared_prefix`).
+                (`fpe_core.unet.attend`) and the shared prefix (`fpe_core.unet.shared_prefix`).
                 None does so on CUDA; on a CPU it takes longer and has never chosen anything.
             compiler: a backend of torch.compile, such as "inductor", for UNet and autoencoder
-                (`fpe_core.compilation`); edits are equal within `fpe_core.agreement`'s tolerances.
+                (`fpe_core.unet.compilation`); edits are equal within `fpe_core.agreement`'s
+                tolerances.
 
         Raises:
             ParameterError: no row at all, or a compiler that torch does not have.
@@ -119,7 +120,7 @@ class Editor:
             images: of any mode, size and orientation; fitted to the parameters' size (`fit_image`).
             source_prompts: what each image shows; None or "" for no prompt.
             parameters: None takes the checkpoint's recommendation.
-            fit: "crop" or "pad", see `fpe_core.fit`.
+            fit: "crop" or "pad", see `fpe_core.image.fit`.
 
         Returns:
             the trajectories, one per image, in order.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
-from fpe_core.fit import Fit
+from fpe_core.image.fit import Fit
 from fpe_core.parameters import EditParameters
 
 

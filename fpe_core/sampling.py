@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fpe_core.attention import SourceMaps
-from fpe_core.denoiser import Denoiser, Giving, Recording
+from fpe_core.edit_rows import EditRows
 from fpe_core.inversion import Inversion, Sources
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
-from fpe_core.unet_rows import EditRows
+from fpe_core.unet.attention import SourceMaps
+from fpe_core.unet.denoiser import Denoiser, Giving, Recording
 
 
 def sample_edits(

@@ -1,5 +1,11 @@
-"""The Ray Data job: one file per station, in the order data passes.
+"""Batch editing on Ray: a job file and a manifest go in, a run folder of committed parts comes out.
 
-manifest -> prompts -> plan -> decode -> edit_actor -> write -> ledger -> stats; verify and status
-read what they left. Imports run downward only: jobs -> pipeline -> fpe_core.
+    job ──┐                        ┌─ judge ─┐
+          ├─ plan ─ cluster ─ read ┤         ├─ write ─ ledger
+ manifest ┘                        └─ edit ──┘
+                    run drives it;  verify and report read what it left;  cost says it beforehand
+                    storage and supervision are under all of it
+
+Imports run down this list (tests/test_house.py): cost, verify, report > run > cluster > plan, edit
+> judge, write > job, read > manifest, ledger > storage, supervision > errors, logs, redact.
 """

@@ -1,7 +1,7 @@
 """Log lines for people, or one JSON object each for a log collector; of the driver and of workers.
 
     {"time": "2026-11-25T18:00:00.000Z", "level": "warning", "message": "edit failed: ...",
-     "logger": "pipeline.run", "run": "recoloured-1f2e3d4c-3", "station": "commit",
+     "logger": "pipeline.run.driver", "run": "recoloured-1f2e3d4c-3", "station": "commit",
      "worker": "host:4711", "edit_id": "...", "group_id": "...", "code": "source_missing"}
 
 The first four are always there, `run`, `station` and `worker` (host:pid) from when they are known;

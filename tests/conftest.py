@@ -33,15 +33,11 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from tests.faults.tables import (  # noqa: E402, F401
-    pytest_sessionfinish,
-    pytest_terminal_summary,
-    pytest_testnodedown,
-)
-from tests.s3_gate import gate, gate_process  # noqa: E402, F401
-from tests.s3_server import ENVIRONMENT, s3_process, s3_server  # noqa: E402, F401
-from tests.stores import store  # noqa: E402, F401
-from tests.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults  # noqa: E402
+from tests.builders.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults  # noqa: E402
+from tests.faults.tables import pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown  # noqa: E402, F401
+from tests.servers.s3_gate import gate, gate_process  # noqa: E402, F401
+from tests.servers.s3_server import ENVIRONMENT, s3_process, s3_server  # noqa: E402, F401
+from tests.servers.stores import store  # noqa: E402, F401
 
 # Hypothesis without a clock: a busy machine makes no test fail, and every run tries the same.
 settings.register_profile(

@@ -13,8 +13,8 @@ import typer.main
 import yaml
 
 from jobs.cli import app
-from pipeline.job import Job
-from pipeline.outcome import FailureCode
+from pipeline.job.job import Job
+from pipeline.ledger.outcome import FailureCode
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

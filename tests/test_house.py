@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import fpe_core
-from jobs.config import BUILTIN_FOLDER
+from jobs.job_file.load import BUILTIN_FOLDER
 
 ROOT = pathlib.Path(__file__).parent.parent
 

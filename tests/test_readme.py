@@ -9,9 +9,9 @@ import pytest
 import typer.main
 import yaml
 
-from jobs import exits
 from jobs.cli import app
-from pipeline.job import Job
+from jobs.terminal import exits
+from pipeline.job.job import Job
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

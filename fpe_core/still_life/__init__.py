@@ -1,7 +1,8 @@
 """The built-in world: still lifes with known factors, and the small model trained on them."""
 
-from pathlib import Path
+from __future__ import annotations
 
+from fpe_core.checkpoint.files import CHECKPOINT_DIR
 from fpe_core.still_life.render import object_mask, render
 from fpe_core.still_life.scene import (
     FACTORS,
@@ -11,9 +12,6 @@ from fpe_core.still_life.scene import (
     factors_in,
     sample_scene,
 )
-
-CHECKPOINT_DIR: Path = Path(__file__).parent / "checkpoint"
-"""A diffusers folder for `StableDiffusionPipeline.from_pretrained`."""
 
 __all__ = [
     "CHECKPOINT_DIR",

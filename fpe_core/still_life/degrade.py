@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fpe_core.still_life.scenes_on_disk import as_pixels
+from fpe_core.still_life.render import as_pixels
 
 _JPEG_RATE, _BLUR_RATE, _GRAIN_RATE, _MOTTLE_RATE = 0.2, 0.5, 0.4, 0.4
 _LEAST_JPEG_QUALITY, _BEST_JPEG_QUALITY = 40, 95

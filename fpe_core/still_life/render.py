@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -289,3 +290,9 @@ def _surface_coordinates(scene: Scene, frame: _Frame) -> tuple[Plane, Plane]:
         along = np.where(top, -sideways / 2 - v, np.where(right, v + u / _SQRT3, v - u / _SQRT3))
         return across, along
     return u, v
+
+
+def as_pixels(images: NDArray[np.uint8]) -> torch.Tensor:
+    """(B, H, W, 3) bytes to (B, 3, H, W) float32 in -1..1."""
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
+    return (pixels / 127.5 - 1.0).contiguous()

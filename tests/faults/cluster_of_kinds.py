@@ -21,8 +21,8 @@ import ray
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
-from pipeline.job import Job
-from pipeline.run import run_job
+from pipeline.job.job import Job
+from pipeline.run.driver import run_job
 from tests.faults.nobody import Nobody
 
 MACHINES: dict[str, dict[str, Any]] = {

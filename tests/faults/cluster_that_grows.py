@@ -32,8 +32,8 @@ import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
 
-from pipeline.job import Job
-from pipeline.run import run_job
+from pipeline.job.job import Job
+from pipeline.run.driver import run_job
 from tests.faults.machines import edits_by_machine
 from tests.faults.nobody import Nobody
 

@@ -19,8 +19,8 @@ import pyarrow as pa
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline.job import Job
-from pipeline.run import run_job
+from pipeline.job.job import Job
+from pipeline.run.driver import run_job
 from tests.faults.nobody import Nobody
 
 

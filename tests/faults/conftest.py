@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.faulty_s3 import FaultyS3
-from tests.s3_server import S3Server, s3_server  # noqa: F401
+from tests.servers.faulty_s3 import FaultyS3
+from tests.servers.s3_server import S3Server, s3_server  # noqa: F401
 
 
 @pytest.fixture

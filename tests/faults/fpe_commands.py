@@ -91,7 +91,13 @@ class FpeCommands:
 
 def serve(orders: Iterable[str]) -> None:
     """The server's loop; in the process of a command it does not return."""
-    for name in ("jobs.cli", "pipeline.graph", "pipeline.run", "fpe_core.editor", "s3fs"):
+    for name in (
+        "jobs.cli",
+        "pipeline.cluster.graph",
+        "pipeline.run.driver",
+        "fpe_core.editor",
+        "s3fs",
+    ):
         importlib.import_module(name)
     _say("ready")
     for line in orders:

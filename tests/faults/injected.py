@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from tests.faults.faulty_s3 import Fault
+from tests.servers.faulty_s3 import Fault
 
 WENT_ON = "went on by itself"
 SAME_COMMAND = "stopped; the same command went on"

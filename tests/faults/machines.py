@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ray._private.state import actors
 
-from pipeline.job import Job
+from pipeline.job.job import Job
 
 
 def edits_by_machine(job: Job) -> Counter[str]:

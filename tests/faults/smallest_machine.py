@@ -18,8 +18,8 @@ import pyarrow as pa
 import ray
 
 from pipeline.errors import Interrupted, ResourceError
-from pipeline.job import Job
-from pipeline.run import run_job
+from pipeline.job.job import Job
+from pipeline.run.driver import run_job
 from tests.faults.nobody import Nobody
 
 

@@ -11,11 +11,11 @@ import ray
 import yaml
 from PIL import Image
 
-from pipeline.verify import Verification, verify_run
-from tests.faults.faulty_s3 import Fault, FaultyS3, Kind
+from pipeline.verify.verify import Verification, verify_run
+from tests.builders.job_on_s3 import EDIT_ROWS, SOURCE_ROWS, JobOnS3, write_job
 from tests.faults.fpe_commands import Ended, FpeCommands
 from tests.faults.injected import SAME_COMMAND, survived
-from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS, JobOnS3, write_job
+from tests.servers.faulty_s3 import Fault, FaultyS3, Kind
 
 WRITES = (
     *("lease", "fence", "work list", "plan", "schema", "config", "card"),

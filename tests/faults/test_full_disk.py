@@ -17,15 +17,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.job import Job
-from pipeline.ledger import Ledger
-from pipeline.storage import Folder
-from pipeline.verify import Verification, verify_run
-from tests.faults.faulty_s3 import Fault, Kind, thing_of
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.storage.folder import Folder
+from pipeline.verify.verify import Verification, verify_run
+from tests.builders.finished_run import FinishedRun
+from tests.builders.job_on_s3 import EDIT_ROWS, SOURCE_ROWS
 from tests.faults.fpe_commands import Ended, FpeCommands
 from tests.faults.injected import RETRIED, SAME_COMMAND, survived
-from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS
-from tests.pipeline.finished_run import FinishedRun
+from tests.servers.faulty_s3 import Fault, Kind, thing_of
 
 NO_SPACE = "No space left on device"
 _NOBODY = "127.0.0.1:9"

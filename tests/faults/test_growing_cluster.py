@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.job import Job
-from pipeline.verify import verify_run
+from pipeline.job.job import Job
+from pipeline.verify.verify import verify_run
 
 pytestmark = pytest.mark.endurance
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from fpe_core.fit import FORMATS, Fit
-from pipeline.decode import DecodeSettings, decode
-from pipeline.outcome import MAX_MESSAGE_CHARS, FailureCode
+from fpe_core.image.decode import FORMATS
+from fpe_core.image.fit import Fit
+from pipeline.ledger.outcome import MAX_MESSAGE_CHARS, FailureCode
+from pipeline.read.decode import DecodeSettings, decode
+from tests.builders.hostile_pictures import bombs, encoded, seeds
+from tests.builders.mutations import mutated, with_right_checksums
+from tests.builders.tiny_checkpoint import SIZE_PX
+from tests.builders.work_rows import work_row, work_table
 from tests.faults.fuzz import cases
-from tests.faults.mutations import mutated, with_right_checksums
 from tests.faults.peak_memory import is_measurable, peak_memory
-from tests.faults.pictures import bombs, encoded, seeds
-from tests.pipeline.work_rows import work_row, work_table
-from tests.tiny_checkpoint import SIZE_PX
 
 SETTINGS = DecodeSettings(max_pixels=1_000_000)
 BATCH = 200

@@ -16,16 +16,16 @@ import pytest
 
 from fpe_core import EditParameters
 from pipeline.errors import JobError, ManifestError
-from pipeline.ids import EditContext
-from pipeline.intent import Intent
-from pipeline.job import Job
-from pipeline.manifest import KNOWN_COLUMNS, Manifest
-from pipeline.prompts import PromptPlan
-from pipeline.survey import survey_manifest
-from pipeline.work_list import pending_batches, work_files, work_schema
+from pipeline.job.job import Job
+from pipeline.manifest.columns import KNOWN_COLUMNS
+from pipeline.manifest.files import Manifest
+from pipeline.plan.ids import EditContext
+from pipeline.plan.resolved_job import Intent
+from pipeline.plan.survey import survey_manifest
+from pipeline.plan.work_list import pending_batches, work_files, work_schema
+from tests.builders.hostile_texts import hostile_text
+from tests.builders.mutations import mutated
 from tests.faults.fuzz import DEFAULT_CASES, SHARES, cases, planned
-from tests.faults.mutations import mutated
-from tests.faults.texts import hostile_text
 
 Chance = np.random.Generator
 
@@ -36,7 +36,7 @@ def plan_rows(path: Path, target: str = "") -> int:
     if target:
         values["prompts"] = {"target": target}
     job = Job.model_validate(values)
-    prompts = None if job.prompts is None else PromptPlan.of(job.prompts)
+    prompts = None if job.prompts is None else job.prompts.to_plan()
     manifest = Manifest.open(str(path), needs_target_prompt=prompts is None)
     intent = Intent(
         job,

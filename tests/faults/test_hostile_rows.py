@@ -14,21 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset_card import CARD_FILE, dataset_card
-from pipeline.decode import DecodeSettings, decode
-from pipeline.edit_actor import EditActor, EditSettings
-from pipeline.job import Job
-from pipeline.ledger import Ledger
-from pipeline.outcome import OUTCOME_SCHEMA
-from pipeline.plan import make_plan
-from pipeline.source_rules import SourceRules
-from pipeline.storage import Folder
-from pipeline.verify import Verification, verify_run
-from pipeline.write import MetadataLayout
+from pipeline.edit.actor import EditActor
+from pipeline.edit.settings import EditSettings
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import OUTCOME_SCHEMA
+from pipeline.plan.plan import make_plan
+from pipeline.read.decode import DecodeSettings, decode
+from pipeline.run.dataset_card import CARD_FILE, dataset_card
+from pipeline.storage.allowed_sources import SourceRules
+from pipeline.storage.folder import Folder
+from pipeline.verify.verify import Verification, verify_run
+from pipeline.write.metadata import MetadataLayout
+from tests.builders.hostile_pictures import encoded, seeds
+from tests.builders.hostile_texts import hostile_text
+from tests.builders.mutations import mutated
 from tests.faults.fuzz import cases
-from tests.faults.mutations import mutated
-from tests.faults.pictures import encoded, seeds
-from tests.faults.texts import hostile_text
 
 ROWS_PER_JOB, ROWS_PER_BLOCK = 270, 30
 A_SAFE_NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.config import load_job_of_run
+from jobs.job_file.load import load_job_of_run
 from pipeline.errors import JobError
-from pipeline.job import Job
-from pipeline.ledger import Ledger
-from pipeline.run import run_job
-from pipeline.storage import Folder
-from pipeline.verify import verify_run
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.run.driver import run_job
+from pipeline.storage.folder import Folder
+from pipeline.verify.verify import verify_run
 from tests.faults.nobody import Nobody
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -11,12 +11,12 @@ import pytest
 
 from fpe_core import ImageTooLargeError
 from pipeline.errors import RowError
-from pipeline.fetch import read_uri
-from pipeline.outcome import FailureCode
-from pipeline.source_rules import SourceRules
-from pipeline.storage import Folder, resolve_uri
+from pipeline.ledger.outcome import FailureCode
+from pipeline.storage.allowed_sources import SourceRules
+from pipeline.storage.fetch import read_uri
+from pipeline.storage.folder import Folder, resolve_uri
+from tests.builders.hostile_texts import hostile_text
 from tests.faults.fuzz import cases
-from tests.faults.texts import hostile_text
 
 OPEN, SECRET, LARGE = b"open", b"secret", b"large" * 100
 SCHEMES = (

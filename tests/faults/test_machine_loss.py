@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.job import Job
-from pipeline.verify import verify_run
-from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS
+from pipeline.job.job import Job
+from pipeline.verify.verify import verify_run
+from tests.builders.job_on_s3 import EDIT_ROWS, SOURCE_ROWS
 
 pytestmark = pytest.mark.endurance
 

@@ -9,19 +9,19 @@ import pytest
 import stamina
 from PIL import Image
 
-from pipeline.part_writer import part_name
-from pipeline.run import retry_failed, run_job
-from pipeline.verify import verify_run
-from tests.endpoint import Samples, by_station, scrape
-from tests.faults.faulty_s3 import Fault, FaultyS3, Kind
-from tests.faults.injected import RETRIED, WENT_ON, survived
-from tests.faults.job_on_s3 import (
+from pipeline.run.driver import retry_failed, run_job
+from pipeline.verify.verify import verify_run
+from pipeline.write.part import part_name
+from tests.builders.job_on_s3 import (
     EDIT_ROWS,
     SOURCE_ROWS,
     leave_what_a_killed_run_leaves,
     write_job,
 )
+from tests.faults.injected import RETRIED, WENT_ON, survived
 from tests.faults.nobody import Nobody
+from tests.servers.faulty_s3 import Fault, FaultyS3, Kind
+from tests.servers.prometheus import Samples, by_station, scrape
 
 DRIVER_WRITES = (
     *("lease", "clock", "fence", "work list", "plan", "schema", "config", "card"),

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.run import retry_failed, run_job
-from pipeline.verify import verify_run
-from tests.faults.faulty_s3 import Fault, FaultyS3, Kind
+from pipeline.run.driver import retry_failed, run_job
+from pipeline.verify.verify import verify_run
+from tests.builders.job_on_s3 import EDIT_ROWS, SOURCE_ROWS, JobOnS3, write_job
 from tests.faults.injected import QUARANTINED, WENT_ON, survived
-from tests.faults.job_on_s3 import EDIT_ROWS, SOURCE_ROWS, JobOnS3, write_job
 from tests.faults.nobody import Nobody
+from tests.servers.faulty_s3 import Fault, FaultyS3, Kind
 
 pytestmark = [pytest.mark.endurance, pytest.mark.usefixtures("ray_cluster")]
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fpe_core import Checkpoint, load_checkpoint
-from tests.tiny_checkpoint import build_tiny_checkpoint
+from tests.builders.tiny_checkpoint import build_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")

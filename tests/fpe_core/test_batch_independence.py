@@ -24,13 +24,8 @@ from fpe_core import (
     SyntheticSources,
     load_checkpoint,
 )
-from fpe_core.agreement import (
-    LATENT_TOLERANCE,
-    image_difference,
-    image_tolerance,
-    latent_distance,
-)
-from fpe_core.still_life.benchmark_edits import edits_of_scene, seeds_of
+from fpe_core.agreement import LATENT_TOLERANCE, image_difference, image_tolerance, latent_distance
+from fpe_core.still_life.benchmark.edits import edits_of_scene, seeds_of
 from fpe_core.still_life.render import render
 
 SOURCES, TARGETS = 8, 4

@@ -22,7 +22,7 @@ from fpe_core import (
     load_checkpoint,
 )
 from fpe_core.schedule import seeded_noise
-from tests.tiny_checkpoint import build_tiny_checkpoint
+from tests.builders.tiny_checkpoint import build_tiny_checkpoint
 
 SMALL = EditParameters(
     steps=10, guidance_scale=7.5, layers=LayersByTokens(16), width_px=64, height_px=64

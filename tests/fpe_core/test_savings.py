@@ -27,10 +27,10 @@ from fpe_core import (
     SyntheticSources,
 )
 from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
-from fpe_core.attention import select_layers, self_attention_layers
 from fpe_core.reference import Reference
-from fpe_core.text_keys import TextKeys
-from fpe_core.unet_pass import Maps, embed_timestep, forward, parts_of
+from fpe_core.unet.attention import select_layers, self_attention_layers
+from fpe_core.unet.forward import Maps, embed_timestep, forward, parts_of
+from fpe_core.unet.prompts import TextKeys
 
 PARAMETERS = EditParameters(
     steps=3, replaced_fraction=0.7, layers=LayersByTokens(16), width_px=64, height_px=64

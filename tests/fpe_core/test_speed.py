@@ -7,7 +7,7 @@ import pytest
 from fpe_core import EditParameters, ParameterError
 from fpe_core.parameters import EVERY_STEP
 from fpe_core.speed import PRESETS, SPEEDS, Preset, approximation_of, at_speed
-from pipeline.plan import unet_rows_of
+from pipeline.plan.plan import unet_rows_of
 
 
 def test_exact_is_the_recommendation_itself() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from fpe_core import Editor, load_checkpoint
-from fpe_core.still_life.benchmark import (
+from fpe_core.still_life.benchmark.benchmark import (
     FactorFigures,
     Floors,
     JudgedEdit,
@@ -19,8 +19,8 @@ from fpe_core.still_life.benchmark import (
     measure_floors,
     run_benchmark,
 )
-from fpe_core.still_life.benchmark_edits import seeds_of
-from jobs.bench_arms import ALL, CHOSEN, NONE, three_arms
+from fpe_core.still_life.benchmark.edits import seeds_of
+from jobs.bench.arms import ALL, CHOSEN, NONE, three_arms
 
 SEEDS = seeds_of("test", 6)
 

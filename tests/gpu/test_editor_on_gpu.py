@@ -21,24 +21,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from fpe_core import (
-    Checkpoint,
-    Editor,
-    LayersByRange,
-    load_checkpoint,
-    load_scorer,
-    score_edits,
-)
-from fpe_core.agreement import (
-    LATENT_TOLERANCE,
-    image_difference,
-    image_tolerance,
-    latent_distance,
-)
-from fpe_core.attention_kernels import AttentionShape, _attended, fastest_kernel
-from fpe_core.rows import rows_that_fit
-from fpe_core.still_life.benchmark_edits import edits_of_scene, seeds_of
+from fpe_core import Checkpoint, Editor, LayersByRange, load_checkpoint, load_scorer, score_edits
+from fpe_core.agreement import LATENT_TOLERANCE, image_difference, image_tolerance, latent_distance
+from fpe_core.still_life.benchmark.edits import edits_of_scene, seeds_of
 from fpe_core.still_life.render import render
+from fpe_core.unet.attend import AttentionShape, _attended, fastest_kernel
+from fpe_core.unet.row_limit import rows_that_fit
 
 pytestmark = [
     pytest.mark.gpu,

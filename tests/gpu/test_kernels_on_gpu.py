@@ -10,8 +10,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fpe_core.cuda_graphs import CudaGraphs
-from fpe_core.fused import (
+from fpe_core.unet.cuda_graphs import CudaGraphs
+from fpe_core.unet.fused import (
     ChannelsLastNorms,
     gated_gelu,
     group_norm,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.config import BUILTIN_FOLDER, load_job
-from jobs.demo import write_scenes
-from pipeline.job import Job
-from pipeline.recompute import recompute_sample
-from pipeline.run import run_job
-from pipeline.stats import RunSummary
-from pipeline.verify import verify_run
+from jobs.demo_scenes import write_scenes
+from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from pipeline.job.job import Job
+from pipeline.run.driver import run_job
+from pipeline.run.stats import RunSummary
+from pipeline.verify.recompute import recompute_sample
+from pipeline.verify.verify import verify_run
 from tests.faults.nobody import Nobody
 
 pytestmark = [

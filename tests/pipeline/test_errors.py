@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import errors
 from pipeline.errors import ManifestError, PipelineError, RowError, UserError
-from pipeline.outcome import FailureCode
+from pipeline.ledger.outcome import FailureCode
 
 CLASSES = {
     name: value

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.lease import hold_lease
-from pipeline.ledger import Ledger
+from pipeline.ledger.lease import hold_lease
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import outcomes_table
 from pipeline.logs import (
     FIELDS,
     FLOORS,
@@ -24,10 +25,9 @@ from pipeline.logs import (
     log_to_stderr,
     say_what_is_tried_again,
 )
-from pipeline.outcome import outcomes_table
-from pipeline.storage import Folder
-from pipeline.supervisor import Supervisor, Worker
-from tests.pipeline.outcome_rows import accepted, failed, rejected
+from pipeline.storage.folder import Folder
+from pipeline.supervision.supervisor import Supervisor, Worker
+from tests.builders.outcome_rows import accepted, failed, rejected
 
 SECRET = "s3cr3t"
 URL = f"https://user:{SECRET}@example.com/a.png?signature={SECRET}"
@@ -136,7 +136,7 @@ def test_a_commit_names_every_edit_that_failed_or_was_rejected(
 def test_in_detail_every_edit_and_commit_is_named(
     lines: Lines, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, logger="pipeline.ledger")
+    caplog.set_level(logging.DEBUG, logger="pipeline.ledger.ledger")
     ledger = Ledger.open(Folder.open(str(tmp_path)))
     ledger.commit(outcomes_table([accepted(0), failed(2)]))
     of_edits = {line["message"]: line["edit_id"] for line in lines.objects if "edit_id" in line}

@@ -7,8 +7,8 @@ import pickle
 import pytest
 
 from pipeline.errors import ManifestError, SourceMissingError
-from pipeline.ids import file_stem
-from pipeline.outcome import short_message
+from pipeline.ledger.outcome import short_message
+from pipeline.plan.ids import file_stem
 from pipeline.redact import is_redacted, redact, redact_url, without_query
 
 SIGNED = "https://host/a/cat.png?X-Amz-Signature=SECRET&x=/SECRET/s.SECRET"

@@ -11,10 +11,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from fpe_core import checkpoint_defaults
-from fpe_core.still_life import CHECKPOINT_DIR, render, sample_scene
-from fpe_core.still_life.benchmark_edits import FIRST_SEED
-from fpe_core.still_life.scenes_on_disk import as_pixels
-from fpe_core.still_life.train_autoencoder import reconstruction_psnr_db
+from fpe_core.checkpoint.files import CHECKPOINT_DIR
+from fpe_core.still_life import render, sample_scene
+from fpe_core.still_life.benchmark.edits import FIRST_SEED
+from fpe_core.still_life.render import as_pixels
+from fpe_core.still_life.train.autoencoder import reconstruction_psnr_db
 
 MEBIBYTE = 2**20
 

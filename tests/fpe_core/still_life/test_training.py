@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from fpe_core.still_life import sample_scene
-from fpe_core.still_life.architecture import build_autoencoder, build_tokenizer
-from fpe_core.still_life.latents import centre_latents
-from fpe_core.still_life.progress import Budget, Run
 from fpe_core.still_life.scene import PHRASINGS, caption
-from fpe_core.still_life.scenes_on_disk import FIRST_TRAINING_SEED, rendered, training_scenes
-from fpe_core.still_life.train import StageBudgets, train
-from fpe_core.still_life.train_denoiser import tokenize_captions
+from fpe_core.still_life.train.architecture import build_autoencoder, build_tokenizer
+from fpe_core.still_life.train.data import (
+    FIRST_TRAINING_SEED,
+    centre_latents,
+    rendered,
+    training_scenes,
+)
+from fpe_core.still_life.train.denoiser import tokenize_captions
+from fpe_core.still_life.train.model import StageBudgets, train
+from fpe_core.still_life.train.progress import Budget, Run
 
 
 class KilledError(Exception):

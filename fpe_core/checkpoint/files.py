@@ -1,0 +1,229 @@
+"""Where a checkpoint lies, which of its files count, what they hash to and what they recommend.
+
+Loads no weights: planning a job needs a fingerprint and the recommended parameters, not a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fpe_core.errors import CheckpointError, ParameterError
+from fpe_core.parameters import EditParameters
+
+BUILTIN_STILL_LIFE = "builtin:still-life"
+CHECKPOINT_DIR: Path = Path(__file__).parent.parent / "still_life" / "checkpoint"
+"""Of the built-in model: a diffusers folder, for `StableDiffusionPipeline.from_pretrained` too."""
+DEFAULTS_FILE = "fpe_defaults.json"
+# Configs and tokenizer for single files, which carry neither.
+SINGLE_FILE_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+_PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where a checkpoint lies on this machine: a diffusers folder, or one file in it."""
+
+    path: Path
+
+    @property
+    def is_single_file(self) -> bool:
+        return self.path.is_file()
+
+
+def checkpoint_fingerprint(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    config: str | Path | None = None,
+) -> str:
+    """Hash of a checkpoint's content, 32 hex digits: equal files anywhere give equal fingerprints.
+
+    Reads the files once, loads nothing.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    return fingerprint_of(locate(source, allow_pickle, revision), allow_pickle, config)
+
+
+def checkpoint_defaults(
+    source: str | Path, *, revision: str | None = None, allow_pickle: bool = False
+) -> EditParameters:
+    """The edit parameters a checkpoint recommends (`fpe_defaults.json`), else the paper's at its
+    own size. Loads no weights.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    return default_parameters_of(locate(source, allow_pickle, revision))
+
+
+def locate(source: str | Path, allow_pickle: bool, revision: str | None) -> CheckpointFiles:
+    if str(source).startswith("builtin:"):
+        return CheckpointFiles(_builtin_folder(str(source)))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        _check_folder(path, allow_pickle)
+        return CheckpointFiles(path)
+    if path.is_file():
+        if path.suffix != ".safetensors" and not (
+            allow_pickle and path.suffix in _PICKLED_SUFFIXES
+        ):
+            hint = (
+                " It is a pickle, which can run code when loaded; convert it to safetensors, "
+                "or set allow_pickle if you trust it."
+                if path.suffix in _PICKLED_SUFFIXES
+                else ""
+            )
+            raise CheckpointError(f"checkpoint file {source} is not a .safetensors file.{hint}")
+        return CheckpointFiles(path)
+    if _HUB_ID.fullmatch(str(source)):
+        folder = _download(str(source), allow_pickle, revision)
+        _check_folder(folder, allow_pickle)
+        return CheckpointFiles(folder)
+    raise CheckpointError(
+        f"no checkpoint at {source!s}. Accepted: a diffusers folder, a .safetensors file, a hub id "
+        f"(owner/name), {BUILTIN_STILL_LIFE}"
+    )
+
+
+def _builtin_folder(source: str) -> Path:
+    if source != BUILTIN_STILL_LIFE:
+        raise CheckpointError(f"no built-in checkpoint {source!r}; there is {BUILTIN_STILL_LIFE}")
+    return CHECKPOINT_DIR
+
+
+def _download(hub_id: str, allow_pickle: bool, revision: str | None) -> Path:
+    from diffusers import DiffusionPipeline
+
+    try:
+        folder = DiffusionPipeline.download(
+            hub_id,
+            revision=revision,
+            use_safetensors=None if allow_pickle else True,
+            safety_checker=None,
+            feature_extractor=None,
+        )
+    except Exception as error:  # the hub's clients raise from several libraries
+        raise CheckpointError(
+            f"checkpoint {hub_id!r} is no local folder or file, and could not be had from the "
+            f"Hugging Face hub: {type(error).__name__}: {error}"
+        ) from error
+    return Path(folder)
+
+
+def _check_folder(folder: Path, allow_pickle: bool) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{folder} is no diffusers checkpoint: it has no model_index.json. Expected the "
+            f"folders {', '.join(COMPONENTS)} beside one."
+        )
+    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} is no Stable Diffusion 1.x checkpoint: missing {', '.join(missing)}"
+        )
+    for component in _WEIGHTS:
+        weights_files(folder, component, allow_pickle)
+
+
+def weights_files(folder: Path, component: str, allow_pickle: bool) -> tuple[Path, ...]:
+    """The weight files that will be read: safetensors first, the plain variant before fp16."""
+    stem = _WEIGHTS[component]
+    suffixes = (".safetensors", *((".bin",) if allow_pickle else ()))
+    pickled = "pytorch_model" if component == "text_encoder" else stem
+    for suffix in suffixes:
+        for variant in ("", ".fp16"):
+            name = pickled if suffix == ".bin" else stem
+            found = sorted((folder / component).glob(f"{name}{variant}*{suffix}"))
+            found = [
+                f for f in found if re.fullmatch(_shard_pattern(name, variant, suffix), f.name)
+            ]
+            if found:
+                return tuple(found)
+    raise CheckpointError(
+        f"{folder / component} holds no {stem}.safetensors"
+        + (
+            ""
+            if allow_pickle
+            else "; pickled weights (.bin) can run code and are read only with allow_pickle"
+        )
+    )
+
+
+def _shard_pattern(name: str, variant: str, suffix: str) -> str:
+    return rf"{name}{re.escape(variant)}(-\d+-of-\d+)?{re.escape(suffix)}"
+
+
+def fingerprint_of(
+    files: CheckpointFiles, allow_pickle: bool, config: str | Path | None = None
+) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    if files.is_single_file:
+        hash_file(digest, "single", files.path)
+        if config is not None and Path(config).is_dir():
+            for component in COMPONENTS:
+                _hash_configs(digest, component, Path(config) / component)
+        else:
+            digest.update(str(config or SINGLE_FILE_CONFIG).encode())
+        return digest.hexdigest()
+    for component in COMPONENTS:
+        _hash_configs(digest, component, files.path / component)
+        if component in _WEIGHTS:
+            for path in weights_files(files.path, component, allow_pickle):
+                hash_file(digest, f"{component}/{path.name}", path)
+    return digest.hexdigest()
+
+
+def _hash_configs(digest: Any, component: str, folder: Path) -> None:
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".json", ".txt", ".model"):
+            hash_file(digest, f"{component}/{path.name}", path)
+
+
+def hash_file(digest: Any, label: str, path: Path) -> None:
+    """Feeds a file to a hash of hashlib's, under a name."""
+    digest.update(f"{label}:{path.stat().st_size}\n".encode())
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+
+
+def default_parameters_of(files: CheckpointFiles) -> EditParameters:
+    if files.is_single_file:
+        return EditParameters()
+    recommended = files.path / DEFAULTS_FILE
+    if recommended.is_file():
+        return _read_recommendation(recommended)
+    unet = json.loads((files.path / "unet" / "config.json").read_text())
+    vae = json.loads((files.path / "vae" / "config.json").read_text())
+    sample_size = unet.get("sample_size")
+    if not isinstance(sample_size, int):
+        return EditParameters()
+    size_px = sample_size * 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+    return EditParameters(width_px=size_px, height_px=size_px)
+
+
+def _read_recommendation(path: Path) -> EditParameters:
+    try:
+        values = json.loads(path.read_text())
+        size_px = values.pop("size_px")
+        return EditParameters.from_dict({**values, "width_px": size_px, "height_px": size_px})
+    except (ValueError, KeyError, AttributeError, ParameterError) as error:
+        raise CheckpointError(
+            f"{path} holds no edit parameters: {type(error).__name__}: {error}. Expected JSON with "
+            "size_px and any of steps, guidance_scale, layers, replaced_fraction, negative_prompt"
+        ) from error

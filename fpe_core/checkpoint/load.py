@@ -1,0 +1,199 @@
+"""Stable Diffusion 1.x-family checkpoints: loaded, and checked to be of the family.
+
+Four kinds of source go through one door (`load_checkpoint`):
+
+    builtin:still-life      the small model this package carries
+    a folder                in diffusers' layout (model_index.json)
+    a .safetensors file     the original single-file layout; tokenizer and configs from `config`
+    owner/name              a repository on the Hugging Face hub, or its local cache
+
+Weights are read from safetensors only; pickled ones (.bin, .ckpt) run code when loaded and are
+refused unless `allow_pickle` says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fpe_core.checkpoint.files import (
+    COMPONENTS,
+    SINGLE_FILE_CONFIG,
+    default_parameters_of,
+    fingerprint_of,
+    locate,
+    weights_files,
+)
+from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
+from fpe_core.errors import CheckpointError
+from fpe_core.parameters import EditParameters
+from fpe_core.unet.forward import differences
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model, ready to edit with.
+
+    Attributes:
+        name: the source it was loaded from, as given.
+        fingerprint: hash of the weights' and configs' content, 32 hex digits.
+        unet, vae, text_encoder, tokenizer: diffusers' and transformers' own objects, in eval mode.
+        scheduler_config: the noise schedule it was trained with.
+        device, dtype: where and in which precision the networks run. Latents stay in float32.
+        default_parameters: what the checkpoint recommends, else the paper's.
+    """
+
+    name: str
+    fingerprint: str
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler_config: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    default_parameters: EditParameters
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config.in_channels)
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent position along an edge."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def load_checkpoint(
+    source: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    allow_pickle: bool = False,
+    revision: str | None = None,
+    config: str | Path | None = None,
+) -> Checkpoint:
+    """Loads a Stable Diffusion 1.x-family checkpoint.
+
+    Args:
+        source: see the module.
+        device: "auto" takes CUDA, then MPS, then the CPU.
+        dtype: "auto" is float16 on CUDA and float32 elsewhere; or float32, float16, bfloat16,
+        float64. allow_pickle: also read .bin and .ckpt weights. They can run any code: only for
+        files you trust. revision: branch, tag or commit on the hub.
+        config: for a single file, the folder or hub id with the configs and the tokenizer.
+
+    Raises:
+        CheckpointError: what was given is no such checkpoint, or cannot be read.
+    """
+    torch_device = choose_device(device)
+    torch_dtype = choose_dtype(dtype, torch_device)
+    warn_of_slow_bfloat16(torch_dtype, torch_device)
+    files = locate(source, allow_pickle, revision)
+    if files.is_single_file:
+        components = _load_single_file(files.path, torch_dtype, config)
+    else:
+        components = _load_folder(files.path, torch_dtype, allow_pickle)
+    _check_family(str(source), components)
+    for name in ("unet", "vae", "text_encoder"):
+        components[name].requires_grad_(False).eval().to(torch_device)
+    for name in ("unet", "vae"):  # the layout in which convolutions are fast, on CPU and GPU alike
+        components[name].to(memory_format=torch.channels_last)
+    return Checkpoint(
+        name=str(source),
+        fingerprint=fingerprint_of(files, allow_pickle, config),
+        unet=components["unet"],
+        vae=components["vae"],
+        text_encoder=components["text_encoder"],
+        tokenizer=components["tokenizer"],
+        scheduler_config=dict(components["scheduler"].config),
+        device=torch_device,
+        dtype=torch_dtype,
+        default_parameters=default_parameters_of(files),
+    )
+
+
+def _load_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    components: dict[str, Any] = {}
+    try:
+        for name, model_class in classes.items():
+            weights = weights_files(folder, name, allow_pickle)[0].name
+            options: dict[str, Any] = {"use_safetensors": weights.endswith(".safetensors")}
+            if ".fp16" in weights:
+                options["variant"] = "fp16"
+            dtype_option = "dtype" if name == "text_encoder" else "torch_dtype"
+            components[name] = model_class.from_pretrained(
+                folder / name, local_files_only=True, **options, **{dtype_option: dtype}
+            )
+        components["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        scheduler: Any = DDIMScheduler
+        components["scheduler"] = scheduler.from_pretrained(folder / "scheduler")
+    except CheckpointError:
+        raise
+    except Exception as error:  # broken JSON, truncated safetensors, shapes that do not match, ...
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return components
+
+
+def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None) -> dict[str, Any]:
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        pipe = StableDiffusionPipeline.from_single_file(
+            str(path),
+            config=str(config or SINGLE_FILE_CONFIG),
+            torch_dtype=dtype,
+            local_files_only=config is not None and Path(config).is_dir(),
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"single-file checkpoint {path} cannot be loaded with the configs of "
+            f"{config or SINGLE_FILE_CONFIG}: {type(error).__name__}: {error}. A single file "
+            "carries neither configs nor a tokenizer; without a network give model.config, a "
+            "diffusers folder that has them."
+        ) from error
+    return {name: getattr(pipe, name) for name in COMPONENTS}
+
+
+def _check_family(source: str, components: Mapping[str, Any]) -> None:
+    """Refuses what loads but is not of the family: SDXL, inpainting, depth and other relatives."""
+    unet = components["unet"]
+    config = unet.config
+    problems = []
+    if type(components["text_encoder"]).__name__ != "CLIPTextModel":
+        problems.append("its text encoder is no CLIPTextModel")
+    if config.in_channels != components["vae"].config.latent_channels:
+        problems.append(
+            f"its UNet takes {config.in_channels} channels where the autoencoder has "
+            f"{components['vae'].config.latent_channels} (an inpainting or depth model?)"
+        )
+    if config.get("addition_embed_type") is not None:
+        problems.append("its UNet wants added embeddings (SDXL?)")
+    if config.get("class_embed_type") is not None:
+        problems.append("its UNet is class-conditional")
+    width = components["text_encoder"].config.hidden_size
+    if config.cross_attention_dim != width:
+        problems.append(
+            f"its UNet attends over width {config.cross_attention_dim}, its text encoder "
+            f"gives {width}"
+        )
+    if not any(name.endswith("attn1.processor") for name in unet.attn_processors):
+        problems.append("its UNet has no self-attention layers")
+    if not problems:
+        problems = [f"of its UNet: {difference}" for difference in differences(unet)]
+    if problems:
+        raise CheckpointError(
+            f"{source} is not of the Stable Diffusion 1.x family: {'; '.join(problems)}"
+        )

@@ -1,0 +1,140 @@
+"""bfloat16 on a CPU: whether the chip has instructions for it, and what is said where it has not.
+
+Without them every product is converted there and back.
+
+What a device is called: figures of one say nothing about another.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+from fpe_core.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
+
+
+def has_native_bfloat16() -> bool | None:
+    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16, AMX, Arm's BF16).
+
+    None where torch does not tell, as older ones and those of other architectures.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is None:
+        return None
+    told = [bool(has) for name, has in capabilities().items() if "bf16" in name]
+    return any(told) if told else None
+
+
+def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
+    """Logs a warning where networks of this type are going to be slow for want of instructions."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and has_native_bfloat16() is False:
+        _log.warning(
+            "this CPU has no bfloat16 instructions (AVX512-BF16, AMX), so bfloat16 is emulated: "
+            "every product is converted there and back; dtype auto takes float32"
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or of the processor, as its maker names it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """ "auto" to CUDA, MPS or CPU, whichever is there first; anything else as torch reads it.
+
+    Raises CheckpointError for a device that is unknown or not there.
+    """
+    if isinstance(device, torch.device):
+        return device
+    if device != "auto":
+        try:
+            chosen = torch.device(device)
+        except RuntimeError as error:
+            raise CheckpointError(f"unknown device {device!r}; try auto, cpu, cuda, mps") from error
+        if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+            raise CheckpointError(f"torch sees no device {device!r} on this machine; try auto, cpu")
+        return chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """ "auto" to float16 on CUDA, else float32; names to torch's types."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    dtype = choose_dtype_name(dtype, device.type)
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"unknown dtype {dtype!r}; allowed: auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def choose_dtype_name(dtype: str, device_type: str) -> str:
+    """ "auto" to the name of what is usual on a kind of device, which need not be here."""
+    if dtype != "auto":
+        return dtype
+    return "float16" if device_type == "cuda" else "float32"
+
+
+DEVICE_FAILED: tuple[type[Exception], ...] = (
+    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # torch >= 2.8
+)
+"""What says that a device is gone for good: every later call in the process fails too."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up, on any device: CUDA and MPS have types, the CPU a message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator: can't allocate memory" in message
+        or "DefaultCPUAllocator: not enough memory" in message
+        or "out of memory" in message
+    )
+
+
+def free_memory_bytes(device: torch.device, memory_share: float) -> float:
+    """What this process may still take of a device with this share of it; see `rows_that_fit`."""
+    if device.type == "cuda":
+        return _free_bytes_of_gpu(device, memory_share)
+    return _free_bytes_of_machine() * memory_share
+
+
+def _free_bytes_of_gpu(device: torch.device, share: float) -> float:
+    """This process' share less what its tensors hold, but no more than there is."""
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_allocated(device)
+    kept = torch.cuda.memory_reserved(device) - held  # by torch, for its next tensors
+    return float(min(total * share - held, free + kept))
+
+
+def _free_bytes_of_machine() -> float:
+    available = float(psutil.virtual_memory().available)
+    try:  # a container's own limit (cgroup v2) is below the machine's
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no container, or "max"
+        return available
+    return min(available, float(max(0, limit - used)))

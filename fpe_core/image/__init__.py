@@ -1,0 +1,1 @@
+"""Pictures before and after the model: decoding, colour, fitting, boxes, masks."""

@@ -1,0 +1,146 @@
+"""Masks of objects: read without loss, and moved with a picture that is fitted.
+
+A mask's pixels are values, not colours: no profile, gamma or interpolation may touch them. It is
+drawn on the upright source, pixel for pixel, and its object is where it is not 0.
+
+    1         0 and 255                    P         the palette's indices
+    L         0..255                       RGB       three bytes; equal ones become one
+    I;16, I   0..65535                     LA, RGBA  as without alpha, where all of it is opaque
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from fpe_core.errors import ImageDecodeError
+from fpe_core.image.decode import open_untrusted
+from fpe_core.image.fit import Fit
+
+MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+"""By Pillow's names. JPEG, and WebP which may be like it, blur what lies beside an edge: a mask in
+them is none any more."""
+
+MaskValues = NDArray[Any]
+"""(H, W) uint8 or uint16, or (H, W, 3) uint8."""
+
+
+@dataclass(frozen=True)
+class FittedMask:
+    """A mask of the size of the fitted picture; outside the source it is 0.
+
+    `visible` is the share of the object's pixels in the source that are still in the picture, 0..1.
+    """
+
+    values: MaskValues
+    visible: float
+
+
+def decode_mask(data: bytes, *, max_pixels: int) -> MaskValues:
+    """An encoded mask in one of `MASK_FORMATS`, upright as its own EXIF says.
+
+    Raises:
+        ImageDecodeError: empty, another format, broken, or pixels that are no values (see the
+            module).
+        ImageTooLargeError: over `max_pixels`.
+    """
+    refusal = (
+        f"the bytes are in no format that holds a mask exactly ({', '.join(MASK_FORMATS)}); "
+        "save it as PNG"
+    )
+    with open_untrusted(
+        data, what="mask", formats=MASK_FORMATS, refusal=refusal, max_pixels=max_pixels
+    ) as image:
+        return _values_of(ImageOps.exif_transpose(image))
+
+
+def _values_of(image: Image.Image) -> MaskValues:
+    mode = image.mode
+    if mode in ("RGBA", "LA", "PA"):
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise ImageDecodeError(
+                "the mask is partly transparent; it has to say by its values where the object is"
+            )
+        mode = mode[:-1]
+        # PA to P would look for colours anew
+        image = image.getchannel(0) if mode in ("L", "P") else image.convert("RGB")
+    if mode == "1":
+        return np.asarray(image.convert("L"))
+    if mode in ("L", "P"):
+        return np.asarray(image).astype(np.uint8)
+    if mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 65535:
+            raise ImageDecodeError("the mask has values outside 0..65535")
+        return values.astype(np.uint16)
+    if mode == "RGB":
+        colours = np.asarray(image)
+        is_grey = bool((colours == colours[..., :1]).all())
+        return colours[..., 0] if is_grey else colours
+    raise ImageDecodeError(
+        f"the mask has pixels of mode {mode}; save it with whole numbers, as PNG"
+    )
+
+
+def fit_mask(values: MaskValues, fit: Fit, width_px: int, height_px: int) -> FittedMask:
+    """A mask of the upright source in the picture of width_px x height_px that `fit` describes.
+
+    Every pixel of the result has the value of the source's pixel that its centre lies in: no value
+    is made up. What the picture repeats around a padded source is 0.
+
+    Raises:
+        ImageDecodeError: a mask of another size than the upright source.
+    """
+    height, width = values.shape[:2]
+    if (width, height) != (fit.source_width_px, fit.source_height_px):
+        raise ImageDecodeError(
+            f"the mask is {width} x {height} px and its picture, upright, {fit.source_width_px} x "
+            f"{fit.source_height_px}; it has to be drawn on the upright picture, pixel for pixel"
+        )
+    columns = _sampled(width_px, fit.scale_x, fit.offset_x_px)
+    rows = _sampled(height_px, fit.scale_y, fit.offset_y_px)
+    fitted = values[np.ix_(np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1))]
+    is_source = _is_inside(rows, height)[:, None] & _is_inside(columns, width)[None]
+    fitted[~is_source] = 0
+    return FittedMask(fitted, _visible(values, fit, width_px, height_px))
+
+
+def encode_mask(values: MaskValues) -> bytes:
+    """As PNG: grey of 8 or 16 bits, or RGB. Equal values give equal bytes; nothing is lost."""
+    sink = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(values)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def object_of(values: MaskValues) -> NDArray[np.bool_]:
+    """Where the object is: (H, W)."""
+    found: NDArray[np.bool_] = np.asarray(values != 0)
+    if found.ndim == 3:
+        found = np.asarray(found.any(axis=-1))
+    return found
+
+
+def _sampled(count: int, scale: float, offset_px: float) -> NDArray[np.int64]:
+    """The source's pixel under the centre of each of `count` fitted ones; it may lie outside."""
+    places = (np.arange(count) + 0.5 - offset_px) / scale
+    # Rounding must not put a centre outside a source that it lies in.
+    snapped = np.where(np.abs(places - np.rint(places)) < 1e-9, np.rint(places), places)
+    return np.floor(snapped).astype(np.int64)
+
+
+def _is_inside(indices: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+    return (indices >= 0) & (indices < size)
+
+
+def _visible(values: MaskValues, fit: Fit, width_px: int, height_px: int) -> float:
+    rows, columns = np.nonzero(object_of(values))
+    if not len(rows):
+        return 0.0
+    x = (columns + 0.5) * fit.scale_x + fit.offset_x_px
+    y = (rows + 0.5) * fit.scale_y + fit.offset_y_px
+    return float(np.mean((x >= 0) & (x < width_px) & (y >= 0) & (y < height_px)))

@@ -1,0 +1,1 @@
+"""From scores to decisions: rules, their calibration, retries, verdicts on regions."""

@@ -1,0 +1,332 @@
+"""Thresholds from judgements: the rules that keep most good edits at a wanted precision.
+
+    rules = fit_rules([JudgedEdit(scores, is_good=True), ...], precision=0.97)
+    quality_of(rules, other_edits).recall
+
+Every reason of rejection has scores that can stand for it (`FITTED`); every combination of bounds
+with one score for each reason at most is tried, at quantiles of the good edits: the share of good
+edits that a rule alone would cost is known beforehand, and no bound is finer than the judgements
+allow. Thresholds suit best what they were chosen by, so aim a little above what you need, and
+measure on other edits.
+
+An edit that changed nothing breaks other rules too, and a second try is chosen by the reason. So
+where changed_share is known and no such rule is chosen, one comes first that costs no good edit: it
+rejects what has changed less than half as much as the good edit that changed least.
+
+Rules that hold for edits they were not fitted to: how high to aim is chosen by cross-validation.
+
+    fitted = fit_to_hold(edits, precision=0.95, recall=0.8)
+    fitted.rules, fitted.aim, fitted.held_out.precision
+
+Thresholds suit best what they were chosen by: rules with a precision of 0.95 on their own edits
+have less on others. So for each aim from the wanted precision to 1, rules are fitted to the edits
+without a tenth of the sources, and tried on that tenth, ten times; what the ten make of edits they
+have not seen shows what the aim comes to. A higher aim has more precision and less recall; the one
+is taken that leaves both a margin.
+
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fpe_core.errors import ParameterError
+from fpe_core.judging.rules import RejectReason, Rule
+from fpe_core.scores.edit_scores import EditScores
+
+_LOST_SHARES = tuple(number / 40 for number in range(13))
+"""Shares of the good edits that one rule may cost: 0 to 0.3."""
+
+_OF_REASON = {
+    RejectReason.NO_CHANGE: ("changed_share",),
+    RejectReason.STRUCTURE_LOST: (
+        "structure_distance",
+        "lpips",
+        "ssim",
+        "psnr_db",
+        "image_similarity",
+        "sharpness_ratio",
+    ),
+    RejectReason.WRONG_DIRECTION: ("directional_similarity",),
+    RejectReason.OFF_TARGET: ("text_score",),
+}
+_HAVE_MOST = frozenset({"structure_distance", "lpips"})
+"""Scores with a greatest value; the others have a least one."""
+FITTED = frozenset(name for scores in _OF_REASON.values() for name in scores)
+"""Scores that rules can be fitted to. The other ones are not clearly a sign of one reason."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class JudgedEdit:
+    """The scores of an edit, and whether somebody who looked at it would keep it.
+
+    Edits of one `source` are alike, so a check that leaves edits out leaves them out together.
+    None: the source is not known.
+    """
+
+    scores: EditScores
+    is_good: bool
+    source: Hashable = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What rules make of judged edits.
+
+    Attributes:
+        precision: share of the accepted edits that are good; None where none is accepted.
+        recall: share of the good edits that are accepted; None where none is good.
+    """
+
+    edits: int
+    good: int
+    accepted: int
+    accepted_good: int
+
+    @property
+    def precision(self) -> float | None:
+        return self.accepted_good / self.accepted if self.accepted else None
+
+    @property
+    def recall(self) -> float | None:
+        return self.accepted_good / self.good if self.good else None
+
+
+def quality_of(rules: Sequence[Rule], edits: Sequence[JudgedEdit]) -> Quality:
+    """How rules do on edits that were judged."""
+    accepted = [
+        edit
+        for edit in edits
+        if not any(rule.broken_by(getattr(edit.scores, rule.score)) for rule in rules)
+    ]
+    return Quality(
+        edits=len(edits),
+        good=sum(edit.is_good for edit in edits),
+        accepted=len(accepted),
+        accepted_good=sum(edit.is_good for edit in accepted),
+    )
+
+
+def has_scores(edits: Sequence[JudgedEdit]) -> bool:
+    """Whether some edit has a score of `FITTED`."""
+    return any(getattr(edit.scores, name) is not None for edit in edits for name in FITTED)
+
+
+def fit_rules(edits: Sequence[JudgedEdit], precision: float = 0.97) -> tuple[Rule, ...]:
+    """Of all rules with at least this precision on these edits, those with the highest recall.
+
+    Where none reaches it, those of the highest precision. Of equal ones the fewest rules; then one
+    against edits that changed nothing, see the module. Scores that no edit has are left alone.
+
+    Raises:
+        ParameterError: no edit is good, none has a score of `FITTED`, or a precision outside 0..1.
+    """
+    return Search(edits).rules(precision)
+
+
+class Search:
+    """Every combination of bounds, with what it makes of some judged edits: tried once, for any
+    precision. `fit_rules` says what is chosen.
+
+    Raises ParameterError where no edit is good, or none has a score of `FITTED`.
+    """
+
+    def __init__(self, edits: Sequence[JudgedEdit]) -> None:
+        good = np.array([edit.is_good for edit in edits], dtype=bool)
+        if not good.any():
+            raise ParameterError("no edit is judged good, so there is nothing to keep")
+        if not has_scores(edits):
+            raise ParameterError(
+                f"no edit has a score to fit rules to; those are {', '.join(sorted(FITTED))}"
+            )
+        self._unchanged = _unchanged(edits, good)
+        self._first = _pairs(edits, good, RejectReason.NO_CHANGE, RejectReason.STRUCTURE_LOST)
+        self._second = _pairs(edits, good, RejectReason.WRONG_DIRECTION, RejectReason.OFF_TARGET)
+        first, second = _passes(self._first), _passes(self._second)  # (choices, edits)
+        self._hits = (first * good) @ second.T  # (choices, choices), as all below
+        self._accepted = first @ second.T
+        self._rules = _counts(self._first)[:, None] + _counts(self._second)[None]
+
+    def rules(self, precision: float) -> tuple[Rule, ...]:
+        """Raises ParameterError for a precision outside 0..1."""
+        if not 0 <= precision <= 1:
+            raise ParameterError(f"precision must be 0 to 1, got {precision!r}")
+        found = self._hits / np.maximum(self._accepted, 1)
+        is_best = self._hits > 0  # never nowhere: no rule at all accepts every good edit
+        for rank in (np.minimum(found, precision), self._hits, -self._rules):
+            is_best &= rank == rank[is_best].max()
+        first, second = np.argwhere(is_best)[0]
+        chosen = (*self._first[first][0], *self._second[second][0])
+        is_there = any(rule.reason == RejectReason.NO_CHANGE for rule in chosen)
+        return chosen if is_there else (*self._unchanged, *chosen)
+
+
+def _unchanged(edits: Sequence[JudgedEdit], good: Mask) -> tuple[Rule, ...]:
+    """The rule against edits that changed nothing; () where good edits say nothing of it."""
+    shares = [
+        edit.scores.changed_share
+        for edit, is_good in zip(edits, good, strict=True)
+        if is_good and edit.scores.changed_share is not None
+    ]
+    bound = min(shares, default=0.0) / 2
+    return (Rule("changed_share", RejectReason.NO_CHANGE, at_least=bound),) if bound > 0 else ()
+
+
+def _pairs(
+    edits: Sequence[JudgedEdit], good: Mask, *reasons: RejectReason
+) -> list[tuple[tuple[Rule, ...], Mask]]:
+    """Every choice of a bound on one score, or none, for each reason; with the edits that break
+    none."""
+    choices: list[tuple[tuple[Rule, ...], Mask]] = [((), np.ones(len(edits), dtype=bool))]
+    for reason in reasons:
+        bounds = [b for name in _OF_REASON[reason] for b in _bounds(name, reason, edits, good)]
+        choices += [
+            ((*rules, rule), mask & passes) for rules, mask in choices for rule, passes in bounds
+        ]
+    return choices
+
+
+def _passes(choices: Sequence[tuple[tuple[Rule, ...], Mask]]) -> NDArray[np.float64]:
+    return np.stack([mask for _, mask in choices]).astype(np.float64)
+
+
+def _counts(choices: Sequence[tuple[tuple[Rule, ...], Mask]]) -> NDArray[np.int64]:
+    return np.array([len(rules) for rules, _ in choices])
+
+
+def _bounds(
+    name: str, reason: RejectReason, edits: Sequence[JudgedEdit], good: Mask
+) -> list[tuple[Rule, Mask]]:
+    values = [getattr(edit.scores, name) for edit in edits]
+    of_good = [
+        value
+        for value, is_good in zip(values, good, strict=True)
+        if is_good and value is not None and math.isfinite(value)  # PSNR of equal pictures is not
+    ]
+    if not of_good:
+        return []
+    is_most = name in _HAVE_MOST
+    found = {}
+    for share in _LOST_SHARES:
+        bound = float(np.quantile(of_good, 1 - share if is_most else share))
+        rule = Rule(name, reason, at_most=bound) if is_most else Rule(name, reason, at_least=bound)
+        found[rule] = np.array([not rule.broken_by(value) for value in values], dtype=bool)
+    return list(found.items())
+
+
+_FOLDS = 10
+_AIMS = 11
+_ONE_SIDED_90 = 1.2816
+"""Standard deviations of the normal distribution that 90 % lie below."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Rules fitted to all edits.
+
+    Attributes:
+        aim: the precision that was aimed at.
+        own: what the rules make of the edits they were fitted to.
+        held_out: what rules of that aim made of edits that they were not fitted to.
+    """
+
+    rules: tuple[Rule, ...]
+    aim: float
+    own: Quality
+    held_out: Quality
+
+    @property
+    def sure_precision(self) -> float:
+        """The precision that other edits have with a confidence of 90 %, 0..1.
+
+        Too high where the edits are of few sources, since edits of one source are alike.
+        """
+        return lower_bound(self.held_out.accepted_good, self.held_out.accepted)
+
+    @property
+    def sure_recall(self) -> float:
+        """The recall, likewise."""
+        return lower_bound(self.held_out.accepted_good, self.held_out.good)
+
+
+def fit_to_hold(
+    edits: Sequence[JudgedEdit], precision: float = 0.95, recall: float = 0.8
+) -> Fitted:
+    """The aim that most surely has both the wanted precision and the wanted recall.
+
+    That is, on held-out edits it is by most standard errors above the wanted one of the two that it
+    is nearer to, or by fewest below. Of equal ones the highest aim.
+
+    Raises:
+        ParameterError: as `fit_rules`.
+    """
+    steps = [step / (_AIMS - 1) for step in range(_AIMS)]
+    aims = [precision * (1 - step) + step for step in steps]
+
+    def rank(fitted: Fitted) -> tuple[float, float]:
+        found = fitted.held_out
+        margins = (
+            _margin(found.accepted_good, found.accepted, precision),
+            _margin(found.accepted_good, found.good, recall),
+        )
+        return min(margins), fitted.aim
+
+    return max(fit_for(edits, aims), key=rank)
+
+
+def fit_for(edits: Sequence[JudgedEdit], aims: Sequence[float]) -> list[Fitted]:
+    """What each aim comes to. Raises ParameterError as `fit_to_hold` does."""
+    everything = Search(edits)
+    folds = [(Search(others), held_out) for others, held_out in _folds(edits)]
+    found = []
+    for aim in aims:
+        rules = everything.rules(aim)
+        held_out = [quality_of(search.rules(aim), edits) for search, edits in folds]
+        found.append(Fitted(rules, aim, quality_of(rules, edits), _sum(held_out)))
+    return found
+
+
+def lower_bound(good: int, accepted: int) -> float:
+    """The share, 0..1, that `good` of `accepted` stand for with 90 % confidence (Wilson 1927)."""
+    if not accepted:
+        return 0.0
+    share, spread = good / accepted, _ONE_SIDED_90**2 / accepted
+    middle = share + spread / 2
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    return max(0.0, (middle - half) / (1 + spread))
+
+
+def _margin(hits: int, of: int, wanted: float) -> float:
+    """How far a share is above the wanted one, in the standard errors of the wanted one."""
+    if not of:
+        return -math.inf
+    error = math.sqrt(max(wanted * (1 - wanted), 1e-6) / of)
+    return (hits / of - wanted) / error
+
+
+def _folds(edits: Sequence[JudgedEdit]) -> Iterator[tuple[list[JudgedEdit], list[JudgedEdit]]]:
+    """(the others, a tenth of the sources), as often as the others have a good edit and scores."""
+    names = [number if e.source is None else ("", e.source) for number, e in enumerate(edits)]
+    place = {name: number % _FOLDS for number, name in enumerate(dict.fromkeys(names))}
+    for fold in range(_FOLDS):
+        is_held_out = [place[name] == fold for name in names]
+        others = [edit for edit, out in zip(edits, is_held_out, strict=True) if not out]
+        held_out = [edit for edit, out in zip(edits, is_held_out, strict=True) if out]
+        if held_out and any(edit.is_good for edit in others) and has_scores(others):
+            yield others, held_out
+
+
+def _sum(qualities: Sequence[Quality]) -> Quality:
+    return Quality(
+        edits=sum(each.edits for each in qualities),
+        good=sum(each.good for each in qualities),
+        accepted=sum(each.accepted for each in qualities),
+        accepted_good=sum(each.accepted_good for each in qualities),
+    )

@@ -1,0 +1,1 @@
+"""What an edit is measured by: CLIP, structure, LPIPS, pixels, regions."""

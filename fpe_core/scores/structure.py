@@ -1,0 +1,242 @@
+"""How much of a source's layout an edit keeps, by the self-similarity of a ViT's keys.
+
+    model = load_structure_model("facebook/dino-vitb8")
+    structure_distance(model.self_similarities(sources), model.self_similarities(edits))
+
+Splice (Tumanyan et al., CVPR 2022, arXiv 2201.00424, equation 4) found that the cosines between the
+keys of a DINO-ViT's last layer tell the layout of a picture and little of its appearance:
+
+    S_ij = cos(k_i, k_j),  k_i the key of token i, all heads side by side; the [CLS] token counts
+
+"Structure distance" of PnP-Inversion (Ju et al., ICLR 2024, arXiv 2310.01506) is the mean squared
+difference of two such matrices, by their evaluation code: DINO ViT-B/8, layer 11 counted from 0
+(the last), shorter side at 224 px and the longer at 480 at most, every entry of S, the [CLS]
+token's included. Their tables give it times 1000; here it is as it is.
+
+Three kinds of source go through one door (`load_structure_model`), that of `scores.load_scorer`:
+
+    builtin:still-life      a stand-in, not a DINO: the vision tower of the built-in CLIP
+    a folder, owner/name    a ViT (DINO's are), DINOv2 with or without registers, DINOv3, CLIP
+
+Distances by different models cannot be compared. DINOv3's keys are taken before their rotation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
+from fpe_core.device import choose_device
+from fpe_core.errors import CheckpointError, ParameterError
+from fpe_core.scores.files import check_preprocessing, check_weights, locate_scorer, model_type_of
+from fpe_core.scores.pictures import Pictures, batches_by_size, picture_rows
+
+_LONGEST = 480 / 224
+"""Longer side over the size of the shorter one, at most (PnP-Inversion)."""
+
+_KEY_PROJECTIONS = ("k_proj", "key")  # transformers 5 and CLIP; ViT and DINOv2 in transformers 4
+
+
+@dataclass(frozen=True)
+class StructureModel:
+    """A loaded ViT, ready to read structure.
+
+    Attributes:
+        name: the source it was loaded from, as given.
+        model: transformers' own object, in eval mode and float32.
+        size_px: the shorter side pictures are brought to (the checkpoint's preprocessing has it).
+        patch_px: side of a patch; sides are brought to multiples of it.
+        mean, std: per channel, subtracted from and divided into values of 0..1.
+        device: where the model runs. What comes back is on the CPU.
+    """
+
+    name: str
+    model: Any
+    size_px: int
+    patch_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    device: torch.device
+
+    def self_similarities(self, pictures: Pictures) -> list[Tensor]:
+        """Of each picture S: (T, T), float32, -1..1, symmetric, T one more than its patches
+        (DINOv2 and DINOv3 with registers: as many more as it has registers).
+
+        Pictures are a float tensor (N, 3, H, W) in 0..1 or N PIL images. They keep their
+        proportions, and are whole: the crop that some checkpoints ask for is not made. Position
+        embeddings are interpolated to the size.
+
+        Raises:
+            ParameterError: other pictures than those.
+        """
+        fitted = [self._fit(row) for row in picture_rows(pictures)]
+        found: dict[int, Tensor] = {}
+        with torch.inference_mode():
+            for numbers, (batch,) in batches_by_size(fitted):
+                keys = torch.nn.functional.normalize(self._keys(batch).float(), dim=-1)
+                found.update(zip(numbers, (keys @ keys.mT).cpu().unbind(), strict=True))
+        return [found[number] for number in range(len(fitted))]
+
+    def _fit(self, picture: Tensor) -> Tensor:
+        """(3, H, W) at the model's size, not yet normalised."""
+        height, width = picture.shape[1:]
+        scale = self.size_px / min(height, width)
+        scale = min(scale, self.size_px * _LONGEST / max(height, width))
+        size = [
+            max(1, round(side * scale / self.patch_px)) * self.patch_px for side in (height, width)
+        ]
+        if size == [height, width]:
+            return picture
+        resized = torch.nn.functional.interpolate(
+            picture[None], size, mode="bilinear", antialias=True, align_corners=False
+        )
+        return resized[0].clamp(0.0, 1.0)
+
+    def _keys(self, batch: Tensor) -> Tensor:
+        """(n, 3, H, W) in 0..1 to the last layer's keys, (n, T, D), all heads side by side."""
+        pixels = batch.to(self.device)
+        mean, std = (pixels.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        caught: list[Tensor] = []
+        projection = _last_key_projection(self.model)
+        handle = projection.register_forward_hook(lambda _, __, keys: caught.append(keys))
+        try:
+            self.model(pixel_values=(pixels - mean) / std, **_interpolation(self.model))
+        finally:
+            handle.remove()
+        return caught[0]
+
+
+def structure_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[float]:
+    """Mean squared difference of self-similarities, 0..4, pair by pair: 0 = one layout.
+
+    Both are what `StructureModel.self_similarities` gave, of one model.
+
+    Raises:
+        ParameterError: another number of them, or of different sizes.
+    """
+    shapes = [[tuple(each.shape) for each in side] for side in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise ParameterError(
+            "structure_distance compares pair by pair, but got self-similarities of shapes "
+            f"{shapes[0]} and {shapes[1]}; sources and edits need one size, and one model"
+        )
+    return [float(((a - b).double() ** 2).mean()) for a, b in zip(first, second, strict=True)]
+
+
+def _last_key_projection(model: Any) -> Any:
+    """The module that makes the keys of the last layer: (n, T, width) to (n, T, width)."""
+    found = [
+        module for name, module in model.named_modules() if name.split(".")[-1] in _KEY_PROJECTIONS
+    ]
+    return found[-1]
+
+
+def _interpolation(model: Any) -> dict[str, bool]:
+    """DINO and CLIP interpolate their position embeddings when asked, DINOv2 and DINOv3 always."""
+    asks = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    return {"interpolate_pos_encoding": True} if asks else {}
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load_structure_model(
+    source: str | Path = BUILTIN_STILL_LIFE,
+    *,
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+) -> StructureModel:
+    """Loads a ViT to read structure with.
+
+    Args:
+        source: see the module.
+        device: "auto" takes CUDA, then MPS, then the CPU.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: what was given is no such ViT, or cannot be read.
+    """
+    torch_device = choose_device(device)
+    folder = locate_scorer(source, revision, "a ViT, DINOv2, DINOv3 or CLIP")
+    kind = model_type_of(folder, "vision transformer")
+    check_preprocessing(folder)
+    check_weights(folder)
+    model = _load(folder, kind)
+    model.requires_grad_(False).eval().to(torch_device)
+    size_px, mean, std = _preprocessing(folder)
+    return StructureModel(
+        str(source), model, size_px, int(model.config.patch_size), mean, std, torch_device
+    )
+
+
+def _load(folder: Path, kind: str) -> Any:
+    import transformers
+
+    classes: dict[str, tuple[str, dict[str, Any]]] = {
+        "vit": ("ViTModel", {"add_pooling_layer": False}),
+        "dinov2": ("Dinov2Model", {}),
+        "dinov2_with_registers": ("Dinov2WithRegistersModel", {}),
+        "dinov3_vit": ("DINOv3ViTModel", {}),
+        "clip": ("CLIPModel", {}),
+        "clip_vision_model": ("CLIPVisionModel", {}),
+    }
+    if kind not in classes:
+        raise CheckpointError(
+            f"{folder} is no vision transformer known here: its model_type is {kind!r}; known are "
+            f"{', '.join(classes)}"
+        )
+    name, settings = classes[kind]
+    try:
+        model, report = getattr(transformers, name).from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **settings,
+        )
+    except Exception as error:  # broken JSON, truncated safetensors, shapes that do not match, ...
+        raise CheckpointError(
+            f"structure model {folder} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"structure model {folder} lacks {len(missing)} of {name}'s weights, {missing[0]} "
+            "among them"
+        )
+    return model.vision_model if kind == "clip" else model
+
+
+def _preprocessing(
+    folder: Path,
+) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
+    """Size, mean and standard deviation, as preprocessor_config.json has them, old or new."""
+    path = folder / "preprocessor_config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        cropped = settings.get("do_center_crop") and settings.get("crop_size")
+        size = cropped or settings["size"]
+        if isinstance(size, dict):
+            size = size.get("shortest_edge") or min(size["height"], size["width"])
+        mean, std = (_three(settings[name]) for name in ("image_mean", "image_std"))
+        if int(size) < 1 or min(std) <= 0:
+            raise ValueError(f"size {size}, image_std {std}")
+        return int(size), mean, std
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} has no usable size, image_mean and image_std: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)

@@ -1,0 +1,1 @@
+"""Edits with known right answers, made and judged."""

@@ -1,0 +1,1 @@
+"""How the built-in model and scorer were made: `python -m fpe_core.still_life.train`."""

@@ -1,0 +1,149 @@
+"""The UNet on the rows of a step, in as many chunks as memory asks for.
+
+A row is one latent through the UNet once. A row that is only there for its attention maps stops at
+the last layer that is replaced; it is cheaper, and counted as a row all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpe_core.unet.attention import AttentionMap, SourceMaps
+from fpe_core.unet.call import UNetCall
+from fpe_core.unet.forward import Maps
+from fpe_core.unet.prompts import EncodedPrompts, TextKeys
+from fpe_core.unet.row_limit import RowLimit
+from fpe_core.unet.rows import Chunk, UNetRows
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """The conditional rows are sources, in order, and leave their maps in `maps`."""
+
+    maps: SourceMaps
+    only: bool = False
+
+    def of(self, chunk: Chunk) -> Maps:
+        return Maps(self.maps.attentions, chunk.first_conditional, only=self.only)
+
+
+@dataclass(frozen=True, eq=False)
+class Giving:
+    """The conditional rows take the maps of their sources.
+
+    `source_of_latent`: (latents,), int64, an index in the order in which `maps` were recorded.
+    """
+
+    maps: SourceMaps
+    source_of_latent: Tensor
+
+    def of(self, chunk: Chunk) -> Maps:
+        if len(chunk.conditional_items) == 0:
+            return Maps()
+        sources = self.source_of_latent[chunk.conditional_items]
+        return Maps(self.maps.attentions, chunk.first_conditional, self.maps.of(sources))
+
+
+class Denoiser:
+    """A UNet with the prompts of one call.
+
+    Attributes:
+        text: the prompts, encoded.
+    """
+
+    def __init__(
+        self, unet: UNetCall, text: EncodedPrompts, limit: RowLimit, latent_dtype: torch.dtype
+    ) -> None:
+        """`latent_dtype`: of what comes back, whatever the UNet's own type."""
+        self.text = text
+        self._unet = unet
+        self._limit = limit
+        self._latent_dtype = latent_dtype
+        self._text_keys = TextKeys(unet.parts.cross_attentions, text.embeddings)
+        self._of_timestep: dict[int, Tensor] = {}
+
+    def prepare(self, *rows: UNetRows) -> None:
+        """Puts the indices of these rows onto the device, so that no step waits for them."""
+        for each in rows:
+            each.prepare(self._limit.rows)
+
+    def evaluate(
+        self,
+        rows: UNetRows,
+        z: Tensor,
+        timestep: int,
+        maps: Recording | Giving | None = None,
+        *,
+        is_usual: bool = True,
+    ) -> Tensor:
+        """The UNet's output for every row, (rows, C, h, w).
+
+        Args:
+            rows: may be none at all.
+            z: the latents, (latents, C, h, w).
+            timestep: 0..999.
+            maps: what the rows do with attention maps beside attending with them.
+            is_usual: whether steps of this kind come often enough to be compiled for.
+
+        Raises:
+            RowsOutOfMemoryError: a single row does not fit.
+        """
+        if len(rows) == 0:
+            return z[:0]
+        came: list[int] = []
+
+        def part(first: int, last: int) -> Tensor:
+            chunk = rows.chunk(first, last)
+            output = self._run(chunk, z, timestep, maps, is_usual)
+            assert output is not None
+            came.extend(chunk.rows)
+            return output.to(self._latent_dtype)
+
+        return rows.in_order(self._limit.map(len(rows), part), came)
+
+    def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: SourceMaps) -> None:
+        """Leaves the rows' maps in `maps` and computes nothing past the last of them.
+
+        Raises:
+            RowsOutOfMemoryError: a single row does not fit.
+        """
+
+        def part(first: int, last: int) -> Tensor:
+            self._run(rows.chunk(first, last), z, timestep, Recording(maps, only=True), True)
+            return z[:0]
+
+        self._limit.map(len(rows), part)
+
+    def _run(
+        self,
+        chunk: Chunk,
+        z: Tensor,
+        timestep: int,
+        maps: Recording | Giving | None,
+        is_usual: bool,
+    ) -> Tensor | None:
+        """The output of the chunk's rows; None if nothing but maps was wanted."""
+        wanted = Maps() if maps is None else maps.of(chunk)
+        fitted = chunk
+        if is_usual:
+            fitted = self._unet.fitted(chunk, z.shape[1:], wanted, self._limit.rows)
+            wanted = Maps() if maps is None else maps.of(fitted)
+        if timestep not in self._of_timestep:
+            self._of_timestep[timestep] = self._unet.embed(timestep)
+        output: Tensor | None
+        output, made = self._unet(
+            fitted,
+            z[fitted.latents].to(self._unet.dtype),
+            self._of_timestep[timestep],
+            self._text_keys.of_rows(fitted.prompts),
+            wanted,
+        )
+        if isinstance(maps, Recording):
+            sources = len(chunk.conditional_items)
+            maps.maps.record(tuple(AttentionMap(q[:sources], k[:sources]) for q, k in made))
+        if output is None or fitted.wanted is None:
+            return output
+        return output[fitted.wanted]

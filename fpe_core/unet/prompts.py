@@ -1,0 +1,132 @@
+"""Prompts to text embeddings, with a word about what did not fit.
+
+Keys and values of the prompts in the cross-attention layers: once a call, not once a step.
+
+They are linear maps of the prompts' embeddings and of nothing else, so a step only has to pick the
+rows it wants. They live for one call and take
+
+    2 * tokens * width of all cross-attention layers * bytes of a number
+
+per distinct prompt: 3.8 MB for Stable Diffusion 1.5 in half precision. A call with so many prompts
+that this passes 256 MiB computes them at every step, as diffusers does.
+
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fpe_core.errors import PromptError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Distinct prompts, encoded once each.
+
+    Attributes:
+        embeddings: (distinct prompts, tokens, width), dtype and device of the text encoder.
+        index: prompt to its row in `embeddings`.
+        truncated: prompt to the part of it that exceeded the encoder's window; absent if all
+        fitted.
+    """
+
+    embeddings: Tensor
+    index: dict[str, int]
+    truncated: dict[str, str]
+
+
+def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> EncodedPrompts:
+    """Encodes each distinct prompt once, padded to the encoder's window (77 tokens for SD 1.x).
+
+    A prompt past the window is cut there; the rest is logged and returned in `truncated`.
+
+    Raises:
+        PromptError: a prompt that is no text.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    token_ids, truncated = [], {}
+    for prompt in distinct:
+        ids, rest = _tokenize(tokenizer, prompt)
+        token_ids.append(ids)
+        if rest:
+            truncated[prompt] = rest
+            _log.warning(
+                "prompt %r exceeds %d tokens; not seen by the model: %r",
+                prompt,
+                tokenizer.model_max_length,
+                rest,
+            )
+    device = next(text_encoder.parameters()).device
+    if not distinct:
+        width = (0, int(tokenizer.model_max_length), int(text_encoder.config.hidden_size))
+        return EncodedPrompts(torch.zeros(width, device=device), {}, {})
+    with torch.inference_mode():
+        embeddings = text_encoder(torch.tensor(token_ids, device=device))[0]
+    return EncodedPrompts(embeddings, {p: i for i, p in enumerate(distinct)}, truncated)
+
+
+def _tokenize(tokenizer: Any, prompt: object) -> tuple[list[int], str]:
+    """Token ids of exactly the window's length, and the text that did not fit ("" if all did)."""
+    if not isinstance(prompt, str):
+        raise PromptError(f"a prompt must be text, got {prompt!r}")
+    window = int(tokenizer.model_max_length)
+    try:
+        everything = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        ids = tokenizer(prompt, padding="max_length", max_length=window, truncation=True).input_ids
+    except (UnicodeError, TypeError, ValueError) as error:
+        raise PromptError(f"prompt {prompt!r} cannot be tokenized: {error}") from error
+    rest = everything[window - 1 : -1]  # the window's last place is the end token's
+    return list(ids), tokenizer.decode(rest).strip() if rest else ""
+
+
+_MOST_BYTES = 256 * 2**20
+
+
+class PromptRows(NamedTuple):
+    """The prompts of the rows that go through the UNet together.
+
+    Attributes:
+        embeddings: (rows, tokens, width).
+        keys: of every cross-attention in order of execution its keys and values, each (rows,
+            tokens, width of the layer); empty where they are still to be computed.
+    """
+
+    embeddings: Tensor
+    keys: tuple[tuple[Tensor, Tensor], ...]
+
+
+class TextKeys:
+    """The prompts of one call, with their keys and values where these are few enough to keep."""
+
+    def __init__(
+        self, layers: Sequence[Any], embeddings: Tensor, *, most_bytes: int = _MOST_BYTES
+    ) -> None:
+        """
+        Args:
+            layers: the cross-attention layers in order of execution.
+            embeddings: (distinct prompts, tokens, width).
+            most_bytes: bound on what is kept.
+        """
+        self._embeddings = embeddings
+        width = sum(attn.to_k.out_features + attn.to_v.out_features for attn in layers)
+        needed = embeddings.shape[0] * embeddings.shape[1] * width * embeddings.element_size()
+        self._keys = (
+            tuple((attn.to_k(embeddings), attn.to_v(embeddings)) for attn in layers)
+            if needed <= most_bytes
+            else ()
+        )
+
+    def of_rows(self, prompts: Tensor) -> PromptRows:
+        """Of rows with these prompts: (rows,) int64, index of the embeddings."""
+        return PromptRows(
+            self._embeddings[prompts],
+            tuple((key[prompts], value[prompts]) for key, value in self._keys),
+        )

@@ -1,0 +1,194 @@
+"""Kernels for CUDA, in Triton, called by `fpe_core.unet.fused`; imported only where there is a GPU.
+
+Activations are (rows, tokens, channels) in memory, which is what channels_last is. All arithmetic
+is float32's.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def normalise_group(
+    values,
+    added,
+    weight,
+    bias,
+    out,
+    tokens,
+    channels,
+    group_channels,
+    eps,
+    HAS_ADDED: tl.constexpr,
+    SILU: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """One group of one row, which fits into registers: moments and result in one go."""
+    token = tl.arange(0, TOKENS)[:, None]
+    within = tl.arange(0, CHANNELS)[None, :]
+    channel = tl.program_id(1) * group_channels + within
+    is_channel = within < group_channels
+    is_there = (token < tokens) & is_channel
+    place = tl.program_id(0).to(tl.int64) * tokens * channels + token * channels + channel
+    value = tl.load(values + place, mask=is_there, other=0.0).to(tl.float32)
+    if HAS_ADDED:
+        value += tl.load(added + channel, mask=is_channel, other=0.0).to(tl.float32)
+        value = tl.where(is_there, value, 0.0)
+    count = tokens * group_channels
+    centred = value - tl.sum(tl.sum(value, axis=1), axis=0) / count
+    centred = tl.where(is_there, centred, 0.0)
+    variance = tl.sum(tl.sum(centred * centred, axis=1), axis=0) / count
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)
+    result = centred * (scale / tl.sqrt(variance + eps)) + shift
+    if SILU:
+        result *= tl.sigmoid(result)
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=is_there)
+
+
+@triton.jit
+def moments_of_channels(
+    values,
+    means,
+    squares,
+    tokens,
+    channels,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Of a block of tokens, each channel's mean and the sum of squares around it."""
+    block, blocks = tl.program_id(1), tl.num_programs(1)
+    first = block * TOKENS
+    token = first + tl.arange(0, TOKENS)[:, None]
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    is_channel = channel < channels
+    is_there = (token < tokens) & is_channel[None, :]
+    row = tl.program_id(0).to(tl.int64)
+    place = row * tokens * channels + token * channels + channel[None, :]
+    value = tl.load(values + place, mask=is_there, other=0.0).to(tl.float32)
+    mean = tl.sum(value, axis=0) / tl.minimum(TOKENS, tokens - first)
+    centred = tl.where(is_there, value - mean[None, :], 0.0)
+    kept = (row * blocks + block) * channels + channel
+    tl.store(means + kept, mean, mask=is_channel)
+    tl.store(squares + kept, tl.sum(centred * centred, axis=0), mask=is_channel)
+
+
+@triton.jit
+def scales_of_group(
+    means,
+    squares,
+    added,
+    weight,
+    bias,
+    scales,
+    shifts,
+    tokens,
+    channels,
+    group_channels,
+    blocks,
+    eps,
+    HAS_ADDED: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Of one group of one row: what its channels are multiplied by, and what is added then.
+
+    Moments of parts combined as by Chan, Golub and LeVeque (1979). `TOKENS`: of a block.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    within = tl.arange(0, CHANNELS)
+    channel = tl.program_id(1) * group_channels + within
+    is_channel = within < group_channels
+    more = tl.zeros((CHANNELS,), tl.float32)
+    if HAS_ADDED:
+        more = tl.load(added + channel, mask=is_channel, other=0.0).to(tl.float32)
+    count = (tokens * group_channels).to(tl.float32)
+    total = tl.zeros((CHANNELS,), tl.float32)
+    for start in range(0, blocks, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)[:, None]
+        is_there = (block < blocks) & is_channel[None, :]
+        size = tl.minimum(TOKENS, tokens - block * TOKENS).to(tl.float32)
+        mean = tl.load(means + (row * blocks + block) * channels + channel[None, :], mask=is_there)
+        total += tl.sum(tl.where(is_there, (mean + more[None, :]) * size, 0.0), axis=0)
+    of_group = tl.sum(total, axis=0) / count
+    around = tl.zeros((CHANNELS,), tl.float32)
+    for start in range(0, blocks, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)[:, None]
+        is_there = (block < blocks) & is_channel[None, :]
+        size = tl.minimum(TOKENS, tokens - block * TOKENS).to(tl.float32)
+        place = (row * blocks + block) * channels + channel[None, :]
+        off = tl.load(means + place, mask=is_there) + more[None, :] - of_group
+        square = tl.load(squares + place, mask=is_there)
+        around += tl.sum(tl.where(is_there, square + size * off * off, 0.0), axis=0)
+    deviation = tl.sqrt(tl.sum(around, axis=0) / count + eps)
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float32) / deviation
+    shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)
+    tl.store(scales + row * channels + channel, scale, mask=is_channel)
+    tl.store(shifts + row * channels + channel, shift + (more - of_group) * scale, mask=is_channel)
+
+
+@triton.jit
+def scale_and_shift(
+    values,
+    scales,
+    shifts,
+    out,
+    tokens,
+    channels,
+    SILU: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """The result of a row, by its channels' scales and shifts."""
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    is_channel = channel < channels
+    is_there = (token < tokens) & is_channel[None, :]
+    row = tl.program_id(0).to(tl.int64)
+    place = row * tokens * channels + token * channels + channel[None, :]
+    value = tl.load(values + place, mask=is_there, other=0.0).to(tl.float32)
+    scale = tl.load(scales + row * channels + channel, mask=is_channel, other=0.0)
+    shift = tl.load(shifts + row * channels + channel, mask=is_channel, other=0.0)
+    result = value * scale[None, :] + shift[None, :]
+    if SILU:
+        result *= tl.sigmoid(result)
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=is_there)
+
+
+@triton.jit
+def add_bias_and_residual(
+    values,
+    bias,
+    residual,
+    out,
+    tokens,
+    channels,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """`values` plus a number for each channel plus `residual`. `tokens`: of all rows."""
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    is_channel = channel < channels
+    is_there = (token < tokens) & is_channel[None, :]
+    place = token * channels + channel[None, :]
+    result = tl.load(values + place, mask=is_there, other=0.0).to(tl.float32)
+    result += tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)[None, :]
+    result += tl.load(residual + place, mask=is_there, other=0.0).to(tl.float32)
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=is_there)
+
+
+@triton.jit
+def gate_by_gelu(values, out, width, BLOCK: tl.constexpr):
+    """Of `values`, (tokens, 2 * width), the first half times the GELU of the second."""
+    token = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_there = place < width
+    value = tl.load(values + token * 2 * width + place, mask=is_there, other=0.0)
+    gate = tl.load(values + token * 2 * width + width + place, mask=is_there, other=0.0)
+    gate = gate.to(tl.float32)
+    gate *= 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+    result = value.to(tl.float32) * gate
+    tl.store(out + token * width + place, result.to(out.dtype.element_ty), mask=is_there)

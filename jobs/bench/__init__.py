@@ -1,0 +1,1 @@
+"""`fpe bench`: quality where the right answers are known, speed beside other code, scale."""

@@ -1,0 +1,154 @@
+"""How well verdicts on boxes and masks tell which still hold: scores, thresholds, what they do."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fpe_core.judging.region_verdict import BOX_RULE, MASK_RULE, RegionVerdict, VerdictRule
+from fpe_core.still_life.benchmark.measure_scores import area_under_curve
+from fpe_core.still_life.benchmark.regions import HOLDS_IOU, RegionSample
+
+REGIONS = {"box": BOX_RULE, "mask": MASK_RULE}
+KEEP_PRECISION, DROP_PRECISION = 0.95, 0.9
+"""What thresholds are chosen for: share of the kept that hold, and of the dropped that do not."""
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("kind", pa.string()),
+        ("factor", pa.string()),
+        ("box_iou", pa.float64()),
+        ("mask_iou", pa.float64()),
+        ("box", pa.float64()),
+        ("mask", pa.float64()),
+        ("ViT", pa.float64()),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerdictFigures:
+    """What a rule does to samples. Shares are None where there is nothing to share.
+
+    Attributes:
+        kept_holds: share of the kept regions that hold.
+        dropped_lost: share of the dropped ones that do not.
+        kept, dropped: shares of all regions; the others are to be reviewed.
+        holds: share of all regions that hold.
+    """
+
+    samples: int
+    holds: float
+    kept: float
+    kept_holds: float | None
+    dropped: float
+    dropped_lost: float | None
+
+
+def holds(sample: RegionSample, region: str) -> bool:
+    """Whether the box, or the mask, is still right."""
+    return (sample.box_iou if region == "box" else sample.mask_iou) >= HOLDS_IOU
+
+
+def separation(samples: Sequence[RegionSample], region: str, score: str) -> float | None:
+    """The chance that a region that holds has more of the score than one that does not, 0..1."""
+    values = [[s.scores[score] for s in samples if holds(s, region) == right] for right in (1, 0)]
+    return area_under_curve(*values) if all(values) else None
+
+
+def fit_rule(samples: Sequence[RegionSample], region: str) -> VerdictRule:
+    """The thresholds that keep, and drop, as much as possible at the wanted precisions.
+
+    Two decimals. Where no threshold reaches a precision nothing is kept, or nothing dropped.
+    """
+    steps = np.arange(101) / 100
+    values = np.array([sample.scores[region] for sample in samples])
+    right = np.array([holds(sample, region) for sample in samples])
+
+    def share(chosen: np.ndarray, of: np.ndarray) -> float:
+        return float(of[chosen].mean()) if chosen.any() else 0.0
+
+    keep = [step for step in steps if share(values >= step, right) >= KEEP_PRECISION]
+    keep_at_least = float(min(keep, default=1.0))
+    drop = [
+        step
+        for step in steps
+        if step <= keep_at_least and share(values < step, ~right) >= DROP_PRECISION
+    ]
+    return VerdictRule(keep_at_least, float(max(drop, default=0.0)))
+
+
+def figures(samples: Sequence[RegionSample], region: str, rule: VerdictRule) -> VerdictFigures:
+    """What a rule does to the boxes, or masks, of samples."""
+    verdicts = [rule.verdict(1.0, sample.scores[region]) for sample in samples]
+    right = [holds(sample, region) for sample in samples]
+    kept = [r for r, v in zip(right, verdicts, strict=True) if v == RegionVerdict.KEEP]
+    dropped = [r for r, v in zip(right, verdicts, strict=True) if v == RegionVerdict.DROP]
+    return VerdictFigures(
+        samples=len(samples),
+        holds=float(np.mean(right)),
+        kept=len(kept) / len(samples),
+        kept_holds=float(np.mean(kept)) if kept else None,
+        dropped=len(dropped) / len(samples),
+        dropped_lost=1.0 - float(np.mean(dropped)) if dropped else None,
+    )
+
+
+def separation_table(samples: Sequence[RegionSample], split: str) -> Table:
+    """Area under the curve of every score that was taken, by kind of picture."""
+    names = list(samples[0].scores)
+    table = _table(f"Scores of {split} scenes: area under the curve", ("pictures", *names))
+    kinds = sorted({sample.kind for sample in samples})
+    for region in REGIONS:
+        for kind in kinds:
+            chosen = [sample for sample in samples if sample.kind == kind]
+            areas = (separation(chosen, region, name) for name in names)
+            table.add_row(f"{region} holds, {kind}", *map(_shown, areas))
+    return table
+
+
+def verdict_table(samples: Sequence[RegionSample], region: str, rule: VerdictRule) -> Table:
+    """What a rule does, by kind of picture."""
+    title = f"A {region}: keep from {rule.keep_at_least:g}, review from {rule.review_at_least:g}"
+    table = _table(title, ("pictures", "n", "hold", "kept", "of them hold", "dropped", "wrong"))
+    for kind in sorted({sample.kind for sample in samples}):
+        chosen = [sample for sample in samples if sample.kind == kind]
+        found = figures(chosen, region, rule)
+        table.add_row(
+            kind,
+            str(found.samples),
+            _shown(found.holds),
+            _shown(found.kept),
+            _shown(found.kept_holds),
+            _shown(found.dropped),
+            _shown(found.dropped_lost),
+        )
+    return table
+
+
+def write_samples(samples: Sequence[tuple[str, RegionSample]], path: pathlib.Path) -> None:
+    """One row per picture, with its split."""
+    rows = [
+        {**dataclasses.asdict(sample), "split": split, **sample.scores} for split, sample in samples
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), path)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table

@@ -1,0 +1,61 @@
+"""`fpe bench gate`."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from jobs.bench.options import (
+    Checkpoint,
+    Device,
+    Out,
+    Rows,
+    Split,
+    SplitName,
+    collect,
+    load_editor,
+)
+from jobs.terminal import console
+from jobs.terminal.exits import guarded
+
+
+@guarded
+def gate(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Instead of the checkpoint's own, such as steps."),
+    ] = None,
+    *,
+    checkpoint: Checkpoint = "builtin:still-life",
+    split: Split = SplitName.VALIDATION,
+    scenes: Annotated[int, typer.Option(min=1, max=80, help="Of each of 11 kinds of source.")] = 4,
+    out: Out = pathlib.Path("out/bench-gate"),
+    device: Device = "auto",
+    max_rows: Rows = 32,
+) -> None:
+    """Measure whether a source that comes back badly, unedited, is edited badly.
+
+    Clean and spoiled scenes and pictures of another world; every estimate against every edit.
+    """
+    from fpe_core import EditParameters
+    from fpe_core.still_life.benchmark.gate import estimate_figures, run_gate_benchmark
+    from fpe_core.still_life.benchmark.hard_sources import hard_sources
+    from jobs.bench import gate_figures as bench_gate
+    from jobs.bench.arms import settings_from_text
+
+    changed = settings_from_text(settings or [])
+    editor = load_editor(checkpoint, device, max_rows)
+    recommended = editor.checkpoint.default_parameters
+    parameters = EditParameters.from_dict({**recommended.to_dict(), **changed})
+    sources = hard_sources(split.value, scenes)
+    tried = collect(run_gate_benchmark(editor, sources, parameters), len(sources), "sources")
+
+    out.mkdir(parents=True, exist_ok=True)
+    figures = estimate_figures(tried, parameters.steps)
+    bench_gate.write_tried(tried, out / "edits.parquet")
+    bench_gate.write_figures(figures, out / "estimates.parquet")
+    console.out().print(bench_gate.kinds_table(tried))
+    console.out().print(bench_gate.figures_table(figures))
+    console.out().print(f"{out}/edits.parquet, estimates.parquet")

@@ -1,0 +1,72 @@
+"""Options that the bench commands share, and what they have in common."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from fpe_core import Editor
+
+
+_log = logging.getLogger(__name__)
+_LOG_EVERY = 40
+STILL_LIFE_RULES = pathlib.Path(__file__).parent.parent / "rules" / "still_life.yaml"
+"""Chosen for the built-in models by `fpe calibrate --benchmark`."""
+
+T = TypeVar("T")
+
+
+class SplitName(enum.StrEnum):
+    """Which held-out scenes: the ones to report on, or the ones to choose settings by."""
+
+    TEST = "test"
+    VALIDATION = "validation"
+
+
+Checkpoint = Annotated[
+    str, typer.Option(help="Built-in model, diffusers folder, file or hub id.", metavar="SOURCE")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+Split = Annotated[
+    SplitName, typer.Option(help="Held-out scenes: to report on, or to choose settings by.")
+]
+Out = Annotated[pathlib.Path, typer.Option(help="Folder for tables and pictures.")]
+Rows = Annotated[int, typer.Option(min=1, help="Most UNet rows at once.")]
+
+
+def _silence_loading_bars() -> None:
+    """transformers draws one for every network, however small."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def load_editor(checkpoint: str, device: str, max_rows: int, dtype: str = "auto") -> Editor:
+    from fpe_core import Editor, load_checkpoint
+
+    _silence_loading_bars()
+    return Editor(load_checkpoint(checkpoint, device=device, dtype=dtype), max_rows=max_rows)
+
+
+def held_out_seeds(split: SplitName, scenes: int) -> range:
+    from fpe_core.still_life.benchmark.edits import seeds_of
+
+    return seeds_of(split.value, scenes)
+
+
+def collect(results: Iterable[T], total: int, what: str) -> list[T]:
+    """All results, with a line now and then for whoever waits."""
+    return list(_counted(results, total, what))
+
+
+def _counted(results: Iterable[T], total: int, what: str) -> Iterator[T]:
+    for number, result in enumerate(results, start=1):
+        yield result
+        if number % _LOG_EVERY == 0 or number == total:
+            _log.info("%d of %d %s", number, total, what)

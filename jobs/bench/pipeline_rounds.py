@@ -1,0 +1,147 @@
+"""What the pipeline adds to its editor: the same edits by a run, and by the editor alone.
+
+The editor alone gets what the run's actor gets, block by block and call by call, as pictures that
+are in memory already, and its edits go nowhere. Either has to put as many rows through the UNet.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fpe_core import Editor, EditParameters
+from jobs.demo_scenes import write_scenes
+from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from pipeline.edit.block import call_by_call
+from pipeline.errors import UserError
+from pipeline.run.driver import run_job
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture and what is asked of it."""
+
+    image: Image.Image
+    prompt: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds of one round, and the UNet rows of either way.
+
+    Attributes:
+        bare_s: of the editor alone.
+        span_s: of the run, from its first block to its last.
+        model_s: of these, what the model took.
+        run_s: of the whole run, with Ray's start and the model's loading.
+    """
+
+    edits: int
+    unet_rows: float
+    bare_s: float
+    span_s: float
+    model_s: float
+    run_s: float
+
+    @property
+    def share(self) -> float:
+        """The run's edits per second, from first block to last, against the bare editor's."""
+        return self.bare_s / self.span_s
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self) | {"share": self.share}
+
+
+class PipelineBenchmark:
+    """Scenes, a job about them, and an editor with the job's checkpoint."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        editor: Editor,
+        *,
+        scenes: int,
+        sources_per_block: int,
+        settings: Sequence[str] = (),
+    ) -> None:
+        """`settings` are keys of the job. Raises UserError where `folder` has runs already."""
+        self._folder, self._editor = folder, editor
+        if any(folder.glob("run-*")):
+            raise UserError(f"{folder} has runs already; give --out a new folder")
+        rendered = write_scenes(folder / "scenes", scenes)
+        self._block = sources_per_block
+        self._settings = [
+            f"manifest={rendered.manifest}",
+            f"model.checkpoint={editor.checkpoint.name}",
+            f"resources.groups_per_block={sources_per_block}",
+            "resources.actors=1",
+            *settings,
+        ]
+        self._sources = list(_read(rendered.manifest))
+
+    def round(self, number: int) -> Round:
+        """The run, then the editor alone. Raises UserError where they did not do the same."""
+        output = f"output={self._folder / f'run-{number}'}"
+        job = load_job(BUILTIN_FOLDER / "demo.yaml", [*self._settings, output])
+        parameters = job.resolve_parameters(self._editor.checkpoint.default_parameters)
+        summary = run_job(job, progress=_Silent())
+        if summary.edits_made - summary.failed < summary.edits_planned:
+            raise UserError(f"edits failed, see stats.json in {summary.output}: nothing to compare")
+        if number == 0:  # what a device does the first time only
+            self._edit_alone(parameters, sources=min(self._block, len(self._sources)))
+        began = time.monotonic()
+        rows = self._edit_alone(parameters, len(self._sources))
+        bare_s = time.monotonic() - began
+        if not math.isclose(rows, summary.unet_rows, rel_tol=1e-6):
+            raise UserError(f"the editor took {rows} UNet rows and the run {summary.unet_rows:g}")
+        edited = summary.stations["edit"]
+        return Round(
+            edits=summary.edits_made,
+            unet_rows=rows,
+            bare_s=bare_s,
+            span_s=edited["span_seconds"],
+            model_s=edited["seconds"],
+            run_s=summary.seconds,
+        )
+
+    def _edit_alone(self, parameters: EditParameters, sources: int) -> float:
+        """UNet rows of the first sources, in the run's blocks and calls."""
+        rows, editor = 0.0, self._editor
+        for first in range(0, sources, self._block):
+            block = self._sources[first : first + self._block]
+            prompts = [source.prompt for source in block]
+            inversion = editor.invert([source.image for source in block], prompts, parameters)
+            rows += inversion.unet_rows
+            sizes = [len(source.targets) for source in block]
+            for call in call_by_call(sizes, range(len(block))):
+                targets = [block[index].targets for index in call]
+                rows += editor.edit(inversion.select(call), targets).unet_rows
+        return rows
+
+
+def _read(manifest: pathlib.Path) -> Iterator[Source]:
+    for row in pq.read_table(manifest).to_pylist():
+        with Image.open(manifest.parent / row["image"]) as image:
+            picture = image.convert("RGB")
+        yield Source(picture, row["source_prompt"], tuple(row["target_prompt"]))
+
+
+class _Silent:
+    """Rounds are told when they are over."""
+
+    def start(self, total: int, done: int) -> None:
+        pass
+
+    def advance(self, outcomes_table: pa.Table) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass

@@ -1,0 +1,237 @@
+"""What `fpe bench presets` measures, prints and writes: work and time of an edit beside quality."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fpe_core import Editor
+from fpe_core.still_life.benchmark.benchmark import (
+    Arm,
+    FactorFigures,
+    JudgedEdit,
+    figures_by_factor,
+)
+from fpe_core.still_life.benchmark.edits import edits_of_scene
+from fpe_core.still_life.render import render
+from fpe_core.still_life.scene import FACTORS, caption, sample_scene
+from jobs.bench.machine import Machine, wait_for
+
+ALL_FACTORS = "all"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one arm took to edit some scenes, five edits of each, several times over.
+
+    Attributes:
+        edits: of one run.
+        unet_rows: of one run, inversion included.
+        wall_s: of every run, from the pictures to the edited ones.
+        cpu_s: processor time of this process, all threads. Where others keep the machine busy it
+            tells more than `wall_s`; on a GPU nothing.
+    """
+
+    arm: str
+    edits: int
+    unet_rows: int
+    wall_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+
+    @property
+    def rows_per_edit(self) -> float:
+        return self.unet_rows / self.edits
+
+    @property
+    def edits_per_s(self) -> float:
+        """By the median run."""
+        return self.edits / statistics.median(self.wall_s)
+
+    @property
+    def cpu_s_per_edit(self) -> float:
+        return statistics.median(self.cpu_s) / self.edits
+
+
+def measure_costs(
+    editor: Editor, arms: Sequence[Arm], seeds: Sequence[int], rounds: int
+) -> list[Cost]:
+    """Every arm in turn, round after round, each round beginning with another one.
+
+    The first arm comes twice, the second time as "NAME again": what the two are apart is noise.
+    Before the rounds every arm runs once. Without rounds nothing runs and [] comes back.
+    """
+    if not rounds:
+        return []
+    entries = [*arms, Arm(f"{arms[0].name} again", arms[0].parameters)]
+    wall: dict[str, list[float]] = {arm.name: [] for arm in entries}
+    cpu: dict[str, list[float]] = {arm.name: [] for arm in entries}
+    work = {arm.name: _edit_scenes(editor, arm, seeds) for arm in arms}
+    work[entries[-1].name] = work[arms[0].name]
+    for number in range(rounds):
+        start = number % len(entries)
+        for arm in entries[start:] + entries[:start]:
+            wait_for(editor.checkpoint.device)
+            began = time.perf_counter(), time.process_time()
+            _edit_scenes(editor, arm, seeds)
+            wait_for(editor.checkpoint.device)
+            wall[arm.name].append(time.perf_counter() - began[0])
+            cpu[arm.name].append(time.process_time() - began[1])
+    return [
+        Cost(arm.name, *work[arm.name], tuple(wall[arm.name]), tuple(cpu[arm.name]))
+        for arm in entries
+    ]
+
+
+def _edit_scenes(editor: Editor, arm: Arm, seeds: Sequence[int]) -> tuple[int, int]:
+    """Edits and UNet rows of one run."""
+    scenes, parameters = [sample_scene(seed) for seed in seeds], arm.parameters
+    pictures = [render(scene, parameters.width_px) for scene in scenes]
+    targets = [[edit.target_prompt for edit in edits_of_scene(seed)] for seed in seeds]
+    inversion = editor.invert(pictures, [caption(scene) for scene in scenes], parameters)
+    result = editor.edit(inversion, targets)
+    return sum(map(len, targets)), inversion.unet_rows + result.unet_rows
+
+
+def preset_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], costs: Sequence[Cost]) -> Table:
+    """A row per arm: what it is, what it costs in quality (means of the types), and its speed.
+
+    `of exact` is the first arm's time over this one's. Arms that were not timed have "-".
+    """
+    table = _table(
+        "Quality beside speed; rows and CPU seconds of an edit",
+        ("speed", "steps", "success", "structure", "rows", "edits/s", "CPU s", "of exact"),
+    )
+    figures, cost_of = _figures(judged, arms), {cost.arm: cost for cost in costs}
+    for arm in arms:
+        quality, cost = figures[arm.name, ALL_FACTORS], cost_of.get(arm.name)
+        speed = ["-"] * 4
+        if cost:
+            speed = [
+                f"{cost.rows_per_edit:.1f}",
+                f"{cost.edits_per_s:.2f}",
+                f"{cost.cpu_s_per_edit:.3f}",
+                f"{_times_faster(costs[0], cost):.2f}",
+            ]
+        table.add_row(
+            arm.name,
+            str(arm.parameters.steps),
+            f"{quality.success:.2f}",
+            f"{quality.structure:.3f}",
+            *speed,
+        )
+    return table
+
+
+def noise_line(costs: Sequence[Cost]) -> str:
+    """How far the first arm's two times are apart; "" where nothing was timed."""
+    if not costs:
+        return ""
+    share = abs(_times_faster(costs[0], costs[-1]) - 1)
+    return f"noise ({costs[0].arm} against {costs[-1].arm}): {share:.1%} of the time"
+
+
+def _times_faster(exact: Cost, cost: Cost) -> float:
+    """By the median of the rounds' own ratios, in which a busy moment of the machine cancels."""
+    pairs = zip(exact.wall_s, cost.wall_s, strict=True)
+    return statistics.median(first / own for first, own in pairs)
+
+
+def quality_table(
+    judged: Sequence[JudgedEdit], arms: Sequence[Arm], *, by_factor: bool = True
+) -> Table:
+    """Success, structure and PSNR of every arm, by type of edit and in the mean of the types."""
+    table = _table(
+        "Quality", ("speed", "edit of", "success", "structure", "score", "PSNR dB", "kept dB")
+    )
+    for (arm, factor), figures in _figures(judged, arms).items():
+        if by_factor or factor == ALL_FACTORS:
+            kept = figures.kept_psnr_db
+            table.add_row(
+                arm,
+                factor,
+                f"{figures.success:.2f}",
+                f"{figures.structure:.3f}",
+                f"{figures.score:.3f}",
+                f"{figures.psnr_db:.2f}",
+                "-" if kept is None else f"{kept:.2f}",
+            )
+    return table
+
+
+def write_report(
+    judged: Sequence[JudgedEdit],
+    arms: Sequence[Arm],
+    costs: Sequence[Cost],
+    machine: Machine,
+    path: pathlib.Path,
+) -> None:
+    """Everything as JSON, raw times included."""
+    figures = _figures(judged, arms)
+    report: dict[str, Any] = {
+        "machine": asdict(machine),
+        "seeds": sorted({each.edit.seed for each in judged}),
+        "arms": {
+            arm.name: {
+                "parameters": arm.parameters.to_dict(),
+                "quality": {
+                    factor: asdict(own)
+                    for (name, factor), own in figures.items()
+                    if name == arm.name
+                },
+            }
+            for arm in arms
+        },
+        "costs": [
+            {
+                **asdict(cost),
+                "unet_rows_per_edit": cost.rows_per_edit,
+                "edits_per_s": cost.edits_per_s,
+                "cpu_s_per_edit": cost.cpu_s_per_edit,
+                "times_exact": _times_faster(costs[0], cost),
+            }
+            for cost in costs
+        ],
+    }
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+def _figures(
+    judged: Sequence[JudgedEdit], arms: Sequence[Arm]
+) -> dict[tuple[str, str], FactorFigures]:
+    """By arm and type of edit, and after an arm's types their mean, each counting the same."""
+    of_factors = figures_by_factor(judged)
+    figures: dict[tuple[str, str], FactorFigures] = {}
+    for arm in arms:
+        own = {f: of_factors[arm.name, f] for f in FACTORS if (arm.name, f) in of_factors}
+        figures |= {(arm.name, factor): each for factor, each in own.items()}
+        figures[arm.name, ALL_FACTORS] = _mean(list(own.values()))
+    return figures
+
+
+def _mean(figures: Sequence[FactorFigures]) -> FactorFigures:
+    kept = [each.kept_psnr_db for each in figures if each.kept_psnr_db is not None]
+    return FactorFigures(
+        edits=sum(each.edits for each in figures),
+        success=float(np.mean([each.success for each in figures])),
+        structure=float(np.mean([each.structure for each in figures])),
+        score=float(np.mean([each.score for each in figures])),
+        psnr_db=float(np.mean([each.psnr_db for each in figures])),
+        kept_psnr_db=float(np.mean(kept)) if kept else None,
+    )
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table

@@ -1,0 +1,227 @@
+"""What is measured at one size, as values that JSON can hold.
+
+What the engine has to reach, and what it reached.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.bench.machine import _cpu_name
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a phase took of the driver, a process of its own: wall and CPU seconds, peak of memory.
+
+    Attributes:
+        start_bytes: what it held before the phase, its libraries loaded.
+        peak_bytes: without pages of Ray's object store, which are not the driver's.
+        shared_bytes: the most of those that it had mapped beside.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    start_bytes: int
+    peak_bytes: int
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Planning: the manifest checked, ids made, the work list written."""
+
+    cost: Cost
+    edits: int
+    work_files: int
+    work_bytes: int
+
+    @property
+    def edits_per_s(self) -> float:
+        return self.edits / self.cost.seconds
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Files of a run folder by kind.
+
+    `in_parts` are those of parts beside images; `others` the lease, card, config and statistics.
+    """
+
+    parts: int
+    images: int
+    in_parts: int
+    ledger: int
+    work: int
+    others: int
+
+    @property
+    def small_per_part(self) -> float:
+        """In the parts themselves."""
+        return self.in_parts / max(1, self.parts)
+
+    @property
+    def all_small_per_part(self) -> float:
+        """With the ledger, the work list and the rest shared out."""
+        return (self.in_parts + self.ledger + self.work + self.others) / max(1, self.parts)
+
+
+@dataclass(frozen=True)
+class RunThrough:
+    """A whole run: planned, fetched, decoded, encoded, written, committed.
+
+    Attributes:
+        start_s: until the first outcomes arrived: lease, plan, Ray, its workers' imports.
+        store_bytes: the most that Ray's object store held at a look, one a second; None where Ray
+            did not tell.
+        requests: to the store, by station of the run.
+    """
+
+    cost: Cost
+    edits: int
+    start_s: float
+    store_bytes: int | None
+    objects: Objects
+    requests: dict[str, float]
+
+    @property
+    def overhead_ms(self) -> float:
+        """Of one edit, on all CPUs of the machine, everything counted."""
+        return 1000 * self.cost.seconds / self.edits
+
+    @property
+    def streaming_ms(self) -> float:
+        """The same from the first outcomes on: what it comes to in a long run."""
+        return 1000 * (self.cost.seconds - self.start_s) / self.edits
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The same command on a finished run.
+
+    `is_run_whole`: False where the outcomes were committed to the ledger without making pictures.
+    """
+
+    cost: Cost
+    edits: int
+    ledger_files: int
+    ledger_bytes: int
+    is_run_whole: bool
+
+
+@dataclass(frozen=True)
+class SizeFigures:
+    """All that was measured at one size; None what was not."""
+
+    rows: int
+    edits_per_row: int
+    planned: Planned
+    run: RunThrough | None
+    resumed: Resumed | None
+
+    @property
+    def edits(self) -> int:
+        return self.rows * self.edits_per_row
+
+
+def as_json(sizes: Sequence[SizeFigures]) -> dict[str, Any]:
+    """Everything, with the machine: figures of one say nothing about another."""
+    return {
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "load_before": os.getloadavg()[0],
+            "python": platform.python_version(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+        "sizes": [dataclasses.asdict(size) | {"edits": size.edits} for size in sizes],
+    }
+
+
+FLAT_FROM_EDITS = 100_000
+PLANNING_EDITS_PER_S = 50_000.0
+OVERHEAD_MS = 5.0
+RESUME_S = 60.0
+RESUME_EDITS = 1_000_000
+DRIVER_BYTES = 2_000_000_000
+FLAT_RATIO = 1.25
+"""Growth of the driver from the smallest of the large sizes to the largest that still is flat: the
+ledger's ids alone take 16 bytes each."""
+OBJECTS_PER_PART = 1.0
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One aim beside what was reached; None where nothing was measured that tells."""
+
+    text: str
+    reached: float | None
+    most: float | None = None
+    least: float | None = None
+
+    @property
+    def is_met(self) -> bool | None:
+        if self.reached is None:
+            return None
+        is_enough = self.least is None or self.reached >= self.least
+        return is_enough and (self.most is None or self.reached <= self.most)
+
+
+def aims(sizes: Sequence[SizeFigures]) -> list[Aim]:
+    """All of them; each by the worst size that it speaks of."""
+    large = [size for size in sizes if size.edits >= FLAT_FROM_EDITS]
+    runs = [size.run for size in sizes if size.run is not None]
+    largest_run = max(runs, key=lambda run: run.edits, default=None)
+    resumed = [s.resumed for s in sizes if s.resumed is not None and s.edits >= RESUME_EDITS]
+    costs = [cost.peak_bytes for size in sizes for cost in _costs(size)]
+    return [
+        Aim(
+            f"planning, edits/s, from {FLAT_FROM_EDITS:,} edits on",
+            min((size.planned.edits_per_s for size in large), default=None),
+            least=PLANNING_EDITS_PER_S,
+        ),
+        Aim("driver memory, bytes, at every size", max(costs, default=None), most=DRIVER_BYTES),
+        *_flatness(large),
+        Aim(
+            f"resuming a finished run of {RESUME_EDITS:,} edits, seconds",
+            min((each.cost.seconds for each in resumed), default=None),
+            most=RESUME_S,
+        ),
+        Aim(
+            "small objects in a part beside its images",
+            max((run.objects.small_per_part for run in runs), default=None),
+            most=OBJECTS_PER_PART,
+        ),
+        Aim(
+            "overhead per edit, ms, of the largest run",
+            None if largest_run is None else largest_run.overhead_ms,
+            most=OVERHEAD_MS,
+        ),
+    ]
+
+
+def _costs(size: SizeFigures) -> Iterator[Cost]:
+    for phase in (size.planned, size.run, size.resumed):
+        if phase is not None:
+            yield phase.cost
+
+
+def _flatness(large: Sequence[SizeFigures]) -> Iterator[Aim]:
+    phases: dict[str, Callable[[SizeFigures], Cost | None]] = {
+        "planning": lambda size: size.planned.cost,
+        "running": lambda size: None if size.run is None else size.run.cost,
+        "resuming": lambda size: None if size.resumed is None else size.resumed.cost,
+    }
+    for name, cost_of in phases.items():
+        peaks = [cost.peak_bytes for size in large if (cost := cost_of(size)) is not None]
+        ratio = max(peaks) / min(peaks) if len(peaks) > 1 else None
+        text = (
+            f"driver memory while {name}, largest over smallest from {FLAT_FROM_EDITS:,} edits on"
+        )
+        yield Aim(text, ratio, most=FLAT_RATIO)

@@ -1,0 +1,100 @@
+"""All phases at one size, each in a process of its own, and the files that it left counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.scale.figures import Cost, Objects, Planned, Resumed, RunThrough, SizeFigures
+from jobs.bench.scale.workload import write_manifest
+from pipeline.errors import ResourceError
+from pipeline.ledger.ledger import LEDGER_FOLDER
+from pipeline.ledger.parts import PART_PREFIX
+from pipeline.plan.plan import PLAN_FOLDER
+
+_TOLD_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Up to which number of edits each phase is done; planning always is."""
+
+    run_edits: int
+    resume_edits: int
+
+
+def measure(
+    folder: Path, rows: int, edits_per_row: int, limits: Limits, tell: Callable[[str], None]
+) -> SizeFigures:
+    """Everything at one size. `folder` is for scratch; run folders in it are deleted afterwards.
+
+    Raises ResourceError where a phase fails.
+    """
+    edits = rows * edits_per_row
+    tell(f"{rows:,} rows: manifest")
+    manifest = write_manifest(folder, rows, edits_per_row)
+    scratch = folder / f"size-{rows}x{edits_per_row}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        tell(f"{rows:,} rows: planning {edits:,} edits")
+        planned = Planned(**_with_cost(_phase("plan", manifest, scratch / "plan")))
+        shutil.rmtree(scratch / "plan")
+        run = resumed = None
+        output = scratch / "run"
+        if edits <= limits.run_edits:
+            tell(f"{rows:,} rows: running {edits:,} edits")
+            found = _with_cost(_phase("run", manifest, output))
+            run = RunThrough(**found, objects=count_objects(output))
+        elif edits <= limits.resume_edits:
+            tell(f"{rows:,} rows: committing {edits:,} outcomes without pictures")
+            _phase("fill", manifest, output)
+        if output.exists():
+            tell(f"{rows:,} rows: resuming")
+            if run is None:  # the first one writes the summaries, as the end of a run would have
+                _phase("resume", manifest, output)
+            found = _with_cost(_phase("resume", manifest, output))
+            resumed = Resumed(**found, is_run_whole=run is not None)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return SizeFigures(rows, edits_per_row, planned, run, resumed)
+
+
+def count_objects(run_folder: Path) -> Objects:
+    """The files of a run folder by kind, as a store would count them."""
+    counts = dict.fromkeys(("images", "in_parts", "ledger", "work", "others"), 0)
+    parts = 0
+    for folder, _, names in os.walk(run_folder):
+        top, _, inner = Path(folder).relative_to(run_folder).as_posix().partition("/")
+        if top.startswith(PART_PREFIX):
+            parts += not inner
+            kind = "images" if inner else "in_parts"
+        else:
+            kind = {LEDGER_FOLDER: "ledger", PLAN_FOLDER: "work"}.get(top, "others")
+        counts[kind] += len(names)
+    return Objects(parts=parts, **counts)
+
+
+def _with_cost(found: dict[str, Any]) -> dict[str, Any]:
+    return found | {"cost": Cost(**found["cost"])}
+
+
+def _phase(name: str, manifest: Path, output: Path) -> dict[str, Any]:
+    """What a phase found. Its log lines go where ours go."""
+    command = [sys.executable, "-m", "jobs.bench.scale.phase", name, str(manifest), str(output)]
+    # Ray gives its workers way to all other work, and then a busy machine is what is measured.
+    environment = {"RAY_worker_niceness": "0", **os.environ}
+    ended = subprocess.run(  # noqa: S603 - our own
+        command, stdout=subprocess.PIPE, check=False, env=environment
+    )
+    if ended.returncode:
+        said = ended.stdout.decode(errors="replace")[-_TOLD_CHARS:]
+        raise ResourceError(f"the phase {name} ended with code {ended.returncode}. {said}".strip())
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found

@@ -1,0 +1,261 @@
+"""One phase in a process of its own, so that its peak of memory is its own.
+
+    python -m jobs.bench.scale.phase plan|run|fill|resume MANIFEST OUTPUT
+
+The last line that it prints is what it found, as JSON.
+
+A ledger as a finished run leaves it, without the run: for sizes that would take hours.
+
+Plan, parts, outcomes and commits are the real ones; only pictures and metadata are missing, which a
+run that finds nothing to do does not look at. The folders of the parts are there, empty, because
+they are listed.
+
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.bench.scale.figures import Cost
+from jobs.bench.scale.workload import scale_job
+from pipeline.cluster.actor_kinds import Node
+from pipeline.cluster.pool import size_pool
+from pipeline.edit.no_editor import NOT_EDITED
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.work_list import cut_work, read_slice
+from pipeline.run.driver import COMMIT_EDITS, run_job
+from pipeline.storage.folder import Folder
+from pipeline.write.part import part_name
+
+_LOOK_S = 1.0
+_MEMORY_LOOK_S = 0.02
+
+
+class _Progress:
+    """Notes when the first outcomes come; Ray is there by then, so its store is looked at."""
+
+    def __init__(self) -> None:
+        self.first_at: float | None = None
+        self.store_bytes: int | None = None
+        self._ended = threading.Event()
+        self._looking = threading.Thread(target=self._look, daemon=True)
+
+    def start(self, total: int, done: int) -> None:  # noqa: ARG002 - the interface of a sink
+        if not self._looking.is_alive():
+            self._looking.start()
+
+    def advance(self, outcomes_table: pa.Table) -> None:  # noqa: ARG002
+        self.first_at = self.first_at or time.monotonic()
+
+    def finish(self) -> None:
+        self._ended.set()
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            used = _store_bytes()
+            if used is not None:
+                self.store_bytes = max(used, self.store_bytes or 0)
+
+
+def _store_bytes() -> int | None:
+    """What Ray's object store holds now; None where there is no Ray, or it does not tell."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    try:
+        from ray._private import internal_api  # no public call tells it without a dashboard
+
+        ask: Any = internal_api
+        state = ask.get_state_from_address(ray.get_runtime_context().gcs_address)
+        return int(ask.get_memory_info_reply(state).store_stats.object_store_bytes_used)
+    except Exception:  # noqa: BLE001 - a figure is missing then, and nothing else
+        return None
+
+
+@contextmanager
+def _costing(found: dict[str, Any]) -> Iterator[None]:
+    (start,), began, cpu = _memory_bytes("VmRSS"), time.monotonic(), time.process_time()
+    memory, ended = _Memory(), threading.Event()
+    looking = threading.Thread(target=memory.look, args=(ended,), daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        looking.join()
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
+    cost = Cost(seconds, cpu_seconds, start, memory.peak_bytes(), memory.shared_bytes)
+    found["cost"] = asdict(cost)
+
+
+@dataclass
+class _Memory:
+    """The most that this process held, by looks: its own, and the object store's that it mapped."""
+
+    own_bytes: int = 0
+    shared_bytes: int = 0
+
+    def look(self, ended: threading.Event) -> None:
+        while not ended.wait(_MEMORY_LOOK_S):
+            held, shared = _memory_bytes("VmRSS", "RssShmem")
+            self.own_bytes = max(self.own_bytes, held - shared)
+            self.shared_bytes = max(self.shared_bytes, shared)
+
+    def peak_bytes(self) -> int:
+        """The kernel's peak, which misses nothing, unless shared memory is in that."""
+        return self.own_bytes if self.shared_bytes else _memory_bytes("VmHWM")[0]
+
+
+def _memory_bytes(*keys: str) -> tuple[int, ...]:
+    """Lines of this process's status; zeros where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    found = (re.search(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE) for key in keys)
+    return tuple(int(match[1]) * 1024 if match else 0 for match in found)
+
+
+def plan(manifest: Path, output: Path) -> dict[str, Any]:
+    """Plans and writes the work list."""
+    found: dict[str, Any] = {}
+    with _costing(found):
+        planned = make_plan(scale_job(manifest, output))
+    sizes = [(output / name).stat().st_size for name in planned.work_files]
+    return found | {
+        "edits": planned.edits_total,
+        "work_files": len(sizes),
+        "work_bytes": sum(sizes),
+    }
+
+
+def run(manifest: Path, output: Path) -> dict[str, Any]:
+    """Makes every edit, which without an editor is everything but the model."""
+    found: dict[str, Any] = {}
+    progress, began = _Progress(), time.monotonic()
+    with _costing(found):
+        summary = run_job(scale_job(manifest, output), progress=progress)
+    if summary.accepted != summary.edits_planned:
+        raise RuntimeError(f"{summary.accepted} of {summary.edits_planned} edits were accepted")
+    return found | {
+        "edits": summary.accepted,
+        "start_s": (progress.first_at or time.monotonic()) - began,
+        "store_bytes": progress.store_bytes,
+        "requests": {name: of.get("requests", 0.0) for name, of in summary.stations.items()},
+    }
+
+
+def fill(manifest: Path, output: Path) -> dict[str, Any]:
+    """Commits an outcome for every edit, as a run does, and makes no picture."""
+    job = scale_job(manifest, output)
+    return {"edits": fill_ledger(job)}
+
+
+def resume(manifest: Path, output: Path) -> dict[str, Any]:
+    """The same command on the finished run."""
+    found: dict[str, Any] = {}
+    job = scale_job(manifest, output)
+    with _costing(found):
+        summary = run_job(job, progress=_Progress())
+    if summary.edits_made or summary.already_done != summary.edits_planned:
+        raise RuntimeError(f"{summary.edits_made} edits were made again")
+    files = Ledger(Folder.open(job.output)).files()
+    return found | {
+        "edits": summary.already_done,
+        "ledger_files": len(files),
+        "ledger_bytes": sum((output / name).stat().st_size for name in files),
+    }
+
+
+PHASES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "plan": plan,
+    "run": run,
+    "fill": fill,
+    "resume": resume,
+}
+
+
+def main(phase: str, manifest: str, output: str) -> None:
+    found = PHASES[phase](Path(manifest), Path(output))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+
+
+def fill_ledger(job: Job) -> int:
+    """Commits every edit of a job as accepted; returns how many. For local run folders."""
+    folder = Folder.open(job.output)
+    ledger = Ledger.open(folder)
+    plan = make_plan(job, ledger)
+    waiting: list[pa.Table] = []
+    for part, outcomes in _parts(job, folder, plan):
+        (Path(folder.url) / part).mkdir()
+        waiting.append(outcomes)
+        if sum(map(len, waiting)) >= COMMIT_EDITS:
+            ledger.commit(pa.concat_tables(waiting))
+            waiting = []
+    if waiting:
+        ledger.commit(pa.concat_tables(waiting))
+    return len(ledger.done_ids())
+
+
+def _parts(job: Job, folder: Folder, plan: Plan) -> Iterator[tuple[str, pa.Table]]:
+    """The parts of a run on two CPUs, and their outcomes."""
+    pixels = plan.parameters.width_px * plan.parameters.height_px
+    pool = size_pool(
+        [Node(cpus=2)],
+        job.resources,
+        device="cpu",
+        groups=plan.groups_pending,
+        pixels_per_image=pixels,
+    )
+    for work in cut_work(folder, plan.work_files, pool.groups_per_block):
+        groups = read_slice(folder, work).to_pylist()
+        edits = [(group, edit) for group in groups for edit in group["edits"]]
+        part = part_name(edit["edit_id"] for _, edit in edits)
+        yield part, _outcomes(part, edits)
+
+
+def _outcomes(part: str, edits: list[tuple[dict[str, object], dict[str, object]]]) -> pa.Table:
+    rows = [
+        {
+            "edit_id": edit["edit_id"],
+            "group_id": group["group_id"],
+            "source_id": group["source_id"],
+            "row": group["row"],
+            "part": part,
+            "outcome": Outcome.ACCEPTED.value,
+            "reason": "",
+            "message": NOT_EDITED,
+            "edited_file_name": f"{part}/edited/{group['stem']}__{_hex(edit['edit_id'])}.png",
+            "target_prompt": edit["target_prompt"],
+            "unet_rows": 0.0,
+            "seconds": 0.0,
+            "edit_type": "",
+            "source_file_name": f"{part}/source/{group['stem']}__{_hex(group['source_id'])}.png",
+        }
+        for group, edit in edits
+    ]
+    return pa.Table.from_pylist(rows, schema=OUTCOME_SCHEMA)
+
+
+def _hex(identity: object) -> str:
+    assert isinstance(identity, bytes)
+    return identity.hex()

@@ -1,0 +1,130 @@
+"""The measurements as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from jobs.bench.scale.figures import Aim, Cost, SizeFigures
+
+
+def planning_table(sizes: Sequence[SizeFigures]) -> Table:
+    """Manifest to work list."""
+    columns = ("rows", "edits", "seconds", "edits/s", "per CPU second", "driver MB", "work MB")
+    table = _table("Planning", columns)
+    for size in sizes:
+        planned = size.planned
+        table.add_row(
+            f"{size.rows:,}",
+            f"{size.edits:,}",
+            f"{planned.cost.seconds:,.1f}",
+            f"{planned.edits_per_s:,.0f}",
+            f"{planned.edits / max(planned.cost.cpu_seconds, 1e-9):,.0f}",
+            _megabytes(planned.cost.peak_bytes),
+            _megabytes(planned.work_bytes),
+        )
+    return table
+
+
+def run_table(sizes: Sequence[SizeFigures]) -> Table:
+    """Whole runs; the start is until the first outcomes."""
+    columns = (
+        "edits",
+        "seconds",
+        "of these to start",
+        "edits/s",
+        "ms per edit",
+        "ms once started",
+        "driver MB",
+        "object store MB",
+    )
+    table = _table("Running without an editor", columns)
+    for size in sizes:
+        if (run := size.run) is not None:
+            table.add_row(
+                f"{run.edits:,}",
+                f"{run.cost.seconds:,.1f}",
+                f"{run.start_s:,.1f}",
+                f"{run.edits / run.cost.seconds:,.0f}",
+                f"{run.overhead_ms:,.2f}",
+                f"{run.streaming_ms:,.2f}",
+                _megabytes(run.cost.peak_bytes),
+                "-" if run.store_bytes is None else _megabytes(run.store_bytes),
+            )
+    return table
+
+
+def objects_table(sizes: Sequence[SizeFigures]) -> Table:
+    """What the runs wrote, and asked of the store."""
+    columns = (
+        "edits",
+        "parts",
+        "images",
+        "metadata",
+        "ledger",
+        "work list",
+        "others",
+        "small per part",
+        "requests per edit",
+    )
+    table = _table("Objects written", columns)
+    for size in sizes:
+        if (run := size.run) is not None:
+            objects = run.objects
+            counts = (objects.parts, objects.images, objects.in_parts, objects.ledger, objects.work)
+            table.add_row(
+                f"{run.edits:,}",
+                *(f"{count:,}" for count in counts),
+                f"{objects.others:,}",
+                f"{objects.all_small_per_part:.2f}",
+                f"{sum(run.requests.values()) / run.edits:.2f}",
+            )
+    return table
+
+
+def resume_table(sizes: Sequence[SizeFigures]) -> Table:
+    """The same command on a finished run."""
+    columns = ("edits", "ledger by", "ledger files", "ledger MB", "seconds", "driver MB")
+    table = _table("Resuming a finished run", columns)
+    for size in sizes:
+        if (resumed := size.resumed) is not None:
+            table.add_row(
+                f"{resumed.edits:,}",
+                "run" if resumed.is_run_whole else "commits alone",
+                f"{resumed.ledger_files:,}",
+                _megabytes(resumed.ledger_bytes),
+                f"{resumed.cost.seconds:,.1f}",
+                _megabytes(resumed.cost.peak_bytes),
+            )
+    return table
+
+
+def aims_table(aims: Sequence[Aim]) -> Table:
+    """Every aim beside what was reached."""
+    table = _table("Aims", ("aim", "wanted", "reached", ""))
+    for aim in aims:
+        wanted = f">= {aim.least:,g}" if aim.least is not None else f"<= {aim.most:,g}"
+        reached = "not measured" if aim.reached is None else f"{aim.reached:,.4g}"
+        verdict = {None: "", True: "met", False: "missed"}[aim.is_met]
+        table.add_row(aim.text, wanted, reached, verdict)
+    return table
+
+
+def costs_note(sizes: Sequence[SizeFigures]) -> str:
+    """How large the driver is before it does anything."""
+    costs: list[Cost] = [size.planned.cost for size in sizes]
+    return f"The driver holds {_megabytes(costs[0].start_bytes)} MB before it reads anything."
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f}" if size >= 10e6 else f"{size / 1e6:,.1f}"
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table

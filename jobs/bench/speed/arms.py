@@ -1,0 +1,242 @@
+"""The ways of editing that are compared: all exact, all with one set of weights.
+
+    A     the authors' procedure, literally (`fpe_core.reference`), float32; or their own code, from
+          a checkout (`jobs.bench.speed.authors_checkout`)
+    B     a plain diffusers loop (`jobs.bench.speed.plain_loop`), nothing shared between edits
+    B+    the same, but the edits of a source share its inversion
+    C     ours, one source at a time
+    D     ours, all sources together
+    E     as D, compiled by torch as the job key model.compile does it
+
+Approximate ways are not among them: what they cost in quality has to stand beside their speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fpe_core import Checkpoint, Editor, EditParameters
+from fpe_core.checkpoint.autoencoder import Autoencoder, latent_shape
+from fpe_core.reference import Reference
+from fpe_core.unet.attention import select_layers, self_attention_layers
+from fpe_core.unet.row_limit import RowLimit
+from jobs.bench.speed.authors_checkout import AuthorsCode, CheckoutArm
+from jobs.bench.speed.instruments import Networks, PhaseClock
+from jobs.bench.speed.plain_loop import PlainLoop
+from jobs.bench.speed.workload import Workload
+
+NAMES = ("A", "B", "B+", "C", "D", "E")
+OURS = ("C", "D", "E")
+
+
+class Arm(Protocol):
+    """One way of editing.
+
+    Attributes:
+        name: its letter.
+        title: what it is, in a few words.
+        checkpoint: what it runs.
+        networks: what of it there is to watch.
+        shares: what edits share: "nothing", "inversion" (of one source) or "everything" (it gets
+            faster with more sources and edits, so it is run with all of them).
+        is_compiled: whether its first call compiles.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def networks(self) -> Networks: ...
+    @property
+    def shares(self) -> str: ...
+    @property
+    def is_compiled(self) -> bool: ...
+
+    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+        """Final latents (edits, C, h, w) on the CPU, source by source; images are made as well."""
+        ...
+
+    def afresh(self) -> Self:
+        """The arm as it was before its first call."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """What A and B have in common: diffusers' own UNet, and one edit at a time."""
+
+    networks: Networks
+    checkpoint: Checkpoint
+    autoencoder: Autoencoder
+    shares: str = "nothing"
+    is_compiled: bool = False
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, **options: Any) -> Self:
+        autoencoder = Autoencoder(checkpoint)
+        networks = Networks(
+            checkpoint.text_encoder, autoencoder.encoder, autoencoder.decoder, checkpoint.unet
+        )
+        return cls(networks, checkpoint, autoencoder, **options)
+
+    def afresh(self) -> Self:
+        return self
+
+    def _encode(self, image: Image.Image) -> Tensor:
+        return self.autoencoder.encode([image], RowLimit(1))
+
+    def _finished(self, z: Tensor) -> Tensor:
+        self.autoencoder.decode(z, RowLimit(1))
+        return z.cpu()
+
+
+@dataclass(frozen=True)
+class AuthorsArm(_Baseline):
+    """A. With `wrong`, one of `fpe_core.reference.MISTAKES`, a negative control of the gate."""
+
+    wrong: str = ""
+    name: str = "A"
+    title: str = "the authors' procedure"
+
+    @torch.inference_mode()
+    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+        reference = self._reference(workload.parameters)
+        latents = []
+        for image, source, target in _one_by_one(workload):
+            z_0 = self._encode(image)
+            with clock.inverting():
+                inversion = reference.invert(z_0, source)
+            latents.append(self._finished(reference.edit_inverted(inversion, source, target)))
+        return torch.cat(latents)
+
+    def _reference(self, parameters: EditParameters) -> Reference:
+        _, height, width = latent_shape(self.checkpoint, parameters)
+        layers = self_attention_layers(self.checkpoint.unet, height, width)
+        replaced = {layer.position for layer in select_layers(layers, parameters.layers)}
+        return Reference(
+            unet=self.checkpoint.unet,
+            text_encoder=self.checkpoint.text_encoder,
+            tokenizer=self.checkpoint.tokenizer,
+            steps=parameters.steps,
+            guidance_scale=parameters.guidance_scale,
+            replaced_fraction=parameters.replaced_fraction,
+            is_replaced=lambda position, _tokens: position in replaced,
+            negative_prompt=parameters.negative_prompt,
+            prediction_type=str(self.checkpoint.scheduler_config.get("prediction_type", "epsilon")),
+            wrong=self.wrong,
+        )
+
+
+@dataclass(frozen=True)
+class PlainArm(_Baseline):
+    """B, and with `shares="inversion"` B+."""
+
+    name: str = "B"
+    title: str = "a plain diffusers loop"
+
+    @torch.inference_mode()
+    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+        loop = PlainLoop(self.checkpoint, workload.parameters)
+        latents = []
+        inverted: tuple[Image.Image, list[Tensor]] | None = None
+        for image, source, target in _one_by_one(workload):
+            if inverted is None or inverted[0] is not image or self.shares == "nothing":
+                z_0 = self._encode(image)
+                with clock.inverting():
+                    inverted = (image, loop.invert(z_0, source))
+            latents.append(self._finished(loop.edit(inverted[1], source, target)))
+        return torch.cat(latents)
+
+
+@dataclass(frozen=True)
+class OurArm:
+    """C, D and E: the editor of this package."""
+
+    editor: Editor
+    name: str
+    title: str
+    batched: bool
+    compiler: str | None = None
+    shares: str = "everything"
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.compiler is not None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.editor.checkpoint
+
+    @property
+    def networks(self) -> Networks:
+        editor = self.editor
+        return Networks(
+            self.checkpoint.text_encoder,
+            editor.autoencoder.encoder,
+            editor.autoencoder.decoder,
+            editor.unet,
+        )
+
+    def afresh(self) -> Self:
+        return replace(self, editor=Editor(self.checkpoint, compiler=self.compiler))
+
+    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+        size = len(workload.images) if self.batched else 1
+        latents = []
+        for first in range(0, len(workload.images), size):
+            part = slice(first, first + size)
+            with clock.inverting():
+                inversion = self.editor.invert(
+                    workload.images[part], workload.source_prompts[part], workload.parameters
+                )
+            result = self.editor.edit(inversion, workload.target_prompts[part])
+            latents += [edit.latent for edits in result.edits for edit in edits]
+        return torch.stack(latents)
+
+
+def exact_arms(
+    checkpoint: Checkpoint,
+    reference: Checkpoint,
+    compiler: str,
+    authors: AuthorsCode | None = None,
+) -> list[Arm]:
+    """All arms in order, A first.
+
+    Args:
+        checkpoint: what B to E run.
+        reference: the same weights in float32, for A.
+        compiler: torch.compile's backend; "none" leaves E out.
+        authors: their own code, for A.
+
+    Raises:
+        ParameterError: a checkpoint that the authors' code cannot run.
+    """
+    eager = Editor(checkpoint)
+    arms: list[Arm] = [
+        CheckoutArm.of(reference, authors) if authors else AuthorsArm.of(reference),
+        PlainArm.of(checkpoint),
+        PlainArm.of(checkpoint, name="B+", title="B, inversion shared", shares="inversion"),
+        OurArm(eager, "C", "ours, a source at a time", batched=False),
+        OurArm(eager, "D", "ours, batched", batched=True),
+    ]
+    if compiler != "none":
+        editor = Editor(checkpoint, compiler=compiler)
+        arms.append(OurArm(editor, "E", "ours, batched, compiled", True, compiler))
+    return arms
+
+
+def _one_by_one(workload: Workload) -> Iterator[tuple[Image.Image, str, str]]:
+    for image, source, targets in zip(
+        workload.images, workload.source_prompts, workload.target_prompts, strict=True
+    ):
+        for target in targets:
+            yield image, source, target

@@ -1,0 +1,175 @@
+"""Floating-point operations: what an edit needs, what an arm runs, what the device can do.
+
+Needed are those of the UNet in the minimal exact procedure. They are counted module by module on
+one row, on torch's meta device, which computes nothing, and added up (`minimal_flops`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from fpe_core import Checkpoint
+from fpe_core.checkpoint.autoencoder import latent_shape
+from fpe_core.unet.attention import select_layers, self_attention_layers
+from jobs.bench.machine import wait_for
+from jobs.bench.speed.workload import Workload
+
+_PRODUCT_EDGE = {"cuda": 8192, "cpu": 1024}
+_PRODUCT_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class RowFlops:
+    """One row through the UNet, in FLOPs.
+
+    Attributes:
+        row: all of it, less `time` and `text`.
+        time: what depends on the timestep alone.
+        text: keys and values of the cross-attention, which depend on the prompt alone.
+        prefix: what comes before the first cross-attention and does not know the prompt.
+        source: up to the queries and keys of the last replaced layer.
+        replaced: the queries and keys that a target need not have where it takes the source's map.
+    """
+
+    row: int
+    time: int
+    text: int
+    prefix: int
+    source: int
+    replaced: int
+
+
+def count_row(checkpoint: Checkpoint, workload: Workload) -> RowFlops:
+    """Counts one row of a checkpoint's UNet at a workload's size. Computes nothing."""
+    _, height, width = latent_shape(checkpoint, workload.parameters)
+    units = _units(checkpoint, height, width)
+    layers = select_layers(
+        self_attention_layers(checkpoint.unet, height, width), workload.parameters.layers
+    )
+    replaced = {layer.processor_name.removesuffix("processor") for layer in layers}
+    body = [(name, flops) for name, flops in units if not (_is_time(name) or _is_text(name))]
+    names = [name for name, _ in units]
+    first_text = next(n for n, name in enumerate(names) if _is_text(name))
+    asked = {f"{layer}{part}" for layer in replaced for part in ("to_q", "to_k")}
+    last = max((n for n, name in enumerate(names) if name in asked), default=-1)
+    return RowFlops(
+        row=sum(flops for _, flops in body),
+        time=sum(flops for name, flops in units if _is_time(name)),
+        text=sum(flops for name, flops in units if _is_text(name)),
+        prefix=sum(flops for name, flops in units[:first_text] if not _is_time(name)),
+        source=sum(
+            flops for name, flops in units[: last + 1] if not (_is_time(name) or _is_text(name))
+        ),
+        replaced=sum(flops for name, flops in units if name in asked),
+    )
+
+
+def minimal_flops(row: RowFlops, steps: int, replaced_steps: int, edits: int) -> int:
+    """Of the UNet, for one source and its edits, all exact savings taken; guidance is on.
+
+    Inversion has one row a step. The source's row stops at its last wanted queries and keys. An
+    edit has two rows a step, which are one up to the first cross-attention. In the first step all
+    edits of a source start at one latent: they have one unconditional row, and one prefix with it
+    and the source. Text keys and values are had once per prompt (source, negative, targets), what
+    depends on the timestep once per timestep: both walks have the same.
+    """
+    inversion = steps * row.row
+    source = replaced_steps * row.source
+    targets = edits * (steps * (2 * row.row - row.prefix) - replaced_steps * row.replaced)
+    first_step = (edits - 1) * row.row + (row.prefix if replaced_steps else 0)
+    return inversion + source + targets - first_step + (edits + 2) * row.text + steps * row.time
+
+
+def product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """What a large square matrix product reaches on this device now, the median of seven.
+
+    On CUDA float32 is rounded to TF32 as cuDNN's convolutions are at the time, which are most of
+    an arm's work: against a product without, A's utilisation could pass 1.
+    """
+    edge = _PRODUCT_EDGE.get(device.type, _PRODUCT_EDGE["cpu"])
+    first, second = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    times_s = []
+    with _as_convolutions():
+        for _ in range(_PRODUCT_ROUNDS + 1):
+            wait_for(device)
+            start = time.perf_counter()
+            torch.mm(first, second)
+            wait_for(device)
+            times_s.append(time.perf_counter() - start)
+    warm = sorted(times_s[1:])
+    return float(2 * edge**3 / warm[len(warm) // 2])
+
+
+@contextmanager
+def _as_convolutions() -> Iterator[None]:
+    """Matrix products in TF32 where convolutions are."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts what runs inside it; torch's own leaves out the CPU's attention kernel."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
+
+
+def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, int]]:
+    """Name and FLOPs of the UNet's layers in order of execution; a sum over it is the whole row.
+
+    An attention's own entry is what it does besides its projections.
+    """
+    with torch.device("meta"):
+        unet = type(checkpoint.unet).from_config(checkpoint.unet.config)
+        latent = torch.zeros(1, checkpoint.latent_channels, height, width)
+        window = int(checkpoint.tokenizer.model_max_length)
+        text = torch.zeros(1, window, int(checkpoint.unet.config.cross_attention_dim))
+    counter = flop_counter()
+    units: list[tuple[str, int]] = []
+    inside: list[list[int]] = []  # per module entered: the counter before, and its parts so far
+
+    def enter(_module: Any, _inputs: Any) -> None:
+        inside.append([counter.get_total_flops(), 0])
+
+    def leave(name: str) -> Any:
+        def record(_module: Any, _inputs: Any, _output: Any) -> None:
+            before, parts = inside.pop()
+            whole = counter.get_total_flops() - before
+            units.append((name, whole - parts))
+            if inside:
+                inside[-1][1] += whole
+
+        return record
+
+    for name, module in unet.named_modules():
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave(name))
+    with torch.inference_mode(), counter:
+        unet(latent, 1, encoder_hidden_states=text)
+    return [(name, flops) for name, flops in units if flops]
+
+
+def _attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **_options: Any
+) -> int:
+    """Of shapes (rows, heads, tokens, width)."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _is_time(name: str) -> bool:
+    return name.startswith("time_embedding") or name.endswith("time_emb_proj")
+
+
+def _is_text(name: str) -> bool:
+    return name.endswith(("attn2.to_k", "attn2.to_v"))

@@ -1,0 +1,143 @@
+"""Where an arm's time goes and how many UNet rows it evaluates: seen from outside, by hooks.
+
+Every arm is watched in the same way, whatever its code looks like. On CUDA the spans are measured
+by events on the stream, so that watching makes no step wait for the device.
+
+The most memory that something took.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
+
+from fpe_core.unet.rows import Chunk
+
+PHASES = ("encode", "invert", "edit", "decode")
+"""Texts and pictures into the model; the UNet's two phases; pictures out of it."""
+
+
+class Networks(NamedTuple):
+    """What an arm calls. `unet` is diffusers' own, on latents, or `fpe_core.unet.call`, on rows."""
+
+    text_encoder: nn.Module
+    encoder: nn.Module
+    decoder: nn.Module
+    unet: nn.Module
+
+
+class PhaseClock:
+    """Counts rows and measures the networks' time while `watching`.
+
+    Attributes:
+        rows: UNet rows so far: rows that are left early count, and those that fill up a shape.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rows = 0
+        self._device = device
+        self._unet_phase = "edit"
+        self._spans: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def inverting(self) -> Iterator[None]:
+        """What the UNet does inside is inversion; elsewhere it edits."""
+        self._unet_phase = "invert"
+        try:
+            yield
+        finally:
+            self._unet_phase = "edit"
+
+    @contextmanager
+    def watching(self, networks: Networks) -> Iterator[None]:
+        """Hooks on the networks, taken off at the end."""
+        with ExitStack() as hooks:
+            for network, phase in (
+                (networks.text_encoder, lambda: "encode"),
+                (networks.encoder, lambda: "encode"),
+                (networks.decoder, lambda: "decode"),
+                (networks.unet, lambda: self._unet_phase),
+            ):
+                for handle in self._watch(network, phase):
+                    hooks.callback(handle.remove)
+            counting = networks.unet.register_forward_pre_hook(self._count)
+            hooks.callback(counting.remove)
+            yield
+
+    def seconds(self) -> dict[str, float]:
+        """Time inside the networks by phase. On CUDA only after the device was waited for."""
+        total = Counter(dict.fromkeys(PHASES, 0.0))
+        for phase, start, end in self._spans:
+            total[phase] += (
+                end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+            )
+        return dict(total)
+
+    def _watch(self, network: nn.Module, phase: Callable[[], str]) -> Iterator[Any]:
+        begun: list[Any] = []
+
+        def enter(*_: Any) -> None:
+            begun.append(self._now())
+
+        def leave(*_: Any) -> None:
+            self._spans.append((phase(), begun.pop(), self._now()))
+
+        yield network.register_forward_pre_hook(enter)
+        yield network.register_forward_hook(leave, always_call=True)
+
+    def _count(self, _unet: nn.Module, inputs: tuple[Chunk | Tensor, ...]) -> None:
+        rows = inputs[0]
+        self.rows += len(rows.prompts if isinstance(rows, Chunk) else rows)
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+_MEMORY_EVENT = "[memory]"  # torch's name for what an allocator gave out or took back
+
+
+class PeakMemory:
+    """`bytes` after `measuring`.
+
+    On CUDA everything that the allocator gave out at the peak, weights included. On a CPU what
+    tensors held at the peak beyond what they held at the start, by the events of torch's profiler:
+    the size of the process would depend on what had run before, for a heap keeps its pages.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.bytes = 0
+        self._device = device
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            yield
+            self.bytes = torch.cuda.max_memory_allocated(self._device)
+            return
+        with torch.profiler.profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True
+        ) as profiler:
+            yield
+        self.bytes = _peak(profiler)
+
+
+def _peak(profiler: Any) -> int:
+    """The highest sum of allocations less releases, in order of time."""
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == _MEMORY_EVENT]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest

@@ -1,0 +1,222 @@
+"""Models to measure with: Stable Diffusion's shapes with random weights, or any checkpoint.
+
+A UNet costs the same whatever its weights are, so no download is needed to measure what an edit
+costs. The shapes are those of the published configs, written down here.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fpe_core import Checkpoint, EditParameters, LayersByRange, load_checkpoint
+from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE, locate
+from fpe_core.device import choose_device
+
+LAYERS = LayersByRange(3, 13)
+"""The layers that the authors' rule selects at 512 px, at every size and in every model here."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tells one model of the Stable Diffusion family from another.
+
+    Attributes:
+        size_px: edge of the pictures it was made for.
+        unet, vae, text: arguments of the networks that differ between models.
+        prediction_type: what the UNet's output is.
+        seed: of the weights.
+    """
+
+    size_px: int
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text: dict[str, Any]
+    prediction_type: str = "epsilon"
+    seed: int = 0
+
+
+_SD_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+_SMALL_TEXT = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "heads": 4}
+
+SHAPES = MappingProxyType(
+    {
+        "sd15": Shape(
+            size_px=512,
+            unet={
+                "block_out_channels": (320, 640, 1280, 1280),
+                "attention_head_dim": 8,  # diffusers reads this as the number of heads
+            },
+            vae=_SD_VAE,
+            text={
+                "hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "heads": 12,
+            },
+        ),
+        "sd21": Shape(
+            size_px=768,
+            unet={
+                "block_out_channels": (320, 640, 1280, 1280),
+                "attention_head_dim": (5, 10, 20, 20),
+                "use_linear_projection": True,
+            },
+            vae=_SD_VAE,
+            text={
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 23,
+                "heads": 16,
+                "hidden_act": "gelu",
+            },
+            prediction_type="v_prediction",
+        ),
+        "cpu-512": Shape(  # eight million parameters, for machines without an accelerator
+            size_px=512,
+            unet={
+                "block_out_channels": (64, 96, 96, 96),
+                "attention_head_dim": 4,
+                "norm_num_groups": 16,
+            },
+            vae={
+                "block_out_channels": (16, 32, 64, 64),
+                "layers_per_block": 1,
+                "norm_num_groups": 8,
+                "mid_block_add_attention": False,
+            },
+            text=_SMALL_TEXT,
+        ),
+        "micro": Shape(  # every code path in milliseconds
+            size_px=64,
+            unet={
+                "block_out_channels": (8, 16, 16, 16),
+                "attention_head_dim": 2,
+                "norm_num_groups": 4,
+            },
+            vae={
+                "block_out_channels": (4, 8, 8, 8),
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+                "mid_block_add_attention": False,
+            },
+            text={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "heads": 2},
+        ),
+    }
+)
+"""The models with random weights, by the name they are asked for with."""
+
+
+def load_model(name: str, device: str) -> Checkpoint:
+    """A model in float32: a name of `SHAPES`, "still-life", or what `load_checkpoint` takes.
+
+    Raises:
+        CheckpointError: neither, or a device that is not there.
+    """
+    if name in SHAPES:
+        return build_random(name, SHAPES[name], choose_device(device))
+    source = BUILTIN_STILL_LIFE if name == "still-life" else name
+    return load_checkpoint(source, device=device, dtype=torch.float32)
+
+
+def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
+    """The same weights in another type; the checkpoint itself where it has that type."""
+    if checkpoint.dtype == dtype:
+        return checkpoint
+    networks = {
+        name: copy.deepcopy(getattr(checkpoint, name)).to(dtype)
+        for name in ("unet", "vae", "text_encoder")
+    }
+    return dataclasses.replace(checkpoint, dtype=dtype, **networks)
+
+
+def build_random(name: str, shape: Shape, device: torch.device) -> Checkpoint:
+    """A model of a shape, float32. The same shape gives the same weights on one kind of device."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
+        torch.manual_seed(shape.seed)
+        unet, vae, text_encoder = _unet(shape), _vae(shape), _text_encoder(shape)
+    for network in (unet, vae, text_encoder):
+        network.requires_grad_(False).eval()
+    _sharpen_maps(unet)
+    for network in (unet, vae):
+        network.to(memory_format=torch.channels_last)
+    return Checkpoint(
+        name=f"{name}, random weights",
+        fingerprint="",
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=_tokenizer(),
+        scheduler_config={
+            "num_train_timesteps": 1000,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": shape.prediction_type,
+        },
+        device=device,
+        dtype=torch.float32,
+        default_parameters=EditParameters(
+            layers=LAYERS, width_px=shape.size_px, height_px=shape.size_px
+        ),
+    )
+
+
+def _unet(shape: Shape) -> Any:
+    return UNet2DConditionModel(
+        sample_size=shape.size_px // 8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=shape.text["hidden_size"],
+        **shape.unet,
+    )
+
+
+def _vae(shape: Shape) -> Any:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        sample_size=shape.size_px,
+        **shape.vae,
+    )
+
+
+def _text_encoder(shape: Shape) -> Any:
+    settings = dict(shape.text)
+    heads = settings.pop("heads")
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408, max_position_embeddings=77, num_attention_heads=heads, **settings
+        )
+    )
+
+
+def _tokenizer() -> Any:
+    """The built-in model's: which words are tokens does not matter to random weights."""
+    folder = locate(BUILTIN_STILL_LIFE, allow_pickle=False, revision=None).path
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77)
+
+
+@torch.no_grad()
+def _sharpen_maps(unet: Any) -> None:
+    """Freshly initialised queries and keys give nearly even maps: replacing one would change next
+    to nothing, and no gate could tell right from wrong."""
+    for name, parameter in unet.named_parameters():
+        if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")):
+            parameter.mul_(3.0)
+        elif name.endswith(("attn2.to_q.weight", "attn2.to_k.weight")):
+            parameter.mul_(2.0)
+        elif name.endswith(("to_v.weight", "to_out.0.weight")):
+            parameter.mul_(1.5)

@@ -1,0 +1,1 @@
+"""One function per `fpe` command. They import torch, Ray and the pipeline only when called."""

@@ -1,0 +1,192 @@
+"""`fpe calibrate`: chooses a judge's thresholds by judged edits, or by the benchmark's truth."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import pathlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.bench.options import Checkpoint, Device, Rows
+from jobs.terminal import console
+from jobs.terminal.exits import guarded
+from pipeline.errors import JobError
+
+if TYPE_CHECKING:
+    from fpe_core import Editor
+    from fpe_core.scores.clip import ClipScorer
+    from fpe_core.scores.structure import StructureModel
+
+_log = logging.getLogger(__name__)
+
+
+@guarded
+def calibrate(
+    judgements: Annotated[
+        pathlib.Path | None,
+        typer.Argument(
+            help="Parquet or CSV: columns good, edit_type, source_id, scores.", metavar="TABLE"
+        ),
+    ] = None,
+    *,
+    check: Annotated[
+        pathlib.Path | None, typer.Option(help="Other judgements, to measure the rules on.")
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(min=0, max=1, help="Wanted share of good ones among accepted edits.")
+    ] = 0.95,
+    recall: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the good ones that is enough to accept.")
+    ] = 0.8,
+    out: Annotated[pathlib.Path, typer.Option(help="Where the rules go.")] = pathlib.Path(
+        "rules.yaml"
+    ),
+    benchmark: Annotated[
+        bool, typer.Option("--benchmark", help="Make the judgements: edits of rendered scenes.")
+    ] = False,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="This type of edit; again for more. Else all."),
+    ] = None,
+    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Validation scenes.")] = 80,
+    test_scenes: Annotated[int, typer.Option(min=1, max=1000, help="Test scenes.")] = 80,
+    checkpoint: Checkpoint = "builtin:still-life",
+    clip: Annotated[
+        str, typer.Option(metavar="SOURCE", help="The judge's CLIP, or none.")
+    ] = "builtin:still-life",
+    structure: Annotated[
+        str, typer.Option(metavar="SOURCE", help="The judge's structure model, or none.")
+    ] = "builtin:still-life",
+    device: Device = "auto",
+    max_rows: Rows = 32,
+) -> None:
+    """Choose the judge's thresholds by edits that somebody has judged; write them as rules.
+
+    With --benchmark the renderer judges: thresholds are chosen by edits of validation scenes, and
+    only measured on those of test scenes. Both tables are written beside the rules.
+    """
+    if out.exists():
+        raise JobError(f"{out} is there already; name another file with --out")
+    if benchmark:
+        if judgements or check:
+            raise JobError("--benchmark makes the judgements: leave TABLE and --check out")
+        judgements, check = _tables_beside(out)
+        _refuse(types, (judgements, check))
+        asked = {judgements: ("validation", scenes), check: ("test", test_scenes)}
+        _judge(asked, types, *_models(checkpoint, clip, structure, device, max_rows))
+    elif judgements is None:
+        raise JobError("name a TABLE of judged edits, or give --benchmark")
+    _choose(judgements, check, types, (precision, recall), out)
+
+
+def _choose(
+    judgements: pathlib.Path,
+    check: pathlib.Path | None,
+    types: list[str] | None,
+    wanted: tuple[float, float],
+    out: pathlib.Path,
+) -> None:
+    """Fits rules to a table, writes them, and prints what they do on it and on the other one.
+
+    `wanted` is a precision and a recall.
+    """
+    from jobs.commands.fit_rules import (
+        curve_table,
+        fit,
+        fitted_table,
+        quality_table,
+        rules_of,
+        rules_yaml,
+    )
+    from jobs.commands.judgements import of_types, read_judgements
+
+    judged = of_types(read_judgements(judgements), types, judgements)
+    others = None if check is None else of_types(read_judgements(check), types, check)
+    fitted = fit(judged, *wanted)
+    rules = rules_of(fitted)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(rules_yaml(rules), encoding="utf-8")
+    console.out().print(curve_table(judged))
+    console.out().print(
+        fitted_table(fitted, f"Chosen by {judgements}, precision and recall held-out")
+    )
+    for edit_type, each in fitted.items():
+        if each.sure_precision < wanted[0] or each.sure_recall < wanted[1]:
+            console.out().print(
+                f"Edits of {edit_type}: not sure to have a precision of {wanted[0]:g} and a recall "
+                f"of {wanted[1]:g}. More judged edits can help, and models whose scores tell more; "
+                "the less recall is wanted, the more precision there is",
+                markup=False,
+            )
+    if others is not None:
+        console.out().print(quality_table(rules, others, f"The same rules on {check}"))
+    console.out().print(f"{out}: name it as judge.rules in the job file, or put its rules there")
+
+
+def _judge(
+    asked: dict[pathlib.Path, tuple[str, int]],
+    types: list[str] | None,
+    editor: Editor,
+    clip: ClipScorer | None,
+    structure: StructureModel | None,
+) -> None:
+    """Writes a table of judged edits for each split; one that fails costs no earlier one."""
+    import pyarrow.parquet as pq
+
+    from fpe_core.still_life.benchmark.edits import seeds_of
+    from fpe_core.still_life.scene import FACTORS
+    from jobs.bench.judged import judge_benchmark
+
+    for file, (split, scenes) in asked.items():
+        table = judge_benchmark(
+            editor,
+            clip,
+            structure,
+            seeds_of(split, scenes),
+            factors=types or FACTORS,
+            progress=functools.partial(_tell, split),
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, file)
+
+
+def _tell(split: str, edits: int) -> None:
+    _log.info("%d edits of %s scenes judged", edits, split)
+
+
+def _models(
+    checkpoint: str, clip: str, structure: str, device: str, max_rows: int
+) -> tuple[Editor, ClipScorer | None, StructureModel | None]:
+    from fpe_core import load_scorer, load_structure_model
+    from jobs.bench.options import load_editor
+
+    return (
+        load_editor(checkpoint, device, max_rows),
+        None if clip == "none" else load_scorer(clip, device=device),
+        None if structure == "none" else load_structure_model(structure, device=device),
+    )
+
+
+def _refuse(types: list[str] | None, tables: Iterable[pathlib.Path]) -> None:
+    """Raises JobError for what would be noticed only after the edits were made."""
+    from fpe_core.still_life.scene import FACTORS
+
+    for name in types or ():
+        if name not in FACTORS:
+            raise JobError(f"--type {name}: the benchmark has {', '.join(FACTORS)}")
+    for file in tables:
+        if file.exists():
+            raise JobError(
+                f"{file} is there already. To fit to it again: fpe calibrate TABLE --check TABLE; "
+                "to judge anew, name other rules with --out"
+            )
+
+
+def _tables_beside(rules: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where the judged edits of validation and test scenes go."""
+    named = (f"{rules.stem}-{split}.parquet" for split in ("validation", "test"))
+    validation, test = (rules.with_name(name) for name in named)
+    return validation, test

@@ -1,0 +1,341 @@
+"""`fpe submit`: a job runs on a Ray cluster through its job server, and this terminal may leave.
+
+    what travels      the job, with overrides, as job.yaml; with `with_code` this program too
+    what does not     manifests, pictures, run folders, environment variables, credentials
+    what comes back   the log as it is written, and the exit code of `fpe run` there
+
+Places of this machine mean something on the cluster only where every node of it is this machine, or
+where a person says that all nodes have the same disk (`shared_disk`); else they are refused.
+
+A stop through the job server is SIGTERM, and SIGKILL three seconds later unless the job's runtime
+environment says how much later: `STOP_MARGIN_S` after the sources in hand had their `stop.grace_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import re
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import yaml
+
+from jobs.terminal.exits import OK, STOPPED, TERMINATED
+from pipeline.errors import Interrupted, JobError, ResourceError
+from pipeline.job.job import Job
+from pipeline.redact import redact_url
+from pipeline.storage.folder import absolute_url, is_local_path
+
+JOB_FILE = "job.yaml"
+STOP_MARGIN_S = 30
+"""For the last commit, the summary, and Ray's own end."""
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_LOOK_S = 0.5
+_AGENT_WAIT_S = 60.0
+_LONGEST_NAME = 40
+_NO_AGENT_YET = "No available agent to submit job"
+"""What the job server says while its agent is not there yet; nothing is submitted then."""
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+_CODE_FOLDER = Path(__file__).parent.parent.parent
+_CODE_PACKAGES = ("fpe_core", "pipeline", "jobs")
+_log = logging.getLogger(__name__)
+
+
+class JobLogs(Protocol):
+    """What is used of Ray's JobSubmissionClient to follow a job."""
+
+    def get_job_info(self, job_id: str) -> Any: ...
+    def tail_job_logs(self, job_id: str) -> AsyncIterator[str]: ...
+
+
+class JobClient(JobLogs, Protocol):
+    """And to hand one over."""
+
+    def submit_job(
+        self,
+        *,
+        entrypoint: str,
+        submission_id: str,
+        runtime_env: dict[str, Any],
+        metadata: dict[str, str],
+    ) -> str: ...
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job on a cluster: where its job server is, and Ray's id of it."""
+
+    address: str
+    submission_id: str
+
+    def how_to(self) -> str:
+        """The commands that follow and stop it, a line each."""
+        where = f"--address {redact_url(self.address)}"
+        return (
+            f"  follow   ray job logs {where} --follow {self.submission_id}\n"
+            f"  stop     ray job stop {where} {self.submission_id}"
+        )
+
+
+def submit(
+    job: Job, address: str, *, shared_disk: bool = False, with_code: bool = False
+) -> tuple[JobClient, Submission]:
+    """Hands a job to the job server at an http:// or https:// address.
+
+    Raises JobError for places that the cluster does not have, ResourceError where no job server
+    answers or it refuses the job.
+    """
+    client = connect(address)
+    travels = place_job(job, address, shared_disk or _is_here(node_ips(address)))
+    with tempfile.TemporaryDirectory(prefix="fpe-submit-") as folder:
+        (Path(folder) / JOB_FILE).write_text(travels, encoding="utf-8")
+        with _refusals(address):
+            submission_id = _hand_over(
+                client,
+                # exec: a stop reaches the run itself, and once
+                entrypoint=f"exec python -m jobs run {JOB_FILE}",
+                submission_id=new_submission_id(job.output),
+                runtime_env=runtime_env(folder, job.stop.grace_s, with_code=with_code),
+                metadata={"output": redact_url(job.output)},
+            )
+    return client, Submission(address, submission_id)
+
+
+def follow(client: JobLogs, submission: Submission, write: Callable[[str], object]) -> int:
+    """Writes the job's log, from its start, until it ends; returns the exit code of `fpe run`.
+
+    A log that ends before the job does is opened again, and goes on where it was.
+
+    143 for a job that was stopped, 1 for one that never ran or whose exit code is not known (its
+    message is written). Raises Interrupted, with what to do, where following was interrupted: the
+    job goes on; ResourceError where the job server went away.
+    """
+    try:
+        with _lost(submission):
+            info = _followed(client, submission.submission_id, write)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(
+            f"no longer following {submission.submission_id}, which goes on.\n{submission.how_to()}"
+        ) from interrupt
+    return _exit_code(info, write)
+
+
+def connect(address: str) -> JobClient:
+    """Ray's client for a job server. Raises JobError for no http address, ResourceError."""
+    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+        raise JobError(
+            f"--address {address}: expected a job server's address, such as http://127.0.0.1:8265 "
+            "(the dashboard of the cluster's head)"
+        )
+    from ray.job_submission import JobSubmissionClient  # a second to load
+
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with _only_that_address(), _refusals(address):
+        client: JobClient = JobSubmissionClient(address)
+        return client
+
+
+def node_ips(address: str) -> tuple[str, ...]:
+    """The addresses of the nodes that are up. Raises ResourceError."""
+    from ray.util.state import list_nodes
+
+    with _only_that_address(), _refusals(address):
+        nodes = list_nodes(address=address, filters=[("state", "=", "ALIVE")])
+        return tuple(node.node_ip for node in nodes)
+
+
+def runtime_env(folder: str, grace_s: float, *, with_code: bool) -> dict[str, Any]:
+    """What goes along: the folder with the job file, how long a stop waits, perhaps the program."""
+    wait_s = math.ceil(grace_s) + STOP_MARGIN_S
+    environment: dict[str, Any] = {
+        "working_dir": folder,
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)},
+    }
+    if with_code:
+        environment["py_modules"] = [str(_CODE_FOLDER / name) for name in _CODE_PACKAGES]
+        environment["excludes"] = ["__pycache__"]
+    return environment
+
+
+def new_submission_id(output: str) -> str:
+    """An id for Ray that names the run folder: `fpe-recoloured-3f9a1c2b` for s3://photos/recoloured.
+
+    Ray names log files after it, so it has letters, digits, dots and dashes alone.
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", output.rstrip("/").rpartition("/")[2]).strip("-.")
+    return "-".join(filter(None, ("fpe", name[:_LONGEST_NAME], secrets.token_hex(4))))
+
+
+def _hand_over(client: JobClient, **request: Any) -> str:
+    """Ray's id of the job. A cluster that has just started is waited for, a minute at most."""
+    until = time.monotonic() + _AGENT_WAIT_S
+    while True:
+        try:
+            return client.submit_job(**request)
+        except RuntimeError as error:
+            if _NO_AGENT_YET not in str(error) or time.monotonic() > until:
+                raise
+            _log.info("the cluster is up and not ready for jobs yet, trying again")
+            time.sleep(_LOOK_S)
+
+
+def place_job(job: Job, address: str, is_same_disk: bool) -> str:
+    """The job file that travels: what the job sets, on the cluster it is started in, as YAML.
+
+    Local places become absolute. Raises JobError that names them where the cluster has another
+    disk.
+    """
+    local = _local_places(job)
+    if local and not is_same_disk:
+        said = "\n".join(f"  {key}: {place}" for key, place in local.items())
+        raise JobError(
+            f"these are on this machine, and nodes of the cluster at {redact_url(address)} are "
+            f"not:\n{said}\nPut them into an object store (s3://, gs://, abfs://) and name them "
+            "there. Where all nodes have the same disk at the same path, say --shared-disk."
+        )
+    data = job.model_dump(mode="json", exclude_unset=True)
+    for key, place in local.items():
+        _set(data, key, place)
+    data.setdefault("resources", {})["ray_address"] = "auto"
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def _local_places(job: Job) -> Mapping[str, str]:
+    """Absolute places of this machine by the key that names them; a manifest's by its number."""
+    many = isinstance(job.manifest, list)
+    urls = {f"manifest.{n}" if many else "manifest": u for n, u in enumerate(job.manifest_urls)}
+    urls["output"] = job.output
+    places = {key: absolute_url(url) for key, url in urls.items()}
+    places = {key: place for key, place in places.items() if is_local_path(place)}
+    models = {"model.checkpoint": job.model.checkpoint, "model.config": job.model.config}
+    if job.judge is not None:
+        for name in ("clip", "structure", "lpips"):
+            models[f"judge.{name}"] = getattr(job.judge, name)
+    for key, source in models.items():  # what else they can be is a built-in one or a hub's id
+        path = Path(source or "").expanduser()
+        if source and (path.exists() or source.startswith(("/", "~", "./", "../"))):
+            places[key] = str(path.absolute())
+    return places
+
+
+def _set(data: dict[str, Any], key: str, value: str) -> None:
+    *sections, last = key.split(".")
+    holder: Any = data
+    for section in sections:
+        holder = holder.setdefault(section, {})
+    holder[int(last) if isinstance(holder, list) else last] = value
+
+
+def _is_here(ips: Iterable[str]) -> bool:
+    """Whether all these addresses are of this machine: only those can be bound."""
+    return all(map(_can_bind, ips))
+
+
+def _can_bind(ip: str) -> bool:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((ip, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _followed(client: JobLogs, job_id: str, write: Callable[[str], object]) -> Any:
+    """Writes the job's log to its end; the job's details once it has ended."""
+    written = 0
+    while True:
+        had_ended = (info := client.get_job_info(job_id)).status.is_terminal()
+        written += asyncio.run(_write_log(client, job_id, written, write))
+        if had_ended:
+            return info
+        time.sleep(_LOOK_S)
+
+
+async def _write_log(
+    client: JobLogs, job_id: str, written: int, write: Callable[[str], object]
+) -> int:
+    """Writes a log but for its first characters; how many more it had."""
+    read = 0
+    async for lines in client.tail_job_logs(job_id):
+        if fresh := lines[max(0, written - read) :]:
+            write(fresh)
+        read += len(lines)
+    return max(0, read - written)
+
+
+def _exit_code(info: Any, write: Callable[[str], object]) -> int:
+    if info.status == "SUCCEEDED":
+        return OK
+    if info.status == "STOPPED":
+        write("stopped through the job server; the same submit goes on from what is committed\n")
+        return TERMINATED
+    code: int | None = info.driver_exit_code
+    if code is None:
+        write(f"{info.message}\n")
+        return STOPPED
+    return code if code >= 0 else 128 - code  # a shell's way to say: killed by that signal
+
+
+@contextmanager
+def _only_that_address() -> Iterator[None]:
+    """Hides the variables that Ray puts above an address that is given."""
+    hidden = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@contextmanager
+def _refusals(address: str) -> Iterator[None]:
+    """What Ray's clients raise, in our words."""
+    from ray.exceptions import AuthenticationError
+    from ray.util.state.exception import RayStateApiException
+
+    where = redact_url(address)
+    try:
+        yield
+    except OSError as error:  # those of requests are, too
+        raise ResourceError(
+            f"no job server answers at {where} ({error}). Is the cluster up, and may this machine "
+            "reach its head? A dashboard that listens to its own machine only needs a tunnel: `ray "
+            "dashboard cluster.yaml`, or `kubectl port-forward`"
+        ) from error
+    except AuthenticationError as error:
+        raise ResourceError(
+            f"the job server at {where} asks for a token, and this machine's is none or another: "
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the cluster's"
+        ) from error
+    except (RuntimeError, RayStateApiException) as error:
+        raise ResourceError(f"the job server at {where} refused: {error}") from error
+
+
+@contextmanager
+def _lost(submission: Submission) -> Iterator[None]:
+    from aiohttp import ClientError
+
+    try:
+        yield
+    except (ClientError, RuntimeError, OSError) as error:
+        raise ResourceError(
+            f"lost the job server at {redact_url(submission.address)} ({error}). "
+            f"{submission.submission_id} may go on; `fpe status` of its run folder says whether it "
+            f"does.\n{submission.how_to()}"
+        ) from error

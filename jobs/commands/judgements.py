@@ -1,0 +1,70 @@
+"""Reads edits that somebody has judged, to choose thresholds by."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from fpe_core import SCORES, EditScores
+from fpe_core.judging.calibration import JudgedEdit
+from fpe_core.judging.rules import OTHER_TYPES
+from pipeline.errors import JobError
+
+Judgements = dict[str, list[JudgedEdit]]
+
+
+def read_judgements(file: pathlib.Path) -> Judgements:
+    """Judged edits by type, from a Parquet or CSV table.
+
+    Columns: `good` (true or false, or 1 and 0), scores by their names, and optionally `edit_type`,
+    and `source_id`, by which edits of one source are known. Others do not matter, such as those of
+    a run's metadata. Rows whose `good` is empty are left out. Raises JobError.
+    """
+    try:
+        table = pa.csv.read_csv(file) if file.suffix == ".csv" else pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"{file} cannot be read as Parquet or CSV: {error}") from error
+    names = [name for name in table.column_names if name in SCORES]
+    if "good" not in table.column_names or not names:
+        raise JobError(
+            f"{file} needs a column `good` and at least one score as the metadata name it, has "
+            f"{', '.join(table.column_names)}"
+        )
+    judged: Judgements = {}
+    for number, row in enumerate(table.to_pylist()):
+        if row["good"] is None:
+            continue
+        if row["good"] not in (True, False):
+            raise JobError(f"{file}, row {number}: good must be true or false, got {row['good']!r}")
+        scores = {name: _score(file, number, name, row[name]) for name in names}
+        edit_type = str(row.get("edit_type") or OTHER_TYPES)
+        edit = JudgedEdit(EditScores(**scores), bool(row["good"]), row.get("source_id"))
+        judged.setdefault(edit_type, []).append(edit)
+    if not judged:
+        raise JobError(f"{file} has no rows whose `good` is true or false")
+    return judged
+
+
+def of_types(judged: Judgements, types: Sequence[str] | None, file: pathlib.Path) -> Judgements:
+    """Those of some types of edits, in their order; None: all.
+
+    Raises JobError for a type without any.
+    """
+    for name in types or ():
+        if name not in judged:
+            raise JobError(f"{file} has no edits of {name}; it has {', '.join(judged)}")
+    return {name: judged[name] for name in types or judged}
+
+
+def _score(file: pathlib.Path, row: int, name: str, value: Any) -> float | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise JobError(f"{file}, row {row}: {name} must be a number, got {value!r}")
+    return float(value)

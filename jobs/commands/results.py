@@ -1,0 +1,137 @@
+"""`fpe status`, `verify`, `sheet` and `report`: what a run folder says of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.commands.arguments import Overrides, RunOrJob
+from jobs.terminal import console
+from jobs.terminal.exits import STOPPED, guarded
+
+if TYPE_CHECKING:
+    from pipeline.job.job import Job
+
+
+@guarded
+def status(run_folder: RunOrJob) -> None:
+    """Say how far a run is."""
+    from jobs.terminal.tables import status_table
+    from pipeline.report.status import run_status
+
+    output, options = _place(run_folder)
+    console.out().print(status_table(run_status(output, options)))
+
+
+@guarded
+def verify(
+    run_folder: RunOrJob,
+    overrides: Overrides = None,
+    recompute: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Make N accepted edits again, and compare."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where --recompute computes, such as cuda:0; else as the job says."),
+    ] = None,
+) -> None:
+    """Prove a run: every planned edit accounted for, every picture there and readable."""
+    from jobs.job_file.load import is_job_file, load_job, load_job_of_run
+    from jobs.terminal.tables import verification_table
+    from pipeline.verify.verify import verify_run
+
+    load = load_job if is_job_file(run_folder) else load_job_of_run
+    job = load(run_folder, overrides or [])
+    with console.err().status("Reading the ledger, the manifest and every picture"):
+        found = verify_run(job)
+    console.out().print(verification_table(found, job.output))
+    for problem in found.problems:
+        console.out().print(problem, markup=False)
+    hidden = found.problems_total - len(found.problems)
+    if hidden:
+        console.out().print(f"... and {hidden} more")
+    # A run that is not in order needs no sample, and its error would hide what was found.
+    is_same = not found.ok or recompute is None or _recompute(job, recompute, device)
+    if not found.ok or not is_same:
+        console.out().print("The run is not in order.")
+        raise typer.Exit(STOPPED)
+    console.out().print("The run is in order" + (", and not finished." if found.pending else "."))
+
+
+@guarded
+def sheet(
+    run_folder: RunOrJob,
+    sources: Annotated[int, typer.Option(min=1, help="How many sources are shown.")] = 9,
+    edits: Annotated[int, typer.Option(min=1, help="How many edits of each.")] = 5,
+) -> None:
+    """Draw a run's contact sheet: sources and their edits, with captions."""
+    from pipeline.errors import StorageError
+    from pipeline.report.contact_sheet import SheetLayout, write_contact_sheet
+    from pipeline.storage.folder import Folder
+
+    output, options = _place(run_folder)
+    folder = Folder.open(output, options)
+    layout = SheetLayout(sources=sources, edits_per_source=edits)
+    path = write_contact_sheet(folder, title=output, layout=layout)
+    if path is None:
+        raise StorageError(f"{output}: no edits to show; is this the run folder of a job?")
+    console.out().print(f"{output.rstrip('/')}/{path}")
+
+
+@guarded
+def report(
+    run_folder: RunOrJob,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="A second run, to compare with.")
+    ] = None,
+    *,
+    out: Annotated[
+        str | None, typer.Option(help="File or URL of the page; else it goes into the run folder.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of one worker: the report then counts money.")
+    ] = None,
+) -> None:
+    """Write a page about a run, or about two side by side: outcomes, scores, pictures, cost."""
+    from jobs.report.page import write_comparison, write_report
+    from pipeline.storage.folder import Folder
+
+    folder = Folder.open(*_place(run_folder))
+    with console.err().status("Reading the ledger and pictures"):
+        if other is None:
+            written = write_report(folder, out=out, price_per_hour=price_per_hour)
+        else:
+            written = write_comparison(folder, Folder.open(*_place(other)), out=out)
+    console.out().print(written.url)
+
+
+def _recompute(job: Job, count: int, device: str | None) -> bool:
+    """Makes a sample again and prints what differs; whether nothing does."""
+    from jobs.terminal.tables import recomputation_table
+    from pipeline.verify.recompute import Verdict, recompute_sample
+
+    with console.err().status("Loading the model") as status:
+        found = recompute_sample(
+            job,
+            count,
+            device=device,
+            progress=lambda done, total: status.update(f"Made {done} of {total} edits again"),
+        )
+    console.out().print(recomputation_table(found))
+    for comparison in (*found.of(Verdict.DIFFERENT), *found.of(Verdict.NOT_MADE)):
+        console.out().print(str(comparison), markup=False)
+    if not found.compared:
+        console.out().print("Nothing could be compared.")
+    return found.ok
+
+
+def _place(run_or_job: str) -> tuple[str, dict[str, Any]]:
+    """The run folder and its storage options."""
+    from jobs.job_file.load import is_job_file, load_job
+
+    if not is_job_file(run_or_job):
+        return run_or_job, {}
+    job = load_job(run_or_job)
+    return job.output, job.storage_options

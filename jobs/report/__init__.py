@@ -1,0 +1,1 @@
+"""`fpe report` as one HTML page: words, charts, templates."""

@@ -1,0 +1,184 @@
+"""Numbers, scores and prompts as a report says them: the filters of its templates."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from fpe_core.judging.rules import Rule
+from pipeline.report.comparison import PairTile
+from pipeline.report.contact_sheet import Word, changed_words
+from pipeline.report.facts import Edit
+from pipeline.report.gallery import Thumbnail
+from pipeline.report.histogram import bound_of
+
+_PROMPT_CHARS = 400
+
+MEANINGS = {
+    "text_score": "fits the target prompt; higher = better",
+    "directional_similarity": "changed as the prompt did; higher = better",
+    "image_similarity": "like the source (CLIP); higher = more alike",
+    "structure_distance": "layout differs; lower = structure kept",
+    "lpips": "looks different; lower = more alike",
+    "ssim": "like the source; higher = more alike",
+    "psnr_db": "like the source, in dB; higher = more alike",
+    "changed_share": "share of the pixels that changed",
+    "sharpness_ratio": "edit over source; below 1 = softer",
+    "saturation_shift": "edit less source",
+    "clipped_shift": "clipped values, edit less source",
+}
+"""What each score of `fpe_core.scores.edit_scores` says, in a few words."""
+
+
+@dataclass(frozen=True)
+class RuledScore:
+    """A score of an edit that a rule looks at."""
+
+    score: str
+    value: float
+    need: str
+    is_broken: bool
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """A score that both sides of a pair have."""
+
+    score: str
+    a: float
+    b: float
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+
+def count_text(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def percent_text(share: float) -> str:
+    """12.3 %, without a decimal where it is whole; 100 % and 0 % are exact."""
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    if 0.999 < share < 1:
+        return "> 99.9 %"
+    return f"{share * 100:.1f}".removesuffix(".0") + " %"
+
+
+def score_text(value: float) -> str:
+    """Four digits that count at most, three decimals at most where it is not tiny."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞" if value < 0 else "–"
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    if 0 < abs(value) < 0.1:
+        text = f"{value:.3g}" if abs(value) < 1e-4 else f"{value:.4f}"
+    text = text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+    return "0" if text in ("-0", "") else text
+
+
+def script_number(value: float) -> str:
+    """As JavaScript's Number() reads it, with all its digits."""
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return "NaN" if math.isnan(value) else repr(float(value))
+
+
+def signed_text(value: float) -> str:
+    text = score_text(value)
+    return f"+{text}" if value > 0 and text != "0" else text.replace("-", "−")
+
+
+def duration_text(seconds: float) -> str:
+    """3 h 20 min, 4 min 5 s, 12.3 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def money_text(amount: float) -> str:
+    """Without a currency: that is the price's."""
+    return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else f"{amount:.2g}"
+
+
+def shorten(text: str, chars: int) -> str:
+    return text if len(text) <= chars else text[: chars - 1].rstrip() + "…"
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in the next line after an underscore."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def plain(value: Any) -> str:
+    """A value of stats.json: numbers grouped, lists and mappings in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return count_text(value)
+    return "–" if value is None else str(value)
+
+
+def last_name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2] or url
+
+
+def data_uri(picture: Thumbnail) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(picture.data).decode()}"
+
+
+def search_text(edit: Edit) -> str:
+    """What the search looks into, in lower case."""
+    text = f"{edit.target_prompt[:_PROMPT_CHARS]} {edit.row_id} {edit.edit_id}"
+    return text.lower()
+
+
+def prompt_words(edit: Edit) -> list[Word]:
+    """The target prompt's words, with whether the source's prompt has them at that place."""
+    return changed_words(
+        edit.source_prompt[:_PROMPT_CHARS], shorten(edit.target_prompt, _PROMPT_CHARS)
+    )
+
+
+def need(rule: Rule) -> str:
+    """≥ 0.5"""
+    return f"{'≥' if rule.at_least is not None else '≤'} {score_text(bound_of(rule))}"
+
+
+def ruled_scores(edit: Edit) -> list[RuledScore]:
+    """The scores that the rules of its type look at, in their order."""
+    return [
+        RuledScore(rule.score, value, need(rule), rule.broken_by(value))
+        for rule in edit.rules
+        if (value := edit.scores.get(rule.score)) is not None
+    ]
+
+
+def other_scores(edit: Edit) -> Sequence[tuple[str, float]]:
+    looked_at = {rule.score for rule in edit.rules}
+    return [item for item in edit.scores.items() if item[0] not in looked_at]
+
+
+def pair_scores(tile: PairTile) -> list[PairScore]:
+    if tile.a is None or tile.b is None:
+        return []
+    return [
+        PairScore(name, value, tile.b.scores[name])
+        for name, value in tile.a.scores.items()
+        if name in tile.b.scores
+    ]

@@ -1,0 +1,1 @@
+"""What every command shares on a terminal: console, log lines, progress, tables, exit codes."""

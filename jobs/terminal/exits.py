@@ -1,0 +1,129 @@
+"""Exit codes of `fpe`, and how an error becomes a message and one of them.
+
+    0     the command did what it says; for `run`: every planned edit has an outcome
+    1     stopped before the end, or `verify` found something wrong; the message says what to do
+    2     the command line, the job file or the manifest is wrong; nothing was started
+    70    a defect of this program
+    75    another run has the run folder; the same command works when that one has ended
+    130   interrupted from the keyboard; what was done is kept, the same command goes on
+    143   the same, asked by SIGTERM
+
+Single edits that fail do not change the exit code: an unreadable image stays unreadable when a
+scheduler tries again. They are counted in the summary, and `failures:` in the job file says how
+many are too many (1).
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn, ParamSpec
+
+import typer
+
+from jobs.terminal.console import console
+from pipeline.errors import (
+    Interrupted,
+    JobError,
+    LeaseError,
+    ManifestError,
+    PipelineError,
+    ProbeError,
+)
+
+OK, STOPPED, USAGE, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
+IN_USE = 75
+"""EX_TEMPFAIL of sysexits(3): a scheduler whose runs overlap can tell it from a failure."""
+
+_GO_ON = "What was done is kept. The same command goes on from here."
+
+P = ParamSpec("P")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where ctrl-C would be, so that both end a run in the same way."""
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """A command that answers errors with a message on stderr and an exit code, not a traceback.
+
+    `fpe --debug` prints the traceback as well.
+    """
+
+    @functools.wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        previous = signal.signal(signal.SIGTERM, _raise_terminated)
+        try:
+            command(*arguments, **options)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost handler
+            _leave(error)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    return run
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that tells a scheduler what kind of error this is."""
+    if any(isinstance(e, Terminated) for e in _chain(error)):
+        return TERMINATED
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        return INTERRUPTED
+    if isinstance(error, JobError | ManifestError | ProbeError) or _is_of_the_core(error):
+        return USAGE
+    if isinstance(error, LeaseError):
+        return IN_USE
+    return STOPPED if isinstance(error, PipelineError) else DEFECT
+
+
+def message_of(error: BaseException) -> str:
+    """What to print: the error's own words where they were written for a person."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted. {_GO_ON}"
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, PipelineError) or _is_of_the_core(error):
+        return text
+    lines = [line for line in text.splitlines() if line.strip()]
+    return (
+        f"{type(error).__name__}: {lines[-1].strip()}\n"
+        "This should not have happened. `fpe --debug ...` shows where it did; please report that."
+    )
+
+
+def _leave(error: BaseException) -> NoReturn:
+    if isinstance(error, typer.Exit | SystemExit):
+        raise error
+    if isinstance(error, BrokenPipeError):
+        raise typer.Exit(OK) from None  # the reader of our output, such as `head`, has enough
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    err = console(stderr=True)
+    code = exit_code(error)
+    kind = "stopped" if code in (INTERRUPTED, TERMINATED) else "error"
+    err.print(f"[bold red]{kind}:[/] ", end="")
+    err.print(message_of(error), markup=False)
+    raise typer.Exit(code) from None
+
+
+def _is_of_the_core(error: BaseException) -> bool:
+    from fpe_core.errors import FPEError  # loads torch, which is worth it only after an error
+
+    return isinstance(error, FPEError)
+
+
+def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error with everything it came from."""
+    chain: list[BaseException] = []
+    here: BaseException | None = error
+    while here is not None and here not in chain:
+        chain.append(here)
+        here = here.__cause__ or here.__context__
+    return chain

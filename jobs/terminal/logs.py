@@ -1,0 +1,44 @@
+"""Log lines of a command: where they go, and how loud they are."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from rich.logging import RichHandler
+
+from jobs.terminal import console
+from pipeline.logs import FLOORS, TRIED_AGAIN, LogSettings, say_what_is_tried_again, stderr_handler
+
+if TYPE_CHECKING:
+    from pipeline.job.job import Job
+
+
+def log_to_stderr(logs: LogSettings | None = None) -> None:
+    """Our own log lines; on a terminal, where a bar tells the rest, warnings only."""
+    logs = logs or LogSettings()
+    if logs.format == "json":
+        level = logging.INFO
+        logging.basicConfig(handlers=[stderr_handler(logs)], force=True)
+    elif console.err().is_terminal:
+        handler, level = RichHandler(console=console.err(), show_path=False), logging.WARNING
+        logging.basicConfig(format="%(message)s", datefmt="%X", handlers=[handler])
+    else:
+        level = logging.INFO
+        logging.basicConfig(handlers=[stderr_handler(logs)])
+    for floor in FLOORS:
+        logging.getLogger(floor).setLevel(level)
+    logging.getLogger(TRIED_AGAIN).addFilter(say_what_is_tried_again)
+
+
+def log_as_the_job_says(job: Job) -> bool:
+    """Logs as the job wants it; whether progress is told in lines, even on a terminal."""
+    if job.logs.format == "json":
+        log_to_stderr(job.logs.to_settings())
+    elif job.logs.shows_ray_bars:
+        logging.basicConfig(handlers=[stderr_handler(LogSettings())], force=True)
+        logging.getLogger("jobs.terminal.progress").setLevel(logging.INFO)
+    if job.logs.level == "debug":
+        for floor in FLOORS:
+            logging.getLogger(floor).setLevel(logging.DEBUG)
+    return job.logs.format == "json" or job.logs.shows_ray_bars

@@ -1,0 +1,201 @@
+"""The Ray Data graph: work list -> decode (tasks) -> edit and write (actors) -> outcomes.
+
+Read and decode are one task per slice of the work list: which rows a block holds is settled before
+Ray starts and does not depend on their size, so a lost block comes back as the same block, and a
+pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks as it can.)
+
+A block whose worker dies is made again by the next one, which is told so (`supervisor`). Ray pins
+an actor's blocks to it, so where its machine is gone they wait until there is a place for it, at
+the latest when the other actors have nothing left to do. A block that is lost all the same is made
+again by the driver, see `run`. Exceptions of rows never get here; `EditActor` catches them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from pipeline.cluster.actor_kinds import InTurn
+from pipeline.cluster.pool import Pool
+from pipeline.cluster.workers import RayEditActor, _decode_block
+from pipeline.edit.model_sharing import BLOCKS_AT_A_TIME
+from pipeline.edit.settings import EditSettings
+from pipeline.errors import UserError
+from pipeline.plan.work_list import WorkSlice, read_slice
+from pipeline.read.decode import DecodeSettings
+from pipeline.storage.folder import Folder
+from pipeline.supervision.line import Line
+from pipeline.supervision.watchdog import TimeLimits
+
+_MOST_TRIES = 20
+"""Deaths of workers and machines that a block survives; its rows are quarantined long before."""
+_MOST_LOST_BLOCKS = 1_000_000
+"""As good as any number: they are made again. How many deaths are too many, `supervisor` says."""
+_RAY_CONSOLE = "console"
+"""Ray Data's own name of its handler that writes to the terminal."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerError(UserError):
+    """An editing worker cannot work at all; the message is the worker's."""
+
+
+class WorkList(Datasource):
+    """The work list as a source of Ray Data: one read task, and one block, per slice."""
+
+    def __init__(self, folder: Folder, slices: Sequence[WorkSlice]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._folder = folder
+        self._slices = tuple(slices)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - the slices decide
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,  # noqa: ARG002 - nothing here depends on it
+    ) -> list[ReadTask]:
+        return [
+            ReadTask(
+                functools.partial(_read_block, self._folder, part),
+                BlockMetadata(
+                    num_rows=part.rows, size_bytes=None, exec_stats=None, input_files=None
+                ),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for part in self._slices
+        ]
+
+
+def _read_block(folder: Folder, part: WorkSlice) -> list[pa.Table]:
+    return [read_slice(folder, part)]
+
+
+def stream_outcomes(
+    folder: Folder,
+    slices: Sequence[WorkSlice],
+    *,
+    decoding: DecodeSettings,
+    editing: EditSettings,
+    pool: Pool,
+    line: Line,
+    bars: bool = False,
+) -> Iterator[pa.Table]:
+    """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
+
+    Closing the iterator stops the work. `bars`: Ray Data draws its own, which needs a terminal.
+    """
+    context = _data_context(line.limits, rows=max(part.rows for part in slices))
+    context.enable_progress_bars = bars
+    context.enable_rich_progress_bars = True
+    context.use_ray_tqdm = False  # else Ray takes no notice of the line above
+    context.execution_options.verbose_progress = True  # a bar for each station, not for all alone
+    with DataContext.current(context), warnings.catch_warnings():
+        # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        dataset = _dataset(folder, slices, decoding=decoding, editing=editing, pool=pool, line=line)
+    _silence_ray_data()
+    try:
+        batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for table in batches:
+            for error in table["error"].to_pylist():
+                if error:
+                    raise WorkerError(error)
+            yield table.drop_columns(["error"])
+    except UserError:
+        raise
+    except Exception as error:  # Ray has its own trees of errors, and its causes hide in text
+        raise WorkerError(
+            f"Ray gave up: {_in_one_line(error)} More is in Ray's logs (logs/ in its session "
+            "folder). The same command goes on from what is committed."
+        ) from error
+
+
+def _dataset(
+    folder: Folder,
+    slices: Sequence[WorkSlice],
+    *,
+    decoding: DecodeSettings,
+    editing: EditSettings,
+    pool: Pool,
+    line: Line,
+) -> Any:
+    """Work list, decode, edit, as a Dataset, whose batches Ray has no exact type for."""
+    dataset = ray.data.read_datasource(
+        WorkList(folder, slices),
+        num_cpus=1,
+        override_num_blocks=len(slices),
+        ray_remote_args={"max_retries": _MOST_TRIES},
+    )
+    dataset = dataset.map_batches(
+        _decode_block,
+        fn_kwargs={"settings": decoding, "line": line},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        max_retries=_MOST_TRIES,
+    )
+    return dataset.map_batches(
+        RayEditActor,
+        fn_constructor_args=(editing, line, pool.kinds),
+        batch_size=1,  # one packed block
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            size=min(pool.actors, len(slices)),
+            max_concurrent_calls_per_actor=BLOCKS_AT_A_TIME,
+            enable_true_multi_threading=True,
+        ),
+        # Of several kinds the least: with more, Ray Data would wait for what nobody asks for.
+        num_cpus=min(kind.cpus_per_actor for kind in pool.kinds or (pool,)),
+        num_gpus=min(kind.gpus_per_actor for kind in pool.kinds or (pool,)),
+        max_restarts=-1,
+        max_task_retries=_MOST_TRIES,
+        ray_remote_args_fn=InTurn(pool.kinds) if pool.kinds else None,
+    )
+
+
+def _data_context(limits: TimeLimits, rows: int) -> DataContext:
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = None  # never split a block: slices are the right size
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    context.max_errored_blocks = _MOST_LOST_BLOCKS
+    context.max_consecutive_actor_init_deaths = 3  # then the machine is too small for the model
+    context.max_tasks_in_flight_per_actor = BLOCKS_AT_A_TIME
+    context.execution_options.preserve_order = False
+    if "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S" not in os.environ:
+        # Ray's guard, which ends the run, must not come before our watchdog, which ends a worker.
+        longest_s = 2 * limits.stall_s + limits.group_s * rows
+        context.execution_no_progress_timeout_s = max(1800.0, longest_s)
+    return context
+
+
+def _silence_ray_data() -> None:
+    """Keeps Ray Data's own lines out of the terminal; they stay in the session's ray-data.log.
+
+    Handlers that somebody else put on its logger are none of our business.
+    """
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == _RAY_CONSOLE:
+            handler.setLevel(logging.CRITICAL)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What an error says, or where it is a remote traceback, how that ends."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[-1] if 'Traceback' in str(error) else lines[0]}"

@@ -1,0 +1,409 @@
+"""Measures what this device takes for a job: real calls of the editor on the job's own sources.
+
+Calls of one step and of a few: time that grows with the steps is the UNet's, by kind of row
+(`group_shape`); what is left belongs to the sources (fit, encode) and the edits (texts, decode).
+Once with the edits of one source and once with those of a call that a run makes. Then the judge on
+these edits, and pictures in every format. Times are means and no medians: a run takes the sum of
+all its calls, the slow ones too.
+
+Some of a job's own sources and edits, read as a run would read them, for a probe.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from statistics import fmean
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+import torch
+
+from fpe_core import (
+    Editor,
+    EditParameters,
+    EditResult,
+    Inversion,
+    SyntheticSources,
+    load_checkpoint,
+)
+from fpe_core.checkpoint.load import Checkpoint
+from fpe_core.device import device_name
+from pipeline.cluster.pool import Pool
+from pipeline.cost.probe import CallTimes, PictureCost, Probe, ProbeKey
+from pipeline.edit.block import EDITS_PER_CALL
+from pipeline.errors import ProbeError
+from pipeline.job.job import Job
+from pipeline.job.judge import JudgeSection
+from pipeline.judge.judge import Candidate, Judge
+from pipeline.manifest.rows import Problems
+from pipeline.plan.group_shape import GroupShape
+from pipeline.plan.plan import shape_of
+from pipeline.plan.resolved_job import Intent
+from pipeline.plan.work_list import work_schema, work_table
+from pipeline.read.decode import decode
+from pipeline.read.group import Group
+from pipeline.run.worker_settings import decode_settings, judge_settings
+from pipeline.write.image_format import ImageFormat
+from pipeline.write.provenance import edit_packet, synthetic_source_packet
+
+PROBE_S = 30.0
+"""What the timed calls may take, about; one of each is made at least."""
+_MOST_ROUNDS = 5
+_PICTURES = 24
+"""Sources that are read. The first of them are edited, and the sizes of all say what edits of the
+others are likely to have."""
+_STEPS = (10, 5, 3, 2)
+"""Steps of the longer calls where the time does not allow as many as the job's."""
+_FORMATS: tuple[Literal["png", "jpeg", "webp"], ...] = ("png", "jpeg", "webp")
+_T = TypeVar("_T")
+
+
+def take_probe(
+    intent: Intent,
+    done: Container[bytes],
+    shape: GroupShape,
+    pool: Pool,
+    *,
+    seconds: float = PROBE_S,
+) -> Probe:
+    """Loads the model and measures groups of `shape` whose edits are not in `done`.
+
+    `pool`: the sizes that the run would have. Raises CheckpointError where the model cannot be
+    loaded on the job's device, ProbeError where no source can be read.
+    """
+    job = intent.job
+    per_call = min(pool.groups_per_block, -(-EDITS_PER_CALL // shape.edits))
+    sample = sample_groups(intent, done, shape, max(per_call, _PICTURES))
+    with _threads(pool.threads_per_actor):
+        began = time.perf_counter()
+        checkpoint = _load(job)
+        judge = None
+        if job.judge is not None:
+            judge = Judge(judge_settings(job.judge), checkpoint.device, pool.memory_share)
+        load_s = time.perf_counter() - began
+        editor = Editor(checkpoint, max_rows=job.resources.max_rows, memory_share=pool.memory_share)
+        bench = _Bench(editor, judge, sample.groups[:per_call])
+        calls = bench.time_calls(seconds)
+        formats: dict[str, PictureCost] = {
+            name: bench.encode(ImageFormat(name, job.images.quality), sample.groups[per_call:])
+            for name in _FORMATS
+        }
+    return Probe(
+        key=probe_key(intent, str(checkpoint.dtype).removeprefix("torch."), shape),
+        device=device_name(checkpoint.device),
+        device_type=checkpoint.device.type,
+        threads=pool.threads_per_actor,
+        calls=calls,
+        judge_s=bench.judge_s,
+        fetch_s=sample.fetch_s,
+        load_s=load_s + bench.warm_up_s,
+        formats=formats,
+        unet_rows=bench.unet_rows,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def probe_key(intent: Intent, dtype: str, shape: GroupShape) -> ProbeKey:
+    """What the job's times hold for; `dtype` as torch writes it."""
+    return ProbeKey(
+        fingerprint=intent.context.fingerprint,
+        width_px=shape.width_px,
+        height_px=shape.height_px,
+        dtype=dtype,
+        layers=str(intent.parameters.layers),
+        judge="" if intent.job.judge is None else _judge_text(intent.job.judge),
+    )
+
+
+def _judge_text(judge: JudgeSection) -> str:
+    names = (
+        ("clip", judge.clip, judge.clip_revision),
+        ("structure", judge.structure, judge.structure_revision),
+        (f"lpips {judge.lpips_net}", judge.lpips, judge.lpips_revision),
+    )
+    models = [
+        f"{what} {name}{'' if revision is None else f'@{revision}'}"
+        for what, name, revision in names
+        if name is not None
+    ]
+    scores = "all scores" if judge.scores is None else ", ".join(sorted(judge.scores))
+    return f"({', '.join([*models, scores])})"
+
+
+def _load(job: Job) -> Checkpoint:
+    model = job.model
+    return load_checkpoint(
+        model.checkpoint,
+        device=model.device,
+        dtype=model.dtype,
+        allow_pickle=model.allow_pickle,
+        revision=model.revision,
+        config=model.config,
+    )
+
+
+@dataclass
+class _Times:
+    """Seconds of the calls of one size, round by round, and the rows of each."""
+
+    groups: Sequence[Group]
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def mean_s(self, call: str) -> float:
+        return fmean(self.seconds[call])
+
+    def per_row(self, more: str, fewer: str) -> float:
+        """Seconds of a row that one call has and the other has not."""
+        rows = self.rows[more] - self.rows[fewer]
+        seconds = self.mean_s(more) - self.mean_s(fewer)
+        if rows > 0 and seconds > 0:
+            return seconds / rows
+        # All noise, or no rows: every row of the call alike.
+        return self.mean_s(more) / self.rows[more] if self.rows[more] else 0.0
+
+    def beside_rows(self, call: str, row_s: float) -> float:
+        return max(0.0, self.mean_s(call) - self.rows[call] * row_s)
+
+    def summed_up(self) -> CallTimes:
+        sources, edits = len(self.groups), sum(len(group.edits) for group in self.groups)
+        inversion_row_s = self.per_row("invert", "invert, one step")
+        row_s = self.per_row("edit", "edit, one step")
+        source_row_s, edit_row_s = self._kinds(row_s)
+        return CallTimes(
+            sources=sources,
+            edits=edits,
+            inversion_row_s=inversion_row_s,
+            source_row_s=source_row_s,
+            edit_row_s=edit_row_s,
+            source_s=self.beside_rows("invert", inversion_row_s) / sources,
+            edit_s=self.beside_rows("edit", row_s) / edits,
+        )
+
+    def _kinds(self, row_s: float) -> tuple[float, float]:
+        """What rows of the sources and of the edits take, where all together take `row_s`.
+
+        A call in which nothing is replaced, and no source has a row, tells them apart. Rows of
+        synthetic sources are like those of their edits.
+        """
+        all_rows, edit_rows = self.rows["edit"], self.rows["edit, none replaced"]
+        source_rows = all_rows - edit_rows
+        if source_rows <= 0:
+            return row_s, row_s
+        more_s = self.mean_s("edit") - self.mean_s("edit, none replaced")
+        # It stops at the last replaced layer, and saves its edits two projections in each.
+        source_row_s = min(max(0.0, more_s / source_rows), row_s)
+        return source_row_s, (row_s * all_rows - source_row_s * source_rows) / edit_rows
+
+
+class _Bench:
+    """A model and a judge on some groups, and what they took."""
+
+    def __init__(self, editor: Editor, judge: Judge | None, groups: Sequence[Group]) -> None:
+        self._editor = editor
+        self._judge = judge
+        self._groups = groups
+        self._judged: list[float] = []
+        self._latest: EditResult | None = None
+        self.unet_rows = 0
+        """Evaluated so far."""
+        self.warm_up_s = 0.0
+
+    @property
+    def judge_s(self) -> float:
+        """Per edit."""
+        return fmean(self._judged) if self._judged else 0.0
+
+    def time_calls(self, seconds: float) -> tuple[CallTimes, ...]:
+        """Of one group, and of all of them where there are more and the time allows it."""
+        first_s, second_s = self._one_step_s(), self._one_step_s()
+        # The first calls pay for what torch puts off till then: every worker does, once.
+        self.warm_up_s = max(0.0, first_s - second_s)
+        row_s = second_s / (self.unet_rows / 2)
+        sizes, steps = self._within(seconds, row_s)
+        times = [_Times(groups) for groups in sizes]
+        self._judged = []
+        began = time.perf_counter()
+        for done in range(1, _MOST_ROUNDS + 1):
+            for each in times:
+                self._round(each, steps)
+            if (time.perf_counter() - began) * (done + 1) / done > seconds:
+                break
+        return tuple(each.summed_up() for each in times)
+
+    def _one_step_s(self) -> float:
+        began = time.perf_counter()
+        self._round(_Times(self._groups[:1]), 1)
+        return time.perf_counter() - began
+
+    def _within(self, seconds: float, row_s: float) -> tuple[list[Sequence[Group]], int]:
+        """The sizes of calls and the steps of which a round can be made in that time."""
+        one, groups = self._groups[:1], self._groups
+        both = [one] if len(groups) == 1 else [one, groups]
+        for steps in sorted({groups[0].parameters.steps, *_STEPS}, reverse=True):
+            if 1 < steps <= max(groups[0].parameters.steps, _STEPS[-1]):
+                for sizes in (both, [groups]):
+                    if row_s * sum(_rows_of_a_round(size, steps) for size in sizes) <= seconds:
+                        return sizes, steps
+        return [one], _STEPS[-1]
+
+    def _round(self, into: _Times, steps: int) -> None:
+        """Every call once."""
+        longer = replace(into.groups[0].parameters, steps=steps)
+        shorter = replace(longer, steps=1)
+        first = self._start(into, "invert, one step", shorter)
+        start = self._start(into, "invert", longer)
+        self._edit(into, "edit, one step", first, shorter)
+        none_replaced = replace(longer, replaced_fraction=0.0)
+        self._edit(into, "edit, none replaced", start, none_replaced)
+        self._latest = self._edit(into, "edit", start, longer)
+        if self._judge is not None:
+            candidates = _candidates(into.groups, self._latest)
+            began = time.perf_counter()
+            self._judge.judge(candidates)
+            self._judged.append((time.perf_counter() - began) / len(candidates))
+
+    def _start(
+        self, into: _Times, name: str, parameters: EditParameters
+    ) -> Inversion | SyntheticSources:
+        prompts = [group.source_prompt for group in into.groups]
+        images = [group.image for group in into.groups if group.image is not None]
+        seeds = [group.seed or 0 for group in into.groups]
+
+        def start() -> Inversion | SyntheticSources:
+            if images:
+                return self._editor.invert(images, prompts, parameters)
+            return self._editor.synthesise(prompts, seeds, parameters)
+
+        return self._timed(into, name, start)
+
+    def _edit(
+        self,
+        into: _Times,
+        name: str,
+        start: Inversion | SyntheticSources,
+        parameters: EditParameters,
+    ) -> EditResult:
+        prompts = [[edit.key.target_prompt for edit in group.edits] for group in into.groups]
+        return self._timed(into, name, lambda: self._editor.edit(start, prompts, parameters))
+
+    def _timed(self, into: _Times, name: str, call: Callable[[], _T]) -> _T:
+        began = time.perf_counter()
+        made = call()
+        into.seconds.setdefault(name, []).append(time.perf_counter() - began)
+        into.rows[name] = getattr(made, "unet_rows", 0)
+        self.unet_rows += into.rows[name]
+        return made
+
+    def encode(self, image_format: ImageFormat, others: Sequence[Group]) -> PictureCost:
+        """The latest call's pictures as a run would write them: of few steps, if time allowed no
+        more, but as rough as others. Sources of `others` are encoded too: the edits of a job are
+        taken to be larger than these by as many bytes as its sources are."""
+        assert self._latest is not None
+        fingerprint = self._editor.checkpoint.fingerprint
+        edited, sources = [], []
+        began = time.perf_counter()
+        pictures = zip(self._latest.source_images, self._latest.edits, strict=True)
+        for group, (source, edits) in zip(self._groups, pictures, strict=False):
+            is_made = group.image is None
+            packet = synthetic_source_packet(group, fingerprint) if is_made else None
+            sources.append(len(image_format.encode(source, packet)))
+            for planned, edit in zip(group.edits, edits, strict=True):
+                packet = edit_packet(group, planned.key, group.parameters, fingerprint)
+                edited.append(len(image_format.encode(edit.image, packet)))
+        seconds = time.perf_counter() - began
+        each_s = seconds / (len(edited) + len(sources))
+        more = [len(image_format.encode(each.image)) for each in others if each.image is not None]
+        source_bytes = fmean([*sources, *more])
+        larger = source_bytes - fmean(sources)
+        return PictureCost(each_s, max(fmean(edited) + larger, min(edited)), source_bytes)
+
+
+def _rows_of_a_round(groups: Sequence[Group], steps: int) -> int:
+    """About: both inversions, the edits with one step and twice with all of them, guided."""
+    edits = sum(len(group.edits) for group in groups)
+    return (1 + 2 * steps) * (len(groups) + 2 * edits)
+
+
+def _candidates(groups: Sequence[Group], made: EditResult) -> list[Candidate]:
+    return [
+        Candidate(planned.key, group.source_prompt, source, edit.image)
+        for group, source, edits in zip(groups, made.source_images, made.edits, strict=True)
+        for planned, edit in zip(group.edits, edits, strict=True)
+    ]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch with as many threads as a worker of the run has."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(count, usable or 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_MOST_UNREADABLE = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Decoded groups of one shape with equal parameters; `fetch_s`: what each took."""
+
+    groups: tuple[Group, ...]
+    fetch_s: float
+
+
+def sample_groups(intent: Intent, done: Container[bytes], shape: GroupShape, count: int) -> Sample:
+    """The first `count` groups of a shape that can be read, without what is `done`; fewer where
+    there are no more.
+
+    Raises ProbeError where none can be read.
+    """
+    settings = decode_settings(intent.job)
+    found: list[Group] = []
+    tried, seconds, failure = 0, 0.0, "the manifest has changed since it was planned"
+    for table in _tables_of(intent, done, shape, count):
+        began = time.perf_counter()
+        rows = decode(table, settings).to_pylist()
+        seconds += time.perf_counter() - began
+        tried += len(rows)
+        groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
+        failure = next((group.message for group in groups if group.failure), failure)
+        found += [group for group in groups if not group.failure]
+        if len(found) >= count or tried >= count + _MOST_UNREADABLE:
+            break
+    if not found:
+        raise ProbeError(
+            f"no source to measure with: of the first {tried} none can be read ({failure})"
+        )
+    return Sample(tuple(found[:count]), seconds / tried)
+
+
+def _tables_of(
+    intent: Intent, done: Container[bytes], shape: GroupShape, count: int
+) -> Iterator[pa.Table]:
+    """Work rows of a shape with equal parameters, `count` at a time."""
+    schema = work_schema(pa.schema([]))
+    parameters: EditParameters | None = None
+    waiting: list[pa.Table] = []
+    for groups, carried in intent.groups(Problems()):
+        for group in groups:
+            left = sum(identity not in done for identity, _ in group.edits)
+            if not left or shape_of(intent, group, left) != shape:
+                continue
+            parameters = parameters or group.source.parameters
+            if group.source.parameters == parameters:
+                waiting.append(work_table([group], carried, done, schema))
+            if len(waiting) == count:
+                yield pa.concat_tables(waiting)
+                waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)

@@ -1,0 +1,104 @@
+"""The metadata of a block: one row per edit with files, accepted and rejected ones apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+
+from pipeline.edit.attempt import MadeEdit, UnmadeEdit
+from pipeline.edit.no_editor import NOT_EDITED
+from pipeline.judge.regions import annotation_columns
+from pipeline.ledger.outcome import EditOutcome, Outcome
+from pipeline.write.metadata import fit_columns, judged_columns, parameter_columns
+
+if TYPE_CHECKING:
+    from pipeline.edit.settings import EditSettings
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """The files of an edit, as its metadata names them; "" and () for what it does not have."""
+
+    edited: str
+    source: str
+    masks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, made: MadeEdit | UnmadeEdit) -> Self:
+        """Waits for the files. Raises what writing one of them raised."""
+        return cls(
+            edited=made.edited_file.result() if made.edited_file else "",
+            source=made.source_file.result() if made.source_file else "",
+            masks=tuple(file.result() for file in made.mask_files),
+        )
+
+    @property
+    def has_any(self) -> bool:
+        return bool(self.edited or self.source)
+
+
+class MetadataRows:
+    """Collects the rows of a block."""
+
+    def __init__(self, settings: EditSettings) -> None:
+        self._settings = settings
+        self._rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+        self._places: dict[bool, list[int]] = {False: [], True: []}
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self._rows.values())
+
+    def add(self, made: MadeEdit | UnmadeEdit, outcome: EditOutcome, names: FileNames) -> None:
+        is_rejected = outcome.outcome == Outcome.REJECTED
+        self._rows[is_rejected].append(self._row(made, outcome, names))
+        self._places[is_rejected].append(made.group.place)
+
+    def table(self, carried: pa.Table | None, *, is_rejected: bool) -> pa.Table:
+        """The rows in the run's schema; `carried` are the carried columns of the block's groups."""
+        places = pa.array(self._places[is_rejected], pa.int64())
+        inherited = None if carried is None else carried.take(places)
+        return self._settings.layout.table(self._rows[is_rejected], inherited)
+
+    def _row(
+        self, made: MadeEdit | UnmadeEdit, outcome: EditOutcome, names: FileNames
+    ) -> dict[str, Any]:
+        group, key = made.group, made.edit.key
+        return {
+            "edited_file_name": names.edited or None,
+            "source_file_name": names.source or None,
+            "edit_id": key.edit_id.hex(),
+            "source_id": key.source_id.hex(),
+            "group_id": key.group_id.hex(),
+            "id": group.id or None,
+            "split": group.split or None,
+            "source_prompt": group.source_prompt,
+            "target_prompt": key.target_prompt,
+            **dict(zip(self._settings.layout.labels, made.edit.labels, strict=True)),
+            "seed": group.seed,
+            **self._model_columns(made),
+            **fit_columns(group.fit),
+            **judged_columns(outcome),
+            **self._annotation_columns(made, names.masks),
+        }
+
+    def _model_columns(self, made: MadeEdit | UnmadeEdit) -> dict[str, Any]:
+        """What it was made with; of a picture that nothing edited, that."""
+        settings = self._settings
+        if not settings.makes_edits:
+            return {"editor": NOT_EDITED}
+        return {
+            **parameter_columns(made.parameters),
+            "checkpoint": settings.checkpoint,
+            "checkpoint_fingerprint": settings.checkpoint_fingerprint,
+        }
+
+    def _annotation_columns(
+        self, made: MadeEdit | UnmadeEdit, masks: tuple[str, ...]
+    ) -> dict[str, Any]:
+        settings = self._settings.annotations
+        if settings is None or made.annotated is None:
+            return {}
+        return annotation_columns(settings, made.group, made.annotated, masks)

@@ -1,0 +1,204 @@
+"""An editor that knows what its time went into: encode, invert, sample, decode.
+
+    encode    prompts and pictures into the networks' spaces
+    invert    the rest of inverting sources: the UNet, mostly
+    sample    the rest of editing: the UNet with the sources' attention maps
+    decode    latents back to pictures
+
+A call of the editor ends with its results on the CPU, so a wall clock around it is right on any
+device. Within a call a CUDA device runs behind Python; the encoders and the decoder are timed by
+events in its own queue, which are read when the call is over. Nothing waits for the device that did
+not wait before.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fpe_core import Checkpoint, Editor, EditParameters, EditResult, Inversion
+from fpe_core.inversion import Sources
+from pipeline.edit.model_sharing import ModelThread, ThisThread
+from pipeline.edit.no_editor import NoEditor
+from pipeline.supervision.supervisor import Oversight
+
+PHASES = ("encode", "invert", "sample", "decode")
+
+
+class ClockedEditor(Editor):
+    """An `Editor` that sums up seconds by phase and UNet rows. One thread at a time may call it; in
+    which one it computes is `thread`'s."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_rows: int | None = None,
+        memory_share: float = 1.0,
+        measures: bool | None = None,
+        compiler: str | None = None,
+        thread: ModelThread | ThisThread | None = None,
+    ) -> None:
+        super().__init__(
+            checkpoint,
+            max_rows=max_rows,
+            memory_share=memory_share,
+            measures=measures,
+            compiler=compiler,
+        )
+        self._thread = ThisThread() if thread is None else thread
+        self._clock = _NetworkClock(self)
+        self._seconds: dict[str, float] = {}
+        self._adding = threading.Lock()
+
+    @property
+    def unet_rows(self) -> int:
+        """Evaluated so far, those of calls that raised included."""
+        return sum(unet.evaluated for unet, _ in [*self._limits.values()])
+
+    def watch_calls(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Has every call of the UNet told; what comes back ends that."""
+        hook = self.unet.register_forward_hook(lambda *_: tell())
+        return lambda: hook.remove()
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds by phase since this was last asked."""
+        with self._adding:
+            taken, self._seconds = self._seconds, {}
+        return {phase: taken.get(phase, 0.0) for phase in PHASES}
+
+    def invert(
+        self,
+        images: Sequence[Image.Image],
+        source_prompts: Sequence[str] | None = None,
+        parameters: EditParameters | None = None,
+        *,
+        fit: str = "crop",
+    ) -> Inversion:
+        invert = super().invert
+        with self._timed("invert"):
+            return self._thread.run(lambda: invert(images, source_prompts, parameters, fit=fit))
+
+    def edit(
+        self,
+        sources: Sources,
+        target_prompts: Sequence[Sequence[str]],
+        parameters: EditParameters | None = None,
+    ) -> EditResult:
+        edit = super().edit
+        with self._timed("sample"):
+            return self._thread.run(lambda: edit(sources, target_prompts, parameters))
+
+    def step_back(self, inversion: Inversion, k: int) -> Tensor:
+        step_back = super().step_back
+        return self._thread.run(lambda: step_back(inversion, k))
+
+    def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
+        decode = super().decode
+        return self._thread.run(lambda: decode(latents, parameters))
+
+    def through_autoencoder(
+        self, images: Sequence[Image.Image], parameters: EditParameters
+    ) -> tuple[Image.Image, ...]:
+        through = super().through_autoencoder
+        with self._timed("decode"):
+            return self._thread.run(lambda: through(images, parameters))
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """What the encoders and the decoder took is theirs, the rest is the phase's."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = self._clock.take()
+            rest = max(0.0, time.monotonic() - began - sum(spent.values()))
+            with self._adding:
+                for name, seconds in (*spent.items(), (phase, rest)):
+                    self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+
+class ModelTime:
+    """What one block makes while it has the model: UNet rows and seconds by phase.
+
+    As long as it is open, every call of the UNet is a sign of life. `close` is for the moment in
+    which the model is handed over; what others make after it is theirs.
+    """
+
+    def __init__(self, editor: ClockedEditor | NoEditor, oversight: Oversight) -> None:
+        self._editor, self._oversight = editor, oversight
+        self._rows_before = editor.unet_rows
+        self._is_open = True
+        self.unet_rows = 0
+        self.seconds: Mapping[str, float] = {}
+        editor.take_seconds()  # of a block that raised
+        self._unwatch = editor.watch_calls(self._tell)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Does nothing the second time."""
+        if self._is_open:
+            self._is_open = False
+            self._unwatch()
+            self.unet_rows = self._editor.unet_rows - self._rows_before
+            self.seconds = self._editor.take_seconds()
+
+    def _tell(self) -> None:
+        self._oversight.alive()
+        self._oversight.made(self._editor.unet_rows - self._rows_before)
+
+
+class _NetworkClock:
+    """Seconds inside an editor's encoders and decoder, by hooks that stay on them."""
+
+    def __init__(self, editor: Editor) -> None:
+        self._device = editor.checkpoint.device
+        self._spans: list[tuple[str, Any, Any]] = []
+        for network, phase in (
+            (editor.checkpoint.text_encoder, "encode"),
+            (editor.autoencoder.encoder, "encode"),
+            (editor.autoencoder.decoder, "decode"),
+        ):
+            self._watch(network, phase)
+
+    def take(self) -> dict[str, float]:
+        """Seconds by phase since this was last asked."""
+        spans, self._spans = self._spans, []
+        taken = dict.fromkeys(PHASES, 0.0)
+        for phase, start, end in spans:
+            if isinstance(start, float):
+                taken[phase] += end - start
+            elif end.query():  # else the call raised, and the device is still at it
+                taken[phase] += start.elapsed_time(end) / 1000
+        return taken
+
+    def _watch(self, network: Any, phase: str) -> None:
+        begun: list[Any] = []
+
+        def enter(*_: Any) -> None:
+            begun.append(self._now())
+
+        def leave(*_: Any) -> None:
+            self._spans.append((phase, begun.pop(), self._now()))
+
+        network.register_forward_pre_hook(enter)
+        network.register_forward_hook(leave, always_call=True)
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event

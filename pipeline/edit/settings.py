@@ -1,0 +1,43 @@
+"""What an editing worker is told of its job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.judge.judge import JudgeSettings
+from pipeline.ledger.lease import Lease
+from pipeline.manifest.annotations import AnnotationSettings
+from pipeline.write.image_format import ImageFormat
+from pipeline.write.metadata import MetadataLayout
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """Everything an actor needs to know. Small and picklable.
+
+    Attributes:
+        makes_edits: False for `editor: none`.
+    """
+
+    output: str
+    checkpoint: str
+    checkpoint_fingerprint: str
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "auto"
+    compiler: str | None = None
+    allow_pickle: bool = False
+    revision: str | None = None
+    config: str | None = None
+    max_rows: int | None = None
+    memory_share: float = 1.0
+    threads: int | None = None
+    measures: bool | None = None
+    image_format: ImageFormat = field(default_factory=ImageFormat)
+    layout: MetadataLayout = field(default_factory=MetadataLayout)
+    write_threads: int = 8
+    lease: Lease | None = None
+    judge: JudgeSettings | None = None
+    annotations: AnnotationSettings | None = None
+    makes_edits: bool = True

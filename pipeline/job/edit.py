@@ -1,0 +1,113 @@
+"""How an edit is made, as a job file says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self, TypeAlias, TypeVar
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fpe_core import EditParameters, LayersByRange, LayersByTokens
+from fpe_core.speed import Speed, at_speed
+from pipeline.job.section import LayerRange, Section, TokenLayers, tuple_from_list
+
+Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
+Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(tuple_from_list)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Interval: TypeAlias = Annotated[tuple[Share, Share], BeforeValidator(tuple_from_list)]
+
+
+class EditSection(Section):
+    """How an edit is made. Null everywhere means: as the checkpoint recommends, at this speed."""
+
+    speed: Speed = Field(
+        default="exact",
+        description="exact, or an approximation: balanced, fast; these change steps and "
+        "guidance_interval, where they are null, from what the checkpoint recommends; what that "
+        "costs in quality is in docs/speed.md",
+    )
+    steps: int | None = Field(default=None, ge=1, le=999, description="DDIM steps, both ways")
+    guidance_scale: float | None = Field(
+        default=None, ge=0, le=100, description="classifier-free guidance; 1 is none"
+    )
+    guidance_interval: Interval | None = Field(
+        default=None,
+        description="[start, end], shares of the steps from the first between which the edit is "
+        "guided, an approximation; [0, 1] is all of them",
+    )
+    negative_prompt: str | None = Field(
+        default=None,
+        description="prompt of the unconditional branch; a manifest column overrides it",
+    )
+    layers: TokenLayers | LayerRange | None = Field(
+        default=None,
+        description="self-attention layers whose maps come from the source: "
+        "{max_tokens: N} or {first: a, last: b}",
+    )
+    replaced_fraction: float | None = Field(
+        default=None, ge=0, le=1, description="share of the steps, from the first, in which they do"
+    )
+    size_px: Pixels | Size | None = Field(
+        default=None,
+        description="side of the square, or [width, height], that sources are fitted to; "
+        "multiples of 8",
+    )
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Self:
+        interval = self.guidance_interval
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError(
+                f"guidance_interval must start before it ends, got {list(interval)}; for no "
+                "guidance at all set guidance_scale to 1"
+            )
+        return self
+
+    @classmethod
+    def of(cls, parameters: EditParameters, speed: Speed) -> Self:
+        """The section that means these parameters whatever a checkpoint recommends."""
+        layers = parameters.layers
+        return cls(
+            speed=speed,
+            steps=parameters.steps,
+            guidance_scale=parameters.guidance_scale,
+            guidance_interval=parameters.guidance_interval,
+            negative_prompt=parameters.negative_prompt,
+            layers=TokenLayers(max_tokens=layers.max_tokens)
+            if isinstance(layers, LayersByTokens)
+            else LayerRange(first=layers.first, last=layers.last),
+            replaced_fraction=parameters.replaced_fraction,
+            size_px=(parameters.width_px, parameters.height_px),
+        )
+
+    def resolve(self, recommended: EditParameters) -> EditParameters:
+        """The section over a checkpoint's recommendation.
+
+        Raises fpe_core.ParameterError for values that do not go together.
+        """
+        defaults = at_speed(recommended, self.speed)
+        layers: LayersByTokens | LayersByRange = defaults.layers
+        if self.layers is not None:
+            layers = self.layers.to_rule()
+        size = self.size_px
+        width_px, height_px = (
+            (size, size)
+            if isinstance(size, int)
+            else (size or (defaults.width_px, defaults.height_px))
+        )
+        return EditParameters(
+            steps=_either(self.steps, defaults.steps),
+            guidance_scale=_either(self.guidance_scale, defaults.guidance_scale),
+            guidance_interval=_either(self.guidance_interval, defaults.guidance_interval),
+            negative_prompt=_either(self.negative_prompt, defaults.negative_prompt),
+            layers=layers,
+            replaced_fraction=_either(self.replaced_fraction, defaults.replaced_fraction),
+            width_px=width_px,
+            height_px=height_px,
+        )
+
+
+_Value = TypeVar("_Value")
+
+
+def _either(chosen: _Value | None, recommended: _Value) -> _Value:
+    return recommended if chosen is None else chosen

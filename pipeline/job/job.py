@@ -1,0 +1,306 @@
+"""The job file as one pydantic model: what a person asks for, every field with its meaning.
+
+Nothing is converted silently: a string is no number, an unknown key is an error. A null that is
+allowed means "automatic"; the resolved job, as config.yaml holds it, has no null that matters.
+
+The section of a job file that says how logs are written.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from fpe_core import EditParameters
+from pipeline.job.annotations import AnnotationsSection
+from pipeline.job.credentials import refuse_credentials, refuse_credentials_in_url
+from pipeline.job.edit import EditSection
+from pipeline.job.judge import JudgeSection
+from pipeline.job.prompts import PromptsSection
+from pipeline.job.quotas import QuotaSection
+from pipeline.job.resources import ResourcesSection
+from pipeline.job.section import Section, tuple_from_list
+from pipeline.logs import LogSettings
+from pipeline.redact import redact_url
+from pipeline.storage.allowed_sources import check_rule
+
+
+class LogsSection(Section):
+    """What a run writes about itself. See pipeline/logs.py."""
+
+    format: Literal["text", "json"] = Field(
+        default="text",
+        description="lines for people, or one JSON object per line (run, edit_id, station, ...); "
+        "of the driver, and of workers in Ray's session folder",
+    )
+
+    bars: Literal["ray", "edits"] = Field(
+        default="ray",
+        description="what a terminal shows: Ray Data's own bars, one for each station, or a bar of "
+        "edits; elsewhere, and above Ray's bars, there is a line every half minute",
+    )
+
+    level: Literal["info", "debug"] = Field(
+        default="info",
+        description="info: edits that failed or were rejected, and what happens to the run; debug: "
+        "every edit and every commit too",
+    )
+
+    @property
+    def shows_ray_bars(self) -> bool:
+        """Whether Ray Data draws its bars: where both outputs of this process are a terminal."""
+        is_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        return self.bars == "ray" and self.format == "text" and is_terminal
+
+    def to_settings(self, run: str = "") -> LogSettings:
+        return LogSettings(self.format, run)
+
+
+class ModelSection(Section):
+    """Which checkpoint edits, and where it runs."""
+
+    checkpoint: str = Field(
+        default="builtin:still-life",
+        min_length=1,
+        description="builtin:still-life, a diffusers folder, a .safetensors file or a hub id "
+        "of a Stable Diffusion checkpoint",
+    )
+    device: str = Field(
+        default="auto",
+        min_length=1,
+        description="auto, cpu, cuda, cuda:1, mps; auto takes the best there",
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = Field(
+        default="auto",
+        description="type of the weights; auto is half precision on a GPU, else float32",
+    )
+    compile: bool = Field(
+        default=False,
+        description="UNet and autoencoder compiled by torch, which takes minutes when a worker "
+        "starts; whether it pays, arm E of fpe bench speed says",
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="also load .bin and .ckpt weights, which can run code; false: safetensors only",
+    )
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a hub checkpoint; null: its main branch"
+    )
+    config: str | None = Field(
+        default=None,
+        description="diffusers folder or hub id that describes a single-file checkpoint; "
+        "null: Stable Diffusion 1.5's on the hub",
+    )
+
+
+class ImagesSection(Section):
+    """How images are read and written."""
+
+    fit: Literal["crop", "pad"] = Field(
+        default="crop",
+        description="crop: fill the size, cut what hangs over; pad: all of it, with a border",
+    )
+    format: Literal["png", "jpeg", "webp"] = Field(
+        default="png", description="format of the outputs"
+    )
+    quality: int = Field(
+        default=95, ge=1, le=100, description="of jpeg and webp; webp at 100 is lossless"
+    )
+    max_pixels: int = Field(
+        default=100_000_000, ge=1, description="larger images fail as image_too_large, undecoded"
+    )
+    max_bytes: int = Field(
+        default=256_000_000, ge=1, description="larger files fail as image_too_large, unread"
+    )
+    allowed_sources: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] | None = Field(
+        default=None,
+        description="absolute folders and URLs, with all below them, from which images may be "
+        "read; others fail as source_forbidden; null: anywhere, []: only from the manifest itself",
+    )
+    keep_source: bool = Field(default=True, description="write the fitted source beside its edits")
+
+    @field_validator("allowed_sources")
+    @classmethod
+    def _check_allowed_sources(cls, rules: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for rule in rules or ():
+            check_rule(rule)
+            refuse_credentials_in_url(rule)
+        return rules
+
+
+class FailuresSection(Section):
+    """When a source counts as failed, and when a run stops itself."""
+
+    max_in_a_row: int = Field(
+        default=100,
+        ge=1,
+        description="sources in a row of which every edit failed that stop the job",
+    )
+    max_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of such sources that stops it"
+    )
+    min_sources_for_share: int = Field(
+        default=50, ge=1, description="sources before the share is looked at"
+    )
+    max_stall_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="seconds without any progress after which a worker is ended; a source that "
+        "does it to two workers fails as worker_died",
+    )
+    max_group_s: float = Field(
+        default=7200.0,
+        gt=0,
+        description="seconds that one source with all its edits may take, and a block of n sources "
+        "n times as long; same",
+    )
+
+
+class StopSection(Section):
+    """What ctrl-C and SIGTERM do."""
+
+    grace_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=86_400,
+        description="seconds to finish the sources in hand; what arrived before is committed at "
+        "once, what is not finished by then is made again next time",
+    )
+
+
+class LeaseSection(Section):
+    """How one run at a time has the run folder. See pipeline/ledger/lease.py."""
+
+    expiry_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="seconds without a heartbeat after which another run may take the folder over",
+    )
+    heartbeat_s: float = Field(
+        default=10.0, gt=0, description="seconds between heartbeats; at most a third of expiry_s"
+    )
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        if self.heartbeat_s > self.expiry_s / 3:
+            raise ValueError(
+                f"heartbeat_s ({self.heartbeat_s:g}) must be at most a third of expiry_s "
+                f"({self.expiry_s:g}), so that a late heartbeat or two cost nothing"
+            )
+        return self
+
+
+class Job(Section):
+    """One job: a manifest, the edits to make of it, and the run folder they go to."""
+
+    manifest: str | list[str] = Field(
+        description="fsspec URL, or a list of them, of a Parquet file, folder or glob"
+    )
+    output: str = Field(min_length=1, description="fsspec URL of the run folder")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="fsspec options of both (endpoint_url, anon, ...); no credentials here",
+    )
+    editor: Literal["fpe", "none"] = Field(
+        default="fpe",
+        description="fpe: Free-Prompt-Editing; none: no model and no edits, every output is a copy "
+        "of its fitted source, to measure all the rest (fpe bench scale)",
+    )
+    model: ModelSection = Field(default_factory=ModelSection, description="the checkpoint")
+    edit: EditSection = Field(default_factory=EditSection, description="how an edit is made")
+    prompts: PromptsSection | None = Field(
+        default=None,
+        description="target prompts from a template; null: the manifest's target_prompt",
+    )
+    images: ImagesSection = Field(default_factory=ImagesSection, description="reading and writing")
+    judge: JudgeSection | None = Field(
+        default=None, description="how edits are scored and accepted; null: they are not judged"
+    )
+    quotas: QuotaSection | None = Field(
+        default=None, description="how many accepted edits are enough; null: every edit is made"
+    )
+    annotations: AnnotationsSection | None = Field(
+        default=None,
+        description="boxes and masks of the sources, carried into the edits with a verdict on "
+        "each; null: columns with boxes are carried as they are",
+    )
+    resources: ResourcesSection = Field(
+        default_factory=ResourcesSection, description="what the run may take"
+    )
+    failures: FailuresSection = Field(
+        default_factory=FailuresSection,
+        description="when a source has failed, and when a run stops itself",
+    )
+    stop: StopSection = Field(default_factory=StopSection, description="what ctrl-C and SIGTERM do")
+    lease: LeaseSection = Field(
+        default_factory=LeaseSection, description="how one run at a time has the run folder"
+    )
+    logs: LogsSection = Field(
+        default_factory=LogsSection, description="what a run writes about itself"
+    )
+
+    @field_validator("manifest")
+    @classmethod
+    def _check_manifest(cls, manifest: str | list[str]) -> str | list[str]:
+        urls = [manifest] if isinstance(manifest, str) else manifest
+        if not urls or any(not url.strip() for url in urls):
+            raise ValueError("names no file: give the URL of a Parquet file, folder or glob")
+        for url in urls:
+            refuse_credentials_in_url(url)
+        return manifest
+
+    @field_validator("output")
+    @classmethod
+    def _check_output(cls, output: str) -> str:
+        refuse_credentials_in_url(output)
+        if redact_url(output) != output:
+            raise ValueError(
+                "holds a query; give the place alone, and what the store needs in storage_options"
+            )
+        return output
+
+    @field_validator("storage_options")
+    @classmethod
+    def _check_storage_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        refuse_credentials(options)
+        return options
+
+    @model_validator(mode="after")
+    def _check_kinds_of_devices(self) -> Self:
+        on_gpu = {pool.gpus_per_actor > 0 for pool in self.resources.pools or ()}
+        if len(on_gpu) == 2 and self.model.dtype == "auto" and self.model.device != "cpu":
+            raise ValueError(
+                "resources.pools has actors with a GPU and without, and model.dtype=auto is "
+                "another type on each, so that an edit would depend on where it is made: say "
+                "model.dtype=float32, or leave out the pool without a GPU"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_editor(self) -> Self:
+        for name in ("judge", "annotations") if self.editor == "none" else ():
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"editor: none makes no edits, so there is nothing that {name} could say of "
+                    f"them; leave {name} out"
+                )
+        return self
+
+    @property
+    def manifest_urls(self) -> tuple[str, ...]:
+        return (self.manifest,) if isinstance(self.manifest, str) else tuple(self.manifest)
+
+    def resolve_parameters(self, defaults: EditParameters) -> EditParameters:
+        """The job's `edit` section over the checkpoint's recommendation.
+
+        Raises fpe_core.ParameterError for values that do not go together.
+        """
+        return self.edit.resolve(defaults)
+
+    def with_parameters(self, parameters: EditParameters) -> Job:
+        """The same job with nothing left to the checkpoint, as config.yaml holds it."""
+        section = EditSection.of(parameters, self.edit.speed)
+        return self.model_copy(update={"edit": section})

@@ -1,0 +1,213 @@
+"""The job file's `judge`: how edits are scored, and which are accepted.
+
+The job file's `judge.second_tries`: how rejected edits are made again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fpe_core import SCORES, ParameterError
+from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
+from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.rules import RejectReason, Rule, Rules
+from fpe_core.judging.second_tries import MOST_SECOND_TRIES, Change, Ladder
+from fpe_core.scores.edit_scores import SCORES_OF_MODEL
+from pipeline.job.section import LayerRange, Section, TokenLayers, tuple_from_list
+
+
+class RuleSection(Section):
+    """One condition on a score."""
+
+    score: str = Field(description="name of a score")
+    at_least: float | None = Field(default=None, description="the least value that is accepted")
+    at_most: float | None = Field(default=None, description="the most; one of the two is given")
+    reason: Literal["no_change", "structure_lost", "wrong_direction", "off_target"] = Field(
+        description="what an edit that breaks the rule is rejected as"
+    )
+
+    @model_validator(mode="after")
+    def _check_rule(self) -> Self:
+        try:
+            self.to_rule()
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def to_rule(self) -> Rule:
+        return Rule(self.score, RejectReason(self.reason), self.at_least, self.at_most)
+
+
+class ReproductionSection(Section):
+    """How well a source has to come back, unedited, for its edits to be made at all."""
+
+    autoencoder_psnr_db_at_least: float | None = Field(
+        default=None,
+        description="PSNR of a source encoded and decoded, dB, below which its edits are rejected "
+        "as source_not_reproduced, unmade; null: not looked at; costs no UNet row",
+    )
+    inversion_psnr_db_at_least: float | None = Field(
+        default=None,
+        description="PSNR of a source inverted and sampled back, to the one encoded and decoded; "
+        "same; costs as many UNet rows a source as there are steps, and predicted no bad edits "
+        "where it was measured (fpe bench gate)",
+    )
+
+    def to_limits(self) -> ReproductionLimits:
+        return ReproductionLimits(
+            self.autoencoder_psnr_db_at_least, self.inversion_psnr_db_at_least
+        )
+
+    @property
+    def is_on(self) -> bool:
+        return self.to_limits().is_on
+
+
+Reason: TypeAlias = Literal["no_change", "structure_lost", "wrong_direction", "off_target"]
+
+
+class ChangeSection(Section):
+    """A rung: what is set instead of the edit's own."""
+
+    replaced_fraction: float | None = Field(
+        default=None, ge=0, le=1, description="share of the steps that take the source's maps"
+    )
+    layers: TokenLayers | LayerRange | None = Field(
+        default=None, description="{max_tokens: N} or {first: a, last: b}"
+    )
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="classifier-free guidance; that of edits of synthetic sources stays",
+    )
+
+    @model_validator(mode="after")
+    def _check_change(self) -> Self:
+        try:
+            self.to_change()
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def to_change(self) -> Change:
+        return Change(
+            replaced_fraction=self.replaced_fraction,
+            layers=None if self.layers is None else self.layers.to_rule(),
+            guidance_scale=self.guidance_scale,
+        )
+
+
+class SecondTriesSection(Section):
+    """Further tries of a rejected edit, from the same inversion."""
+
+    most: int = Field(
+        default=2, ge=1, le=MOST_SECOND_TRIES, description="further tries of an edit at most"
+    )
+    ladder: dict[Reason, list[ChangeSection]] | None = Field(
+        default=None,
+        description="changes by the reason of the rejection, in the order in which they are tried; "
+        "null: no_change asks for less replacement, structure_lost for more, see "
+        "fpe_core/judging/second_tries.py",
+    )
+
+    def to_ladder(self) -> Ladder:
+        if self.ladder is None:
+            return Ladder(most=self.most)
+        return Ladder(
+            {
+                RejectReason(reason): tuple(change.to_change() for change in changes)
+                for reason, changes in self.ladder.items()
+            },
+            self.most,
+        )
+
+
+class JudgeSection(Section):
+    """How edits are scored, and which are accepted."""
+
+    clip: str | None = Field(
+        default=BUILTIN_STILL_LIFE,
+        description="CLIP of the text scores: builtin:still-life, a folder or a hub id; null: off",
+    )
+    clip_revision: str | None = Field(
+        default=None, description="branch, tag or commit of a clip on the hub"
+    )
+    structure: str | None = Field(
+        default=BUILTIN_STILL_LIFE,
+        description="ViT of the structure distance (DINO, CLIP, builtin:still-life); null: off",
+    )
+    structure_revision: str | None = Field(
+        default=None, description="branch, tag or commit of a structure model on the hub"
+    )
+    lpips: str | None = Field(
+        default=None,
+        description="weights of LPIPS' classifier, see fpe_core/scores/lpips.py; null: off",
+    )
+    lpips_revision: str | None = Field(
+        default=None, description="branch, tag or commit of an lpips on the hub"
+    )
+    lpips_net: Literal["alex", "vgg"] = Field(
+        default="alex", description="the classifier that the weights are of: AlexNet or VGG16"
+    )
+    scores: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] | None = Field(
+        default=None, description="the scores that are computed; null: all whose model is there"
+    )
+    device: str = Field(
+        default="auto",
+        min_length=1,
+        description="of these models; auto: where the checkpoint is, or the CPU where they would "
+        "take more than a quarter of what that leaves free of a GPU",
+    )
+    edit_type: str | None = Field(
+        default=None,
+        description="what kind of change the edits ask for, such as colour; null: as the "
+        "manifest's column edit_type says",
+    )
+    rules: dict[str, list[RuleSection]] = Field(
+        default_factory=dict,
+        description="rules by type of edit, in their order; those of `other` are for types without "
+        "any; no rules: every edit is accepted; or a file of fpe calibrate that has them",
+    )
+    reproduction: ReproductionSection = Field(
+        default_factory=ReproductionSection,
+        description="how well a source has to come back, unedited; synthetic ones always do",
+    )
+    rejected: Literal["keep", "drop"] = Field(
+        default="keep", description="keep: rejected edits are written too, under rejected/"
+    )
+    second_tries: SecondTriesSection | None = Field(
+        default=None, description="how rejected edits are tried again; null: they are not"
+    )
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        off = self._scores_off()
+        for name in self.scores or ():
+            if name not in SCORES:
+                raise ValueError(f"no score {name!r}; there are {', '.join(sorted(SCORES))}")
+        for name in sorted({*(self.scores or ()), *self.to_rules().scores}):
+            if name in off:
+                raise ValueError(f"{name} needs a model: set {off[name]}, or leave the score out")
+        if self.scores is not None:
+            for name in sorted(self.to_rules().scores - set(self.scores)):
+                raise ValueError(f"a rule looks at {name}, which is not among the scores")
+        return self
+
+    def _scores_off(self) -> dict[str, str]:
+        """Scores whose model is off, with the model's key."""
+        return {
+            score: model
+            for model, scores in SCORES_OF_MODEL.items()
+            if getattr(self, model) is None
+            for score in scores
+        }
+
+    @property
+    def computed_scores(self) -> frozenset[str]:
+        return frozenset(SCORES - set(self._scores_off()) if self.scores is None else self.scores)
+
+    def to_rules(self) -> Rules:
+        return Rules({name: tuple(r.to_rule() for r in of) for name, of in self.rules.items()})

@@ -1,0 +1,128 @@
+"""The job file's `resources`: what a run may take of a machine or a cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.job.section import Section, tuple_from_list
+
+
+class PoolSection(Section):
+    """Actors of one kind. Kinds differ in their accelerator or in the share of it that each has."""
+
+    accelerator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="kind of GPU, as `ray status` shows it after accelerator_type: (A10G, H100); "
+        "null: any",
+    )
+    actors: int | None = Field(
+        default=None,
+        ge=1,
+        description="processes with a model each, that a run needs to start; null: as many as fit",
+    )
+    max_actors: int | None = Field(
+        default=None,
+        ge=1,
+        description="so many at most, on machines too that come during the run; null: those of "
+        "the start",
+    )
+    gpus_per_actor: float = Field(
+        default=1.0,
+        ge=0,
+        description="GPUs that each reserves: 0.5 puts two on one; 0: without a GPU, on the CPU",
+    )
+    cpus_per_actor: float = Field(default=1.0, gt=0, description="CPUs that each reserves")
+    threads_per_actor: int | None = Field(default=None, ge=1, description="torch threads of each")
+
+    @model_validator(mode="after")
+    def _check_accelerator(self) -> Self:
+        if self.accelerator is not None and not self.gpus_per_actor:
+            raise ValueError("actors without a GPU (gpus_per_actor: 0) have no accelerator")
+        _check_most(self.actors, self.max_actors)
+        return self
+
+
+class ResourcesSection(Section):
+    """What the run may take. Null means: worked out from the cluster."""
+
+    ray_address: str | None = Field(
+        default=None, description="auto or ray://host:10001 of a running cluster; null: a local Ray"
+    )
+    actors: int | None = Field(
+        default=None, ge=1, description="processes with a model each, that the run needs to start"
+    )
+    max_actors: int | None = Field(
+        default=None,
+        ge=1,
+        description="so many at most: on a cluster, those with a GPU for which there is no place "
+        "yet wait for machines that come during the run, and its autoscaler adds them; null: those "
+        "that fit when the run starts",
+    )
+    wait_s: float = Field(
+        default=900.0,
+        ge=0,
+        description="how long a run waits to start on a cluster that has no room for it yet, while "
+        "its autoscaler is asked for it; a local Ray never has more",
+    )
+    cpus_per_actor: float | None = Field(default=None, gt=0, description="CPUs that each reserves")
+    gpus_per_actor: float | None = Field(
+        default=None, ge=0, description="GPUs that each reserves; 0.5 puts two on one GPU"
+    )
+    threads_per_actor: int | None = Field(default=None, ge=1, description="torch threads of each")
+    pools: Annotated[tuple[PoolSection, ...], BeforeValidator(tuple_from_list)] | None = Field(
+        default=None,
+        description="actors of several kinds side by side, instead of the five keys of actors "
+        "above; null: all are alike",
+    )
+    groups_per_block: int | None = Field(
+        default=None, ge=1, description="sources that travel, and are committed, together"
+    )
+    max_rows: int | None = Field(
+        default=None, ge=1, description="latents through the UNet at once; null: what memory allows"
+    )
+    measure: bool | None = Field(
+        default=None,
+        description="when a model starts, time torch's attention kernels and whether rows gain by "
+        "sharing their first layers, and run what is faster; null: on GPUs",
+    )
+    free_cpus: int = Field(
+        default=1, ge=0, description="CPUs that actors leave to readers and the rest"
+    )
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether machines may come during the run: a local Ray has none but its own."""
+        return self.ray_address is not None
+
+    @model_validator(mode="after")
+    def _check_pools(self) -> Self:
+        _check_most(self.actors, self.max_actors)
+        if self.pools is None:
+            return self
+        if not self.pools:
+            raise ValueError("pools is empty: name a kind of actors, or leave it out")
+        for name in (
+            "actors",
+            "max_actors",
+            "cpus_per_actor",
+            "gpus_per_actor",
+            "threads_per_actor",
+        ):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is said by each of the pools: leave it out here")
+        kinds = [(pool.accelerator, pool.gpus_per_actor) for pool in self.pools]
+        for accelerator, gpus in kinds:
+            if kinds.count((accelerator, gpus)) > 1:
+                raise ValueError(
+                    f"two pools have {gpus:g} GPUs an actor and accelerator "
+                    f"{accelerator or 'null'}: make one of them"
+                )
+        return self
+
+
+def _check_most(actors: int | None, max_actors: int | None) -> None:
+    if actors is not None and max_actors is not None and max_actors < actors:
+        raise ValueError(f"max_actors is {max_actors}, and actors {actors}: it cannot be less")

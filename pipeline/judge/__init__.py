@@ -1,0 +1,1 @@
+"""Scores edits and accepts or rejects them; refuses sources that cannot be reconstructed."""

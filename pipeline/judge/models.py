@@ -1,0 +1,154 @@
+"""The models of a judge: where their files lie, what is in them, and which device they go to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from fpe_core import CheckpointError, load_lpips, load_scorer, load_structure_model
+from fpe_core.device import free_memory_bytes
+from fpe_core.scores.clip import ClipScorer
+from fpe_core.scores.files import locate_scorer, scorer_bytes, scorer_fingerprint
+from fpe_core.scores.lpips import LpipsModel, LpipsNet, locate_lpips
+from fpe_core.scores.structure import StructureModel
+
+_SHARE_OF_FREE = 0.25
+"""Of the memory that the checkpoint leaves free, what weights of the judge may take: the rest is
+for the edits' rows, which take 0.6 at most, and for what scoring itself needs."""
+
+_log = logging.getLogger(__name__)
+
+
+class ModelNames(Protocol):
+    """What a job says of a judge's models. A source that is None is off."""
+
+    @property
+    def clip(self) -> str | None: ...
+    @property
+    def clip_revision(self) -> str | None: ...
+    @property
+    def structure(self) -> str | None: ...
+    @property
+    def structure_revision(self) -> str | None: ...
+    @property
+    def lpips(self) -> str | None: ...
+    @property
+    def lpips_revision(self) -> str | None: ...
+    @property
+    def lpips_net(self) -> LpipsNet: ...
+
+
+@dataclass(frozen=True)
+class JudgeModels:
+    """Loaded and ready; one that is None is off."""
+
+    clip: ClipScorer | None
+    structure: StructureModel | None
+    lpips: LpipsModel | None
+    device: torch.device
+
+
+def fingerprints(names: ModelNames) -> dict[str, str]:
+    """`scorer_fingerprint` by model ("clip", "structure", "lpips"), of those that are on.
+
+    Raises CheckpointError, naming the key of the job.
+    """
+    return {key: scorer_fingerprint(path) for key, path in _files(names).items()}
+
+
+def load_models(
+    names: ModelNames,
+    planned: Mapping[str, str],
+    *,
+    device: str,
+    model_device: torch.device,
+    memory_share: float = 1.0,
+) -> JudgeModels:
+    """Loads what is on.
+
+    Args:
+        planned: fingerprints of the planning machine's files, to be the same here; empty: not
+            compared.
+        device: of the job; "auto": see `choose_judge_device`.
+        model_device: where the checkpoint is, loaded already.
+        memory_share: the part of that device that is this process's, 0..1.
+
+    Raises:
+        CheckpointError: a model cannot be loaded, or is another one than was planned with.
+    """
+    if planned:
+        _compare(names, planned, fingerprints(names))
+    chosen = torch.device(device) if device != "auto" else model_device
+    if device == "auto" and model_device.type == "cuda":
+        weights = sum(scorer_bytes(path) for path in _files(names).values())
+        chosen = choose_judge_device(
+            model_device, weights, free_memory_bytes(model_device, memory_share)
+        )
+    return JudgeModels(
+        None
+        if names.clip is None
+        else load_scorer(names.clip, device=chosen, revision=names.clip_revision),
+        None
+        if names.structure is None
+        else load_structure_model(
+            names.structure, device=chosen, revision=names.structure_revision
+        ),
+        None
+        if names.lpips is None
+        else load_lpips(
+            names.lpips, net=names.lpips_net, device=chosen, revision=names.lpips_revision
+        ),
+        chosen,
+    )
+
+
+def choose_judge_device(
+    model_device: torch.device, weights_bytes: float, free_bytes: float
+) -> torch.device:
+    """The checkpoint's GPU where the judge's weights take a quarter of its free memory at most, the
+    CPU beside it otherwise."""
+    if weights_bytes <= _SHARE_OF_FREE * free_bytes:
+        return model_device
+    _log.info(
+        "the judge's models take %.1f GB, and %s has %.1f GB free: they run on the CPU",
+        weights_bytes / 1e9,
+        model_device,
+        free_bytes / 1e9,
+    )
+    return torch.device("cpu")
+
+
+def _files(names: ModelNames) -> dict[str, Path]:
+    """By key of the job; what lies on the hub is fetched."""
+    found = {}
+    for key, source, revision in (
+        ("clip", names.clip, names.clip_revision),
+        ("structure", names.structure, names.structure_revision),
+        ("lpips", names.lpips, names.lpips_revision),
+    ):
+        if source is None:
+            continue
+        try:
+            found[key] = (
+                locate_lpips(source, revision)
+                if key == "lpips"
+                else locate_scorer(source, revision, "a CLIP" if key == "clip" else "a ViT")
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"judge.{key}: {error}") from error
+    return found
+
+
+def _compare(names: ModelNames, planned: Mapping[str, str], found: Mapping[str, str]) -> None:
+    for key, fingerprint in found.items():
+        if planned.get(key) != fingerprint:
+            raise CheckpointError(
+                f"judge.{key}: {getattr(names, key)} is another model here ({fingerprint}) than "
+                f"where the job was planned ({planned.get(key)}); give all machines the same "
+                f"files, or set judge.{key}_revision"
+            )

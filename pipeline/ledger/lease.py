@@ -1,0 +1,349 @@
+"""One run at a time writes to a run folder: a lease with an expiry and a fencing token.
+
+    .lease/holder-00000003.json   who took token 3; exclusive create, never changed
+           beat-00000003.json     that holder's alone: a heartbeat, at the end that it has let go
+           clock                  written by whoever must know what time it is on the store
+
+Taking it: the next token is free to take where there is no lease yet, where the latest holder let
+go, where its process is known to be gone (see `holder`), or where it was silent for longer than
+the `expiry_s` that it promised. Anybody else is refused at once. Of several that take the same
+token, the exclusive create lets one through.
+
+Time: no machine's clock is compared with another's. How long a holder was silent is the difference
+of two stamps that the store itself put on files: of the last heartbeat, and of `clock`, written
+that moment. A wrong verdict costs a run, never an edit, since safety does not come from time:
+
+Fencing: a holder asks `Lease.check` before each commit (ledger file, part's metadata). Whoever
+takes over from one that did not let go also takes the ledger's next number (`ledger.fence`), the
+only one under which the old holder could commit: however long it slept between check and write,
+its write is refused.
+
+What a store gives:
+
+- local disk with hard links, memory:// (one process), S3 that obeys `If-None-Match` (AWS, MinIO):
+  one holder per token, and no ledger commit of an old holder after a new one.
+- S3 that ignores it (rclone), local disk without hard links, GCS and Azure as far as tested here:
+  two that take the token at the same instant can both go on until the next check, when the one
+  whose file was overwritten stops. An old holder that sleeps within the one request between look
+  and put can overwrite the fence; `fpe verify` finds an edit that is then there twice.
+- any store: a part's metadata is checked and not fenced. An actor of an old holder that sleeps
+  between check and write can finish a part after the takeover; `fpe verify` finds its edits twice.
+
+The process that holds a run folder: who it is, and whether it is known to be gone.
+
+Gone means: this process runs on the same boot of the same machine, in the same pid namespace
+(containers have their own), and there the holder's pid is free or another process has it now. All
+of that is read from Linux's /proc; elsewhere nobody is known to be gone, and a lease has to expire.
+
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from pipeline.errors import LeaseError, StorageError
+from pipeline.ledger.ledger import fence
+from pipeline.logs import about
+from pipeline.storage.folder import Folder
+
+LEASE_FOLDER = ".lease"
+_CLOCK = f"{LEASE_FOLDER}/clock"
+_HOLDER_NAME = re.compile(r"holder-(\d{8,})\.json")
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LeaseState:
+    """What the lease folder says of the latest holder.
+
+    `taken_at` is when it took the lease and `heard_at` its last sign of life, both in seconds since
+    1970 by the store's clock.
+    """
+
+    token: int
+    holder: Holder
+    is_released: bool
+    heard_at: float
+    taken_at: float
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the holder let go or is known to be gone. One that is silent may be neither."""
+        return self.is_released or self.holder.is_gone()
+
+    def __str__(self) -> str:
+        heard = datetime.fromtimestamp(self.heard_at, UTC)
+        return f"{self.holder}, last heartbeat {heard:%Y-%m-%d %H:%M:%S} UTC by the store's clock"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write to a run folder. Small and picklable: workers check it too."""
+
+    folder: Folder
+    token: int
+    holder: Holder
+    is_takeover: bool = False
+    """Whether the holder before did not let go, and has to be fenced off."""
+
+    @property
+    def run_id(self) -> str:
+        """What logs and metrics call the run: folder's name, a hash of its URL, the token."""
+        name = _NO_NAME.sub("-", self.folder.url.rstrip("/").rpartition("/")[2])[:40]
+        digest = hashlib.blake2b(self.folder.url.encode(), digest_size=4).hexdigest()
+        return f"{name}-{digest}-{self.token}"
+
+    def check(self) -> None:
+        """Raises LeaseError where another run has the folder by now, StorageError."""
+        if not self.folder.exists(_holder_file(self.token + 1)):
+            there = _read(self.folder, _holder_file(self.token))
+            if there == self.holder.to_bytes():
+                return
+        state = lease_state(self.folder)
+        taker = "somebody removed its lease" if state is None else f"{state.holder} has it now"
+        raise LeaseError(
+            f"{self.folder.url}: this run has lost the run folder ({taker}). Either it was silent "
+            f"for more than lease.expiry_s ({self.holder.expiry_s:g} s), or both started at the "
+            "same instant. It writes nothing more, what it committed is kept. When the other run "
+            "has ended, start the same command again if anything is left."
+        )
+
+
+def lease_state(folder: Folder) -> LeaseState | None:
+    """Who took the latest token of a run folder; None where nobody ever did. Writes nothing.
+
+    Raises StorageError, also for a damaged file.
+    """
+    names = (path.rpartition("/")[2] for path in folder.list(LEASE_FOLDER))
+    token = max((int(m[1]) for name in names if (m := _HOLDER_NAME.fullmatch(name))), default=0)
+    if not token:
+        return None
+    path, heard_in = _holder_file(token), [_holder_file(token)]
+    beat: dict[str, object] = {}
+    try:
+        holder = Holder.from_bytes(folder.read(path))
+        path = _beat_file(token)
+        data = _read(folder, path)
+        if data is not None:
+            heard_in.append(path)
+            beat = dict(json.loads(data))
+    except (TypeError, ValueError) as error:
+        raise StorageError(
+            f"{folder.url_of(path)} is damaged ({error}): make sure that no run works on the "
+            f"folder, then remove {LEASE_FOLDER}"
+        ) from error
+    times = [folder.modified(name) for name in heard_in]
+    return LeaseState(token, holder, bool(beat.get("released")), max(times), times[0])
+
+
+def silence_s(folder: Folder, state: LeaseState) -> float:
+    """Seconds since the holder's last sign of life, all by the store's clock; see above."""
+    folder.replace(_CLOCK, b"now\n")
+    return folder.modified(_CLOCK) - state.heard_at
+
+
+def take_lease(
+    folder: Folder,
+    *,
+    expiry_s: float,
+    silence_s: Callable[[Folder, LeaseState], float] = silence_s,
+) -> Lease:
+    """Takes the next token, and fences an earlier holder off that did not let go.
+
+    `expiry_s` is what the new holder promises. Raises LeaseError while another run has the folder,
+    and StorageError. There is no heartbeat yet: `hold_lease` is the whole of it.
+    """
+    while True:
+        state = lease_state(folder)
+        if state is not None and not state.is_over:
+            silent_s = silence_s(folder, state)
+            if silent_s <= state.holder.expiry_s:
+                raise LeaseError(_in_use(folder, state, silent_s))
+        token = 1 if state is None else state.token + 1
+        is_takeover = state is not None and not state.is_released
+        lease = Lease(folder, token, Holder.me(expiry_s), is_takeover)
+        if folder.write_if_absent(_holder_file(token), lease.holder.to_bytes()):
+            break  # else somebody was quicker: look again at who
+    lease.check()  # where a create is not exclusive, the last of several is the holder
+    if is_takeover and state is not None:
+        _log.warning("taking %s over from %s, which never let go", folder.url, state.holder)
+        fence(folder, token)
+    _log.info("%s is ours", folder.url, extra=about(station="lease", run=lease.run_id))
+    return lease
+
+
+@contextmanager
+def hold_lease(folder: Folder, *, expiry_s: float, heartbeat_s: float) -> Iterator[Lease]:
+    """Holds the run folder for the length of the context, with a heartbeat on a thread.
+
+    Seconds both; `heartbeat_s` well below `expiry_s`. Lets go however the context ends. Raises
+    LeaseError while another run has the folder, and StorageError.
+    """
+    lease = take_lease(folder, expiry_s=expiry_s)
+    with _Heart(lease, heartbeat_s):
+        yield lease
+
+
+class _Heart:
+    """Says every few seconds that the holder is alive, and at the end that it has let go."""
+
+    def __init__(self, lease: Lease, heartbeat_s: float) -> None:
+        self._lease = lease
+        self._heartbeat_s = heartbeat_s
+        self._beats = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()  # else its last beat could land after our last word
+        try:
+            self._lease.check()
+            self._write(released=True)
+            _log.info("released %s", self._lease.folder.url, extra=about(station="lease"))
+        except LeaseError:
+            return  # it is another run's by now
+        except StorageError as error:
+            wait_s = self._lease.holder.expiry_s
+            _log.warning("the lease was not given back (%s); it expires in %g s", error, wait_s)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._heartbeat_s):
+            try:
+                self._lease.check()
+                self._write(released=False)
+            except LeaseError as error:
+                _log.error("%s", error, extra=about(station="lease"))  # the next commit raises it
+                return
+            except StorageError as error:
+                what = "the heartbeat of the lease failed, trying on: %s"
+                _log.warning(what, error, extra=about(station="lease"))
+
+    def _write(self, *, released: bool) -> None:
+        self._beats += 1
+        beat = {"beats": self._beats, "released": released}
+        path = _beat_file(self._lease.token)
+        self._lease.folder.replace(path, (json.dumps(beat) + "\n").encode())
+
+
+def _in_use(folder: Folder, state: LeaseState, silent_s: float) -> str:
+    return (
+        f"{folder.url} is in use by another run: {state.holder}. Its last heartbeat was "
+        f"{max(0.0, silent_s):.0f} s ago, and after {state.holder.expiry_s:g} s without one it "
+        "counts as gone. Wait for that run, or stop it, then start the same command again: it "
+        "goes on where that one has come to. Or give the job another output."
+    )
+
+
+def _holder_file(token: int) -> str:
+    return f"{LEASE_FOLDER}/holder-{token:08d}.json"
+
+
+def _beat_file(token: int) -> str:
+    return f"{LEASE_FOLDER}/beat-{token:08d}.json"
+
+
+def _read(folder: Folder, path: str) -> bytes | None:
+    """None for a file that is not there."""
+    try:
+        return folder.read(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+_STATE, _START = 0, 19  # fields 3 and 22 of /proc/<pid>/stat, counted from 3 (proc(5))
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One process that took a lease, once.
+
+    `machine` is boot and pid namespace, `started` the clock ticks from boot to the process's start;
+    both are "" where they are not known. `since` is the holder's own clock, for people only.
+    `nonce` tells two takings apart that are equal otherwise.
+    """
+
+    host: str
+    pid: int
+    machine: str
+    started: str
+    since: str
+    expiry_s: float
+    nonce: str
+
+    @classmethod
+    def me(cls, expiry_s: float) -> Self:
+        """This process, now. `expiry_s`: seconds of silence after which it counts as gone."""
+        return cls(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            machine=_machine(),
+            started=_start_of(os.getpid()),
+            since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+            expiry_s=expiry_s,
+            nonce=secrets.token_hex(16),
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The reverse of `to_bytes`. Raises ValueError for anything else."""
+        try:
+            return cls(**json.loads(data))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    def is_gone(self) -> bool:
+        """Whether the process is known to have ended. False where that cannot be known."""
+        if not self.machine or (self.host, self.machine) != (socket.gethostname(), _machine()):
+            return False
+        try:
+            os.kill(self.pid, 0)  # asks and sends nothing; /proc may hide other people's processes
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return _start_of(self.pid) not in ("", self.started)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} (since {self.since})"
+
+
+def _machine() -> str:
+    """Boot and pid namespace; "" where there is no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in ticks since boot; "ended" for a zombie, "" where not known."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return "ended" if fields[_STATE] in ("Z", "X") else fields[_START]

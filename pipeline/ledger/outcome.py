@@ -1,0 +1,309 @@
+"""What became of an edit: accepted, rejected or failed, with the reason. Nothing else exists."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from fpe_core.judging.reproduction import Reproduction
+from fpe_core.judging.rules import RejectReason
+from fpe_core.scores.edit_scores import EditScores
+from pipeline.redact import tellable
+
+MAX_MESSAGE_CHARS = 500
+OUTCOMES_METADATA_KEY = b"fpe.outcomes"
+"""Key in the schema metadata of a part's metadata.parquet; see `outcomes_to_bytes`."""
+
+
+class Outcome(StrEnum):
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class FailureCode(StrEnum):
+    """Why an edit could not be made. Closed."""
+
+    SOURCE_MISSING = "source_missing"
+    SOURCE_FORBIDDEN = "source_forbidden"
+    DECODE_FAILED = "decode_failed"
+    IMAGE_TOO_LARGE = "image_too_large"
+    PROMPT_INVALID = "prompt_invalid"
+    INVERSION_DIVERGED = "inversion_diverged"
+    NAN_LATENT = "nan_latent"
+    OUT_OF_MEMORY = "out_of_memory"
+    JUDGE_FAILED = "judge_failed"
+    WRITE_FAILED = "write_failed"
+    WORKER_DIED = "worker_died"
+
+
+ID_TYPE = pa.binary(16)
+
+SCORE_COLUMNS = tuple(item.name for item in fields(EditScores))
+"""The scores of an edit, as columns of outcomes and metadata."""
+
+TRY_TYPE = pa.struct(
+    [
+        pa.field("parameters", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("unet_rows", pa.float64(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
+    ]
+)
+"""One try of an edit; see `TryRecord`."""
+REPRODUCTION_COLUMNS = tuple(item.name for item in fields(Reproduction))
+"""How well its source comes back unedited, same; null where no gate asked."""
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        pa.field("edit_id", ID_TYPE, nullable=False),
+        pa.field("group_id", ID_TYPE, nullable=False),
+        pa.field("source_id", ID_TYPE, nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("edited_file_name", pa.string(), nullable=False),
+        pa.field("target_prompt", pa.string(), nullable=False),
+        pa.field("unet_rows", pa.float64(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("edit_type", pa.string(), nullable=False),
+        pa.field("source_file_name", pa.string(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in (*SCORE_COLUMNS, *REPRODUCTION_COLUMNS)),
+        pa.field("tries", pa.list_(TRY_TYPE)),
+    ]
+)
+"""One row per edit; every ledger file and every batch that an actor returns has exactly this."""
+
+
+_NESTED = ("key", "scores", "reproduction", "tries")
+
+
+@dataclass(frozen=True)
+class TryRecord:
+    """One try of an edit that took several.
+
+    Attributes:
+        parameters: what it was made with, as JSON (`EditParameters.to_dict`).
+        reason: why it was rejected; "" for the accepted one, FAILED for one that came to nothing.
+        unet_rows, seconds: its own; the first try has the inversion's share.
+    """
+
+    parameters: str
+    reason: str
+    message: str
+    unet_rows: float
+    seconds: float
+    scores: EditScores
+
+    FAILED: ClassVar = "failed"
+
+    def to_row(self) -> dict[str, Any]:
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        del own["scores"]
+        return {**own, "message": short_message(self.message), **asdict(self.scores)}
+
+
+@dataclass(frozen=True)
+class EditKey:
+    """What identifies an edit in its outcome, known before the edit is made.
+
+    `edit_type` is what kind of change it asks for ("colour"), "" where nobody said.
+    """
+
+    edit_id: bytes
+    group_id: bytes
+    source_id: bytes
+    row: int
+    target_prompt: str
+    edit_type: str = ""
+
+    def accepted(
+        self,
+        *,
+        part: str,
+        edited_file_name: str,
+        unet_rows: float,
+        seconds: float,
+        source_file_name: str = "",
+        scores: EditScores | None = None,
+        reproduction: Reproduction | None = None,
+        message: str = "",
+        tries: tuple[TryRecord, ...] = (),
+    ) -> EditOutcome:
+        return EditOutcome(
+            key=self,
+            part=part,
+            outcome=Outcome.ACCEPTED,
+            reason="",
+            message=message,
+            edited_file_name=edited_file_name,
+            source_file_name=source_file_name,
+            unet_rows=unet_rows,
+            seconds=seconds,
+            scores=scores or EditScores(),
+            tries=tries,
+            reproduction=reproduction or Reproduction(),
+        )
+
+    def rejected(
+        self,
+        reason: RejectReason,
+        message: str = "",
+        *,
+        unet_rows: float,
+        seconds: float,
+        part: str = "",
+        edited_file_name: str = "",
+        source_file_name: str = "",
+        scores: EditScores | None = None,
+        tries: tuple[TryRecord, ...] = (),
+        reproduction: Reproduction | None = None,
+    ) -> EditOutcome:
+        """File names are "" where the picture, or its source, was not kept, `part` without both."""
+        return EditOutcome(
+            key=self,
+            part=part,
+            outcome=Outcome.REJECTED,
+            reason=reason,
+            message=message,
+            edited_file_name=edited_file_name,
+            source_file_name=source_file_name,
+            unet_rows=unet_rows,
+            seconds=seconds,
+            scores=scores or EditScores(),
+            tries=tries,
+            reproduction=reproduction or Reproduction(),
+        )
+
+    def failed(
+        self, code: str, message: str, *, unet_rows: float = 0.0, seconds: float = 0.0
+    ) -> EditOutcome:
+        """Raises ValueError for a code outside FailureCode."""
+        return EditOutcome(
+            key=self,
+            part="",
+            outcome=Outcome.FAILED,
+            reason=FailureCode(code),
+            message=message,
+            edited_file_name="",
+            source_file_name="",
+            unet_rows=unet_rows,
+            seconds=seconds,
+            scores=EditScores(),
+        )
+
+
+@dataclass(frozen=True)
+class EditOutcome:
+    """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
+
+    File names are relative to the run folder. `part` is the folder whose metadata has the edit:
+    part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept (before there
+    was metadata of these: ""), "" of the others. `reason` is "" exactly for accepted edits.
+    `unet_rows` is this edit's share of its group's, all tries together. `scores` are None where no
+    judge looked at it, and so is `reproduction` where no gate asked. `tries` holds them all where
+    there was more than one; the outcome is that of the accepted one, else of the first.
+    """
+
+    key: EditKey
+    part: str
+    outcome: str
+    reason: str
+    message: str
+    edited_file_name: str
+    source_file_name: str
+    unet_rows: float
+    seconds: float
+    scores: EditScores
+    tries: tuple[TryRecord, ...] = ()
+    reproduction: Reproduction = field(default_factory=Reproduction)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", short_message(self.message))
+        match Outcome(self.outcome):
+            case Outcome.ACCEPTED:
+                if self.reason or not self.part or not self.edited_file_name:
+                    raise ValueError("an accepted edit has a part and a file and no reason")
+            case Outcome.REJECTED:
+                RejectReason(self.reason)
+            case Outcome.FAILED:
+                FailureCode(self.reason)
+
+    @property
+    def edit_id(self) -> bytes:
+        return self.key.edit_id
+
+    def to_row(self) -> dict[str, Any]:
+        # vars and not asdict, which copies every value: a row of millions is made here.
+        return {
+            **{name: value for name, value in vars(self).items() if name not in _NESTED},
+            **vars(self.key),
+            **vars(self.scores),
+            **vars(self.reproduction),
+            "tries": [each.to_row() for each in self.tries] or None,
+        }
+
+
+def short_message(message: str) -> str:
+    """One line of at most MAX_MESSAGE_CHARS that any encoder accepts, without secrets of URLs."""
+    line = tellable(" ".join(message.split())).encode("utf-8", "replace").decode("utf-8")
+    return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
+
+
+def outcomes_table(outcomes: Iterable[EditOutcome]) -> pa.Table:
+    """Rows of OUTCOME_SCHEMA, in the order given."""
+    return pa.Table.from_pylist([outcome.to_row() for outcome in outcomes], schema=OUTCOME_SCHEMA)
+
+
+_BEFORE_JUDGING: dict[str, Any] = {"edit_type": "", "source_file_name": ""}
+
+
+def as_outcomes(table: pa.Table) -> pa.Table:
+    """A table in OUTCOME_SCHEMA, also if it is of a release that did not judge edits.
+
+    Other columns are left out. Raises pyarrow.ArrowInvalid or KeyError for what holds no outcomes.
+    """
+    columns = []
+    for item in OUTCOME_SCHEMA:
+        if item.name in table.column_names:
+            columns.append(table[item.name].cast(item.type))
+        elif item.nullable or item.name in _BEFORE_JUDGING:
+            missing = [_BEFORE_JUDGING.get(item.name)] * len(table)
+            columns.append(pa.array(missing, item.type))
+        else:
+            raise KeyError(item.name)
+    return pa.table(columns, schema=OUTCOME_SCHEMA)
+
+
+def outcomes_to_bytes(table: pa.Table) -> bytes:
+    """The outcomes of a part as bytes for its metadata.parquet.
+
+    Stored under OUTCOMES_METADATA_KEY in the schema metadata, they let `adopt_orphan_parts`
+    restore rejected and failed edits, times and row counts too when a run died between writing
+    the part and committing it. Base64, because Parquet's key-values are text.
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, OUTCOME_SCHEMA) as writer:
+        writer.write_table(table.cast(OUTCOME_SCHEMA))
+    return base64.b64encode(sink.getvalue())
+
+
+def outcomes_from_bytes(data: bytes) -> pa.Table:
+    """The reverse of `outcomes_to_bytes`; raises pyarrow.ArrowInvalid for anything else."""
+    try:
+        stream = base64.b64decode(data, validate=True)
+        with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
+            table = reader.read_all()
+        return as_outcomes(table)
+    except (binascii.Error, OSError, KeyError) as error:
+        raise pa.ArrowInvalid(f"these are no outcomes of a part: {error}") from error

@@ -1,0 +1,148 @@
+"""Parts on disk: which are finished, which are not in the ledger yet, and adopting those."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import LedgerError
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import (
+    OUTCOMES_METADATA_KEY,
+    EditKey,
+    outcomes_from_bytes,
+    outcomes_table,
+)
+from pipeline.storage.folder import Folder
+
+METADATA_FILE = "metadata.parquet"
+PART_PREFIX = "part-"
+REJECTED_FOLDER = "rejected"
+"""Beside the parts, where no dataset looks unless it is asked to: rejected/part-<id>/."""
+REJECTED_METADATA_KEY = b"fpe.rejected"
+"""Key in the schema metadata of a part's metadata.parquet: the file of its rejected edits."""
+_log = logging.getLogger(__name__)
+
+
+def rejected_part(part: str) -> str:
+    """The folder of the rejected edits of a part, within the run folder."""
+    return f"{REJECTED_FOLDER}/{part}"
+
+
+def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """The folders that have metadata, of accepted edits and of rejected ones; `besides` apart."""
+    rejected = (rejected_part(name) for name in folder.list_folders(REJECTED_FOLDER))
+    for name in itertools.chain(folder.list_folders(), rejected):
+        if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in besides:
+            continue
+        if folder.exists(f"{name}/{METADATA_FILE}"):
+            yield name
+
+
+def committing_folders(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """Of every finished part the folder whose metadata commits it; those in `besides` apart."""
+    seen: set[str] = set()
+    for name in finished_parts(folder, besides):  # those of the parts themselves come first
+        part = name.rpartition("/")[2]
+        if part not in seen:
+            yield name
+        seen.add(part)
+
+
+def restore_rejected_metadata(folder: Folder, part: str) -> None:
+    """Writes the metadata of a part's rejected edits where it is missing, out of the part's own.
+
+    Nothing to do for a part without rejected edits that were kept. Raises StorageError, and
+    LedgerError for metadata that is damaged.
+    """
+    path = f"{part}/{METADATA_FILE}"
+    if not folder.exists(path):
+        return
+    data = folder.read(path)
+    try:
+        stored = (pq.read_schema(io.BytesIO(data)).metadata or {}).get(REJECTED_METADATA_KEY)
+        table = None if stored is None else base64.b64decode(stored, validate=True)
+    except (pa.ArrowException, binascii.Error) as error:
+        raise LedgerError(f"{folder.url_of(path)} is damaged ({error})") from error
+    if table is not None:
+        folder.write_if_absent(f"{rejected_part(part)}/{METADATA_FILE}", table)
+
+
+def uncommitted(folder: Folder, ledger: Ledger, part: str) -> pa.Table:
+    """The outcomes of a finished part that the ledger lacks. Raises LedgerError."""
+    outcomes = read_part_outcomes(folder, part)
+    return outcomes.filter(pa.array(ledger.lacks(outcomes), pa.bool_()))
+
+
+def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table]]:
+    """Finished parts with outcomes that the ledger lacks: (name, those outcomes).
+
+    A run that is killed between writing a part's metadata and committing it leaves one.
+    """
+    for part in committing_folders(folder, besides=ledger.settled_parts()):
+        outcomes = uncommitted(folder, ledger, part)
+        if outcomes.num_rows:
+            yield part, outcomes
+
+
+def adopt_orphan_parts(
+    folder: Folder, ledger: Ledger, committed: Callable[[pa.Table], None] = lambda _: None
+) -> int:
+    """Commits the outcomes of finished parts that no ledger file names; returns how many edits.
+
+    Runs at the start of a run, before planning, so that no finished edit is made again. `committed`
+    is told what came in.
+    """
+    adopted = 0
+    for part, outcomes in orphan_parts(folder, ledger):
+        if not part.startswith(REJECTED_FOLDER):
+            restore_rejected_metadata(folder, part)
+        added = ledger.commit(outcomes)
+        committed(added)
+        _log.info("adopted %d finished edits of %s", added.num_rows, part)
+        adopted += added.num_rows
+    return adopted
+
+
+def read_part_outcomes(folder: Folder, part: str) -> pa.Table:
+    """The outcomes of a finished part.
+
+    Its metadata carries all of them (`outcomes_to_bytes`); where it does not, the accepted ones are
+    read off its rows, with row -1 and no times. Raises LedgerError for metadata that is damaged.
+    """
+    path = f"{part}/{METADATA_FILE}"
+    file = io.BytesIO(folder.read(path))
+    try:
+        stored = (pq.read_schema(file).metadata or {}).get(OUTCOMES_METADATA_KEY)
+        if stored is not None:
+            return outcomes_from_bytes(stored)
+        columns = ["edit_id", "group_id", "source_id", "target_prompt", "edited_file_name"]
+        rows = pq.read_table(file, columns=columns).to_pylist()
+        return outcomes_table(
+            EditKey(
+                edit_id=bytes.fromhex(row["edit_id"]),
+                group_id=bytes.fromhex(row["group_id"]),
+                source_id=bytes.fromhex(row["source_id"]),
+                row=-1,
+                target_prompt=row["target_prompt"],
+            ).accepted(
+                part=part,
+                edited_file_name=f"{part}/{row['edited_file_name']}",
+                unet_rows=0.0,
+                seconds=0.0,
+            )
+            for row in rows
+        )
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"{folder.url_of(path)} is damaged or no metadata of a run ({error}); move the folder "
+            "away: its edits are made again"
+        ) from error

@@ -1,0 +1,278 @@
+"""The manifest's column of boxes: found, checked, read; and what the output says of each box.
+
+The manifest's column of masks: found, checked, read; and what the output says of each mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+
+from fpe_core.errors import ParameterError
+from fpe_core.image.boxes import Box
+from fpe_core.judging.region_verdict import BOX_RULE, MASK_RULE, VerdictRule
+from pipeline.errors import JobError
+from pipeline.manifest.columns import KNOWN_COLUMNS, ImageCell, is_image_type, plain_type
+from pipeline.manifest.files import Manifest
+from pipeline.storage.folder import resolve_uri
+
+_EXPECTED = (
+    "one box (a list of four numbers) or a list of boxes; of structs name the field, such as "
+    "objects.bbox"
+)
+
+
+@dataclass(frozen=True)
+class BoxColumn:
+    """Where the boxes are. `path` is a column and the fields below it.
+
+    `is_list`: a row has a list of boxes; else one.
+    """
+
+    path: tuple[str, ...]
+    box_format: str
+    is_list: bool
+
+    @classmethod
+    def find(cls, schema: pa.Schema, column: str, box_format: str) -> Self:
+        """Raises JobError where there is no such column, or one without boxes."""
+        path = (column,) if column in schema.names else tuple(column.split("."))
+        if path[0] not in schema.names:
+            raise JobError(
+                f"annotations.boxes.column: the manifest has no column {path[0]!r}; there are "
+                f"{', '.join(schema.names) or 'none that could be'}"
+            )
+        kind, lists = _plain_list(schema.field(path[0]).type)
+        for name in path[1:]:
+            if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+                raise JobError(
+                    f"annotations.boxes.column: {column!r} is not in the manifest: no field "
+                    f"{name!r} in {kind}"
+                )
+            kind, more = _plain_list(kind.field(name).type)
+            lists += more
+        if not _is_number(kind) or lists not in (1, 2):
+            found = schema.field(path[0]).type
+            raise JobError(
+                f"annotations.boxes.column: {column!r} must be {_EXPECTED}; it is {found}"
+            )
+        return cls(path, box_format, is_list=lists == 2)
+
+    @property
+    def name(self) -> str:
+        """What its output columns are called after."""
+        return "_".join(self.path)
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The output's columns: box in the edited picture, verdict, structure, visible share."""
+
+        def of_each(kind: pa.DataType) -> pa.DataType:
+            return pa.list_(kind) if self.is_list else kind
+
+        return (
+            pa.field(f"edited_{self.name}", of_each(pa.list_(pa.float64()))),
+            pa.field(f"{self.name}_verdict", of_each(pa.string())),
+            pa.field(f"{self.name}_structure", of_each(pa.float64())),
+            pa.field(f"{self.name}_visible", of_each(pa.float64())),
+        )
+
+    def cells(self, table: pa.Table) -> list[Any]:
+        """The column's cells, row by row: None, a box, or a list of boxes; unchecked."""
+        values: list[Any] = table[self.path[0]].to_pylist()
+        for name in self.path[1:]:
+            values = [_field_of(value, name) for value in values]
+        return values
+
+    def boxes(self, cell: Any) -> tuple[Box, ...] | None:
+        """The boxes of a cell; None for null.
+
+        Raises ParameterError for what is no box; the message says which of the list.
+        """
+        if cell is None:
+            return None
+        boxes = []
+        for number, values in enumerate(cell if self.is_list else [cell]):
+            try:
+                if values is None:
+                    raise ParameterError("a box has four numbers, this one is null")
+                boxes.append(Box.read(values, self.box_format))
+            except ParameterError as error:
+                where = f" (number {number} of its list)" if self.is_list else ""
+                raise ParameterError(f"{'.'.join(self.path)}: {error}{where}") from error
+        return tuple(boxes)
+
+    def columns(self, per_box: Sequence[tuple[Any, ...]] | None) -> dict[str, Any]:
+        """Values by output column of one row, from those of each box in the order of `fields`."""
+        names = [item.name for item in self.fields]
+        if per_box is None:
+            return dict.fromkeys(names)
+        if not self.is_list:
+            return dict(zip(names, per_box[0], strict=True))
+        by_column = zip(*per_box, strict=True) if per_box else ([] for _ in names)
+        return {name: list(values) for name, values in zip(names, by_column, strict=True)}
+
+
+def _plain_list(kind: pa.DataType) -> tuple[pa.DataType, int]:
+    """What is inside lists, and how many there are around it."""
+    lists = 0
+    types = pa.types
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind, lists = kind.value_type, lists + 1
+    return kind, lists
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
+
+
+def _field_of(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        return [_field_of(each, name) for each in value]
+    return None if value is None else value[name]
+
+
+MOST_MASKS = 1000
+"""Of one row. Each is a file of its own, fetched and decoded one after another."""
+
+MASK_SOURCE_TYPE = pa.struct(
+    [pa.field("uri", pa.string(), nullable=False), pa.field("bytes", pa.binary())]
+)
+"""A mask in the work list: an absolute URI, or "" and its bytes."""
+
+FITTED_MASK_TYPE = pa.struct(
+    [
+        pa.field("png", pa.binary(), nullable=False),
+        pa.field("visible", pa.float64(), nullable=False),
+    ]
+)
+"""A mask as `decode` leaves it: fitted, as PNG, and the share of its object that is left."""
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """Where a mask is. `uri` is absolute, "" where the manifest has the bytes."""
+
+    uri: str
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class MaskColumn:
+    """Where the masks are. `is_list`: a row has a list of masks; else one."""
+
+    column: str
+    is_list: bool
+
+    @classmethod
+    def find(cls, manifest: Manifest, column: str) -> Self:
+        """Raises JobError where there is no such column, or one without masks."""
+        if column in KNOWN_COLUMNS:
+            raise JobError(f"annotations.masks.column: {column} has a meaning of its own")
+        kinds = {
+            _shape_of(plain_type(file.schema.field(column).type))
+            for file in manifest.files
+            if column in file.schema.names
+        } - {None}
+        if not kinds:
+            known = sorted(manifest.columns - set(KNOWN_COLUMNS))
+            raise JobError(
+                f"annotations.masks.column: the manifest has no column {column!r}, or it has only "
+                f"nulls; there are {', '.join(known) or 'none that could be'}"
+            )
+        if len(kinds) > 1 or "other" in kinds:
+            raise JobError(
+                f"annotations.masks.column: {column!r} must be text (a URI), bytes or "
+                "struct<bytes: binary, path: string>, or a list of one of these, and the same in "
+                "every file"
+            )
+        return cls(column, is_list=kinds == {"list"})
+
+    @property
+    def name(self) -> str:
+        """What its output columns are called after."""
+        return "mask"
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The output's columns: `datasets` opens the first as image, or images, called mask."""
+
+        def of_each(kind: pa.DataType) -> pa.DataType:
+            return pa.list_(kind) if self.is_list else kind
+
+        ending = "file_names" if self.is_list else "file_name"
+        return (
+            pa.field(f"{self.name}_{ending}", of_each(pa.string())),
+            pa.field(f"{self.name}_verdict", of_each(pa.string())),
+            pa.field(f"{self.name}_structure", of_each(pa.float64())),
+            pa.field(f"{self.name}_visible", of_each(pa.float64())),
+        )
+
+    def masks(self, cell: Any, base: str) -> tuple[MaskSource, ...]:
+        """The masks of a cell, none for null; relative URIs are relative to `base`.
+
+        Raises ValueError for an empty place in a list, and for more than `MOST_MASKS`.
+        """
+        found = [ImageCell.of(value) for value in (cell or ())] if self.is_list else []
+        if not self.is_list and not (single := ImageCell.of(cell)).is_empty:
+            found = [single]
+        if len(found) > MOST_MASKS:
+            raise ValueError(
+                f"{self.column} has {len(found)} masks; a row may have {MOST_MASKS}: put the "
+                "objects of a picture into one mask"
+            )
+        for number, each in enumerate(found):
+            if each.is_empty:
+                raise ValueError(f"{self.column} is empty (number {number} of its list)")
+        return tuple(
+            MaskSource(resolve_uri(each.uri, base) if each.uri else "", each.data) for each in found
+        )
+
+    def columns(self, per_mask: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+        """Values by output column of one row, from those of each mask in the order of `fields`."""
+        names = [item.name for item in self.fields]
+        if not self.is_list:
+            values = per_mask[0] if per_mask else (None,) * len(names)
+            return dict(zip(names, values, strict=True))
+        by_column = zip(*per_mask, strict=True) if per_mask else ([] for _ in names)
+        return {name: list(values) for name, values in zip(names, by_column, strict=True)}
+
+
+def mask_names(metadata: pa.Table) -> list[list[str]]:
+    """The mask files of each row of a part's metadata, within the part."""
+    if "mask_file_name" in metadata.column_names:
+        return [[name] if name else [] for name in metadata["mask_file_name"].to_pylist()]
+    if "mask_file_names" in metadata.column_names:
+        return [names or [] for names in metadata["mask_file_names"].to_pylist()]
+    return [[] for _ in range(len(metadata))]
+
+
+def _shape_of(kind: pa.DataType) -> str | None:
+    """One of "one", "list" and "other"; None for a column of nulls."""
+    if pa.types.is_null(kind):
+        return None
+    if is_image_type(kind):
+        return "one"
+    types = pa.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return "list" if is_list and is_image_type(plain_type(kind.value_type)) else "other"
+
+
+@dataclass(frozen=True)
+class AnnotationSettings:
+    """Which columns of the manifest hold boxes and masks, and when they are kept. Picklable."""
+
+    boxes: BoxColumn | None = None
+    masks: MaskColumn | None = None
+    box_rule: VerdictRule = BOX_RULE
+    mask_rule: VerdictRule = MASK_RULE
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The output's columns."""
+        return tuple(
+            item for column in (self.boxes, self.masks) if column for item in column.fields
+        )

@@ -1,0 +1,345 @@
+"""First station: the manifest, some Parquet files that say what to edit. Opened, checked, streamed.
+
+Columns that mean something here are in `KNOWN_COLUMNS`, or the job names them; every other one is
+carried to each edit of its row in its own type. What a row says is read in `manifest_row`; this
+file knows the files. Rows are numbered from 0 over all files in the order of their URLs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ManifestError, StorageError
+from pipeline.manifest.columns import (
+    _EXPECTED,
+    EDIT_TYPE,
+    KNOWN_COLUMNS,
+    _is_list_of_text,
+    _is_text,
+    plain_type,
+)
+from pipeline.manifest.labels import TARGET_LABELS, label_fields
+from pipeline.storage.folder import Folder, absolute_url
+
+MAX_PROBLEMS = 20
+ROWS_PER_BATCH = 1024
+ROWS_PER_BATCH_OF_BYTES = 16
+_READ_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """One Parquet file of the manifest; `label` is how messages call it.
+
+    `key_base` is what relative URIs are joined to for ids: the file's folder as seen from the
+    manifest URL of the job, so that a dataset that moves with its manifest keeps its ids. A job
+    that lists several URLs has no such point of view; there it is the folder itself.
+    """
+
+    url: str
+    label: str
+    rows: int
+    first_row: int
+    schema: pa.Schema
+    key_base: str
+
+    @property
+    def base(self) -> str:
+        """The folder that relative URIs are relative to, as a URL."""
+        return _folder_and_name(self.url)[0] or "/"
+
+    @property
+    def name(self) -> str:
+        return _folder_and_name(self.url)[1]
+
+
+@dataclass(frozen=True)
+class ManifestBatch:
+    """Some rows of one file: `known` as Python values by column, `carried` in the fixed schema."""
+
+    file: ManifestFile
+    first_row: int
+    known: Mapping[str, Sequence[Any]]
+    carried: pa.Table
+    rows: int
+
+    @property
+    def first_row_in_file(self) -> int:
+        return self.first_row - self.file.first_row
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a manifest, their schemas checked. Holds no rows.
+
+    `read_too` are columns that are read like the known ones, and not carried. `labels` are those
+    of `target_labels`, where its target prompts are the job's.
+    """
+
+    files: tuple[ManifestFile, ...]
+    carried_schema: pa.Schema
+    options: Mapping[str, Any]
+    read_too: tuple[str, ...] = ()
+    labels: tuple[pa.Field, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        urls: str | Sequence[str],
+        options: Mapping[str, Any] | None = None,
+        *,
+        carry: Sequence[str] = (),
+        read_too: Sequence[str] = (),
+        needs_target_prompt: bool = True,
+    ) -> Self:
+        """Finds the files and checks their columns and types.
+
+        `carry` names known columns that are carried as well, `read_too` others that are not. Raises
+        ManifestError listing what is wrong with which file, and StorageError.
+        """
+        options = dict(options or {})
+        files = _open_files(urls, options)
+        if not files:
+            raise ManifestError(f"the manifest {_shown(urls)} holds no Parquet file")
+        problems = [
+            f"{file.label}: {problem}"
+            for file in files
+            for problem in _schema_problems(file.schema, needs_target_prompt)
+        ]
+        if problems:
+            raise ManifestError(
+                "the manifest's columns do not fit:", problems[:MAX_PROBLEMS], total=len(problems)
+            )
+        labels: tuple[pa.Field, ...] = ()
+        if needs_target_prompt:
+            labels = label_fields([file.schema for file in files])
+            read_too = (*read_too, *_lists_of_types(files))
+        carried = _carried_schema(files, carry, read_too)
+        return cls(tuple(files), carried, options, tuple(read_too), labels)
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset(name for file in self.files for name in file.schema.names)
+
+    def has_image_bytes(self, file: ManifestFile) -> bool:
+        """Whether rows may be large."""
+        kinds = [
+            plain_type(file.schema.field(name).type)
+            for name in ("image", *self.read_too)
+            if name in file.schema.names
+        ]
+        return not all(_is_text(kind) or _is_list_of_text(kind) for kind in kinds)
+
+    def batches(self) -> Iterator[ManifestBatch]:
+        """All rows in order, a bounded number at a time. Raises ManifestError for damaged files.
+
+        Holds a few rows and a page of each column; pages are as large as their writer made them.
+        """
+        for file in self.files:
+            yield from self._batches_of(file)
+
+    def _batches_of(self, file: ManifestFile) -> Iterator[ManifestBatch]:
+        row = file.first_row
+        for batch in self._record_batches(file):
+            yield self._batch(file, row, pa.Table.from_batches([batch]))
+            row += batch.num_rows
+
+    def _record_batches(self, file: ManifestFile) -> Iterator[pa.RecordBatch]:
+        folder = Folder.open(file.base, self.options)
+        size = ROWS_PER_BATCH_OF_BYTES if self.has_image_bytes(file) else ROWS_PER_BATCH
+        rows = 0
+        try:
+            with folder.open_read(file.name) as source:
+                # Without a buffer a whole column of a row group, all its images, is read at once.
+                reader = pq.ParquetFile(source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
+                for batch in reader.iter_batches(size, use_threads=False):
+                    yield batch
+                    rows += batch.num_rows
+        except StorageError:
+            raise
+        except Exception as error:  # Arrow's, or a client's
+            raise ManifestError(f"{file.url} cannot be read past row {rows}: {error}") from error
+
+    def _batch(self, file: ManifestFile, first_row: int, table: pa.Table) -> ManifestBatch:
+        known: dict[str, list[Any]] = {}
+        columns = []
+        name = ""
+        try:
+            for name in (*KNOWN_COLUMNS, *self.read_too):
+                is_there = name in table.column_names
+                known[name] = table[name].to_pylist() if is_there else [None] * len(table)
+            for field in self.carried_schema:
+                name = field.name
+                if name in table.column_names:
+                    columns.append(_cast(table[name], field.type))
+                    columns[-1].validate(full=True)  # text that is no UTF-8 would be written on
+                else:
+                    columns.append(pa.nulls(len(table), field.type))
+        except (UnicodeDecodeError, pa.ArrowException) as error:
+            last_row = first_row + len(table) - 1
+            raise ManifestError(
+                f"{file.url}: column {name} cannot be read, in one of the rows {first_row} to "
+                f"{last_row}: {error}"
+            ) from error
+        carried = pa.table(columns, schema=self.carried_schema)
+        return ManifestBatch(file, first_row, known, carried, len(table))
+
+
+def _lists_of_types(files: Sequence[ManifestFile]) -> tuple[str, ...]:
+    """The column of edit types, where a row has one for each of its prompts."""
+    kinds = (f.schema.field(EDIT_TYPE).type for f in files if EDIT_TYPE in f.schema.names)
+    return (EDIT_TYPE,) if any(_is_list_of_text(plain_type(kind)) for kind in kinds) else ()
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """The values in the type they are carried in."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.cast(column.type.storage_type)
+    return column if column.type.equals(kind) else column.cast(kind)
+
+
+def _shown(urls: str | Sequence[str]) -> str:
+    return urls if isinstance(urls, str) else ", ".join(urls)
+
+
+def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[ManifestFile]:
+    """The files with their row numbers, in the order of their URLs, none twice."""
+    roots: dict[str, str] = {}
+    for url in [urls] if isinstance(urls, str) else urls:
+        root, paths = _find(absolute_url(url), options)
+        for path in paths:
+            roots.setdefault(root.url_of(path), root.url if isinstance(urls, str) else "")
+    files: list[ManifestFile] = []
+    first_row = 0
+    for url in sorted(roots):
+        files.append(_open_file(url, roots[url], first_row, options))
+        first_row += files[-1].rows
+    return files
+
+
+def _find(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
+    """The Parquet files that a manifest URL names, as paths in the folder they have in common."""
+    parent, name = _folder_and_name(url.rstrip("/"))
+    folder = Folder.open(parent or "/", options)
+    if folder.is_file(name):
+        return folder, [name]
+    folder = Folder.open(url, options)
+    paths = [path for path in folder.list(empty_too=True) if _is_data(path)]  # an error, not a gap
+    if not paths and any(mark in url for mark in "*?["):
+        folder = Folder.open(_before_pattern(url), options)
+        paths = folder.glob(url[len(_before_pattern(url)) + 1 :])
+        paths = [path for path in paths if not _is_hidden(path)]
+    if not paths:
+        raise ManifestError(
+            f"the manifest {url} is no Parquet file, no folder with some and no pattern that finds "
+            "any: check the path, and whether these credentials may list it"
+        )
+    return folder, paths
+
+
+def _folder_and_name(url: str) -> tuple[str, str]:
+    """A URL cut before its last name; a signature behind it may hold slashes of its own."""
+    is_web = url.startswith(("http://", "https://"))
+    bare = re.split("[?#]", url, maxsplit=1)[0] if is_web else url
+    folder, _, name = bare.rpartition("/")
+    return folder, name + url[len(bare) :]
+
+
+def _before_pattern(url: str) -> str:
+    """The folders of a glob before the first that has a wildcard."""
+    parts = url.split("/")
+    first = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    return "/".join(parts[:first])
+
+
+def _is_data(path: str) -> bool:
+    return path.endswith((".parquet", ".pq")) and not _is_hidden(path)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) -> ManifestFile:
+    base, name = _folder_and_name(url)
+    folder = Folder.open(base or "/", options)
+    try:
+        with folder.open_read(name) as source:
+            footer = pq.ParquetFile(source)
+            rows, schema = footer.metadata.num_rows, footer.schema_arrow
+            _read_names(schema)
+    except StorageError:
+        raise
+    except Exception as error:  # damaged bytes make Arrow raise what they like
+        raise ManifestError(f"{url} is no Parquet file, or is cut short: {error}") from error
+    key_base = base[len(root) :].strip("/") if root else base
+    label = url[len(root) :].lstrip("/") if root else url
+    return ManifestFile(url, label, rows, first_row, schema, key_base)
+
+
+def _read_names(fields: Iterable[pa.Field]) -> None:
+    """Raises UnicodeDecodeError for a name that is no UTF-8, at any depth."""
+    for item in fields:
+        _ = item.name
+        _read_names(item.type.field(index) for index in range(item.type.num_fields))
+
+
+def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[str]:
+    """What is wrong with the columns of one file."""
+    names = schema.names
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"column {name} is there {names.count(name)} times"
+    if "image" not in names and not {"source_prompt", "seed"} <= set(names):
+        near = _near("image", names)
+        yield f"needs a column image{near}, or source_prompt and seed for synthetic sources"
+    if "target_prompt" not in names and needs_target_prompt:
+        near = _near("target_prompt", names)
+        yield f"needs a column target_prompt{near}, or a prompts section in the job"
+    for name, (fits, expected) in _EXPECTED.items():
+        if name == TARGET_LABELS and not needs_target_prompt:
+            continue  # the prompts they belong to are not used
+        if names.count(name) == 1 and not fits(plain_type(schema.field(name).type)):
+            yield f"column {name} must be {expected}, it is {schema.field(name).type}"
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    lowered = {other.lower(): other for other in names if other not in KNOWN_COLUMNS}
+    found = difflib.get_close_matches(name, lowered, n=1, cutoff=0.7)
+    return f" (is it {lowered[found[0]]!r}?)" if found else f" (there are {', '.join(names)})"
+
+
+def _carried_schema(
+    files: Sequence[ManifestFile], carry: Sequence[str], read_too: Sequence[str]
+) -> pa.Schema:
+    """The columns that edits inherit, each in one type over all files. Raises ManifestError."""
+    schemas = []
+    for file in files:
+        names = set(file.schema.names) - {*KNOWN_COLUMNS, *read_too} | set(carry)
+        kept = [f for f in file.schema if f.name in names]
+        schemas.append(pa.schema([pa.field(field.name, plain_type(field.type)) for field in kept]))
+    try:
+        unified = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ManifestError(f"a column has different types in different files: {error}") from error
+    for field in unified:
+        if pa.types.is_map(field.type):
+            label = next(file.label for file in files if field.name in file.schema.names)
+            raise ManifestError(
+                f"{label}: column {field.name} is a {field.type}, which datasets.load_dataset "
+                "cannot load from the output: make it a struct or a list, or leave it out"
+            )
+    # A column that is null in every file has no type of its own.
+    return pa.schema(
+        [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in unified]
+    )

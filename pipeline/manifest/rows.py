@@ -1,0 +1,357 @@
+"""What one row of the manifest says: a source and its edits, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import posixpath
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from fpe_core import EditParameters, ParameterError
+from pipeline.errors import JobError, ManifestError
+from pipeline.manifest.annotations import BoxColumn, MaskColumn, MaskSource
+from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS, ImageCell
+from pipeline.manifest.files import MAX_PROBLEMS, Manifest, ManifestBatch, ManifestFile
+from pipeline.manifest.labels import TARGET_LABELS, labels_of_row
+from pipeline.manifest.prompts import SOURCE_PREFIX, PromptPlan, TemplateError
+from pipeline.storage.folder import resolve_uri
+
+OVERRIDES = ("steps", "guidance_scale", "negative_prompt", "replaced_fraction")
+MAX_SEED = 2**63 - 1
+_MAX_CACHED_PARAMETERS = 4096
+
+
+@dataclass(frozen=True)
+class WantedEdit:
+    """One edit of a row: its prompt, and the values of the labels in their order.
+
+    `edit_type` is what the manifest says of this edit alone, "" where it does not.
+    """
+
+    target_prompt: str
+    labels: tuple[str | None, ...] = ()
+    edit_type: str = ""
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A checked row.
+
+    `uri` is absolute and "" where the image is in the manifest (`image_bytes`) or there is none
+    (`is_synthetic`); `uri_key` is what ids take for it; `path` names the image for people.
+    `edits` is empty where every edit of the row would change nothing.
+    """
+
+    row: int
+    id: str
+    uri: str
+    uri_key: str
+    image_bytes: bytes | None
+    path: str
+    source_prompt: str
+    seed: int | None
+    split: str
+    parameters: EditParameters
+    edits: tuple[WantedEdit, ...]
+    masks: tuple[MaskSource, ...] = ()
+
+    @property
+    def is_synthetic(self) -> bool:
+        return not self.uri and self.image_bytes is None
+
+
+@dataclass
+class Problems:
+    """What is wrong with a manifest's rows: the first page of it, and how much there is."""
+
+    lines: list[str] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, file: ManifestFile, row: int, text: str) -> None:
+        self.total += 1
+        if len(self.lines) < MAX_PROBLEMS:
+            self.lines.append(f"row {row} ({file.label}, row {row - file.first_row}): {text}")
+
+    def raise_if_any(self) -> None:
+        """Raises ManifestError."""
+        if self.total:
+            count = "1 problem" if self.total == 1 else f"{self.total} problems"
+            raise ManifestError(
+                f"the manifest has {count} (rows count from 0):", self.lines, total=self.total
+            )
+
+
+class _Places:
+    """The folders that a file's URIs are relative to, worked out once and not for every row."""
+
+    def __init__(self, file: ManifestFile) -> None:
+        self.base, self.key_base = file.base, file.key_base
+
+
+class _BadRowError(ValueError):
+    """One thing wrong with a row."""
+
+
+class RowReader:
+    """Reads the rows of a manifest for one job, in order. Remembers ids, to find them twice."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        parameters: EditParameters,
+        prompts: PromptPlan | None,
+        boxes: BoxColumn | None = None,
+        masks: MaskColumn | None = None,
+        *,
+        repeated_ids: Container[bytes] | None = None,
+    ) -> None:
+        """`repeated_ids`: digests (`row_id_digest`) of the ids that come more than once, where that
+        is known; only these are kept in mind.
+
+        Raises JobError where the prompt templates and the manifest's columns do not fit.
+        """
+        self._parameters = parameters
+        self._prompts = prompts
+        self._boxes, self._masks = boxes, masks
+        self._rows_of_ids: dict[bytes, int] = {}
+        self._repeated_ids = repeated_ids
+        self._parameters_of: dict[tuple[Any, ...], EditParameters] = {}
+        self._labels = tuple(item.name for item in manifest.labels)
+        if prompts is None:
+            refuse_label_names(TARGET_LABELS, self._labels, manifest.columns)
+            self._text_columns = manifest.columns & frozenset(self._labels)
+        else:
+            self._text_columns = template_columns(manifest, prompts)
+
+    def read(self, batch: ManifestBatch, problems: Problems) -> Iterator[SourceRow]:
+        """The rows of a batch; a row with a problem is reported and left out."""
+        texts = {name: _texts_of(batch, name) for name in self._text_columns}
+        boxes = self._boxes.cells(batch.carried) if self._boxes else [None] * batch.rows
+        has_drawings = self._boxes is not None or self._masks is not None
+        names, places = tuple(batch.known), _Places(batch.file)
+        for index, values in enumerate(zip(*batch.known.values(), strict=True)):
+            row = batch.first_row + index
+            known = dict(zip(names, values, strict=True))
+            text = {name: of[index] for name, of in texts.items()}
+            found: list[str] = []
+            try:
+                checked = self._read_row(places, row, known, text, found)
+                if checked is not None and has_drawings:
+                    self._check_boxes(checked, boxes[index], found)
+            except _BadRowError as error:
+                found.append(str(error))
+                checked = None
+            for problem in found:
+                problems.add(batch.file, row, problem)
+            if checked is not None and not found:
+                yield checked
+
+    def _read_row(
+        self,
+        places: _Places,
+        row: int,
+        known: Mapping[str, Any],
+        text: Mapping[str, str],
+        found: list[str],
+    ) -> SourceRow | None:
+        """The row, with what is wrong added to `found`; what hides the rest is raised."""
+        row_id = "" if known["id"] is None else str(known["id"])
+        if row_id and self._repeated_ids != frozenset():
+            self._check_id(row_id, row, found)
+        seed = _whole_number("seed", known["seed"])
+        if seed is not None and not 0 <= seed <= MAX_SEED:
+            found.append(f"seed must be 0 to 2^63-1, got {seed}")
+        parameters = self._row_parameters(known)
+        source_prompt, edits = self._row_prompts(known, text)
+        image = ImageCell.of(known["image"])
+        if image.is_empty and (not source_prompt.strip() or seed is None):
+            raise _BadRowError("has neither an image nor both source_prompt and seed")
+        return SourceRow(
+            row=row,
+            id=row_id,
+            uri=resolve_uri(image.uri, places.base) if image.uri else "",
+            uri_key=_uri_key(image.uri, places.key_base) if image.uri else "",
+            image_bytes=image.data,
+            path=image.path,
+            source_prompt=source_prompt,
+            seed=seed,
+            split=known["split"] or "",
+            parameters=parameters,
+            edits=edits,
+            masks=() if self._masks is None else self._row_masks(places, known, found),
+        )
+
+    def _row_masks(
+        self, places: _Places, known: Mapping[str, Any], found: list[str]
+    ) -> tuple[MaskSource, ...]:
+        if self._masks is None:
+            return ()
+        try:
+            return self._masks.masks(known[self._masks.column], places.base)
+        except ValueError as error:
+            found.append(str(error))
+            return ()
+
+    def _check_boxes(self, row: SourceRow, cell: Any, found: list[str]) -> None:
+        """Also that nothing is drawn on a picture that nobody has seen yet."""
+        try:
+            boxes = self._boxes.boxes(cell) if self._boxes else None
+        except ParameterError as error:
+            found.append(str(error))
+            return
+        if row.is_synthetic and (boxes or row.masks):
+            found.append("has boxes or masks and no image that they could be drawn on")
+
+    def _check_id(self, row_id: str, row: int, found: list[str]) -> None:
+        digest = row_id_digest(row_id)
+        if self._repeated_ids is not None and digest not in self._repeated_ids:
+            return
+        first = self._rows_of_ids.setdefault(digest, row)
+        if first != row:
+            found.append(f"id {row_id!r} is that of row {first} too")
+
+    def _row_parameters(self, known: Mapping[str, Any]) -> EditParameters:
+        if all(known[name] is None for name in OVERRIDES):
+            return self._parameters
+        overrides = {
+            "steps": _whole_number("steps", known["steps"]),
+            "guidance_scale": _number(known["guidance_scale"]),
+            "negative_prompt": known["negative_prompt"],
+            "replaced_fraction": _number(known["replaced_fraction"]),
+        }
+        key = tuple(overrides.values())
+        if len(self._parameters_of) > _MAX_CACHED_PARAMETERS:
+            self._parameters_of.clear()
+        if key not in self._parameters_of:
+            given = {name: value for name, value in overrides.items() if value is not None}
+            try:
+                self._parameters_of[key] = replace(self._parameters, **given)
+            except ParameterError as error:
+                raise _BadRowError(str(error)) from error
+        return self._parameters_of[key]
+
+    def _row_prompts(
+        self, known: Mapping[str, Any], text: Mapping[str, str]
+    ) -> tuple[str, tuple[WantedEdit, ...]]:
+        source_prompt = known["source_prompt"] or ""
+        if self._prompts is None:
+            return source_prompt, self._edits_of_columns(known, text)
+        try:
+            template_prompt = self._prompts.source_prompt(text)
+            edits = tuple(WantedEdit(*edit) for edit in self._prompts.expand(text))
+        except TemplateError as error:
+            raise _BadRowError(str(error)) from error
+        _refuse_repeated([edit.target_prompt for edit in edits])
+        return source_prompt if template_prompt is None else template_prompt, edits
+
+    def _edits_of_columns(
+        self, known: Mapping[str, Any], text: Mapping[str, str]
+    ) -> tuple[WantedEdit, ...]:
+        prompts = _prompts_of_column(known["target_prompt"])
+        types = _types_of_column(known.get(EDIT_TYPE), len(prompts))
+        try:
+            labels = labels_of_row(known[TARGET_LABELS], len(prompts), self._labels, text)
+        except ValueError as error:
+            raise _BadRowError(str(error)) from error
+        return tuple(map(WantedEdit, prompts, labels, types))
+
+
+def row_id_digest(row_id: str) -> bytes:
+    """16 bytes of an id of the manifest: what is remembered of it."""
+    return hashlib.blake2b(row_id.encode(), digest_size=16).digest()
+
+
+def template_columns(manifest: Manifest, prompts: PromptPlan) -> frozenset[str]:
+    """The manifest columns that the job's templates and labels read. Raises JobError."""
+    columns = manifest.columns
+    try:
+        needed = prompts.columns(columns)
+    except TemplateError as error:
+        raise JobError(f"prompts: {error}") from error
+    refuse_label_names("prompts.labels", prompts.label_names, columns)
+    for name in sorted(needed):
+        kinds = [f.schema.field(name).type for f in manifest.files if name in f.schema.names]
+        for kind in kinds:
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+                raise JobError(
+                    f"prompts: column {name} is {kind}; a template needs text or numbers"
+                )
+    return needed
+
+
+def refuse_label_names(where: str, labels: Sequence[str], columns: frozenset[str]) -> None:
+    """Raises JobError for a label that cannot stand beside the manifest's columns.
+
+    `where` the labels are named.
+    """
+    for label in labels:
+        if label in KNOWN_COLUMNS:
+            raise JobError(f"{where}.{label}: this name has a meaning of its own; rename it")
+        if label in columns and SOURCE_PREFIX + label in columns:
+            raise JobError(
+                f"{where}.{label}: the manifest's column {label} would be carried as "
+                f"{SOURCE_PREFIX}{label}, and there is such a column already; rename one of them"
+            )
+
+
+def _texts_of(batch: ManifestBatch, name: str) -> list[str]:
+    if name in batch.known:
+        values = batch.known[name]
+    elif name in batch.carried.column_names:
+        values = batch.carried[name].to_pylist()
+    else:
+        values = [None] * batch.rows
+    return ["" if value is None else str(value) for value in values]
+
+
+def _uri_key(uri: str, key_base: str) -> str:
+    """The URI as ids take it: relative ones from where the job sees the manifest."""
+    if "://" in uri or uri.startswith("/"):
+        return uri
+    if "://" in key_base:
+        return resolve_uri(uri, key_base)
+    return posixpath.normpath(posixpath.join(key_base, uri))
+
+
+def _prompts_of_column(value: Any) -> list[str]:
+    prompts = [value] if isinstance(value, str) else list(value or ())
+    if not prompts:
+        raise _BadRowError("target_prompt is empty")
+    for number, prompt in enumerate(prompts):
+        if prompt is None or not prompt.strip():
+            where = f" (number {number} of its list)" if len(prompts) > 1 else ""
+            raise _BadRowError(f"target_prompt is empty{where}")
+    _refuse_repeated(prompts)
+    return prompts
+
+
+def _types_of_column(value: Any, prompts: int) -> list[str]:
+    """The type of each edit: a text is that of all, null and "" are none."""
+    types = list(value) if isinstance(value, list) else [value] * prompts
+    if len(types) != prompts:
+        raise _BadRowError(f"{EDIT_TYPE} has {len(types)} entries for {prompts} target prompts")
+    return [str(each or "") for each in types]
+
+
+def _refuse_repeated(prompts: list[str]) -> None:
+    if len(set(prompts)) < len(prompts):
+        repeated = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
+        raise _BadRowError(f"target prompt {repeated!r} comes twice in this row")
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _whole_number(name: str, value: Any) -> int | None:
+    if value is None or isinstance(value, int):
+        return value
+    if math.isnan(value):
+        return None
+    if not value.is_integer():
+        raise _BadRowError(f"{name} must be a whole number, got {value!r}")
+    return int(value)

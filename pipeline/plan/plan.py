@@ -1,0 +1,341 @@
+"""Which edits a job means and which are left: ids for every edit, less what the ledger has.
+
+The manifest is streamed twice. The first time everything is checked (`survey`), so that nothing is
+written for a manifest with a mistake in it; the second time ids are made, and what is left is
+counted and written as the work list, Parquet files in `<run>/.plan/<plan_id>/`. The plan's id comes
+from its content: planning the same work again finds its files. The driver holds the ids of the
+ledger, 16 bytes each, and no row and no other id.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from fpe_core import CheckpointError, EditParameters
+from fpe_core.scores.edit_scores import LEAST_PX
+from fpe_core.speed import approximation_of
+from pipeline.errors import JobError
+from pipeline.job.job import Job
+from pipeline.judge.models import fingerprints
+from pipeline.ledger.id_set import IdSet
+from pipeline.ledger.ledger import Ledger
+from pipeline.manifest.annotations import AnnotationSettings
+from pipeline.manifest.rows import SourceRow
+from pipeline.plan.group_shape import GroupShape
+from pipeline.plan.ids import canonical_json
+from pipeline.plan.quotas import QuotaRow, Selection, quota_table, select_round
+from pipeline.plan.resolved_job import NO_EDITOR, Intent, PlannedGroup, understand
+from pipeline.plan.survey import Survey, survey_manifest
+from pipeline.plan.work_list import PendingBatch, pending_batches, work_files, work_schema
+from pipeline.redact import redact_url
+from pipeline.storage.allowed_sources import SourceRules
+from pipeline.storage.folder import Folder
+
+PLAN_FOLDER = ".plan"
+PLAN_FILE = "plan.json"
+_PLAN_ID_BYTES = 8
+_GC_THRESHOLDS = (100_000, 50, 100)
+_log = logging.getLogger(__name__)
+_BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}  # of photographs at quality 95, roughly
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job's work in numbers, and where the work list lies.
+
+    `edits_total`, `sources` and `parameters` are the whole job's; `groups_pending`, `unet_rows` and
+    `output_bytes` (an estimate) are of what is left. `work_files` are paths in the run folder, none
+    where nothing is left or the plan was not written. `carried_schema` has the columns of the work
+    list's `carried`, and is None where nothing is carried. `sources_refused` of the pending sources
+    will fail as source_forbidden, as far as their URIs tell (`images.allowed_sources`).
+    `label_types` are those of labels that are not text; `has_edit_types`, that every edit has a
+    type of its own.
+    `approximation` says what the edits leave out, "" where they are exact.
+
+    Under quotas it is the plan of a round (`quotas`): `round` are its edits, and `edits_spared`
+    those that could be made and are not, which a later round may take. `shapes` counts the pending
+    groups by what they cost.
+    """
+
+    plan_id: str
+    edits_total: int
+    edits_done: int
+    groups_pending: int
+    sources: int
+    unet_rows: int
+    output_bytes: int
+    work_files: tuple[str, ...]
+    carried_schema: pa.Schema | None
+    label_names: tuple[str, ...]
+    fingerprint: str
+    parameters: EditParameters
+    sources_refused: int = 0
+    edits_spared: int = 0
+    round: Selection | None = None
+    approximation: str = ""
+    annotations: AnnotationSettings | None = None
+    label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    has_edit_types: bool = False
+    shapes: Mapping[GroupShape, int] = field(default_factory=dict)
+    judge_fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def makes_edits(self) -> bool:
+        """False for a job with `editor: none`: its outputs are copies of their sources."""
+        return self.fingerprint != NO_EDITOR
+
+    @property
+    def edits_pending(self) -> int:
+        return self.edits_total - self.edits_done - self.edits_spared
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Python looks for cycles of objects after every 700 new ones, which is a third of planning.
+
+    Rows make none. It goes on looking, after every 100,000.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_rare_collections()
+def make_plan(
+    job: Job,
+    ledger: Ledger | None = None,
+    *,
+    write: bool = True,
+    only: AbstractSet[bytes] | None = None,
+) -> Plan:
+    """Checks the whole manifest, counts, and (with `write`) writes the work list.
+
+    `only`: plan these edits, done or not, and leave out all others. Under quotas the plan is of the
+    next round, of all edits or of `only`. `ledger` is read from the job's output where it is not
+    given. Raises JobError, ManifestError, LedgerError and StorageError;
+    after an error nothing has been written.
+    """
+    folder = Folder.open(job.output, job.storage_options)
+    ledger = Ledger.open(folder) if ledger is None else ledger
+    intent = understand(job)
+    judge_fingerprints = _checked_judge(job, intent.parameters)
+    selection = None
+    if job.quotas is not None:
+        quotas, is_open = job.quotas.to_quotas(), open_edits(ledger, only).__contains__
+        selection = select_round(intent, quotas, ledger.outcome_of, is_open)
+        only = selection.edits.keys()
+    left_out = ledger.done_ids() if only is None else AllBut(only)
+    survey = survey_manifest(intent)
+    plan_id = _plan_id(survey, left_out)
+    counts = _Counts(intent, SourceRules(job.images.allowed_sources))
+    batches = counts.watch(pending_batches(intent, left_out, survey.repeats))
+    names = []
+    schema = work_schema(intent.carried_schema, has_masks=intent.has_masks)
+    for number, data in enumerate(work_files(batches, schema) if write else _nothing(batches)):
+        names.append(f"{PLAN_FOLDER}/{plan_id}/work-{number:05d}.parquet")
+        folder.write_if_absent(names[-1], data)
+    plan = _plan_of(intent, plan_id, survey.sources, counts, selection)
+    plan = replace(plan, judge_fingerprints=judge_fingerprints)
+    if not names:
+        return plan
+    plan = replace(plan, work_files=tuple(names))
+    folder.write_if_absent(
+        f"{PLAN_FOLDER}/{plan.plan_id}/{PLAN_FILE}", plan_summary(plan, len(ledger.done_ids()))
+    )
+    return plan
+
+
+def _checked_judge(job: Job, parameters: EditParameters) -> dict[str, str]:
+    """Fingerprints of the judge's models; {} without a judge.
+
+    Raises JobError where a model is not there, or a score needs larger pictures.
+    """
+    if job.judge is None:
+        return {}
+    side_px = min(parameters.width_px, parameters.height_px)
+    for score, least_px in LEAST_PX.items():
+        if score in job.judge.computed_scores and side_px < least_px:
+            raise JobError(
+                f"judge.scores: {score} needs {least_px} px at least on both sides, and edits have "
+                f"{parameters.width_px} x {parameters.height_px}; choose scores without it, or a "
+                "larger edit.size_px"
+            )
+    try:
+        return fingerprints(job.judge)
+    except CheckpointError as error:
+        raise JobError(str(error)) from error
+
+
+def _nothing(batches: Iterable[PendingBatch]) -> Iterator[bytes]:
+    """Reads all of them, for their counts alone."""
+    for _ in batches:
+        yield from ()
+
+
+def plan_summary(plan: Plan, ledger_edits: int) -> bytes:
+    """plan.json: the plan's numbers, and how many edits the ledger held when it was made."""
+    values = {
+        "plan_id": plan.plan_id,
+        "edits_total": plan.edits_total,
+        "edits_done": plan.edits_done,
+        "edits_pending": plan.edits_pending,
+        "edits_spared": plan.edits_spared,
+        "groups_pending": plan.groups_pending,
+        "sources": plan.sources,
+        "unet_rows": plan.unet_rows,
+        "ledger_edits": ledger_edits,
+        "work_files": list(plan.work_files),
+        "label_names": list(plan.label_names),
+        "checkpoint_fingerprint": plan.fingerprint,
+        "parameters": plan.parameters.to_dict(),
+    }
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def open_edits(ledger: Ledger, only: AbstractSet[bytes] | None) -> Container[bytes]:
+    """The edits that a plan may take: those of `only`, or all that are not in the ledger."""
+    return AllBut(ledger.done_ids()) if only is None else only
+
+
+def quota_rows(
+    plan: Plan, ledger: Ledger, only: AbstractSet[bytes] | None = None
+) -> list[QuotaRow]:
+    """How full the cells of a plan's quotas are by now; [] without quotas.
+
+    `only`: of the edits that the plan was limited to, those that were not made meanwhile.
+    """
+    if plan.round is None:
+        return []
+    return quota_table(plan.round, ledger.outcome_of, open_edits(ledger, only).__contains__)
+
+
+def unet_rows_of(
+    parameters: EditParameters, edits: int, *, synthetic: bool, source_prompt: str
+) -> int:
+    """UNet rows of a group: its source once, then every edit. See `GroupShape`."""
+    return GroupShape.of(
+        parameters, edits, synthetic=synthetic, source_prompt=source_prompt
+    ).unet_rows
+
+
+@dataclass(frozen=True)
+class AllBut(Container[bytes]):
+    """Every edit but these."""
+
+    edit_ids: AbstractSet[bytes]
+
+    def __contains__(self, edit_id: object) -> bool:
+        return edit_id not in self.edit_ids
+
+
+@dataclass
+class _Counts:
+    """What the second pass counts."""
+
+    intent: Intent
+    rules: SourceRules
+    edits_total: int = 0
+    edits_pending: int = 0
+    groups_pending: int = 0
+    shapes: Counter[GroupShape] = field(default_factory=Counter)
+    output_pixels: int = 0
+    refused: int = 0
+    first_refused: str = ""
+
+    def watch(self, batches: Iterable[PendingBatch]) -> Iterator[PendingBatch]:
+        """Counts the batches on their way."""
+        for batch in batches:
+            self.edits_total += batch.edits_total
+            for group in batch.groups:
+                self._add(group)
+            yield batch
+
+    def _add(self, group: PlannedGroup) -> None:
+        pending, parameters = len(group.edits), group.source.parameters
+        self.edits_pending += pending
+        self.groups_pending += 1
+        if self.intent.job.editor != NO_EDITOR:
+            self.shapes[shape_of(self.intent, group, pending)] += 1
+        images = pending + (1 if self.intent.job.images.keep_source else 0)
+        self.output_pixels += images * parameters.width_px * parameters.height_px
+        _count_refused(self, self.rules, group.source)
+
+
+def shape_of(intent: Intent, group: PlannedGroup, edits: int) -> GroupShape:
+    """What `edits` of a group cost under the job."""
+    judge = intent.job.judge
+    return GroupShape.of(
+        group.source.parameters,
+        edits,
+        synthetic=group.source.is_synthetic,
+        source_prompt=group.source.source_prompt,
+        is_gated=judge is not None and judge.reproduction.inversion_psnr_db_at_least is not None,
+    )
+
+
+def _count_refused(counts: _Counts, rules: SourceRules, source: SourceRow) -> None:
+    """A source, or one of its masks, that the rules do not let be read."""
+    uris = [uri for uri in (source.uri, *(mask.uri for mask in source.masks)) if uri]
+    refused = next(((uri, refusal) for uri in uris if (refusal := rules.refusal(uri))), None)
+    if refused is not None:
+        counts.refused += 1
+        shown = f"that of row {source.row}, {redact_url(refused[0])}: {refused[1]}"
+        counts.first_refused = counts.first_refused or shown
+
+
+def _plan_id(survey: Survey, left_out: IdSet | AllBut) -> str:
+    """The same for the same work: of equal manifests and jobs with the same edits left out."""
+    if isinstance(left_out, AllBut):
+        ids = hashlib.blake2b(b"".join(sorted(left_out.edit_ids)), digest_size=16)
+        which = ("only", len(left_out.edit_ids), ids.hexdigest())
+    else:
+        which = ("but", len(left_out), left_out.digest().hex())
+    text = canonical_json([survey.digest.hex(), *which])
+    return hashlib.blake2b(text.encode(), digest_size=_PLAN_ID_BYTES).hexdigest()
+
+
+def _plan_of(
+    intent: Intent, plan_id: str, sources: int, counts: _Counts, selection: Selection | None
+) -> Plan:
+    carried, spared = intent.carried_schema, 0 if selection is None else selection.spared
+    if counts.refused:
+        _log.warning(
+            "%d sources will fail as source_forbidden; the first is %s",
+            counts.refused,
+            counts.first_refused,
+        )
+    return Plan(
+        plan_id=plan_id,
+        edits_total=counts.edits_total,
+        edits_done=counts.edits_total - counts.edits_pending - spared,
+        groups_pending=counts.groups_pending,
+        sources=sources,
+        unet_rows=sum(shape.unet_rows * count for shape, count in counts.shapes.items()),
+        output_bytes=int(counts.output_pixels * _BYTES_PER_PIXEL[intent.job.images.format]),
+        work_files=(),
+        carried_schema=carried if len(carried) else None,
+        label_names=intent.label_names,
+        fingerprint=intent.context.fingerprint,
+        parameters=intent.parameters,
+        sources_refused=counts.refused,
+        edits_spared=spared,
+        round=selection,
+        approximation=approximation_of(intent.parameters, intent.job.edit.speed),
+        annotations=intent.annotations,
+        label_types=intent.label_types,
+        has_edit_types=intent.has_edit_types,
+        shapes=dict(counts.shapes),
+    )

@@ -1,0 +1,327 @@
+"""What a job means once its checkpoint and its manifest are known: groups of edits with ids."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from fpe_core import (
+    CheckpointError,
+    EditParameters,
+    LayersByRange,
+    ParameterError,
+    checkpoint_defaults,
+    checkpoint_fingerprint,
+)
+from pipeline.errors import JobError
+from pipeline.job.annotations import AnnotationsSection
+from pipeline.job.job import Job
+from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
+from pipeline.manifest.columns import EDIT_TYPE
+from pipeline.manifest.files import Manifest, ManifestBatch
+from pipeline.manifest.labels import TARGET_LABELS, label_type, type_of_texts
+from pipeline.manifest.prompts import SOURCE_PREFIX, PromptPlan
+from pipeline.manifest.rows import Problems, RowReader, SourceRow, WantedEdit
+from pipeline.plan.ids import (
+    EditContext,
+    Occurrences,
+    SourceKey,
+    base_id,
+    edit_id,
+    group_id,
+    source_id,
+    source_key_of_bytes,
+    source_key_of_prompt,
+    source_key_of_uri,
+)
+from pipeline.storage.folder import absolute_url
+
+NO_EDITOR = "none"
+"""A job's `editor` without a model, and in its place the fingerprint in the ids of what such a job
+makes: no checkpoint has it, theirs are 32 hex digits."""
+SELF_ATTENTION_LAYERS = 16
+"""Of every model of the family, checked before anything is written."""
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """A row of the manifest with its ids: one source and its edits."""
+
+    source: SourceRow
+    group_id: bytes
+    source_id: bytes
+    edits: tuple[tuple[bytes, WantedEdit], ...]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What comes more than once in a manifest, as `plan` finds out before it makes ids.
+
+    Attributes:
+        row_ids: digests of ids (`manifest_row.row_id_digest`); such a manifest is refused.
+        bases: of rows without an id that are equal in everything but their prompts.
+    """
+
+    row_ids: frozenset[bytes] = frozenset()
+    bases: frozenset[bytes] = frozenset()
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a job means once its checkpoint and its manifest's columns are known. Streams groups.
+
+    `recommended`: the checkpoint's own parameters; `parameters`: the job's over them.
+    """
+
+    job: Job
+    manifest: Manifest
+    recommended: EditParameters
+    parameters: EditParameters
+    context: EditContext
+    prompts: PromptPlan | None
+    annotations: AnnotationSettings | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        return self.annotations is not None and self.annotations.masks is not None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return _label_names(self.prompts, self.manifest)
+
+    @property
+    def label_types(self) -> dict[str, pa.DataType]:
+        """The types of labels that are not text."""
+        schema = self.manifest.carried_schema
+        own = {name: schema.field(name).type for name in self.label_names if name in schema.names}
+        if self.prompts is None:
+            types = {
+                item.name: label_type(own.get(item.name), item.type)
+                for item in self.manifest.labels
+            }
+        else:
+            types = {
+                name: type_of_texts(kind, self.prompts.values_of(name))
+                for name, kind in own.items()
+            }
+        return {name: kind for name, kind in types.items() if not pa.types.is_string(kind)}
+
+    @property
+    def has_edit_types(self) -> bool:
+        """Whether the manifest has a type for each edit of a row."""
+        return EDIT_TYPE in self.manifest.read_too
+
+    @property
+    def carried_schema(self) -> pa.Schema:
+        """What edits inherit. A column that a label replaces is called source_<name>."""
+        labels = self.label_names
+        fields = [
+            field.with_name(SOURCE_PREFIX + field.name) if field.name in labels else field
+            for field in self.manifest.carried_schema
+        ]
+        return pa.schema(fields)
+
+    def rows(
+        self, problems: Problems, repeats: Repeats | None = None
+    ) -> Iterator[tuple[ManifestBatch, list[SourceRow]]]:
+        """Per batch of the manifest its checked rows, with or without edits.
+
+        `repeats`: what comes more than once, where that is known; without it every id is kept.
+        """
+        wanted = self.annotations or AnnotationSettings()
+        reader = RowReader(
+            self.manifest,
+            self.parameters,
+            self.prompts,
+            wanted.boxes,
+            wanted.masks,
+            repeated_ids=None if repeats is None else repeats.row_ids,
+        )
+        for batch in self.manifest.batches():
+            yield batch, list(reader.read(batch, problems))
+
+    def groups(
+        self, problems: Problems, repeats: Repeats | None = None
+    ) -> Iterator[tuple[list[PlannedGroup], pa.Table]]:
+        """Per batch of rows: its groups, and the carried columns of exactly their rows.
+
+        Rows with a problem, and those whose edits would all change nothing, are left out.
+        `repeats`: as in `rows`.
+        """
+        bases = None if repeats is None else repeats.bases
+        group_counter, edit_counter = Occurrences(bases), Occurrences()
+        for batch, rows in self.rows(problems, repeats):
+            groups = [
+                self._planned(row, group_counter, edit_counter, bases) for row in rows if row.edits
+            ]
+            indices = [group.source.row - batch.first_row for group in groups]
+            carried = batch.carried.take(pa.array(indices, pa.int64()))
+            yield groups, carried.rename_columns(self.carried_schema.names)
+
+    def edit_ids(self) -> Iterator[bytes]:
+        """The ids of all edits of the job, in order. Raises ManifestError."""
+        problems = Problems()
+        for groups, _ in self.groups(problems):
+            for group in groups:
+                yield from (identity for identity, _ in group.edits)
+        problems.raise_if_any()
+
+    def base_of(self, row: SourceRow, key: SourceKey) -> bytes:
+        return base_id(
+            key,
+            source_prompt=row.source_prompt,
+            parameters=row.parameters,
+            seed=row.seed,
+            context=self.context,
+        )
+
+    def _planned(
+        self,
+        row: SourceRow,
+        group_counter: Occurrences,
+        edit_counter: Occurrences,
+        repeated: Container[bytes] | None,
+    ) -> PlannedGroup:
+        key = source_key(row)
+        base = self.base_of(row, key)
+        # Prompts of one row differ, so an edit comes again only with its base.
+        is_counted = repeated is None or base in repeated
+        edits = []
+        for edit in row.edits:
+            identity = edit_id(base, edit.target_prompt)
+            if is_counted and (repetition := edit_counter.next(identity)):
+                identity = edit_id(base, edit.target_prompt, repetition)
+            edits.append((identity, edit))
+        return PlannedGroup(
+            source=row,
+            group_id=group_id(base, group_counter.next(base)),
+            source_id=source_id(key, base),
+            edits=tuple(edits),
+        )
+
+
+def understand(job: Job) -> Intent:
+    """Opens the job's manifest and looks its checkpoint up, without loading the model.
+
+    Raises JobError and ManifestError.
+    """
+    prompts = None if job.prompts is None else job.prompts.to_plan()
+    carry = () if prompts is None else ("target_prompt", TARGET_LABELS)
+    if prompts is not None and prompts.source is not None:
+        carry = (*carry, "source_prompt")
+    masks = None if job.annotations is None else job.annotations.masks
+    manifest = Manifest.open(
+        job.manifest,
+        job.storage_options,
+        carry=carry,
+        read_too=() if masks is None else (masks.column,),
+        needs_target_prompt=prompts is None,
+    )
+    _refuse_lists_of_types(job, manifest)
+    annotations = _annotations(job.annotations, manifest, prompts)
+    fingerprint, defaults = _checkpoint_of(job)
+    try:
+        parameters = job.resolve_parameters(defaults)
+    except ParameterError as error:
+        raise JobError(f"edit: {error}") from error
+    layers = parameters.layers
+    if isinstance(layers, LayersByRange) and layers.last > SELF_ATTENTION_LAYERS:
+        raise JobError(
+            f"edit.layers.last: must be at most {SELF_ATTENTION_LAYERS}, the number of "
+            f"self-attention layers of Stable Diffusion 1.x, got {layers.last}"
+        )
+    _refuse_output_in_manifest(job)
+    context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
+    return Intent(job, manifest, defaults, parameters, context, prompts, annotations)
+
+
+def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, ...]:
+    if prompts is not None:
+        return prompts.label_names
+    return tuple(item.name for item in manifest.labels)
+
+
+def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
+    """Fingerprint and recommendation of the job's checkpoint. Raises JobError.
+
+    Without an editor no checkpoint is looked at, and the ids are none of any checkpoint's.
+    """
+    if job.editor == NO_EDITOR:
+        return NO_EDITOR, EditParameters()
+    model = job.model
+    try:
+        fingerprint = checkpoint_fingerprint(
+            model.checkpoint,
+            revision=model.revision,
+            allow_pickle=model.allow_pickle,
+            config=model.config,
+        )
+        defaults = checkpoint_defaults(
+            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
+        )
+    except CheckpointError as error:
+        raise JobError(f"model.checkpoint: {error}") from error
+    return fingerprint, defaults
+
+
+def _annotations(
+    section: AnnotationsSection | None, manifest: Manifest, prompts: PromptPlan | None
+) -> AnnotationSettings | None:
+    """Raises JobError where a column is not there, or is not what it should be."""
+    if section is None:
+        return None
+    boxes, masks = section.boxes, section.masks
+    settings = AnnotationSettings(
+        boxes=None
+        if boxes is None
+        else BoxColumn.find(manifest.carried_schema, boxes.column, boxes.format),
+        masks=None if masks is None else MaskColumn.find(manifest, masks.column),
+        **({} if boxes is None else {"box_rule": boxes.to_rule()}),
+        **({} if masks is None else {"mask_rule": masks.to_rule()}),
+    )
+    used = set() if settings.boxes is None else {settings.boxes.path[0]}
+    used |= set() if masks is None else {masks.column}
+    for name in used & set(_label_names(prompts, manifest)):
+        where = TARGET_LABELS if prompts is None else "prompts.labels"
+        raise JobError(f"{where}.{name}: this column holds boxes or masks; rename the label")
+    names = [item.name for item in settings.fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise JobError(f"annotations: two output columns would be called {name}; rename boxes")
+    return settings
+
+
+def _refuse_lists_of_types(job: Job, manifest: Manifest) -> None:
+    """Raises JobError: a type for each of the manifest's prompts is none for each of the job's."""
+    if job.prompts is None or job.judge is None or job.judge.edit_type is not None:
+        return
+    schema = manifest.carried_schema
+    if EDIT_TYPE in schema.names and pa.types.is_nested(schema.field(EDIT_TYPE).type):
+        raise JobError(
+            f"judge.edit_type: the manifest's column {EDIT_TYPE} has a type for each of its own "
+            "target prompts, and this job has prompts: say here what type of edits they ask for"
+        )
+
+
+def _refuse_output_in_manifest(job: Job) -> None:
+    """Raises JobError: the next run would read what this one wrote as rows of the manifest."""
+    output = absolute_url(job.output).rstrip("/") + "/"
+    for url in job.manifest_urls:
+        folder = absolute_url(url).rstrip("/") + "/"
+        if output.startswith(folder):
+            raise JobError(
+                f"output: {job.output} lies in the manifest folder {url}; give it a place outside, "
+                "or name the manifest's files"
+            )
+
+
+def source_key(row: SourceRow) -> SourceKey:
+    """What the source of a row is, for ids."""
+    if row.image_bytes is not None:
+        return source_key_of_bytes(row.id, row.image_bytes)
+    if row.uri:
+        return source_key_of_uri(row.id, row.uri_key)
+    assert row.seed is not None  # manifest_row lets no other row pass
+    return source_key_of_prompt(row.id, row.source_prompt, row.seed)

@@ -1,0 +1,120 @@
+"""The first reading of a manifest: every row checked, what comes twice found, nothing kept.
+
+Ids of rows and hashes of sources go through a `RepeatFinder`, on disk where they are many, so the
+driver holds none of them whatever the manifest's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.ledger.id_set import RepeatFinder
+from pipeline.ledger.outcome import ID_TYPE
+from pipeline.manifest.files import ManifestBatch
+from pipeline.manifest.rows import Problems, SourceRow, row_id_digest
+from pipeline.plan.ids import source_id
+from pipeline.plan.resolved_job import Intent, Repeats, source_key
+
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first reading says.
+
+    Attributes:
+        sources: different ones, of rows with edits.
+        digest: 16 bytes that are the same for equal work, whatever is done of it.
+    """
+
+    repeats: Repeats
+    sources: int
+    digest: bytes
+
+
+def survey_manifest(intent: Intent) -> Survey:
+    """Reads the manifest once. Raises ManifestError with all problems of all rows."""
+    problems = Problems()
+    with RepeatFinder() as row_ids, RepeatFinder() as bases, RepeatFinder() as sources:
+        surveyor = _Surveyor(intent, row_ids, bases, sources)
+        for batch, rows in intent.rows(problems, Repeats()):
+            surveyor.take(batch, rows)
+        _, repeated_ids = row_ids.finish()
+        if repeated_ids:  # read again, to say of each row of which it is the repetition
+            problems = Problems()
+            for _ in intent.rows(problems, Repeats(row_ids=repeated_ids)):
+                pass
+        problems.raise_if_any()
+        _, repeated_bases = bases.finish()
+        different, _ = sources.finish()
+    return Survey(
+        Repeats(bases=repeated_bases), different + surveyor.named, surveyor.digest.digest()
+    )
+
+
+class _Surveyor:
+    """What is remembered from batch to batch."""
+
+    def __init__(
+        self, intent: Intent, row_ids: RepeatFinder, bases: RepeatFinder, sources: RepeatFinder
+    ) -> None:
+        self.digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self.named = 0
+        """Sources of rows with an id of their own: no two of them are equal."""
+        self._intent = intent
+        self._row_ids, self._bases, self._sources = row_ids, bases, sources
+
+    def take(self, batch: ManifestBatch, rows: Sequence[SourceRow]) -> None:
+        bases = []
+        for row in rows:
+            key = source_key(row)
+            base = self._intent.base_of(row, key)
+            bases.append(base)
+            if row.id:
+                self._row_ids.add(row_id_digest(row.id))
+                self.named += bool(row.edits)
+            elif row.edits:
+                self._bases.add(base)
+                self._sources.add(source_id(key, base))
+        for part in (_of_rows(rows, bases), _of_edits(rows), _carried(batch, rows)):
+            self.digest.update(part.serialize())
+
+
+def _of_rows(rows: Sequence[SourceRow], bases: Sequence[bytes]) -> pa.RecordBatch:
+    """What the work list has of rows and is not in their ids."""
+    columns: dict[str, pa.Array] = {
+        "base": pa.array(bases, ID_TYPE),
+        "row": pa.array([row.row for row in rows], pa.int64()),
+        "edits": pa.array([len(row.edits) for row in rows], pa.int32()),
+        "masks": pa.array([len(row.masks) for row in rows], pa.int32()),
+    }
+    for name in ("uri", "path", "split"):
+        columns[name] = pa.array([getattr(row, name) for row in rows], pa.string())
+    masks = [repr((mask.uri, mask.data)).encode() for row in rows for mask in row.masks]
+    if masks:
+        digest = hashlib.blake2b(b"".join(masks), digest_size=_DIGEST_BYTES).digest()
+        columns["of_masks"] = pa.array([digest] * len(rows), ID_TYPE)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _of_edits(rows: Sequence[SourceRow]) -> pa.RecordBatch:
+    edits = [edit for row in rows for edit in row.edits]
+    columns = {
+        "prompt": pa.array([edit.target_prompt for edit in edits], pa.string()),
+        "labels": pa.array([edit.labels for edit in edits], pa.list_(pa.string())),
+        "edit_type": pa.array([edit.edit_type for edit in edits], pa.string()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _carried(batch: ManifestBatch, rows: Sequence[SourceRow]) -> pa.RecordBatch:
+    """The carried columns of the rows, in one piece."""
+    table = batch.carried
+    if len(rows) < batch.rows:
+        table = table.take(pa.array([row.row - batch.first_row for row in rows], pa.int64()))
+    columns = [column.combine_chunks() for column in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)

@@ -1,0 +1,204 @@
+"""Second station: work rows to pixels. Fetch, orient, fit; one typed failure per bad row.
+
+Runs as Ray tasks on the CPUs that the editing actors leave free, so a device never waits for the
+network. What passes through Ray is small and even: 8-bit pixels at the model's own size, so every
+row of a run weighs the same (0.8 MB at 512 px) whatever the photo was, and a block never has a
+size-dependent reason to be split. The encoded bytes of the manifest end here. One free CPU is
+enough: a machine of two runs and resumes.
+
+Part of the second station: the masks of a source, read like sources and fitted like theirs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from fpe_core import EditParameters, fit_image
+from fpe_core.errors import FPEError
+from fpe_core.image.decode import decode_with_note
+from fpe_core.image.fit import Fit
+from fpe_core.image.masks import decode_mask, encode_mask, fit_mask
+from pipeline.errors import RowError
+from pipeline.ledger.outcome import FailureCode, short_message
+from pipeline.manifest.annotations import FITTED_MASK_TYPE
+from pipeline.redact import redact_url
+from pipeline.storage.allowed_sources import SourceRules
+from pipeline.storage.fetch import MAX_BYTES, check_size, read_uri
+from pipeline.supervision.supervisor import Oversight, Unwatched
+
+FETCH_THREADS = 8
+PIXEL_FIELDS = (
+    pa.field("pixels", pa.binary()),
+    pa.field("fit", pa.string(), nullable=False),
+    pa.field("failure", pa.string(), nullable=False),
+    pa.field("message", pa.string(), nullable=False),
+)
+"""What `decode` adds: height * width * 3 bytes of RGB (null where there is none), the fit as JSON,
+a FailureCode ("" = fine) and what to tell: why it failed, else what was done to its colours."""
+
+MASKS_FIELD = pa.field("masks", pa.list_(FITTED_MASK_TYPE), nullable=False)
+"""What `decode` makes of the column `masks`, where there is one."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """Where sources are and what becomes of them. Small and picklable."""
+
+    fit: str = "crop"
+    max_pixels: int = 100_000_000
+    max_bytes: int = MAX_BYTES
+    rules: SourceRules = field(default_factory=SourceRules)
+    storage_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecodedSource:
+    """The four PIXEL_FIELDS of one row, and MASKS_FIELD."""
+
+    pixels: bytes | None = None
+    fit: str = ""
+    failure: str = ""
+    message: str = ""
+    masks: tuple[dict[str, Any], ...] = ()
+
+
+def decode(
+    table: pa.Table, settings: DecodeSettings, oversight: Oversight | None = None
+) -> pa.Table:
+    """Work rows with pixels in place of their encoded bytes; never raises for a bad row.
+
+    Synthetic rows pass with pixels null. A row that failed has its code in `failure`. In a run that
+    is being stopped no row passes.
+    """
+    oversight = oversight or Unwatched()
+    orders = oversight.orders
+    if orders.is_stopping:
+        table = table.slice(0, 0)
+
+    def decode_row(row: dict[str, Any]) -> DecodedSource:
+        group = row["group_id"]
+        if group in orders.quarantined:
+            return DecodedSource(
+                failure=FailureCode.WORKER_DIED,
+                message=short_message(f"{_name_of(row)}: {orders.quarantined[group]}"),
+            )
+        decoded = _decode_row(row, settings)
+        oversight.alive()
+        return decoded
+
+    columns = ["group_id", "synthetic", "uri", "image_bytes", "parameters"]
+    if MASKS_FIELD.name in table.column_names:
+        columns.append(MASKS_FIELD.name)
+    rows = table.select(columns).to_pylist()
+    if orders.is_careful:
+        decoded = []
+        for row in rows:
+            with oversight.focus([row["group_id"]]):
+                decoded.append(decode_row(row))
+    else:
+        with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+            decoded = list(pool.map(decode_row, rows))
+    return _with_pixels(table, decoded)
+
+
+def decoded_schema(work_schema: pa.Schema) -> pa.Schema:
+    """The schema that `decode` returns for work rows of `work_schema`."""
+    kept = [
+        MASKS_FIELD if field.name == MASKS_FIELD.name else field
+        for field in work_schema
+        if field.name != "image_bytes"
+    ]
+    return pa.schema([*kept, *PIXEL_FIELDS])
+
+
+def _with_pixels(table: pa.Table, decoded: Iterable[DecodedSource]) -> pa.Table:
+    table = table.drop_columns(["image_bytes"])
+    results = list(decoded)
+    if MASKS_FIELD.name in table.column_names:
+        masks = pa.array([result.masks for result in results], MASKS_FIELD.type)
+        place = table.column_names.index(MASKS_FIELD.name)
+        table = table.set_column(place, MASKS_FIELD, masks)
+    for pixel_field in PIXEL_FIELDS:
+        values = [getattr(result, pixel_field.name) for result in results]
+        table = table.append_column(pixel_field, pa.array(values, pixel_field.type))
+    return table
+
+
+def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
+    if row["synthetic"]:
+        return DecodedSource()
+    try:
+        data = _read(row["uri"], row["image_bytes"], settings)
+        parameters = EditParameters.from_dict(json.loads(row["parameters"]))
+        decoded = decode_with_note(data, max_pixels=settings.max_pixels)
+        size = (parameters.width_px, parameters.height_px)
+        fitted = fit_image(decoded.image, *size, settings.fit)
+        masks = decode_masks(
+            row.get("masks") or (),
+            fitted.fit,
+            *size,
+            read=functools.partial(_read, settings=settings),
+            max_pixels=settings.max_pixels,
+        )
+        return DecodedSource(
+            masks=masks,
+            pixels=fitted.image.tobytes(),
+            fit=json.dumps(fitted.fit.to_dict(), sort_keys=True),
+            message=short_message(decoded.colour_note),
+        )
+    except (FPEError, RowError) as error:
+        code, reason = error.code, str(error)
+    except Exception as error:  # noqa: BLE001 - a decoder may raise anything; it costs this row only
+        code, reason = "", f"{type(error).__name__}: {error}"
+    return DecodedSource(
+        failure=FailureCode(code or FailureCode.DECODE_FAILED),
+        message=short_message(f"{_name_of(row)}: {reason}"),
+    )
+
+
+def _read(uri: str, data: bytes | None, settings: DecodeSettings) -> bytes:
+    """The bytes of a picture or mask; `data` where the manifest has them. Raises as decoding."""
+    if data is None:
+        options, rules = settings.storage_options, settings.rules
+        data = read_uri(uri, options=options, rules=rules, max_bytes=settings.max_bytes)
+    check_size(len(data), settings.max_bytes)
+    return data
+
+
+def _name_of(row: dict[str, Any]) -> str:
+    return redact_url(row["uri"]) or "the image bytes in the manifest"
+
+
+def decode_masks(
+    masks: Sequence[Mapping[str, Any]],
+    fit: Fit,
+    width_px: int,
+    height_px: int,
+    *,
+    read: Callable[[str, bytes | None], bytes],
+    max_pixels: int,
+) -> tuple[dict[str, Any], ...]:
+    """Masks of the work list (MASK_SOURCE_TYPE) as values of FITTED_MASK_TYPE, in their order.
+
+    `read` gives the bytes of a URI, or those that are there already, as for sources. Raises
+    FPEErrors and RowErrors like reading and decoding a source; the message says of which mask. One
+    that cannot be used costs the row: a picture with some of its masks would say that the other
+    objects are not there.
+    """
+    made = []
+    for number, mask in enumerate(masks):
+        try:
+            values = decode_mask(read(mask["uri"], mask["bytes"]), max_pixels=max_pixels)
+            fitted = fit_mask(values, fit, width_px, height_px)
+        except (FPEError, RowError) as error:
+            where = redact_url(mask["uri"]) or "bytes in the manifest"
+            raise type(error)(f"mask {number} ({where}): {error}") from error
+        made.append({"png": encode_mask(fitted.values), "visible": fitted.visible})
+    return tuple(made)

@@ -1,0 +1,1 @@
+"""What a finished or running folder says of itself: facts, comparison, gallery, contact sheet."""

@@ -1,0 +1,390 @@
+"""What there is to say about a run, from its folder alone: counts, scores, labels, cost, pictures.
+
+    facts = read_report(Folder.open("out/recoloured"))
+    facts.types[0].accepted, facts.histograms[0].rules, facts.tiles[0].edit.data
+
+Only facts, bounded in number whatever the size of the run; how they are shown is not said here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from fpe_core.errors import ParameterError
+from fpe_core.judging.rules import Rule, Rules
+from pipeline.ledger.outcome import SCORE_COLUMNS, Outcome
+from pipeline.redact import redact_url
+from pipeline.report.edit_table import LABEL_PREFIX, EditTable, planned_labels, read_edits
+from pipeline.report.gallery import Chosen, Thumbnail, choose_edits, read_thumbnails, within_bytes
+from pipeline.report.histogram import Histogram, histogram_of
+from pipeline.report.judging import (
+    RegionCounts,
+    ReproductionFigures,
+    region_counts,
+    reproduction_figures,
+    second_tries_by_reason,
+)
+from pipeline.run.folder import CONFIG_FILE
+from pipeline.run.stats import STATS_FILE, SecondTries
+from pipeline.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class ReportLimits:
+    """What keeps a report small however large the run is."""
+
+    tiles_per_group: int = 24
+    """Edits of each type, group and reason."""
+    tiles: int = 360
+    thumbnail_px: int = 144
+    picture_bytes: int = 9_000_000
+    """Of all thumbnails; as text in a page they take a third more."""
+    types: int = 12
+    """Types of edit with a row and histograms of their own, the commonest; the others are one."""
+    label_values: int = 60
+    quota_cells: int = 200
+    """Cells of quotas, those that lack most."""
+    job_chars: int = 100_000
+
+
+OTHER_ROWS = "(all others)"
+"""The name of what limits put together."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Edits by outcome, under a name: a type of edit, or a value of a label."""
+
+    name: str
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Reject reasons and failure codes, the commonest first."""
+
+    @property
+    def total(self) -> int:
+        return self.accepted + self.rejected + self.failed
+
+    @property
+    def accepted_share(self) -> float:
+        return self.accepted / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Edits by the values of one label, the commonest first."""
+
+    label: str
+    values: tuple[Counts, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What all attempts of a run folder cost.
+
+    `model_seconds` are those of inverting and editing, of all workers together.
+    """
+
+    unet_rows: float
+    unet_rows_rejected: float
+    model_seconds: float
+    stations: Mapping[str, Mapping[str, float]]
+    last_run_seconds: float | None
+    last_run_edits: int
+    workers: int | None
+    busy_share: float | None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit as a report shows it; texts as in the ledger, ids as hex."""
+
+    edit_id: str
+    row_id: str
+    edit_type: str
+    outcome: str
+    reason: str
+    message: str
+    source_prompt: str
+    target_prompt: str
+    labels: Mapping[str, str]
+    scores: Mapping[str, float]
+    rules: tuple[Rule, ...]
+    """Those of its type, whatever came of them."""
+    edited_file_name: str
+    source_file_name: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An edit with its pictures, and the groups of the gallery that it is in."""
+
+    edit: Edit
+    groups: tuple[str, ...]
+    source_picture: Thumbnail
+    edited_picture: Thumbnail
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run.
+
+    Attributes:
+        counts: of all edits.
+        types: by type of edit, the commonest first; the name is "" where nobody said one.
+        histograms: by type, then score, those that a rule looks at first.
+        types_left_out: types of edit that have no histograms for want of room.
+        quotas: rows of stats.json's `quotas`, as they are, those that lack most first; none where
+            the job has no quotas.
+        quotas_left_out: rows that there was no room for.
+        second_tries: by the reason of the first rejection; {} where nothing was tried again.
+        reproduction, regions: of the gate, and of boxes and masks; () where the run has none.
+        is_judged: some edit has a score, or was rejected.
+        job_text: config.yaml.
+        notes: what could not be read or was cut short, for people.
+    """
+
+    url: str
+    counts: Counts
+    sources: int
+    types: tuple[Counts, ...]
+    histograms: tuple[Histogram, ...]
+    types_left_out: int
+    labels: tuple[LabelCounts, ...]
+    tiles: tuple[Tile, ...]
+    cost: Cost
+    quotas: tuple[Mapping[str, Any], ...]
+    quotas_left_out: int
+    second_tries: Mapping[str, SecondTries]
+    reproduction: tuple[ReproductionFigures, ...]
+    regions: tuple[RegionCounts, ...]
+    failure_examples: Mapping[str, str]
+    is_judged: bool
+    job_text: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What the files at the top of a run folder say, as far as they are there and whole."""
+
+    folder: Folder
+    job_text: str
+    job: Mapping[str, Any]
+    rules: Rules
+    stats: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The job's, or those of its manifest."""
+        prompts = self.job.get("prompts")
+        if prompts is None:
+            return planned_labels(self.folder)
+        return tuple(_mapping(_mapping(prompts).get("labels")))
+
+
+def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
+    """The facts of a run folder. Raises StorageError where no run is, and LedgerError."""
+    limits = limits or ReportLimits()
+    run = read_run_folder(folder, limits)
+    edits = read_edits(folder, run.labels)
+    rows, types = edits.rows, types_of(edits.rows)
+    chosen = choose_edits(rows, run.rules, per_group=limits.tiles_per_group, at_most=limits.tiles)
+    quotas, notes = _quotas(run.stats), list(run.notes)
+    return RunFacts(
+        url=redact_url(folder.url),
+        counts=counts_of("", rows),
+        sources=len(pc.unique(rows["source_key"])),
+        types=_by_value(rows, "edit_type", limits.types),
+        histograms=tuple(_histograms(rows, types[: limits.types], run.rules)),
+        types_left_out=max(0, len(types) - limits.types),
+        labels=tuple(
+            LabelCounts(name, _by_value(rows, f"{LABEL_PREFIX}{name}", limits.label_values))
+            for name in run.labels
+        ),
+        tiles=_tiles(folder, edits, chosen, run.rules, limits),
+        cost=_cost(edits, run.stats),
+        quotas=quotas[: limits.quota_cells],
+        quotas_left_out=max(0, len(quotas) - limits.quota_cells),
+        second_tries=second_tries_by_reason(rows),
+        reproduction=reproduction_figures(rows, _mapping(run.job.get("judge"))),
+        regions=region_counts(folder, rows, _mapping(run.job.get("annotations")), notes),
+        failure_examples=_mapping(_mapping(run.stats.get("last_run")).get("failure_examples")),
+        is_judged=_is_judged(rows),
+        job_text=run.job_text,
+        notes=tuple(notes),
+    )
+
+
+def read_run_folder(folder: Folder, limits: ReportLimits) -> RunFolder:
+    """config.yaml and stats.json. What is missing or damaged is noted, not raised."""
+    notes: list[str] = []
+    text = _text(folder, CONFIG_FILE, notes)
+    job: Mapping[str, Any] = {}
+    rules = Rules()
+    try:
+        job = _mapping(yaml.safe_load(text))
+        rules = Rules.from_dict(_mapping(_mapping(job.get("judge")).get("rules")))
+    except (yaml.YAMLError, ValueError, RecursionError, ParameterError) as error:
+        notes.append(f"{CONFIG_FILE}: {error}; no thresholds are drawn")
+    try:
+        stats = _mapping(json.loads(_text(folder, STATS_FILE, notes) or "{}"))
+    except ValueError as error:
+        stats = {}
+        notes.append(f"{STATS_FILE} is damaged: {error}")
+    if len(text) > limits.job_chars:
+        text = text[: limits.job_chars] + "\n..."
+        notes.append(f"{CONFIG_FILE} is cut short here")
+    return RunFolder(folder, text, job, rules, stats, tuple(notes))
+
+
+def edit_of(row: Mapping[str, Any], labels: Sequence[str], rules: Rules) -> Edit:
+    """A row of the table of edits."""
+    named = {name: row[f"{LABEL_PREFIX}{name}"] for name in labels}
+    return Edit(
+        edit_id=row["edit_id"].hex(),
+        row_id=row["id"],
+        edit_type=row["edit_type"],
+        outcome=row["outcome"],
+        reason=row["reason"],
+        message=row["message"],
+        source_prompt=row["source_prompt"],
+        target_prompt=row["target_prompt"],
+        labels={name: value for name, value in named.items() if value is not None},
+        scores={name: row[name] for name in SCORE_COLUMNS if row[name] is not None},
+        rules=rules.of(row["edit_type"]),
+        edited_file_name=row["edited_file_name"],
+        source_file_name=row["source_file_name"],
+    )
+
+
+def picture_of(
+    path: str, read: Mapping[str, Thumbnail], *, of_source: bool, edit: Edit
+) -> Thumbnail:
+    """What was read for a path, or why there was nothing to read."""
+    if path:
+        return read[path]
+    if of_source:
+        return Thumbnail(missing="no source was kept")
+    if edit.outcome == Outcome.FAILED:
+        return Thumbnail(missing="not made")
+    return Thumbnail(missing="not kept")
+
+
+def _tiles(
+    folder: Folder, edits: EditTable, chosen: Sequence[Chosen], rules: Rules, limits: ReportLimits
+) -> tuple[Tile, ...]:
+    rows = edits.rows.take([each.row for each in chosen]).to_pylist()
+    shown = [edit_of(row, edits.labels, rules) for row in rows]
+    paths = [path for edit in shown for path in (edit.source_file_name, edit.edited_file_name)]
+    read = read_thumbnails(folder, paths, limits.thumbnail_px)
+    pictures = [
+        (
+            picture_of(edit.source_file_name, read, of_source=True, edit=edit),
+            picture_of(edit.edited_file_name, read, of_source=False, edit=edit),
+        )
+        for edit in shown
+    ]
+    return tuple(
+        Tile(edit, each.groups, *pair)
+        for edit, each, pair in zip(
+            shown, chosen, within_bytes(pictures, limits.picture_bytes), strict=True
+        )
+    )
+
+
+def counts_of(name: str, rows: pa.Table) -> Counts:
+    """The rows of a table of edits, by outcome and reason."""
+    outcomes = Counter(rows["outcome"].to_pylist())
+    reasons = Counter(reason for reason in rows["reason"].to_pylist() if reason)
+    return Counts(
+        name,
+        accepted=outcomes[Outcome.ACCEPTED],
+        rejected=outcomes[Outcome.REJECTED],
+        failed=outcomes[Outcome.FAILED],
+        reasons=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+    )
+
+
+def _by_value(rows: pa.Table, column: str, at_most: int) -> tuple[Counts, ...]:
+    """By the values of a column, null left out; the rare ones past `at_most` are one."""
+    counted = Counter(value for value in rows[column].to_pylist() if value is not None)
+    common = [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+    result = [
+        counts_of(name, rows.filter(pc.equal(rows[column], name))) for name in common[:at_most]
+    ]
+    if len(common) > at_most:
+        others = pc.is_in(rows[column], value_set=pa.array(common[at_most:]))
+        result.append(counts_of(OTHER_ROWS, rows.filter(others)))
+    return tuple(result)
+
+
+def types_of(rows: pa.Table) -> list[str]:
+    """The types of edit that there are, the commonest first."""
+    counted = Counter(rows["edit_type"].to_pylist())
+    return sorted(counted, key=lambda name: (-counted[name], name))
+
+
+def _is_judged(rows: pa.Table) -> bool:
+    """Also where the gate rejected all there was and nothing has a score."""
+    has_scores = any(rows[name].null_count < len(rows) for name in SCORE_COLUMNS)
+    return has_scores or Outcome.REJECTED.value in pc.unique(rows["outcome"]).to_pylist()
+
+
+def _histograms(rows: pa.Table, types: Sequence[str], rules: Rules) -> list[Histogram]:
+    found = []
+    for edit_type in types:
+        of_type = rows.filter(pc.equal(rows["edit_type"], edit_type))
+        looked_at = [rule.score for rule in rules.of(edit_type)]
+        order = dict.fromkeys([*looked_at, *SCORE_COLUMNS])
+        is_accepted = np.asarray(of_type["outcome"].to_pylist(), object) == Outcome.ACCEPTED.value
+        for score in order:
+            values = np.asarray(of_type[score].to_numpy(), np.float64)
+            found.append(histogram_of(score, edit_type, values, is_accepted, rules.of(edit_type)))
+    return [each for each in found if each is not None]
+
+
+def _cost(edits: EditTable, stats: Mapping[str, Any]) -> Cost:
+    last, pool = _mapping(stats.get("last_run")), _mapping(stats.get("resources"))
+    rejected = edits.rows.filter(pc.equal(edits.rows["outcome"], Outcome.REJECTED.value))
+    made = sum(int(last.get(name) or 0) for name in ("accepted", "rejected", "failed"))
+    return Cost(
+        unet_rows=edits.unet_rows,
+        unet_rows_rejected=float(np.nansum(rejected["unet_rows"].to_numpy())),
+        model_seconds=edits.seconds,
+        stations=_mapping(last.get("stations")),
+        last_run_seconds=last.get("seconds"),
+        last_run_edits=made,
+        workers=pool.get("actors"),
+        busy_share=last.get("busy_share"),
+    )
+
+
+def _quotas(stats: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The emptiest cells first, equal ones in their order."""
+    found = stats.get("quotas")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    return tuple(sorted(rows, key=lambda row: -int(row.get("short_by") or 0)))
+
+
+def _text(folder: Folder, path: str, notes: list[str]) -> str:
+    if not folder.exists(path):
+        notes.append(f"{path} is not there: the run has not ended once, or somebody moved it")
+        return ""
+    return folder.read(path).decode("utf-8", "replace")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """What should be a mapping, {} where it is none."""
+    return value if isinstance(value, dict) else {}

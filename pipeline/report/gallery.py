@@ -1,0 +1,186 @@
+"""Which edits a person looks at: a bounded choice that depends on scores, outcomes and ids alone.
+
+    best         accepted, farthest from every threshold of their type; a third of them at most
+    borderline   nearest to a threshold, on either side; a third at most
+    rejected     by reason, a sample
+    failed       by failure code, a sample
+    accepted     a sample, whatever their scores
+
+A sample is the smallest ids: they are content hashes, so it is a fair one and the same every time.
+
+Small pictures for reports. One that is missing or damaged says why, and costs nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from fpe_core.judging.rules import Rules
+from pipeline.errors import StorageError
+from pipeline.ledger.outcome import Outcome
+from pipeline.report.histogram import bound_of
+from pipeline.storage.folder import Folder
+
+GROUPS = ("best", "borderline", "rejected", "failed", "accepted")
+_WITHOUT_RULES = "directional_similarity"
+"""What accepted edits are ranked by where no rule looks at any score."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A row of the table of edits, and the groups it was chosen for, in the order of GROUPS."""
+
+    row: int
+    groups: tuple[str, ...]
+
+
+def choose_edits(edits: pa.Table, rules: Rules, *, per_group: int, at_most: int) -> list[Chosen]:
+    """At most `per_group` edits of every type, group and reason; at most `at_most` of all.
+
+    Where that is too few for all, each gets its first ones in turn. `edits` has OUTCOME_SCHEMA's
+    columns and is in the order of ids. The answer is in the order of groups.
+    """
+    ranked = list(_ranked(edits, margins(edits, rules), per_group))
+    groups_of: dict[int, list[str]] = {}
+    for place in range(per_group):
+        for group, rows in ranked:
+            if place >= len(rows):
+                continue
+            row = rows[place]
+            if row in groups_of:
+                groups_of[row].append(group)
+            elif len(groups_of) < at_most:
+                groups_of[row] = [group]
+    chosen = [
+        Chosen(row, tuple(group for group in GROUPS if group in groups))
+        for row, groups in groups_of.items()
+    ]
+    return sorted(chosen, key=lambda each: GROUPS.index(each.groups[0]))
+
+
+def margins(edits: pa.Table, rules: Rules) -> NDArray[np.float64]:
+    """How far each edit is from being judged the other way, (N,): below 0, a rule is broken.
+
+    The least distance to a threshold of its type, in standard deviations of that score among the
+    edits of the type. NaN where no rule looked at it.
+    """
+    types = np.asarray(edits["edit_type"].to_pylist(), dtype=object)
+    result = np.full(len(types), np.nan)
+    for edit_type in sorted(set(types)):
+        chosen = types == edit_type
+        for rule in rules.of(edit_type):
+            values = _numbers(edits, rule.score)[chosen]
+            distance = values - bound_of(rule)
+            finite = values[np.isfinite(values)]
+            spread = float(np.std(finite)) if len(finite) else 0.0
+            signed = (distance if rule.at_least is not None else -distance) / (spread or 1.0)
+            result[chosen] = np.fmin(result[chosen], signed)
+    return result
+
+
+def _ranked(
+    edits: pa.Table, margin: NDArray[np.float64], per_group: int
+) -> Iterable[tuple[str, Sequence[int]]]:
+    """The rows of every group, best first: of common types before those of rare ones."""
+    columns = (edits[name].to_pylist() for name in ("edit_type", "outcome", "reason"))
+    members: dict[tuple[str, str, str], list[int]] = {}
+    for row, key in enumerate(zip(*columns, strict=True)):
+        members.setdefault(key, []).append(row)
+    judged: dict[str, list[int]] = {}
+    for (edit_type, outcome, _), rows in members.items():
+        if outcome != Outcome.FAILED:
+            judged.setdefault(edit_type, []).extend(rows)
+    merit = np.where(np.isnan(margin), _numbers(edits, _WITHOUT_RULES), margin)
+    for key in sorted(members, key=lambda key: (-len(members[key]), key)):
+        edit_type, outcome, _ = key
+        rows = members[key]
+        if outcome != Outcome.ACCEPTED:
+            yield ("rejected" if outcome == Outcome.REJECTED else "failed"), rows[:per_group]
+            continue
+        scored = [row for row in rows if not np.isnan(merit[row])]
+        best = sorted(scored, key=lambda row: (-merit[row], row))
+        yield "best", best[: min(per_group, _third(scored))]
+        yield "accepted", rows[:per_group]
+    for edit_type in sorted(judged, key=lambda name: (-len(judged[name]), name)):
+        near = [row for row in judged[edit_type] if np.isfinite(margin[row])]
+        yield (
+            "borderline",
+            sorted(near, key=lambda row: (abs(margin[row]), row))[: min(per_group, _third(near))],
+        )
+
+
+def _numbers(edits: pa.Table, name: str) -> NDArray[np.float64]:
+    """A column of scores, NaN for null."""
+    return np.asarray(edits[name].to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _third(rows: Sequence[int]) -> int:
+    return -(-len(rows) // 3)
+
+
+_QUALITY = 72
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A WebP of at most a given side, or why there is none: exactly one of `data` and `missing`."""
+
+    data: bytes = b""
+    width_px: int = 0
+    height_px: int = 0
+    missing: str = ""
+
+
+_LEFT_OUT = Thumbnail(missing="left out: the report would be too large")
+
+
+def read_thumbnails(folder: Folder, paths: Iterable[str], side_px: int) -> dict[str, Thumbnail]:
+    """By path, for files of a run folder, each read once; "" is not read."""
+    wanted = [path for path in dict.fromkeys(paths) if path]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        made = pool.map(lambda path: read_thumbnail(folder, path, side_px), wanted)
+        return dict(zip(wanted, made, strict=True))
+
+
+def within_bytes(
+    pictures: Sequence[Sequence[Thumbnail]], at_most_bytes: int
+) -> list[tuple[Thumbnail, ...]]:
+    """The pictures of each tile, in order; those of tiles that do not fit any more are left out."""
+    result, used = [], 0
+    for tile in pictures:
+        size = sum(len(picture.data) for picture in tile)
+        if used + size > at_most_bytes:
+            result.append(tuple(p if p.missing else _LEFT_OUT for p in tile))
+            continue
+        used += size
+        result.append(tuple(tile))
+    return result
+
+
+def read_thumbnail(folder: Folder, path: str, side_px: int) -> Thumbnail:
+    """An sRGB picture of at most `side_px` x `side_px`; never enlarged."""
+    try:
+        with Image.open(io.BytesIO(folder.read(path))) as opened:
+            picture = opened.convert("RGB")
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Thumbnail(missing="the file is gone")
+        return Thumbnail(missing=f"cannot be read: {error}")
+    except UnidentifiedImageError:  # its message holds an address in memory
+        return Thumbnail(missing="damaged: no picture that Pillow knows")
+    # Pillow's answers to a damaged file, and to one that claims to be huge.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return Thumbnail(missing=f"damaged: {error}")
+    picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    picture.save(sink, "WEBP", quality=_QUALITY, method=4)
+    return Thumbnail(sink.getvalue(), picture.width, picture.height)

@@ -1,0 +1,185 @@
+"""What there is to say of judging besides scores: second tries, the gate, boxes and masks.
+
+Read from the outcomes of a run, from its job and, for boxes and masks, from the parts' metadata.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.ledger.outcome import REPRODUCTION_COLUMNS, Outcome
+from pipeline.ledger.parts import METADATA_FILE
+from pipeline.run.stats import SecondTries
+from pipeline.storage.folder import Folder
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class ReproductionFigures:
+    """One figure of `judge.reproduction` over the sources that have it, PSNR in dB.
+
+    Attributes:
+        name: a column of OUTCOME_SCHEMA.
+        lowest, median: NaN where no source's figure is a number.
+        at_least: the job's threshold; None where it has none.
+        below: sources under it; 0 without one.
+    """
+
+    name: str
+    sources: int
+    lowest: float
+    median: float
+    at_least: float | None
+    below: int
+
+
+@dataclass(frozen=True)
+class RegionCounts:
+    """The verdicts on boxes, or on masks, of the accepted edits.
+
+    `keep_at_least` and `review_at_least` are the job's thresholds of structure, 0..1.
+    """
+
+    kind: str
+    column: str
+    keep: int
+    review: int
+    drop: int
+    keep_at_least: float | None
+    review_at_least: float | None
+
+    @property
+    def total(self) -> int:
+        return self.keep + self.review + self.drop
+
+
+def second_tries_by_reason(rows: pa.Table) -> dict[str, SecondTries]:
+    """What trying again came to, by the reason of the first rejection, the commonest first."""
+    found: dict[str, SecondTries] = {}
+    for tries in rows["tries"].drop_null().to_pylist():
+        if tries:
+            found.setdefault(tries[0]["reason"], SecondTries()).add(tries)
+    return dict(sorted(found.items(), key=lambda item: (-item[1].edits, item[0])))
+
+
+def reproduction_figures(
+    rows: pa.Table, judge: Mapping[str, Any]
+) -> tuple[ReproductionFigures, ...]:
+    """The figures that the gate took, of each source once. `judge` is that section of the job."""
+    limits = _mapping(judge.get("reproduction"))
+    found = []
+    for name in REPRODUCTION_COLUMNS:
+        measured = rows.filter(pc.is_valid(rows[name]))
+        by_source = dict(
+            zip(measured["source_id"].to_pylist(), measured[name].to_pylist(), strict=True)
+        )
+        if by_source:
+            values = np.array(list(by_source.values()), np.float64)
+            found.append(_figures(name, values, _number(limits.get(f"{name}_at_least"))))
+    return tuple(found)
+
+
+def _figures(name: str, values: Any, at_least: float | None) -> ReproductionFigures:
+    numbers = values[~np.isnan(values)]
+    return ReproductionFigures(
+        name,
+        sources=len(values),
+        lowest=float(numbers.min()) if len(numbers) else float("nan"),
+        median=float(np.median(numbers)) if len(numbers) else float("nan"),
+        at_least=at_least,
+        below=0 if at_least is None else int((~(values >= at_least)).sum()),
+    )
+
+
+def region_counts(
+    folder: Folder, rows: pa.Table, annotations: Mapping[str, Any], notes: list[str]
+) -> tuple[RegionCounts, ...]:
+    """Verdicts on boxes and on masks; `annotations` is that section of the job, {} without one.
+
+    A part whose metadata is gone is told in `notes`. Raises StorageError for one that is damaged.
+    """
+    columns = _verdict_columns(annotations)
+    if not columns:
+        return ()
+    accepted = rows.filter(pc.equal(rows["outcome"], Outcome.ACCEPTED.value))
+    parts = sorted(pc.unique(accepted["part"]).to_pylist())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda part: _verdicts(folder, part, columns), parts))
+    counted = [each for each in found if each is not None]
+    if len(counted) < len(parts):
+        notes.append(
+            f"{len(parts) - len(counted):,} of {len(parts):,} parts have no metadata: their boxes "
+            "and masks are not counted"
+        )
+    return tuple(
+        _region_counts(kind, _mapping(annotations[kind]), [each[kind] for each in counted])
+        for kind in columns
+    )
+
+
+def _verdict_columns(annotations: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What the column of verdicts can be called; a dot can be a field's, or the name's own."""
+    columns: dict[str, tuple[str, ...]] = {}
+    if boxes := _mapping(annotations.get("boxes")).get("column"):
+        columns["boxes"] = (f"{boxes}_verdict", f"{boxes}_verdict".replace(".", "_"))
+    if _mapping(annotations.get("masks")).get("column"):
+        columns["masks"] = ("mask_verdict",)
+    return columns
+
+
+def _region_counts(
+    kind: str, section: Mapping[str, Any], counted: Sequence[Mapping[str, int]]
+) -> RegionCounts:
+    return RegionCounts(
+        kind=kind,
+        column=str(section["column"]),
+        keep=sum(each.get("keep", 0) for each in counted),
+        review=sum(each.get("review", 0) for each in counted),
+        drop=sum(each.get("drop", 0) for each in counted),
+        keep_at_least=_number(section.get("keep_at_least")),
+        review_at_least=_number(section.get("review_at_least")),
+    )
+
+
+def _verdicts(
+    folder: Folder, part: str, columns: Mapping[str, Sequence[str]]
+) -> dict[str, Mapping[str, int]] | None:
+    """The verdicts of a part by kind, counted; None where its metadata is gone."""
+    path = f"{part}/{METADATA_FILE}"
+    if not folder.exists(path):
+        return None
+    try:
+        with folder.open_read(path) as opened:
+            file = pq.ParquetFile(opened)
+            there = set(file.schema_arrow.names)
+            wanted = {kind: [n for n in names if n in there] for kind, names in columns.items()}
+            table = file.read(columns=sorted({name for n in wanted.values() for name in n[:1]}))
+    except pa.ArrowException as error:
+        raise StorageError(f"{folder.url_of(path)} is damaged: {error}") from error
+    return {kind: _counted(table[n[0]]) if n else {} for kind, n in wanted.items()}
+
+
+def _counted(verdicts: pa.ChunkedArray) -> Mapping[str, int]:
+    """One verdict a row, or a list of them."""
+    values = verdicts.combine_chunks()
+    is_list = pa.types.is_list(values.type)
+    return Counter((values.flatten() if is_list else values).drop_null().to_pylist())
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,290 @@
+"""What a run exports to Prometheus: through Ray, whose agent on every node has a port for it.
+
+Ray puts `ray_` before each name and labels of its own beside ours. Everything is exported by the
+driver: what it commits, and what the supervisor sums up for it every few seconds. So figures do not
+die with a worker, and at the end of a run they are those of the ledger and of stats.json. A run
+that finds nothing to do starts no Ray and exports nothing.
+
+Labels are closed sets, but `run`, which is one value a run; no edit has a series of its own.
+`docs/observability.md` says how to scrape them, jobs/cluster/grafana-dashboard.json shows them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.supervision.supervisor import StationFigures
+
+RAY_PREFIX = "ray_"
+LOOK_INTERVAL_S = 5.0
+"""Between two looks at the supervisor's books; Ray exports every 10 s."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric: `labels` beside `run`. A counter's name ends with _total, a gauge's does not."""
+
+    name: str
+    labels: tuple[str, ...]
+    description: str
+
+    @property
+    def is_counter(self) -> bool:
+        return self.name.endswith("_total")
+
+
+FAMILIES = (
+    Family(
+        "fpe_edits_total",
+        ("outcome", "reason"),
+        "Edits that entered the ledger: accepted, rejected or failed, and why.",
+    ),
+    Family("fpe_edits_planned", (), "Edits of the job, those of earlier runs included."),
+    Family("fpe_edits_left", (), "Edits of the plan without an outcome."),
+    Family("fpe_actors", (), "Editing workers, a model each, that the run may have."),
+    Family("fpe_actors_there", (), "Editing workers that are there."),
+    Family("fpe_unet_rows_total", (), "UNet rows of the edits that entered the ledger."),
+    Family(
+        "fpe_unet_rows_made_total",
+        (),
+        "UNet rows that models evaluated, those that were lost included.",
+    ),
+    Family(
+        "fpe_unet_rows_lost_total",
+        (),
+        "UNet rows of blocks whose worker died or went away with its machine.",
+    ),
+    Family(
+        "fpe_further_tries_total",
+        (),
+        "Tries of edits beyond the first, after a rejection by the judge.",
+    ),
+    Family(
+        "fpe_station_rows_total",
+        ("station",),
+        "Models loaded, sources decoded, edits attempted and judged, images written, outcomes "
+        "committed.",
+    ),
+    Family(
+        "fpe_phase_seconds_total",
+        ("phase",),
+        "Seconds of all workers together, by what they did: load, read, encode, invert, ...",
+    ),
+    Family("fpe_blocks_total", ("station",), "Blocks of sources that a station is through with."),
+    Family(
+        "fpe_block_seconds_total",
+        ("station",),
+        "Seconds that blocks were in hand, all of them together.",
+    ),
+    Family(
+        "fpe_blocks_lost_total",
+        ("station",),
+        "Blocks whose worker died or went away with its machine; they are made again.",
+    ),
+    Family("fpe_blocks_in_hand", ("station",), "Blocks that a station is working on."),
+    Family(
+        "fpe_queue_blocks",
+        ("station",),
+        "Blocks that wait for a reader (decode), a model (edit), the next commit (commit).",
+    ),
+    Family("fpe_worker_deaths_total", ("station",), "Processes that died with a block in hand."),
+    Family("fpe_store_requests_total", ("station",), "Requests to stores, each once."),
+    Family("fpe_store_retries_total", ("station",), "Further tries of requests to stores."),
+    Family("fpe_store_read_bytes_total", ("station",), "Bytes of whole files read from stores."),
+    Family("fpe_store_written_bytes_total", ("station",), "Bytes written to stores."),
+)
+"""Everything there is. The dashboard and the documentation name these and no others."""
+
+_OF_STATIONS = {
+    "rows": "fpe_station_rows_total",
+    "blocks": "fpe_blocks_total",
+    "block_seconds": "fpe_block_seconds_total",
+    "lost_blocks": "fpe_blocks_lost_total",
+    "worker_deaths": "fpe_worker_deaths_total",
+    "requests": "fpe_store_requests_total",
+    "retries": "fpe_store_retries_total",
+    "bytes_read": "fpe_store_read_bytes_total",
+    "bytes_written": "fpe_store_written_bytes_total",
+}
+_OF_ROWS = {"unet_rows": "fpe_unet_rows_made_total", "lost_unet_rows": "fpe_unet_rows_lost_total"}
+_PHASES = {
+    ("load", "seconds"): "load",
+    ("decode", "seconds"): "read",
+    ("edit", "encode_seconds"): "encode",
+    ("edit", "invert_seconds"): "invert",
+    ("edit", "sample_seconds"): "sample",
+    ("edit", "decode_seconds"): "decode",
+    ("judge", "seconds"): "judge",
+    ("write", "seconds"): "write",
+    ("commit", "seconds"): "commit",
+}
+"""Which figure of which station is the time of which phase."""
+
+_Series = tuple[str, tuple[tuple[str, str], ...]]  # a family's name, and its labels
+
+
+class Books(Protocol):
+    """The way to a supervisor's books: an `oversight.Line`."""
+
+    def peek(self) -> tuple[StationFigures, StationFigures] | None:
+        """`Supervisor.figures` and `Supervisor.queues`; None where it does not answer."""
+
+
+@dataclass
+class RunMetrics:
+    """The metrics of one run. Counts from the start; exports while there is a Ray."""
+
+    run: str
+    blocks_to_do: int = 0
+    """Handed to the stations since a supervisor is watched, those that are made again twice."""
+    _counted: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
+    _exported: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
+    _levels: dict[_Series, float] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def values(self) -> dict[_Series, float]:
+        """Every series there is so far, by name and labels."""
+        with self._lock:
+            return {**self._counted, **self._levels}
+
+    def committed(self, outcomes: pa.Table) -> None:
+        """These outcomes entered the ledger."""
+        kinds = zip(*(outcomes[name].to_pylist() for name in ("outcome", "reason")), strict=True)
+        for (outcome, reason), count in Counter(kinds).items():
+            self._count("fpe_edits_total", count, outcome=outcome, reason=reason)
+        self._count("fpe_unet_rows_total", float(np.nansum(outcomes["unet_rows"].to_numpy())))
+        tries = outcomes["tries"].drop_null().to_pylist()
+        self._count("fpe_further_tries_total", sum(len(each) - 1 for each in tries))
+
+    def planned(self, edits: int, left: int, actors: int) -> None:
+        """What the run is to do, and with how many."""
+        self._set("fpe_edits_planned", edits)
+        self._set("fpe_edits_left", left)
+        self._set("fpe_actors", actors)
+
+    def arrived(self, left: int, blocks_to_commit: int) -> None:
+        """Outcomes came in: edits left, and blocks that the next commit has to take."""
+        self._set("fpe_edits_left", left)
+        self._set("fpe_queue_blocks", blocks_to_commit, station="commit")
+
+    def spent(self, figures: StationFigures) -> None:
+        """What stations cost since this was last told."""
+        for station, of_station in figures.items():
+            for name, value in of_station.items():
+                if name in _OF_STATIONS:
+                    self._count(_OF_STATIONS[name], value, station=station)
+                if name in _OF_ROWS:
+                    self._count(_OF_ROWS[name], value)
+                if (station, name) in _PHASES:
+                    self._count("fpe_phase_seconds_total", value, phase=_PHASES[station, name])
+
+    def queued(self, queues: StationFigures, to_read: float) -> None:
+        """Blocks in hand and waiting, workers; `to_read`: blocks that no reader is through with."""
+        for station in ("decode", "edit"):
+            in_hand = queues.get(station, {}).get("in_hand", 0.0)
+            waiting = queues.get(station, {}).get("waiting", 0.0)
+            if station == "decode":
+                waiting = max(0.0, to_read - in_hand)
+            self._set("fpe_blocks_in_hand", in_hand, station=station)
+            self._set("fpe_queue_blocks", waiting, station=station)
+        self._set("fpe_actors_there", queues.get("edit", {}).get("workers", 0.0))
+
+    def export(self) -> None:
+        """Hands over to Ray what is new; nothing is lost where there is no Ray yet."""
+        import ray
+
+        if not ray.is_initialized():
+            return
+        with self._lock:
+            for (name, labels), value in self._counted.items():
+                new = value - self._exported[name, labels]
+                if new > 0:
+                    self._metric(name).inc(new, tags={**dict(labels), "run": self.run})
+                    self._exported[name, labels] = value
+            for (name, labels), value in self._levels.items():
+                self._metric(name).set(value, tags={**dict(labels), "run": self.run})
+
+    def _metric(self, name: str) -> Any:
+        from ray.util.metrics import Counter as RayCounter
+        from ray.util.metrics import Gauge
+
+        if name not in self._made:
+            family = next(each for each in FAMILIES if each.name == name)
+            kind: Callable[..., Any] = RayCounter if family.is_counter else Gauge
+            labels = (*family.labels, "run")
+            self._made[name] = kind(name, description=family.description, tag_keys=labels)
+        return self._made[name]
+
+    def _count(self, name: str, value: float, **labels: str) -> None:
+        if value > 0:
+            with self._lock:
+                self._counted[name, tuple(sorted(labels.items()))] += value
+
+    def _set(self, name: str, value: float, **labels: str) -> None:
+        with self._lock:
+            self._levels[name, tuple(sorted(labels.items()))] = value
+
+
+class Looks:
+    """Looks at a supervisor's books, one after the other, each told by what is new in it."""
+
+    def __init__(self, metrics: RunMetrics, books: Books) -> None:
+        self._metrics = metrics
+        self._books = books
+        self._seen: Mapping[str, Mapping[str, float]] = {}
+        metrics.blocks_to_do = 0
+
+    @contextmanager
+    def every_few_seconds(self) -> Iterator[None]:
+        """Exports what the supervisor knows, on a thread, for the length of the context."""
+        ended = threading.Event()
+
+        def keep_looking() -> None:
+            while not ended.wait(LOOK_INTERVAL_S):
+                self.look()
+
+        self._metrics.export()
+        thread = threading.Thread(target=keep_looking, name="metrics", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def look(self) -> None:
+        """Asks, and exports what is new."""
+        answer = self._books.peek()
+        if answer is not None:
+            self._take(*answer)
+        self._metrics.export()
+
+    def last(self, figures: StationFigures) -> None:
+        """The supervisor's last word; nothing is in hand any more."""
+        self._metrics.blocks_to_do = 0
+        self._take(figures, {})
+        self._metrics.export()
+
+    def _take(self, figures: StationFigures, queues: StationFigures) -> None:
+        self._metrics.spent(_new_since(self._seen, figures))
+        self._seen = figures
+        through = figures.get("decode", {}).get("blocks", 0.0)
+        self._metrics.queued(queues, to_read=self._metrics.blocks_to_do - through)
+
+
+def _new_since(before: StationFigures, now: StationFigures) -> dict[str, dict[str, float]]:
+    return {
+        station: {
+            name: value - before.get(station, {}).get(name, 0.0) for name, value in values.items()
+        }
+        for station, values in now.items()
+    }

@@ -1,0 +1,82 @@
+"""What the workers of a run are told of its job: how to read, to edit, to judge and to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.cluster.pool import Pool
+from pipeline.edit.settings import EditSettings
+from pipeline.job.job import Job
+from pipeline.job.judge import JudgeSection
+from pipeline.judge.judge import JudgeSettings
+from pipeline.ledger.lease import Lease
+from pipeline.plan.plan import Plan
+from pipeline.read.decode import DecodeSettings
+from pipeline.storage.allowed_sources import SourceRules
+from pipeline.storage.folder import absolute_url
+from pipeline.write.image_format import ImageFormat
+from pipeline.write.metadata import MetadataLayout
+
+
+def decode_settings(job: Job) -> DecodeSettings:
+    """How a job has its sources read."""
+    return DecodeSettings(
+        fit=job.images.fit,
+        max_pixels=job.images.max_pixels,
+        max_bytes=job.images.max_bytes,
+        rules=SourceRules(job.images.allowed_sources),
+        storage_options=job.storage_options,
+    )
+
+
+def edit_settings(
+    job: Job, plan: Plan, pool: Pool, layout: MetadataLayout, lease: Lease
+) -> EditSettings:
+    """How the run that holds `lease` has its edits made, judged and written."""
+    model = job.model
+    return EditSettings(
+        output=absolute_url(job.output),
+        storage_options=job.storage_options,
+        checkpoint=model.checkpoint,
+        checkpoint_fingerprint=plan.fingerprint,
+        device=model.device if pool.gpus_per_actor or model.device != "auto" else "cpu",
+        dtype=model.dtype,
+        compiler="inductor" if model.compile else None,
+        allow_pickle=model.allow_pickle,
+        revision=model.revision,
+        config=model.config,
+        max_rows=job.resources.max_rows,
+        memory_share=pool.memory_share,
+        threads=pool.threads_per_actor,
+        measures=job.resources.measure,
+        image_format=ImageFormat(job.images.format, job.images.quality),
+        layout=layout,
+        lease=lease,
+        judge=None if job.judge is None else judge_settings(job.judge, plan.judge_fingerprints),
+        annotations=plan.annotations,
+        makes_edits=plan.makes_edits,
+    )
+
+
+def judge_settings(
+    judge: JudgeSection, fingerprints: Mapping[str, str] | None = None
+) -> JudgeSettings:
+    """How a job has its edits judged. `fingerprints`: of the models as planned; None: whatever they
+    are."""
+    return JudgeSettings(
+        clip=judge.clip,
+        clip_revision=judge.clip_revision,
+        structure=judge.structure,
+        structure_revision=judge.structure_revision,
+        lpips=judge.lpips,
+        lpips_revision=judge.lpips_revision,
+        lpips_net=judge.lpips_net,
+        fingerprints=fingerprints or {},
+        scores=judge.scores,
+        device=judge.device,
+        rules=judge.to_rules(),
+        edit_type=judge.edit_type,
+        keep_rejected=judge.rejected == "keep",
+        ladder=None if judge.second_tries is None else judge.second_tries.to_ladder(),
+        reproduction=judge.reproduction.to_limits(),
+    )

@@ -1,0 +1,162 @@
+"""The bytes of one source, from wherever a job lets it live, and no more of them than it allows.
+
+A store is asked for the size first. The web is read as it comes and cut off at the limit, for what
+a server says about sizes need not be true; redirects are followed here, each by the job's rules.
+Time limits are those of the clients, see `store_clients`; how often a request is tried, of
+`store_requests`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import fsspec
+from fsspec.asyn import sync
+from fsspec.implementations.http import HTTPFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from fpe_core import ImageTooLargeError
+from pipeline.errors import RowError, SourceForbiddenError, SourceMissingError
+from pipeline.redact import redact_url
+from pipeline.storage.allowed_sources import SourceRules
+from pipeline.storage.clients import filesystem_of
+from pipeline.storage.folder import resolve_uri
+from pipeline.storage.requests import count_bytes, explain, is_forbidden, with_retries
+
+MAX_BYTES = 256_000_000
+_MOST_REDIRECTS = 10
+_REDIRECTS = (301, 302, 303, 307, 308)
+_CHUNK_BYTES = 1 << 16
+
+
+def read_uri(
+    uri: str,
+    base: str = "",
+    options: Mapping[str, Any] | None = None,
+    *,
+    rules: SourceRules | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> bytes:
+    """The bytes of a source; a relative URI is relative to the folder `base`.
+
+    Raises SourceMissingError (not there, a folder, an unknown protocol, or no try succeeded),
+    SourceForbiddenError (by the store or by `rules`) and ImageTooLargeError (over `max_bytes`, of
+    which not much more is read to find out).
+    """
+    rules = rules or SourceRules()
+    url = _with_lower_scheme(resolve_uri(uri, base))
+    try:
+        data = _read(url, options or {}, rules, max_bytes)
+        count_bytes(read=len(data))
+        return data
+    except (RowError, ImageTooLargeError):
+        raise
+    except Exception as error:  # every client has its own tree of errors
+        message = f"{redact_url(url)}: {explain(error)}"
+        if is_forbidden(error):
+            raise SourceForbiddenError(message) from error
+        raise SourceMissingError(message) from error
+
+
+def _read(url: str, options: Mapping[str, Any], rules: SourceRules, max_bytes: int) -> bytes:
+    if "://" in url and not url.startswith(("file://", "local://")):
+        rules.check_url(url)  # before a client is made: some do requests of their own
+    fs, path = filesystem_of(url, options)
+    if isinstance(fs, LocalFileSystem):
+        return with_retries(fs, lambda: _read_local(Path(rules.real_path(path)), max_bytes))
+    if isinstance(fs, HTTPFileSystem):
+        return with_retries(fs, lambda: _read_http(fs, path, rules, max_bytes))
+    return with_retries(fs, lambda: _read_store(fs, path, max_bytes))
+
+
+def _read_local(path: Path, max_bytes: int) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe or device would be read for ever
+        raise IsADirectoryError(path)
+    with path.open("rb") as file:
+        check_size(os.fstat(file.fileno()).st_size, max_bytes)
+        return _checked(file.read(max_bytes + 1), max_bytes)
+
+
+def _read_store(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int) -> bytes:
+    info = fs.info(path)
+    if info.get("type") == "directory":
+        raise IsADirectoryError(path)
+    if info.get("size") is None:
+        with fs.open(path, "rb") as file:
+            return _checked(file.read(max_bytes + 1), max_bytes)
+    check_size(info["size"], max_bytes)
+    return _checked(fs.cat_file(path), max_bytes)
+
+
+class _WebError(OSError):
+    """A web server's answer that is no file. Says nothing of the URL, which may hold a secret."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _read_http(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes: int) -> bytes:
+    data: bytes = sync(fs.loop, _read_web, fs, url, rules, max_bytes)
+    return data
+
+
+async def _read_web(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes: int) -> bytes:
+    session = await fs.set_session()
+    for _ in range(_MOST_REDIRECTS + 1):
+        async with session.get(fs.encode_url(url), allow_redirects=False, **fs.kwargs) as answer:
+            if answer.status in _REDIRECTS and "Location" in answer.headers:
+                url = _redirected(url, answer.headers["Location"], rules)
+                continue
+            if answer.status == 404:
+                raise FileNotFoundError(url)
+            if answer.status >= 400:
+                raise _WebError(answer.status, f"the server says {answer.status} {answer.reason}")
+            try:
+                check_size(answer.content_length or 0, max_bytes)
+                data = bytearray()
+                async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+                    data += chunk
+                    check_size(len(data), max_bytes)
+            except ImageTooLargeError:
+                answer.close()  # or the rest would be read to use the connection again
+                raise
+            return bytes(data)
+    raise ValueError(f"more than {_MOST_REDIRECTS} redirects")
+
+
+def _redirected(url: str, location: str, rules: SourceRules) -> str:
+    """Where a redirect leads. Raises SourceForbiddenError where the rules say no."""
+    target = _with_lower_scheme(urljoin(url, location))
+    if not target.startswith(("http://", "https://")):
+        raise SourceForbiddenError(f"{redact_url(url)}: leads out of the web by a redirect")
+    refusal = rules.refusal(target)
+    if refusal:
+        raise SourceForbiddenError(
+            f"{redact_url(url)}: leads to {redact_url(target)} by a redirect, and {refusal}"
+        )
+    return target
+
+
+def _with_lower_scheme(url: str) -> str:
+    """HTTPS:// is https:// (RFC 3986, 3.1), which fsspec does not know."""
+    return re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*(?=://)", lambda found: found[0].lower(), url)
+
+
+def check_size(size: int, max_bytes: int) -> None:
+    """Raises ImageTooLargeError."""
+    if size > max_bytes:
+        raise ImageTooLargeError(
+            f"the image has {size} bytes or more, over the allowed {max_bytes}; raise "
+            "images.max_bytes if it is genuine"
+        )
+
+
+def _checked(data: bytes, max_bytes: int) -> bytes:
+    check_size(len(data), max_bytes)
+    return data

@@ -1,0 +1,373 @@
+"""Files on any fsspec URL: one folder that is written once.
+
+Nothing that exists is overwritten, except the derived summaries and the heartbeats that
+`Folder.replace` is for. A file of zero bytes does not exist: it is what a failed write left, and
+its name is free. `store_requests` tries requests again and counts them.
+
+What an exclusive create (`Folder.write_new`) guarantees, by store:
+
+- local disk: the name appears with its whole content, and of several writers one wins (a hidden
+  temporary file is linked to its name). On disks without hard links a rename after a look takes the
+  link's place: still whole, but two writers at the same instant can both believe they won.
+- memory://: of several writers in this process one wins.
+- S3: a conditional put; of several writers one wins. Servers that ignore `If-None-Match` (rclone's
+  among them) leave only the look before the put, which is taken in any case: an earlier file is
+  safe, two writers at the same instant are not kept apart.
+- other stores (GCS, Azure): the same call of fsspec, not tested here; count on the look only.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import io
+import os
+import posixpath
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeAlias, TypeVar, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from pipeline.errors import AlreadyExistsError, StorageError
+from pipeline.storage.clients import content_type_options, filesystem_of
+from pipeline.storage.requests import AskedFile, count_bytes, explain, means_taken, with_retries
+
+_TEMPORARY_PREFIX = ".tmp-"
+_T = TypeVar("_T")
+Paths: TypeAlias = list[str]
+Entries: TypeAlias = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any fsspec URL. Paths are relative to it, with `/`, without `..`.
+
+    `url` is absolute, so the value means the same in every process; it pickles as url and options.
+    """
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Self:
+        """The folder at a URL or local path; it need not exist. Raises StorageError."""
+        folder = cls(absolute_url(url).rstrip("/") or "/", dict(options or {}))
+        folder.fs  # noqa: B018  # an unknown protocol shows here and not in the middle of a run
+        return folder
+
+    @cached_property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        return filesystem_of(self.url, self.options)[0]
+
+    @cached_property
+    def root(self) -> str:
+        """The folder as its file system names it, without a slash at the end."""
+        return filesystem_of(self.url, self.options)[1].rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "options": self.options}
+
+    def path_of(self, path: str) -> str:
+        """A path in the folder as its file system names it. Raises StorageError for one outside."""
+        if path.startswith("/") or "\\" in path or ".." in path.split("/"):
+            raise StorageError(f"{path!r} is no path inside {self.url}")
+        return f"{self.root}/{path}" if path else self.root
+
+    def url_of(self, path: str) -> str:
+        """A path in the folder as a URL that people and other programs can use."""
+        return f"{self.url}/{path}" if path else self.url
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def read(self, path: str) -> bytes:
+        """The file's content. Raises StorageError, with FileNotFoundError as cause if missing."""
+        full = self.path_of(path)
+        data = self._ask(path, lambda: cast(bytes, self.fs.cat_file(full)))
+        count_bytes(read=len(data))
+        return data
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a folder, or a file that is not empty; asks the store and no cache."""
+        full = self.path_of(path)
+
+        def ask() -> bool:
+            self.fs.invalidate_cache(posixpath.dirname(full))
+            try:
+                info = self.fs.info(full)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return bool(info["type"] == "directory" or info["size"] != 0)
+
+        return self._ask(path, ask)
+
+    def is_file(self, path: str) -> bool:
+        """Whether there is a file."""
+        full = self.path_of(path)
+
+        def ask() -> bool:  # fsspec's isfile takes any trouble for a no
+            try:
+                return bool(self.fs.info(full)["type"] == "file")
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return False
+
+        return self._ask(path, ask)
+
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises StorageError."""
+        full = self.path_of(path)
+        return self._ask(path, lambda: int(self.fs.info(full)["size"]))
+
+    def modified(self, path: str) -> float:
+        """When a file was written, by the store's own clock, in seconds since 1970.
+
+        Raises StorageError.
+        """
+        full = self.path_of(path)
+
+        def ask() -> float:
+            self.fs.invalidate_cache(posixpath.dirname(full))
+            return float(self.fs.modified(full).timestamp())
+
+        return self._ask(path, ask)
+
+    @contextmanager
+    def open_read(self, path: str) -> Iterator[BinaryIO]:
+        """The file for reading piece by piece. Raises StorageError where it cannot be opened.
+
+        Nor, on a store, where a piece cannot be read.
+        """
+        full = self.path_of(path)
+        file = self._ask(path, lambda: cast(BinaryIO, self.fs.open(full, "rb")))
+        with file:
+            if self._is_local or not file.seekable():
+                yield file
+                return
+            asked = AskedFile(file, lambda read: self._ask(path, read, is_counted=False))
+            with io.BufferedReader(asked) as buffered:
+                yield cast(BinaryIO, buffered)
+
+    def list(self, prefix: str = "", *, empty_too: bool = False) -> Paths:
+        """Paths of all files under a folder in it, hidden ones too, sorted; [] if it is not there.
+
+        Temporary files of `write_new` that a crash left behind are not listed, and those of zero
+        bytes only if `empty_too`.
+        """
+        full = self.path_of(prefix)
+
+        def ask() -> Iterable[dict[str, Any]]:
+            self.fs.invalidate_cache(full)
+            try:
+                return cast(dict[str, dict[str, Any]], self.fs.find(full, detail=True)).values()
+            except FileNotFoundError:
+                return ()
+
+        found = (e["name"] for e in self._ask(prefix, ask) if empty_too or e["size"] != 0)
+        names = (name[len(self.root) + 1 :] for name in found)
+        return sorted(n for n in names if not posixpath.basename(n).startswith(_TEMPORARY_PREFIX))
+
+    def glob(self, pattern: str) -> Paths:
+        """Paths of the files that a pattern with *, ?, [] and ** finds, sorted.
+
+        Not by the client's own: fsspec's takes a folder that could not be listed for empty.
+        """
+        self.path_of(pattern)
+        if "**" in pattern:
+            matches = re.compile(glob_translate(pattern)).match
+            return [path for path in self.list(empty_too=True) if matches(path)]
+        *above, name = pattern.split("/")
+        folders = [""]
+        for part in above:
+            folders = [f"{f}{n}/" for f in folders for n in self._matching(f, part, "directory")]
+        return sorted(f"{f}{n}" for f in folders for n in self._matching(f, name, "file"))
+
+    def _matching(self, folder: str, pattern: str, kind: str) -> Iterator[str]:
+        matches = re.compile(glob_translate(pattern)).match
+        if kind == "directory" and not glob.has_magic(pattern):
+            yield pattern
+            return
+        for entry in self._entries(folder.rstrip("/")):
+            name = posixpath.basename(entry["name"].rstrip("/"))
+            if entry["type"] == kind and matches(name):
+                yield name
+
+    def list_folders(self, prefix: str = "") -> Paths:
+        """Names of the folders directly in a folder in it, sorted; [] if it is not there."""
+        return sorted(
+            posixpath.basename(entry["name"].rstrip("/"))
+            for entry in self._entries(prefix)
+            if entry["type"] == "directory"
+        )
+
+    def _entries(self, prefix: str) -> Entries:
+        """What is directly in a folder, with `name`, `type` and `size`; [] if it is not there."""
+        full = self.path_of(prefix)
+
+        def ask() -> Entries:
+            self.fs.invalidate_cache(full)
+            try:
+                return cast(Entries, self.fs.ls(full, detail=True))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+        return self._ask(prefix, ask)
+
+    def write_new(self, path: str, data: bytes) -> None:
+        """Writes a file whose name must be free; see the module's text for what that guarantees.
+
+        Raises AlreadyExistsError (nothing is written) and StorageError.
+        """
+        full = self.path_of(path)
+        if self._is_local:
+            self._ask(path, lambda: _create_local(full, data))
+        else:
+            self._create_remote(path, full, data)
+        count_bytes(written=len(data))
+
+    def write_if_absent(self, path: str, data: bytes) -> bool:
+        """`write_new` that returns False, and writes nothing, where the name is taken."""
+        try:
+            self.write_new(path, data)
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Writes a file, whole, over an earlier one. For derived summaries and heartbeats only."""
+        full = self.path_of(path)
+        if self._is_local:
+            self._ask(path, lambda: _replace_local(full, data))
+        else:
+            self._ask(path, lambda: self._put(full, data))
+        count_bytes(written=len(data))
+
+    def _create_remote(self, path: str, full: str, data: bytes) -> None:
+        if self.exists(path):
+            raise AlreadyExistsError(f"{self.url_of(path)} exists already and is never overwritten")
+        tries = 0
+
+        def create() -> None:
+            nonlocal tries
+            tries += 1
+            if tries > 1 and self._holds(full, data):
+                return  # an earlier try got through and only its answer was lost
+            self._put(full, data, mode="create")
+
+        try:
+            self._ask(path, create)
+        except StorageError as error:
+            # It can be the echo of our own success: an earlier try that was given up can land late,
+            # and below us aiohttp sends again what a kept-alive connection broke under.
+            if not means_taken(error.__cause__):
+                raise
+            if self._ask(path, lambda: self._holds(full, b"")):
+                self._ask(path, lambda: self._put(full, data))
+            elif not self._ask(path, lambda: self._holds(full, data)):
+                raise AlreadyExistsError(
+                    f"{self.url_of(path)} was written by someone else meanwhile"
+                ) from error
+
+    def _put(self, full: str, data: bytes, **mode: str) -> None:
+        self.fs.pipe_file(full, data, **mode, **content_type_options(self.fs, full))
+
+    def _holds(self, full: str, data: bytes) -> bool:
+        try:
+            return bool(self.fs.cat_file(full) == data)
+        except FileNotFoundError:
+            return False
+
+    def _ask(self, path: str, request: Callable[[], _T], *, is_counted: bool = True) -> _T:
+        """Runs a request, with retries on a remote store; its errors become StorageErrors."""
+        try:
+            return with_retries(self.fs, request, is_counted=is_counted)
+        except StorageError:
+            raise
+        except FileExistsError as error:
+            raise AlreadyExistsError(
+                f"{self.url_of(path)} exists already and is never overwritten"
+            ) from error
+        except Exception as error:  # every client has its own tree of errors
+            raise StorageError(f"{self.url_of(path)}: {explain(error)}") from error
+
+
+def absolute_url(url: str) -> str:
+    """A local path made absolute; any other URL as it is. `file://` is dropped."""
+    if url.startswith(("file://", "local://")):
+        url = url.split("://", 1)[1]
+    if is_local_path(url):
+        return os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111  # text in, text out
+    return url
+
+
+def is_local_path(url: str) -> bool:
+    return "://" not in url and "::" not in url
+
+
+def resolve_uri(uri: str, base: str) -> str:
+    """A URI or path, made absolute by the folder `base` where it is relative."""
+    if "://" in uri:
+        return uri
+    if uri.startswith("/") or not base:
+        return uri
+    if is_local_path(base):
+        return posixpath.normpath(posixpath.join(base, uri))
+    protocol, rest = base.split("://", 1)
+    joined = posixpath.normpath(posixpath.join("/" + rest, uri))
+    return f"{protocol}://{joined.lstrip('/')}"
+
+
+def _create_local(full: str, data: bytes) -> None:
+    """Raises FileExistsError where the name is taken."""
+    target = Path(full)
+    if target.exists() and target.stat().st_size:
+        raise FileExistsError(full)  # before it is written in vain, perhaps on a full disk
+    temporary = _write_temporary(target, data)
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        if target.stat().st_size:
+            raise
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if target.exists() and target.stat().st_size:
+            raise FileExistsError(full) from error
+        temporary.rename(target)
+        return
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace_local(full: str, data: bytes) -> None:
+    target = Path(full)
+    temporary = _write_temporary(target, data)
+    try:
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_temporary(target: Path, data: bytes) -> Path:
+    """The data, safely on disk, in a hidden file beside its target."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary

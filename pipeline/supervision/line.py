@@ -1,0 +1,190 @@
+"""The supervisor as a Ray actor beside the driver, and the line that workers have to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import TooManyFailuresError
+from pipeline.logs import LogSettings, about, log_to_stderr
+from pipeline.supervision.supervisor import Orders, Oversight, StationFigures, Supervisor, Worker
+from pipeline.supervision.watchdog import TimeLimits, Watchdog
+
+ANSWER_TIMEOUT_S = 10.0
+_TELL_INTERVAL_S = 0.25
+"""Between two reports of the UNet rows in hand: what a death can hide of them, but never more than
+half. They are also told whenever they have doubled, or short blocks would die untold."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Line:
+    """How to reach a supervisor, from the driver and from workers. Small and picklable."""
+
+    actor: Any
+    limits: TimeLimits
+    logs: LogSettings = field(default_factory=LogSettings)
+
+    @contextmanager
+    def block(
+        self,
+        station: str,
+        groups: Sequence[bytes],
+        figures: Callable[[], StationFigures] = dict,
+        *,
+        is_watched: bool = True,
+    ) -> Iterator[Oversight]:
+        """Says that this worker has a block in hand, and watches that it gets on with it.
+
+        `figures` is asked at the end what the block has cost. Where the context raises, the block
+        stays in hand: whoever has it next is told that somebody failed at it before.
+        """
+        log_to_stderr(self.logs, station)
+        worker, watchdog = _this_worker(), Watchdog(self.limits)
+        orders = ray.get(self.actor.begin.remote(station, worker, groups))
+        if orders.is_stopping:
+            yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
+            return
+        one = {"group_id": groups[0]} if len(groups) == 1 and station != "load" else {}
+        _log.info("a block of %d begun", len(groups), extra=about(groups=len(groups), **one))
+        with watchdog.watching(len(groups)) if is_watched else nullcontext():
+            focus, tell = partial(self._focus, station, worker), partial(self._tell, worker)
+            yield _RayOversight(orders, watchdog, focus, tell)
+        cost = figures()
+        ray.get(self.actor.end.remote(station, worker, cost))
+        of_block = about(groups=len(groups), figures=cost, **one)
+        _log.info("a block of %d ended", len(groups), extra=of_block)
+
+    def is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
+        """`Supervisor.is_suspect`."""
+        return bool(ray.get(self.actor.is_suspect.remote(station, groups)))
+
+    def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
+        ray.get(self.actor.focus.remote(station, worker, groups))
+
+    def _tell(self, worker: Worker, unet_rows: int) -> None:
+        self.actor.tell.remote(worker, unet_rows)  # nobody waits for it
+
+    def stop(self, station: str) -> frozenset[bytes]:
+        """Lets no block begin any more; returns the groups that are in hand at a station."""
+        self.actor.stop.remote()  # one caller's calls arrive in order
+        in_hand = ray.get(self.actor.in_hand.remote(station), timeout=ANSWER_TIMEOUT_S)
+        return frozenset(in_hand)
+
+    def raise_if_hopeless(self) -> None:
+        """Raises TooManyFailuresError where one worker after the other has died."""
+        if self._ask(self.actor.is_hopeless, default=False):
+            raise TooManyFailuresError(
+                "stopped: one worker after the other died with a block in hand "
+                "(failures.max_in_a_row). Is there enough memory for the model? The workers' logs "
+                "are in Ray's session folder. What had arrived is committed; mend the cause and "
+                "start the same command again."
+            )
+
+    def figures(self) -> StationFigures:
+        """`Supervisor.figures`; nothing where it does not answer."""
+        figures: StationFigures = self._ask(self.actor.figures, default={})
+        return figures
+
+    def peek(self) -> tuple[StationFigures, StationFigures] | None:
+        """`Supervisor.books`; None, and no word about it, where it does not answer."""
+        try:
+            figures, queues = ray.get(self.actor.books.remote(), timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayError:
+            return None
+        return figures, queues
+
+    def deaths(self) -> float:
+        """Workers that have died with a block in hand so far."""
+        return sum(of.get("worker_deaths", 0.0) for of in self.figures().values())
+
+    @staticmethod
+    def _ask(method: Any, *, default: Any) -> Any:
+        try:
+            return ray.get(method.remote(), timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            _log.warning("the supervisor does not answer: %s", error)
+            return default
+
+
+class _RayOversight:
+    def __init__(
+        self,
+        orders: Orders,
+        watchdog: Watchdog,
+        focus: Callable[[Sequence[bytes]], None],
+        tell: Callable[[int], None] = lambda _rows: None,
+    ) -> None:
+        self.orders = orders
+        self._watchdog = watchdog
+        self._focus = focus
+        self._tell = tell
+        self._told_at, self._told_rows = 0.0, 0
+
+    @contextmanager
+    def focus(self, groups: Sequence[bytes]) -> Iterator[None]:
+        self._focus(groups)
+        if self.orders.is_careful:
+            self._watchdog.limit(len(groups))
+        yield
+        if self.orders.is_careful:
+            self._watchdog.limit(1)
+        self._focus([])
+
+    def alive(self) -> None:
+        self._watchdog.feed()
+
+    def made(self, unet_rows: int) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_INTERVAL_S or unet_rows > 2 * self._told_rows:
+            self._told_at, self._told_rows = now, unet_rows
+            self._tell(unet_rows)
+
+
+class _LoggingSupervisor(Supervisor):
+    """One that writes a worker's log, in the format of the run."""
+
+    def __init__(self, logs: LogSettings, most_deaths_in_a_row: int) -> None:
+        log_to_stderr(logs, "supervise")
+        super().__init__(is_node_alive, most_deaths_in_a_row)
+
+
+@contextmanager
+def supervision(
+    limits: TimeLimits, most_deaths_in_a_row: int, logs: LogSettings | None = None
+) -> Iterator[Line]:
+    """A supervisor for the length of the context, on the driver's machine, which is there as long
+    as the driver is. (With `soft` Ray may put it on another one, and its books go with that.)"""
+    logs = logs or LogSettings()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = (
+        ray.remote(_LoggingSupervisor)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+        .remote(logs, most_deaths_in_a_row)
+    )
+    try:
+        yield Line(actor, limits, logs)
+    finally:
+        ray.kill(actor)
+
+
+def is_node_alive(node_id: str) -> bool:
+    """Whether Ray counts a machine among the living."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return any(node["NodeID"] == node_id and node["Alive"] for node in nodes)
+
+
+def _this_worker() -> Worker:
+    node = ray.get_runtime_context().get_node_id()
+    return Worker(f"{socket.gethostname()}:{os.getpid()}", node, threading.get_ident())

@@ -1,0 +1,1 @@
+"""Proof after the fact: every planned edit accounted for, files readable, edits made again."""

@@ -1,0 +1,319 @@
+"""Makes a sample of a run's edits again and compares: `fpe verify --recompute N`.
+
+Each edit goes through the run's own stations once more, from the manifest on, alone instead of in a
+block, in this process and into a scratch folder; the run folder is only read. What comes out is
+held against the stored image, to the tolerance in `fpe_core.agreement`; where the format is a lossy
+one, after the same encoding (with the job's `images.quality`).
+
+The id of an edit holds all that its image depends on, but for what a URI leads to. So where an edit
+comes out differently, its source is compared too, if the run kept it: one that was replaced since
+is told as such, and is no difference.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from fpe_core import CheckpointError, FPEError, decode_image
+from fpe_core.agreement import image_difference, image_tolerance
+from fpe_core.device import choose_device, choose_dtype
+from pipeline.edit.actor import EditActor
+from pipeline.edit.settings import EditSettings
+from pipeline.errors import JobError, LedgerError, StorageError
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import FailureCode, Outcome
+from pipeline.ledger.parts import METADATA_FILE
+from pipeline.manifest.rows import Problems, SourceRow
+from pipeline.plan.resolved_job import NO_EDITOR, Intent, understand
+from pipeline.plan.work_list import work_schema, work_table
+from pipeline.read.decode import DecodeSettings, decode
+from pipeline.run.worker_settings import decode_settings
+from pipeline.storage.folder import Folder
+from pipeline.verify.verify import MetadataRow, read_image, read_metadata
+from pipeline.write.image_format import ImageFormat
+from pipeline.write.metadata import PARAMETER_COLUMNS, MetadataLayout, parameters_of_columns
+
+_NOT_THE_MODELS = frozenset(
+    {
+        FailureCode.SOURCE_MISSING,
+        FailureCode.SOURCE_FORBIDDEN,
+        FailureCode.DECODE_FAILED,
+        FailureCode.IMAGE_TOO_LARGE,
+        FailureCode.OUT_OF_MEMORY,
+    }
+)
+"""Why an edit cannot be made again that says nothing against the stored one."""
+_FORMATS: tuple[Literal["png", "jpeg", "webp"], ...] = ("png", "jpeg", "webp")
+
+
+class Verdict(StrEnum):
+    """What became of an edit of the sample."""
+
+    EQUAL = "equal"
+    WITHIN_TOLERANCE = "within_tolerance"
+    DIFFERENT = "different"
+    NOT_MADE = "not_made"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One edit of the sample; `file` is relative to the run folder, `detail` is for people."""
+
+    edit_id: bytes
+    file: str
+    verdict: Verdict
+    detail: str = ""
+
+    def __str__(self) -> str:
+        what = "could not be made again" if self.verdict == Verdict.NOT_MADE else "differs"
+        return f"edit {self.edit_id.hex()} ({self.file}) {what}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Recomputation:
+    """What was found, in the order of the sample. `device` and `dtype`: what it was made with."""
+
+    comparisons: tuple[Comparison, ...]
+    device: str
+    dtype: str
+
+    def of(self, verdict: Verdict) -> tuple[Comparison, ...]:
+        return tuple(item for item in self.comparisons if item.verdict == verdict)
+
+    @property
+    def compared(self) -> int:
+        return len(self.comparisons) - len(self.of(Verdict.NOT_MADE))
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs; an edit that cannot be made again is no difference."""
+        return not self.of(Verdict.DIFFERENT)
+
+
+def recompute_sample(
+    job: Job,
+    count: int,
+    *,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Recomputation:
+    """Makes `count` accepted edits of a job again (all, if there are fewer) and compares them.
+
+    `device`: instead of the job's. `progress` is told how many of how many are done. Raises
+    JobError, ManifestError, LedgerError, StorageError, and CheckpointError where the edits were
+    made with another checkpoint than the job's is now.
+    """
+    folder = Folder.open(job.output, job.storage_options)
+    if job.editor == NO_EDITOR:
+        raise JobError("editor: none: nothing was edited, so there is nothing to make again")
+    intent = understand(job)
+    torch_device = choose_device(device or job.model.device)
+    dtype = choose_dtype(job.model.dtype, torch_device)
+    by_part = _accepted_by_part(folder, intent)
+    sample = choose_sample(by_part, count)
+    comparisons: list[Comparison] = []
+    if sample:
+        rows = _stored_rows(folder, by_part, sample)
+        work = _work_of_each(intent, rows)
+        with TemporaryDirectory(prefix="fpe-recompute-") as scratch:
+            bench = _Bench(folder, intent, Folder.open(scratch), str(torch_device), dtype)
+            for edit_id in sample:
+                comparisons.append(bench.compare(rows[edit_id], work[edit_id]))
+                if progress is not None:
+                    progress(len(comparisons), len(sample))
+    return Recomputation(tuple(comparisons), str(torch_device), str(dtype).removeprefix("torch."))
+
+
+def choose_sample(by_part: Mapping[str, Collection[bytes]], count: int) -> list[bytes]:
+    """`count` edits, or all: from all parts in turn, and of each those with the lowest ids.
+
+    Ids are hashes, so this is as good as drawn, and the same every time, in whatever order they
+    are given.
+    """
+    ranked = (
+        (rank, edit_id)
+        for ids in by_part.values()
+        for rank, edit_id in enumerate(heapq.nsmallest(count, ids))
+    )
+    return [edit_id for _, edit_id in heapq.nsmallest(count, ranked)]
+
+
+def _accepted_by_part(folder: Folder, intent: Intent) -> dict[str, list[bytes]]:
+    """The accepted edits of the job, by their part. Raises CheckpointError, see above."""
+    part_of: dict[bytes, str] = {}
+    for outcomes in Ledger.open(folder).outcomes():
+        accepted = outcomes.filter(pc.equal(outcomes["outcome"], Outcome.ACCEPTED.value))
+        part_of.update(
+            zip(accepted["edit_id"].to_pylist(), accepted["part"].to_pylist(), strict=True)
+        )
+    by_part: dict[str, list[bytes]] = defaultdict(list)
+    for edit_id in intent.edit_ids():
+        if edit_id in part_of:
+            by_part[part_of[edit_id]].append(edit_id)
+    if part_of and not by_part:
+        _refuse_another_checkpoint(folder, intent, set(part_of.values()))
+    return by_part
+
+
+def _refuse_another_checkpoint(folder: Folder, intent: Intent, parts: Iterable[str]) -> None:
+    """Raises CheckpointError where no part was made with the job's checkpoint."""
+    found: set[str] = set()
+    for part in sorted(parts):
+        file = io.BytesIO(folder.read(f"{part}/{METADATA_FILE}"))
+        if "checkpoint_fingerprint" in pq.read_schema(file).names:
+            column = pq.read_table(file, columns=["checkpoint_fingerprint"])[0]
+            found.update(column.unique().to_pylist())
+    if found and intent.context.fingerprint not in found:
+        raise CheckpointError(
+            f"{intent.job.model.checkpoint} is another checkpoint now "
+            f"({intent.context.fingerprint}) than the one that the edits in {folder.url} were made "
+            f"with ({', '.join(sorted(found))}): they cannot be made again with it; name the one "
+            "they were made with (model.checkpoint, model.revision)"
+        )
+
+
+def _stored_rows(
+    folder: Folder, by_part: Mapping[str, Collection[bytes]], sample: Collection[bytes]
+) -> dict[bytes, MetadataRow]:
+    """What the parts' metadata says of the sample; no file where it says nothing."""
+    rows = {edit_id: MetadataRow(edit_id, "", "") for edit_id in sample}
+    for part, ids in by_part.items():
+        wanted = rows.keys() & set(ids)
+        if not wanted:
+            continue
+        try:
+            rows |= {
+                row.edit_id: row
+                for row in read_metadata(folder, part, PARAMETER_COLUMNS)
+                if row.edit_id in wanted
+            }
+        except LedgerError:
+            continue  # `verify` tells it
+    return rows
+
+
+def _work_of_each(intent: Intent, rows: Mapping[bytes, MetadataRow]) -> dict[bytes, pa.Table]:
+    """For each edit a work list of its own, with one row and this edit alone.
+
+    One that was accepted at a later try was made with other parameters than the job's: those are
+    in its metadata.
+    """
+    schema, problems = work_schema(pa.schema([])), Problems()
+    work: dict[bytes, pa.Table] = {}
+    for groups, carried in intent.groups(problems):
+        for group in groups:
+            for edit in group.edits:
+                if edit[0] in rows:
+                    source = _as_made(group.source, rows[edit[0]])
+                    alone = replace(group, edits=(edit,), source=source)
+                    work[edit[0]] = work_table([alone], carried, (), schema)
+    problems.raise_if_any()
+    return work
+
+
+def _as_made(source: SourceRow, stored: MetadataRow) -> SourceRow:
+    if not stored.columns:
+        return source
+    return replace(source, parameters=parameters_of_columns(stored.columns, source.parameters))
+
+
+class _Bench:
+    """The stations of a run, set up for one edit at a time."""
+
+    def __init__(
+        self, folder: Folder, intent: Intent, scratch: Folder, device: str, dtype: torch.dtype
+    ) -> None:
+        """Loads the model. Raises CheckpointError."""
+        self._folder, self._scratch = folder, scratch
+        self._dtype = dtype
+        self._quality = intent.job.images.quality
+        self._decoding: DecodeSettings = decode_settings(intent.job)
+        model = intent.job.model
+        self._actor = EditActor(
+            EditSettings(
+                output=scratch.url,
+                checkpoint=model.checkpoint,
+                checkpoint_fingerprint=intent.context.fingerprint,
+                device=device,
+                dtype=model.dtype,
+                allow_pickle=model.allow_pickle,
+                revision=model.revision,
+                config=model.config,
+                max_rows=intent.job.resources.max_rows,
+                image_format=ImageFormat("png"),
+                layout=MetadataLayout(intent.label_names),
+            )
+        )
+
+    def compare(self, stored: MetadataRow, work: pa.Table) -> Comparison:
+        """Makes the one edit of a work list again and holds it against what is stored."""
+
+        def result(verdict: Verdict, detail: str = "") -> Comparison:
+            return Comparison(stored.edit_id, stored.edited_file, verdict, detail)
+
+        if not stored.edited_file:
+            return result(Verdict.DIFFERENT, "the metadata of its part does not name its image")
+        (outcome,) = self._actor(decode(work, self._decoding)).to_pylist()
+        if outcome["outcome"] != Outcome.ACCEPTED:
+            excused = outcome["reason"] in _NOT_THE_MODELS
+            verdict = Verdict.NOT_MADE if excused else Verdict.DIFFERENT
+            return result(verdict, f"{outcome['reason']}: {outcome['message']}")
+        (again,) = read_metadata(self._scratch, outcome["part"])
+        verdict, detail = self._judge(stored.edited_file, again.edited_file, self._dtype)
+        (is_synthetic,) = work["synthetic"].to_pylist()
+        if not stored.source_file:
+            return result(verdict, detail)
+        # A real source never went through the model, so what that rounds is no excuse for it.
+        source_dtype = self._dtype if is_synthetic else torch.float32
+        source, source_detail = self._judge(stored.source_file, again.source_file, source_dtype)
+        if source == Verdict.DIFFERENT:
+            if verdict != Verdict.DIFFERENT:
+                return result(source, f"its source, {stored.source_file}: {source_detail}")
+            if not is_synthetic:
+                return result(Verdict.NOT_MADE, f"its source is another one now: {source_detail}")
+        return result(verdict, detail)
+
+    def _judge(self, stored_file: str, made_file: str, dtype: torch.dtype) -> tuple[Verdict, str]:
+        """A stored image against the one made again, and where they differ, by how much."""
+        try:
+            stored = read_image(self._folder, stored_file)
+        except (StorageError, FPEError) as error:
+            return Verdict.DIFFERENT, f"cannot be read: {error}"
+        made = read_image(self._scratch, made_file)
+        if stored.size != made.size:
+            sizes = (f"{image.width} x {image.height} px" for image in (stored, made))
+            return Verdict.DIFFERENT, " instead of ".join(sizes)
+        encoded = _as_stored(made, _format_of(stored_file, self._quality))
+        difference, loss = image_difference(stored, encoded), image_difference(made, encoded)
+        if not difference.largest_levels:
+            return Verdict.EQUAL, ""
+        tolerance = image_tolerance(dtype, loss if loss.largest_levels else None)
+        verdict = Verdict.WITHIN_TOLERANCE if tolerance.admits(difference) else Verdict.DIFFERENT
+        return verdict, str(difference)
+
+
+def _format_of(file: str, quality: int) -> ImageFormat:
+    """The format a file was written in, by its name: a job's can have changed since."""
+    extension = file.rpartition(".")[2]
+    formats = (ImageFormat(name, quality) for name in _FORMATS)
+    return next((known for known in formats if known.extension == extension), ImageFormat())
+
+
+def _as_stored(image: Image.Image, image_format: ImageFormat) -> Image.Image:
+    """The image after the way of all images: encoded and read back."""
+    pixels = image.width * image.height
+    return decode_image(image_format.encode(image), max_pixels=pixels)

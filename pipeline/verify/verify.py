@@ -1,0 +1,298 @@
+"""Proves a run: every planned edit has one outcome or is pending, and what is accepted is there."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fpe_core import FPEError, decode_image
+from pipeline.errors import LedgerError, StorageError
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import Outcome
+from pipeline.ledger.parts import METADATA_FILE, committing_folders, finished_parts, uncommitted
+from pipeline.manifest.annotations import mask_names
+from pipeline.plan.quotas import QuotaRow, quota_table, select_round
+from pipeline.plan.resolved_job import understand
+from pipeline.storage.folder import Folder
+
+MAX_PROBLEMS = 20
+_LEDGER_COLUMNS = ("edit_id", "outcome", "part", "edited_file_name")
+_READ_THREADS = 8
+_MOST_PIXELS = 2**31  # what we wrote ourselves is no bomb, whatever the job's limit for sources
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found. The numbers but `not_planned` are of the job's own edits.
+
+    `not_planned` edits are in the ledger and not in this job: an earlier job wrote to the same run
+    folder, or the manifest has changed. They are checked all the same. `problems` holds a page.
+
+    Under quotas `pending` are the edits that the next round takes, `spared` those that could be
+    made and are not in it. Nothing pending: every cell is full or has no more candidates.
+    """
+
+    planned: int
+    accepted: int
+    rejected: int
+    failed: int
+    pending: int
+    not_planned: int
+    images_checked: int
+    problems: tuple[str, ...]
+    problems_total: int
+    spared: int = 0
+    quotas: tuple[QuotaRow, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the folder holds exactly what the ledger says; pending edits are no problem."""
+        return not self.problems_total
+
+
+def verify_run(job: Job) -> Verification:
+    """Checks the run folder of a job against its manifest; writes nothing.
+
+    - planned = accepted + rejected + failed + pending + spared, by id;
+    - no cell of the job's quotas has more accepted edits than its quota;
+    - every edit has one standing outcome: in the ledger nothing comes after an accepted or rejected
+      one, and in the parts' metadata it is once;
+    - accepted edits of the ledger and rows of the metadata are the same, with the same file names,
+      and so are rejected edits that were kept and rows of their own metadata;
+    - every image that the metadata names, and every rejected one of a run from before there was
+      such metadata, is there and decodes;
+    - no finished part waits to be adopted by the ledger.
+
+    Raises JobError, ManifestError, LedgerError and StorageError where it cannot check.
+    """
+    folder = Folder.open(job.output, job.storage_options)
+    ledger = Ledger.open(folder)
+    problems = _Problems()
+    outcome_of, file_of, rejected_files = _read_ledger(ledger, problems)
+    images = 0
+    with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="verify") as pool:
+        seen: set[bytes] = set()
+        for part in finished_parts(folder):
+            rows = _read_metadata(folder, part, problems)
+            committed = part in ledger.parts()
+            problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
+            images += _check_images(folder, _images_of(rows), pool, problems)
+        images += _check_images(folder, rejected_files, pool, problems)
+    for edit_id in file_of.keys() - seen:
+        problems.add(
+            f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
+        )
+    for part in committing_folders(folder, besides=ledger.settled_parts()):
+        problems.add(*_orphan_problem(folder, ledger, part))
+    return _sum_up(job, outcome_of, images, problems)
+
+
+@dataclass
+class _Problems:
+    lines: list[str] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, *problems: str) -> None:
+        self.total += len(problems)
+        self.lines.extend(problems[: max(0, MAX_PROBLEMS - len(self.lines))])
+
+
+def _read_ledger(
+    ledger: Ledger, problems: _Problems
+) -> tuple[dict[bytes, str], dict[bytes, int], list[str]]:
+    """The standing outcome of every edit; of those in a part the hash of their file's name; the
+    files of rejected ones in none."""
+    outcome_of: dict[bytes, str] = {}
+    file_of: dict[bytes, int] = {}
+    rejected_files: list[str] = []
+    for table in ledger.outcomes():
+        columns = (table[name].to_pylist() for name in _LEDGER_COLUMNS)
+        for edit_id, outcome, part, name in zip(*columns, strict=True):
+            before = outcome_of.get(edit_id, Outcome.FAILED)
+            if before != Outcome.FAILED:
+                problems.add(f"edit {edit_id.hex()} is twice in the ledger, {before} at first")
+            outcome_of[edit_id] = Outcome(outcome)
+            if part:
+                file_of[edit_id] = hash(name)
+            elif outcome == Outcome.REJECTED and name:
+                rejected_files.append(name)
+    return outcome_of, file_of, rejected_files
+
+
+@dataclass(frozen=True)
+class MetadataRow:
+    """An edit of a part. File names are relative to the run folder; "" for a source not kept, and
+    for the edit of a source that did not come back.
+
+    `columns`: what the metadata says besides.
+    """
+
+    edit_id: bytes
+    edited_file: str
+    source_file: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    mask_files: tuple[str, ...] = ()
+
+
+def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> list[MetadataRow]:
+    """The rows of a part's metadata, with these of its columns. Raises LedgerError where it cannot
+    be read."""
+    path = f"{part}/{METADATA_FILE}"
+    try:
+        table = pq.read_table(io.BytesIO(folder.read(path)))
+        ids = [bytes.fromhex(text) for text in table["edit_id"].to_pylist()]
+        edited = table["edited_file_name"].to_pylist()
+        has_sources = "source_file_name" in table.column_names
+        sources = table["source_file_name"].to_pylist() if has_sources else [None] * len(ids)
+        others = table.select(columns).to_pylist() if columns else [{}] * len(ids)
+        masks = mask_names(table)
+    except (pa.ArrowException, StorageError, KeyError, TypeError, ValueError) as error:
+        raise LedgerError(f"{path} cannot be read: {error}") from error
+    return [
+        MetadataRow(
+            identity,
+            f"{part}/{file}" if file else "",
+            f"{part}/{source}" if source else "",
+            other,
+            tuple(f"{part}/{mask}" for mask in of_row),
+        )
+        for identity, file, source, other, of_row in zip(
+            ids, edited, sources, others, masks, strict=True
+        )
+    ]
+
+
+def _read_metadata(folder: Folder, part: str, problems: _Problems) -> list[MetadataRow]:
+    try:
+        return read_metadata(folder, part)
+    except LedgerError as error:
+        problems.add(str(error))
+        return []
+
+
+def _differences(
+    rows: Iterable[MetadataRow],
+    is_committed: bool,
+    outcome_of: dict[bytes, str],
+    file_of: dict[bytes, int],
+    seen: set[bytes],
+) -> list[str]:
+    """Where the rows of a part and the ledger's edits are not the same; adds to `seen`."""
+    found = []
+    for row in rows:
+        edit = f"edit {row.edit_id.hex()} ({row.edited_file})"
+        if row.edit_id in seen:
+            found.append(f"{edit} is twice in the metadata of the parts")
+        elif row.edit_id in file_of:
+            if file_of[row.edit_id] != hash(row.edited_file):
+                found.append(f"{edit}: the ledger names another file")
+        elif row.edit_id in outcome_of:
+            found.append(f"{edit} is {outcome_of[row.edit_id]} in the ledger")
+        elif is_committed:
+            found.append(f"{edit} is not in the ledger, which has other edits of its part")
+        seen.add(row.edit_id)
+    return found
+
+
+def _orphan_problem(folder: Folder, ledger: Ledger, part: str) -> tuple[str, ...]:
+    """() for a part that the ledger has altogether."""
+    try:
+        lacking = len(uncommitted(folder, ledger, part))
+    except LedgerError as error:
+        return (str(error),)
+    if not lacking:
+        return ()
+    return (
+        f"{part} is finished, and {lacking} of its edits are not in the ledger: run the same job "
+        "again, it takes them over",
+    )
+
+
+def _images_of(rows: Iterable[MetadataRow]) -> list[str]:
+    names = (
+        name for row in rows for name in (row.edited_file, row.source_file, *row.mask_files) if name
+    )
+    return list(dict.fromkeys(names))
+
+
+def read_image(folder: Folder, name: str) -> Image.Image:
+    """An image of the run. Raises StorageError and, where it does not decode, FPEError."""
+    return decode_image(folder.read(name), max_pixels=_MOST_PIXELS)
+
+
+def _check_images(folder: Folder, names: Iterable[str], pool: Executor, problems: _Problems) -> int:
+    """How many there were."""
+    images = 0
+    for problem in pool.map(lambda name: _image_problem(folder, name), names):
+        images += 1
+        problems.add(*problem)
+    return images
+
+
+def _image_problem(folder: Folder, name: str) -> tuple[str, ...]:
+    """() for an image that is there and decodes."""
+    try:
+        read_image(folder, name)
+    except StorageError as error:
+        return (f"an image is missing: {error}",)
+    except FPEError as error:
+        return (f"{name} does not decode: {error}",)
+    return ()
+
+
+def _sum_up(
+    job: Job, outcome_of: dict[bytes, str], images: int, problems: _Problems
+) -> Verification:
+    """Counts the job's edits by outcome, in one stream over the manifest, two under quotas."""
+    counts: Counter[str] = Counter()
+    planned = 0
+    for edit_id in understand(job).edit_ids():
+        planned += 1
+        counts[outcome_of.get(edit_id, "pending")] += 1
+    known = planned - counts["pending"]
+    if sum(counts.values()) != planned:
+        raise AssertionError("every planned edit has one outcome or is pending")
+    quotas = _quota_rows(job, outcome_of, problems)
+    spared = 0 if job.quotas is None else counts["pending"] - sum(row.to_do for row in quotas)
+    return Verification(
+        planned=planned,
+        accepted=counts[Outcome.ACCEPTED],
+        rejected=counts[Outcome.REJECTED],
+        failed=counts[Outcome.FAILED],
+        pending=counts["pending"] - spared,
+        not_planned=len(outcome_of) - known,
+        images_checked=images,
+        problems=tuple(problems.lines),
+        problems_total=problems.total,
+        spared=spared,
+        quotas=tuple(quotas),
+    )
+
+
+def _quota_rows(job: Job, outcome_of: dict[bytes, str], problems: _Problems) -> list[QuotaRow]:
+    """How full every cell is; one that is over-full is a problem."""
+    if job.quotas is None:
+        return []
+
+    def is_open(edit_id: bytes) -> bool:
+        return edit_id not in outcome_of
+
+    selection = select_round(understand(job), job.quotas.to_quotas(), outcome_of.get, is_open)
+    rows = quota_table(selection, outcome_of.get, is_open)
+    for row in rows:
+        if row.over_by:
+            cell = ", ".join(f"{name}={value}" for name, value in row.cell.items())
+            problems.add(
+                f"the cell {cell} has {row.accepted} accepted edits, and its quota is {row.quota}: "
+                "they were made before it was set. Raise the quota, or give the job another output"
+            )
+    return rows

@@ -1,0 +1,203 @@
+"""Fourth station: the files of a part. Images first, then the metadata that makes them exist.
+
+    part-<id>/edited/<stem>__<edit_id>.<ext>
+              source/<stem>__<source_id>.<ext>
+              mask/<stem>__<hash of the file>.png
+              metadata.parquet
+    rejected/part-<id>/<stem>__<edit_id>.<ext>
+                       source/*, mask/*, metadata.parquet   the same, of its rejected edits
+
+`datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so images of a part
+that was never finished are invisible, once one part is finished. Every name comes from content:
+whoever writes a file a second time writes the same file, and leaves it as it is. All metadata files
+of a run folder have one schema (`MetadataLayout`). Metadata names files beside it only, so a source
+with accepted and rejected edits is written to both folders.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.errors import AlreadyExistsError
+from pipeline.ledger.ledger import Right
+from pipeline.ledger.outcome import OUTCOMES_METADATA_KEY, outcomes_to_bytes
+from pipeline.ledger.parts import (
+    METADATA_FILE,
+    PART_PREFIX,
+    REJECTED_METADATA_KEY,
+    read_part_outcomes,
+    rejected_part,
+    restore_rejected_metadata,
+)
+from pipeline.storage.folder import Folder
+from pipeline.write.image_format import ImageFormat
+
+
+def part_name(edit_ids: Iterable[bytes]) -> str:
+    """The folder of the part in which these edits are attempted together, whatever comes of it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for edit_id in edit_ids:
+        digest.update(edit_id)
+    return f"{PART_PREFIX}{digest.hexdigest()}"
+
+
+class PartWriter:
+    """Writes one part. Images go out on the pool's threads while the device computes on.
+
+    Names that futures give are relative to the folder of the part, or to that of its rejected
+    edits: what `is_rejected` asks for, see `folder_of`.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        part: str,
+        image_format: ImageFormat,
+        pool: Executor,
+        right: Right | None = None,
+        *,
+        keeps_rejected: bool = False,
+    ) -> None:
+        """`keeps_rejected`: whether parts of this run may have rejected edits with files."""
+        self.part = part
+        self._right = right
+        self._folder = folder
+        self._format = image_format
+        self._pool = pool
+        self._keeps_rejected = keeps_rejected
+        self._images_written = 0
+        self._seconds = 0.0
+        self._counting = threading.Lock()
+
+    def folder_of(self, *, is_rejected: bool) -> str:
+        """Where files of accepted or of rejected edits go, within the run folder."""
+        return rejected_part(self.part) if is_rejected else self.part
+
+    def finished_outcomes(self) -> pa.Table | None:
+        """The outcomes of the part if the metadata that commits it is already there, else None.
+
+        It is there when an earlier attempt at the same work died between writing and reporting.
+        """
+        for is_rejected in (False, True) if self._keeps_rejected else (False,):
+            folder = self.folder_of(is_rejected=is_rejected)
+            if self._folder.exists(f"{folder}/{METADATA_FILE}"):
+                return self._outcomes_there(folder)
+        return None
+
+    def put_edited(
+        self,
+        stem: str,
+        edit_id: bytes,
+        image: Image.Image,
+        xmp: bytes | None = None,
+        *,
+        is_rejected: bool = False,
+    ) -> Future[str]:
+        """Starts writing an edited image; the future gives its name, or raises.
+
+        `xmp`: the packet it carries, see `provenance`.
+        """
+        name = f"{stem}__{edit_id.hex()}.{self._format.extension}"
+        return self._put(name if is_rejected else f"edited/{name}", image, xmp, is_rejected)
+
+    def put_source(
+        self,
+        stem: str,
+        source_id: bytes,
+        image: Image.Image,
+        xmp: bytes | None = None,
+        *,
+        is_rejected: bool = False,
+    ) -> Future[str]:
+        """Same for the source, fitted or synthetic."""
+        name = f"source/{stem}__{source_id.hex()}.{self._format.extension}"
+        return self._put(name, image, xmp, is_rejected)
+
+    def put_mask(self, stem: str, png: bytes, *, is_rejected: bool = False) -> Future[str]:
+        """Same for a fitted mask, encoded already. Equal masks of a source are one file."""
+        digest = hashlib.blake2b(png, digest_size=16).hexdigest()
+        return self._write(f"mask/{stem}__{digest}.png", lambda: png, is_rejected)
+
+    def figures(self) -> dict[str, float]:
+        """rows: images written; seconds: for encoding and writing them, of all threads together."""
+        return {"rows": self._images_written, "seconds": self._seconds}
+
+    def finish(
+        self, accepted: pa.Table, outcomes: pa.Table, rejected: pa.Table | None = None
+    ) -> pa.Table:
+        """Writes the metadata that commits the part, and returns the part's outcomes.
+
+        `accepted` and `rejected` describe the edits that have files; not both are empty. The part's
+        own metadata commits it; without an accepted edit it has none, and that of the rejected ones
+        does. If another attempt at the same work finished first, its file stays and its outcomes
+        come back: what is returned is what the folder says. Raises LeaseError, and writes nothing,
+        where another run has the folder by now.
+        """
+        if self._right is not None:
+            self._right.check()
+        if self._keeps_rejected and (found := self.finished_outcomes()) is not None:
+            return found  # it may have judged otherwise, and then its file has the other name
+        folder, data = self.part, encode_metadata(accepted, outcomes, rejected)
+        if rejected is not None and not accepted.num_rows:
+            folder, data = rejected_part(self.part), encode_metadata(rejected, outcomes)
+        try:
+            self._folder.write_new(f"{folder}/{METADATA_FILE}", data)
+        except AlreadyExistsError:
+            return self._outcomes_there(folder)
+        return outcomes
+
+    def finish_rejected(self) -> None:
+        """Writes the metadata of the rejected edits of a part that is committed.
+
+        Raises StorageError; whoever adopts the part writes it then.
+        """
+        if self._keeps_rejected:
+            restore_rejected_metadata(self._folder, self.part)
+
+    def _outcomes_there(self, folder: str) -> pa.Table:
+        return read_part_outcomes(self._folder, folder)
+
+    def _put(
+        self, name: str, image: Image.Image, xmp: bytes | None, is_rejected: bool
+    ) -> Future[str]:
+        return self._write(name, lambda: self._format.encode(image, xmp), is_rejected)
+
+    def _write(self, name: str, encode: Callable[[], bytes], is_rejected: bool) -> Future[str]:
+        """The future gives `name`."""
+        path = f"{self.folder_of(is_rejected=is_rejected)}/{name}"
+
+        def encode_and_write() -> str:
+            began = time.monotonic()
+            self._folder.write_if_absent(path, encode())
+            with self._counting:
+                self._images_written += 1
+                self._seconds += time.monotonic() - began
+            return name
+
+        return self._pool.submit(encode_and_write)
+
+
+def encode_metadata(
+    metadata: pa.Table, outcomes: pa.Table, rejected: pa.Table | None = None
+) -> bytes:
+    """A metadata.parquet, with all outcomes of the part in its key-values.
+
+    `rejected`: rows of the part's rejected edits, whose own file is written after this one; it is
+    in the key-values too (`commit.restore_rejected_metadata`).
+    """
+    values = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
+    if rejected is not None and rejected.num_rows:
+        values[REJECTED_METADATA_KEY] = base64.b64encode(encode_metadata(rejected, outcomes))
+    sink = io.BytesIO()
+    pq.write_table(metadata.replace_schema_metadata(values), sink, compression="zstd")
+    return sink.getvalue()

@@ -1,0 +1,194 @@
+"""What a generated picture says of itself: an XMP packet, and how to read it back.
+
+Every edited picture and every synthetic source carries
+
+    Iptc4xmpExt:DigitalSourceType   how it came to be, in the words of the IPTC (an edit of a real
+                                    picture: compositeWithTrainedAlgorithmicMedia; an edit of a
+                                    synthetic source, and the source: trainedAlgorithmicMedia)
+    fpe:Generation                  one JSON object: how to make it again
+
+A real source's fitted copy carries neither. The JSON's keys: kind ("edit" or "synthetic_source"),
+edit_id (edits only), source_id, source_prompt, target_prompt (edits only), seed (null for real
+sources), parameters, checkpoint_fingerprint, algorithm, algorithm_version; source_colours where a
+source's colours were converted or its profile ignored; shortened where a prompt was.
+
+The JSON is ASCII: controls, other scripts and lone surrogates are \\uXXXX there, so any text comes
+back as it was. Prompts of more than MAX_PROMPT_CHARS characters are cut there and end in "…", and
+`shortened` has their full lengths by name: a JPEG holds no more than 65,502 bytes of XMP in one
+piece, and a character can take twelve. Files of all formats say the same; `metadata.parquet` has
+every prompt in full. No clock, no host and no path is in the packet: the same edit has the same
+bytes.
+
+Specifications: IPTC Photo Metadata Standard 2025.1 (DigitalSourceType; vocabulary
+http://cv.iptc.org/newscodes/digitalsourcetype/), ISO 16684-1 and Adobe's XMP specification part 3.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import xml.etree.ElementTree as ET
+from enum import StrEnum
+from typing import Any
+
+from PIL import Image
+
+from fpe_core import ALGORITHM_VERSION, EditParameters, ImageDecodeError
+from pipeline.ledger.outcome import EditKey
+from pipeline.read.group import Group
+
+MAX_PROMPT_CHARS = 1000
+"""Of each prompt in the JSON. Text encoders see some 77 tokens, which is less."""
+
+FPE_NAMESPACE = "urn:free-prompt-editing:provenance:1"
+IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+_RDF_NAMESPACE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_XMP_NAMESPACE = "adobe:ns:meta/"
+_PREFIXES = {
+    "x": _XMP_NAMESPACE,
+    "rdf": _RDF_NAMESPACE,
+    "Iptc4xmpExt": IPTC_NAMESPACE,
+    "fpe": FPE_NAMESPACE,
+}
+_SOURCE_TYPE = f"{{{IPTC_NAMESPACE}}}DigitalSourceType"
+_GENERATION = f"{{{FPE_NAMESPACE}}}Generation"
+_DESCRIPTION = f"{{{_RDF_NAMESPACE}}}Description"
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+
+
+class DigitalSourceType(StrEnum):
+    """How a picture came to be: terms of the IPTC's vocabulary, as URIs."""
+
+    EDITED_BY_MODEL = f"{_VOCABULARY}compositeWithTrainedAlgorithmicMedia"
+    MADE_BY_MODEL = f"{_VOCABULARY}trainedAlgorithmicMedia"
+
+
+def edit_packet(
+    group: Group, key: EditKey, parameters: EditParameters, checkpoint_fingerprint: str
+) -> bytes:
+    """The XMP packet of an edited picture; `parameters`: those it was made with."""
+    generation = {"kind": "edit", "edit_id": key.edit_id.hex(), "target_prompt": key.target_prompt}
+    if group.message:
+        generation["source_colours"] = group.message
+    is_synthetic = group.image is None
+    return xmp_packet(
+        DigitalSourceType.MADE_BY_MODEL if is_synthetic else DigitalSourceType.EDITED_BY_MODEL,
+        generation | _of_group(group, parameters, checkpoint_fingerprint),
+    )
+
+
+def synthetic_source_packet(group: Group, checkpoint_fingerprint: str) -> bytes:
+    """The XMP packet of a source that was generated."""
+    generation = {"kind": "synthetic_source"} | _of_group(
+        group, group.parameters, checkpoint_fingerprint
+    )
+    return xmp_packet(DigitalSourceType.MADE_BY_MODEL, generation)
+
+
+def _of_group(
+    group: Group, parameters: EditParameters, checkpoint_fingerprint: str
+) -> dict[str, Any]:
+    return {
+        "source_id": group.source_id.hex(),
+        "source_prompt": group.source_prompt,
+        "seed": group.seed,
+        "parameters": parameters.to_dict(),
+        "checkpoint_fingerprint": checkpoint_fingerprint,
+        "algorithm": "Free-Prompt-Editing, arXiv 2403.03431",
+        "algorithm_version": ALGORITHM_VERSION,
+    }
+
+
+def xmp_packet(source_type: DigitalSourceType, generation: dict[str, Any]) -> bytes:
+    """A packet with these two properties, in UTF-8; equal values give equal bytes.
+
+    Prompts in `generation` are shortened as the module says.
+    """
+    text = json.dumps(_with_short_prompts(generation), sort_keys=True, separators=(",", ":"))
+    root = ET.Element("x:xmpmeta", {f"xmlns:{p}": uri for p, uri in _PREFIXES.items()})
+    description = ET.SubElement(
+        ET.SubElement(root, "rdf:RDF"), "rdf:Description", {"rdf:about": ""}
+    )
+    ET.SubElement(description, "Iptc4xmpExt:DigitalSourceType").text = source_type
+    ET.SubElement(description, "fpe:Generation").text = text
+    # "r": not to be edited in place, for which a packet would need white space to grow into
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
+        f'{ET.tostring(root, encoding="unicode")}\n<?xpacket end="r"?>'
+    ).encode()
+
+
+def _with_short_prompts(generation: dict[str, Any]) -> dict[str, Any]:
+    shortened: dict[str, int] = {}
+
+    def short(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: short(key, item) for key, item in value.items()}
+        if name.endswith("_prompt") and len(value) > MAX_PROMPT_CHARS:
+            shortened[name] = len(value)
+            return value[: MAX_PROMPT_CHARS - 1] + "…"
+        return value
+
+    result: dict[str, Any] = short("", generation)
+    return {**result, "shortened": shortened} if shortened else result
+
+
+def read_provenance(data: bytes) -> dict[str, Any]:
+    """What a PNG, JPEG or WebP file, given as its bytes, says of its generation.
+
+    The keys of the JSON (see the module) and `digital_source_type`, the URI. A file that says
+    nothing of the kind, or in XMP that is not well-formed, gives {}; one of another program's, that
+    has a DigitalSourceType only, only that. Anybody can write anything into a file: this is a
+    label, no proof.
+
+    Raises:
+        ImageDecodeError: no such image. Pixels are not looked at.
+    """
+    packet = _find_packet(data)
+    if not packet:
+        return {}
+    try:
+        parser = ET.XMLParser(target=_WithoutDoctype())  # noqa: S314 - and so without entities
+        parser.feed(packet.strip(b"\0"))
+        root = parser.close()
+    except (ET.ParseError, ValueError, LookupError):  # LookupError: an encoding that nobody knows
+        return {}
+    found: dict[str, Any] = {}
+    for description in root.iter(_DESCRIPTION):
+        found |= _read_json(_property(description, _GENERATION))
+        if source_type := _property(description, _SOURCE_TYPE):
+            found["digital_source_type"] = source_type
+    return found
+
+
+class _WithoutDoctype(ET.TreeBuilder):
+    """XMP has no document type; one that declares entities can expand to gigabytes."""
+
+    def doctype(self, *_: str) -> None:
+        raise ValueError("a document type in XMP")
+
+
+def _find_packet(data: bytes) -> bytes:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            packet = image.info.get("xmp", b"")
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise ImageDecodeError(
+            f"no picture in one of the formats {', '.join(_FORMATS)}: {error}"
+        ) from error
+    return packet if isinstance(packet, bytes) else b""
+
+
+def _property(description: ET.Element, name: str) -> str:
+    """A simple property, which RDF writes as an element or as an attribute."""
+    text = description.get(name) or description.findtext(name) or ""
+    return text.strip()
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

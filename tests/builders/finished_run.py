@@ -1,0 +1,138 @@
+"""Run folders as finished runs leave them, without Ray: with one picture for all edits, or made."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.edit.actor import EditActor
+from pipeline.edit.settings import EditSettings
+from pipeline.job.job import Job
+from pipeline.judge.judge import JudgeSettings
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import (
+    OUTCOME_SCHEMA,
+    OUTCOMES_METADATA_KEY,
+    EditKey,
+    EditOutcome,
+    outcomes_table,
+    outcomes_to_bytes,
+)
+from pipeline.manifest.rows import Problems
+from pipeline.plan.plan import make_plan
+from pipeline.plan.resolved_job import understand
+from pipeline.plan.work_list import cut_work, read_slice
+from pipeline.read.decode import decode
+from pipeline.run.worker_settings import decode_settings
+from pipeline.storage.folder import Folder
+from pipeline.write.image_format import ImageFormat
+from pipeline.write.metadata import MetadataLayout
+
+METADATA_SCHEMA = pa.schema(
+    [
+        (name, pa.string())
+        for name in (
+            "edited_file_name",
+            "source_file_name",
+            "edit_id",
+            "group_id",
+            "source_id",
+            "target_prompt",
+        )
+    ]
+)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Writes parts of a job's run folder the way the pipeline does: images, metadata, ledger."""
+
+    job: Job
+    image: bytes
+
+    @property
+    def folder(self) -> Folder:
+        return Folder.open(self.job.output, self.job.storage_options)
+
+    def keys(self) -> list[EditKey]:
+        """All edits of the job, in order."""
+        return [
+            EditKey(identity, group.group_id, group.source_id, group.source.row, edit.target_prompt)
+            for groups, _ in understand(self.job).groups(Problems())
+            for group in groups
+            for identity, edit in group.edits
+        ]
+
+    def write_part(
+        self, part: str, accepted: Sequence[EditKey], failed: Sequence[EditKey] = ()
+    ) -> pa.Table:
+        """Images and metadata; returns the outcomes, which are not committed yet."""
+        outcomes: list[EditOutcome] = [key.failed("decode_failed", "broken") for key in failed]
+        rows = []
+        for key in accepted:
+            edited, source = f"edited/{key.edit_id.hex()}.png", f"source/{key.source_id.hex()}.png"
+            self.folder.write_new(f"{part}/{edited}", self.image)
+            self.folder.write_if_absent(f"{part}/{source}", self.image)
+            outcomes.append(
+                key.accepted(
+                    part=part, edited_file_name=f"{part}/{edited}", unet_rows=10.0, seconds=0.5
+                )
+            )
+            rows.append(
+                {
+                    "edited_file_name": edited,
+                    "source_file_name": source,
+                    "edit_id": key.edit_id.hex(),
+                    "group_id": key.group_id.hex(),
+                    "source_id": key.source_id.hex(),
+                    "target_prompt": key.target_prompt,
+                }
+            )
+        table = outcomes_table(outcomes)
+        metadata = pa.Table.from_pylist(rows, schema=METADATA_SCHEMA).replace_schema_metadata(
+            {OUTCOMES_METADATA_KEY: outcomes_to_bytes(table)}
+        )
+        sink = io.BytesIO()
+        pq.write_table(metadata, sink)
+        self.folder.write_new(f"{part}/metadata.parquet", sink.getvalue())
+        return table
+
+    def commit(self, *tables: pa.Table) -> None:
+        ledger = Ledger.open(self.folder)
+        for table in tables:
+            ledger.commit(table)
+
+
+def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = None) -> None:
+    """Runs a job in this process, with the model: every block of sources is a part."""
+    folder = Folder.open(job.output, job.storage_options)
+    ledger = Ledger.open(folder)
+    plan = make_plan(job, ledger)
+    actor = EditActor(
+        EditSettings(
+            output=job.output,
+            checkpoint=job.model.checkpoint,
+            checkpoint_fingerprint=plan.fingerprint,
+            device="cpu",
+            image_format=ImageFormat(job.images.format, job.images.quality),
+            layout=MetadataLayout(
+                plan.label_names,
+                plan.carried_schema,
+                job.images.keep_source,
+                judged=judge is not None,
+                gated=judge is not None and judge.reproduction.is_on,
+                annotations=() if plan.annotations is None else plan.annotations.fields,
+                typed=plan.has_edit_types,
+                label_types=plan.label_types,
+            ),
+            judge=judge,
+            annotations=plan.annotations,
+        )
+    )
+    for part in cut_work(folder, plan.work_files, groups_per_block):
+        outcomes = actor(decode(read_slice(folder, part), decode_settings(job)))
+        ledger.commit(outcomes.select(OUTCOME_SCHEMA.names))

@@ -1,0 +1,169 @@
+"""Outcomes: closed, one schema, small."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fpe_core import EditScores
+from fpe_core.judging.rules import RejectReason
+from pipeline.ledger.outcome import (
+    MAX_MESSAGE_CHARS,
+    OUTCOME_SCHEMA,
+    REPRODUCTION_COLUMNS,
+    SCORE_COLUMNS,
+    FailureCode,
+    Outcome,
+    as_outcomes,
+    outcomes_from_bytes,
+    outcomes_table,
+    outcomes_to_bytes,
+    short_message,
+)
+from tests.builders.outcome_rows import accepted, failed, key, rejected
+
+
+def test_the_words_are_those_of_the_design() -> None:
+    assert list(Outcome) == ["accepted", "rejected", "failed"]
+    assert list(FailureCode) == [
+        "source_missing",
+        "source_forbidden",
+        "decode_failed",
+        "image_too_large",
+        "prompt_invalid",
+        "inversion_diverged",
+        "nan_latent",
+        "out_of_memory",
+        "judge_failed",
+        "write_failed",
+        "worker_died",
+    ]
+    assert list(RejectReason) == [
+        "no_change",
+        "structure_lost",
+        "wrong_direction",
+        "off_target",
+        "source_not_reproduced",
+    ]
+
+
+def test_outcomes_become_rows_of_the_fixed_schema() -> None:
+    table = outcomes_table([accepted(1), rejected(2), failed(3, FailureCode.NAN_LATENT)])
+    assert table.schema.equals(OUTCOME_SCHEMA)
+    assert table["outcome"].to_pylist() == ["accepted", "rejected", "failed"]
+    assert table["reason"].to_pylist() == ["", "no_change", "nan_latent"]
+    assert table["part"].to_pylist() == ["part-a", "", ""]
+    assert outcomes_table([]).schema.equals(OUTCOME_SCHEMA)
+
+
+def test_there_is_no_other_outcome_reason_or_code() -> None:
+    with pytest.raises(ValueError, match="no_such_code"):
+        key(1).failed("no_such_code", "")
+    with pytest.raises(ValueError, match="decode_failed"):
+        key(1).rejected("decode_failed", unet_rows=0, seconds=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has a part and a file"):
+        key(1).accepted(part="", edited_file_name="", unet_rows=0, seconds=0)
+
+
+def test_outcomes_travel_as_bytes() -> None:
+    table = outcomes_table([accepted(1), failed(2)])
+    assert outcomes_from_bytes(outcomes_to_bytes(table)).equals(table)
+    assert outcomes_from_bytes(outcomes_to_bytes(table.slice(0, 0))).num_rows == 0
+    with pytest.raises(pa.ArrowInvalid):
+        outcomes_from_bytes(b"anything")
+    with pytest.raises(pa.ArrowInvalid):
+        outcomes_from_bytes(b"\xff\x00 no text")
+    assert outcomes_to_bytes(table).decode("ascii"), "Parquet's key-values are text"
+
+
+def test_scores_and_files_are_columns() -> None:
+    scores = EditScores(text_score=0.25, psnr_db=float("inf"))
+    kept = replace(key(1), edit_type="colour").rejected(
+        RejectReason.OFF_TARGET,
+        unet_rows=1.0,
+        seconds=1.0,
+        edited_file_name="rejected/part-a/1.png",
+        source_file_name="part-a/source/1.png",
+        scores=scores,
+    )
+    table = outcomes_table([kept, accepted(2)])
+    first, second = outcomes_from_bytes(outcomes_to_bytes(table)).to_pylist()
+    assert {name: first[name] for name in SCORE_COLUMNS} == asdict(scores)
+    assert {second[name] for name in SCORE_COLUMNS} == {None}
+    assert (first["edit_type"], first["part"]) == ("colour", "")
+    assert first["edited_file_name"] == "rejected/part-a/1.png"
+    assert first["source_file_name"] == "part-a/source/1.png"
+
+
+def test_outcomes_from_before_there_was_a_judge_are_read() -> None:
+    table = outcomes_table([accepted(1), failed(2)])
+    added = ["edit_type", "source_file_name", *SCORE_COLUMNS, *REPRODUCTION_COLUMNS]
+    assert as_outcomes(table.drop_columns(added)).equals(table)
+    assert as_outcomes(table.append_column("worker", pa.array(["a", "b"]))).equals(table)
+    with pytest.raises(KeyError, match="edit_id"):
+        as_outcomes(table.drop_columns(["edit_id"]))
+
+
+def test_an_accepted_edit_has_its_type_scores_and_files_a_failed_one_its_type() -> None:
+    scores = EditScores(ssim=0.5, saturation_shift=-0.125)
+    shape = replace(key(1), edit_type="shape")
+    kept = shape.accepted(
+        part="part-a",
+        edited_file_name="part-a/edited/1.png",
+        unet_rows=1.0,
+        seconds=1.0,
+        source_file_name="part-a/source/1.png",
+        scores=scores,
+    )
+    first, second = outcomes_table([kept, shape.failed("nan_latent", "")]).to_pylist()
+    assert {name: first[name] for name in SCORE_COLUMNS} == asdict(scores)
+    assert first["edited_file_name"] == "part-a/edited/1.png"
+    assert first["source_file_name"] == "part-a/source/1.png"
+    assert {second[name] for name in SCORE_COLUMNS} == {None}
+    assert (second["edited_file_name"], second["source_file_name"]) == ("", "")
+    assert (first["edit_type"], second["edit_type"]) == ("shape", "shape")
+
+
+@pytest.mark.parametrize(
+    ("column", "missing"),
+    [("edit_type", ""), ("source_file_name", ""), *((name, None) for name in SCORE_COLUMNS)],
+)
+def test_a_missing_column_is_filled_and_the_others_are_kept(
+    column: str, missing: str | None
+) -> None:
+    judged = replace(key(1), edit_type="colour").rejected(
+        RejectReason.NO_CHANGE,
+        unet_rows=1.0,
+        seconds=1.0,
+        source_file_name="part-a/source/1.png",
+        scores=EditScores(**dict.fromkeys(SCORE_COLUMNS, 0.5)),
+    )
+    table = outcomes_table([judged])
+    found = as_outcomes(table.drop_columns([column]))
+    assert found.schema.equals(OUTCOME_SCHEMA)
+    assert found.to_pylist() == [{**table.to_pylist()[0], column: missing}]
+
+
+@given(st.text())
+def test_messages_are_one_short_line_that_can_be_stored(text: str) -> None:
+    message = short_message(text)
+    assert len(message) <= MAX_MESSAGE_CHARS
+    assert not {"\n", "\r", "\t"} & set(message)
+    assert short_message(message) == message
+    assert outcomes_table([key(1).failed("decode_failed", text)])["message"][0].as_py() == message
+
+
+def test_a_long_message_keeps_its_beginning() -> None:
+    message = short_message("x" * 400 + "\n" + "y" * 400)
+    assert message.startswith("x" * 400 + " y")
+    assert message.endswith("y...")
+    assert len(message) == MAX_MESSAGE_CHARS
+
+
+@given(st.characters(categories=["Cs"]))
+def test_half_a_character_in_a_message_does_not_cost_its_row(surrogate: str) -> None:
+    assert short_message(f"a{surrogate}b") == "a?b"

@@ -1,0 +1,249 @@
+"""Verification: a good run passes, and every kind of damage is found and named."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.parts import adopt_orphan_parts
+from pipeline.verify.verify import Verification, verify_run
+from tests.builders.finished_run import FinishedRun
+from tests.servers.stores import Store
+
+EDITS = 6
+
+
+@pytest.fixture
+def run(
+    store: Store,
+    tiny_checkpoint: Path,
+    picture: Callable[..., Image.Image],
+    png: Callable[[Image.Image], bytes],
+) -> FinishedRun:
+    """An empty run of a job with six edits."""
+    prompts = [["x", "y"], ["x", "y"], ["x", "y"]]
+    columns = {"image": ["a.png", "b.png", "c.png"], "target_prompt": prompts}
+    values: dict[str, Any] = {
+        "manifest": store.put_table("m.parquet", columns),
+        "output": store.url("run"),
+        "storage_options": store.storage_options,
+        "model": {"checkpoint": str(tiny_checkpoint)},
+    }
+    return FinishedRun(Job.model_validate(values), png(picture()))
+
+
+def numbers(found: Verification) -> tuple[int, int, int, int, int]:
+    return found.planned, found.accepted, found.rejected, found.failed, found.pending
+
+
+def test_nothing_done_yet_is_all_pending(run: FinishedRun) -> None:
+    found = verify_run(run.job)
+    assert found.ok
+    assert numbers(found) == (EDITS, 0, 0, 0, EDITS)
+
+
+def test_a_run_in_the_middle_and_at_its_end(run: FinishedRun) -> None:
+    keys = run.keys()
+    run.commit(run.write_part("part-a", keys[:3], failed=keys[3:4]))
+    found = verify_run(run.job)
+    assert found.ok, found.problems
+    assert numbers(found) == (EDITS, 3, 0, 1, 2)
+    assert found.images_checked == 5
+    run.commit(run.write_part("part-b", keys[4:]))
+    found = verify_run(run.job)
+    assert found.ok, found.problems
+    assert numbers(found) == (EDITS, 5, 0, 1, 0)
+    assert found.planned == found.accepted + found.rejected + found.failed + found.pending
+
+
+def test_edits_of_an_earlier_job_are_checked_and_counted_apart(run: FinishedRun) -> None:
+    keys = run.keys()
+    other = FinishedRun(run.job.model_copy(update={"edit": run.job.edit.model_copy()}), run.image)
+    changed = FinishedRun(Job.model_validate(_with_steps(run.job, 3)), run.image)
+    run.commit(run.write_part("part-a", keys))
+    changed.commit(changed.write_part("part-b", changed.keys()[:2]))
+    assert other.keys() == keys
+    found = verify_run(run.job)
+    assert found.ok, found.problems
+    assert numbers(found) == (EDITS, EDITS, 0, 0, 0)
+    assert found.not_planned == 2
+    assert found.images_checked == 9 + 3
+
+
+def _with_steps(job: Job, steps: int) -> dict[str, Any]:
+    return job.model_dump(mode="json") | {"edit": {"steps": steps}}
+
+
+def damage_missing(run: FinishedRun) -> None:
+    run.folder.fs.rm(run.folder.path_of(f"part-a/edited/{run.keys()[0].edit_id.hex()}.png"))
+
+
+def damage_truncated(run: FinishedRun) -> None:
+    path = f"part-a/edited/{run.keys()[0].edit_id.hex()}.png"
+    run.folder.replace(path, run.image[: len(run.image) // 2])
+
+
+def damage_source(run: FinishedRun) -> None:
+    run.folder.replace(f"part-a/source/{run.keys()[0].source_id.hex()}.png", b"")
+
+
+def damage_metadata_gone(run: FinishedRun) -> None:
+    run.folder.fs.rm(run.folder.path_of("part-a/metadata.parquet"))
+
+
+def damage_metadata(run: FinishedRun) -> None:
+    run.folder.replace("part-a/metadata.parquet", b"PAR1")
+
+
+def damage_double_metadata(run: FinishedRun) -> None:
+    key = run.keys()[0]
+    run.write_part("part-z", [key])
+
+
+def damage_double_ledger(run: FinishedRun) -> None:
+    run.folder.write_new(
+        ".ledger/outcomes-00000005.parquet", run.folder.read(".ledger/outcomes-00000000.parquet")
+    )
+
+
+def damage_orphan(run: FinishedRun) -> None:
+    run.write_part("part-z", run.keys()[4:])
+
+
+def damage_row_not_committed(run: FinishedRun) -> None:
+    keys = run.keys()
+    table = run.write_part("part-z", keys[4:])
+    run.commit(table.slice(0, 1))
+
+
+def damage_failed_with_an_image(run: FinishedRun) -> None:
+    key = run.keys()[4]
+    run.write_part("part-z", [key])
+    failed = FinishedRun(run.job, run.image).write_part("part-y", [], failed=[key])
+    run.commit(failed)
+
+
+def damage_other_file(run: FinishedRun) -> None:
+    key = run.keys()[0]
+    table = pq.read_table(io.BytesIO(run.folder.read("part-a/metadata.parquet")))
+    names = table["edited_file_name"].to_pylist()
+    names[0], names[1] = names[1], names[0]
+    assert key.edit_id.hex() in names[1]
+    table = table.set_column(0, "edited_file_name", pa.array(names))
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    run.folder.replace("part-a/metadata.parquet", sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("damage", "problems"),
+    [
+        (damage_missing, ["an image is missing: .*not found"]),
+        (damage_truncated, [r"part-a/edited/\w+\.png does not decode"]),
+        (damage_source, [r"part-a/source/\w+\.png does not decode"]),
+        (damage_metadata_gone, ["is accepted in the ledger and in no part's metadata"] * 4),
+        (
+            damage_metadata,
+            [
+                r"part-a/metadata\.parquet cannot be read",
+                *["in no part's metadata"] * 4,
+                r"part-a/metadata\.parquet is damaged.*move the folder away",
+            ],
+        ),
+        (damage_double_metadata, ["is twice in the metadata"]),
+        (damage_double_ledger, ["is twice in the ledger"] * 4),
+        (damage_orphan, ["part-z is finished, and 2 of its edits are not in the ledger: run"]),
+        (
+            damage_row_not_committed,
+            [
+                "is not in the ledger, which has other edits of its part",
+                "part-z is finished, and 1",
+            ],
+        ),
+        (
+            damage_failed_with_an_image,
+            ["is failed in the ledger", "part-z is finished, and 1 of its edits"],
+        ),
+        (damage_other_file, ["the ledger names another file"] * 2),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_damage_is_found(
+    run: FinishedRun, damage: Callable[[FinishedRun], None], problems: list[str]
+) -> None:
+    run.commit(run.write_part("part-a", run.keys()[:4]))
+    assert verify_run(run.job).ok
+    damage(run)
+    found = verify_run(run.job)
+    assert not found.ok
+    assert found.problems_total == len(found.problems) == len(problems)
+    for problem, pattern in zip(found.problems, problems, strict=True):
+        assert re.search(pattern, problem), problem
+
+
+def test_problems_are_a_page_and_all_counted(run: FinishedRun) -> None:
+    keys = run.keys()
+    run.commit(run.write_part("part-a", keys))
+    for number in range(1, 6):
+        run.folder.write_new(
+            f".ledger/outcomes-{number:08d}.parquet",
+            run.folder.read(".ledger/outcomes-00000000.parquet"),
+        )
+    found = verify_run(run.job)
+    assert (len(found.problems), found.problems_total) == (20, 5 * EDITS)
+
+
+def test_the_same_command_again_heals_what_a_kill_left(run: FinishedRun) -> None:
+    keys = run.keys()
+    run.commit(run.write_part("part-a", keys[:3]))
+    run.write_part("part-b", keys[3:5], failed=keys[5:])
+    assert not verify_run(run.job).ok
+    adopt_orphan_parts(run.folder, Ledger.open(run.folder))
+    found = verify_run(run.job)
+    assert found.ok, found.problems
+    assert numbers(found) == (EDITS, 5, 0, 1, 0)
+
+
+def test_a_finished_part_heals_what_counts_as_failed(run: FinishedRun) -> None:
+    """As where the last write of a part went through, and its answer was lost."""
+    damage_failed_with_an_image(run)
+    adopt_orphan_parts(run.folder, Ledger.open(run.folder))
+    found = verify_run(run.job)
+    assert found.ok, found.problems
+    assert (found.accepted, found.failed, found.not_planned) == (1, 0, 0)
+
+
+def test_an_edit_that_failed_may_come_again_and_one_that_did_not_may_not(run: FinishedRun) -> None:
+    key, other = run.keys()[:2]
+    failed = run.write_part("part-a", [other], failed=[key])
+    run.commit(failed)
+    ledger = Ledger.open(run.folder)
+    for again in (failed.slice(0, 1), run.write_part("part-b", [key])):
+        ledger.reopen(frozenset([key.edit_id]))
+        ledger.commit(again)
+    found = verify_run(run.job)
+    assert found.ok, found.problems
+    assert (found.accepted, found.failed) == (2, 0)
+    assert sum(map(len, ledger.outcomes())) == 4, "two of them are history"
+    name = f".ledger/outcomes-{ledger.next_number:08d}.parquet"
+    run.folder.write_new(name, run.folder.read(".ledger/outcomes-00000001.parquet"))
+    found = verify_run(run.job)
+    assert found.problems[0].endswith("is twice in the ledger, accepted at first")
+
+
+def test_verifying_changes_nothing(run: FinishedRun) -> None:
+    run.commit(run.write_part("part-a", run.keys()[:3]))
+    damage_orphan(run)
+    before = {path: run.folder.read(path) for path in run.folder.list()}
+    verify_run(run.job)
+    assert {path: run.folder.read(path) for path in run.folder.list()} == before
