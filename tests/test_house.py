@@ -1,12 +1,13 @@
-"""House rules: imports run downward only, the core knows no cluster, the surface is a list."""
+"""House rules: imports run one way, between floors and wings; the public surface is a list."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import pathlib
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -20,6 +21,61 @@ FLOORS = ("fpe_core", "pipeline", "jobs")
 
 KEPT_OUT_OF_THE_CORE = {"ray", "pyarrow", "fsspec", "s3fs", "gcsfs", "adlfs", "pandas", "pydantic"}
 KEPT_OUT_OF_THE_PIPELINE = {"typer", "rich"}
+
+WINGS: dict[str, dict[str, set[str]]] = {
+    "pipeline": {
+        "storage": set(),
+        "supervision": set(),
+        "manifest": {"storage"},
+        "ledger": {"storage"},
+        "job": {"manifest", "storage"},
+        "read": {"manifest", "ledger", "storage", "supervision"},
+        "judge": {"read", "manifest", "ledger"},
+        "write": {"read", "ledger", "storage"},
+        "edit": {"judge", "write", "read", "manifest", "ledger", "supervision", "storage"},
+        "plan": {"job", "judge", "manifest", "ledger", "storage"},
+        "cluster": {"edit", "read", "plan", "ledger", "supervision", "storage"},
+        "run": {
+            *("cluster", "edit", "judge", "write", "read", "plan", "job", "manifest", "ledger"),
+            *("supervision", "storage"),
+        },
+        "cost": {
+            *("run", "cluster", "edit", "judge", "write", "read", "plan", "job", "manifest"),
+            "ledger",
+        },
+        "verify": {"run", "edit", "write", "read", "plan", "job", "manifest", "ledger", "storage"},
+        "report": {"run", "plan", "ledger", "storage"},
+    },
+    "fpe_core": {
+        "image": set(),
+        "unet": set(),
+        "checkpoint": {"unet"},
+        "scores": {"checkpoint", "image"},
+        "judging": {"scores"},
+        "still_life": {"judging", "scores", "checkpoint", "unet", "image"},
+    },
+    "jobs": {
+        "job_file": set(),
+        "terminal": set(),
+        "report": {"terminal"},
+        "bench": {"job_file", "terminal"},
+        "commands": {"bench", "report", "job_file", "terminal"},
+    },
+}
+"""The folders of each floor, and the folders beside it that each may import.
+
+Any wing may import the files at the root of its floor, and the floors below.
+"""
+
+WINGS_OF_THE_ALGORITHM = {
+    "sampling": {"unet"},
+    "inversion": {"unet", "image"},
+    "editor": {"unet", "checkpoint", "image"},
+    "edit_rows": {"unet"},
+    "schedule": set[str](),
+    "parameters": set[str](),
+}
+"""The files at the root of fpe_core are the algorithm: what of the wings each may import."""
 
 PUBLIC_SURFACE = [
     "ALGORITHM_VERSION",
@@ -81,6 +137,50 @@ def imported_packages(source: str) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
+def module_of(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """The full names of all modules that a module may import, lazily too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def wing_of(module: str) -> str | None:
+    """The folder of its floor that a module lies in; None at the root of the floor."""
+    floor, _, rest = module.partition(".")
+    wing = rest.partition(".")[0]
+    return wing if wing in WINGS.get(floor, ()) else None
+
+
+def wrong_ways(module: str, source: str) -> set[str]:
+    """What a module imports of its own floor and must not."""
+    floor, wing = module.partition(".")[0], wing_of(module)
+    if wing is not None:
+        allowed = WINGS[floor][wing] | {wing}
+    elif floor == "fpe_core":
+        allowed = WINGS_OF_THE_ALGORITHM.get(module.rpartition(".")[2], set(WINGS[floor]))
+    else:
+        return set()
+    wings = {wing_of(name) for name in imported_modules(source) if name.partition(".")[0] == floor}
+    return {name for name in wings if name is not None} - allowed
+
+
+def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, over whatever way round."""
+    sorter = graphlib.TopologicalSorter(imports)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        return [error.args[1]]
+    return []
+
+
 def breaches(source: str, floor: str) -> set[str]:
     """What a module of a floor imports and must not."""
     above = set(FLOORS[FLOORS.index(floor) + 1 :])
@@ -100,6 +200,56 @@ def test_imports_run_downward_only(floor: str) -> None:
         str(f.relative_to(ROOT)): breaches(f.read_text(encoding="utf-8"), floor) for f in files
     }
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_every_folder_of_a_floor_is_a_wing() -> None:
+    for floor, wings in WINGS.items():
+        folders = {
+            path.relative_to(ROOT / floor).parts[0]
+            for path in modules_of(floor)
+            if path.parent != ROOT / floor
+        }
+        assert folders == set(wings)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_imports_between_wings_run_one_way(floor: str) -> None:
+    found = {
+        module_of(path): wrong_ways(module_of(path), path.read_text(encoding="utf-8"))
+        for path in modules_of(floor)
+    }
+    assert {name: wings for name, wings in found.items() if wings} == {}
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """Imports inside functions count: a circle is one, whenever it is walked."""
+    known = {module_of(path): path for floor in FLOORS for path in modules_of(floor)}
+    imports = {
+        module: set(imported_modules(path.read_text(encoding="utf-8"))) & set(known)
+        for module, path in known.items()
+        if path.name != "__init__.py"
+    }
+    assert circles(imports) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wings"),
+    [
+        ("pipeline.ledger.lease", "from pipeline.run.driver import run_job", {"run"}),
+        ("pipeline.ledger.lease", "def f():\n    from pipeline import run", {"run"}),
+        ("pipeline.ledger.lease", "from pipeline.storage.folder import Folder", set()),
+        ("fpe_core.schedule", "from fpe_core.unet.rows import UNetRows", {"unet"}),
+        ("fpe_core.unet.forward", "import fpe_core.device", set()),
+        ("jobs.terminal.tables", "import jobs.report.page", {"report"}),
+    ],
+)
+def test_the_rule_sees_a_wrong_way(module: str, source: str, wings: set[str]) -> None:
+    assert wrong_ways(module, source) == wings
+
+
+def test_the_rule_sees_a_circle() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert not circles({"a": {"b", "c"}, "b": {"c"}})
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ same thing, and no map has to be materialised:
 Source rows run first in a step and leave their Q and K behind (`SourceMaps`); target rows then run
 in as many chunks as memory asks for. Which layers that are is said here; what they do with a map is
 part of the pass through the UNet (`fpe_core.unet.forward`). Cross-attention is never touched,
-except where an experiment asks for it (`EditParameters.replace_cross_attention`): there the map is that of
-the source over its own text.
+except where an experiment asks for it (`EditParameters.replace_cross_attention`): there the map is
+that of the source over its own text.
 """
 
 from __future__ import annotations
