@@ -58,8 +58,7 @@ _MEASURED_EDITS = 8
 class Editor:
     """Edits images with one checkpoint.
 
-    What an edit needs is in the values passed; the editor itself only remembers its row limits, and
-    what it had compiled.
+    What an edit needs is in the values passed; the editor itself only remembers its row limits.
 
     Attributes:
         checkpoint: the model.
@@ -73,7 +72,6 @@ class Editor:
         max_rows: int | None = None,
         memory_share: float = 1.0,
         measures: bool | None = None,
-        compiler: str | None = None,
     ) -> None:
         """
         Args:
@@ -86,19 +84,16 @@ class Editor:
                 another, and leave the rest off: torch's attention kernels
                 (`fpe_core.unet.attend`) and the shared prefix (`fpe_core.unet.shared_prefix`).
                 None does so on CUDA; on a CPU it takes longer and has never chosen anything.
-            compiler: a backend of torch.compile, such as "inductor", for UNet and autoencoder
-                (`fpe_core.unet.compilation`); edits are equal within `fpe_core.agreement`'s
-                tolerances.
 
         Raises:
-            ParameterError: no row at all, or a compiler that torch does not have.
+            ParameterError: `max_rows` below 1.
             CheckpointError: a UNet that is not of Stable Diffusion 1.x's kind.
         """
         if max_rows is not None and max_rows < 1:
             raise ParameterError(f"max_rows must be >= 1, got {max_rows}")
         self.checkpoint = checkpoint
-        self.unet = UNetCall(checkpoint.unet, compiler=compiler)
-        self.autoencoder = Autoencoder(checkpoint, compiler=compiler)
+        self.unet = UNetCall(checkpoint.unet)
+        self.autoencoder = Autoencoder(checkpoint)
         self._max_rows = max_rows
         self._memory_share = memory_share
         self._measures = checkpoint.device.type == "cuda" if measures is None else measures
@@ -197,7 +192,7 @@ class Editor:
         limit, _ = self._row_limits(inversion.parameters)
         z = inversion.trajectory[:, k + 1]
         denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
-        output = denoiser.evaluate(rows, z, schedule.timesteps[k], is_usual=False)
+        output = denoiser.evaluate(rows, z, schedule.timesteps[k])
         return schedule.sample_step(z, output, k)
 
     @torch.inference_mode()

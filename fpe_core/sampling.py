@@ -58,16 +58,14 @@ def sample_edits(
             # point that inversion evaluated, so its Q and K there are not inversion's.
             pinned = sources.trajectory[:, k + 1]
             if first is not None and first.lends:
-                source_outputs = denoiser.evaluate(
-                    source_rows, pinned, timestep, record, is_usual=False
-                )
+                source_outputs = denoiser.evaluate(source_rows, pinned, timestep, record)
             else:
                 denoiser.record(source_rows, pinned, timestep, maps)
         given = give if replacing else None
         if first is None:
             output = target_rows.guide(denoiser.evaluate(target_rows, z, timestep, given))
         else:
-            outputs = denoiser.evaluate(first.rows, z, timestep, given, is_usual=False)
+            outputs = denoiser.evaluate(first.rows, z, timestep, given)
             output = first.guide(source_outputs, outputs)
         z = schedule.sample_step(z, output, k)
     return z, z_source

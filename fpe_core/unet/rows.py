@@ -7,7 +7,7 @@ after running out of memory others are made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -27,8 +27,6 @@ class Chunk:
         prompts: (rows,) index of the prompt's embedding.
         first_conditional: rows before this one are unconditional.
         conditional_items: the latents of the conditional rows.
-        wanted: (wanted rows,) those that are not there to fill up; None if all are wanted.
-        is_fitted: whether it has a shape that is compiled for.
     """
 
     rows: tuple[int, ...]
@@ -37,49 +35,6 @@ class Chunk:
     prompts: Tensor
     first_conditional: int
     conditional_items: Tensor
-    wanted: Tensor | None = None
-    is_fitted: bool = False
-    _filled: dict[tuple[int, int, int], Chunk] = field(default_factory=dict, repr=False)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Numbers of latents, of unconditional and of conditional rows."""
-        conditional = len(self.prompts) - self.first_conditional
-        return len(self.latents), self.first_conditional, conditional
-
-    def filled_up(self, latents: int, unconditional: int, conditional: int) -> Chunk:
-        """With copies of its own latents and rows, so that there are so many of each.
-
-        Made once for a shape: a step copies no index to the device.
-        """
-        shape = latents, unconditional, conditional
-        if shape not in self._filled:
-            self._filled[shape] = self._filled_up(*shape)
-        return self._filled[shape]
-
-    def _filled_up(self, latents: int, unconditional: int, conditional: int) -> Chunk:
-        if (latents, unconditional, conditional) == self.shape:
-            return replace(self, is_fitted=True)
-        has_latents, first, has_conditional = self.shape
-        rows = [
-            *_repeating_last(range(first), unconditional),
-            *_repeating_last(range(first, first + has_conditional), conditional),
-        ]
-        wanted = [*range(first), *range(unconditional, unconditional + has_conditional)]
-        where = self.prompts.device
-        of_rows = torch.tensor(rows, device=where)
-        of_latents = torch.tensor(_repeating_last(range(has_latents), latents), device=where)
-        of_items = torch.tensor(_repeating_last(range(has_conditional), conditional), device=where)
-        return Chunk(
-            self.rows,
-            self.latents[of_latents],
-            None if self.latent_of_row is None else self.latent_of_row[of_rows],
-            self.prompts[of_rows],
-            unconditional,
-            self.conditional_items[of_items.long()],
-            torch.tensor(wanted, device=where),
-            is_fitted=True,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +145,3 @@ def _guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w)."""
     guided: Tensor = unconditional + scale * (conditional - unconditional)
     return guided
-
-
-def _repeating_last(indices: range, count: int) -> list[int]:
-    """So many of them, the last again and again."""
-    return [*indices, *(list(indices[-1:]) * (count - len(indices)))]

@@ -20,7 +20,6 @@ import torch
 
 from fpe_core import CheckpointError, load_checkpoint
 from fpe_core.judging.reproduction import ReproductionLimits
-from fpe_core.unet.compilation import require_compiler
 from pipeline.edit.attempt import Result, edit_id_of, write_failed
 from pipeline.edit.block import BlockEditor
 from pipeline.edit.metadata_rows import FileNames, MetadataRows
@@ -247,14 +246,11 @@ def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> Cl
             f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
             "the same files, or name a revision"
         )
-    if settings.compiler is not None:
-        require_compiler(checkpoint.device, settings.compiler)
     return ClockedEditor(
         checkpoint,
         max_rows=settings.max_rows,
         memory_share=settings.memory_share,
         measures=settings.measures,
-        compiler=settings.compiler,
         thread=thread,
     )
 

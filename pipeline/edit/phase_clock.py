@@ -43,7 +43,6 @@ class ClockedEditor(Editor):
         max_rows: int | None = None,
         memory_share: float = 1.0,
         measures: bool | None = None,
-        compiler: str | None = None,
         thread: ModelThread | ThisThread | None = None,
     ) -> None:
         super().__init__(
@@ -51,7 +50,6 @@ class ClockedEditor(Editor):
             max_rows=max_rows,
             memory_share=memory_share,
             measures=measures,
-            compiler=compiler,
         )
         self._thread = ThisThread() if thread is None else thread
         self._clock = _NetworkClock(self)

@@ -26,7 +26,6 @@ class EditSettings:
     storage_options: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "auto"
-    compiler: str | None = None
     allow_pickle: bool = False
     revision: str | None = None
     config: str | None = None

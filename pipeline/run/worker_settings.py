@@ -41,7 +41,6 @@ def edit_settings(
         checkpoint_fingerprint=plan.fingerprint,
         device=model.device if pool.gpus_per_actor or model.device != "auto" else "cpu",
         dtype=model.dtype,
-        compiler="inductor" if model.compile else None,
         allow_pickle=model.allow_pickle,
         revision=model.revision,
         config=model.config,

@@ -1,4 +1,4 @@
-"""The editor on a CUDA GPU: the edits of a CPU, whatever the type, the batch, the compiler.
+"""The editor on a CUDA GPU: the edits of a CPU, whatever the type and the batch.
 
 The built-in model, whose trajectories are smooth: with random weights, rounding alone grows to
 another picture.
@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from fpe_core import Checkpoint, Editor, LayersByRange, load_checkpoint, load_scorer, score_edits
+from fpe_core import Checkpoint, Editor, load_checkpoint, load_scorer, score_edits
 from fpe_core.agreement import LATENT_TOLERANCE, image_difference, image_tolerance, latent_distance
 from fpe_core.still_life.benchmark.edits import edits_of_scene, seeds_of
 from fpe_core.still_life.render import render
@@ -213,29 +212,3 @@ def test_scores_are_those_of_a_cpu(on_cpu: Made) -> None:
     for one, other in zip(*scores, strict=True):
         assert one.text_score == pytest.approx(other.text_score, abs=5e-3)
         assert one.directional_similarity == pytest.approx(other.directional_similarity, abs=2e-2)
-
-
-def test_compiled_the_edits_are_the_same() -> None:
-    """With a UNet of two levels and random weights: compiling takes as long as a UNet is."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D",) * 2,
-            up_block_types=("CrossAttnUpBlock2D",) * 2,
-            cross_attention_dim=model("cpu").unet.config.cross_attention_dim,
-            attention_head_dim=2,
-            norm_num_groups=8,
-        )
-    unet = unet.requires_grad_(False).eval().to("cuda", memory_format=torch.channels_last)
-    checkpoint = dataclasses.replace(model("cuda"), unet=unet)
-    logging.getLogger("torch.__trace").disabled = True  # else pytest is told all that is traced
-    torch._dynamo.reset()
-    made, expected = (
-        make(Editor(checkpoint, compiler=compiler), steps=3, layers=LayersByRange(2, 5))
-        for compiler in ("inductor", None)
-    )
-    for one, other in zip(made.latents, expected.latents, strict=True):
-        assert latent_distance(one, other) <= CPU_TOLERANCE

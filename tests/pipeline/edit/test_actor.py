@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch._dynamo.utils import counters
 
 from fpe_core import (
     CheckpointError,
@@ -468,26 +467,6 @@ def test_the_same_edit_is_the_same_image_in_any_block(
     root = Path(settings.output)
     one, two = (root / o["edited_file_name"] for o in (together[1], alone[0]))
     assert np.abs(_pixels(one) - _pixels(two)).max() <= 1
-
-
-def test_a_compiled_model_makes_the_same_edits(settings: EditSettings, rows: MakeRows) -> None:
-    """ "eager" is torch's backend that traces the graphs and compiles nothing."""
-    torch._dynamo.reset()  # what another test had traced would not be traced again
-    graphs_before = counters["stats"]["unique_graphs"]
-    plain = run(settings, rows(1))
-    assert counters["stats"]["unique_graphs"] == graphs_before
-    other = Path(settings.output).parent / "compiled"
-    traced = run(replace(settings, output=str(other), compiler="eager"), rows(1))
-    assert counters["stats"]["unique_graphs"] > graphs_before, "nothing was traced"
-    names = [table["edited_file_name"].to_pylist()[0] for table in (plain, traced)]
-    assert names[0] == names[1]
-    one, two = (Path(root) / names[0] for root in (settings.output, other))
-    assert np.abs(_pixels(one) - _pixels(two)).max() <= 1
-
-
-def test_a_compiler_that_is_missing_is_told_before_any_edit(settings: EditSettings) -> None:
-    with pytest.raises(CheckpointError, match=r"model\.compile.* model\.compile=false"):
-        EditActor(replace(settings, compiler="no such backend"))
 
 
 def test_another_checkpoint_than_the_planned_one_is_refused(settings: EditSettings) -> None:

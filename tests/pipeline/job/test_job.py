@@ -44,7 +44,6 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "checkpoint": "builtin:still-life",
             "device": "auto",
             "dtype": "auto",
-            "compile": False,
             "allow_pickle": False,
             "revision": None,
             "config": None,
