@@ -42,17 +42,12 @@ from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSo
 from fpe_core.parameters import EditParameters
 from fpe_core.sampling import sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
-from fpe_core.unet.attend import measure_attention
 from fpe_core.unet.attention import SourceMaps, select_layers, self_attention_layers
 from fpe_core.unet.call import UNetCall
 from fpe_core.unet.denoiser import Denoiser
 from fpe_core.unet.prompts import EncodedPrompts, encode_prompts
 from fpe_core.unet.row_limit import RowLimit, rows_that_fit
 from fpe_core.unet.rows import UNetRows
-from fpe_core.unet.shared_prefix import sharing_pays
-
-_MEASURED_EDITS = 8
-"""As many as fill a GPU, and few enough to be over in a second."""
 
 
 class Editor:
@@ -71,7 +66,6 @@ class Editor:
         *,
         max_rows: int | None = None,
         memory_share: float = 1.0,
-        measures: bool | None = None,
     ) -> None:
         """
         Args:
@@ -80,10 +74,6 @@ class Editor:
                 out-of-memory.
             memory_share: part of the device's memory this editor may take, 0..1 (on a CPU, of what
                 is free).
-            measures: before the first edit of a size, time what pays on one device and not on
-                another, and leave the rest off: torch's attention kernels
-                (`fpe_core.unet.attend`) and the shared prefix (`fpe_core.unet.shared_prefix`).
-                None does so on CUDA; on a CPU it takes longer and has never chosen anything.
 
         Raises:
             ParameterError: `max_rows` below 1.
@@ -96,7 +86,6 @@ class Editor:
         self.autoencoder = Autoencoder(checkpoint)
         self._max_rows = max_rows
         self._memory_share = memory_share
-        self._measures = checkpoint.device.type == "cuda" if measures is None else measures
         self._limits: dict[tuple[int, int], tuple[RowLimit, RowLimit]] = {}
         self._latent_dtype = latent_dtype(checkpoint)
 
@@ -298,24 +287,8 @@ class Editor:
                 rows_that_fit(self.checkpoint.device, size, element_bytes, self._memory_share)
                 for size in maps
             ]
-            rows = self._max_rows or fit[0]
-            if self._measures:
-                self._measure(height, width, rows)
-            self._limits[key] = (RowLimit(rows), RowLimit(min(fit[1], 16)))
+            self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
         return self._limits[key]
-
-    def _measure(self, height: int, width: int, most_rows: int) -> None:
-        """`height`, `width`: of the latents."""
-        checkpoint, window = self.checkpoint, int(self.checkpoint.tokenizer.model_max_length)
-        measure_attention(
-            checkpoint.unet,
-            self_attention_layers(checkpoint.unet, height, width),
-            window,
-            checkpoint.dtype,
-            checkpoint.device,
-        )
-        edits = max(1, min(_MEASURED_EDITS, most_rows // 2))
-        self.unet.shares_prefix = sharing_pays(self.unet, height, width, window, edits)
 
 
 def _finite(values: Tensor) -> list[bool]:

@@ -62,7 +62,6 @@ class UNetCall(nn.Module):
     Attributes:
         parts: the UNet.
         graphs: of the passes on CUDA.
-        shares_prefix: whether rows of one latent are one row until the first cross-attention.
     """
 
     def __init__(self, unet: Any) -> None:
@@ -70,7 +69,6 @@ class UNetCall(nn.Module):
         super().__init__()
         self.parts = parts_of(unet)
         self.graphs = CudaGraphs()
-        self.shares_prefix = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,11 +85,8 @@ class UNetCall(nn.Module):
         maps: Maps,
     ) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
         """See `fpe_core.unet.forward.forward`."""
-        latent_of_row = chunk.latent_of_row
-        if latent_of_row is not None and not self.shares_prefix:
-            latents, latent_of_row = latents[latent_of_row], None
         latents = latents.contiguous(memory_format=torch.channels_last)
-        arguments = _Arguments(latents, embedding, prompts, latent_of_row, maps)
+        arguments = _Arguments(latents, embedding, prompts, chunk.latent_of_row, maps)
         with torch.cuda.device_of(latents):  # Triton and graphs work on the current one
             if self._can_capture(latents):
                 return self._captured(arguments)

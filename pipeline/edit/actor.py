@@ -250,7 +250,6 @@ def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> Cl
         checkpoint,
         max_rows=settings.max_rows,
         memory_share=settings.memory_share,
-        measures=settings.measures,
         thread=thread,
     )
 

@@ -42,14 +42,12 @@ class ClockedEditor(Editor):
         *,
         max_rows: int | None = None,
         memory_share: float = 1.0,
-        measures: bool | None = None,
         thread: ModelThread | ThisThread | None = None,
     ) -> None:
         super().__init__(
             checkpoint,
             max_rows=max_rows,
             memory_share=memory_share,
-            measures=measures,
         )
         self._thread = ThisThread() if thread is None else thread
         self._clock = _NetworkClock(self)

@@ -32,7 +32,6 @@ class EditSettings:
     max_rows: int | None = None
     memory_share: float = 1.0
     threads: int | None = None
-    measures: bool | None = None
     image_format: ImageFormat = field(default_factory=ImageFormat)
     layout: MetadataLayout = field(default_factory=MetadataLayout)
     write_threads: int = 8

@@ -47,7 +47,6 @@ def edit_settings(
         max_rows=job.resources.max_rows,
         memory_share=pool.memory_share,
         threads=pool.threads_per_actor,
-        measures=job.resources.measure,
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=layout,
         lease=lease,
