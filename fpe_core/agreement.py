@@ -1,6 +1,6 @@
 """How closely the same edit comes out again, whatever it is batched with: the tolerances.
 
-An edit depends on its source, prompts, parameters and seed, and on nothing beside it. What differs
+An edit depends on its source, prompts, parameters and seed, and on nothing else. What differs
 between batches is rounding: a kernel may sum in another order for another number of rows, and the
 steps carry that on. In float64 it is some 1e-14 of the latent, which shows that it is nothing else.
 

@@ -96,14 +96,17 @@ def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def free_memory_bytes(device: torch.device, memory_share: float) -> float:
-    """What this process may still take of a device with this share of it; see `rows_that_fit`."""
+    """What this process may still take of a device.
+
+    `memory_share`: its part of the device's memory, 0..1; see `rows_that_fit`.
+    """
     if device.type == "cuda":
         return _free_bytes_of_gpu(device, memory_share)
     return _free_bytes_of_machine() * memory_share
 
 
 def _free_bytes_of_gpu(device: torch.device, share: float) -> float:
-    """This process' share less what its tensors hold, but no more than there is."""
+    """This process' share minus what its tensors hold, but at most what is free."""
     free, total = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_allocated(device)
     kept = torch.cuda.memory_reserved(device) - held  # by torch, for its next tensors

@@ -119,7 +119,7 @@ def _download(hub_id: str, allow_pickle: bool, revision: str | None) -> Path:
         )
     except Exception as error:  # the hub's clients raise from several libraries
         raise CheckpointError(
-            f"checkpoint {hub_id!r} is no local folder or file, and could not be had from the "
+            f"checkpoint {hub_id!r} is not a local folder or file, and could not be had from the "
             f"Hugging Face hub: {type(error).__name__}: {error}"
         ) from error
     return Path(folder)
@@ -128,13 +128,13 @@ def _download(hub_id: str, allow_pickle: bool, revision: str | None) -> Path:
 def _check_folder(folder: Path, allow_pickle: bool) -> None:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
-            f"{folder} is no diffusers checkpoint: it has no model_index.json. Expected the "
+            f"{folder} is not a diffusers checkpoint: it has no model_index.json. Expected the "
             f"folders {', '.join(COMPONENTS)} beside one."
         )
     missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
     if missing:
         raise CheckpointError(
-            f"{folder} is no Stable Diffusion 1.x checkpoint: missing {', '.join(missing)}"
+            f"{folder} is not a Stable Diffusion 1.x checkpoint: missing {', '.join(missing)}"
         )
     for component in _WEIGHTS:
         weights_files(folder, component, allow_pickle)

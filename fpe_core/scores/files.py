@@ -61,7 +61,7 @@ def download(hub_id: str, revision: str | None, files: Sequence[str]) -> Path:
         folder = snapshot_download(hub_id, revision=revision, allow_patterns=list(files))
     except Exception as error:  # the hub's client raises from several libraries
         raise CheckpointError(
-            f"scorer {hub_id!r} is no local folder, and could not be had from the Hugging Face "
+            f"scorer {hub_id!r} is not a local folder, and could not be had from the Hugging Face "
             f"hub: {type(error).__name__}: {error}"
         ) from error
     return Path(folder)

@@ -116,7 +116,7 @@ class SourceMaps:
     def __init__(
         self, layers: tuple[SelfAttentionLayer, ...], *, cross_attention: bool = False
     ) -> None:
-        """`cross_attention` also takes the maps of the cross-attention beside each layer."""
+        """`cross_attention` also takes the maps of the cross-attention after each layer."""
         kinds = (0, 1) if cross_attention else (0,)
         self.attentions = tuple(
             2 * (layer.position - 1) + kind for layer in layers for kind in kinds

@@ -21,7 +21,7 @@ _MOST_GRAPHS = 64
 _UNTIMED = 1
 """Passes of a shape before one is timed: the first chooses algorithms and compiles kernels."""
 _BUSY = 1.5
-"""A device that takes so many times as long as the host never waits for it."""
+"""A device that takes at least this many times as long as the host never waits for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _Seen:
 class CudaGraphs:
     """Runs of functions of tensors, captured where that gains.
 
-    What a function reads beside its arguments, weights above all, has to stay where it is.
+    What a function reads in addition to its arguments, mostly weights, has to stay where it is.
 
     Attributes:
         captures: False runs everything as it is, such as under a counter of operations, which sees

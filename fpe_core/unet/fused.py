@@ -5,7 +5,7 @@ copy, and additions of tensors in two layouts are slow: with Stable Diffusion 1.
 half of a GPU's time was neither convolution, product nor attention (docs/speed.md). Here
 
     group norm      with what is added before (a convolution's bias, the timestep) and SiLU after it
-    residual block  two of these and one sum beside its convolutions
+    residual block  two of these and one sum in addition to its convolutions
     gated GELU      one pass
 
 are Triton's (`fpe_core.unet.triton_kernels`). Where `runs_on` says no, on a CPU above all, callers

@@ -7,8 +7,8 @@ and of nothing else, so a step only has to pick the rows it wants. They live for
 
     2 * tokens * width of all cross-attention layers * bytes of a number
 
-per distinct prompt: 3.8 MB for Stable Diffusion 1.5 in half precision. A call with so many prompts
-that this exceeds 256 MiB computes them at every step, as diffusers does.
+per distinct prompt: 3.8 MB for Stable Diffusion 1.5 in half precision. A call for which
+this exceeds 256 MiB computes them at every step, as diffusers does.
 """
 
 from __future__ import annotations
