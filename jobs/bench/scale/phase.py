@@ -37,7 +37,8 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.work_list import cut_work, read_slice
-from pipeline.run.driver import COMMIT_EDITS, run_job
+from pipeline.run.commits import COMMIT_EDITS
+from pipeline.run.driver import run_job
 from pipeline.storage.folder import Folder
 from pipeline.write.part import part_name
 
