@@ -16,7 +16,6 @@
     └── RowError                costs one row: .code is a FailureCode
         ├── SourceMissingError       source_missing
         ├── SourceForbiddenError     source_forbidden
-        ├── WriteFailedError         write_failed
         └── WorkerDiedError          worker_died
 
 Errors of single images and prompts that come from the algorithm (`decode_failed`,
@@ -124,12 +123,6 @@ class SourceForbiddenError(RowError):
     """The source is there, and these credentials may not read it."""
 
     code = "source_forbidden"
-
-
-class WriteFailedError(RowError):
-    """An output could not be written."""
-
-    code = "write_failed"
 
 
 class WorkerDiedError(RowError):

@@ -108,11 +108,6 @@ class Ledger:
         ledger._rejected.compact()
         return ledger
 
-    @property
-    def next_number(self) -> int:
-        """The number of the next file: grows with every commit."""
-        return self._next_number
-
     def done_ids(self) -> IdSet:
         """The edit ids that are in the ledger. The set is the ledger's own: read it only."""
         return self._done

@@ -70,10 +70,6 @@ class ManifestBatch:
     carried: pa.Table
     rows: int
 
-    @property
-    def first_row_in_file(self) -> int:
-        return self.first_row - self.file.first_row
-
 
 @dataclass(frozen=True)
 class Manifest:

@@ -108,16 +108,6 @@ def decode(
     return _with_pixels(table, decoded)
 
 
-def decoded_schema(work_schema: pa.Schema) -> pa.Schema:
-    """The schema that `decode` returns for work rows of `work_schema`."""
-    kept = [
-        MASKS_FIELD if field.name == MASKS_FIELD.name else field
-        for field in work_schema
-        if field.name != "image_bytes"
-    ]
-    return pa.schema([*kept, *PIXEL_FIELDS])
-
-
 def _with_pixels(table: pa.Table, decoded: Iterable[DecodedSource]) -> pa.Table:
     table = table.drop_columns(["image_bytes"])
     results = list(decoded)

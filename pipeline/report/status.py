@@ -81,11 +81,6 @@ class RunStatus:
             return None
         return self.pending / self.edits_per_second
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the latest plan is done, the last one, and every finished part in the ledger."""
-        return self.pending == 0 and not self.unadopted_parts and not self.is_in_rounds
-
 
 def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStatus:
     """The state of a run folder; reads only. Raises StorageError where there is no run."""
