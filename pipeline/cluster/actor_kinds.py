@@ -13,9 +13,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.errors import NoRoomError, ResourceError
+from pipeline.job.resources import PoolSection
 
 _ACCELERATOR = "accelerator_type:"
 """How Ray names the resource that a machine has for its kind of GPU."""
@@ -23,23 +24,6 @@ _OF_ACCELERATOR = 0.001
 """As much of it as Ray takes for an actor that names it."""
 _TOLERANCE = 1e-6
 _MOST_THREADS = 16
-
-
-class PoolWish(Protocol):
-    """One of `resources.pools`."""
-
-    @property
-    def accelerator(self) -> str | None: ...
-    @property
-    def actors(self) -> int | None: ...
-    @property
-    def max_actors(self) -> int | None: ...
-    @property
-    def gpus_per_actor(self) -> float: ...
-    @property
-    def cpus_per_actor(self) -> float: ...
-    @property
-    def threads_per_actor(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +87,7 @@ class InTurn:
 
 def size_kinds(
     nodes: Sequence[Node],
-    wishes: Sequence[PoolWish],
+    wishes: Sequence[PoolSection],
     *,
     free_cpus: float,
     device: str,
@@ -136,7 +120,7 @@ def size_kinds(
     return tuple(chosen)
 
 
-def pool_bundle(wish: PoolWish) -> dict[str, float]:
+def pool_bundle(wish: PoolSection) -> dict[str, float]:
     """What one actor of a wish takes, by Ray's names of resources."""
     bundle = {"CPU": wish.cpus_per_actor, "GPU": wish.gpus_per_actor}
     if wish.accelerator is not None:
@@ -159,7 +143,7 @@ def first_actors(kinds: Sequence[ActorKind], most: int) -> tuple[ActorKind, ...]
     )
 
 
-def _least_choosy(wish: PoolWish) -> tuple[bool, bool, bool]:
+def _least_choosy(wish: PoolSection) -> tuple[bool, bool, bool]:
     return not wish.gpus_per_actor, wish.accelerator is None, wish.actors is None
 
 
@@ -175,7 +159,7 @@ class _Place:
     def of(cls, node: Node) -> _Place:
         return cls(node, node.cpus, [1.0] * math.floor(node.gpus))
 
-    def take(self, wish: PoolWish) -> bool:
+    def take(self, wish: PoolSection) -> bool:
         """Whether there is room for one more; then it is taken."""
         if wish.accelerator not in (None, self.node.accelerator) or (
             self.cpus < wish.cpus_per_actor - _TOLERANCE
@@ -195,7 +179,7 @@ class _Place:
         return True
 
 
-def _homes(places: Sequence[_Place], wish: PoolWish, free_cpus: float) -> Iterator[int]:
+def _homes(places: Sequence[_Place], wish: PoolSection, free_cpus: float) -> Iterator[int]:
     """The machine of one actor after the other, machine by machine, while CPUs stay free."""
     found = True
     while found:
@@ -207,7 +191,9 @@ def _homes(places: Sequence[_Place], wish: PoolWish, free_cpus: float) -> Iterat
                 yield number
 
 
-def _kind(nodes: Sequence[Node], wish: PoolWish, homes: Sequence[int], *, grows: bool) -> ActorKind:
+def _kind(
+    nodes: Sequence[Node], wish: PoolSection, homes: Sequence[int], *, grows: bool
+) -> ActorKind:
     most_on_one = max((homes.count(number) for number in homes), default=1)
     cores = min((nodes[number].cpus for number in homes), default=wish.cpus_per_actor)
     threads = max(1, min(int(cores // most_on_one), _MOST_THREADS))
@@ -224,7 +210,7 @@ def _kind(nodes: Sequence[Node], wish: PoolWish, homes: Sequence[int], *, grows:
     )
 
 
-def _too_few(nodes: Sequence[Node], wish: PoolWish, found: int, free_cpus: float) -> str:
+def _too_few(nodes: Sequence[Node], wish: PoolSection, found: int, free_cpus: float) -> str:
     on = "" if wish.accelerator is None else f" on {wish.accelerator}"
     there = "; ".join(
         f"{node.cpus:g} CPUs, {node.gpus:g} GPUs"

@@ -18,17 +18,16 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from pipeline.cluster.actor_kinds import (
     ActorKind,
     Node,
-    PoolWish,
     first_actors,
     pool_bundle,
     size_kinds,
 )
 from pipeline.errors import NoRoomError
+from pipeline.job.resources import ResourcesSection
 
 _READER_CPUS = 1.0
 _BLOCKS_PER_ACTOR = 8  # fewer leave actors idle at the end and progress coarse
@@ -38,29 +37,6 @@ _FULL_BLOCK_CPU = 32, 128
 _MANY_BLOCKS = 2048
 _CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
 _MOST_THREADS = 16
-
-
-class Wishes(Protocol):
-    """The `resources` section of a job; None means: work it out."""
-
-    @property
-    def actors(self) -> int | None: ...
-    @property
-    def max_actors(self) -> int | None: ...
-    @property
-    def can_grow(self) -> bool: ...
-    @property
-    def cpus_per_actor(self) -> float | None: ...
-    @property
-    def gpus_per_actor(self) -> float | None: ...
-    @property
-    def threads_per_actor(self) -> int | None: ...
-    @property
-    def groups_per_block(self) -> int | None: ...
-    @property
-    def free_cpus(self) -> int: ...
-    @property
-    def pools(self) -> Sequence[PoolWish] | None: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +58,12 @@ class Pool:
 
 
 def size_pool(
-    nodes: Sequence[Node], wishes: Wishes, *, device: str, groups: int, pixels_per_image: int
+    nodes: Sequence[Node],
+    wishes: ResourcesSection,
+    *,
+    device: str,
+    groups: int,
+    pixels_per_image: int,
 ) -> Pool:
     """The pool for `groups` groups of images of that many pixels.
 
@@ -134,7 +115,7 @@ def size_pool(
     )
 
 
-def bundles_of(wishes: Wishes, *, device: str, groups: int) -> list[dict[str, float]]:
+def bundles_of(wishes: ResourcesSection, *, device: str, groups: int) -> list[dict[str, float]]:
     """What a run would take of a cluster that has all it may have, by Ray's names of resources."""
     bundles = [{"CPU": max(_READER_CPUS, float(wishes.free_cpus))}]
     if wishes.pools is not None:
@@ -150,7 +131,7 @@ def bundles_of(wishes: Wishes, *, device: str, groups: int) -> list[dict[str, fl
 
 
 def _pool_of(
-    kinds: tuple[ActorKind, ...], wishes: Wishes, *, groups: int, pixels_per_image: int
+    kinds: tuple[ActorKind, ...], wishes: ResourcesSection, *, groups: int, pixels_per_image: int
 ) -> Pool:
     """The pool of actors of several kinds. Where blocks are few, the first of them stay."""
     on_gpu = any(kind.gpus_per_actor for kind in kinds)
@@ -170,7 +151,7 @@ def _pool_of(
     )
 
 
-def _gpus_per_actor(wishes: Wishes, device: str, gpus: float) -> float:
+def _gpus_per_actor(wishes: ResourcesSection, device: str, gpus: float) -> float:
     if wishes.gpus_per_actor is not None:
         return wishes.gpus_per_actor
     if wishes.can_grow and wishes.max_actors is not None and device != "cpu":

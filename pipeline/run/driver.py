@@ -250,7 +250,7 @@ class _Driver:
             self._supervised(pool, line, stops)
 
     def _supervised(self, pool: Pool, line: Line, stops: StopRequests) -> None:
-        looks = Looks(self.metrics, line)
+        looks = Looks(self.metrics, line.peek)
         try:
             with (
                 looks.every_few_seconds(),

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -131,13 +131,6 @@ _PHASES = {
 _Series = tuple[str, tuple[tuple[str, str], ...]]  # a family's name, and its labels
 
 
-class Books(Protocol):
-    """The way to a supervisor's books: an `oversight.Line`."""
-
-    def peek(self) -> tuple[StationFigures, StationFigures] | None:
-        """`Supervisor.figures` and `Supervisor.queues`; None where it does not answer."""
-
-
 @dataclass
 class RunMetrics:
     """The metrics of one run. Counts from the start; exports while there is a Ray."""
@@ -237,9 +230,14 @@ class RunMetrics:
 class Looks:
     """Looks at a supervisor's books, one after the other, each told by what is new in it."""
 
-    def __init__(self, metrics: RunMetrics, books: Books) -> None:
+    def __init__(
+        self,
+        metrics: RunMetrics,
+        peek: Callable[[], tuple[StationFigures, StationFigures] | None],
+    ) -> None:
+        """`peek` gives `Supervisor.figures` and `Supervisor.queues`; None without an answer."""
         self._metrics = metrics
-        self._books = books
+        self._peek = peek
         self._seen: Mapping[str, Mapping[str, float]] = {}
         metrics.blocks_to_do = 0
 
@@ -263,7 +261,7 @@ class Looks:
 
     def look(self) -> None:
         """Asks, and exports what is new."""
-        answer = self._books.peek()
+        answer = self._peek()
         if answer is not None:
             self._take(*answer)
         self._metrics.export()

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from fpe_core.judging.rules import Rules
 from pipeline.cluster.pool import Pool
 from pipeline.errors import TooManyFailuresError
+from pipeline.job.job import FailuresSection
 from pipeline.ledger.ledger import LedgerCounts
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.plan import Plan
@@ -45,17 +46,6 @@ STATION_FIGURES = {
     "worker_deaths": "of processes that had a block in hand",
 }
 """The figures of a station in stats.json; one that is missing is zero."""
-
-
-class FailureLimits(Protocol):
-    """The `failures` section of a job."""
-
-    @property
-    def max_in_a_row(self) -> int: ...
-    @property
-    def max_share(self) -> float: ...
-    @property
-    def min_sources_for_share(self) -> int: ...
 
 
 @dataclass
@@ -207,7 +197,7 @@ class Tally:
         else:
             self.failed_in_a_row = 0
 
-    def check(self, limits: FailureLimits) -> None:
+    def check(self, limits: FailuresSection) -> None:
         """Raises TooManyFailuresError past the limits."""
         failed, tried = self.failed_sources, self.sources
         reason = ""

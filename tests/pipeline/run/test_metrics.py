@@ -31,24 +31,24 @@ def test_every_series_is_of_a_family_and_has_its_labels() -> None:
         assert {label for label, _ in of_series} == labels[name]
 
 
-class Books:
-    """A supervisor's books that are what they are set to."""
+class Answers:
+    """What a supervisor answers, as it is set."""
 
     def __init__(self) -> None:
-        self.answer: tuple[StationFigures, StationFigures] | None = None
+        self.next: tuple[StationFigures, StationFigures] | None = None
 
     def peek(self) -> tuple[StationFigures, StationFigures] | None:
-        return self.answer
+        return self.next
 
 
 def test_figures_are_counted_once_however_often_they_are_looked_at() -> None:
-    books, metrics = Books(), RunMetrics("run-1")
+    answers, metrics = Answers(), RunMetrics("run-1")
     for _ in range(2):  # two rounds, with a supervisor each
-        looks = Looks(metrics, books)
+        looks = Looks(metrics, answers.peek)
         metrics.blocks_to_do = 5
         edit = {"rows": 3.0, "blocks": 2.0, "unet_rows": 50.0, "lost_unet_rows": 10.0}
         queues = {"decode": {"in_hand": 1.0}, "edit": {"in_hand": 1.0, "waiting": 3.0}}
-        books.answer = ({"edit": edit, "decode": {"blocks": 2.0}}, queues)
+        answers.next = ({"edit": edit, "decode": {"blocks": 2.0}}, queues)
         looks.look()
         looks.look()
         values = metrics.values()
@@ -66,11 +66,11 @@ def test_figures_are_counted_once_however_often_they_are_looked_at() -> None:
 
 def test_a_supervisor_that_forgot_takes_nothing_back() -> None:
     """Ray may have started it anew."""
-    books, metrics = Books(), RunMetrics("run-1")
-    looks = Looks(metrics, books)
+    answers, metrics = Answers(), RunMetrics("run-1")
+    looks = Looks(metrics, answers.peek)
     for rows in (4.0, 1.0, 3.0):
-        books.answer = ({"edit": {"rows": rows}}, {})
+        answers.next = ({"edit": {"rows": rows}}, {})
         looks.look()
-    books.answer = None
+    answers.next = None
     looks.look()
     assert metrics.values()["fpe_station_rows_total", (("station", "edit"),)] == 6
