@@ -179,12 +179,12 @@ def print_outcome(summary: RunSummary) -> None:
 
 
 def print_summary(summary: RunSummary) -> None:
-    from jobs.terminal.tables import quotas_table, stations_table, summary_table
+    from jobs.terminal.tables import quotas_table, stages_table, summary_table
 
     console.out().print(summary_table(summary))
     if summary.quotas:
         console.out().print(quotas_table(summary.quotas))
-    if summary.stations:
-        console.out().print(stations_table(summary))
+    if summary.stages:
+        console.out().print(stages_table(summary))
     for code, example in summary.failure_examples.items():
         console.out().print(f"{code}, for one: {example}", markup=False)

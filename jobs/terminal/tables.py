@@ -53,18 +53,18 @@ def summary_table(summary: RunSummary) -> Table:
     return table
 
 
-def stations_table(summary: RunSummary) -> Table:
-    """What each station of a run cost; a retry is of a request to a store."""
+def stages_table(summary: RunSummary) -> Table:
+    """What each stage of a run cost; a retry is of a request to a store."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("station")
+    table.add_column("stage")
     for heading in ("rows", "seconds", "read", "written", "requests", "retries", "workers lost"):
         table.add_column(heading, justify="right")
-    for station in ("decode", "edit", "judge", "write", "commit"):
-        figures = summary.stations.get(station, {})
-        if station == "judge" and not figures:
+    for stage in ("decode", "edit", "judge", "write", "commit"):
+        figures = summary.stages.get(stage, {})
+        if stage == "judge" and not figures:
             continue
         table.add_row(
-            station,
+            stage,
             _count(figures.get("rows", 0)),
             f"{figures.get('seconds', 0):.1f}",
             size_text(figures.get("bytes_read", 0)),

@@ -102,7 +102,7 @@ def stream_outcomes(
     context.enable_progress_bars = bars
     context.enable_rich_progress_bars = True
     context.use_ray_tqdm = False  # else Ray takes no notice of the line above
-    context.execution_options.verbose_progress = True  # a bar for each station, not for all alone
+    context.execution_options.verbose_progress = True  # a bar for each stage, not for all alone
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")

@@ -24,7 +24,7 @@ from pipeline.ledger.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcom
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.storage.requests import request_counts
 from pipeline.supervision.line import Line
-from pipeline.supervision.supervisor import StationFigures, merged
+from pipeline.supervision.supervisor import StageFigures, merged
 
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
 _EMPTY = pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD, _ERROR_FIELD]).empty_table()
@@ -55,7 +55,7 @@ class RayEditActor:
         me = str(ray.get_runtime_context().get_actor_id()).encode()
         began = time.monotonic()
 
-        def figures() -> StationFigures:
+        def figures() -> StageFigures:
             return {"load": {"rows": 1, "seconds": time.monotonic() - began}}
 
         with self._line.block("load", [me], figures, is_watched=False) as oversight:
@@ -75,9 +75,9 @@ class RayEditActor:
         return self._edit(self._actor, _unpack(packed))
 
     def _edit(self, actor: EditActor, table: pa.Table) -> pa.Table:
-        costs: list[StationFigures] = []
+        costs: list[StageFigures] = []
 
-        def figures() -> StationFigures:
+        def figures() -> StageFigures:
             return merged(*costs, self._requests.take_figures())
 
         groups = _groups_of(table)
@@ -118,24 +118,24 @@ def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSe
 
 class _Requests:
     """The requests of this process, since now or since they were last taken, as figures of one
-    station."""
+    stage."""
 
-    def __init__(self, station: str) -> None:
-        self._station = station
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
         self._before = request_counts()
         self._counting = threading.Lock()
 
-    def take_figures(self) -> StationFigures:
+    def take_figures(self) -> StageFigures:
         with self._counting:
             now, before = request_counts(), self._before
             self._before = now
-        return {self._station: asdict(now - before)}
+        return {self._stage: asdict(now - before)}
 
 
 def _decode_block(table: pa.Table, settings: DecodeSettings, line: Line) -> pa.Table:
     requests, began = _Requests("decode"), time.monotonic()
 
-    def figures() -> StationFigures:
+    def figures() -> StageFigures:
         own = {"rows": table.num_rows, "seconds": time.monotonic() - began}
         return merged({"decode": own}, requests.take_figures())
 

@@ -1,4 +1,4 @@
-"""Third station: one model per actor. Inverts a source once, edits it with all its prompts, has
+"""Editing blocks: one model per actor. Inverts a source once, edits it with all its prompts, has
 the edits judged, writes.
 
 `EditActor` is a plain class, so it runs as well without Ray. It takes one block of decoded work
@@ -35,7 +35,7 @@ from pipeline.judge.regions import with_boxes
 from pipeline.ledger.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.read.group import Group
 from pipeline.storage.folder import Folder
-from pipeline.supervision.supervisor import Orders, Oversight, StationFigures, Unwatched
+from pipeline.supervision.supervisor import Orders, Oversight, StageFigures, Unwatched
 from pipeline.write.metadata import carried_columns
 from pipeline.write.part import PartWriter, part_name
 
@@ -60,7 +60,7 @@ class EditedBlock:
     """OUTCOME_SCHEMA and the worker, one row per edit, and what they cost."""
 
     outcomes: pa.Table
-    figures: StationFigures
+    figures: StageFigures
 
 
 class EditActor:

@@ -32,13 +32,13 @@ class LogsSection(Section):
 
     format: Literal["text", "json"] = Field(
         default="text",
-        description="lines for people, or one JSON object per line (run, edit_id, station, ...); "
+        description="lines for people, or one JSON object per line (run, edit_id, stage, ...); "
         "of the driver, and of workers in Ray's session folder",
     )
 
     bars: Literal["ray", "edits"] = Field(
         default="ray",
-        description="what a terminal shows: Ray Data's own bars, one for each station, or a bar of "
+        description="what a terminal shows: Ray Data's own bars, one for each stage, or a bar of "
         "edits; elsewhere, and above Ray's bars, there is a line every half minute",
     )
 

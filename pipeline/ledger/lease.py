@@ -182,7 +182,7 @@ def take_lease(
     if is_takeover and state is not None:
         _log.warning("taking %s over from %s, which never let go", folder.url, state.holder)
         fence(folder, token)
-    _log.info("%s is ours", folder.url, extra=about(station="lease", run=lease.run_id))
+    _log.info("%s is ours", folder.url, extra=about(stage="lease", run=lease.run_id))
     return lease
 
 
@@ -217,7 +217,7 @@ class _Heart:
         try:
             self._lease.check()
             self._write(released=True)
-            _log.info("released %s", self._lease.folder.url, extra=about(station="lease"))
+            _log.info("released %s", self._lease.folder.url, extra=about(stage="lease"))
         except LeaseError:
             return  # it is another run's by now
         except StorageError as error:
@@ -230,11 +230,11 @@ class _Heart:
                 self._lease.check()
                 self._write(released=False)
             except LeaseError as error:
-                _log.error("%s", error, extra=about(station="lease"))  # the next commit raises it
+                _log.error("%s", error, extra=about(stage="lease"))  # the next commit raises it
                 return
             except StorageError as error:
                 what = "the heartbeat of the lease failed, trying on: %s"
-                _log.warning(what, error, extra=about(station="lease"))
+                _log.warning(what, error, extra=about(stage="lease"))
 
     def _write(self, *, released: bool) -> None:
         self._beats += 1

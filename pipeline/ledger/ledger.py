@@ -292,14 +292,14 @@ def _log_commit(new: pa.Table) -> None:
             edits = _with_outcome(new, outcome)
             for edit in edits.select(["edit_id", "group_id", "reason", "message"]).to_pylist():
                 _log_edit(level, outcome, edit)
-    of_all = about(station="commit", edits=new.num_rows)
+    of_all = about(stage="commit", edits=new.num_rows)
     _log.debug("%d edits committed", new.num_rows, extra=of_all)
 
 
 def _log_edit(level: int, outcome: Outcome, edit: Mapping[str, Any]) -> None:
     why = [part for part in (edit["reason"], edit["message"]) if part]
     code = {"code": edit["reason"]} if edit["reason"] else {}
-    of_edit = about(station="commit", edit_id=edit["edit_id"], group_id=edit["group_id"], **code)
+    of_edit = about(stage="commit", edit_id=edit["edit_id"], group_id=edit["group_id"], **code)
     _log.log(level, "%s", ": ".join([f"edit {outcome.value}", *why]), extra=of_edit)
 
 

@@ -1,8 +1,8 @@
-"""First station: the manifest, some Parquet files that say what to edit. Opened, checked, streamed.
+"""The manifest: some Parquet files that say what to edit. They are opened, checked and streamed.
 
 Columns that mean something here are in `KNOWN_COLUMNS`, or the job names them; every other one is
-carried to each edit of its row in its own type. What a row says is read in `manifest_row`; this
-file knows the files. Rows are numbered from 0 over all files in the order of their URLs.
+carried to each edit of its row in its own type. `rows` reads what a row says; this file
+knows the files. Rows are numbered from 0 over all files in the order of their URLs.
 """
 
 from __future__ import annotations

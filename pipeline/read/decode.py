@@ -1,4 +1,4 @@
-"""Second station: work rows to pixels. Fetch, orient, fit; one typed failure per bad row.
+"""Work rows to pixels: fetch, orient, fit; one typed failure per bad row.
 
 Runs as Ray tasks on the CPUs that the editing actors leave free, so a device never waits for the
 network. What passes through Ray is small and even: 8-bit pixels at the model's own size, so every
@@ -6,7 +6,7 @@ row of a run weighs the same (0.8 MB at 512 px) whatever the photo was, and a bl
 size-dependent reason to be split. The encoded bytes of the manifest end here. One free CPU is
 enough: a machine of two runs and resumes.
 
-Part of the second station: the masks of a source, read like sources and fitted like theirs.
+Masks of a source are read like sources, and fitted as their source was.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Commits:
     def _count_commit(self, rows: int, seconds: float) -> None:
         requests, self._requests = request_counts() - self._requests, request_counts()
         figures = {"rows": rows, "seconds": seconds, **asdict(requests)}
-        self.tally.stations = merged(self.tally.stations, {"commit": figures})
+        self.tally.stages = merged(self.tally.stages, {"commit": figures})
         self._metrics.spent({"commit": figures})
 
 

@@ -260,7 +260,7 @@ class _Driver:
                 self._collect(outcomes, stops)
         finally:
             figures = line.figures()
-            self.commits.tally.add_stations(figures)
+            self.commits.tally.add_stages(figures)
             looks.last(figures)
 
     def _wind_up(self, line: Line) -> None:

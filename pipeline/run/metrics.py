@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.supervision.supervisor import StationFigures
+from pipeline.supervision.supervisor import StageFigures
 
 RAY_PREFIX = "ray_"
 LOOK_INTERVAL_S = 5.0
@@ -68,8 +68,8 @@ FAMILIES = (
         "Tries of edits beyond the first, after a rejection by the judge.",
     ),
     Family(
-        "fpe_station_rows_total",
-        ("station",),
+        "fpe_stage_rows_total",
+        ("stage",),
         "Models loaded, sources decoded, edits attempted and judged, images written, outcomes "
         "committed.",
     ),
@@ -78,33 +78,33 @@ FAMILIES = (
         ("phase",),
         "Seconds of all workers together, by what they did: load, read, encode, invert, ...",
     ),
-    Family("fpe_blocks_total", ("station",), "Blocks of sources that a station is through with."),
+    Family("fpe_blocks_total", ("stage",), "Blocks of sources that a stage is through with."),
     Family(
         "fpe_block_seconds_total",
-        ("station",),
+        ("stage",),
         "Seconds that blocks were in hand, all of them together.",
     ),
     Family(
         "fpe_blocks_lost_total",
-        ("station",),
+        ("stage",),
         "Blocks whose worker died or went away with its machine; they are made again.",
     ),
-    Family("fpe_blocks_in_hand", ("station",), "Blocks that a station is working on."),
+    Family("fpe_blocks_in_hand", ("stage",), "Blocks that a stage is working on."),
     Family(
         "fpe_queue_blocks",
-        ("station",),
+        ("stage",),
         "Blocks that wait for a reader (decode), a model (edit), the next commit (commit).",
     ),
-    Family("fpe_worker_deaths_total", ("station",), "Processes that died with a block in hand."),
-    Family("fpe_store_requests_total", ("station",), "Requests to stores, each once."),
-    Family("fpe_store_retries_total", ("station",), "Further tries of requests to stores."),
-    Family("fpe_store_read_bytes_total", ("station",), "Bytes of whole files read from stores."),
-    Family("fpe_store_written_bytes_total", ("station",), "Bytes written to stores."),
+    Family("fpe_worker_deaths_total", ("stage",), "Processes that died with a block in hand."),
+    Family("fpe_store_requests_total", ("stage",), "Requests to stores, each once."),
+    Family("fpe_store_retries_total", ("stage",), "Further tries of requests to stores."),
+    Family("fpe_store_read_bytes_total", ("stage",), "Bytes of whole files read from stores."),
+    Family("fpe_store_written_bytes_total", ("stage",), "Bytes written to stores."),
 )
 """Everything there is. The dashboard and the documentation name these and no others."""
 
-_OF_STATIONS = {
-    "rows": "fpe_station_rows_total",
+_OF_STAGES = {
+    "rows": "fpe_stage_rows_total",
     "blocks": "fpe_blocks_total",
     "block_seconds": "fpe_block_seconds_total",
     "lost_blocks": "fpe_blocks_lost_total",
@@ -126,7 +126,7 @@ _PHASES = {
     ("write", "seconds"): "write",
     ("commit", "seconds"): "commit",
 }
-"""Which figure of which station is the time of which phase."""
+"""Which figure of which stage is the time of which phase."""
 
 _Series = tuple[str, tuple[tuple[str, str], ...]]  # a family's name, and its labels
 
@@ -137,7 +137,7 @@ class RunMetrics:
 
     run: str
     blocks_to_do: int = 0
-    """Handed to the stations since a supervisor is watched, those that are made again twice."""
+    """Handed to the stages since a supervisor is watched, those that are made again twice."""
     _counted: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
     _exported: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
     _levels: dict[_Series, float] = field(default_factory=dict)
@@ -167,28 +167,28 @@ class RunMetrics:
     def arrived(self, left: int, blocks_to_commit: int) -> None:
         """Outcomes came in: edits left, and blocks that the next commit has to take."""
         self._set("fpe_edits_left", left)
-        self._set("fpe_queue_blocks", blocks_to_commit, station="commit")
+        self._set("fpe_queue_blocks", blocks_to_commit, stage="commit")
 
-    def spent(self, figures: StationFigures) -> None:
-        """What stations cost since this was last told."""
-        for station, of_station in figures.items():
-            for name, value in of_station.items():
-                if name in _OF_STATIONS:
-                    self._count(_OF_STATIONS[name], value, station=station)
+    def spent(self, figures: StageFigures) -> None:
+        """What stages cost since this was last told."""
+        for stage, of_stage in figures.items():
+            for name, value in of_stage.items():
+                if name in _OF_STAGES:
+                    self._count(_OF_STAGES[name], value, stage=stage)
                 if name in _OF_ROWS:
                     self._count(_OF_ROWS[name], value)
-                if (station, name) in _PHASES:
-                    self._count("fpe_phase_seconds_total", value, phase=_PHASES[station, name])
+                if (stage, name) in _PHASES:
+                    self._count("fpe_phase_seconds_total", value, phase=_PHASES[stage, name])
 
-    def queued(self, queues: StationFigures, to_read: float) -> None:
+    def queued(self, queues: StageFigures, to_read: float) -> None:
         """Blocks in hand and waiting, workers; `to_read`: blocks that no reader is through with."""
-        for station in ("decode", "edit"):
-            in_hand = queues.get(station, {}).get("in_hand", 0.0)
-            waiting = queues.get(station, {}).get("waiting", 0.0)
-            if station == "decode":
+        for stage in ("decode", "edit"):
+            in_hand = queues.get(stage, {}).get("in_hand", 0.0)
+            waiting = queues.get(stage, {}).get("waiting", 0.0)
+            if stage == "decode":
                 waiting = max(0.0, to_read - in_hand)
-            self._set("fpe_blocks_in_hand", in_hand, station=station)
-            self._set("fpe_queue_blocks", waiting, station=station)
+            self._set("fpe_blocks_in_hand", in_hand, stage=stage)
+            self._set("fpe_queue_blocks", waiting, stage=stage)
         self._set("fpe_actors_there", queues.get("edit", {}).get("workers", 0.0))
 
     def export(self) -> None:
@@ -233,7 +233,7 @@ class Looks:
     def __init__(
         self,
         metrics: RunMetrics,
-        peek: Callable[[], tuple[StationFigures, StationFigures] | None],
+        peek: Callable[[], tuple[StageFigures, StageFigures] | None],
     ) -> None:
         """`peek` gives `Supervisor.figures` and `Supervisor.queues`; None without an answer."""
         self._metrics = metrics
@@ -266,23 +266,23 @@ class Looks:
             self._take(*answer)
         self._metrics.export()
 
-    def last(self, figures: StationFigures) -> None:
+    def last(self, figures: StageFigures) -> None:
         """The supervisor's last word; nothing is in hand any more."""
         self._metrics.blocks_to_do = 0
         self._take(figures, {})
         self._metrics.export()
 
-    def _take(self, figures: StationFigures, queues: StationFigures) -> None:
+    def _take(self, figures: StageFigures, queues: StageFigures) -> None:
         self._metrics.spent(_new_since(self._seen, figures))
         self._seen = figures
         through = figures.get("decode", {}).get("blocks", 0.0)
         self._metrics.queued(queues, to_read=self._metrics.blocks_to_do - through)
 
 
-def _new_since(before: StationFigures, now: StationFigures) -> dict[str, dict[str, float]]:
+def _new_since(before: StageFigures, now: StageFigures) -> dict[str, dict[str, float]]:
     return {
-        station: {
-            name: value - before.get(station, {}).get(name, 0.0) for name, value in values.items()
+        stage: {
+            name: value - before.get(stage, {}).get(name, 0.0) for name, value in values.items()
         }
-        for station, values in now.items()
+        for stage, values in now.items()
     }

@@ -22,10 +22,10 @@ from pipeline.ledger.ledger import LedgerCounts
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.plan import Plan
 from pipeline.plan.quotas import QuotaRow
-from pipeline.supervision.supervisor import StationFigures, merged
+from pipeline.supervision.supervisor import StageFigures, merged
 
 STATS_FILE = "stats.json"
-STATION_FIGURES = {
+STAGE_FIGURES = {
     "rows": "models loaded, sources decoded, edits attempted, images written, outcomes committed",
     "seconds": "of all workers together; of editing, what the model took",
     "block_seconds": "the same with everything around it: waiting for writes, for one",
@@ -45,7 +45,7 @@ STATION_FIGURES = {
     "bytes_written": "to stores",
     "worker_deaths": "of processes that had a block in hand",
 }
-"""The figures of a station in stats.json; one that is missing is zero."""
+"""The figures of a stage in stats.json; one that is missing is zero."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class RunSummary:
         scores_missing: by score, accepted edits that have none although a rule looks at it: that
             rule could not reject them.
         judge_fingerprints: hash of the files of each of the judge's models.
-        stations: what decoding, editing, writing and committing cost (see `STATION_FIGURES`).
+        stages: what decoding, editing, writing and committing cost (see `STAGE_FIGURES`).
         run: its name in logs and metrics (`Lease.run_id`).
         unet_rows: of its outcomes.
         unet_rows_wasted: rows that models evaluated beyond those: in blocks that were lost, in
@@ -112,7 +112,7 @@ class RunSummary:
     rejections_by_reason: Mapping[str, int] = field(default_factory=dict)
     scores_missing: Mapping[str, int] = field(default_factory=dict)
     judge_fingerprints: Mapping[str, str] = field(default_factory=dict)
-    stations: StationFigures = field(default_factory=dict)
+    stages: StageFigures = field(default_factory=dict)
     busy_share: float | None = None
     second_tries: SecondTries = field(default_factory=SecondTries)
     spared: int = 0
@@ -150,7 +150,7 @@ class Tally:
     failed_sources: int = 0
     failed_in_a_row: int = 0
     last_failure: str = ""
-    stations: StationFigures = field(default_factory=dict)
+    stages: StageFigures = field(default_factory=dict)
     second_tries: SecondTries = field(default_factory=SecondTries)
     before_round: int = 0
     """Outcomes that had arrived when the plan was made; 0 but for the later rounds of quotas."""
@@ -211,9 +211,9 @@ class Tally:
                 "committed; mend the cause, or raise the limit, and start the same command again."
             )
 
-    def add_stations(self, figures: StationFigures) -> None:
-        """Takes in what the stations cost."""
-        self.stations = merged(self.stations, figures)
+    def add_stages(self, figures: StageFigures) -> None:
+        """Takes in what the stages cost."""
+        self.stages = merged(self.stages, figures)
 
     def next_round(self) -> None:
         """What has arrived by now is done before the plan that is made now."""
@@ -225,7 +225,7 @@ class Tally:
 
     def summary(self, plan: Plan, output: str, quotas: Sequence[QuotaRow] = ()) -> RunSummary:
         """The run so far."""
-        editing = self.stations.get("edit", {})
+        editing = self.stages.get("edit", {})
         model_s, there_s = editing.get("seconds", 0.0), editing.get("worker_seconds", 0.0)
         seconds, made = time.monotonic() - self.started, self.outcomes.total()
         evaluated = editing.get("unet_rows", 0.0)
@@ -245,7 +245,7 @@ class Tally:
             unet_rows=self.unet_rows,
             unet_rows_per_edit=self.unet_rows / made if made else 0.0,
             output=output,
-            stations=self.stations,
+            stages=self.stages,
             busy_share=model_s / there_s if there_s else None,
             second_tries=replace(self.second_tries),
             spared=plan.edits_spared,

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import TooManyFailuresError
 from pipeline.logs import LogSettings, about, log_to_stderr
-from pipeline.supervision.supervisor import Orders, Oversight, StationFigures, Supervisor, Worker
+from pipeline.supervision.supervisor import Orders, Oversight, StageFigures, Supervisor, Worker
 from pipeline.supervision.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
@@ -39,9 +39,9 @@ class Line:
     @contextmanager
     def block(
         self,
-        station: str,
+        stage: str,
         groups: Sequence[bytes],
-        figures: Callable[[], StationFigures] = dict,
+        figures: Callable[[], StageFigures] = dict,
         *,
         is_watched: bool = True,
     ) -> Iterator[Oversight]:
@@ -50,36 +50,36 @@ class Line:
         `figures` is asked at the end what the block has cost. Where the context raises, the block
         stays in hand: whoever has it next is told that somebody failed at it before.
         """
-        log_to_stderr(self.logs, station)
+        log_to_stderr(self.logs, stage)
         worker, watchdog = _this_worker(), Watchdog(self.limits)
-        orders = ray.get(self.actor.begin.remote(station, worker, groups))
+        orders = ray.get(self.actor.begin.remote(stage, worker, groups))
         if orders.is_stopping:
-            yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
+            yield _RayOversight(orders, watchdog, partial(self._focus, stage, worker))
             return
-        one = {"group_id": groups[0]} if len(groups) == 1 and station != "load" else {}
+        one = {"group_id": groups[0]} if len(groups) == 1 and stage != "load" else {}
         _log.info("a block of %d begun", len(groups), extra=about(groups=len(groups), **one))
         with watchdog.watching(len(groups)) if is_watched else nullcontext():
-            focus, tell = partial(self._focus, station, worker), partial(self._tell, worker)
+            focus, tell = partial(self._focus, stage, worker), partial(self._tell, worker)
             yield _RayOversight(orders, watchdog, focus, tell)
         cost = figures()
-        ray.get(self.actor.end.remote(station, worker, cost))
+        ray.get(self.actor.end.remote(stage, worker, cost))
         of_block = about(groups=len(groups), figures=cost, **one)
         _log.info("a block of %d ended", len(groups), extra=of_block)
 
-    def is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
+    def is_suspect(self, stage: str, groups: Sequence[bytes]) -> bool:
         """`Supervisor.is_suspect`."""
-        return bool(ray.get(self.actor.is_suspect.remote(station, groups)))
+        return bool(ray.get(self.actor.is_suspect.remote(stage, groups)))
 
-    def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
-        ray.get(self.actor.focus.remote(station, worker, groups))
+    def _focus(self, stage: str, worker: Worker, groups: Sequence[bytes]) -> None:
+        ray.get(self.actor.focus.remote(stage, worker, groups))
 
     def _tell(self, worker: Worker, unet_rows: int) -> None:
         self.actor.tell.remote(worker, unet_rows)  # nobody waits for it
 
-    def stop(self, station: str) -> frozenset[bytes]:
-        """Lets no block begin any more; returns the groups that are in hand at a station."""
+    def stop(self, stage: str) -> frozenset[bytes]:
+        """Lets no block begin any more; returns the groups that are in hand at a stage."""
         self.actor.stop.remote()  # one caller's calls arrive in order
-        in_hand = ray.get(self.actor.in_hand.remote(station), timeout=ANSWER_TIMEOUT_S)
+        in_hand = ray.get(self.actor.in_hand.remote(stage), timeout=ANSWER_TIMEOUT_S)
         return frozenset(in_hand)
 
     def raise_if_hopeless(self) -> None:
@@ -92,12 +92,12 @@ class Line:
                 "start the same command again."
             )
 
-    def figures(self) -> StationFigures:
+    def figures(self) -> StageFigures:
         """`Supervisor.figures`; nothing where it does not answer."""
-        figures: StationFigures = self._ask(self.actor.figures, default={})
+        figures: StageFigures = self._ask(self.actor.figures, default={})
         return figures
 
-    def peek(self) -> tuple[StationFigures, StationFigures] | None:
+    def peek(self) -> tuple[StageFigures, StageFigures] | None:
         """`Supervisor.books`; None, and no word about it, where it does not answer."""
         try:
             figures, queues = ray.get(self.actor.books.remote(), timeout=ANSWER_TIMEOUT_S)

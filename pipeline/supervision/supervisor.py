@@ -31,10 +31,10 @@ from pipeline.logs import about
 
 DEATHS_TO_QUARANTINE = 2
 _log = logging.getLogger(__name__)
-_NEXT_STATION = {"decode": "edit"}
-"""Where a block waits when a station is through with it."""
-StationFigures: TypeAlias = Mapping[str, Mapping[str, float]]
-"""By station: rows, seconds, requests, ...; whatever can be added up."""
+_NEXT_STAGE = {"decode": "edit"}
+"""Where a block waits when a stage is through with it."""
+StageFigures: TypeAlias = Mapping[str, Mapping[str, float]]
+"""By stage: rows, seconds, requests, ...; whatever can be added up."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class Unwatched:
         pass
 
 
-def merged(*figures: StationFigures) -> dict[str, dict[str, float]]:
+def merged(*figures: StageFigures) -> dict[str, dict[str, float]]:
     """Figures of several origins added up."""
     total: dict[str, dict[str, float]] = {}
-    for by_station in figures:
-        for station, values in by_station.items():
-            into = total.setdefault(station, {})
+    for by_stage in figures:
+        for stage, values in by_stage.items():
+            into = total.setdefault(stage, {})
             for name, value in values.items():
                 into[name] = into.get(name, 0.0) + value
     return total
@@ -119,7 +119,7 @@ class _InHand:
         return self.focus or self.groups
 
 
-class _Station:
+class _Stage:
     """Everything about one kind of work."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class _Station:
         """Same of workers that had another block in hand too: either may be to blame."""
         self.deaths_in_a_row = 0
         self.waiting: set[bytes] = set()
-        """One group of each block that the station before is through with and this one has not."""
+        """One group of each block that the stage before is through with and this one has not."""
 
     def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _InHand]]:
         return ((w, held) for w, held in [*self.in_hand.items()] if held.groups & groups)
@@ -149,7 +149,7 @@ class Supervisor:
     ) -> None:
         self._is_node_alive = is_node_alive
         self._clock = clock
-        self._stations: dict[str, _Station] = {}
+        self._stages: dict[str, _Stage] = {}
         self._dead: set[tuple[str, str]] = set()
         """Processes, by name and node: one that had two blocks in hand died once."""
         self._died_of_either: set[tuple[str, str]] = set()
@@ -157,24 +157,24 @@ class Supervisor:
         self._is_stopping = False
         # One row alone may take two, and one more beside another block.
         self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 2)
-        self._figures: StationFigures = {}
+        self._figures: StageFigures = {}
         self._rows_in_hand: dict[Worker, int] = {}
         self._came: dict[tuple[str, str], float] = {}
         """When each editing worker that is there began to load its model."""
 
-    def begin(self, station: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
+    def begin(self, stage: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
         """A worker takes a block in hand; one that had these groups and never ended them died."""
-        deaths = self._deaths_of(station, groups)
-        self._station(station).waiting -= frozenset(groups)
+        deaths = self._deaths_of(stage, groups)
+        self._stage(stage).waiting -= frozenset(groups)
         if self._is_stopping:
             return Orders(is_stopping=True)
-        at, now = self._station(station), self._clock()
-        if station == "load":
+        at, now = self._stage(stage), self._clock()
+        if stage == "load":
             self._came[worker.name, worker.node] = now
         at.in_hand[worker] = _InHand(frozenset(groups), now)
         at.first_began = now if at.first_began is None else at.first_began
         return Orders(
-            is_careful=self._is_suspect(station, groups),
+            is_careful=self._is_suspect(stage, groups),
             quarantined={
                 group: f"{count} workers died while they had this source in hand (killed, out of "
                 "memory, or standing still longer than failures.max_stall_s or max_group_s; where, "
@@ -184,30 +184,30 @@ class Supervisor:
             },
         )
 
-    def is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
+    def is_suspect(self, stage: str, groups: Sequence[bytes]) -> bool:
         """Whether a worker died of this block: the next one makes it while nothing else is made."""
-        self._deaths_of(station, groups)
-        return self._is_suspect(station, groups)
+        self._deaths_of(stage, groups)
+        return self._is_suspect(stage, groups)
 
-    def _is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
-        at = self._station(station)
+    def _is_suspect(self, stage: str, groups: Sequence[bytes]) -> bool:
+        at = self._stage(stage)
         nodes = [n for g in groups for n in (*at.died_on.get(g, ()), *at.died_beside.get(g, ()))]
         return any(map(self._is_node_alive, nodes))
 
-    def _deaths_of(self, station: str, groups: Sequence[bytes]) -> dict[bytes, int]:
+    def _deaths_of(self, stage: str, groups: Sequence[bytes]) -> dict[bytes, int]:
         """How many workers died of each group alone; whoever has them in hand is dead.
 
         Asked anew each time: that a machine is gone may be known later than that a worker is.
         """
-        at = self._station(station)
+        at = self._stage(stage)
         for dead, held in at.holders_of(frozenset(groups)):
-            self._bury(station, dead, held)
+            self._bury(stage, dead, held)
         died_on = {group: at.died_on[group] for group in groups if group in at.died_on}
         return {group: sum(map(self._is_node_alive, nodes)) for group, nodes in died_on.items()}
 
-    def focus(self, station: str, worker: Worker, groups: Collection[bytes]) -> None:
+    def focus(self, stage: str, worker: Worker, groups: Collection[bytes]) -> None:
         """The worker works on these of its block now; on none in particular if there are none."""
-        held = self._station(station).in_hand.get(worker)
+        held = self._stage(stage).in_hand.get(worker)
         if held is not None:
             held.focus = frozenset(groups)
 
@@ -215,12 +215,12 @@ class Supervisor:
         """The worker has made so many UNet rows since it last ended a block."""
         self._rows_in_hand[worker] = unet_rows
 
-    def end(self, station: str, worker: Worker, figures: StationFigures) -> None:
+    def end(self, stage: str, worker: Worker, figures: StageFigures) -> None:
         """The worker is through with its block; any death before was not the groups' fault.
 
-        `figures` is what it cost; they are summed up by station and name.
+        `figures` is what it cost; they are summed up by stage and name.
         """
-        at = self._station(station)
+        at = self._stage(stage)
         held = at.in_hand.pop(worker, None)
         if held is None:
             return
@@ -228,11 +228,11 @@ class Supervisor:
         for group in held.groups:
             at.died_on.pop(group, None)
             at.died_beside.pop(group, None)
-        if held.groups and station in _NEXT_STATION:
-            self._station(_NEXT_STATION[station]).waiting.add(min(held.groups))
+        if held.groups and stage in _NEXT_STAGE:
+            self._stage(_NEXT_STAGE[stage]).waiting.add(min(held.groups))
         self._rows_in_hand.pop(worker, None)  # they are in its figures
         at.last_ended = self._clock()
-        block = {station: {"blocks": 1.0, "block_seconds": at.last_ended - held.began}}
+        block = {stage: {"blocks": 1.0, "block_seconds": at.last_ended - held.began}}
         self._figures = merged(self._figures, block, figures)
 
     def stop(self) -> None:
@@ -240,24 +240,24 @@ class Supervisor:
         self._is_stopping = True
 
     def is_hopeless(self) -> bool:
-        """Whether so many workers of a station in a row have died that no row can be to blame."""
+        """Whether so many workers of a stage in a row have died that no row can be to blame."""
         most = self._most_deaths_in_a_row
-        return any(at.deaths_in_a_row >= most for at in self._stations.values())
+        return any(at.deaths_in_a_row >= most for at in self._stages.values())
 
-    def in_hand(self, station: str) -> frozenset[bytes]:
-        """The groups that workers of a station have begun and not ended."""
-        return frozenset().union(*(h.groups for h in self._station(station).in_hand.values()))
+    def in_hand(self, stage: str) -> frozenset[bytes]:
+        """The groups that workers of a stage have begun and not ended."""
+        return frozenset().union(*(h.groups for h in self._stage(stage).in_hand.values()))
 
-    def queues(self) -> StationFigures:
-        """How many blocks each station has in hand, how many wait for it, and editing workers."""
+    def queues(self) -> StageFigures:
+        """How many blocks each stage has in hand, how many wait for it, and editing workers."""
         queues = {
             name: {"in_hand": float(len(at.in_hand)), "waiting": float(len(at.waiting))}
-            for name, at in self._stations.items()
+            for name, at in self._stages.items()
         }
         there = {"edit": {"workers": float(len(self._came))}}
         return merged(queues, there if self._came else {})
 
-    def figures(self) -> StationFigures:
+    def figures(self) -> StageFigures:
         """What all blocks cost, seconds of all workers together, and deaths of workers.
 
         UNet rows are those of blocks in hand too, as far as they were told. `worker_seconds`: how
@@ -265,7 +265,7 @@ class Supervisor:
         """
         spans = {
             name: {"span_seconds": at.last_ended - at.first_began}
-            for name, at in self._stations.items()
+            for name, at in self._stages.items()
             if at.first_began is not None and at.last_ended > at.first_began
         }
         in_hand = sum(self._rows_in_hand.values())
@@ -274,12 +274,12 @@ class Supervisor:
         there = {"edit": {"worker_seconds": sum(now - came for came in self._came.values())}}
         return merged(self._figures, spans, rows, there if self._came else {})
 
-    def books(self) -> tuple[StationFigures, StationFigures]:
+    def books(self) -> tuple[StageFigures, StageFigures]:
         """`figures` and `queues`."""
         return self.figures(), self.queues()
 
-    def _bury(self, station: str, dead: Worker, held: _InHand) -> None:
-        at = self._station(station)
+    def _bury(self, stage: str, dead: Worker, held: _InHand) -> None:
+        at = self._stage(stage)
         del at.in_hand[dead]
         process = (dead.name, dead.node)
         if any((each.name, each.node) == process for each in at.in_hand):
@@ -292,7 +292,7 @@ class Supervisor:
             there = {"edit": {"worker_seconds": self._clock() - came}}
             self._figures = merged(self._figures, there)
         rows = self._rows_in_hand.pop(dead, 0)
-        lost = {station: {"lost_blocks": 1.0}}
+        lost = {stage: {"lost_blocks": 1.0}}
         if rows:
             lost["edit"] = {**lost.get("edit", {}), "unet_rows": rows, "lost_unet_rows": rows}
         self._figures = merged(self._figures, lost)
@@ -303,7 +303,7 @@ class Supervisor:
             len(held.groups),
             rows,
             extra=about(
-                station=station,
+                stage=stage,
                 worker=dead.name,
                 groups=len(held.groups),
                 **({"group_id": min(of_block)} if len(of_block) == 1 else {}),
@@ -311,10 +311,10 @@ class Supervisor:
         )
         if is_alone and process not in self._dead:
             self._dead.add(process)
-            self._figures = merged(self._figures, {station: {"worker_deaths": 1}})
+            self._figures = merged(self._figures, {stage: {"worker_deaths": 1}})
             at.deaths_in_a_row += 1
             if self.is_hopeless():
                 self.stop()
 
-    def _station(self, name: str) -> _Station:
-        return self._stations.setdefault(name, _Station())
+    def _stage(self, name: str) -> _Stage:
+        return self._stages.setdefault(name, _Stage())

@@ -1,6 +1,6 @@
 """Makes a sample of a run's edits again and compares: `fpe verify --recompute N`.
 
-Each edit goes through the run's own stations once more, from the manifest on, alone instead of in a
+Each edit goes through the run's own stages once more, from the manifest on, alone instead of in a
 block, in this process and into a scratch folder; the run folder is only read. What comes out is
 held against the stored image, to the tolerance in `fpe_core.agreement`; where the format is a lossy
 one, after the same encoding (with the job's `images.quality`).
@@ -232,7 +232,7 @@ def _as_made(source: SourceRow, stored: MetadataRow) -> SourceRow:
 
 
 class _Bench:
-    """The stations of a run, set up for one edit at a time."""
+    """The stages of a run, set up for one edit at a time."""
 
     def __init__(
         self, folder: Folder, intent: Intent, scratch: Folder, device: str, dtype: torch.dtype

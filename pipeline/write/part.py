@@ -1,4 +1,4 @@
-"""Fourth station: the files of a part. Images first, then the metadata that makes them exist.
+"""The files of a part. Images first, then the metadata that makes them exist.
 
     part-<id>/edited/<stem>__<edit_id>.<ext>
               source/<stem>__<source_id>.<ext>

@@ -105,7 +105,7 @@ def write_run(job: Job, image: bytes, judgement: Judgement) -> list[EditOutcome]
     ledger.commit(table)
     tally = Tally()
     tally.add(table)
-    tally.add_stations({"edit": {"rows": 6, "seconds": 3.0, "worker_seconds": 6.0}})
+    tally.add_stages({"edit": {"rows": 6, "seconds": 3.0, "worker_seconds": 6.0}})
     stats = encode_stats(tally.summary(plan, job.output), ledger.counts(), pool=None, workers={})
     run.folder.replace(STATS_FILE, stats)
     run.folder.replace(CONFIG_FILE, yaml.safe_dump(job.model_dump(mode="json")).encode())

@@ -157,7 +157,7 @@ def run(manifest: Path, output: Path) -> dict[str, Any]:
         "edits": summary.accepted,
         "start_s": (progress.first_at or time.monotonic()) - began,
         "store_bytes": progress.store_bytes,
-        "requests": {name: of.get("requests", 0.0) for name, of in summary.stations.items()},
+        "requests": {name: of.get("requests", 0.0) for name, of in summary.stages.items()},
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.ledger.outcome import outcomes_table
 from pipeline.run.metrics import FAMILIES, Looks, RunMetrics
-from pipeline.supervision.supervisor import StationFigures
+from pipeline.supervision.supervisor import StageFigures
 from tests.builders.outcome_rows import accepted, failed, rejected
 
 
@@ -35,9 +35,9 @@ class Answers:
     """What a supervisor answers, as it is set."""
 
     def __init__(self) -> None:
-        self.next: tuple[StationFigures, StationFigures] | None = None
+        self.next: tuple[StageFigures, StageFigures] | None = None
 
-    def peek(self) -> tuple[StationFigures, StationFigures] | None:
+    def peek(self) -> tuple[StageFigures, StageFigures] | None:
         return self.next
 
 
@@ -52,12 +52,12 @@ def test_figures_are_counted_once_however_often_they_are_looked_at() -> None:
         looks.look()
         looks.look()
         values = metrics.values()
-        assert values["fpe_queue_blocks", (("station", "edit"),)] == 3
-        assert values["fpe_queue_blocks", (("station", "decode"),)] == 2, "5, less 2 and 1 in hand"
+        assert values["fpe_queue_blocks", (("stage", "edit"),)] == 3
+        assert values["fpe_queue_blocks", (("stage", "decode"),)] == 2, "5, less 2 and 1 in hand"
         looks.last({"edit": edit | {"rows": 4.0}, "decode": {"blocks": 5.0}})
     values = metrics.values()
-    of_edit = (("station", "edit"),)
-    assert values["fpe_station_rows_total", of_edit] == 8
+    of_edit = (("stage", "edit"),)
+    assert values["fpe_stage_rows_total", of_edit] == 8
     assert values["fpe_unet_rows_made_total", ()] == 100
     assert values["fpe_unet_rows_lost_total", ()] == 20
     assert values["fpe_queue_blocks", of_edit] == 0
@@ -73,4 +73,4 @@ def test_a_supervisor_that_forgot_takes_nothing_back() -> None:
         looks.look()
     answers.next = None
     looks.look()
-    assert metrics.values()["fpe_station_rows_total", (("station", "edit"),)] == 6
+    assert metrics.values()["fpe_stage_rows_total", (("stage", "edit"),)] == 6

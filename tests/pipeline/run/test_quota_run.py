@@ -120,7 +120,7 @@ def test_the_table_is_in_the_stats(finished: Finished) -> None:
         for r in rows
     ]
     assert shown == [("blue", 4, 4, 1, 1, 0), ("green", 3, 2, 2, 0, 0), ("red", 5, 3, 2, 0, 0)]
-    assert stats_of(finished.job)["last_run"]["stations"]["edit"]["rows"] == 9
+    assert stats_of(finished.job)["last_run"]["stages"]["edit"]["rows"] == 9
 
 
 def test_the_same_command_again_makes_nothing(finished: Finished) -> None:

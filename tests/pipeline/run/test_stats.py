@@ -17,7 +17,7 @@ from pipeline.job.job import FailuresSection
 from pipeline.ledger.ledger import LedgerCounts
 from pipeline.ledger.outcome import EditOutcome, outcomes_table
 from pipeline.plan.plan import Plan
-from pipeline.run.stats import STATION_FIGURES, RunSummary, Tally, encode_stats
+from pipeline.run.stats import STAGE_FIGURES, RunSummary, Tally, encode_stats
 from tests.builders.outcome_rows import accepted, failed, rejected
 
 LIMITS = FailuresSection(max_in_a_row=3, max_share=0.5, min_sources_for_share=10)
@@ -114,18 +114,18 @@ def test_edits_that_a_rule_could_not_reject_are_counted() -> None:
     assert Tally().summary(plan, "/run").scores_missing == {}
 
 
-def test_stations_are_added_up_and_the_busy_share_is_of_the_models_alone() -> None:
+def test_stages_are_added_up_and_the_busy_share_is_of_the_models_alone() -> None:
     tally = Tally()
     editing = {"rows": 4, "seconds": 6.0, "worker_seconds": 7.5}
     figures = {"edit": editing, "write": {"rows": 4, "retries": 1}}
-    tally.add_stations(figures)
-    tally.add_stations(figures)  # the second pass over lost blocks
+    tally.add_stages(figures)
+    tally.add_stages(figures)  # the second pass over lost blocks
     plan = Plan("id", 8, 0, 4, 4, 0, 0, (), None, (), "model", EditParameters())
     summary = tally.summary(plan, "/run")
-    assert summary.stations["edit"] == {"rows": 8, "seconds": 12.0, "worker_seconds": 15.0}
-    assert summary.stations["write"] == {"rows": 8, "retries": 2}
+    assert summary.stages["edit"] == {"rows": 8, "seconds": 12.0, "worker_seconds": 15.0}
+    assert summary.stages["write"] == {"rows": 8, "retries": 2}
     assert summary.busy_share == 12.0 / 15.0
-    assert set().union(*summary.stations.values()) <= STATION_FIGURES.keys()
+    assert set().union(*summary.stages.values()) <= STAGE_FIGURES.keys()
 
 
 def test_a_summary_says_what_the_plan_says_of_approximation() -> None:
@@ -137,7 +137,7 @@ def test_a_summary_says_what_the_plan_says_of_approximation() -> None:
 
 def test_rows_that_no_outcome_has_were_wasted() -> None:
     tally = tally_of([accepted(0), accepted(1)])  # 10 rows each
-    tally.add_stations({"edit": {"unet_rows": 25.0}})
+    tally.add_stages({"edit": {"unet_rows": 25.0}})
     plan = Plan("id", 8, 0, 4, 4, 0, 0, (), None, (), "model", EditParameters())
     summary = tally.summary(plan, "/run")
     assert (summary.unet_rows, summary.unet_rows_wasted, summary.wasted_share) == (20, 5, 0.2)

@@ -108,7 +108,7 @@ def test_a_block_is_known_as_a_suspect_before_it_is_begun() -> None:
     assert not supervisor.is_suspect("decode", [A])
 
 
-def test_stations_have_books_of_their_own() -> None:
+def test_stages_have_books_of_their_own() -> None:
     supervisor = Supervisor()
     supervisor.begin("decode", worker(1), BLOCK)
     supervisor.begin("decode", worker(2), BLOCK)
@@ -162,7 +162,7 @@ def test_rows_of_a_block_are_counted_once_whether_it_ends_or_is_lost() -> None:
     assert (edit["unet_rows"], edit["lost_unet_rows"]) == (120, 50)
 
 
-def test_a_block_waits_between_its_stations() -> None:
+def test_a_block_waits_between_its_stages() -> None:
     supervisor = Supervisor()
     for number, block in enumerate(([A], [B, C])):
         supervisor.begin("decode", worker(number), block)
