@@ -93,12 +93,12 @@ def retry(
     job = load(run_folder, overrides or [])
     with choose_progress(console.err(), in_lines=log_as_the_job_says(job)) as progress:
         summary = retry_failed(job, codes, progress=progress)
-    if not summary.edits_made and not summary.spared:
+    if not summary.edits_made and not summary.edits_skipped_by_quota:
         which = f" as {' or '.join(codes)}" if codes else ""
         console.out().print(f"No edit of this job has failed{which}: nothing to try again.")
-    if summary.spared:
+    if summary.edits_skipped_by_quota:
         console.out().print(
-            f"{summary.spared} failed edits are of full cells (quotas): left alone."
+            f"{summary.edits_skipped_by_quota} failed edits are of full cells (quotas): left alone."
         )
     print_summary(summary)
 
@@ -166,7 +166,7 @@ def _failure_codes(names: list[str]) -> list[FailureCode]:
 
 
 def print_outcome(summary: RunSummary) -> None:
-    if not summary.edits_made and summary.spared:
+    if not summary.edits_made and summary.edits_skipped_by_quota:
         done = f"{summary.already_done} of {summary.edits_planned} edits"
         console.out().print(
             f"{done} are done, and the quotas call for no more; nothing was computed."

@@ -62,8 +62,9 @@ class Plan:
     type of its own.
     `approximation` says what the edits leave out, "" where they are exact.
 
-    Under quotas it is the plan of a round (`quotas`): `round` are its edits, and `edits_spared`
-    those that could be made and are not, which a later round may take. `shapes` counts the pending
+    Under quotas it is the plan of a round (`quotas`): `round` are its edits, and
+    `edits_skipped_by_quota` counts those that could be made and are not in it; a later round may
+    take some of them. `shapes` counts the pending
     groups by what they cost.
     """
 
@@ -80,7 +81,7 @@ class Plan:
     fingerprint: str
     parameters: EditParameters
     sources_refused: int = 0
-    edits_spared: int = 0
+    edits_skipped_by_quota: int = 0
     round: Selection | None = None
     approximation: str = ""
     annotations: AnnotationSettings | None = None
@@ -96,7 +97,7 @@ class Plan:
 
     @property
     def edits_pending(self) -> int:
-        return self.edits_total - self.edits_done - self.edits_spared
+        return self.edits_total - self.edits_done - self.edits_skipped_by_quota
 
 
 @contextmanager
@@ -192,7 +193,7 @@ def plan_summary(plan: Plan, ledger_edits: int) -> bytes:
         "edits_total": plan.edits_total,
         "edits_done": plan.edits_done,
         "edits_pending": plan.edits_pending,
-        "edits_spared": plan.edits_spared,
+        "edits_skipped_by_quota": plan.edits_skipped_by_quota,
         "groups_pending": plan.groups_pending,
         "sources": plan.sources,
         "unet_rows": plan.unet_rows,
@@ -310,7 +311,8 @@ def _plan_id(survey: Survey, left_out: IdSet | AllBut) -> str:
 def _plan_of(
     intent: Intent, plan_id: str, sources: int, counts: _Counts, selection: Selection | None
 ) -> Plan:
-    carried, spared = intent.carried_schema, 0 if selection is None else selection.spared
+    carried = intent.carried_schema
+    skipped = 0 if selection is None else selection.edits_skipped_by_quota
     if counts.refused:
         _log.warning(
             "%d sources will fail as source_forbidden; the first is %s",
@@ -320,7 +322,7 @@ def _plan_of(
     return Plan(
         plan_id=plan_id,
         edits_total=counts.edits_total,
-        edits_done=counts.edits_total - counts.edits_pending - spared,
+        edits_done=counts.edits_total - counts.edits_pending - skipped,
         groups_pending=counts.groups_pending,
         sources=sources,
         unet_rows=sum(shape.unet_rows * count for shape, count in counts.shapes.items()),
@@ -331,7 +333,7 @@ def _plan_of(
         fingerprint=intent.context.fingerprint,
         parameters=intent.parameters,
         sources_refused=counts.refused,
-        edits_spared=spared,
+        edits_skipped_by_quota=skipped,
         round=selection,
         approximation=approximation_of(intent.parameters, intent.job.edit.speed),
         annotations=intent.annotations,

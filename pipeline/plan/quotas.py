@@ -1,9 +1,9 @@
-"""Quotas: so many accepted edits of each cell and no more; which edits a run makes for that.
+"""Quotas: at most this many accepted edits of each cell; which edits a run makes for that.
 
 A cell is a combination of values of labels and manifest columns, such as (red, cup). A run goes in
 rounds: `select_edits` takes, of every cell, as many edits as it lacks accepted ones, the first of
 its candidates in the order of the manifest that have no outcome; when all of them have theirs the
-next round is selected, until nothing is. The others are spared: they are never begun.
+next round is selected, until nothing is. The others are left out by quotas: they are never begun.
 
 The accepted edits of a cell are then the first Q of its candidates that get accepted, in the order
 of the manifest, whatever completes first and wherever a run is killed. For let K be the place of
@@ -18,11 +18,11 @@ the Q-th candidate that gets accepted, or the last place where there are fewer:
     get accepted are.
 
 A kill leaves outcomes of some of the edits that were selected, and 1 holds for any such set. What
-it takes is that the outcome of an edit is its own, not that of its neighbours (promise 4 in the
-design), and that the manifest stays. Failed edits have an outcome: the next candidate takes their
-place. A retry may fill what a cell still lacks, again in the order of the manifest, and no more; a
-failure that it mends later than that stays out. So a cell never holds more than its quota, unless
-its edits were accepted before there was one.
+it takes is that the outcome of an edit is its own, not that of its neighbours, and that the
+manifest stays. Failed edits have an outcome: the next candidate takes their place. A retry may
+fill what a cell still lacks, again in the order of the manifest, and no more; a failed edit whose
+cell is full by then is not tried again. So a cell never holds more than its quota, unless its edits
+were accepted before there was one.
 
 The cells of a job's quotas, read off its edits while the manifest is streamed.
 """
@@ -87,7 +87,7 @@ class Selection:
     others: Mapping[Cell, CellCount]
 
     @property
-    def spared(self) -> int:
+    def edits_skipped_by_quota(self) -> int:
         """Edits that could be made, and are not in this round."""
         return sum(count.open for count in self.others.values())
 

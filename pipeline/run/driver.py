@@ -116,14 +116,14 @@ def _run_with(
     plan = make_plan(job, ledger, only=only)
     if not plan.makes_edits:
         _log.warning("editor: none: nothing is edited, every output is a copy of its fitted source")
-    others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_spared
+    others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_skipped_by_quota
     if others:
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
     layout = metadata_layout(job, plan)
     commits = Commits(plan, ledger, tally, metrics=metrics, progress=progress, requests=requests)
     run = _Driver(job, lease, ledger, layout, metrics, commits, is_retry=retry is not None)
     if not plan.edits_pending:
-        left_out = plan.edits_done + plan.edits_spared
+        left_out = plan.edits_done + plan.edits_skipped_by_quota
         _log.info("nothing to do: %d edits planned, %d left out", plan.edits_total, left_out)
         if plan.edits_total and not run.is_summed_up():
             run.sum_up()  # the last run was killed after its last commit, or quotas are new

@@ -76,11 +76,11 @@ class SecondTries:
 class RunSummary:
     """One run. Counts are of this run, but `edits_planned` and `already_done` of the whole job.
 
-    `edits_planned` = `already_done` + accepted + rejected + failed + `spared` once a run has come
-    to its end.
+    `edits_planned` = `already_done` + accepted + rejected + failed + `edits_skipped_by_quota` once
+    a run has ended.
 
     Attributes:
-        spared: edits that quotas leave out, in a retry failed ones.
+        edits_skipped_by_quota: edits that quotas leave out, in a retry failed ones.
         quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
         approximation: what the edits leave out, for people; "" where they are exact.
         failure_examples: by code, what the first edit that failed so said.
@@ -115,7 +115,7 @@ class RunSummary:
     stages: StageFigures = field(default_factory=dict)
     busy_share: float | None = None
     second_tries: SecondTries = field(default_factory=SecondTries)
-    spared: int = 0
+    edits_skipped_by_quota: int = 0
     quotas: tuple[QuotaRow, ...] = ()
     approximation: str = ""
     unet_rows_wasted: float = 0.0
@@ -248,7 +248,7 @@ class Tally:
             stages=self.stages,
             busy_share=model_s / there_s if there_s else None,
             second_tries=replace(self.second_tries),
-            spared=plan.edits_spared,
+            edits_skipped_by_quota=plan.edits_skipped_by_quota,
             quotas=tuple(quotas),
             unet_rows_wasted=max(0.0, evaluated - self.unet_rows),
             approximation=plan.approximation,

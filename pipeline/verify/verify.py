@@ -37,8 +37,9 @@ class Verification:
     `not_planned` edits are in the ledger and not in this job: an earlier job wrote to the same run
     folder, or the manifest has changed. They are checked all the same. `problems` holds a page.
 
-    Under quotas `pending` are the edits that the next round takes, `spared` those that could be
-    made and are not in it. Nothing pending: every cell is full or has no more candidates.
+    Under quotas `pending` are the edits that the next round takes, `edits_skipped_by_quota`
+    those that could be made and are not in it. Nothing pending: every cell is full or has no more
+    candidates.
     """
 
     planned: int
@@ -50,7 +51,7 @@ class Verification:
     images_checked: int
     problems: tuple[str, ...]
     problems_total: int
-    spared: int = 0
+    edits_skipped_by_quota: int = 0
     quotas: tuple[QuotaRow, ...] = ()
 
     @property
@@ -62,7 +63,7 @@ class Verification:
 def verify_run(job: Job) -> Verification:
     """Checks the run folder of a job against its manifest; writes nothing.
 
-    - planned = accepted + rejected + failed + pending + spared, by id;
+    - planned = accepted + rejected + failed + pending + skipped by quota, by id;
     - no cell of the job's quotas has more accepted edits than its quota;
     - every edit has one standing outcome: in the ledger nothing comes after an accepted or rejected
       one, and in the parts' metadata it is once;
@@ -262,18 +263,18 @@ def _sum_up(
     if sum(counts.values()) != planned:
         raise AssertionError("every planned edit has one outcome or is pending")
     quotas = _quota_rows(job, outcome_of, problems)
-    spared = 0 if job.quotas is None else counts["pending"] - sum(row.to_do for row in quotas)
+    skipped = 0 if job.quotas is None else counts["pending"] - sum(row.to_do for row in quotas)
     return Verification(
         planned=planned,
         accepted=counts[Outcome.ACCEPTED],
         rejected=counts[Outcome.REJECTED],
         failed=counts[Outcome.FAILED],
-        pending=counts["pending"] - spared,
+        pending=counts["pending"] - skipped,
         not_planned=len(outcome_of) - known,
         images_checked=images,
         problems=tuple(problems.lines),
         problems_total=problems.total,
-        spared=spared,
+        edits_skipped_by_quota=skipped,
         quotas=tuple(quotas),
     )
 
