@@ -43,7 +43,7 @@ from pipeline.ledger.outcome import Outcome
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS
 from pipeline.manifest.labels import TARGET_LABELS
 from pipeline.manifest.rows import OVERRIDES, Problems, WantedEdit
-from pipeline.plan.resolved_job import Intent, PlannedGroup
+from pipeline.plan.resolved_job import PlannedGroup, ResolvedJob
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,14 @@ _Value: TypeAlias = Callable[[PlannedGroup, WantedEdit, dict[str, Any]], Any]
 
 
 def select_round(
-    intent: Intent, quotas: Quotas, outcome_of: OutcomeOf, is_open: IsOpen
+    resolved: ResolvedJob, quotas: Quotas, outcome_of: OutcomeOf, is_open: IsOpen
 ) -> Selection:
     """The edits of a job that its quotas call for next, see `quotas.select_edits`.
 
     One stream over the manifest; rows with a problem are left out, whoever plans reports them.
     Raises JobError where the quotas name something else than labels and columns.
     """
-    selection = select_edits(cells_of_edits(intent, quotas.by), quotas, outcome_of, is_open)
+    selection = select_edits(cells_of_edits(resolved, quotas.by), quotas, outcome_of, is_open)
     values = [quotas.values_of(cell) for cell in selection.others]
     for where, _ in quotas.cells:
         if values and not any(where.items() <= cell.items() for cell in values):
@@ -200,11 +200,11 @@ def select_round(
     return selection
 
 
-def cells_of_edits(intent: Intent, by: Sequence[str]) -> Iterator[tuple[Cell, bytes]]:
+def cells_of_edits(resolved: ResolvedJob, by: Sequence[str]) -> Iterator[tuple[Cell, bytes]]:
     """(cell, edit id) of every edit of a job, in the order of the manifest. Raises JobError."""
-    readers = [_reader(intent, name) for name in by]
-    names = [name for name in by if name in intent.carried_schema.names]
-    for groups, carried in intent.groups(Problems()):
+    readers = [_reader(resolved, name) for name in by]
+    names = [name for name in by if name in resolved.carried_schema.names]
+    for groups, carried in resolved.groups(Problems()):
         rows: list[dict[str, Any]] = (
             carried.select(names).to_pylist() if names else [{} for _ in groups]
         )
@@ -213,23 +213,23 @@ def cells_of_edits(intent: Intent, by: Sequence[str]) -> Iterator[tuple[Cell, by
                 yield tuple(cell_text(read(group, edit, row)) for read in readers), edit_id
 
 
-def _reader(intent: Intent, name: str) -> _Value:
+def _reader(resolved: ResolvedJob, name: str) -> _Value:
     """How the value of a label or column is read. Raises JobError where there is none."""
-    if name in intent.label_names:
-        place = intent.label_names.index(name)
+    if name in resolved.label_names:
+        place = resolved.label_names.index(name)
         return lambda _group, edit, _row: edit.labels[place]
-    if name == EDIT_TYPE and intent.has_edit_types:
+    if name == EDIT_TYPE and resolved.has_edit_types:
         return lambda _group, edit, _row: edit.edit_type
     if name == "target_prompt":
         return lambda _group, edit, _row: edit.target_prompt
-    known = (set(KNOWN_COLUMNS) - _NO_CELLS) & intent.manifest.columns
+    known = (set(KNOWN_COLUMNS) - _NO_CELLS) & resolved.manifest.columns
     if name in known and name in OVERRIDES:
         return lambda group, _edit, _row: getattr(group.source.parameters, name)
     if name in known:
         return lambda group, _edit, _row: getattr(group.source, name)
-    carried = intent.carried_schema
+    carried = resolved.carried_schema
     if name not in carried.names:
-        there = sorted({*intent.label_names, *known, *carried.names, "target_prompt"})
+        there = sorted({*resolved.label_names, *known, *carried.names, "target_prompt"})
         raise JobError(
             f"quotas.by: {name!r} is no label and no column of the manifest; there are "
             f"{', '.join(there)}"

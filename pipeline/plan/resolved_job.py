@@ -1,4 +1,4 @@
-"""What a job means once its checkpoint and its manifest are known: groups of edits with ids."""
+"""A job with every default filled in from its checkpoint, and its groups of edits with ids."""
 
 from __future__ import annotations
 
@@ -69,10 +69,11 @@ class Repeats:
 
 
 @dataclass(frozen=True)
-class Intent:
-    """What a job means once its checkpoint and its manifest's columns are known. Streams groups.
+class ResolvedJob:
+    """A job with every default filled in from its checkpoint, and the manifest's columns checked.
 
-    `recommended`: the checkpoint's own parameters; `parameters`: the job's over them.
+    `recommended`: the checkpoint's own parameters; `parameters`: the job's over them. Streams the
+    groups of the manifest.
     """
 
     job: Job
@@ -202,8 +203,8 @@ class Intent:
         )
 
 
-def understand(job: Job) -> Intent:
-    """Opens the job's manifest and looks its checkpoint up, without loading the model.
+def resolve_job(job: Job) -> ResolvedJob:
+    """Opens the job's manifest and reads its checkpoint's defaults, without loading the model.
 
     Raises JobError and ManifestError.
     """
@@ -234,7 +235,7 @@ def understand(job: Job) -> Intent:
         )
     _refuse_output_in_manifest(job)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
-    return Intent(job, manifest, defaults, parameters, context, prompts, annotations)
+    return ResolvedJob(job, manifest, defaults, parameters, context, prompts, annotations)
 
 
 def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from pipeline.ledger.outcome import ID_TYPE, EditKey, EditOutcome, outcomes_tabl
 from pipeline.manifest.annotations import MASK_SOURCE_TYPE
 from pipeline.manifest.rows import Problems
 from pipeline.plan.ids import file_stem, parameters_json
-from pipeline.plan.resolved_job import Intent, PlannedGroup, Repeats
+from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob
 from pipeline.redact import redact_url
 from pipeline.storage.folder import Folder
 
@@ -76,14 +76,14 @@ class PendingBatch:
 
 
 def pending_batches(
-    intent: Intent, done: Container[bytes], repeats: Repeats | None = None
+    resolved: ResolvedJob, done: Container[bytes], repeats: Repeats | None = None
 ) -> Iterator[PendingBatch]:
     """The whole manifest in its order, a bounded number of groups at a time.
 
     Raises ManifestError for a manifest that is no longer what it was when it was checked.
     """
     problems = Problems()
-    for groups, carried in intent.groups(problems, repeats):
+    for groups, carried in resolved.groups(problems, repeats):
         if problems.total:
             raise ManifestError("the manifest changed while it was planned:", problems.lines)
         yield pending_batch(groups, carried, done)

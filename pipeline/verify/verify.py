@@ -21,7 +21,7 @@ from pipeline.ledger.outcome import Outcome
 from pipeline.ledger.parts import METADATA_FILE, committing_folders, finished_parts, uncommitted
 from pipeline.manifest.annotations import mask_names
 from pipeline.plan.quotas import QuotaRow, quota_table, select_round
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.storage.folder import Folder
 
 MAX_PROBLEMS = 20
@@ -256,7 +256,7 @@ def _sum_up(
     """Counts the job's edits by outcome, in one stream over the manifest, two under quotas."""
     counts: Counter[str] = Counter()
     planned = 0
-    for edit_id in understand(job).edit_ids():
+    for edit_id in resolve_job(job).edit_ids():
         planned += 1
         counts[outcome_of.get(edit_id, "pending")] += 1
     known = planned - counts["pending"]
@@ -287,7 +287,7 @@ def _quota_rows(job: Job, outcome_of: dict[bytes, str], problems: _Problems) -> 
     def is_open(edit_id: bytes) -> bool:
         return edit_id not in outcome_of
 
-    selection = select_round(understand(job), job.quotas.to_quotas(), outcome_of.get, is_open)
+    selection = select_round(resolve_job(job), job.quotas.to_quotas(), outcome_of.get, is_open)
     rows = quota_table(selection, outcome_of.get, is_open)
     for row in rows:
         if row.over_by:

@@ -26,7 +26,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.plan import Plan, make_plan, quota_rows
 from pipeline.plan.quotas import QuotaRow, Selection, cells_of_edits, quota_table, select_edits
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.report.status import run_status
 from pipeline.run.driver import run_job
 from pipeline.verify.verify import verify_run
@@ -257,7 +257,7 @@ def make_run(
 
 
 def cells(run: FinishedRun, *by: str) -> list[Cell]:
-    return [cell for cell, _ in cells_of_edits(understand(run.job), by)]
+    return [cell for cell, _ in cells_of_edits(resolve_job(run.job), by)]
 
 
 def planned(run: FinishedRun) -> Plan:
@@ -277,7 +277,7 @@ def test_values_come_from_labels_and_columns(make_run: MakeRun) -> None:
         ("red", "", "1.5", "", "2", red),
         ("green", "", "1.5", "", "2", green),
     ]
-    ids, keys = [e for _, e in cells_of_edits(understand(run.job), ["split"])], run.keys()
+    ids, keys = [e for _, e in cells_of_edits(resolve_job(run.job), ["split"])], run.keys()
     assert ids == [key.edit_id for key in keys]
 
 
