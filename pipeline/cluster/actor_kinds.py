@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from pipeline.errors import NoRoomError, ResourceError
+from pipeline.errors import InsufficientCapacityError, ResourceError
 from pipeline.job.resources import PoolSection
 
 _ACCELERATOR = "accelerator_type:"
@@ -72,8 +72,8 @@ class ActorKind:
         return named == wanted and _same(resources.get("GPU", 0.0), self.gpus_per_actor)
 
 
-class InTurn:
-    """Remote arguments of one actor after the other: called by Ray Data as it starts each."""
+class RemoteArgsPerActor:
+    """Ray Data calls this once per actor it starts; returns the options of the next one."""
 
     def __init__(self, kinds: Sequence[ActorKind]) -> None:
         self._args = [kind.remote_args() for kind in kinds for _ in range(kind.actors)]
@@ -96,8 +96,8 @@ def size_kinds(
     """The actors of each wish, the choosiest first: those that find a place, and where machines may
     come (`can_grow`) all that a wish with `max_actors` and GPUs may have.
 
-    Raises NoRoomError where a wish cannot be met, `free_cpus` would not stay free, or no actor has
-    a place; ResourceError where more machines would not help.
+    Raises InsufficientCapacityError if a wish cannot be met, `free_cpus` would not stay free, or no
+    actor has a place; ResourceError if more machines would not help.
     """
     places = [_Place.of(node) for node in nodes]
     chosen: list[ActorKind] = []
@@ -112,11 +112,11 @@ def size_kinds(
         if len(homes) < (wish.actors or 0) or (
             wants_more and any(replace(each).take(wish) for each in places)
         ):
-            raise NoRoomError(_too_few(nodes, wish, len(homes), free_cpus))
+            raise InsufficientCapacityError(_too_few(nodes, wish, len(homes), free_cpus))
         if homes or grows:
             chosen.append(_kind(nodes, wish, homes, grows=grows))
     if all(kind.actors == kind.later for kind in chosen):
-        raise NoRoomError(_too_few(nodes, wishes[0], 0, free_cpus))
+        raise InsufficientCapacityError(_too_few(nodes, wishes[0], 0, free_cpus))
     return tuple(chosen)
 
 

@@ -25,7 +25,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pipeline.cluster.actor_kinds import InTurn
+from pipeline.cluster.actor_kinds import RemoteArgsPerActor
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.workers import RayEditActor, _decode_block
 from pipeline.edit.model_sharing import BLOCKS_AT_A_TIME
@@ -34,7 +34,7 @@ from pipeline.errors import UserError
 from pipeline.plan.work_list import WorkSlice, read_slice
 from pipeline.read.decode import DecodeSettings
 from pipeline.storage.folder import Folder
-from pipeline.supervision.line import Line
+from pipeline.supervision.client import SupervisorClient
 from pipeline.supervision.watchdog import TimeLimits
 
 _MOST_TRIES = 20
@@ -91,14 +91,14 @@ def stream_outcomes(
     decoding: DecodeSettings,
     editing: EditSettings,
     pool: Pool,
-    line: Line,
+    supervisor: SupervisorClient,
     bars: bool = False,
 ) -> Iterator[pa.Table]:
     """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
 
     Closing the iterator stops the work. `bars`: Ray Data draws its own, which needs a terminal.
     """
-    context = _data_context(line.limits, rows=max(part.rows for part in slices))
+    context = _data_context(supervisor.limits, rows=max(part.rows for part in slices))
     context.enable_progress_bars = bars
     context.enable_rich_progress_bars = True
     context.use_ray_tqdm = False  # else Ray takes no notice of the line above
@@ -106,7 +106,9 @@ def stream_outcomes(
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        dataset = _dataset(folder, slices, decoding=decoding, editing=editing, pool=pool, line=line)
+        dataset = _dataset(
+            folder, slices, decoding=decoding, editing=editing, pool=pool, supervisor=supervisor
+        )
     _silence_ray_data()
     try:
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -131,7 +133,7 @@ def _dataset(
     decoding: DecodeSettings,
     editing: EditSettings,
     pool: Pool,
-    line: Line,
+    supervisor: SupervisorClient,
 ) -> Any:
     """Work list, decode, edit, as a Dataset, whose batches Ray has no exact type for."""
     dataset = ray.data.read_datasource(
@@ -142,7 +144,7 @@ def _dataset(
     )
     dataset = dataset.map_batches(
         _decode_block,
-        fn_kwargs={"settings": decoding, "line": line},
+        fn_kwargs={"settings": decoding, "supervisor": supervisor},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1,
@@ -150,7 +152,7 @@ def _dataset(
     )
     return dataset.map_batches(
         RayEditActor,
-        fn_constructor_args=(editing, line, pool.kinds),
+        fn_constructor_args=(editing, supervisor, pool.kinds),
         batch_size=1,  # one packed block
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
@@ -163,7 +165,7 @@ def _dataset(
         num_gpus=min(kind.gpus_per_actor for kind in pool.kinds or (pool,)),
         max_restarts=-1,
         max_task_retries=_MOST_TRIES,
-        ray_remote_args_fn=InTurn(pool.kinds) if pool.kinds else None,
+        ray_remote_args_fn=RemoteArgsPerActor(pool.kinds) if pool.kinds else None,
     )
 
 

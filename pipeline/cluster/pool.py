@@ -26,7 +26,7 @@ from pipeline.cluster.actor_kinds import (
     pool_bundle,
     size_kinds,
 )
-from pipeline.errors import NoRoomError
+from pipeline.errors import InsufficientCapacityError
 from pipeline.job.resources import ResourcesSection
 
 _READER_CPUS = 1.0
@@ -67,8 +67,8 @@ def size_pool(
 ) -> Pool:
     """The pool for `groups` groups of images of that many pixels.
 
-    Raises NoRoomError, with what is missing, where readers and actors cannot run side by side;
-    ResourceError where more machines would not help.
+    Raises InsufficientCapacityError, with what is missing, if readers and actors cannot run at the
+    same time; ResourceError if more machines would not help.
     """
     free = max(_READER_CPUS, float(wishes.free_cpus))
     if wishes.pools is not None:
@@ -88,7 +88,7 @@ def size_pool(
     if most < max(1, wishes.actors or 1):
         asked = "an actor needs" if not wishes.actors else f"{wishes.actors} actors need"
         count = wishes.actors or 1
-        raise NoRoomError(
+        raise InsufficientCapacityError(
             f"{asked} {count * cpus_per_actor:g} CPUs and {count * gpus_per_actor:g} GPUs, and "
             f"{free:g} CPUs must stay free for reading; the cluster has {cpus:g} CPUs and "
             f"{gpus:g} GPUs on {len(nodes)} nodes. Lower resources.actors, cpus_per_actor or "
@@ -157,7 +157,7 @@ def _gpus_per_actor(wishes: ResourcesSection, device: str, gpus: float) -> float
     if wishes.can_grow and wishes.max_actors is not None and device != "cpu":
         return 1.0  # whatever is there now: those that come later have one
     if device.startswith("cuda") and gpus == 0:
-        raise NoRoomError(
+        raise InsufficientCapacityError(
             f"model.device is {device}, and the cluster has no GPU that Ray knows of; set "
             "model.device=cpu, or start Ray on a machine with a GPU"
         )

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.storage.requests import request_counts
-from pipeline.supervision.line import Line
+from pipeline.supervision.client import SupervisorClient
 from pipeline.supervision.supervisor import StageFigures, merged
 
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
@@ -38,9 +38,11 @@ class RayEditActor:
     What it cannot do it reports in the column `error`, for the driver to raise.
     """
 
-    def __init__(self, settings: EditSettings, line: Line, kinds: Sequence[ActorKind] = ()) -> None:
+    def __init__(
+        self, settings: EditSettings, supervisor: SupervisorClient, kinds: Sequence[ActorKind] = ()
+    ) -> None:
         """`kinds`: those of the run's actors, where they are not all alike."""
-        self._line = line
+        self._supervisor = supervisor
         self._error = ""
         self._actor: EditActor | None = None
         self._turns = Turns()
@@ -58,7 +60,7 @@ class RayEditActor:
         def figures() -> StageFigures:
             return {"load": {"rows": 1, "seconds": time.monotonic() - began}}
 
-        with self._line.block("load", [me], figures, is_watched=False) as oversight:
+        with self._supervisor.block("load", [me], figures, is_watched=False) as oversight:
             if me in oversight.orders.quarantined:
                 self._error = (
                     "two workers died while they loaded the model: is there enough memory for "
@@ -85,8 +87,8 @@ class RayEditActor:
         try:
             block = actor.prepare(table)
             with (
-                self._turns.take(alone=self._line.is_suspect("edit", groups)) as turn,
-                self._line.block("edit", groups, figures) as oversight,
+                self._turns.take(alone=self._supervisor.is_suspect("edit", groups)) as turn,
+                self._supervisor.block("edit", groups, figures) as oversight,
             ):
                 edited = actor.edit(block, oversight, turn.pass_on)
                 costs.append(edited.figures)
@@ -132,19 +134,22 @@ class _Requests:
         return {self._stage: asdict(now - before)}
 
 
-def _decode_block(table: pa.Table, settings: DecodeSettings, line: Line) -> pa.Table:
+def _decode_block(
+    table: pa.Table, settings: DecodeSettings, supervisor: SupervisorClient
+) -> pa.Table:
     requests, began = _Requests("decode"), time.monotonic()
 
     def figures() -> StageFigures:
         own = {"rows": table.num_rows, "seconds": time.monotonic() - began}
         return merged({"decode": own}, requests.take_figures())
 
-    with line.block("decode", _groups_of(table), figures) as oversight:
+    with supervisor.block("decode", _groups_of(table), figures) as oversight:
         return _pack(decode(table, settings, oversight))
 
 
 def _pack(table: pa.Table) -> pa.Table:
-    """A block in one row: Ray puts blocks together that are shorter than others, and no rows."""
+    """Packs a block into a single row, because Ray Data merges small blocks, but never splits or
+    merges rows."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

@@ -101,11 +101,9 @@ class Plan:
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Python looks for cycles of objects after every 700 new ones, which is a third of planning.
-
-    Rows make none. It goes on looking, after every 100,000.
-    """
+def _relaxed_gc() -> Iterator[None]:
+    """Raises the garbage collector's threshold while planning: with the default a third of the time
+    goes into collections that find nothing."""
     before = gc.get_threshold()
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
@@ -114,7 +112,7 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-@_rare_collections()
+@_relaxed_gc()
 def make_plan(
     job: Job,
     ledger: Ledger | None = None,

@@ -29,7 +29,7 @@ import torch
 
 from fpe_core.device import choose_dtype, warn_of_slow_bfloat16
 from pipeline.cluster.pool import Pool, bundles_of, size_pool
-from pipeline.cluster.session import pool_with_room, ray_session
+from pipeline.cluster.session import ray_session, wait_for_capacity
 from pipeline.errors import Interrupted, StorageError
 from pipeline.job.job import Job
 from pipeline.ledger.lease import Lease, hold_lease
@@ -49,7 +49,7 @@ from pipeline.run.folder import (
     metadata_layout,
     refuse_other_judge,
 )
-from pipeline.run.metrics import Looks, RunMetrics
+from pipeline.run.metrics import FiguresPoller, RunMetrics
 from pipeline.run.signals import StopRequests
 from pipeline.run.stats import STATS_FILE, RunSummary, Tally, encode_stats
 from pipeline.run.worker_settings import decode_settings, edit_settings
@@ -59,7 +59,7 @@ from pipeline.supervision.watchdog import TimeLimits
 from pipeline.write.metadata import MetadataLayout
 
 if TYPE_CHECKING:
-    from pipeline.supervision.line import Line
+    from pipeline.supervision.client import SupervisorClient
 
 _MAX_PASSES_WITHOUT_PROGRESS = 2
 """How many passes in a row may recover no lost block before the run gives up, not counting the
@@ -228,13 +228,13 @@ class _Driver:
             pixels_per_image=parameters.width_px * parameters.height_px,
         )
         bundles = bundles_of(wishes, device=device, groups=self.plan.groups_pending)
-        pool = pool_with_room(size, bundles, wait_s=wishes.wait_s if wishes.can_grow else 0.0)
+        pool = wait_for_capacity(size, bundles, wait_s=wishes.wait_s if wishes.can_grow else 0.0)
         if pool.later:
             _log.info("%d of %d actors wait for a machine", pool.later, pool.actors)
         return pool
 
     def _work_off_plan(self, stops: StopRequests) -> None:
-        from pipeline.supervision.line import supervision  # loads Ray
+        from pipeline.supervision.client import supervision  # loads Ray
 
         failures, pool = self.job.failures, self._find_room()
         if self.pool is None and not pool.gpus_per_actor:
@@ -246,31 +246,31 @@ class _Driver:
         _log.info("working with %s", pool)
         limits = TimeLimits(failures.max_stall_s, failures.max_group_s)
         logs = self.job.logs.to_settings(self.lease.run_id)
-        with supervision(limits, failures.max_in_a_row, logs) as line:
-            self._supervised(pool, line, stops)
+        with supervision(limits, failures.max_in_a_row, logs) as supervisor:
+            self._supervised(pool, supervisor, stops)
 
-    def _supervised(self, pool: Pool, line: Line, stops: StopRequests) -> None:
-        looks = Looks(self.metrics, line.peek)
+    def _supervised(self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests) -> None:
+        poller = FiguresPoller(self.metrics, supervisor.poll)
         try:
             with (
-                looks.every_few_seconds(),
-                stops.winding_up(partial(self._wind_up, line)),
-                closing(self._outcomes(pool, line, stops)) as outcomes,
+                poller.polling(),
+                stops.winding_up(partial(self._wind_up, supervisor)),
+                closing(self._outcomes(pool, supervisor, stops)) as outcomes,
             ):
                 self._collect(outcomes, stops)
         finally:
-            figures = line.figures()
+            figures = supervisor.figures()
             self.commits.tally.add_stages(figures)
-            looks.last(figures)
+            poller.finish(figures)
 
-    def _wind_up(self, line: Line) -> None:
+    def _wind_up(self, supervisor: SupervisorClient) -> None:
         """Lets no source begin any more, and waits for those that workers have begun."""
         grace_s = self.job.stop.grace_s
-        in_hand, until = line.stop("edit"), time.monotonic() + grace_s
+        in_hand, until = supervisor.stop("edit"), time.monotonic() + grace_s
         self.commits.commit()
         _log.warning(
-            "stopping: the %d sources in hand are finished first, for at most %g s (once more "
-            "stops at once)",
+            "stopping: the %d sources that workers have begun are finished first, for at most %g s "
+            "(once more stops at once)",
             len(in_hand - self.commits.groups_done),
             grace_s,
         )
@@ -333,7 +333,9 @@ class _Driver:
         self.folder.replace(CARD_FILE, self._card())
         self.folder.replace(STATS_FILE, stats)
 
-    def _outcomes(self, pool: Pool, line: Line, stops: StopRequests) -> Generator[pa.Table]:
+    def _outcomes(
+        self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests
+    ) -> Generator[pa.Table]:
         """Outcomes of all pending groups, with the worker where there was one."""
         from pipeline.cluster.graph import (  # loads Ray Data: only when needed
             WorkerError,
@@ -353,16 +355,16 @@ class _Driver:
                 decoding=decoding,
                 editing=editing,
                 pool=pool,
-                line=line,
+                supervisor=supervisor,
                 bars=self.job.logs.shows_ray_bars,
             )
             if stops.is_asked():
                 return  # blocks that were not begun have no outcomes, and are not lost
-            line.raise_if_hopeless()
+            supervisor.raise_if_hopeless()
             has_progress = len(self.commits.groups_done) > done_before
             without_progress = 0 if has_progress else without_progress + 1
             slices = lost_slices(self.folder, slices, self.commits.groups_done)
-            deaths = line.deaths()
+            deaths = supervisor.deaths()
             is_stuck = without_progress >= _MAX_PASSES_WITHOUT_PROGRESS and deaths <= deaths_before
             if slices and is_stuck:
                 raise WorkerError(

@@ -1,8 +1,8 @@
 """What a run exports to Prometheus: through Ray, whose agent on every node has a port for it.
 
 Ray puts `ray_` before each name and labels of its own beside ours. Everything is exported by the
-driver: what it commits, and what the supervisor sums up for it every few seconds. So figures do not
-die with a worker, and at the end of a run they are those of the ledger and of stats.json. A run
+driver: what it commits, and what the supervisor sums up, every few seconds. So figures do not die
+with a worker, and at the end of a run they are those of the ledger and of stats.json. A run
 that finds nothing to do starts no Ray and exports nothing.
 
 Labels are closed sets, but `run`, which is one value a run; no edit has a series of its own.
@@ -24,8 +24,8 @@ import pyarrow as pa
 from pipeline.supervision.supervisor import StageFigures
 
 RAY_PREFIX = "ray_"
-LOOK_INTERVAL_S = 5.0
-"""Between two looks at the supervisor's books; Ray exports every 10 s."""
+POLL_INTERVAL_S = 5.0
+"""Between two polls of the supervisor; Ray exports every 10 s."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ FAMILIES = (
         ("phase",),
         "Seconds of all workers together, by what they did: load, read, encode, invert, ...",
     ),
-    Family("fpe_blocks_total", ("stage",), "Blocks of sources that a stage is through with."),
+    Family("fpe_blocks_total", ("stage",), "Blocks of sources that a stage has finished."),
     Family(
         "fpe_block_seconds_total",
         ("stage",),
-        "Seconds that blocks were in hand, all of them together.",
+        "Seconds that blocks were being processed, all of them together.",
     ),
     Family(
         "fpe_blocks_lost_total",
@@ -95,7 +95,9 @@ FAMILIES = (
         ("stage",),
         "Blocks that wait for a reader (decode), a model (edit), the next commit (commit).",
     ),
-    Family("fpe_worker_deaths_total", ("stage",), "Processes that died with a block in hand."),
+    Family(
+        "fpe_worker_deaths_total", ("stage",), "Processes that died while they processed a block."
+    ),
     Family("fpe_store_requests_total", ("stage",), "Requests to stores, each once."),
     Family("fpe_store_retries_total", ("stage",), "Further tries of requests to stores."),
     Family("fpe_store_read_bytes_total", ("stage",), "Bytes of whole files read from stores."),
@@ -115,7 +117,7 @@ _OF_STAGES = {
     "bytes_written": "fpe_store_written_bytes_total",
 }
 _OF_ROWS = {"unet_rows": "fpe_unet_rows_made_total", "lost_unet_rows": "fpe_unet_rows_lost_total"}
-_PHASES = {
+_PHASE_OF_FIGURE = {
     ("load", "seconds"): "load",
     ("decode", "seconds"): "read",
     ("edit", "encode_seconds"): "encode",
@@ -126,7 +128,7 @@ _PHASES = {
     ("write", "seconds"): "write",
     ("commit", "seconds"): "commit",
 }
-"""Which figure of which stage is the time of which phase."""
+"""(stage, figure) to the phase whose time it is."""
 
 _Series = tuple[str, tuple[tuple[str, str], ...]]  # a family's name, and its labels
 
@@ -170,18 +172,20 @@ class RunMetrics:
         self._set("fpe_queue_blocks", blocks_to_commit, stage="commit")
 
     def spent(self, figures: StageFigures) -> None:
-        """What stages cost since this was last told."""
+        """What stages cost since the last call."""
         for stage, of_stage in figures.items():
             for name, value in of_stage.items():
                 if name in _OF_STAGES:
                     self._count(_OF_STAGES[name], value, stage=stage)
                 if name in _OF_ROWS:
                     self._count(_OF_ROWS[name], value)
-                if (stage, name) in _PHASES:
-                    self._count("fpe_phase_seconds_total", value, phase=_PHASES[stage, name])
+                if (stage, name) in _PHASE_OF_FIGURE:
+                    self._count(
+                        "fpe_phase_seconds_total", value, phase=_PHASE_OF_FIGURE[stage, name]
+                    )
 
     def queued(self, queues: StageFigures, to_read: float) -> None:
-        """Blocks in hand and waiting, workers; `to_read`: blocks that no reader is through with."""
+        """Blocks in hand and waiting, workers; `to_read`: blocks that no reader has finished."""
         for stage in ("decode", "edit"):
             in_hand = queues.get(stage, {}).get("in_hand", 0.0)
             waiting = queues.get(stage, {}).get("waiting", 0.0)
@@ -227,31 +231,31 @@ class RunMetrics:
             self._levels[name, tuple(sorted(labels.items()))] = value
 
 
-class Looks:
-    """Looks at a supervisor's books, one after the other, each told by what is new in it."""
+class FiguresPoller:
+    """Polls the supervisor's figures, updates the metrics with what changed since the last poll."""
 
     def __init__(
         self,
         metrics: RunMetrics,
-        peek: Callable[[], tuple[StageFigures, StageFigures] | None],
+        poll: Callable[[], tuple[StageFigures, StageFigures] | None],
     ) -> None:
-        """`peek` gives `Supervisor.figures` and `Supervisor.queues`; None without an answer."""
+        """`poll` returns `Supervisor.state`, or None if the supervisor does not answer."""
         self._metrics = metrics
-        self._peek = peek
+        self._poll = poll
         self._seen: Mapping[str, Mapping[str, float]] = {}
         metrics.blocks_to_do = 0
 
     @contextmanager
-    def every_few_seconds(self) -> Iterator[None]:
-        """Exports what the supervisor knows, on a thread, for the length of the context."""
+    def polling(self) -> Iterator[None]:
+        """Polls every few seconds, on a thread, for the length of the context."""
         ended = threading.Event()
 
-        def keep_looking() -> None:
-            while not ended.wait(LOOK_INTERVAL_S):
-                self.look()
+        def keep_polling() -> None:
+            while not ended.wait(POLL_INTERVAL_S):
+                self.poll()
 
         self._metrics.export()
-        thread = threading.Thread(target=keep_looking, name="metrics", daemon=True)
+        thread = threading.Thread(target=keep_polling, name="metrics", daemon=True)
         thread.start()
         try:
             yield
@@ -259,15 +263,15 @@ class Looks:
             ended.set()
             thread.join()
 
-    def look(self) -> None:
-        """Asks, and exports what is new."""
-        answer = self._peek()
+    def poll(self) -> None:
+        """Polls once, and exports what changed."""
+        answer = self._poll()
         if answer is not None:
             self._take(*answer)
         self._metrics.export()
 
-    def last(self, figures: StageFigures) -> None:
-        """The supervisor's last word; nothing is in hand any more."""
+    def finish(self, figures: StageFigures) -> None:
+        """Exports the supervisor's last figures; no block is being processed any more."""
         self._metrics.blocks_to_do = 0
         self._take(figures, {})
         self._metrics.export()

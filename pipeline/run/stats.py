@@ -43,7 +43,7 @@ STAGE_FIGURES = {
     "retries": "further tries of them",
     "bytes_read": "from stores",
     "bytes_written": "to stores",
-    "worker_deaths": "of processes that had a block in hand",
+    "worker_deaths": "of processes that were processing a block",
 }
 """The figures of a stage in stats.json; one that is missing is zero."""
 

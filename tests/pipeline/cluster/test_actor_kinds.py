@@ -9,9 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster.actor_kinds import ActorKind, InTurn, Node, first_actors, size_kinds
+from pipeline.cluster.actor_kinds import (
+    ActorKind,
+    Node,
+    RemoteArgsPerActor,
+    first_actors,
+    size_kinds,
+)
 from pipeline.cluster.pool import Pool, size_pool
-from pipeline.errors import NoRoomError, ResourceError
+from pipeline.errors import InsufficientCapacityError, ResourceError
 from pipeline.job.job import Job
 from pipeline.job.resources import PoolSection, ResourcesSection
 
@@ -121,7 +127,7 @@ def test_an_actor_knows_its_kind_by_what_it_was_given() -> None:
 
 def test_ray_is_asked_for_each_actor_of_each_kind_once() -> None:
     kinds = (ActorKind(2, 1, 1, 1, 1.0, "A10G"), ActorKind(1, 2, 0, 1, 1.0))
-    next_args = InTurn(kinds)
+    next_args = RemoteArgsPerActor(kinds)
     asked = [next_args() for _ in range(3)]
     assert asked == [
         {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A10G"},
@@ -152,9 +158,9 @@ def test_each_kind_may_grow_by_itself() -> None:
     assert (h100.accelerator, h100.actors, h100.later) == ("H100", 3, 3)
     assert (a10g.accelerator, a10g.actors, a10g.later) == ("A10G", 6, 2)
     assert [k.actors for k in kinds_of(A10G, READER, pools=pools)] == [4], "a local Ray does not"
-    with pytest.raises(NoRoomError, match="room for 0"):
+    with pytest.raises(InsufficientCapacityError, match="room for 0"):
         kinds_of(READER, pools=pools, can_grow=True)
-    with pytest.raises(NoRoomError, match="room for 3"):
+    with pytest.raises(InsufficientCapacityError, match="room for 3"):
         kinds_of(Node(4, 4), pools=[{"max_actors": 9}], can_grow=True)
     first = first_actors((h100, a10g), 5)
     assert [(k.accelerator, k.actors, k.later) for k in first] == [("H100", 1, 1), ("A10G", 4, 0)]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.cluster.actor_kinds import Node
 from pipeline.cluster.pool import Pool, bundles_of, size_pool
-from pipeline.cluster.session import check_reachable, nodes_alive, pool_with_room, ray_session
-from pipeline.errors import NoRoomError, ResourceError
+from pipeline.cluster.session import check_reachable, nodes_alive, ray_session, wait_for_capacity
+from pipeline.errors import InsufficientCapacityError, ResourceError
 from pipeline.job.resources import PoolSection, ResourcesSection
 
 
@@ -191,15 +191,15 @@ def test_a_local_ray_has_no_more_than_it_has() -> None:
 def test_actors_without_a_gpu_do_not_wait_for_the_readers_cpus() -> None:
     pool = pool_of(Node(4), device="cpu", **GROWS)
     assert (pool.actors, pool.later) == (3, 0)
-    with pytest.raises(NoRoomError, match="1 CPUs must stay free"):
+    with pytest.raises(InsufficientCapacityError, match="1 CPUs must stay free"):
         pool_of(Node(2, 2), **GROWS)  # the second would take the last one
     assert pool_of(Node(2, 2), Node(1), **GROWS).later == 6
 
 
 def test_nobody_starts_before_there_is_a_place() -> None:
-    with pytest.raises(NoRoomError, match="an actor needs 1 CPUs and 1 GPUs"):
+    with pytest.raises(InsufficientCapacityError, match="an actor needs 1 CPUs and 1 GPUs"):
         pool_of(Node(16), **GROWS)
-    with pytest.raises(NoRoomError, match="2 actors need"):
+    with pytest.raises(InsufficientCapacityError, match="2 actors need"):
         pool_of(Node(16), Node(8, 1), actors=2, **GROWS)
 
 
@@ -235,8 +235,8 @@ def test_room_that_does_not_come_is_said_after_the_time(
     def size(nodes: Sequence[Node]) -> Pool:
         return size_pool(nodes, section, device="cpu", groups=9, pixels_per_image=64)
 
-    with pytest.raises(NoRoomError, match="9 actors need 9 CPUs"):
-        pool_with_room(size, [{"CPU": 10.0}], wait_s=0)
+    with pytest.raises(InsufficientCapacityError, match="9 actors need 9 CPUs"):
+        wait_for_capacity(size, [{"CPU": 10.0}], wait_s=0)
     with pytest.raises(ResourceError, match=r"9 actors need .* in 0.1 s \(resources.wait_s\)"):
-        pool_with_room(size, [{"CPU": 10.0}], wait_s=0.1)
+        wait_for_capacity(size, [{"CPU": 10.0}], wait_s=0.1)
     assert "waiting for the cluster to have room, for at most 0.1 s" in caplog.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.ledger.outcome import outcomes_table
-from pipeline.run.metrics import FAMILIES, Looks, RunMetrics
+from pipeline.run.metrics import FAMILIES, FiguresPoller, RunMetrics
 from pipeline.supervision.supervisor import StageFigures
 from tests.builders.outcome_rows import accepted, failed, rejected
 
@@ -37,24 +37,24 @@ class Answers:
     def __init__(self) -> None:
         self.next: tuple[StageFigures, StageFigures] | None = None
 
-    def peek(self) -> tuple[StageFigures, StageFigures] | None:
+    def poll(self) -> tuple[StageFigures, StageFigures] | None:
         return self.next
 
 
-def test_figures_are_counted_once_however_often_they_are_looked_at() -> None:
+def test_figures_are_counted_once_however_often_they_are_polled() -> None:
     answers, metrics = Answers(), RunMetrics("run-1")
     for _ in range(2):  # two rounds, with a supervisor each
-        looks = Looks(metrics, answers.peek)
+        poller = FiguresPoller(metrics, answers.poll)
         metrics.blocks_to_do = 5
         edit = {"rows": 3.0, "blocks": 2.0, "unet_rows": 50.0, "lost_unet_rows": 10.0}
         queues = {"decode": {"in_hand": 1.0}, "edit": {"in_hand": 1.0, "waiting": 3.0}}
         answers.next = ({"edit": edit, "decode": {"blocks": 2.0}}, queues)
-        looks.look()
-        looks.look()
+        poller.poll()
+        poller.poll()
         values = metrics.values()
         assert values["fpe_queue_blocks", (("stage", "edit"),)] == 3
         assert values["fpe_queue_blocks", (("stage", "decode"),)] == 2, "5, less 2 and 1 in hand"
-        looks.last({"edit": edit | {"rows": 4.0}, "decode": {"blocks": 5.0}})
+        poller.finish({"edit": edit | {"rows": 4.0}, "decode": {"blocks": 5.0}})
     values = metrics.values()
     of_edit = (("stage", "edit"),)
     assert values["fpe_stage_rows_total", of_edit] == 8
@@ -67,10 +67,10 @@ def test_figures_are_counted_once_however_often_they_are_looked_at() -> None:
 def test_a_supervisor_that_forgot_takes_nothing_back() -> None:
     """Ray may have started it anew."""
     answers, metrics = Answers(), RunMetrics("run-1")
-    looks = Looks(metrics, answers.peek)
+    poller = FiguresPoller(metrics, answers.poll)
     for rows in (4.0, 1.0, 3.0):
         answers.next = ({"edit": {"rows": rows}}, {})
-        looks.look()
+        poller.poll()
     answers.next = None
-    looks.look()
+    poller.poll()
     assert metrics.values()["fpe_stage_rows_total", (("stage", "edit"),)] == 6
