@@ -1,6 +1,6 @@
 """The job file as one pydantic model: what a person asks for, every field with its meaning.
 
-Nothing is converted silently: a string is no number, an unknown key is an error. A null that is
+Nothing is converted silently: a string is not a number, an unknown key is an error. A null that is
 allowed means "automatic"; the resolved job, as config.yaml holds it, has no null that matters.
 
 The section of a job file that says how logs are written.

@@ -334,5 +334,5 @@ def number_of(path: str) -> int:
     """The number in a ledger file's name."""
     match = _NAME.fullmatch(path.rpartition("/")[2])
     if match is None:
-        raise ValueError(f"{path} is no ledger file")
+        raise ValueError(f"{path} is not a ledger file")
     return int(match[1])

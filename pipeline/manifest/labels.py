@@ -33,7 +33,8 @@ def label_fields(schemas: Sequence[pa.Schema]) -> tuple[pa.Field, ...]:
             label = pa.field(item.name, _value_type(item.type))
             if not item.name.isidentifier():
                 raise ManifestError(
-                    f"{TARGET_LABELS}: label {item.name!r} is no name: letters, digits, _"
+                    f"{TARGET_LABELS}: label {item.name!r} is not a valid name; use letters, "
+                    "digits and _"
                 )
             if not found.setdefault(item.name, label).equals(label):
                 types = f"{found[item.name].type} and {label.type}"

@@ -231,7 +231,7 @@ def _reader(resolved: ResolvedJob, name: str) -> _Value:
     if name not in carried.names:
         there = sorted({*resolved.label_names, *known, *carried.names, "target_prompt"})
         raise JobError(
-            f"quotas.by: {name!r} is no label and no column of the manifest; there are "
+            f"quotas.by: {name!r} is not a label or a column of the manifest; there are "
             f"{', '.join(there)}"
         )
     kind = carried.field(name).type

@@ -295,7 +295,7 @@ def _annotations(
 
 
 def _refuse_lists_of_types(job: Job, manifest: Manifest) -> None:
-    """Raises JobError: a type for each of the manifest's prompts is none for each of the job's."""
+    """Raises JobError: types of the manifest's own prompts do not fit the job's prompts."""
     if job.prompts is None or job.judge is None or job.judge.edit_type is not None:
         return
     schema = manifest.carried_schema

@@ -114,7 +114,7 @@ class SourceRules:
 
 
 def check_rule(rule: str) -> None:
-    """Raises ValueError, with what to write, for text that is no rule."""
+    """Raises ValueError, with what to write, for text that is not a rule."""
     if "://" not in rule and not rule.startswith("/"):
         raise ValueError(
             f"{rule!r} is relative, and a rule has to mean the same on every machine: write an "

@@ -94,7 +94,7 @@ def _read_store(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int) -> byt
 
 
 class _WebError(OSError):
-    """A web server's answer that is no file. Says nothing of the URL, which may hold a secret."""
+    """A web server's answer that is not a file. Does not show the URL, which may hold a secret."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

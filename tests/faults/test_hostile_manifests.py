@@ -184,15 +184,15 @@ def test_columns_of_any_type_are_rows_or_an_error_that_names_the_file(tmp_path: 
 def test_files_that_are_no_parquet(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "manifest.parquet").write_bytes(data)
     for url in (tmp_path, tmp_path / "manifest.parquet"):
-        with pytest.raises(ManifestError, match=r"manifest\.parquet is no Parquet file"):
+        with pytest.raises(ManifestError, match=r"manifest\.parquet is not a Parquet file"):
             Manifest.open(str(url))
 
 
 def test_a_folder_with_the_name_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "manifest.parquet").mkdir()
-    with pytest.raises(ManifestError, match=r"manifest\.parquet is no Parquet file, no folder"):
+    with pytest.raises(ManifestError, match=r"manifest\.parquet is not a Parquet file, a folder"):
         Manifest.open(str(tmp_path / "manifest.parquet"))
-    with pytest.raises(ManifestError, match="is no Parquet file, no folder"):
+    with pytest.raises(ManifestError, match="is not a Parquet file, a folder"):
         Manifest.open(str(tmp_path))
 
 

@@ -172,7 +172,7 @@ def test_each_kind_may_grow_by_itself() -> None:
         ({"pools": []}, "pools is empty"),
         ({"actors": 3, "max_actors": 2}, "max_actors is 2, and actors 3"),
         ({"pools": [{"actors": 3, "max_actors": 2}]}, "max_actors is 2, and actors 3"),
-        ({"pools": [{}], "actors": 2}, "actors is said by each of the pools"),
+        ({"pools": [{}], "actors": 2}, "actors is set by each of the pools"),
         ({"pools": [{}, {"actors": 2}]}, "two pools have 1 GPUs an actor"),
         ({"pools": [{"accelerator": "H100", "gpus_per_actor": 0}]}, "have no accelerator"),
         ({"pools": [{}, {"gpus_per_actor": 0}]}, "say model.dtype=float32"),

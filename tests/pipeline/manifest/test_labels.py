@@ -117,7 +117,7 @@ def test_a_row_that_does_not_fit_its_prompts(
     [
         (["blue"], "must be a struct of text or numbers"),
         ([[{"colour": ["blue"]}, {"colour": []}]], "must be a struct of text or numbers"),
-        ([[{"a b": "x"}, {"a b": "y"}]], "is no name"),
+        ([[{"a b": "x"}, {"a b": "y"}]], "is not a valid name"),
     ],
 )
 def test_a_column_that_cannot_be_labels(

@@ -288,9 +288,9 @@ def test_without_labels_a_column_is_itself(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("color", r"'color' is no label and no column of the manifest; there are boxes, colour"),
-        ("image", "'image' is no label"),
-        ("seed", "'seed' is no label"),
+        ("color", r"'color' is not a label or a column of the manifest; there are boxes, colour"),
+        ("image", "'image' is not a label"),
+        ("seed", "'seed' is not a label"),
         ("boxes", r"column boxes is list<.*>; a cell needs text or numbers"),
     ],
 )
@@ -308,7 +308,7 @@ def test_what_makes_no_cells_is_a_mistake_in_the_job(
     [
         ({"by": [], "accepted": 1}, "at least 1 item"),
         ({"by": ["a", "a"], "accepted": 1}, "names a column twice"),
-        ({"by": ["a"]}, "there is no number"),
+        ({"by": ["a"]}, "no number is given"),
         ({"by": ["a"], "accepted": -1}, "greater than or equal to 0"),
         ({"by": ["a"], "cells": [{"where": {"b": 1}, "accepted": 1}]}, "b is not among by"),
         ({"by": ["a"], "cells": [{"where": {}, "accepted": 1}]}, "at least 1 item"),
