@@ -22,7 +22,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import as_outcomes
 from pipeline.plan.plan import Plan
 from pipeline.run.metrics import RunMetrics
-from pipeline.run.stats import Tally
+from pipeline.run.stats import RunTotals
 from pipeline.storage.requests import RequestCounts, request_counts
 from pipeline.supervision.supervisor import merged
 
@@ -43,7 +43,7 @@ class Commits:
 
     Attributes:
         plan: whose outcomes arrive.
-        tally: totals of the run, over all of its plans.
+        totals: of the run, over all of its plans.
         groups_done: ids of the groups of the plan of which outcomes have arrived.
     """
 
@@ -51,7 +51,7 @@ class Commits:
         self,
         plan: Plan,
         ledger: Ledger,
-        tally: Tally,
+        totals: RunTotals,
         *,
         metrics: RunMetrics,
         progress: ProgressSink,
@@ -59,7 +59,7 @@ class Commits:
     ) -> None:
         """`requests`: what this process had asked of stores when the run began."""
         self.plan = plan
-        self.tally = tally
+        self.totals = totals
         self.groups_done = IdSet()
         self._ledger = ledger
         self._metrics = metrics
@@ -79,14 +79,14 @@ class Commits:
 
     def next_round(self, plan: Plan) -> None:
         """From now on outcomes are of another plan, which knows of all that arrived before."""
-        self.tally.next_round()
+        self.totals.next_round()
         self.plan = plan
         self.groups_done = IdSet()  # the same sources are edited again, with other prompts
 
     @property
     def left(self) -> int:
         """Edits of the plan without an outcome."""
-        return self.tally.left(self.plan)
+        return self.totals.left(self.plan)
 
     @property
     def is_due(self) -> bool:
@@ -96,7 +96,7 @@ class Commits:
 
     def take(self, table: pa.Table) -> None:
         """Buffers the outcomes of a block, with their worker where there was one."""
-        self.tally.add(table)
+        self.totals.add(table)
         outcomes = as_outcomes(table)
         self._arrived.append(outcomes)
         self.groups_done.update(outcomes["group_id"].to_pylist())
@@ -122,7 +122,7 @@ class Commits:
     def _count_commit(self, rows: int, seconds: float) -> None:
         requests, self._requests = request_counts() - self._requests, request_counts()
         figures = {"rows": rows, "seconds": seconds, **asdict(requests)}
-        self.tally.stages = merged(self.tally.stages, {"commit": figures})
+        self.totals.stages = merged(self.totals.stages, {"commit": figures})
         self._metrics.spent({"commit": figures})
 
 

@@ -51,7 +51,7 @@ from pipeline.run.folder import (
 )
 from pipeline.run.metrics import FiguresPoller, RunMetrics
 from pipeline.run.signals import StopRequests
-from pipeline.run.stats import STATS_FILE, RunSummary, Tally, encode_stats
+from pipeline.run.stats import STATS_FILE, RunSummary, RunTotals, encode_stats
 from pipeline.run.worker_settings import decode_settings, edit_settings
 from pipeline.storage.folder import Folder
 from pipeline.storage.requests import request_counts
@@ -107,7 +107,7 @@ def _run_with(
 ) -> RunSummary:
     """All of a run between taking the lease and giving it back; `retry` None: what is new."""
     folder, requests = lease.folder, request_counts()
-    tally = Tally() if job.judge is None else Tally(job.judge.to_rules())
+    totals = RunTotals() if job.judge is None else RunTotals(job.judge.to_rules())
     label_lines(run=lease.run_id)
     ledger, metrics = Ledger.open(folder, lease), RunMetrics(lease.run_id)
     adopt_orphan_parts(folder, ledger, metrics.committed)
@@ -120,7 +120,7 @@ def _run_with(
     if others:
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
     layout = metadata_layout(job, plan)
-    commits = Commits(plan, ledger, tally, metrics=metrics, progress=progress, requests=requests)
+    commits = Commits(plan, ledger, totals, metrics=metrics, progress=progress, requests=requests)
     run = _Driver(job, lease, ledger, layout, metrics, commits, is_retry=retry is not None)
     if not plan.edits_pending:
         left_out = plan.edits_done + plan.edits_skipped_by_quota
@@ -192,7 +192,7 @@ class _Driver:
             self._warn_of_missing_scores()
 
     def _warn_of_missing_scores(self) -> None:
-        for name, edits in sorted(self.commits.tally.scores_missing.items()):
+        for name, edits in sorted(self.commits.totals.scores_missing.items()):
             _log.warning(
                 "%d edits were accepted without %s, which a rule looks at%s",
                 edits,
@@ -260,7 +260,7 @@ class _Driver:
                 self._collect(outcomes, stops)
         finally:
             figures = supervisor.figures()
-            self.commits.tally.add_stages(figures)
+            self.commits.totals.add_stages(figures)
             poller.finish(figures)
 
     def _wind_up(self, supervisor: SupervisorClient) -> None:
@@ -284,7 +284,7 @@ class _Driver:
             for table in outcomes:
                 with stops.held():  # a block is taken whole or not at all
                     commits.take(table)
-                commits.tally.check(self.job.failures)
+                commits.totals.check(self.job.failures)
                 if commits.is_due:
                     with stops.held():
                         commits.commit()
@@ -300,7 +300,7 @@ class _Driver:
 
     def summary(self) -> RunSummary:
         """The run so far."""
-        summary = self.commits.tally.summary(self.plan, self.folder.url, self._quota_rows())
+        summary = self.commits.totals.summary(self.plan, self.folder.url, self._quota_rows())
         return replace(summary, run=self.lease.run_id)
 
     def _quota_rows(self) -> list[QuotaRow]:
@@ -328,7 +328,7 @@ class _Driver:
             self.summary(),
             self.ledger.counts(),
             pool=self.pool,
-            workers=self.commits.tally.edits_by_worker,
+            workers=self.commits.totals.edits_by_worker,
         )
         self.folder.replace(CARD_FILE, self._card())
         self.folder.replace(STATS_FILE, stats)

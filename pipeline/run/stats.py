@@ -134,7 +134,7 @@ class RunSummary:
 
 
 @dataclass
-class Tally:
+class RunTotals:
     """Counts the outcomes of a run as they arrive. `rules`: the judge's."""
 
     rules: Rules = field(default_factory=Rules)
