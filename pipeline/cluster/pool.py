@@ -15,7 +15,6 @@ without a GPU do not wait: wherever a CPU came free they would take it from the 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -197,5 +196,6 @@ def this_machine() -> Node:
     """What a local Ray would find here, without starting one."""
     import torch  # seconds to load: only when asked for
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Node(cpus=float(max(2, usable or 1)), gpus=float(torch.cuda.device_count()))
+    from fpe_core.device import usable_cores  # loads torch too
+
+    return Node(cpus=float(max(2, usable_cores())), gpus=float(torch.cuda.device_count()))

@@ -11,7 +11,6 @@ Some of a job's own sources and edits, read as a run would read them, for a prob
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from fpe_core import (
     load_checkpoint,
 )
 from fpe_core.checkpoint.load import Checkpoint
-from fpe_core.device import device_name
+from fpe_core.device import device_name, usable_cores
 from pipeline.cluster.pool import Pool
 from pipeline.cost.probe import CallTimes, PictureCost, Probe, ProbeKey
 from pipeline.edit.block import EDITS_PER_CALL
@@ -341,9 +340,8 @@ def _candidates(groups: Sequence[Group], made: EditResult) -> list[Candidate]:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """torch with as many threads as a worker of the run has."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     before = torch.get_num_threads()
-    torch.set_num_threads(min(count, usable or 1))
+    torch.set_num_threads(min(count, usable_cores()))
     try:
         yield
     finally:
