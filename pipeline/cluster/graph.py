@@ -150,6 +150,7 @@ def _dataset(
         num_cpus=1,
         max_retries=_MOST_TRIES,
     )
+    is_plain = len(pool.kinds) == 1 and pool.kinds[0].accelerator is None
     return dataset.map_batches(
         RayEditActor,
         fn_constructor_args=(editing, supervisor, pool.kinds),
@@ -161,11 +162,11 @@ def _dataset(
             enable_true_multi_threading=True,
         ),
         # Of several kinds the least: with more, Ray Data would wait for what nobody asks for.
-        num_cpus=min(kind.cpus_per_actor for kind in pool.kinds or (pool,)),
-        num_gpus=min(kind.gpus_per_actor for kind in pool.kinds or (pool,)),
+        num_cpus=min(kind.cpus_per_actor for kind in pool.kinds),
+        num_gpus=min(kind.gpus_per_actor for kind in pool.kinds),
         max_restarts=-1,
         max_task_retries=_MOST_TRIES,
-        ray_remote_args_fn=RemoteArgsPerActor(pool.kinds) if pool.kinds else None,
+        ray_remote_args_fn=None if is_plain else RemoteArgsPerActor(pool.kinds),
     )
 
 

@@ -41,7 +41,7 @@ class RayEditActor:
     def __init__(
         self, settings: EditSettings, supervisor: SupervisorClient, kinds: Sequence[ActorKind] = ()
     ) -> None:
-        """`kinds`: those of the run's actors, where they are not all alike."""
+        """`kinds`: those of the run's actors."""
         self._supervisor = supervisor
         self._error = ""
         self._actor: EditActor | None = None
@@ -105,9 +105,9 @@ class RayEditActor:
 
 
 def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSettings:
-    """The settings of the kind that this actor is, as what Ray gave it tells."""
-    if not kinds:
-        return settings
+    """The settings of this actor's kind, found by the resources that Ray assigned to it."""
+    if len(kinds) < 2:
+        return settings  # they are those of the first kind
     given = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     (kind,) = (kind for kind in kinds if kind.was_given(given))
     return replace(

@@ -218,17 +218,19 @@ class _Driver:
 
     def _find_room(self) -> Pool:
         """The pool, as soon as the cluster has room for it."""
-        wishes, parameters = self.job.resources, self.plan.parameters
+        resources, parameters = self.job.resources, self.plan.parameters
         device = self.job.model.device if self.plan.makes_edits else "cpu"
         size = partial(
             size_pool,
-            wishes=wishes,
+            resources=resources,
             device=device,
             groups=self.plan.groups_pending,
             pixels_per_image=parameters.width_px * parameters.height_px,
         )
-        bundles = bundles_of(wishes, device=device, groups=self.plan.groups_pending)
-        pool = wait_for_capacity(size, bundles, wait_s=wishes.wait_s if wishes.can_grow else 0.0)
+        bundles = bundles_of(resources, device=device, groups=self.plan.groups_pending)
+        pool = wait_for_capacity(
+            size, bundles, wait_s=resources.wait_s if resources.can_grow else 0.0
+        )
         if pool.later:
             _log.info("%d of %d actors wait for a machine", pool.later, pool.actors)
         return pool

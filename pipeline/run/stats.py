@@ -255,6 +255,10 @@ class RunTotals:
         )
 
 
+def _resources(pool: Pool) -> dict[str, Any]:
+    return {"actors": pool.actors, "later": pool.later, **asdict(pool)}
+
+
 def encode_stats(
     summary: RunSummary, totals: LedgerCounts, *, pool: Pool | None, workers: Mapping[str, int]
 ) -> bytes:
@@ -263,7 +267,7 @@ def encode_stats(
     quotas = last_run.pop("quotas")
     values = {
         "last_run": last_run,
-        "resources": None if pool is None else asdict(pool),
+        "resources": None if pool is None else _resources(pool),
         "edits_by_worker": dict(sorted(workers.items())),
         "quotas": quotas,
         "total": asdict(totals) | {"edits": totals.total},

@@ -11,6 +11,7 @@ import pytest
 from fpe_core import EditParameters
 from fpe_core.judging.rules import Rules
 from fpe_core.scores.edit_scores import EditScores
+from pipeline.cluster.actor_kinds import ActorKind
 from pipeline.cluster.pool import Pool
 from pipeline.errors import TooManyFailuresError
 from pipeline.job.job import FailuresSection
@@ -149,12 +150,14 @@ def test_rows_that_no_outcome_has_were_wasted() -> None:
 def test_stats_hold_the_run_and_the_totals() -> None:
     summary = RunSummary(9, 4, 3, 1, 1, {"nan_latent": 1}, 2.0, 2.5, 50.0, 10.0, "/run")
     assert summary.edits_made == 5
-    pool = Pool(2, 1.0, 0.0, 1, 0.5, 4)
+    pool = Pool((ActorKind(2, 1.0, 0.0, 1, 0.5, later=1),), 4)
     data = encode_stats(
         summary, LedgerCounts(accepted=7, failed=2), pool=pool, workers={"b:1": 2, "a:1": 3}
     )
     values = json.loads(data)
     assert values["last_run"]["failures_by_code"] == {"nan_latent": 1}
     assert values["total"]["edits"] == 9
-    assert values["resources"]["actors"] == 2
+    of_kind = values["resources"].pop("kinds")[0]
+    assert values["resources"] == {"actors": 2, "later": 1, "groups_per_block": 4}
+    assert (of_kind["memory_share"], of_kind["gpus_per_actor"]) == (0.5, 0)
     assert list(values["edits_by_worker"]) == ["a:1", "b:1"]
