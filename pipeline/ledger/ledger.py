@@ -225,7 +225,7 @@ class Ledger:
         return enters
 
     def _read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The outcomes of a file; `columns`: these only, which every release has written."""
+        """The outcomes of a file; `columns`: these only."""
         data = self.folder.read(name)
         try:
             if columns is None:

@@ -129,8 +129,7 @@ def _column_rows(layout: MetadataLayout) -> str:
     if layout.judged or layout.typed:
         meanings["edit_type"] = "the kind of change that was asked for"
     if layout.judged:
-        if layout.says_verdict:
-            meanings["verdict, reject_reason"] = "of the judge"
+        meanings["verdict, reject_reason"] = "of the judge"
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/scores/edit_scores.py"
     if layout.gated:
         meanings[", ".join(REPRODUCTION_COLUMNS)] = "how well the source comes back unedited"

@@ -69,8 +69,7 @@ def verify_run(job: Job) -> Verification:
       one, and in the parts' metadata it is once;
     - accepted edits of the ledger and rows of the metadata are the same, with the same file names,
       and so are rejected edits that were kept and rows of their own metadata;
-    - every image that the metadata names, and every rejected one of a run from before there was
-      such metadata, is there and decodes;
+    - every image that the metadata names is there and decodes;
     - no finished part waits to be adopted by the ledger.
 
     Raises JobError, ManifestError, LedgerError and StorageError where it cannot check.
@@ -78,7 +77,7 @@ def verify_run(job: Job) -> Verification:
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder)
     problems = _Problems()
-    outcome_of, file_of, rejected_files = _read_ledger(ledger, problems)
+    outcome_of, file_of = _read_ledger(ledger, problems)
     images = 0
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="verify") as pool:
         seen: set[bytes] = set()
@@ -87,7 +86,6 @@ def verify_run(job: Job) -> Verification:
             committed = part in ledger.parts()
             problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
             images += _check_images(folder, _images_of(rows), pool, problems)
-        images += _check_images(folder, rejected_files, pool, problems)
     for edit_id in file_of.keys() - seen:
         problems.add(
             f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
@@ -107,14 +105,10 @@ class _Problems:
         self.lines.extend(problems[: max(0, MAX_PROBLEMS - len(self.lines))])
 
 
-def _read_ledger(
-    ledger: Ledger, problems: _Problems
-) -> tuple[dict[bytes, str], dict[bytes, int], list[str]]:
-    """The standing outcome of every edit; of those in a part the hash of their file's name; the
-    files of rejected ones in none."""
+def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str], dict[bytes, int]]:
+    """The standing outcome of every edit; of those in a part the hash of their file's name."""
     outcome_of: dict[bytes, str] = {}
     file_of: dict[bytes, int] = {}
-    rejected_files: list[str] = []
     for table in ledger.outcomes():
         columns = (table[name].to_pylist() for name in _LEDGER_COLUMNS)
         for edit_id, outcome, part, name in zip(*columns, strict=True):
@@ -124,9 +118,7 @@ def _read_ledger(
             outcome_of[edit_id] = Outcome(outcome)
             if part:
                 file_of[edit_id] = hash(name)
-            elif outcome == Outcome.REJECTED and name:
-                rejected_files.append(name)
-    return outcome_of, file_of, rejected_files
+    return outcome_of, file_of
 
 
 @dataclass(frozen=True)
