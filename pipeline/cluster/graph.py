@@ -1,13 +1,13 @@
 """The Ray Data graph: work list -> decode (tasks) -> edit and write (actors) -> outcomes.
 
 Read and decode are one task per slice of the work list: which rows a block holds is settled before
-Ray starts and does not depend on their size, so a lost block comes back as the same block, and a
+Ray starts and does not depend on their size, so a lost block is made again as the same block, and a
 pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks as it can.)
 
-A block whose worker dies is made again by the next one, which is told so (`supervisor`). Ray pins
-an actor's blocks to it, so where its machine is gone they wait until there is a place for it, at
+A block whose worker dies is made again by the next one, whose orders say so (`supervisor`). Ray
+pins an actor's blocks to it, so if its machine is gone they wait until there is a place for it, at
 the latest when the other actors have nothing left to do. A block that is lost all the same is made
-again by the driver, see `run`. Exceptions of rows never get here; `EditActor` catches them.
+again in the driver's next pass. Exceptions of rows never get here; `EditActor` catches them.
 """
 
 from __future__ import annotations

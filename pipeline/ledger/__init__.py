@@ -56,5 +56,5 @@ Listings are asked for three things: which tokens, which ledger files and which 
 token or number that a listing failed to show is found taken by its create, and the run stops or
 looks again. A part that it failed to show would be made again: under the same name where the block
 is the same (then its metadata is found and kept), else a second time, which `fpe verify` finds. The
-stores named in `storage` list every file that was written before they were asked.
+stores named in `storage.folder` list every file that was written before they were asked.
 """

@@ -7,7 +7,7 @@ taken and stops instead of doubling outcomes (on stores with a real exclusive cr
 An edit has one standing outcome, its latest: accepted and rejected are final, failed ones can be
 tried again (`Ledger.reopen`), and what came of that is a later row; the earlier one stays.
 A file without rows is a fence, see `fence`. A file of zero bytes is what a failed write left: it
-does not exist, and its number is free. `commit` tells what else a run writes, and when.
+does not exist, and its number is free. `pipeline.ledger` lists what else a run writes, and when.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ TRY_TYPE = pa.struct(
 )
 """One try of an edit; see `TryRecord`."""
 REPRODUCTION_COLUMNS = tuple(item.name for item in fields(Reproduction))
-"""How well its source comes back unedited, same; null where no gate asked."""
+"""How well the model reconstructs its source, as columns; null if no gate measured it."""
 
 OUTCOME_SCHEMA = pa.schema(
     [

@@ -33,7 +33,7 @@ def rejected_part(part: str) -> str:
 
 
 def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """The folders that have metadata, of accepted edits and of rejected ones; `besides` apart."""
+    """The folders that have metadata, of accepted edits and of rejected ones, except `besides`."""
     rejected = (rejected_part(name) for name in folder.list_folders(REJECTED_FOLDER))
     for name in itertools.chain(folder.list_folders(), rejected):
         if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in besides:
@@ -43,7 +43,7 @@ def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> I
 
 
 def committing_folders(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """Of every finished part the folder whose metadata commits it; those in `besides` apart."""
+    """Of every finished part the folder whose metadata commits it, except those in `besides`."""
     seen: set[str] = set()
     for name in finished_parts(folder, besides):  # those of the parts themselves come first
         part = name.rpartition("/")[2]
@@ -94,7 +94,7 @@ def adopt_orphan_parts(
     """Commits the outcomes of finished parts that no ledger file names; returns how many edits.
 
     Runs at the start of a run, before planning, so that no finished edit is made again. `committed`
-    is told what came in.
+    is called with what was committed.
     """
     adopted = 0
     for part, outcomes in orphan_parts(folder, ledger):

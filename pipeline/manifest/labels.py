@@ -1,4 +1,4 @@
-"""The manifest's `target_labels`: what the labels of each edit are, beside its target prompt.
+"""The manifest's `target_labels`: what the labels of each edit are, next to its target prompt.
 
 A struct for every prompt, of new values by label; a value that is null stays that of the row's own
 column, which the edit has as `source_<label>`, as with the labels of a job's `prompts`.

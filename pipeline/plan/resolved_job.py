@@ -57,10 +57,10 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class Repeats:
-    """What comes more than once in a manifest, as `plan` finds out before it makes ids.
+    """What comes more than once in a manifest, as `survey` finds out before ids are made.
 
     Attributes:
-        row_ids: digests of ids (`manifest_row.row_id_digest`); such a manifest is refused.
+        row_ids: digests of ids (`manifest.rows.row_id_digest`); such a manifest is refused.
         bases: of rows without an id that are equal in everything but their prompts.
     """
 

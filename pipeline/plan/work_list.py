@@ -207,14 +207,14 @@ def cut_work(folder: Folder, work_files: Sequence[str], groups_per_block: int) -
 
 
 def lost_slices(
-    folder: Folder, slices: Sequence[WorkSlice], groups_back: AbstractSet[bytes]
+    folder: Folder, slices: Sequence[WorkSlice], groups_done: AbstractSet[bytes]
 ) -> list[WorkSlice]:
-    """Those of the slices that have a group which did not come back."""
+    """Those of the slices with a group that is not in `groups_done`."""
     lost: list[WorkSlice] = []
     for path, of_file in itertools.groupby(slices, key=lambda part: part.path):
         with folder.open_read(path) as source:
             groups = pq.ParquetFile(source).read(columns=["group_id"])["group_id"].to_pylist()
-        is_back = which_are_in(groups, groups_back)
+        is_back = which_are_in(groups, groups_done)
         lost.extend(
             part for part in of_file if not all(is_back[part.first : part.first + part.rows])
         )

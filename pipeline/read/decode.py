@@ -41,7 +41,7 @@ PIXEL_FIELDS = (
     pa.field("message", pa.string(), nullable=False),
 )
 """What `decode` adds: height * width * 3 bytes of RGB (null where there is none), the fit as JSON,
-a FailureCode ("" = fine) and what to tell: why it failed, else what was done to its colours."""
+a FailureCode ("" = fine) and a message: why it failed, else what was done to its colours."""
 
 MASKS_FIELD = pa.field("masks", pa.list_(FITTED_MASK_TYPE), nullable=False)
 """What `decode` makes of the column `masks`, where there is one."""

@@ -1,12 +1,12 @@
 """What a run exports to Prometheus: through Ray, whose agent on every node has a port for it.
 
-Ray puts `ray_` before each name and labels of its own beside ours. Everything is exported by the
-driver: what it commits, and what the supervisor sums up, every few seconds. So figures do not die
-with a worker, and at the end of a run they are those of the ledger and of stats.json. A run
-that finds nothing to do starts no Ray and exports nothing.
+Ray puts `ray_` before each name and adds labels of its own. Everything is exported by the driver:
+what it commits, and what the supervisor sums up, every few seconds. So figures do not die with a
+worker, and at the end of a run they are those of the ledger and of stats.json. A run that finds
+nothing to do starts no Ray and exports nothing.
 
-Labels are closed sets, but `run`, which is one value a run; no edit has a series of its own.
-`docs/observability.md` says how to scrape them, jobs/cluster/grafana-dashboard.json shows them.
+Labels are closed sets, except `run`, which has one value per run; no edit has a series of its own.
+`docs/observability.md` shows how to scrape them, jobs/cluster/grafana-dashboard.json shows them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POLL_INTERVAL_S = 5.0
 
 @dataclass(frozen=True)
 class Family:
-    """One metric: `labels` beside `run`. A counter's name ends with _total, a gauge's does not."""
+    """One metric. It has the label `run` and `labels`. Only a counter's name ends with _total."""
 
     name: str
     labels: tuple[str, ...]

@@ -208,7 +208,7 @@ class RunTotals:
         if reason:
             raise TooManyFailuresError(
                 f"stopped: {reason}. The last one: {self.last_failure}. What had arrived is "
-                "committed; mend the cause, or raise the limit, and start the same command again."
+                "committed; fix the cause, or raise the limit, and start the same command again."
             )
 
     def add_stages(self, figures: StageFigures) -> None:

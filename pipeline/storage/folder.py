@@ -2,7 +2,7 @@
 
 Nothing that exists is overwritten, except the derived summaries and the heartbeats that
 `Folder.replace` is for. A file of zero bytes does not exist: it is what a failed write left, and
-its name is free. `store_requests` tries requests again and counts them.
+its name is free. `requests` tries requests again and counts them.
 
 What an exclusive create (`Folder.write_new`) guarantees, by store:
 
@@ -144,8 +144,7 @@ class Folder:
     def open_read(self, path: str) -> Iterator[BinaryIO]:
         """The file for reading piece by piece.
 
-        Raises StorageError if it cannot be opened; on an object store also later, in the context,
-        if a piece cannot be read.
+        Raises StorageError if it cannot be opened, or on an object store if a piece cannot be read.
         """
         full = self.path_of(path)
         file = self._ask(path, lambda: cast(BinaryIO, self.fs.open(full, "rb")))

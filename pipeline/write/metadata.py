@@ -94,7 +94,7 @@ class MetadataLayout:
         return result
 
     def table(self, rows: Sequence[Mapping[str, Any]], carried: pa.Table | None) -> pa.Table:
-        """Metadata rows in `schema`: ours and the labels from `rows`, the carried columns beside.
+        """Metadata rows in `schema`: ours and the labels from `rows`, then the carried columns.
 
         `carried` has one row per row, in the same order; its values never become Python objects.
         """
