@@ -23,9 +23,8 @@ from pipeline.ledger.lease import LeaseState, lease_state
 from pipeline.ledger.ledger import LEDGER_FOLDER, Ledger, LedgerCounts
 from pipeline.ledger.parts import orphan_parts
 from pipeline.plan.plan import PLAN_FILE, PLAN_FOLDER
+from pipeline.run.stats import STATS_FILE
 from pipeline.storage.folder import Folder
-
-STATS_FILE = "stats.json"
 
 
 @dataclass(frozen=True)

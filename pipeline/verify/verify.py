@@ -20,11 +20,11 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.ledger.parts import METADATA_FILE, committing_folders, finished_parts, uncommitted
 from pipeline.manifest.annotations import mask_names
+from pipeline.manifest.files import MAX_PROBLEMS
 from pipeline.plan.quotas import QuotaRow, quota_table, select_round
 from pipeline.plan.resolved_job import resolve_job
 from pipeline.storage.folder import Folder
 
-MAX_PROBLEMS = 20
 _LEDGER_COLUMNS = ("edit_id", "outcome", "part", "edited_file_name")
 _READ_THREADS = 8
 _MOST_PIXELS = 2**31  # what we wrote ourselves is no bomb, whatever the job's limit for sources
