@@ -1,17 +1,11 @@
-"""How well a source comes back without being edited.
+"""How well the autoencoder alone reconstructs a source, and whether that is good enough to edit it.
 
-    inversion = editor.invert(images, source_prompts)
-    found, unet_rows = measure_reproduction(editor, inversion)
-    found[0].autoencoder_psnr_db, found[0].inversion_psnr_db
+    (psnr_db,) = measure_autoencoder(editor, [image], parameters)
+    ReproductionLimits(autoencoder_psnr_db_at_least=20.0).verdict(psnr_db).reason
 
-Two losses, apart. The autoencoder's: the source encoded and decoded, against the source. The
-inversion's: sampling from z_T back with the source prompt, unguided, then decoded, against the
-source encoded and decoded. An edit pins its source to the trajectory and never walks it back, so
-the second is no by-product of editing: it costs T UNet rows a source.
-
-What either tells of a source's edits is measured by `fpe bench gate`, and
-`still_life.gate_benchmark` has the figures: the first tells pictures that the model does not know,
-for no row; neither tells which edits of a picture that it knows will be bad.
+Every edit goes through the autoencoder, so a source that it cannot reconstruct is one that the
+model does not know. The figure says no more than that: it does not predict which edits of a source
+that the model knows are bad (`fpe_core.still_life.benchmark.gate` has the measurement).
 """
 
 from __future__ import annotations
@@ -22,88 +16,41 @@ from collections.abc import Sequence
 from PIL import Image
 
 from fpe_core.editor import Editor
-from fpe_core.inversion import Inversion
 from fpe_core.judging.rules import RejectReason, Verdict
 from fpe_core.parameters import EditParameters
 from fpe_core.scores.pixels import psnr_db
 
 
 @dataclasses.dataclass(frozen=True)
-class Reproduction:
-    """How well one source comes back: PSNR in dB, infinite for equal pictures; None: not measured.
-
-    Attributes:
-        autoencoder_psnr_db: encoded and decoded, to the source.
-        inversion_psnr_db: inverted and sampled back, to the source encoded and decoded.
-    """
-
-    autoencoder_psnr_db: float | None = None
-    inversion_psnr_db: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class ReproductionLimits:
-    """The least of either for a source to be edited, dB; None: not looked at."""
+    """The lowest PSNR, in dB, at which a source is edited; None: every source is."""
 
     autoencoder_psnr_db_at_least: float | None = None
-    inversion_psnr_db_at_least: float | None = None
 
     @property
     def is_on(self) -> bool:
-        """Whether there is a limit at all."""
-        return self != ReproductionLimits()
+        """Whether there is a limit."""
+        return self.autoencoder_psnr_db_at_least is not None
 
-    def verdict(self, found: Reproduction) -> Verdict:
-        """Accepted, or SOURCE_NOT_REPRODUCED with both figures. What was not measured passes."""
-        pairs = {
-            "autoencoder": (found.autoencoder_psnr_db, self.autoencoder_psnr_db_at_least),
-            "inversion": (found.inversion_psnr_db, self.inversion_psnr_db_at_least),
-        }
-        below = [
-            f"{name} {value:.1f} dB, less than {limit:g}"
-            for name, (value, limit) in pairs.items()
-            if value is not None and limit is not None and not value >= limit
-        ]
-        if not below:
+    def verdict(self, autoencoder_psnr_db: float | None) -> Verdict:
+        """Accepted, or SOURCE_NOT_REPRODUCED with the figure. What was not measured is accepted."""
+        limit = self.autoencoder_psnr_db_at_least
+        if limit is None or autoencoder_psnr_db is None or autoencoder_psnr_db >= limit:
             return Verdict(None)
-        known = [
-            f"{name} {value:.1f} dB" for name, (value, _) in pairs.items() if value is not None
-        ]
         return Verdict(
             RejectReason.SOURCE_NOT_REPRODUCED,
-            f"the source does not come back unedited: {'; '.join(below)} ({', '.join(known)})",
+            "the model cannot reconstruct the source: "
+            f"autoencoder {autoencoder_psnr_db:.1f} dB, less than {limit:g}",
         )
 
 
 def measure_autoencoder(
     editor: Editor, images: Sequence[Image.Image], parameters: EditParameters
-) -> tuple[Reproduction, ...]:
-    """How well images of the parameters' size come through the autoencoder; costs no UNet row.
+) -> tuple[float, ...]:
+    """PSNR in dB of each image, encoded and decoded, to itself; infinite for equal pictures.
 
-    Raises RowsOutOfMemoryError.
+    `images` have the parameters' size. Costs no UNet row. Raises RowsOutOfMemoryError.
     """
     if not images:
         return ()
-    decoded = editor.through_autoencoder(images, parameters)
-    return tuple(Reproduction(floor) for floor in psnr_db(images, decoded))
-
-
-def measure_reproduction(
-    editor: Editor, inversion: Inversion
-) -> tuple[tuple[Reproduction, ...], int]:
-    """How well each source of an inversion comes back, in order; and the UNet rows that it took.
-
-    Args:
-        editor: the one that inverted.
-        inversion: of S images; what has diverged gets figures that mean nothing. T rows a source.
-
-    Raises:
-        RowsOutOfMemoryError.
-    """
-    decoded = editor.decode(inversion.trajectory[:, 0], inversion.parameters)
-    floors = psnr_db(inversion.images, decoded)
-    plain = dataclasses.replace(inversion.parameters, guidance_scale=1.0, replaced_fraction=0.0)
-    again = editor.edit(inversion, [[prompt] for prompt in inversion.source_prompts], plain)
-    returned = psnr_db(decoded, [edits[0].image for edits in again.edits])
-    figures = zip(floors, returned, strict=True)
-    return tuple(Reproduction(*both) for both in figures), again.unet_rows
+    return tuple(psnr_db(images, editor.through_autoencoder(images, parameters)))

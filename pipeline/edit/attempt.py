@@ -12,7 +12,6 @@ from PIL import Image
 
 from fpe_core import Edit, EditParameters, FPEError, Inversion, SyntheticSources
 from fpe_core.device import is_out_of_memory
-from fpe_core.judging.reproduction import Reproduction
 from fpe_core.judging.rules import RejectReason, Verdict
 from fpe_core.scores.edit_scores import EditScores
 from pipeline.errors import RowError
@@ -24,14 +23,18 @@ from pipeline.read.group import Group, PlannedEdit
 
 @dataclass(frozen=True)
 class PreparedSources:
-    """Groups ready to be edited: what each has cost so far, and how well it comes back unedited
-    (None where no gate asks)."""
+    """Groups ready to be edited.
+
+    Attributes:
+        unet_rows_each, seconds_each: what each has cost so far.
+        autoencoder_psnr_db: of each, as the gate measured it; None where no gate asks.
+    """
 
     groups: tuple[Group, ...]
     start: Inversion | SyntheticSources
     unet_rows_each: float
     seconds_each: float
-    reproductions: tuple[Reproduction | None, ...]
+    autoencoder_psnr_db: tuple[float | None, ...]
 
     def select(self, indices: Sequence[int]) -> PreparedSources:
         """Some of them, in the given order."""
@@ -39,7 +42,7 @@ class PreparedSources:
         return replace(
             self,
             groups=tuple(self.groups[i] for i in indices),
-            reproductions=tuple(self.reproductions[i] for i in indices),
+            autoencoder_psnr_db=tuple(self.autoencoder_psnr_db[i] for i in indices),
             start=start.select(indices)
             if isinstance(start, Inversion)
             else replace(
@@ -99,7 +102,7 @@ class TriedEdit:
     source: int
     edit: PlannedEdit
     attempts: tuple[Attempt, ...]
-    reproduction: Reproduction | None = None
+    autoencoder_psnr_db: float | None = None
     trouble: str = ""
 
     @property
@@ -152,10 +155,6 @@ class MadeEdit:
         return self.tried.kept.parameters
 
     @property
-    def reproduction(self) -> Reproduction | None:
-        return self.tried.reproduction
-
-    @property
     def is_rejected(self) -> bool:
         return self.judged is not None and self.judged.verdict.reason is not None
 
@@ -179,7 +178,7 @@ class MadeEdit:
                 edited_file_name=f"{part}/{edited_name}",
                 source_file_name=source,
                 scores=scores,
-                reproduction=self.tried.reproduction,
+                autoencoder_psnr_db=self.tried.autoencoder_psnr_db,
                 message=self.notes,
                 tries=tries,
                 unet_rows=self.unet_rows,
@@ -192,7 +191,7 @@ class MadeEdit:
             edited_file_name=f"{part}/{edited_name}" if edited_name else "",
             source_file_name=source,
             scores=scores,
-            reproduction=self.tried.reproduction,
+            autoencoder_psnr_db=self.tried.autoencoder_psnr_db,
             tries=tries,
             unet_rows=self.unet_rows,
             seconds=self.seconds,
@@ -201,16 +200,16 @@ class MadeEdit:
 
 @dataclass(frozen=True)
 class UnmadeEdit:
-    """An edit of a source that does not come back: rejected, and never made."""
+    """An edit of a source that the model cannot reconstruct: rejected, and never made."""
 
     group: Group
     edit: PlannedEdit
     verdict: Verdict
-    reproduction: Reproduction | None
-    unet_rows: float
-    seconds: float
+    autoencoder_psnr_db: float | None
     source_file: Future[str] | None
 
+    unet_rows: ClassVar = 0.0
+    seconds: ClassVar = 0.0
     edited_file: ClassVar[None] = None
     mask_files: ClassVar[tuple[Future[str], ...]] = ()
     judged: ClassVar[None] = None
@@ -230,7 +229,7 @@ class UnmadeEdit:
             part=part,
             edited_file_name=f"{part}/{edited_name}" if edited_name else "",
             source_file_name=f"{part}/{source_name}" if source_name else "",
-            reproduction=self.reproduction,
+            autoencoder_psnr_db=self.autoencoder_psnr_db,
             unet_rows=self.unet_rows,
             seconds=self.seconds,
         )

@@ -20,7 +20,6 @@ from typing import TypeVar
 
 from fpe_core import Editor, EditParameters, Inversion, ParameterError
 from fpe_core.device import DEVICE_FAILED
-from fpe_core.judging.reproduction import Reproduction
 from pipeline.edit.attempt import (
     Attempt,
     MadeEdit,
@@ -121,9 +120,9 @@ class BlockEditor:
     def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit | EditOutcome]:
         """Every group inverted and edited once; outcomes of what failed or is not to be made."""
         try:
-            known = self._look_at(groups)
-            let_in = [i for i, each in enumerate(known) if self._gate.verdict(each).is_accepted]
-            prepared = [(groups[i], known[i]) for i in let_in]
+            measured = self._measure(groups)
+            let_in = [i for i, each in enumerate(measured) if self._gate.verdict(each).is_accepted]
+            prepared = [(groups[i], measured[i]) for i in let_in]
             sources = self._prepare(*zip(*prepared, strict=True)) if prepared else None
         except _NO_ROWS_FAULT:
             raise
@@ -135,40 +134,27 @@ class BlockEditor:
                 yield from self._calls(half)
             return
         for index in sorted({*range(len(groups))} - {*let_in}):
-            yield from self._rejected_unmade(groups[index], known[index])
+            yield from self._rejected_unmade(groups[index], measured[index])
         if sources is None:
             return
         sound = []
-        for index, outcomes in enumerate(self._unsound(sources)):
-            yield from outcomes
-            if not outcomes:
+        for index in range(len(sources.groups)):
+            if isinstance(sources.start, Inversion) and sources.start.diverged[index]:
+                yield from diverged(sources, index)
+            else:
                 sound.append(index)
         sizes = [len(group.edits) for group in sources.groups]
         for indices in call_by_call(sizes, sound):
             yield from self._first_tries(sources.select(indices))
 
-    def _unsound(self, sources: PreparedSources) -> Iterator[Sequence[UnmadeEdit | EditOutcome]]:
-        """Of each source the outcomes, where its inversion diverged or does not come back."""
-        start = sources.start
-        for index, (group, found) in enumerate(
-            zip(sources.groups, sources.reproductions, strict=True)
-        ):
-            if isinstance(start, Inversion) and start.diverged[index]:
-                yield diverged(sources, index)
-            elif self._gate.verdict(found).is_accepted:
-                yield ()
-            else:
-                costs = (sources.unet_rows_each, sources.seconds_each)
-                yield list(self._rejected_unmade(group, found, *costs))
-
-    def _look_at(self, groups: Sequence[Group]) -> list[Reproduction | None]:
+    def _measure(self, groups: Sequence[Group]) -> list[float | None]:
         began = time.monotonic()
-        known = self._gate.look_at(groups)
+        measured = self._gate.measure(groups)
         self.model_seconds += time.monotonic() - began
-        return known
+        return measured
 
     def _prepare(
-        self, groups: Sequence[Group], known: Sequence[Reproduction | None]
+        self, groups: Sequence[Group], measured: Sequence[float | None]
     ) -> PreparedSources:
         """Real sources are inverted, all together; synthetic ones cost nothing yet."""
         began, parameters = time.monotonic(), groups[0].parameters
@@ -176,28 +162,23 @@ class BlockEditor:
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
-            return PreparedSources(tuple(groups), start, 0.0, 0.0, reproductions=tuple(known))
+            return PreparedSources(tuple(groups), start, 0.0, 0.0, tuple(measured))
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
-        reproductions, probe_rows = self._gate.measure(inversion, known)
         seconds = time.monotonic() - began
         self.model_seconds += seconds
         return PreparedSources(
             tuple(groups),
             inversion,
-            unet_rows_each=(inversion.unet_rows + probe_rows) / len(groups),
+            unet_rows_each=inversion.unet_rows / len(groups),
             seconds_each=seconds / len(groups),
-            reproductions=reproductions,
+            autoencoder_psnr_db=tuple(measured),
         )
 
     def _rejected_unmade(
-        self,
-        group: Group,
-        found: Reproduction | None,
-        unet_rows: float = 0.0,
-        seconds: float = 0.0,
+        self, group: Group, autoencoder_psnr_db: float | None
     ) -> Iterator[UnmadeEdit]:
-        """The edits of a source that does not come back: rejected, and never made. The source is
+        """The edits of a source that the gate refuses: rejected, and never made. The source is
         written where rejected edits are, so that somebody can look at it."""
         source_file = None
         if self._keep_source and self._keeps_rejected and group.image is not None:
@@ -208,11 +189,9 @@ class BlockEditor:
             yield UnmadeEdit(
                 group,
                 edit,
-                self._gate.verdict(found),
-                found,
-                unet_rows=unet_rows / len(group.edits),
-                seconds=seconds / len(group.edits),
-                source_file=source_file,
+                self._gate.verdict(autoencoder_psnr_db),
+                autoencoder_psnr_db,
+                source_file,
             )
 
     def _first_tries(self, sources: PreparedSources) -> Iterator[_Call | EditOutcome]:
@@ -232,7 +211,9 @@ class BlockEditor:
             first = replace(
                 attempt, unet_rows=attempt.unet_rows + rows, seconds=attempt.seconds + seconds
             )
-            tried.append(TriedEdit(group, index, edit, (first,), sources.reproductions[index]))
+            tried.append(
+                TriedEdit(group, index, edit, (first,), sources.autoencoder_psnr_db[index])
+            )
         if tried:
             yield _Call(sources, tuple(tried), self._judge_later(tried))
 

@@ -21,7 +21,6 @@ from typing import Any, Self
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from fpe_core import Checkpoint, Editor, EditParameters, EditResult, Inversion
 from fpe_core.inversion import Sources
@@ -95,14 +94,6 @@ class ClockedEditor(Editor):
         edit = super().edit
         with self._timed("sample"):
             return self._thread.run(lambda: edit(sources, target_prompts, parameters))
-
-    def step_back(self, inversion: Inversion, k: int) -> Tensor:
-        step_back = super().step_back
-        return self._thread.run(lambda: step_back(inversion, k))
-
-    def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
-        decode = super().decode
-        return self._thread.run(lambda: decode(latents, parameters))
 
     def through_autoencoder(
         self, images: Sequence[Image.Image], parameters: EditParameters

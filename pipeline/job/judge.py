@@ -41,24 +41,17 @@ class RuleSection(Section):
 
 
 class ReproductionSection(Section):
-    """How well a source has to come back, unedited, for its edits to be made at all."""
+    """How well the model has to reconstruct a source for its edits to be made at all."""
 
     autoencoder_psnr_db_at_least: float | None = Field(
         default=None,
-        description="PSNR of a source encoded and decoded, dB, below which its edits are rejected "
-        "as source_not_reproduced, unmade; null: not looked at; costs no UNet row",
-    )
-    inversion_psnr_db_at_least: float | None = Field(
-        default=None,
-        description="PSNR of a source inverted and sampled back, to the one encoded and decoded; "
-        "same; costs as many UNet rows a source as there are steps, and predicted no bad edits "
-        "where it was measured (fpe bench gate)",
+        description="PSNR in dB of a source, encoded and decoded, to itself, below which its edits "
+        "are rejected as source_not_reproduced before they are made; null: not measured; costs no "
+        "UNet row",
     )
 
     def to_limits(self) -> ReproductionLimits:
-        return ReproductionLimits(
-            self.autoencoder_psnr_db_at_least, self.inversion_psnr_db_at_least
-        )
+        return ReproductionLimits(self.autoencoder_psnr_db_at_least)
 
     @property
     def is_on(self) -> bool:
@@ -173,7 +166,7 @@ class JudgeSection(Section):
     )
     reproduction: ReproductionSection = Field(
         default_factory=ReproductionSection,
-        description="how well a source has to come back, unedited; synthetic ones always do",
+        description="how well the model has to reconstruct a source; synthetic sources always pass",
     )
     rejected: Literal["keep", "drop"] = Field(
         default="keep", description="keep: rejected edits are written too, under rejected/"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from fpe_core.judging.reproduction import Reproduction
 from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
 from pipeline.redact import tellable
@@ -59,8 +58,8 @@ TRY_TYPE = pa.struct(
     ]
 )
 """One try of an edit; see `TryRecord`."""
-REPRODUCTION_COLUMNS = tuple(item.name for item in fields(Reproduction))
-"""How well its source comes back unedited, same; null where no gate asked."""
+GATE_COLUMN = "autoencoder_psnr_db"
+"""PSNR in dB of its source, encoded and decoded, to itself; null where no gate measured it."""
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -78,14 +77,14 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("edit_type", pa.string(), nullable=False),
         pa.field("source_file_name", pa.string(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in (*SCORE_COLUMNS, *REPRODUCTION_COLUMNS)),
+        *(pa.field(name, pa.float64()) for name in (*SCORE_COLUMNS, GATE_COLUMN)),
         pa.field("tries", pa.list_(TRY_TYPE)),
     ]
 )
 """One row per edit; every ledger file and every batch that an actor returns has exactly this."""
 
 
-_NESTED = ("key", "scores", "reproduction", "tries")
+_NESTED = ("key", "scores", "tries")
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class EditKey:
         seconds: float,
         source_file_name: str = "",
         scores: EditScores | None = None,
-        reproduction: Reproduction | None = None,
+        autoencoder_psnr_db: float | None = None,
         message: str = "",
         tries: tuple[TryRecord, ...] = (),
     ) -> EditOutcome:
@@ -152,7 +151,7 @@ class EditKey:
             seconds=seconds,
             scores=scores or EditScores(),
             tries=tries,
-            reproduction=reproduction or Reproduction(),
+            autoencoder_psnr_db=autoencoder_psnr_db,
         )
 
     def rejected(
@@ -167,7 +166,7 @@ class EditKey:
         source_file_name: str = "",
         scores: EditScores | None = None,
         tries: tuple[TryRecord, ...] = (),
-        reproduction: Reproduction | None = None,
+        autoencoder_psnr_db: float | None = None,
     ) -> EditOutcome:
         """File names are "" where the picture, or its source, was not kept, `part` without both."""
         return EditOutcome(
@@ -182,7 +181,7 @@ class EditKey:
             seconds=seconds,
             scores=scores or EditScores(),
             tries=tries,
-            reproduction=reproduction or Reproduction(),
+            autoencoder_psnr_db=autoencoder_psnr_db,
         )
 
     def failed(
@@ -211,8 +210,9 @@ class EditOutcome:
     part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept (before there
     was metadata of these: ""), "" of the others. `reason` is "" exactly for accepted edits.
     `unet_rows` is this edit's share of its group's, all tries together. `scores` are None where no
-    judge looked at it, and so is `reproduction` where no gate asked. `tries` holds them all where
-    there was more than one; the outcome is that of the accepted one, else of the first.
+    judge looked at it, and so is `autoencoder_psnr_db` (of its source) where no gate measured it.
+    `tries` holds them all where there was more than one; the outcome is that of the accepted one,
+    else of the first.
     """
 
     key: EditKey
@@ -226,7 +226,7 @@ class EditOutcome:
     seconds: float
     scores: EditScores
     tries: tuple[TryRecord, ...] = ()
-    reproduction: Reproduction = field(default_factory=Reproduction)
+    autoencoder_psnr_db: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", short_message(self.message))
@@ -249,7 +249,6 @@ class EditOutcome:
             **{name: value for name, value in vars(self).items() if name not in _NESTED},
             **vars(self.key),
             **vars(self.scores),
-            **vars(self.reproduction),
             "tries": [each.to_row() for each in self.tries] or None,
         }
 

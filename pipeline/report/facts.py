@@ -148,7 +148,8 @@ class RunFacts:
             the job has no quotas.
         quotas_left_out: rows that there was no room for.
         second_tries: by the reason of the first rejection; {} where nothing was tried again.
-        reproduction, regions: of the gate, and of boxes and masks; () where the run has none.
+        reproduction: what the gate measured; None where it measured nothing.
+        regions: the verdicts on boxes and masks; () where the run has none.
         is_judged: some edit has a score, or was rejected.
         job_text: config.yaml.
         notes: what could not be read or was cut short, for people.
@@ -166,7 +167,7 @@ class RunFacts:
     quotas: tuple[Mapping[str, Any], ...]
     quotas_left_out: int
     second_tries: Mapping[str, SecondTries]
-    reproduction: tuple[ReproductionFigures, ...]
+    reproduction: ReproductionFigures | None
     regions: tuple[RegionCounts, ...]
     failure_examples: Mapping[str, str]
     is_judged: bool

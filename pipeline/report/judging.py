@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
-from pipeline.ledger.outcome import REPRODUCTION_COLUMNS, Outcome
+from pipeline.ledger.outcome import GATE_COLUMN, Outcome
 from pipeline.ledger.parts import METADATA_FILE
 from pipeline.run.stats import SecondTries
 from pipeline.storage.folder import Folder
@@ -27,16 +27,15 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class ReproductionFigures:
-    """One figure of `judge.reproduction` over the sources that have it, PSNR in dB.
+    """PSNR in dB of the sources that the gate measured, encoded and decoded, to themselves.
 
     Attributes:
-        name: a column of OUTCOME_SCHEMA.
+        sources: how many were measured.
         lowest, median: NaN where no source's figure is a number.
         at_least: the job's threshold; None where it has none.
         below: sources under it; 0 without one.
     """
 
-    name: str
     sources: int
     lowest: float
     median: float
@@ -73,27 +72,19 @@ def second_tries_by_reason(rows: pa.Table) -> dict[str, SecondTries]:
     return dict(sorted(found.items(), key=lambda item: (-item[1].edits, item[0])))
 
 
-def reproduction_figures(
-    rows: pa.Table, judge: Mapping[str, Any]
-) -> tuple[ReproductionFigures, ...]:
-    """The figures that the gate took, of each source once. `judge` is that section of the job."""
-    limits = _mapping(judge.get("reproduction"))
-    found = []
-    for name in REPRODUCTION_COLUMNS:
-        measured = rows.filter(pc.is_valid(rows[name]))
-        by_source = dict(
-            zip(measured["source_id"].to_pylist(), measured[name].to_pylist(), strict=True)
-        )
-        if by_source:
-            values = np.array(list(by_source.values()), np.float64)
-            found.append(_figures(name, values, _number(limits.get(f"{name}_at_least"))))
-    return tuple(found)
+def reproduction_figures(rows: pa.Table, judge: Mapping[str, Any]) -> ReproductionFigures | None:
+    """What the gate measured, each source once; None where it measured nothing.
 
-
-def _figures(name: str, values: Any, at_least: float | None) -> ReproductionFigures:
+    `rows`: a table with the columns of OUTCOME_SCHEMA. `judge`: that section of the job.
+    """
+    measured = rows.filter(pc.is_valid(rows[GATE_COLUMN]))
+    if not measured.num_rows:
+        return None
+    columns = (measured[name].to_pylist() for name in ("source_id", GATE_COLUMN))
+    values = np.array(list(dict(zip(*columns, strict=True)).values()), np.float64)
     numbers = values[~np.isnan(values)]
+    at_least = _number(_mapping(judge.get("reproduction")).get(f"{GATE_COLUMN}_at_least"))
     return ReproductionFigures(
-        name,
         sources=len(values),
         lowest=float(numbers.min()) if len(numbers) else float("nan"),
         median=float(np.median(numbers)) if len(numbers) else float("nan"),

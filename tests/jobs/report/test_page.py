@@ -18,7 +18,6 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from fpe_core.judging.reproduction import Reproduction
 from fpe_core.scores.edit_scores import EditScores
 from jobs.cli import app
 from jobs.report.page import render_report, write_comparison, write_report
@@ -129,7 +128,11 @@ def test_tiles_carry_scores_as_scripts_read_numbers(
 def test_judging_is_told_in_tables_where_the_run_has_it(
     job: Job, tmp_path: pathlib.Path, image: bytes
 ) -> None:
-    titles = ("Second tries", "Boxes and masks of accepted edits", "How sources come back")
+    titles = (
+        "Second tries",
+        "Boxes and masks of accepted edits",
+        "How well sources are reconstructed",
+    )
     plain = page_of(job).texts.get("caption", "")
     assert not [title for title in titles if title in plain]
 
@@ -139,7 +142,7 @@ def test_judging_is_told_in_tables_where_the_run_has_it(
         return dataclasses.replace(
             accepted(number, key),
             tries=(first, second),
-            reproduction=Reproduction(31.5),
+            autoencoder_psnr_db=31.5,
         )
 
     run = job.model_copy(update={"output": str(tmp_path / "judged")})

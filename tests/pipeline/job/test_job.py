@@ -352,7 +352,7 @@ def test_the_gate_on_sources_is_off_unless_a_limit_is_set() -> None:
     assert on.judge is not None
     assert not off.reproduction.is_on
     assert on.judge.reproduction.is_on
-    assert on.judge.reproduction.to_limits() == ReproductionLimits(20.0, None)
+    assert on.judge.reproduction.to_limits() == ReproductionLimits(20.0)
 
 
 def test_rules_of_a_job_are_rules() -> None:

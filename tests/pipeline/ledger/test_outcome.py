@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from fpe_core import EditScores
 from fpe_core.judging.rules import RejectReason
 from pipeline.ledger.outcome import (
+    GATE_COLUMN,
     MAX_MESSAGE_CHARS,
     OUTCOME_SCHEMA,
-    REPRODUCTION_COLUMNS,
     SCORE_COLUMNS,
     FailureCode,
     Outcome,
@@ -101,11 +101,18 @@ def test_scores_and_files_are_columns() -> None:
 
 def test_outcomes_from_before_there_was_a_judge_are_read() -> None:
     table = outcomes_table([accepted(1), failed(2)])
-    added = ["edit_type", "source_file_name", *SCORE_COLUMNS, *REPRODUCTION_COLUMNS]
+    added = ["edit_type", "source_file_name", *SCORE_COLUMNS, GATE_COLUMN]
     assert as_outcomes(table.drop_columns(added)).equals(table)
     assert as_outcomes(table.append_column("worker", pa.array(["a", "b"]))).equals(table)
     with pytest.raises(KeyError, match="edit_id"):
         as_outcomes(table.drop_columns(["edit_id"]))
+
+
+def test_a_column_that_0_1_had_and_this_release_has_not_is_left_out() -> None:
+    table = outcomes_table([accepted(1), rejected(2)])
+    place = table.column_names.index(GATE_COLUMN) + 1
+    of_0_1 = table.add_column(place, "inversion_psnr_db", pa.array([31.5, None], pa.float64()))
+    assert as_outcomes(of_0_1).equals(table)
 
 
 def test_an_accepted_edit_has_its_type_scores_and_files_a_failed_one_its_type() -> None:
