@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from fpe_core import CheckpointError, load_checkpoint
-from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.unet.compilation import require_compiler
 from pipeline.edit.attempt import Result, edit_id_of, write_failed
 from pipeline.edit.block import BlockEditor
@@ -29,7 +29,7 @@ from pipeline.edit.no_editor import NoEditor
 from pipeline.edit.phase_clock import ClockedEditor, ModelTime
 from pipeline.edit.settings import EditSettings
 from pipeline.errors import LeaseError
-from pipeline.judge.gate import ReproductionGate
+from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Judge, with_edit_types
 from pipeline.judge.regions import with_boxes
 from pipeline.ledger.outcome import EditOutcome, FailureCode, outcomes_table
@@ -78,8 +78,8 @@ class EditActor:
         self._folder = Folder.open(settings.output, settings.storage_options)
         self._models = ThisThread() if thread is None else thread
         self._editor, self._judge = self._models.run(self._load)
-        limits = ReproductionLimits() if settings.judge is None else settings.judge.reproduction
-        self._gate = ReproductionGate(self._editor, limits)
+        limits = ReconstructionLimits() if settings.judge is None else settings.judge.reconstruction
+        self._gate = ReconstructionGate(self._editor, limits)
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
         self._judging = self._thread_of_judge()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -124,7 +124,7 @@ class EditActor:
     ) -> EditedBlock:
         """The outcomes of a block and the worker, and what they cost.
 
-        What comes back as accepted is on the storage and in the part's metadata. In a run that is
+        What is returned as accepted is on the storage and in the part's metadata. In a run that is
         being stopped nothing is made and nothing returned. `done_with_model` is called, from then
         on another thread may call this; not for a block that is made with care.
         """

@@ -35,7 +35,7 @@ from pipeline.edit.attempt import (
     unjudged,
 )
 from pipeline.edit.no_editor import NOT_EDITED
-from pipeline.judge.gate import ReproductionGate
+from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Candidate, Judge, Judged
 from pipeline.judge.regions import Annotated, SourceRegions, annotate, look_at_source
 from pipeline.ledger.outcome import EditOutcome
@@ -73,7 +73,7 @@ class BlockEditor:
         *,
         fingerprint: str,
         keep_source: bool,
-        gate: ReproductionGate,
+        gate: ReconstructionGate,
         judge: Judge | None = None,
         judging: Executor | None = None,
         keeps_rejected: bool = True,

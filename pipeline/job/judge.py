@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from fpe_core import SCORES, ParameterError
 from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
-from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.judging.rules import RejectReason, Rule, Rules
 from fpe_core.judging.second_tries import MOST_SECOND_TRIES, Change, Ladder
 from fpe_core.scores.edit_scores import SCORES_OF_MODEL
@@ -40,18 +40,18 @@ class RuleSection(Section):
         return Rule(self.score, RejectReason(self.reason), self.at_least, self.at_most)
 
 
-class ReproductionSection(Section):
+class ReconstructionSection(Section):
     """How well the model has to reconstruct a source for its edits to be made at all."""
 
     autoencoder_psnr_db_at_least: float | None = Field(
         default=None,
         description="PSNR in dB of a source, encoded and decoded, to itself, below which its edits "
-        "are rejected as source_not_reproduced before they are made; null: not measured; costs no "
-        "UNet row",
+        "are rejected as source_not_reconstructed before they are made; null: not measured; costs "
+        "no UNet row",
     )
 
-    def to_limits(self) -> ReproductionLimits:
-        return ReproductionLimits(self.autoencoder_psnr_db_at_least)
+    def to_limits(self) -> ReconstructionLimits:
+        return ReconstructionLimits(self.autoencoder_psnr_db_at_least)
 
     @property
     def is_on(self) -> bool:
@@ -164,8 +164,8 @@ class JudgeSection(Section):
         description="rules by type of edit, in their order; those of `other` are for types without "
         "any; no rules: every edit is accepted; or a file of fpe calibrate that has them",
     )
-    reproduction: ReproductionSection = Field(
-        default_factory=ReproductionSection,
+    reconstruction: ReconstructionSection = Field(
+        default_factory=ReconstructionSection,
         description="how well the model has to reconstruct a source; synthetic sources always pass",
     )
     rejected: Literal["keep", "drop"] = Field(

@@ -1,7 +1,7 @@
 """Skips sources that the model cannot reconstruct: encode, decode, and compare.
 
-Their edits are rejected as `source_not_reproduced` before the source is inverted, so they cost no
-UNet row. This keeps out pictures that the model does not know, and no others
+Their edits are rejected as `source_not_reconstructed` before the source is inverted, so they cost
+no UNet row. This keeps out pictures that the model does not know, and no others
 (`fpe_core.still_life.benchmark.gate`). Synthetic sources are sampled by the model itself, so there
 is nothing to compare them with.
 """
@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fpe_core import Editor
-from fpe_core.judging.reproduction import ReproductionLimits, measure_autoencoder
+from fpe_core.judging.reconstruction import ReconstructionLimits, measure_autoencoder
 from fpe_core.judging.rules import Verdict
 from pipeline.read.group import Group
 
 
 @dataclass(frozen=True)
-class ReproductionGate:
+class ReconstructionGate:
     """Measures sources only where there is a limit."""
 
     editor: Editor
-    limits: ReproductionLimits
+    limits: ReconstructionLimits
 
     def measure(self, groups: Sequence[Group]) -> list[float | None]:
         """PSNR in dB of each source, encoded and decoded, to itself; None for all of them where no

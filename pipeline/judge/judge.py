@@ -16,7 +16,7 @@ from PIL import Image
 
 from fpe_core import score_edits
 from fpe_core.device import DEVICE_FAILED
-from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.judging.rules import Rules, Verdict
 from fpe_core.judging.second_tries import Ladder
 from fpe_core.scores.edit_scores import EditScores
@@ -50,7 +50,7 @@ class JudgeSettings:
     edit_type: str | None = None
     keep_rejected: bool = True
     ladder: Ladder | None = None
-    reproduction: ReproductionLimits = field(default_factory=ReproductionLimits)
+    reconstruction: ReconstructionLimits = field(default_factory=ReconstructionLimits)
 
 
 @dataclass(frozen=True)

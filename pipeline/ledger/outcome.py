@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
@@ -267,8 +268,23 @@ def outcomes_table(outcomes: Iterable[EditOutcome]) -> pa.Table:
 _BEFORE_JUDGING: dict[str, Any] = {"edit_type": "", "source_file_name": ""}
 
 
+RENAMED_REASONS_OF_0_1 = {"source_not_reproduced": RejectReason.SOURCE_NOT_RECONSTRUCTED}
+"""Words that 0.1 wrote into ledgers and parts, and what they are called now."""
+
+
+def with_todays_reasons(table: pa.Table) -> pa.Table:
+    """Outcomes of any release, with the reasons of this one. Raises KeyError without `reason`."""
+    for old, new in RENAMED_REASONS_OF_0_1.items():
+        is_old = pc.equal(table["reason"], old)
+        if pc.any(is_old).as_py():
+            place = table.column_names.index("reason")
+            reasons = pc.if_else(is_old, new.value, table["reason"])
+            table = table.set_column(place, table.field(place), reasons)
+    return table
+
+
 def as_outcomes(table: pa.Table) -> pa.Table:
-    """A table in OUTCOME_SCHEMA, also if it is of a release that did not judge edits.
+    """A table in OUTCOME_SCHEMA, also if it is of 0.1 or of a release that did not judge edits.
 
     Other columns are left out. Raises pyarrow.ArrowInvalid or KeyError for what holds no outcomes.
     """
@@ -281,7 +297,7 @@ def as_outcomes(table: pa.Table) -> pa.Table:
             columns.append(pa.array(missing, item.type))
         else:
             raise KeyError(item.name)
-    return pa.table(columns, schema=OUTCOME_SCHEMA)
+    return with_todays_reasons(pa.table(columns, schema=OUTCOME_SCHEMA))
 
 
 def outcomes_to_bytes(table: pa.Table) -> bytes:

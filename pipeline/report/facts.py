@@ -27,13 +27,13 @@ from pipeline.report.edit_table import LABEL_PREFIX, EditTable, planned_labels, 
 from pipeline.report.gallery import Chosen, Thumbnail, choose_edits, read_thumbnails, within_bytes
 from pipeline.report.histogram import Histogram, histogram_of
 from pipeline.report.judging import (
+    ReconstructionFigures,
     RegionCounts,
-    ReproductionFigures,
+    reconstruction_figures,
     region_counts,
-    reproduction_figures,
     second_tries_by_reason,
 )
-from pipeline.run.folder import CONFIG_FILE
+from pipeline.run.folder import CONFIG_FILE, stored_job
 from pipeline.run.stats import STATS_FILE, SecondTries
 from pipeline.storage.folder import Folder
 
@@ -148,7 +148,7 @@ class RunFacts:
             the job has no quotas.
         quotas_left_out: rows that there was no room for.
         second_tries: by the reason of the first rejection; {} where nothing was tried again.
-        reproduction: what the gate measured; None where it measured nothing.
+        reconstruction: what the gate measured; None where it measured nothing.
         regions: the verdicts on boxes and masks; () where the run has none.
         is_judged: some edit has a score, or was rejected.
         job_text: config.yaml.
@@ -167,7 +167,7 @@ class RunFacts:
     quotas: tuple[Mapping[str, Any], ...]
     quotas_left_out: int
     second_tries: Mapping[str, SecondTries]
-    reproduction: ReproductionFigures | None
+    reconstruction: ReconstructionFigures | None
     regions: tuple[RegionCounts, ...]
     failure_examples: Mapping[str, str]
     is_judged: bool
@@ -219,7 +219,7 @@ def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
         quotas=quotas[: limits.quota_cells],
         quotas_left_out=max(0, len(quotas) - limits.quota_cells),
         second_tries=second_tries_by_reason(rows),
-        reproduction=reproduction_figures(rows, _mapping(run.job.get("judge"))),
+        reconstruction=reconstruction_figures(rows, _mapping(run.job.get("judge"))),
         regions=region_counts(folder, rows, _mapping(run.job.get("annotations")), notes),
         failure_examples=_mapping(_mapping(run.stats.get("last_run")).get("failure_examples")),
         is_judged=_is_judged(rows),
@@ -235,7 +235,7 @@ def read_run_folder(folder: Folder, limits: ReportLimits) -> RunFolder:
     job: Mapping[str, Any] = {}
     rules = Rules()
     try:
-        job = _mapping(yaml.safe_load(text))
+        job = stored_job(text)
         rules = Rules.from_dict(_mapping(_mapping(job.get("judge")).get("rules")))
     except (yaml.YAMLError, ValueError, RecursionError, ParameterError) as error:
         notes.append(f"{CONFIG_FILE}: {error}; no thresholds are drawn")

@@ -26,7 +26,7 @@ _THREADS = 16
 
 
 @dataclass(frozen=True)
-class ReproductionFigures:
+class ReconstructionFigures:
     """PSNR in dB of the sources that the gate measured, encoded and decoded, to themselves.
 
     Attributes:
@@ -72,7 +72,9 @@ def second_tries_by_reason(rows: pa.Table) -> dict[str, SecondTries]:
     return dict(sorted(found.items(), key=lambda item: (-item[1].edits, item[0])))
 
 
-def reproduction_figures(rows: pa.Table, judge: Mapping[str, Any]) -> ReproductionFigures | None:
+def reconstruction_figures(
+    rows: pa.Table, judge: Mapping[str, Any]
+) -> ReconstructionFigures | None:
     """What the gate measured, each source once; None where it measured nothing.
 
     `rows`: a table with the columns of OUTCOME_SCHEMA. `judge`: that section of the job.
@@ -83,8 +85,8 @@ def reproduction_figures(rows: pa.Table, judge: Mapping[str, Any]) -> Reproducti
     columns = (measured[name].to_pylist() for name in ("source_id", GATE_COLUMN))
     values = np.array(list(dict(zip(*columns, strict=True)).values()), np.float64)
     numbers = values[~np.isnan(values)]
-    at_least = _number(_mapping(judge.get("reproduction")).get(f"{GATE_COLUMN}_at_least"))
-    return ReproductionFigures(
+    at_least = _number(_mapping(judge.get("reconstruction")).get(f"{GATE_COLUMN}_at_least"))
+    return ReconstructionFigures(
         sources=len(values),
         lowest=float(numbers.min()) if len(numbers) else float("nan"),
         median=float(np.median(numbers)) if len(numbers) else float("nan"),

@@ -78,5 +78,5 @@ def judge_settings(
         edit_type=judge.edit_type,
         keep_rejected=judge.rejected == "keep",
         ladder=None if judge.second_tries is None else judge.second_tries.to_ladder(),
-        reproduction=judge.reproduction.to_limits(),
+        reconstruction=judge.reconstruction.to_limits(),
     )

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from fpe_core.editor import Editor
-from fpe_core.judging.reproduction import measure_autoencoder
+from fpe_core.judging.reconstruction import measure_autoencoder
 from fpe_core.parameters import EditParameters
 from fpe_core.still_life.benchmark.edits import BenchmarkEdit, edits_of_scene
 from fpe_core.still_life.benchmark.hard_sources import HardSource

@@ -102,7 +102,7 @@ def test_the_default_ladder_follows_the_reason() -> None:
         assert guided == replace(FIRST, guidance_scale=6.0), "more guidance, and nothing else"
         assert both.guidance_scale == 6.0
         assert both.replaced_fraction < FIRST.replaced_fraction
-    assert of[RejectReason.SOURCE_NOT_REPRODUCED] == [], "another try changes no source"
+    assert of[RejectReason.SOURCE_NOT_RECONSTRUCTED] == [], "another try changes no source"
 
 
 def test_mistakes_are_told() -> None:

@@ -157,7 +157,7 @@ def test_judging_is_told_in_tables_where_the_run_has_it(
     folder.replace(part, sink.getvalue())
     config = yaml.safe_load(folder.read("config.yaml"))
     config["annotations"] = {"boxes": {"column": "box", "keep_at_least": 0.815}}
-    config["judge"]["reproduction"]["autoencoder_psnr_db_at_least"] = 19.25
+    config["judge"]["reconstruction"]["autoencoder_psnr_db_at_least"] = 19.25
     folder.replace("config.yaml", yaml.safe_dump(config).encode())
     page = page_of(run)
     for title in titles:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fpe_core import checkpoint_fingerprint
-from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.reconstruction import ReconstructionLimits
 from pipeline.edit.actor import EditActor
 from pipeline.edit.settings import EditSettings
 from pipeline.job.job import FailuresSection, Job
@@ -49,7 +49,7 @@ def edit(tiny_checkpoint: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> E
 
     def run(
         folder: str,
-        limits: ReproductionLimits,
+        limits: ReconstructionLimits,
         work: list[dict[str, Any]] | None = None,
         **judge: Any,
     ) -> Outcomes:
@@ -60,7 +60,7 @@ def edit(tiny_checkpoint: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> E
             device="cpu",
             write_threads=2,
             layout=MetadataLayout(judged=True, gated=limits.is_on),
-            judge=JudgeSettings(**{**CHEAP, **judge}, reproduction=limits),
+            judge=JudgeSettings(**{**CHEAP, **judge}, reconstruction=limits),
         )
         block = decode(work_table(work or rows), DecodeSettings())
         return EditActor(settings)(block).to_pylist()
@@ -78,8 +78,8 @@ def between_the_worst_two(outcomes: Outcomes) -> float:
 
 
 def test_a_limit_that_all_pass_measures_and_costs_no_row(edit: Edit, tmp_path: Path) -> None:
-    off = edit("off", ReproductionLimits())
-    low = edit("low", ReproductionLimits(0.0))
+    off = edit("off", ReconstructionLimits())
+    low = edit("low", ReconstructionLimits(0.0))
     assert {o["outcome"] for o in (*off, *low)} == {"accepted"}
     assert rows_spent(off) == pytest.approx(SOURCES * (INVERTING + EDITING))
     assert rows_spent(low) == pytest.approx(rows_spent(off))
@@ -96,15 +96,15 @@ def test_a_limit_that_all_pass_measures_and_costs_no_row(edit: Edit, tmp_path: P
 def test_edits_of_a_source_below_the_limit_are_rejected_before_they_cost_their_rows(
     edit: Edit, tmp_path: Path
 ) -> None:
-    limit = between_the_worst_two(edit("all", ReproductionLimits(0.0)))
-    outcomes = edit("gated", ReproductionLimits(limit))
+    limit = between_the_worst_two(edit("all", ReconstructionLimits(0.0)))
+    outcomes = edit("gated", ReconstructionLimits(limit))
     rejected = [o for o in outcomes if o["outcome"] == "rejected"]
     assert {o["outcome"] for o in outcomes} == {"accepted", "rejected"}
     assert len(rejected) == len(TARGETS)
     assert len({o["source_id"] for o in rejected}) == 1
     for outcome in rejected:
         figure = outcome["autoencoder_psnr_db"]
-        assert outcome["reason"] == "source_not_reproduced"
+        assert outcome["reason"] == "source_not_reconstructed"
         assert f"autoencoder {figure:.1f} dB, less than {limit:g}" in outcome["message"]
         assert figure < limit
         assert outcome["edited_file_name"] == ""
@@ -113,22 +113,22 @@ def test_edits_of_a_source_below_the_limit_are_rejected_before_they_cost_their_r
         assert (tmp_path / "gated" / outcome["source_file_name"]).is_file()
     (file,) = (tmp_path / "gated").glob("rejected/part-*/metadata.parquet")
     table = pq.read_table(file)
-    assert table["reject_reason"].to_pylist() == ["source_not_reproduced"] * len(TARGETS)
+    assert table["reject_reason"].to_pylist() == ["source_not_reconstructed"] * len(TARGETS)
     assert table["edited_file_name"].null_count == len(TARGETS)
     assert rows_spent(rejected) == 0, "the gate comes before the inversion"
     assert rows_spent(outcomes) == pytest.approx((SOURCES - 1) * (INVERTING + EDITING))
 
 
 def test_where_rejected_edits_are_dropped_their_source_is_too(edit: Edit, tmp_path: Path) -> None:
-    outcomes = edit("dropped", ReproductionLimits(1000.0), keep_rejected=False)
-    assert {o["reason"] for o in outcomes} == {"source_not_reproduced"}
+    outcomes = edit("dropped", ReconstructionLimits(1000.0), keep_rejected=False)
+    assert {o["reason"] for o in outcomes} == {"source_not_reconstructed"}
     assert {o["source_file_name"] for o in outcomes} == {""}
     assert not (tmp_path / "dropped").exists()
 
 
 def test_synthetic_sources_pass(edit: Edit) -> None:
     synthetic = [work_row(0, source_prompt="a cat", seed=1, targets=TARGETS)]
-    outcomes = edit("synthetic", ReproductionLimits(1000.0), synthetic)
+    outcomes = edit("synthetic", ReconstructionLimits(1000.0), synthetic)
     assert {o["outcome"] for o in outcomes} == {"accepted"}
     assert {o["autoencoder_psnr_db"] for o in outcomes} == {None}
     sampled = 2 * PARAMETERS.steps
@@ -146,7 +146,7 @@ def test_a_run_with_gated_sources_is_verified_counted_and_made_again(
     images = [f"{number}.png" for number in range(SOURCES)]
     table = pa.table({"image": images, "target_prompt": [list(TARGETS)] * SOURCES})
     pq.write_table(table, tmp_path / "manifest.parquet")
-    measured = edit("measured", ReproductionLimits(0.0))
+    measured = edit("measured", ReconstructionLimits(0.0))
     limit = between_the_worst_two(measured)
     judge = {"clip": None, "structure": None, "scores": ["psnr_db"]}
     job = Job.model_validate(
@@ -154,23 +154,23 @@ def test_a_run_with_gated_sources_is_verified_counted_and_made_again(
             "manifest": str(tmp_path / "manifest.parquet"),
             "output": str(tmp_path / "run"),
             "model": {"checkpoint": str(tiny_checkpoint), "device": "cpu"},
-            "judge": {**judge, "reproduction": {"autoencoder_psnr_db_at_least": limit}},
+            "judge": {**judge, "reconstruction": {"autoencoder_psnr_db_at_least": limit}},
         }
     )
     assert job.judge is not None
-    limits = job.judge.reproduction.to_limits()
-    make_edits(job, SOURCES, JudgeSettings(**CHEAP, reproduction=limits))
+    limits = job.judge.reconstruction.to_limits()
+    make_edits(job, SOURCES, JudgeSettings(**CHEAP, reconstruction=limits))
 
     found = verify_run(job)
     assert found.ok, found.problems
     assert (found.planned, found.accepted, found.rejected) == (6, 4, 2)
     ledger = Ledger.open(Folder.open(job.output))
-    assert ledger.counts().rejected_by_reason == {"source_not_reproduced": len(TARGETS)}
+    assert ledger.counts().rejected_by_reason == {"source_not_reconstructed": len(TARGETS)}
     tally = Tally()
     for outcomes in ledger.outcomes():
         tally.add(outcomes)
     tally.check(FailuresSection(max_in_a_row=1, max_share=0.0, min_sources_for_share=1))
-    assert tally.rejections == {"source_not_reproduced": len(TARGETS)}
+    assert tally.rejections == {"source_not_reconstructed": len(TARGETS)}
     again = recompute_sample(job, 6, device="cpu")
     assert again.ok
     assert again.compared == 4, "what was never made is no edit to make again"

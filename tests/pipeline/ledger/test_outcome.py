@@ -47,7 +47,7 @@ def test_the_words_are_those_of_the_design() -> None:
         "structure_lost",
         "wrong_direction",
         "off_target",
-        "source_not_reproduced",
+        "source_not_reconstructed",
     ]
 
 
@@ -113,6 +113,17 @@ def test_a_column_that_0_1_had_and_this_release_has_not_is_left_out() -> None:
     place = table.column_names.index(GATE_COLUMN) + 1
     of_0_1 = table.add_column(place, "inversion_psnr_db", pa.array([31.5, None], pa.float64()))
     assert as_outcomes(of_0_1).equals(table)
+
+
+def test_a_reason_that_0_1_called_otherwise_is_read_under_its_name_of_now() -> None:
+    refused = key(1).rejected(RejectReason.SOURCE_NOT_RECONSTRUCTED, unet_rows=0, seconds=0)
+    table = outcomes_table([refused, rejected(2), accepted(3)])
+    reasons = pa.array(["source_not_reproduced", "no_change", ""])
+    of_0_1 = table.set_column(
+        table.column_names.index("reason"), OUTCOME_SCHEMA.field("reason"), reasons
+    )
+    assert as_outcomes(of_0_1).equals(table)
+    assert outcomes_from_bytes(outcomes_to_bytes(of_0_1)).equals(table)
 
 
 def test_an_accepted_edit_has_its_type_scores_and_files_a_failed_one_its_type() -> None:

@@ -1,4 +1,4 @@
-"""Second tries, reproduction figures and verdicts on regions are counted as the run has them."""
+"""Second tries, reconstruction figures and verdicts on regions are counted as the run has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
 from pipeline.errors import StorageError
 from pipeline.ledger.outcome import EditKey, EditOutcome, TryRecord, outcomes_table
-from pipeline.report.judging import region_counts, reproduction_figures, second_tries_by_reason
+from pipeline.report.judging import reconstruction_figures, region_counts, second_tries_by_reason
 from pipeline.run.stats import SecondTries
 from pipeline.storage.folder import Folder
 
@@ -53,18 +53,18 @@ def test_a_source_has_its_figures_once() -> None:
         for source, figure in figures.items()
         for number in (1, 2, 3)
     ]
-    judge = {"reproduction": {"autoencoder_psnr_db_at_least": 20}}
-    found = reproduction_figures(outcomes_table(outcomes), judge)
+    judge = {"reconstruction": {"autoencoder_psnr_db_at_least": 20}}
+    found = reconstruction_figures(outcomes_table(outcomes), judge)
     assert found is not None
     assert (found.sources, found.lowest, found.median) == (3, 18.0, 30.0)
     assert (found.at_least, found.below) == (20.0, 1)
-    assert reproduction_figures(outcomes_table([accepted(1)]), judge) is None
+    assert reconstruction_figures(outcomes_table([accepted(1)]), judge) is None
 
 
 def test_a_source_without_a_number_is_below_every_threshold() -> None:
     outcome = dataclasses.replace(accepted(1), autoencoder_psnr_db=math.nan)
-    judge = {"reproduction": {"autoencoder_psnr_db_at_least": 20}}
-    found = reproduction_figures(outcomes_table([outcome]), judge)
+    judge = {"reconstruction": {"autoencoder_psnr_db_at_least": 20}}
+    found = reconstruction_figures(outcomes_table([outcome]), judge)
     assert found is not None
     assert (found.sources, found.below) == (1, 1)
     assert math.isnan(found.median)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fpe_core import Checkpoint, Editor, EditParameters
-from fpe_core.judging.reproduction import measure_autoencoder
+from fpe_core.judging.reconstruction import measure_autoencoder
 from fpe_core.still_life import render
 from fpe_core.still_life.benchmark.edits import edits_of_scene
 from fpe_core.still_life.benchmark.gate import (

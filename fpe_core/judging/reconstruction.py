@@ -1,7 +1,7 @@
 """How well the autoencoder alone reconstructs a source, and whether that is good enough to edit it.
 
     (psnr_db,) = measure_autoencoder(editor, [image], parameters)
-    ReproductionLimits(autoencoder_psnr_db_at_least=20.0).verdict(psnr_db).reason
+    ReconstructionLimits(autoencoder_psnr_db_at_least=20.0).verdict(psnr_db).reason
 
 Every edit goes through the autoencoder, so a source that it cannot reconstruct is one that the
 model does not know. The figure says no more than that: it does not predict which edits of a source
@@ -22,7 +22,7 @@ from fpe_core.scores.pixels import psnr_db
 
 
 @dataclasses.dataclass(frozen=True)
-class ReproductionLimits:
+class ReconstructionLimits:
     """The lowest PSNR, in dB, at which a source is edited; None: every source is."""
 
     autoencoder_psnr_db_at_least: float | None = None
@@ -33,12 +33,12 @@ class ReproductionLimits:
         return self.autoencoder_psnr_db_at_least is not None
 
     def verdict(self, autoencoder_psnr_db: float | None) -> Verdict:
-        """Accepted, or SOURCE_NOT_REPRODUCED with the figure. What was not measured is accepted."""
+        """SOURCE_NOT_RECONSTRUCTED with the figure, or accepted; what was not measured is too."""
         limit = self.autoencoder_psnr_db_at_least
         if limit is None or autoencoder_psnr_db is None or autoencoder_psnr_db >= limit:
             return Verdict(None)
         return Verdict(
-            RejectReason.SOURCE_NOT_REPRODUCED,
+            RejectReason.SOURCE_NOT_RECONSTRUCTED,
             "the model cannot reconstruct the source: "
             f"autoencoder {autoencoder_psnr_db:.1f} dB, less than {limit:g}",
         )

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fpe_core import Checkpoint, Editor, EditParameters, psnr_db
-from fpe_core.judging.reproduction import ReproductionLimits, measure_autoencoder
+from fpe_core.judging.reconstruction import ReconstructionLimits, measure_autoencoder
 from fpe_core.judging.rules import RejectReason
 
 SMALL = EditParameters(steps=3, guidance_scale=2.0, width_px=64, height_px=64)
@@ -33,17 +33,17 @@ def test_the_figure_is_that_of_what_an_inversion_begins_with(
 
 
 def test_the_limit_is_an_allowed_value_and_the_verdict_has_both_figures() -> None:
-    limits = ReproductionLimits(20.0)
+    limits = ReconstructionLimits(20.0)
     for allowed in (20.0, math.inf, None):
         assert limits.verdict(allowed).is_accepted
     verdict = limits.verdict(19.94)
-    assert verdict.reason == RejectReason.SOURCE_NOT_REPRODUCED
+    assert verdict.reason == RejectReason.SOURCE_NOT_RECONSTRUCTED
     assert "autoencoder 19.9 dB, less than 20" in verdict.message
     assert not limits.verdict(math.nan).is_accepted
 
 
 def test_without_a_limit_nothing_is_refused() -> None:
-    assert not ReproductionLimits().is_on
-    assert ReproductionLimits(0.0).is_on
+    assert not ReconstructionLimits().is_on
+    assert ReconstructionLimits(0.0).is_on
     for figure in (0.0, math.nan, None):
-        assert ReproductionLimits().verdict(figure).is_accepted
+        assert ReconstructionLimits().verdict(figure).is_accepted
