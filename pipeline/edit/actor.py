@@ -21,7 +21,7 @@ import torch
 from fpe_core import CheckpointError, load_checkpoint
 from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.unet.compilation import require_compiler
-from pipeline.edit.attempt import Result, edit_id_of, write_failed
+from pipeline.edit.attempt import Result, UnmadeEdit, write_failed
 from pipeline.edit.block import BlockEditor
 from pipeline.edit.metadata_rows import FileNames, MetadataRows
 from pipeline.edit.model_sharing import ModelThread, ThisThread
@@ -172,7 +172,7 @@ class EditActor:
 
             results = _results(block.groups, editor, oversight, hand_over)
         place = {edit_id: number for number, edit_id in enumerate(planned)}
-        results.sort(key=lambda result: place[edit_id_of(result)])
+        results.sort(key=lambda result: place[result.edit.key.edit_id])
         outcomes = self._finish(writer, results, block.carried, oversight)
         phases = {f"{name}_seconds": s for name, s in spent.seconds.items()}
         edited = {"rows": len(planned), "seconds": editor.model_seconds, **phases}
@@ -194,9 +194,6 @@ class EditActor:
         rows = MetadataRows(self._settings)
         outcomes: list[EditOutcome] = []
         for made in results:
-            if isinstance(made, EditOutcome):
-                outcomes.append(made)
-                continue
             try:
                 names = FileNames.of(made)
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
@@ -218,17 +215,12 @@ class EditActor:
         except LeaseError:
             raise  # no row is to blame, and nothing of ours may be written here any more
         except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
-            unwritten = {edit_id_of(made): made for made in results}
+            unwritten = {made.edit.key.edit_id: made for made in results}
             return outcomes_table(
-                _unwritten(unwritten[o.edit_id], error) if o.part else o for o in outcomes
+                write_failed(unwritten[o.edit_id], error) if o.part else o for o in outcomes
             )
         writer.finish_rejected()
         return table
-
-
-def _unwritten(made: Result, error: Exception) -> EditOutcome:
-    assert not isinstance(made, EditOutcome)  # these have no part
-    return write_failed(made, error)
 
 
 def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> ClockedEditor:
@@ -271,7 +263,9 @@ def _results(
     results: list[Result] = []
     for group in groups:
         if group.failure:
-            results.extend(e.key.failed(group.failure, group.message) for e in group.edits)
+            results.extend(
+                UnmadeEdit.failed(group, edit, group.failure, group.message) for edit in group.edits
+            )
     sound = [group for group in groups if not group.failure]
     buckets = [[group] for group in sound] if orders.is_careful else _buckets(sound)
     for bucket in buckets:
@@ -304,12 +298,11 @@ def _buckets(groups: Sequence[Group]) -> list[list[Group]]:
 def _files_of(results: Sequence[Result]) -> Iterator[Future[str]]:
     """The writes that are on their way."""
     for made in results:
-        if not isinstance(made, EditOutcome):
-            if made.edited_file is not None:
-                yield made.edited_file
-            if made.source_file is not None:
-                yield made.source_file
-            yield from made.mask_files
+        if made.edited_file is not None:
+            yield made.edited_file
+        if made.source_file is not None:
+            yield made.source_file
+        yield from made.mask_files
 
 
 def _usable_cores() -> int:

@@ -22,23 +22,21 @@ from fpe_core import Editor, EditParameters, Inversion, ParameterError
 from fpe_core.device import DEVICE_FAILED
 from pipeline.edit.attempt import (
     Attempt,
+    Cost,
     MadeEdit,
     PreparedSources,
     Result,
     TriedEdit,
     UnmadeEdit,
-    diverged,
-    failed,
-    not_finite,
-    told,
+    code_of,
+    message_of,
     truncation_notes,
-    unjudged,
 )
 from pipeline.edit.no_editor import NOT_EDITED
 from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Candidate, Judge, Judged
 from pipeline.judge.regions import Annotated, SourceRegions, annotate, look_at_source
-from pipeline.ledger.outcome import EditOutcome
+from pipeline.ledger.outcome import FailureCode
 from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.read.group import Group, PlannedEdit
 from pipeline.write.part import PartWriter
@@ -117,7 +115,7 @@ class BlockEditor:
             yield from self._settle(waiting)
         done_with_model()
 
-    def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit | EditOutcome]:
+    def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit]:
         """Every group inverted and edited once; outcomes of what failed or is not to be made."""
         try:
             measured = self._measure(groups)
@@ -128,7 +126,9 @@ class BlockEditor:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, only the guilty group fails
             if len(groups) == 1:
-                yield from (failed(edit, error) for edit in groups[0].edits)
+                (group,) = groups
+                for edit in group.edits:
+                    yield UnmadeEdit.failed(group, edit, code_of(error), message_of(error))
                 return
             for half in _halves(groups):
                 yield from self._calls(half)
@@ -138,11 +138,18 @@ class BlockEditor:
         if sources is None:
             return
         sound = []
-        for index in range(len(sources.groups)):
-            if isinstance(sources.start, Inversion) and sources.start.diverged[index]:
-                yield from diverged(sources, index)
-            else:
+        for index, group in enumerate(sources.groups):
+            if not isinstance(sources.start, Inversion) or not sources.start.diverged[index]:
                 sound.append(index)
+                continue
+            for edit in group.edits:
+                yield UnmadeEdit.failed(
+                    group,
+                    edit,
+                    FailureCode.INVERSION_DIVERGED,
+                    "the inversion of the source is not finite; try float32 or more steps",
+                    sources.cost_each / len(group.edits),
+                )
         sizes = [len(group.edits) for group in sources.groups]
         for indices in call_by_call(sizes, sound):
             yield from self._first_tries(sources.select(indices))
@@ -162,7 +169,7 @@ class BlockEditor:
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
-            return PreparedSources(tuple(groups), start, 0.0, 0.0, tuple(measured))
+            return PreparedSources(tuple(groups), start, Cost(), tuple(measured))
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
         seconds = time.monotonic() - began
@@ -170,8 +177,7 @@ class BlockEditor:
         return PreparedSources(
             tuple(groups),
             inversion,
-            unet_rows_each=inversion.unet_rows / len(groups),
-            seconds_each=seconds / len(groups),
+            cost_each=Cost(inversion.unet_rows, seconds) / len(groups),
             autoencoder_psnr_db=tuple(measured),
         )
 
@@ -185,16 +191,19 @@ class BlockEditor:
             source_file = self._writer.put_source(
                 group.stem, group.source_id, group.image, is_rejected=True
             )
+        verdict = self._gate.verdict(autoencoder_psnr_db)
+        assert verdict.reason is not None
         for edit in group.edits:
             yield UnmadeEdit(
                 group,
                 edit,
-                self._gate.verdict(autoencoder_psnr_db),
-                autoencoder_psnr_db,
-                source_file,
+                verdict.reason,
+                verdict.message,
+                autoencoder_psnr_db=autoencoder_psnr_db,
+                source_file=source_file,
             )
 
-    def _first_tries(self, sources: PreparedSources) -> Iterator[_Call | EditOutcome]:
+    def _first_tries(self, sources: PreparedSources) -> Iterator[_Call | UnmadeEdit]:
         asked = [
             (index, edit) for index, group in enumerate(sources.groups) for edit in group.edits
         ]
@@ -202,15 +211,12 @@ class BlockEditor:
         answers = self._attempts(sources, asked, sources.groups[0].parameters)
         for (index, edit), attempt in zip(asked, answers, strict=True):
             group = sources.groups[index]
-            rows, seconds = (
-                each / len(group.edits) for each in (sources.unet_rows_each, sources.seconds_each)
-            )
+            of_source = sources.cost_each / len(group.edits)
             if isinstance(attempt, Exception):
-                yield failed(edit, attempt, rows)
+                code, message = code_of(attempt), message_of(attempt)
+                yield UnmadeEdit.failed(group, edit, code, message, of_source)
                 continue
-            first = replace(
-                attempt, unet_rows=attempt.unet_rows + rows, seconds=attempt.seconds + seconds
-            )
+            first = replace(attempt, cost=attempt.cost + of_source)
             tried.append(
                 TriedEdit(group, index, edit, (first,), sources.autoencoder_psnr_db[index])
             )
@@ -251,8 +257,7 @@ class BlockEditor:
                 notes=truncation_notes(chosen.start, place, made)
                 if self._makes_edits
                 else NOT_EDITED,
-                unet_rows=result.unet_rows / len(asked),
-                seconds=seconds / len(asked),
+                cost=Cost(result.unet_rows, seconds) / len(asked),
             )
             for place, of_source in enumerate(result.edits)
             for made in of_source
@@ -294,7 +299,7 @@ class BlockEditor:
                 made: dict[int, TriedEdit] = {}
                 for place, attempt in zip(places, answers, strict=True):
                     if isinstance(attempt, Exception):
-                        result[place] = result[place].with_trouble(told(attempt))
+                        result[place] = result[place].with_trouble(message_of(attempt))
                     else:
                         made[place] = result[place].with_attempt(attempt)
                 verdicts = self._judge_later(list(made.values()))
@@ -328,14 +333,17 @@ class BlockEditor:
         for each in tried:
             kept = each.kept
             if not kept.made.is_finite:
-                yield not_finite(each)
+                why = "latent or picture is not finite; try float32 or a lower guidance_scale"
+                yield UnmadeEdit.failed(
+                    each.group, each.edit, FailureCode.NAN_LATENT, why, kept.cost
+                )
                 continue
             if isinstance(kept.judged, Exception):
-                yield unjudged(each.edit, kept.judged, kept.unet_rows)
+                yield _unjudged(each, kept.judged, "the judge")
                 continue
             annotated = self._annotated(each, seen)
             if isinstance(annotated, Exception):
-                yield unjudged(each.edit, annotated, kept.unet_rows, "looking at boxes and masks")
+                yield _unjudged(each, annotated, "looking at boxes and masks")
                 continue
             is_rejected = kept.reason is not None
             if is_rejected and not self._keeps_rejected:
@@ -391,6 +399,17 @@ class BlockEditor:
         )
 
 
+def _unjudged(tried: TriedEdit, error: Exception, raised_by: str) -> UnmadeEdit:
+    """An edit that was made, but `raised_by` raised while it was judged."""
+    return UnmadeEdit.failed(
+        tried.group,
+        tried.edit,
+        code_of(error, FailureCode.JUDGE_FAILED),
+        message_of(error, raised_by),
+        tried.kept.cost,
+    )
+
+
 def _with_verdicts(tried: Sequence[TriedEdit], verdicts: Sequence[_Verdict]) -> list[TriedEdit]:
     """The latest tries judged. A further one that cannot be judged is none, and the last one."""
     result = []
@@ -399,7 +418,7 @@ def _with_verdicts(tried: Sequence[TriedEdit], verdicts: Sequence[_Verdict]) -> 
         if before and not latest.made.is_finite:
             latest = replace(latest, trouble="latent or picture is not finite")
         elif before and isinstance(verdict, Exception):
-            latest = replace(latest, trouble=told(verdict, "the judge"))
+            latest = replace(latest, trouble=message_of(verdict, "the judge"))
         else:
             latest = replace(latest, judged=verdict)
         judged = replace(each, attempts=(*before, latest))
