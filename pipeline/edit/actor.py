@@ -27,6 +27,7 @@ from pipeline.edit.metadata_rows import FileNames, MetadataRows
 from pipeline.edit.model_sharing import ModelThread, ThisThread
 from pipeline.edit.no_editor import NoEditor
 from pipeline.edit.phase_clock import ClockedEditor, ModelTime
+from pipeline.edit.results import ResultWriter
 from pipeline.edit.settings import EditSettings
 from pipeline.errors import LeaseError
 from pipeline.judge.gate import ReconstructionGate
@@ -154,14 +155,17 @@ class EditActor:
             return EditedBlock(finished, {})
         editor = BlockEditor(
             self._editor,
-            writer,
-            fingerprint=settings.checkpoint_fingerprint,
-            keep_source=settings.layout.keep_source,
-            gate=self._gate,
+            ResultWriter(
+                writer,
+                fingerprint=settings.checkpoint_fingerprint,
+                keep_source=settings.layout.keep_source,
+                keeps_rejected=keeps_rejected,
+                annotations=settings.annotations,
+                makes_edits=settings.makes_edits,
+            ),
+            self._gate,
             judge=self._judge,
             judging=self._judging,
-            keeps_rejected=keeps_rejected,
-            annotations=settings.annotations,
             makes_edits=settings.makes_edits,
         )
         with ModelTime(self._editor, oversight) as spent:

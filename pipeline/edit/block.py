@@ -1,8 +1,8 @@
-"""The groups of one block through the model: inverted, edited, judged, tried again, written.
+"""The calls of the editor for one block: which edits go into each, and what is tried again.
 
 The model's thread never waits for the judge of the call it has just made: a call is judged, on a
 thread of its own, while the next one is edited. Then its rejected edits are tried again along the
-ladder, from the same inversions, and what is kept goes to the writer's threads.
+retry ladder, from the same inversions, and the results go to `ResultWriter`.
 
 If a call raises, it is halved until the edit that caused it stands alone, and that edit alone
 fails. What no row is to blame for (a device gone for good, parameters that do not fit the model) is
@@ -23,7 +23,6 @@ from fpe_core.device import DEVICE_FAILED
 from pipeline.edit.attempt import (
     Attempt,
     Cost,
-    MadeEdit,
     PreparedSources,
     Result,
     TriedEdit,
@@ -33,14 +32,11 @@ from pipeline.edit.attempt import (
     truncation_notes,
 )
 from pipeline.edit.no_editor import NOT_EDITED
+from pipeline.edit.results import ResultWriter
 from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Candidate, Judge, Judged
-from pipeline.judge.regions import Annotated, SourceRegions, annotate, look_at_source
 from pipeline.ledger.outcome import FailureCode
-from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.read.group import Group, PlannedEdit
-from pipeline.write.part import PartWriter
-from pipeline.write.provenance import edit_packet, synthetic_source_packet
 
 _T = TypeVar("_T")
 EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
@@ -62,35 +58,34 @@ class _Call:
 
 
 class BlockEditor:
-    """Makes the edits of one block. Used by one thread."""
+    """Chooses the calls of the editor for one block. Used by one thread.
+
+    What goes into a call, what is tried again after a call raised, and which attempt follows a
+    rejection is decided here; what becomes of the results, by `ResultWriter`.
+    """
 
     def __init__(
         self,
         editor: Editor,
-        writer: PartWriter,
-        *,
-        fingerprint: str,
-        keep_source: bool,
+        results: ResultWriter,
         gate: ReconstructionGate,
+        *,
         judge: Judge | None = None,
         judging: Executor | None = None,
-        keeps_rejected: bool = True,
-        annotations: AnnotationSettings | None = None,
         makes_edits: bool = True,
     ) -> None:
-        """`judging` has one thread: models are not for two at a time. `makes_edits`: False for a
-        `NoEditor`, whose pictures must not say that a model made them."""
+        """
+        Args:
+            judging: has one thread, since models are not for two at a time; given with `judge`.
+            makes_edits: False for a `NoEditor`.
+        """
         self._editor = editor
-        self._writer = writer
-        self._fingerprint = fingerprint
-        self._keep_source = keep_source
+        self._results = results
         self._gate = gate
-        self._keeps_rejected = keeps_rejected
-        self._annotations = annotations
-        self._makes_edits = makes_edits
         self._judge = judge
         self._ladder = judge.settings.ladder if judge is not None else None
         self._judging = judging
+        self._makes_edits = makes_edits
         self.model_seconds = 0.0
         """What the editor took so far."""
 
@@ -134,7 +129,8 @@ class BlockEditor:
                 yield from self._calls(half)
             return
         for index in sorted({*range(len(groups))} - {*let_in}):
-            yield from self._rejected_unmade(groups[index], measured[index])
+            psnr_db = measured[index]
+            yield from self._results.refuse(groups[index], self._gate.verdict(psnr_db), psnr_db)
         if sources is None:
             return
         sound = []
@@ -180,28 +176,6 @@ class BlockEditor:
             cost_each=Cost(inversion.unet_rows, seconds) / len(groups),
             autoencoder_psnr_db=tuple(measured),
         )
-
-    def _rejected_unmade(
-        self, group: Group, autoencoder_psnr_db: float | None
-    ) -> Iterator[UnmadeEdit]:
-        """The edits of a source that the gate refuses: rejected, and never made. The source is
-        written where rejected edits are, so that somebody can look at it."""
-        source_file = None
-        if self._keep_source and self._keeps_rejected and group.image is not None:
-            source_file = self._writer.put_source(
-                group.stem, group.source_id, group.image, is_rejected=True
-            )
-        verdict = self._gate.verdict(autoencoder_psnr_db)
-        assert verdict.reason is not None
-        for edit in group.edits:
-            yield UnmadeEdit(
-                group,
-                edit,
-                verdict.reason,
-                verdict.message,
-                autoencoder_psnr_db=autoencoder_psnr_db,
-                source_file=source_file,
-            )
 
     def _first_tries(self, sources: PreparedSources) -> Iterator[_Call | UnmadeEdit]:
         asked = [
@@ -282,12 +256,12 @@ class BlockEditor:
         return self._judging.submit(verdicts)
 
     def _settle(self, call: _Call) -> Iterator[Result]:
-        """Verdicts, further tries, and the files."""
+        """The results of a call, once it is judged and its rejected edits are tried again."""
         tried = list(call.tried)
         if call.verdicts is not None:
             tried = _with_verdicts(tried, call.verdicts.result())
             tried = self._try_again(call.sources, tried)
-        yield from self._write(tried)
+        yield from self._results.write(tried)
 
     def _try_again(self, sources: PreparedSources, tried: Sequence[TriedEdit]) -> list[TriedEdit]:
         """Rejected edits go up the ladder, those with equal parameters together, until it ends."""
@@ -324,90 +298,6 @@ class BlockEditor:
             if parameters is not None:
                 rungs[parameters].append(place)
         return rungs
-
-    def _write(self, tried: Sequence[TriedEdit]) -> Iterator[Result]:
-        """Hands the images of one call to the writer's threads."""
-        source_files: dict[tuple[int, bool], Future[str]] = {}
-        mask_files: dict[tuple[int, bool], tuple[Future[str], ...]] = {}
-        seen: dict[int, SourceRegions] = {}
-        for each in tried:
-            kept = each.kept
-            if not kept.made.is_finite:
-                why = "latent or picture is not finite; try float32 or a lower guidance_scale"
-                yield UnmadeEdit.failed(
-                    each.group, each.edit, FailureCode.NAN_LATENT, why, kept.cost
-                )
-                continue
-            if isinstance(kept.judged, Exception):
-                yield _unjudged(each, kept.judged, "the judge")
-                continue
-            annotated = self._annotated(each, seen)
-            if isinstance(annotated, Exception):
-                yield _unjudged(each, annotated, "looking at boxes and masks")
-                continue
-            is_rejected = kept.reason is not None
-            if is_rejected and not self._keeps_rejected:
-                yield MadeEdit(each, None, None, annotated)
-                continue
-            place = (each.source, is_rejected)
-            if self._keep_source and place not in source_files:
-                source_files[place] = self._put_source(each.group, kept, is_rejected)
-            if place not in mask_files:
-                mask_files[place] = self._put_masks(each.group, is_rejected)
-            yield MadeEdit(
-                each,
-                self._put_edit(each, is_rejected),
-                source_files.get(place),
-                annotated,
-                mask_files[place],
-            )
-
-    def _annotated(
-        self, tried: TriedEdit, seen: dict[int, SourceRegions]
-    ) -> Annotated | Exception | None:
-        """The verdicts on its boxes and masks, or why not; a source is looked at once."""
-        settings, kept = self._annotations, tried.kept
-        if settings is None:
-            return None
-        try:
-            if tried.source not in seen:
-                seen[tried.source] = look_at_source(tried.group, kept.source)
-            return annotate(seen[tried.source], kept.made.image, settings)
-        except Exception as error:  # noqa: BLE001 - it costs this edit only
-            return error
-
-    def _put_masks(self, group: Group, is_rejected: bool) -> tuple[Future[str], ...]:
-        return tuple(
-            self._writer.put_mask(group.stem, mask.png, is_rejected=is_rejected)
-            for mask in group.regions.masks
-        )
-
-    def _put_source(self, group: Group, attempt: Attempt, is_rejected: bool) -> Future[str]:
-        is_synthetic = group.image is None
-        xmp = synthetic_source_packet(group, self._fingerprint) if is_synthetic else None
-        return self._writer.put_source(
-            group.stem, group.source_id, attempt.source, xmp, is_rejected=is_rejected
-        )
-
-    def _put_edit(self, tried: TriedEdit, is_rejected: bool) -> Future[str]:
-        group, key, kept = tried.group, tried.edit.key, tried.kept
-        xmp = None
-        if self._makes_edits:
-            xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
-        return self._writer.put_edited(
-            group.stem, key.edit_id, kept.made.image, xmp, is_rejected=is_rejected
-        )
-
-
-def _unjudged(tried: TriedEdit, error: Exception, raised_by: str) -> UnmadeEdit:
-    """An edit that was made, but `raised_by` raised while it was judged."""
-    return UnmadeEdit.failed(
-        tried.group,
-        tried.edit,
-        code_of(error, FailureCode.JUDGE_FAILED),
-        message_of(error, raised_by),
-        tried.kept.cost,
-    )
 
 
 def _with_verdicts(tried: Sequence[TriedEdit], verdicts: Sequence[_Verdict]) -> list[TriedEdit]:
