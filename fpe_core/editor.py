@@ -105,6 +105,11 @@ class Editor:
         self._limits: dict[tuple[int, int], tuple[RowLimit, RowLimit]] = {}
         self._latent_dtype = latent_dtype(checkpoint)
 
+    @property
+    def unet_rows(self) -> int:
+        """UNet rows evaluated so far, those of calls that raised included."""
+        return sum(unet.evaluated for unet, _ in [*self._limits.values()])
+
     @torch.inference_mode()
     def invert(
         self,

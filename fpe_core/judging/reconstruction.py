@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 from PIL import Image
 
-from fpe_core.editor import Editor
 from fpe_core.judging.rules import RejectReason, Verdict
 from fpe_core.parameters import EditParameters
 from fpe_core.scores.pixels import psnr_db
@@ -44,8 +44,16 @@ class ReconstructionLimits:
         )
 
 
+class HasAutoencoder(Protocol):
+    """Anything that encodes and decodes images as `fpe_core.Editor.through_autoencoder` does."""
+
+    def through_autoencoder(
+        self, images: Sequence[Image.Image], parameters: EditParameters
+    ) -> tuple[Image.Image, ...]: ...
+
+
 def measure_autoencoder(
-    editor: Editor, images: Sequence[Image.Image], parameters: EditParameters
+    editor: HasAutoencoder, images: Sequence[Image.Image], parameters: EditParameters
 ) -> tuple[float, ...]:
     """PSNR in dB of each image, encoded and decoded, to itself; infinite for equal pictures.
 

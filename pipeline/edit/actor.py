@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import torch
 
-from fpe_core import CheckpointError, load_checkpoint
+from fpe_core import CheckpointError, Editor, load_checkpoint
 from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.unet.compilation import require_compiler
 from pipeline.edit.attempt import Result, UnmadeEdit, write_failed
@@ -89,15 +89,18 @@ class EditActor:
         settings = self._settings
         if settings.threads is not None:
             torch.set_num_threads(min(settings.threads, _usable_cores()))
-        editor = _load_editor(settings, self._models) if settings.makes_edits else NoEditor()
+        if not settings.makes_edits:
+            return NoEditor(), None  # a job without an editor has no judge
+        editor = _load_editor(settings, self._models)
         if settings.judge is None:
             return editor, None
-        return editor, Judge(settings.judge, editor.checkpoint.device, settings.memory_share)
+        return editor, Judge(settings.judge, editor.device, settings.memory_share)
 
     def _thread_of_judge(self) -> Executor:
         """One of its own; but on a CPU no second one that has a team (`model_thread`)."""
-        if self._judge is not None and self._settings.threads != 1:
-            devices = self._editor.checkpoint.device, self._judge.models.device
+        editor, judge = self._editor, self._judge
+        if self._settings.threads != 1 and judge is not None and isinstance(editor, ClockedEditor):
+            devices = editor.device, judge.models.device
             if all(device.type == "cpu" for device in devices):
                 return self._models
         return ThreadPoolExecutor(1, thread_name_prefix="judge")
@@ -245,14 +248,14 @@ def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> Cl
         )
     if settings.compiler is not None:
         require_compiler(checkpoint.device, settings.compiler)
-    return ClockedEditor(
+    editor = Editor(
         checkpoint,
         max_rows=settings.max_rows,
         memory_share=settings.memory_share,
         measures=settings.measures,
         compiler=settings.compiler,
-        thread=thread,
     )
+    return ClockedEditor(editor, thread)
 
 
 def _results(

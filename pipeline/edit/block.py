@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from fpe_core import Editor, EditParameters, Inversion, ParameterError
+from fpe_core import EditParameters, Inversion, ParameterError
 from fpe_core.device import DEVICE_FAILED
 from pipeline.edit.attempt import (
     Attempt,
@@ -31,6 +31,7 @@ from pipeline.edit.attempt import (
     message_of,
     truncation_notes,
 )
+from pipeline.edit.image_editor import ImageEditor
 from pipeline.edit.no_editor import NOT_EDITED
 from pipeline.edit.results import ResultWriter
 from pipeline.judge.gate import ReconstructionGate
@@ -66,7 +67,7 @@ class BlockEditor:
 
     def __init__(
         self,
-        editor: Editor,
+        editor: ImageEditor,
         results: ResultWriter,
         gate: ReconstructionGate,
         *,

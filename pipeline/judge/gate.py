@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fpe_core import Editor
-from fpe_core.judging.reconstruction import ReconstructionLimits, measure_autoencoder
+from fpe_core.judging.reconstruction import (
+    HasAutoencoder,
+    ReconstructionLimits,
+    measure_autoencoder,
+)
 from fpe_core.judging.rules import Verdict
 from pipeline.read.group import Group
 
@@ -21,7 +24,7 @@ from pipeline.read.group import Group
 class ReconstructionGate:
     """Measures sources only where there is a limit."""
 
-    editor: Editor
+    editor: HasAutoencoder
     limits: ReconstructionLimits
 
     def measure(self, groups: Sequence[Group]) -> list[float | None]:

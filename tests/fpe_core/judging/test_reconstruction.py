@@ -10,6 +10,7 @@ from PIL import Image
 from fpe_core import Checkpoint, Editor, EditParameters, psnr_db
 from fpe_core.judging.reconstruction import ReconstructionLimits, measure_autoencoder
 from fpe_core.judging.rules import RejectReason
+from fpe_core.unet.row_limit import RowLimit
 
 SMALL = EditParameters(steps=3, guidance_scale=2.0, width_px=64, height_px=64)
 
@@ -23,11 +24,10 @@ def test_the_figure_is_that_of_what_an_inversion_begins_with(
     editor: Editor, photos: list[Image.Image]
 ) -> None:
     inversion = editor.invert(photos, None, SMALL)
-    limit, vae_limit = editor._row_limits(SMALL)
-    before = limit.evaluated
+    before = editor.unet_rows
     found = measure_autoencoder(editor, inversion.images, SMALL)
-    assert limit.evaluated == before, "no UNet row"
-    decoded, _ = editor.autoencoder.decode(inversion.trajectory[:, 0], vae_limit)
+    assert editor.unet_rows == before, "no UNet row"
+    decoded, _ = editor.autoencoder.decode(inversion.trajectory[:, 0], RowLimit(16))
     assert list(found) == psnr_db(inversion.images, decoded)
     assert measure_autoencoder(editor, [], SMALL) == ()
 

@@ -76,12 +76,13 @@ def test_an_editor_computes_in_the_thread_it_was_given(
 ) -> None:
     thread = ModelThread()
     checkpoint = load_checkpoint(tiny_checkpoint, device="cpu")
-    editor, seen = ClockedEditor(checkpoint, thread=thread), set[int]()
+    within, seen = Editor(checkpoint), set[int]()
+    editor = ClockedEditor(within, thread)
     networks = (
         checkpoint.text_encoder,
-        editor.unet,
-        editor.autoencoder.encoder,
-        editor.autoencoder.decoder,
+        within.unet,
+        within.autoencoder.encoder,
+        within.autoencoder.decoder,
     )
     for network in networks:
         network.register_forward_hook(lambda *_: seen.add(threading.get_ident()))
