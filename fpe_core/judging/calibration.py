@@ -9,7 +9,7 @@ edits that a rule alone would cost is known beforehand, and no bound is finer th
 allow. Thresholds suit best what they were chosen by, so aim a little above what you need, and
 measure on other edits.
 
-An edit that changed nothing breaks other rules too, and a second try is chosen by the reason. So
+An edit that changed nothing breaks other rules too, and a retry is chosen by the reason. So
 where changed_share is known and no such rule is chosen, one comes first that costs no good edit: it
 rejects what has changed less than half as much as the good edit that changed least.
 

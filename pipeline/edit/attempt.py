@@ -1,4 +1,4 @@
-"""What the model made of an edit, try by try, and the outcome that comes of it."""
+"""What the model made of an edit, attempt by attempt, and the outcome that follows from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fpe_core.scores.edit_scores import EditScores
 from pipeline.errors import RowError
 from pipeline.judge.judge import Judged
 from pipeline.judge.regions import Annotated
-from pipeline.ledger.outcome import EditOutcome, FailureCode, TryRecord
+from pipeline.ledger.outcome import AttemptRecord, EditOutcome, FailureCode
 from pipeline.read.group import Group, PlannedEdit
 
 
@@ -69,14 +69,14 @@ class PreparedSources:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try of an edit.
+    """One attempt at an edit.
 
     Attributes:
         source: the picture it was made from, as the model saw it.
         notes: what the text encoder did not see, "" if it saw everything.
-        cost: its own share; the first try's has the source's share in it.
+        cost: its own share; that of attempt 1 includes a share of the source's.
         judged: what the judge says, or why it cannot; None where it was not asked.
-        trouble: why a further try is none: not finite, or not to be judged.
+        trouble: why a retry does not count: it is not finite, or could not be judged.
     """
 
     parameters: EditParameters
@@ -92,12 +92,12 @@ class Attempt:
         """Why it was rejected; None where it was not, or nobody could say."""
         return self.judged.verdict.reason if isinstance(self.judged, Judged) else None
 
-    def to_record(self) -> TryRecord:
+    def to_record(self) -> AttemptRecord:
         judged = self.judged if isinstance(self.judged, Judged) else None
         said = self.trouble if judged is None else judged.verdict.message
-        return TryRecord(
+        return AttemptRecord(
             parameters=json.dumps(self.parameters.to_dict(), sort_keys=True),
-            reason=TryRecord.FAILED if judged is None else judged.verdict.reason or "",
+            reason=AttemptRecord.FAILED if judged is None else judged.verdict.reason or "",
             message="; ".join(note for note in (said, self.notes) if note),
             unet_rows=self.cost.unet_rows,
             seconds=self.cost.seconds,
@@ -106,9 +106,13 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class TriedEdit:
-    """An edit and its tries so far. `source` is the place of its group among the sources of the
-    call; `trouble` says why a further try came to nothing."""
+class AttemptedEdit:
+    """An edit and its attempts so far.
+
+    Attributes:
+        source: the place of its group among the sources of the call.
+        trouble: why the latest retry does not count.
+    """
 
     group: Group
     source: int
@@ -119,22 +123,22 @@ class TriedEdit:
 
     @property
     def kept(self) -> Attempt:
-        """The accepted try; without one the first, which is what was asked for."""
+        """The accepted attempt; without one attempt 1, which is what was asked for."""
         latest = self.attempts[-1]
         return self.attempts[0] if latest.reason or latest.trouble else latest
 
-    def with_attempt(self, attempt: Attempt) -> TriedEdit:
+    def with_attempt(self, attempt: Attempt) -> AttemptedEdit:
         return replace(self, attempts=(*self.attempts, attempt))
 
-    def with_trouble(self, why: str) -> TriedEdit:
-        return replace(self, trouble=f"no further try: {why}")
+    def with_trouble(self, why: str) -> AttemptedEdit:
+        return replace(self, trouble=f"a retry failed: {why}")
 
 
 @dataclass(frozen=True)
 class MadeEdit:
     """An edit on its way to the storage; a rejected one may have no file."""
 
-    tried: TriedEdit
+    tried: AttemptedEdit
     edited_file: Future[str] | None
     source_file: Future[str] | None
     annotated: Annotated | None = None
@@ -156,7 +160,7 @@ class MadeEdit:
 
     @property
     def cost(self) -> Cost:
-        """Of all tries together."""
+        """Of all attempts together."""
         return sum((attempt.cost for attempt in self.tried.attempts), Cost())
 
     @property

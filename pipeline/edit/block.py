@@ -1,8 +1,8 @@
-"""The calls of the editor for one block: which edits go into each, and what is tried again.
+"""The calls of the editor for one block: which edits go into each, and which are attempted again.
 
 The model's thread never waits for the judge of the call it has just made: a call is judged, on a
-thread of its own, while the next one is edited. Then its rejected edits are tried again along the
-retry ladder, from the same inversions, and the results go to `ResultWriter`.
+thread of its own, while the next one is edited. Then its rejected edits are attempted again along
+the retry ladder, from the same inversions, and the results go to `ResultWriter`.
 
 If a call raises, it is halved until the edit that caused it stands alone, and that edit alone
 fails. What no row is to blame for (a device gone for good, parameters that do not fit the model) is
@@ -22,10 +22,10 @@ from fpe_core import EditParameters, Inversion, ParameterError
 from fpe_core.device import DEVICE_FAILED
 from pipeline.edit.attempt import (
     Attempt,
+    AttemptedEdit,
     Cost,
     PreparedSources,
     Result,
-    TriedEdit,
     UnmadeEdit,
     code_of,
     message_of,
@@ -54,7 +54,7 @@ class _Call:
     """One call of the editor; `verdicts` come, one for each of `tried`."""
 
     sources: PreparedSources
-    tried: tuple[TriedEdit, ...]
+    tried: tuple[AttemptedEdit, ...]
     verdicts: Future[list[_Verdict]] | None
 
 
@@ -105,7 +105,7 @@ class BlockEditor:
             if waiting is not None:
                 yield from self._settle(waiting)
             waiting = call
-        if self._ladder is None:  # else a verdict may ask for further tries
+        if self._ladder is None:  # else a verdict may ask for another attempt
             done_with_model()
         if waiting is not None:
             yield from self._settle(waiting)
@@ -149,7 +149,7 @@ class BlockEditor:
                 )
         sizes = [len(group.edits) for group in sources.groups]
         for indices in call_by_call(sizes, sound):
-            yield from self._first_tries(sources.select(indices))
+            yield from self._first_attempts(sources.select(indices))
 
     def _measure(self, groups: Sequence[Group]) -> list[float | None]:
         began = time.monotonic()
@@ -178,7 +178,7 @@ class BlockEditor:
             autoencoder_psnr_db=tuple(measured),
         )
 
-    def _first_tries(self, sources: PreparedSources) -> Iterator[_Call | UnmadeEdit]:
+    def _first_attempts(self, sources: PreparedSources) -> Iterator[_Call | UnmadeEdit]:
         asked = [
             (index, edit) for index, group in enumerate(sources.groups) for edit in group.edits
         ]
@@ -193,7 +193,7 @@ class BlockEditor:
                 continue
             first = replace(attempt, cost=attempt.cost + of_source)
             tried.append(
-                TriedEdit(group, index, edit, (first,), sources.autoencoder_psnr_db[index])
+                AttemptedEdit(group, index, edit, (first,), sources.autoencoder_psnr_db[index])
             )
         if tried:
             yield _Call(sources, tuple(tried), self._judge_later(tried))
@@ -238,8 +238,8 @@ class BlockEditor:
             for made in of_source
         ]
 
-    def _judge_later(self, tried: Sequence[TriedEdit]) -> Future[list[_Verdict]] | None:
-        """The verdicts on the latest tries; None without a judge. None for what is not finite."""
+    def _judge_later(self, tried: Sequence[AttemptedEdit]) -> Future[list[_Verdict]] | None:
+        """The verdicts on the latest attempts, None for what is not finite; None without a judge."""
         judge = self._judge
         if judge is None or self._judging is None:
             return None
@@ -257,21 +257,26 @@ class BlockEditor:
         return self._judging.submit(verdicts)
 
     def _settle(self, call: _Call) -> Iterator[Result]:
-        """The results of a call, once it is judged and its rejected edits are tried again."""
+        """The results of a call, once it is judged and its rejected edits are attempted again."""
         tried = list(call.tried)
         if call.verdicts is not None:
             tried = _with_verdicts(tried, call.verdicts.result())
-            tried = self._try_again(call.sources, tried)
+            tried = self._retry(call.sources, tried)
         yield from self._results.write(tried)
 
-    def _try_again(self, sources: PreparedSources, tried: Sequence[TriedEdit]) -> list[TriedEdit]:
-        """Rejected edits go up the ladder, those with equal parameters together, until it ends."""
+    def _retry(
+        self, sources: PreparedSources, tried: Sequence[AttemptedEdit]
+    ) -> list[AttemptedEdit]:
+        """Rejected edits are attempted again along the ladder, until each is accepted or it ends.
+
+        Those with equal parameters go into one call.
+        """
         result = list(tried)
-        while again := self._next_rungs(result):
+        while again := self._next_attempts(result):
             for parameters, places in again.items():
                 asked = [(result[place].source, result[place].edit) for place in places]
                 answers = self._attempts(sources, asked, parameters)
-                made: dict[int, TriedEdit] = {}
+                made: dict[int, AttemptedEdit] = {}
                 for place, attempt in zip(places, answers, strict=True):
                     if isinstance(attempt, Exception):
                         result[place] = result[place].with_trouble(message_of(attempt))
@@ -284,10 +289,10 @@ class BlockEditor:
                     result[place] = each
         return result
 
-    def _next_rungs(self, tried: Sequence[TriedEdit]) -> dict[EditParameters, list[int]]:
-        """Which are to be tried again, as places, by the parameters."""
+    def _next_attempts(self, tried: Sequence[AttemptedEdit]) -> dict[EditParameters, list[int]]:
+        """Which edits are attempted again, as places, by the parameters."""
         ladder = self._ladder
-        rungs: dict[EditParameters, list[int]] = defaultdict(list)
+        chosen: dict[EditParameters, list[int]] = defaultdict(list)
         for place, each in enumerate(tried):
             if ladder is None or each.trouble or each.attempts[-1].reason is None:
                 continue
@@ -297,12 +302,17 @@ class BlockEditor:
                 keeps_guidance=each.group.image is None,
             )
             if parameters is not None:
-                rungs[parameters].append(place)
-        return rungs
+                chosen[parameters].append(place)
+        return chosen
 
 
-def _with_verdicts(tried: Sequence[TriedEdit], verdicts: Sequence[_Verdict]) -> list[TriedEdit]:
-    """The latest tries judged. A further one that cannot be judged is none, and the last one."""
+def _with_verdicts(
+    tried: Sequence[AttemptedEdit], verdicts: Sequence[_Verdict]
+) -> list[AttemptedEdit]:
+    """The edits with their latest attempts judged.
+
+    A retry that cannot be judged does not count, and no other follows it.
+    """
     result = []
     for each, verdict in zip(tried, verdicts, strict=True):
         *before, latest = each.attempts

@@ -13,9 +13,9 @@ from concurrent.futures import Future
 from fpe_core.judging.rules import Verdict
 from pipeline.edit.attempt import (
     Attempt,
+    AttemptedEdit,
     MadeEdit,
     Result,
-    TriedEdit,
     UnmadeEdit,
     code_of,
     message_of,
@@ -50,7 +50,7 @@ class ResultWriter:
         self._annotations = annotations
         self._makes_edits = makes_edits
 
-    def write(self, tried: Sequence[TriedEdit]) -> Iterator[Result]:
+    def write(self, tried: Sequence[AttemptedEdit]) -> Iterator[Result]:
         """The results of one call of the editor, with their files on the way to the storage.
 
         A source or a mask is written once for all edits of it that are accepted, and once for all
@@ -112,7 +112,7 @@ class ResultWriter:
             )
 
     def _annotated(
-        self, tried: TriedEdit, seen: dict[int, SourceRegions]
+        self, tried: AttemptedEdit, seen: dict[int, SourceRegions]
     ) -> Annotated | Exception | None:
         """The verdicts on its boxes and masks, or why not; a source is looked at once."""
         settings, kept = self._annotations, tried.kept
@@ -138,7 +138,7 @@ class ResultWriter:
             group.stem, group.source_id, attempt.source, xmp, is_rejected=is_rejected
         )
 
-    def _put_edit(self, tried: TriedEdit, is_rejected: bool) -> Future[str]:
+    def _put_edit(self, tried: AttemptedEdit, is_rejected: bool) -> Future[str]:
         group, key, kept = tried.group, tried.edit.key, tried.kept
         xmp = None
         if self._makes_edits:
@@ -148,7 +148,7 @@ class ResultWriter:
         )
 
 
-def _not_finite(tried: TriedEdit) -> UnmadeEdit:
+def _not_finite(tried: AttemptedEdit) -> UnmadeEdit:
     return UnmadeEdit.failed(
         tried.group,
         tried.edit,
@@ -158,7 +158,7 @@ def _not_finite(tried: TriedEdit) -> UnmadeEdit:
     )
 
 
-def _unjudged(tried: TriedEdit, error: Exception, raised_by: str) -> UnmadeEdit:
+def _unjudged(tried: AttemptedEdit, error: Exception, raised_by: str) -> UnmadeEdit:
     """An edit that was made, but `raised_by` raised while it was judged."""
     return UnmadeEdit.failed(
         tried.group,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-RENAMED_JUDGE_KEYS = {"reproduction": "reconstruction"}
+RENAMED_JUDGE_KEYS = {"reproduction": "reconstruction", "second_tries": "retries"}
 """Keys of the section `judge`: the name in 0.1, and the name now."""
 
 REMOVED_LIMIT = "inversion_psnr_db_at_least"

@@ -48,7 +48,7 @@ ID_TYPE = pa.binary(16)
 SCORE_COLUMNS = tuple(item.name for item in fields(EditScores))
 """The scores of an edit, as columns of outcomes and metadata."""
 
-TRY_TYPE = pa.struct(
+ATTEMPT_TYPE = pa.struct(
     [
         pa.field("parameters", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
@@ -58,7 +58,7 @@ TRY_TYPE = pa.struct(
         *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
     ]
 )
-"""One try of an edit; see `TryRecord`."""
+"""One attempt at an edit; see `AttemptRecord`."""
 GATE_COLUMN = "autoencoder_psnr_db"
 """PSNR in dB of its source, encoded and decoded, to itself; null where no gate measured it."""
 
@@ -79,7 +79,7 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("edit_type", pa.string(), nullable=False),
         pa.field("source_file_name", pa.string(), nullable=False),
         *(pa.field(name, pa.float64()) for name in (*SCORE_COLUMNS, GATE_COLUMN)),
-        pa.field("tries", pa.list_(TRY_TYPE)),
+        pa.field("tries", pa.list_(ATTEMPT_TYPE)),
     ]
 )
 """One row per edit; every ledger file and every batch that an actor returns has exactly this."""
@@ -89,13 +89,13 @@ _NESTED = ("key", "scores", "tries")
 
 
 @dataclass(frozen=True)
-class TryRecord:
-    """One try of an edit that took several.
+class AttemptRecord:
+    """One attempt at an edit that took several.
 
     Attributes:
         parameters: what it was made with, as JSON (`EditParameters.to_dict`).
         reason: why it was rejected; "" for the accepted one, FAILED for one that came to nothing.
-        unet_rows, seconds: its own; the first try has the inversion's share.
+        unet_rows, seconds: its own; attempt 1 includes a share of the inversion's.
     """
 
     parameters: str
@@ -138,7 +138,7 @@ class EditKey:
         scores: EditScores | None = None,
         autoencoder_psnr_db: float | None = None,
         message: str = "",
-        tries: tuple[TryRecord, ...] = (),
+        tries: tuple[AttemptRecord, ...] = (),
     ) -> EditOutcome:
         return EditOutcome(
             key=self,
@@ -166,7 +166,7 @@ class EditKey:
         edited_file_name: str = "",
         source_file_name: str = "",
         scores: EditScores | None = None,
-        tries: tuple[TryRecord, ...] = (),
+        tries: tuple[AttemptRecord, ...] = (),
         autoencoder_psnr_db: float | None = None,
     ) -> EditOutcome:
         """File names are "" where the picture, or its source, was not kept, `part` without both."""
@@ -210,10 +210,10 @@ class EditOutcome:
     File names are relative to the run folder. `part` is the folder whose metadata has the edit:
     part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept (before there
     was metadata of these: ""), "" of the others. `reason` is "" exactly for accepted edits.
-    `unet_rows` is this edit's share of its group's, all tries together. `scores` are None where no
-    judge looked at it, and so is `autoencoder_psnr_db` (of its source) where no gate measured it.
-    `tries` holds them all where there was more than one; the outcome is that of the accepted one,
-    else of the first.
+    `unet_rows` is this edit's share of its group's, all attempts together. `scores` are None where
+    no judge looked at it, and so is `autoencoder_psnr_db` (of its source) where no gate measured
+    it. `tries` holds all attempts where there was more than one; the outcome is that of the
+    accepted one, else of the first.
     """
 
     key: EditKey
@@ -226,7 +226,7 @@ class EditOutcome:
     unet_rows: float
     seconds: float
     scores: EditScores
-    tries: tuple[TryRecord, ...] = ()
+    tries: tuple[AttemptRecord, ...] = ()
     autoencoder_psnr_db: float | None = None
 
     def __post_init__(self) -> None:

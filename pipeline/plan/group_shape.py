@@ -92,7 +92,7 @@ class GroupShape:
 
     @property
     def retry_rows(self) -> int:
-        """Rows of trying all of its edits again, with the parameters of the first try."""
+        """Rows of attempting all of its edits again, with the parameters of attempt 1."""
         return self.source_rows + self.edit_rows
 
     @property

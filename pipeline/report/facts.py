@@ -31,10 +31,10 @@ from pipeline.report.judging import (
     RegionCounts,
     reconstruction_figures,
     region_counts,
-    second_tries_by_reason,
+    retries_by_reason,
 )
 from pipeline.run.folder import CONFIG_FILE, stored_job
-from pipeline.run.stats import STATS_FILE, SecondTries
+from pipeline.run.stats import STATS_FILE, Retries
 from pipeline.storage.folder import Folder
 
 
@@ -147,7 +147,7 @@ class RunFacts:
         quotas: rows of stats.json's `quotas`, as they are, those that lack most first; none where
             the job has no quotas.
         quotas_left_out: rows that there was no room for.
-        second_tries: by the reason of the first rejection; {} where nothing was tried again.
+        retries: by the reason of the first rejection; {} where nothing was attempted again.
         reconstruction: what the gate measured; None where it measured nothing.
         regions: the verdicts on boxes and masks; () where the run has none.
         is_judged: some edit has a score, or was rejected.
@@ -166,7 +166,7 @@ class RunFacts:
     cost: Cost
     quotas: tuple[Mapping[str, Any], ...]
     quotas_left_out: int
-    second_tries: Mapping[str, SecondTries]
+    retries: Mapping[str, Retries]
     reconstruction: ReconstructionFigures | None
     regions: tuple[RegionCounts, ...]
     failure_examples: Mapping[str, str]
@@ -218,7 +218,7 @@ def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
         cost=_cost(edits, run.stats),
         quotas=quotas[: limits.quota_cells],
         quotas_left_out=max(0, len(quotas) - limits.quota_cells),
-        second_tries=second_tries_by_reason(rows),
+        retries=retries_by_reason(rows),
         reconstruction=reconstruction_figures(rows, _mapping(run.job.get("judge"))),
         regions=region_counts(folder, rows, _mapping(run.job.get("annotations")), notes),
         failure_examples=_mapping(_mapping(run.stats.get("last_run")).get("failure_examples")),

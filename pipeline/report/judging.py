@@ -1,4 +1,4 @@
-"""What there is to say of judging besides scores: second tries, the gate, boxes and masks.
+"""What there is to say of judging in addition to scores: retries, the gate, boxes and masks.
 
 Read from the outcomes of a run, from its job and, for boxes and masks, from the parts' metadata.
 """
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError
 from pipeline.ledger.outcome import GATE_COLUMN, Outcome
 from pipeline.ledger.parts import METADATA_FILE
-from pipeline.run.stats import SecondTries
+from pipeline.run.stats import Retries
 from pipeline.storage.folder import Folder
 
 _THREADS = 16
@@ -63,12 +63,12 @@ class RegionCounts:
         return self.keep + self.review + self.drop
 
 
-def second_tries_by_reason(rows: pa.Table) -> dict[str, SecondTries]:
-    """What trying again came to, by the reason of the first rejection, the commonest first."""
-    found: dict[str, SecondTries] = {}
+def retries_by_reason(rows: pa.Table) -> dict[str, Retries]:
+    """What attempting again came to, by the reason of the first rejection, the commonest first."""
+    found: dict[str, Retries] = {}
     for tries in rows["tries"].drop_null().to_pylist():
         if tries:
-            found.setdefault(tries[0]["reason"], SecondTries()).add(tries)
+            found.setdefault(tries[0]["reason"], Retries()).add(tries)
     return dict(sorted(found.items(), key=lambda item: (-item[1].edits, item[0])))
 
 

@@ -209,7 +209,7 @@ def _stored_rows(
 def _work_of_each(intent: Intent, rows: Mapping[bytes, MetadataRow]) -> dict[bytes, pa.Table]:
     """For each edit a work list of its own, with one row and this edit alone.
 
-    One that was accepted at a later try was made with other parameters than the job's: those are
+    One that was accepted on a retry was made with other parameters than the job's: those are
     in its metadata.
     """
     schema, problems = work_schema(pa.schema([])), Problems()

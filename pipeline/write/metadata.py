@@ -199,7 +199,7 @@ def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
 
 def parameters_of_columns(row: Mapping[str, Any], planned: EditParameters) -> EditParameters:
     """The reverse of `parameter_columns`: with what an edit was made; size and guidance interval,
-    which no further try changes, are the planned ones.
+    which no retry changes, are the planned ones.
 
     Raises fpe_core.ParameterError and KeyError for columns that say nothing of the kind.
     """
@@ -222,7 +222,7 @@ def fit_columns(fit: Fit | None) -> dict[str, Any]:
 def judged_columns(outcome: EditOutcome) -> dict[str, Any]:
     """The metadata columns of the judge; null where there was none.
 
-    `tries` is how many it took; the parameter columns are those of the kept one.
+    `tries` is how many attempts it took; the parameter columns are those of the kept one.
     """
     return {
         _EDIT_TYPE.name: outcome.key.edit_type or None,

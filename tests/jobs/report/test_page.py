@@ -24,7 +24,7 @@ from jobs.report.page import render_report, write_comparison, write_report
 from jobs.report.words import MEANINGS, percent_text, score_text, signed_text
 from pipeline.errors import JobError
 from pipeline.job.job import Job
-from pipeline.ledger.outcome import SCORE_COLUMNS, EditKey, EditOutcome, TryRecord
+from pipeline.ledger.outcome import SCORE_COLUMNS, AttemptRecord, EditKey, EditOutcome
 from pipeline.plan.quotas import QuotaRow
 from pipeline.report.facts import read_report
 from pipeline.run.stats import STATS_FILE
@@ -129,7 +129,7 @@ def test_judging_is_told_in_tables_where_the_run_has_it(
     job: Job, tmp_path: pathlib.Path, image: bytes
 ) -> None:
     titles = (
-        "Second tries",
+        "Retries",
         "Boxes and masks of accepted edits",
         "How well sources are reconstructed",
     )
@@ -137,7 +137,7 @@ def test_judging_is_told_in_tables_where_the_run_has_it(
     assert not [title for title in titles if title in plain]
 
     def tried(number: int, key: EditKey) -> EditOutcome:
-        first = TryRecord("{}", "off_target", "", 7_001.0, 0.5, EditScores())
+        first = AttemptRecord("{}", "off_target", "", 7_001.0, 0.5, EditScores())
         second = dataclasses.replace(first, reason="", unet_rows=3_003.0)
         return dataclasses.replace(
             accepted(number, key),

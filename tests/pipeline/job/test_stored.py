@@ -18,6 +18,7 @@ OF_0_1: dict[str, Any] = {
             "autoencoder_psnr_db_at_least": 19.0,
             "inversion_psnr_db_at_least": None,
         },
+        "second_tries": {"most": 3, "ladder": None},
     },
 }
 
@@ -26,6 +27,8 @@ def test_keys_of_0_1_are_renamed_and_what_decided_nothing_is_left_out() -> None:
     judge = Job.model_validate(in_todays_keys(OF_0_1)).judge
     assert judge is not None
     assert judge.reconstruction.autoencoder_psnr_db_at_least == 19.0
+    assert judge.retries is not None
+    assert judge.retries.most == 3
     with pytest.raises(ValidationError, match="reproduction"):
         Job.model_validate(OF_0_1)
 

@@ -1,4 +1,4 @@
-"""Second tries, reconstruction figures and verdicts on regions are counted as the run has them."""
+"""Retries, reconstruction figures and verdicts on regions are counted as the run has them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
 from pipeline.errors import StorageError
-from pipeline.ledger.outcome import EditKey, EditOutcome, TryRecord, outcomes_table
-from pipeline.report.judging import reconstruction_figures, region_counts, second_tries_by_reason
-from pipeline.run.stats import SecondTries
+from pipeline.ledger.outcome import AttemptRecord, EditKey, EditOutcome, outcomes_table
+from pipeline.report.judging import reconstruction_figures, region_counts, retries_by_reason
+from pipeline.run.stats import Retries
 from pipeline.storage.folder import Folder
 
 
@@ -26,22 +26,22 @@ def accepted(number: int, *, source: int = 0, part: str = "part-a") -> EditOutco
     return key.accepted(part=part, edited_file_name=name, unet_rows=30.0, seconds=1.0)
 
 
-def tries(*reasons: str) -> tuple[TryRecord, ...]:
-    return tuple(TryRecord("{}", reason, "", 10.0, 0.5, EditScores()) for reason in reasons)
+def tries(*reasons: str) -> tuple[AttemptRecord, ...]:
+    return tuple(AttemptRecord("{}", reason, "", 10.0, 0.5, EditScores()) for reason in reasons)
 
 
-def test_second_tries_are_told_by_the_first_reason() -> None:
+def test_retries_are_counted_by_the_first_reason() -> None:
     outcomes = [
         dataclasses.replace(accepted(1), tries=tries("no_change", "off_target", "")),
         dataclasses.replace(accepted(2), tries=tries("no_change", "no_change")),
         dataclasses.replace(accepted(3), tries=tries("off_target", "")),
         accepted(4),
     ]
-    found = second_tries_by_reason(outcomes_table(outcomes))
+    found = retries_by_reason(outcomes_table(outcomes))
     assert list(found) == ["no_change", "off_target"]
-    assert found["no_change"] == SecondTries(edits=2, tries=3, accepted=1, unet_rows=30.0)
-    assert found["off_target"] == SecondTries(edits=1, tries=1, accepted=1, unet_rows=10.0)
-    assert second_tries_by_reason(outcomes_table([accepted(4)])) == {}
+    assert found["no_change"] == Retries(edits=2, attempts=3, accepted=1, unet_rows=30.0)
+    assert found["off_target"] == Retries(edits=1, attempts=1, accepted=1, unet_rows=10.0)
+    assert retries_by_reason(outcomes_table([accepted(4)])) == {}
 
 
 def test_a_source_has_its_figures_once() -> None:

@@ -76,7 +76,7 @@ def test_another_judge_is_refused(job: Job, values: dict[str, Any], named: str) 
         {"rules": RULES | STYLE, "edit_type": "style"},
         {"device": "cpu"},
         {"rejected": "drop"},
-        {"second_tries": {"most": 1}},
+        {"retries": {"most": 1}},
     ],
 )
 def test_what_no_verdict_depends_on_may_change(job: Job, values: dict[str, Any]) -> None:
