@@ -223,8 +223,6 @@ def _bounds(
 
 _FOLDS = 10
 _AIMS = 11
-_ONE_SIDED_90 = 1.2816
-"""Standard deviations of the normal distribution that 90 % lie below."""
 
 
 @dataclass(frozen=True)
@@ -295,12 +293,12 @@ def fit_for(edits: Sequence[JudgedEdit], aims: Sequence[float]) -> list[Fitted]:
 
 def lower_bound(good: int, accepted: int) -> float:
     """The share, 0..1, that `good` of `accepted` stand for with 90 % confidence (Wilson 1927)."""
+    from scipy.stats import binomtest  # here, because it takes a second to load
+
     if not accepted:
         return 0.0
-    share, spread = good / accepted, _ONE_SIDED_90**2 / accepted
-    middle = share + spread / 2
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return max(0.0, (middle - half) / (1 + spread))
+    both_sides = binomtest(good, accepted).proportion_ci(confidence_level=0.8, method="wilson")
+    return float(both_sides.low)
 
 
 def _margin(hits: int, of: int, wanted: float) -> float:

@@ -239,7 +239,7 @@ class BlockEditor:
         ]
 
     def _judge_later(self, tried: Sequence[AttemptedEdit]) -> Future[list[_Verdict]] | None:
-        """The verdicts on the latest attempts, None for what is not finite; None without a judge."""
+        """Verdicts on the latest attempts, None for what is not finite; None without a judge."""
         judge = self._judge
         if judge is None or self._judging is None:
             return None
