@@ -156,21 +156,15 @@ class EditActor:
         if finished is not None:
             writer.finish_rejected()
             return EditedBlock(finished, {})
-        editor = BlockEditor(
-            self._editor,
-            ResultWriter(
-                writer,
-                fingerprint=settings.checkpoint_fingerprint,
-                keep_source=settings.layout.keep_source,
-                keeps_rejected=keeps_rejected,
-                annotations=settings.annotations,
-                makes_edits=settings.makes_edits,
-            ),
-            self._gate,
-            judge=self._judge,
-            judging=self._judging,
+        results_to = ResultWriter(
+            writer,
+            fingerprint=settings.checkpoint_fingerprint,
+            keep_source=settings.layout.keep_source,
+            keeps_rejected=keeps_rejected,
+            annotations=settings.annotations,
             makes_edits=settings.makes_edits,
         )
+        editor = self._block_editor(results_to)
         with ModelTime(self._editor, oversight) as spent:
 
             def hand_over() -> None:
@@ -189,6 +183,16 @@ class EditActor:
         if self._judge is not None:
             figures["judge"] = self._judge.take_figures()
         return EditedBlock(outcomes, figures)
+
+    def _block_editor(self, results: ResultWriter) -> BlockEditor:
+        return BlockEditor(
+            self._editor,
+            results,
+            self._gate,
+            judge=self._judge,
+            judging=self._judging,
+            makes_edits=self._settings.makes_edits,
+        )
 
     def _finish(
         self,
