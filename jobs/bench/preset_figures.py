@@ -68,7 +68,7 @@ def measure_costs(
     """Every arm in turn, round after round, each round beginning with another one.
 
     The first arm comes twice, the second time as "NAME again": what the two are apart is noise.
-    Before the rounds every arm runs once. Without rounds nothing runs and [] comes back.
+    Before the rounds every arm runs once. Without rounds nothing runs and [] is returned.
     """
     if not rounds:
         return []

@@ -15,6 +15,7 @@ from jobs.job_file.rules import with_rules_read
 from jobs.job_file.yaml_text import Document, Path, dotted, kind_of, read_document, read_value
 from pipeline.errors import JobError
 from pipeline.job.job import Job
+from pipeline.job.stored import in_todays_keys
 from pipeline.redact import is_redacted
 from pipeline.storage.folder import Folder
 
@@ -49,6 +50,7 @@ def load_job_of_run(run_folder: str, overrides: Sequence[str] = ()) -> Job:
     if not folder.exists(CONFIG_NAME):
         raise JobError(f"{run_folder}: no {CONFIG_NAME} there; name a run folder or a job file")
     document = read_document(folder.url_of(CONFIG_NAME), folder.read(CONFIG_NAME).decode())
+    document = dataclasses.replace(document, data=in_todays_keys(document.data))
     job = _validated(apply_overrides(document, overrides))
     if any(is_redacted(url) for url in job.manifest_urls):
         raise JobError(

@@ -32,10 +32,10 @@ def summary_table(summary: RunSummary) -> Table:
     if summary.approximation:
         _row(table, "approximation", summary.approximation, "yellow")
     _row(table, "accepted", _count(summary.accepted), "green")
-    again = summary.second_tries
+    again = summary.retries
     if again.edits:
         what = f"{_count(again.accepted)} of {_count(again.edits)}"
-        _row(table, "  at a further try", f"{what}, {_count(again.unet_rows)} UNet rows")
+        _row(table, "  on a retry", f"{what}, {_count(again.unet_rows)} UNet rows")
     for score, count in summary.scores_missing.items():
         _row(table, f"  without {score}", _count(count), "yellow")
     _row(table, "rejected", _count(summary.rejected), "yellow" if summary.rejected else "")

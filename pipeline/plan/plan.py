@@ -267,21 +267,19 @@ class _Counts:
         self.edits_pending += pending
         self.groups_pending += 1
         if self.resolved.job.editor != NO_EDITOR:
-            self.shapes[shape_of(self.resolved, group, pending)] += 1
+            self.shapes[shape_of(group, pending)] += 1
         images = pending + (1 if self.resolved.job.images.keep_source else 0)
         self.output_pixels += images * parameters.width_px * parameters.height_px
         _count_refused(self, self.rules, group.source)
 
 
-def shape_of(resolved: ResolvedJob, group: PlannedGroup, edits: int) -> GroupShape:
-    """What `edits` of a group cost under the job."""
-    judge = resolved.job.judge
+def shape_of(group: PlannedGroup, edits: int) -> GroupShape:
+    """What `edits` of a group cost."""
     return GroupShape.of(
         group.source.parameters,
         edits,
         synthetic=group.source.is_synthetic,
         source_prompt=group.source.source_prompt,
-        is_gated=judge is not None and judge.reproduction.inversion_psnr_db_at_least is not None,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
-from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.judging.rules import Rules
 from fpe_core.speed import PRESETS
 from pipeline.job.job import Job
@@ -351,12 +351,15 @@ def test_a_judge_that_cannot_judge_is_refused(judge: dict[str, Any], message: st
 
 
 def test_the_gate_on_sources_is_off_unless_a_limit_is_set() -> None:
-    off, on = job(judge={}).judge, job(judge={"reproduction": {"autoencoder_psnr_db_at_least": 20}})
+    off, on = (
+        job(judge={}).judge,
+        job(judge={"reconstruction": {"autoencoder_psnr_db_at_least": 20}}),
+    )
     assert off is not None
     assert on.judge is not None
-    assert not off.reproduction.is_on
-    assert on.judge.reproduction.is_on
-    assert on.judge.reproduction.to_limits() == ReproductionLimits(20.0, None)
+    assert not off.reconstruction.is_on
+    assert on.judge.reconstruction.is_on
+    assert on.judge.reconstruction.to_limits() == ReconstructionLimits(20.0)
 
 
 def test_rules_of_a_job_are_rules() -> None:

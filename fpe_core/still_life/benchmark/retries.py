@@ -1,11 +1,11 @@
-"""What a ladder of second tries is worth, where the right answers are known.
+"""What a retry ladder is worth, where the right answers are known.
 
-    for each in run_tries(editor, seeds_of("test", 40), parameters, rules, ladder, score=score):
-        [(t.reason, t.is_right, t.unet_rows) for t in each.tries]
+    for each in run_retries(editor, seeds_of("test", 40), parameters, rules, ladder, score=score):
+        [(a.reason, a.judgement, a.unet_rows) for a in each.attempts]
 
-Edits of held-out scenes are judged by rules over scores, as a job's are, and the rejected ones go
-up the ladder from the same inversion. Beside it stands what only the renderer knows: whether a
-picture really is right.
+Edits of held-out scenes are judged by rules over scores, as a job's are, and the rejected ones are
+attempted again along the ladder, from the same inversion. In addition to the rules' verdict, each
+attempt has what only the renderer knows: whether the picture really is right.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from PIL import Image
 
 from fpe_core.editor import Editor
 from fpe_core.inversion import Inversion
+from fpe_core.judging.retry_ladder import RetryLadder
 from fpe_core.judging.rules import RejectReason, Rules
-from fpe_core.judging.second_tries import Ladder
 from fpe_core.parameters import EditParameters
 from fpe_core.scores.edit_scores import EditScores
 from fpe_core.still_life.benchmark.edits import BenchmarkEdit, edits_of_scene
@@ -37,8 +37,8 @@ Score = Callable[
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkTry:
-    """One try of one edit. `reason` None: the rules accept it; `unet_rows`: its share."""
+class BenchmarkAttempt:
+    """One attempt at one edit. `reason` None: the rules accept it; `unet_rows`: its share."""
 
     parameters: EditParameters
     reason: RejectReason | None
@@ -47,26 +47,26 @@ class BenchmarkTry:
 
 
 @dataclasses.dataclass(frozen=True)
-class TriedBenchmarkEdit:
-    """An edit and its tries, the first one first."""
+class AttemptedBenchmarkEdit:
+    """An edit and its attempts, in order."""
 
     edit: BenchmarkEdit
-    tries: tuple[BenchmarkTry, ...]
+    attempts: tuple[BenchmarkAttempt, ...]
 
 
-def run_tries(
+def run_retries(
     editor: Editor,
     seeds: Sequence[int],
     parameters: EditParameters,
     rules: Rules,
-    ladder: Ladder,
+    ladder: RetryLadder,
     *,
     score: Score,
     factors: Iterable[str] = FACTORS,
-) -> Iterator[TriedBenchmarkEdit]:
-    """Every factor of every scene, tried as often as the rules and the ladder will.
+) -> Iterator[AttemptedBenchmarkEdit]:
+    """Every factor of every scene, attempted until the rules accept it or the ladder ends.
 
-    The rules of an edit are those of its factor. The first try's rows include the inversion's.
+    The rules of an edit are those of its factor. The rows of attempt 1 include the inversion's.
     """
     factors, trial = tuple(factors), _Trial(editor, rules, score)
     for first in range(0, len(seeds), _SCENES_AT_ONCE):
@@ -80,27 +80,27 @@ def run_tries(
         made = trial.of(inversion, asked, parameters)
         share = inversion.unet_rows / len(asked)
         tried = [[dataclasses.replace(t, unet_rows=t.unet_rows + share)] for t in made]
-        while again := _next_rungs(tried, parameters, ladder):
-            for rung, places in again.items():
-                made = trial.of(inversion, [asked[place] for place in places], rung)
+        while again := _next_attempts(tried, parameters, ladder):
+            for changed, places in again.items():
+                made = trial.of(inversion, [asked[place] for place in places], changed)
                 for place, each in zip(places, made, strict=True):
                     tried[place].append(each)
-        for (_, edit), tries in zip(asked, tried, strict=True):
-            yield TriedBenchmarkEdit(edit, tuple(tries))
+        for (_, edit), attempts in zip(asked, tried, strict=True):
+            yield AttemptedBenchmarkEdit(edit, tuple(attempts))
 
 
-def _next_rungs(
-    tried: Sequence[Sequence[BenchmarkTry]], first: EditParameters, ladder: Ladder
+def _next_attempts(
+    tried: Sequence[Sequence[BenchmarkAttempt]], first: EditParameters, ladder: RetryLadder
 ) -> dict[EditParameters, list[int]]:
-    """Which edits are tried again, by the parameters."""
-    rungs: dict[EditParameters, list[int]] = defaultdict(list)
-    for place, tries in enumerate(tried):
-        rejected = [(each.parameters, each.reason) for each in tries if each.reason is not None]
-        if len(rejected) == len(tries):
+    """Which edits are attempted again, as places, by the parameters."""
+    chosen: dict[EditParameters, list[int]] = defaultdict(list)
+    for place, attempts in enumerate(tried):
+        rejected = [(each.parameters, each.reason) for each in attempts if each.reason is not None]
+        if len(rejected) == len(attempts):
             parameters = ladder.next_parameters(first, rejected)
             if parameters is not None:
-                rungs[parameters].append(place)
-    return rungs
+                chosen[parameters].append(place)
+    return chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,8 @@ class _Trial:
         inversion: Inversion,
         asked: Sequence[tuple[int, BenchmarkEdit]],
         parameters: EditParameters,
-    ) -> list[BenchmarkTry]:
-        """One try of each edit; `asked` has the place of its scene, in the order of the scenes."""
+    ) -> list[BenchmarkAttempt]:
+        """One attempt at each edit; `asked`: with the place of its scene, in their order."""
         by_scene: dict[int, list[str]] = defaultdict(list)
         for place, edit in asked:
             by_scene[place].append(edit.target_prompt)
@@ -131,7 +131,7 @@ class _Trial:
             [edit.target_prompt for _, edit in asked],
         )
         return [
-            BenchmarkTry(
+            BenchmarkAttempt(
                 parameters=parameters,
                 reason=self.rules.verdict(edit.factor, each).reason,
                 judgement=judge(edit, output),

@@ -1,4 +1,4 @@
-"""What second tries add, as a table and as Parquet with one row per try."""
+"""What retries add, as a table and as Parquet with one row per attempt."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rich.text import Text
 from fpe_core import load_scorer, load_structure_model, score_edits
 from fpe_core.judging.rules import Rules
 from fpe_core.still_life.benchmark.judgement import is_good
-from fpe_core.still_life.benchmark.tries import Score, TriedBenchmarkEdit
+from fpe_core.still_life.benchmark.retries import AttemptedBenchmarkEdit, Score
 from fpe_core.still_life.scene import FACTORS
 
-TRIES_SCHEMA = pa.schema(
+ATTEMPTS_SCHEMA = pa.schema(
     [
         ("seed", pa.int64()),
         ("factor", pa.string()),
@@ -35,8 +35,8 @@ TRIES_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class TriesFigures:
-    """Edits after so many further tries; `accepted_good` by the renderer's judgement."""
+class RetryFigures:
+    """Edits after at most this many retries; `accepted_good` by the renderer's judgement."""
 
     edits: int
     accepted: int
@@ -63,26 +63,26 @@ def scoring(device: str) -> Score:
     return functools.partial(score_edits, clip=clip, structure=structure)
 
 
-def figures_after(tried: Sequence[TriedBenchmarkEdit], further: int) -> TriesFigures:
-    """As if an edit were tried `further` times more at most."""
+def figures_after(tried: Sequence[AttemptedBenchmarkEdit], retries: int) -> RetryFigures:
+    """As if every edit were retried at most `retries` times."""
     accepted = good = 0
     rows = 0.0
     for each in tried:
-        made = each.tries[: further + 1]
+        made = each.attempts[: retries + 1]
         rows += sum(one.unet_rows for one in made)
         if made[-1].reason is None:
             accepted += 1
             good += is_good(made[-1].judgement)
-    return TriesFigures(len(tried), accepted, good, rows)
+    return RetryFigures(len(tried), accepted, good, rows)
 
 
-def most_tries(tried: Sequence[TriedBenchmarkEdit]) -> int:
-    """Further tries of the edit that had most."""
-    return max((len(each.tries) - 1 for each in tried), default=0)
+def most_retries(tried: Sequence[AttemptedBenchmarkEdit]) -> int:
+    """Retries of the edit that had most."""
+    return max((len(each.attempts) - 1 for each in tried), default=0)
 
 
-def write_tries(tried: Sequence[TriedBenchmarkEdit], path: pathlib.Path) -> None:
-    """One row per try; `reason` is empty for accepted ones."""
+def write_attempts(tried: Sequence[AttemptedBenchmarkEdit], path: pathlib.Path) -> None:
+    """One row per attempt; `reason` is empty for accepted ones, `number` counts from 0."""
     rows = [
         {
             "seed": each.edit.seed,
@@ -94,24 +94,24 @@ def write_tries(tried: Sequence[TriedBenchmarkEdit], path: pathlib.Path) -> None
             "unet_rows": one.unet_rows,
         }
         for each in tried
-        for number, one in enumerate(each.tries)
+        for number, one in enumerate(each.attempts)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=TRIES_SCHEMA), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=ATTEMPTS_SCHEMA), path)
 
 
-def tries_table(tried: Sequence[TriedBenchmarkEdit]) -> Table:
-    """What every further try adds, and what it costs."""
+def retries_table(tried: Sequence[AttemptedBenchmarkEdit]) -> Table:
+    """What every retry adds, and what it costs."""
     table = _table(
-        "Accepted edits by further tries",
-        ("tries more", "accepted", "right", "precision", "rows", "per 1,000", "added per 1,000"),
+        "Accepted edits by retries",
+        ("retries", "accepted", "right", "precision", "rows", "per 1,000", "added per 1,000"),
     )
     before = figures_after(tried, 0)
-    for further in range(most_tries(tried) + 1):
-        now = figures_after(tried, further)
+    for retries in range(most_retries(tried) + 1):
+        now = figures_after(tried, retries)
         extra_rows = now.unet_rows - before.unet_rows
         added = 1000 * (now.accepted - before.accepted) / extra_rows if extra_rows else None
         table.add_row(
-            str(further),
+            str(retries),
             f"{now.accepted} of {now.edits}",
             str(now.accepted_good),
             "-" if now.precision is None else f"{now.precision:.3f}",
@@ -122,26 +122,26 @@ def tries_table(tried: Sequence[TriedBenchmarkEdit]) -> Table:
     return table
 
 
-def rungs_table(tried: Sequence[TriedBenchmarkEdit]) -> Table:
-    """How often each rung made an edit acceptable, by the reason that led to it."""
+def changes_table(tried: Sequence[AttemptedBenchmarkEdit]) -> Table:
+    """How often each change of the ladder made an edit acceptable, by the reason that led to it."""
     made: Counter[tuple[str, str]] = Counter()
     accepted: Counter[tuple[str, str]] = Counter()
     right: Counter[tuple[str, str]] = Counter()
     for each in tried:
-        for before, now in zip(each.tries, each.tries[1:], strict=False):
+        for before, now in zip(each.attempts, each.attempts[1:], strict=False):
             key = (str(before.reason), _changed(each, now.parameters.to_dict()))
             made[key] += 1
             accepted[key] += now.reason is None
             right[key] += now.reason is None and is_good(now.judgement)
-    table = _table("Rungs", ("after", "with", "tries", "accepted", "right"))
+    table = _table("Changes", ("after", "with", "attempts", "accepted", "right"))
     for key, count in sorted(made.items()):
         table.add_row(*key, str(count), str(accepted[key]), str(right[key]))
     return table
 
 
-def _changed(tried: TriedBenchmarkEdit, parameters: dict[str, object]) -> str:
-    """What of the first try's parameters is another."""
-    first = tried.tries[0].parameters.to_dict()
+def _changed(tried: AttemptedBenchmarkEdit, parameters: dict[str, object]) -> str:
+    """Which parameters differ from those of attempt 1."""
+    first = tried.attempts[0].parameters.to_dict()
     changed = {name: value for name, value in parameters.items() if value != first[name]}
     return ", ".join(f"{name} {_short(value)}" for name, value in changed.items())
 

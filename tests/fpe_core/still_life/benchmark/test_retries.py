@@ -1,4 +1,4 @@
-"""The benchmark of second tries, on a tiny random model: what is counted is what was run."""
+"""The benchmark of the retry ladder, on a tiny random model: what is counted is what was run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from fpe_core import Editor, EditParameters, load_checkpoint
+from fpe_core.judging.retry_ladder import Change, RetryLadder
 from fpe_core.judging.rules import RejectReason, Rule, Rules
-from fpe_core.judging.second_tries import Change, Ladder
 from fpe_core.scores.edit_scores import EditScores, score_edits
 from fpe_core.still_life.benchmark.edits import seeds_of
-from fpe_core.still_life.benchmark.tries import run_tries
+from fpe_core.still_life.benchmark.retries import run_retries
 
 FACTORS = ("colour", "background")
 NOTHING = Change(replaced_fraction=0.0)
-LADDER = Ladder({RejectReason.NO_CHANGE: (NOTHING,)}, most=1)
+LADDER = RetryLadder({RejectReason.NO_CHANGE: (NOTHING,)}, most=1)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_rejected_edits_are_tried_again_and_all_rows_counted(
     limit, _ = editor._row_limits(parameters)
     before = limit.evaluated
     tried = list(
-        run_tries(
+        run_retries(
             editor,
             seeds_of("test", 2),
             parameters,
@@ -60,23 +60,23 @@ def test_rejected_edits_are_tried_again_and_all_rows_counted(
     )
     assert len(tried) == 4
     for each in tried:
-        assert [one.parameters for one in each.tries] == [
+        assert [one.parameters for one in each.attempts] == [
             parameters,
             NOTHING.applied_to(parameters),
         ]
-        assert [one.reason for one in each.tries] == [RejectReason.NO_CHANGE] * 2
-        assert each.tries[0].judgement != each.tries[1].judgement
-    counted = sum(one.unet_rows for each in tried for one in each.tries)
+        assert [one.reason for one in each.attempts] == [RejectReason.NO_CHANGE] * 2
+        assert each.attempts[0].judgement != each.attempts[1].judgement
+    counted = sum(one.unet_rows for each in tried for one in each.attempts)
     assert counted == pytest.approx(limit.evaluated - before)
 
 
 def test_accepted_edits_are_left_alone(editor: Editor, parameters: EditParameters) -> None:
     scenes = seeds_of("test", 1)
-    (first, second) = run_tries(
+    (first, second) = run_retries(
         editor, scenes, parameters, rules(0.0), LADDER, score=by_psnr, factors=FACTORS
     )
-    assert [len(each.tries) for each in (first, second)] == [1, 1]
-    assert first.tries[0].reason is None
+    assert [len(each.attempts) for each in (first, second)] == [1, 1]
+    assert first.attempts[0].reason is None
 
 
 def test_the_sources_are_the_scenes(editor: Editor, parameters: EditParameters) -> None:
@@ -87,7 +87,7 @@ def test_the_sources_are_the_scenes(editor: Editor, parameters: EditParameters) 
         return by_psnr(sources, *others)
 
     tried = list(
-        run_tries(editor, seeds_of("test", 2), parameters, rules(0.0), LADDER, score=score)
+        run_retries(editor, seeds_of("test", 2), parameters, rules(0.0), LADDER, score=score)
     )
     assert len(seen) == len(tried) == 10
     assert all(source == seen[0] for source in seen[:5])

@@ -1,4 +1,4 @@
-"""`fpe bench tries`."""
+"""`fpe bench retries`."""
 
 from __future__ import annotations
 
@@ -24,48 +24,48 @@ from jobs.terminal.exits import guarded
 
 
 @guarded
-def tries(
+def retries(
     *,
     checkpoint: Checkpoint = "builtin:still-life",
     rules: Annotated[
         str, typer.Option(metavar="FILE", help="What is accepted, as fpe calibrate writes it.")
     ] = str(STILL_LIFE_RULES),
-    most: Annotated[int, typer.Option(min=1, max=10, help="Further tries of an edit.")] = 2,
+    most: Annotated[int, typer.Option(min=1, max=10, help="Retries of an edit.")] = 2,
     split: Split = SplitName.TEST,
     scenes: Annotated[
         int, typer.Option(min=1, max=1000, help="An edit of each for every type with rules.")
     ] = 40,
-    out: Out = pathlib.Path("out/bench-tries"),
+    out: Out = pathlib.Path("out/bench-retries"),
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Measure what trying rejected edits again adds, per UNet row; beside it what is really right.
+    """Measure what retrying rejected edits adds, per UNet row, and how much of it is really right.
 
-    With the ladder that is the default of a job's judge.second_tries.
+    With the retry ladder that is the default of a job's judge.retries.
     """
-    from fpe_core.judging.second_tries import Ladder
-    from fpe_core.still_life.benchmark.tries import run_tries
-    from jobs.bench import tries_figures as bench_tries
+    from fpe_core.judging.retry_ladder import RetryLadder
+    from fpe_core.still_life.benchmark.retries import run_retries
+    from jobs.bench import retry_figures as figures
     from jobs.job_file.rules import read_rules
 
     accepting = read_rules(rules)
-    factors = bench_tries.factors_of(accepting)
+    factors = figures.factors_of(accepting)
     editor, seeds = load_editor(checkpoint, device, max_rows), held_out_seeds(split, scenes)
     tried = collect(
-        run_tries(
+        run_retries(
             editor,
             seeds,
             editor.checkpoint.default_parameters,
             accepting,
-            Ladder(most=most),
-            score=bench_tries.scoring(device),
+            RetryLadder(most=most),
+            score=figures.scoring(device),
             factors=factors,
         ),
         len(seeds) * len(factors),
         "edits",
     )
     out.mkdir(parents=True, exist_ok=True)
-    bench_tries.write_tries(tried, out / "tries.parquet")
-    console.out().print(bench_tries.tries_table(tried))
-    console.out().print(bench_tries.rungs_table(tried))
-    console.out().print(f"{out}/tries.parquet")
+    figures.write_attempts(tried, out / "attempts.parquet")
+    console.out().print(figures.retries_table(tried))
+    console.out().print(figures.changes_table(tried))
+    console.out().print(f"{out}/attempts.parquet")

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from fpe_core import EditParameters, LayersByRange, checkpoint_fingerprint
+from fpe_core.judging.retry_ladder import Change, RetryLadder
 from fpe_core.judging.rules import RejectReason, Rule, Rules
-from fpe_core.judging.second_tries import Change, Ladder
 from pipeline.edit.actor import EditActor
 from pipeline.edit.settings import EditSettings
 from pipeline.judge.judge import JudgeSettings
@@ -30,7 +30,7 @@ from tests.builders.work_rows import PARAMETERS, work_row, work_table
 PROMPTS = ("a red cat", "a blue dog")
 NOTHING = Change(replaced_fraction=0.0)
 ALL = Change(layers=LayersByRange(1, 16), replaced_fraction=1.0)
-UP = Ladder({RejectReason.NO_CHANGE: (NOTHING, ALL)}, most=2)
+UP = RetryLadder({RejectReason.NO_CHANGE: (NOTHING, ALL)}, most=2)
 NEVER = Rules.from_dict(
     {"other": [{"score": "changed_share", "at_least": 2.0, "reason": "no_change"}]}
 )
@@ -68,7 +68,7 @@ def block(
 @pytest.fixture
 def edit(tiny_checkpoint: Path, root: Path) -> Edit:
     def make(
-        table: pa.Table, rules: Rules, ladder: Ladder | None = UP, folder: Path = root
+        table: pa.Table, rules: Rules, ladder: RetryLadder | None = UP, folder: Path = root
     ) -> Rows:
         judge = JudgeSettings(
             clip=None, structure=None, scores=("psnr_db", "changed_share"), rules=rules
@@ -135,7 +135,7 @@ def test_every_try_is_recorded_and_the_first_stays_where_none_is_accepted(
 
 
 def test_the_inversion_is_not_paid_again(edit: Edit, block: Callable[..., pa.Table]) -> None:
-    """A further try costs its own rows, and the source's where maps are replaced."""
+    """A retry costs its own rows, and the source's where maps are replaced."""
     outcomes = edit(block(*PROMPTS, count=2), NEVER)
     two_edits = 1 + 2 * (GUIDED - 1)  # of one source: the first unconditional row is one
     first = PARAMETERS.steps + PARAMETERS.replaced_steps + two_edits
@@ -193,7 +193,7 @@ def test_synthetic_sources_are_sampled_anew_and_stay_the_same(
 ) -> None:
     row = work_row(0, source_prompt="a photo of a dog", seed=11, targets=PROMPTS[:1])
     table = decode(work_table([row]), DecodeSettings())
-    louder = Ladder({RejectReason.NO_CHANGE: (replace(NOTHING, guidance_scale=9.0),)})
+    louder = RetryLadder({RejectReason.NO_CHANGE: (replace(NOTHING, guidance_scale=9.0),)})
     (outcome,) = edit(table, NEVER, louder)
     (once,) = edit(table, NEVER, None, tmp_path / "once")
     made_with = json.loads(outcome["tries"][1]["parameters"])
@@ -205,8 +205,8 @@ def test_the_summary_counts_them(edit: Edit, block: Callable[..., pa.Table]) -> 
     outcomes = edit(block(*PROMPTS), NEVER)
     totals = RunTotals()
     totals.add(pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA))
-    found = totals.second_tries
-    assert (found.edits, found.tries, found.accepted) == (2, 4, 0)
+    found = totals.retries
+    assert (found.edits, found.attempts, found.accepted) == (2, 4, 0)
     assert found.unet_rows == pytest.approx(
         sum(each["unet_rows"] for outcome in outcomes for each in outcome["tries"][1:])
     )

@@ -1,6 +1,6 @@
-"""What to try after an edit was rejected: other parameters, by the reason, from the same inversion.
+"""The retry ladder: the parameters of the next attempt at a rejected edit, by the reason.
 
-    Ladder(most=2).next_parameters(parameters, [(parameters, RejectReason.NO_CHANGE)])
+    RetryLadder(most=2).next_parameters(parameters, [(parameters, RejectReason.NO_CHANGE)])
 
 More of the source's attention maps keep more of its structure and allow less change (FPE, arXiv
 2403.03431, sec. 4): an edit that changed nothing asks for fewer of them, one that lost the
@@ -16,13 +16,13 @@ from fpe_core.errors import ParameterError
 from fpe_core.judging.rules import RejectReason
 from fpe_core.parameters import EditParameters, LayerRule, LayersByTokens
 
-MOST_SECOND_TRIES = 10
+MOST_RETRIES = 10
 _EVERY_LAYER = LayersByTokens(2**31)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a rung of the ladder sets; None leaves it as it was at first.
+    """What one step of the ladder sets; None leaves it as it was in attempt 1.
 
     Raises ParameterError for a change of nothing.
     """
@@ -34,12 +34,15 @@ class Change:
     def __post_init__(self) -> None:
         if self.replaced_fraction is None and self.layers is None and self.guidance_scale is None:
             raise ParameterError(
-                "a second try changes something: replaced_fraction, layers or guidance_scale"
+                "a retry changes at least one of replaced_fraction, layers and guidance_scale"
             )
 
     def applied_to(self, first: EditParameters, *, keeps_guidance: bool = False) -> EditParameters:
-        """The parameters of the try. `keeps_guidance`: a synthetic source is sampled with the
-        guidance of its edits, so another one would make another source."""
+        """The parameters of the attempt. `first`: those of attempt 1.
+
+        `keeps_guidance`: a synthetic source is sampled with the guidance of its edits, so another
+        one would make another source.
+        """
         changed = first
         if self.replaced_fraction is not None:
             changed = replace(changed, replaced_fraction=self.replaced_fraction)
@@ -51,19 +54,20 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class RetryLadder:
     """Changes by reason of rejection, in the order in which they are tried.
 
-    `by_reason` None: `default_rungs` of the first parameters. `most`: further tries of an edit,
-    1..MOST_SECOND_TRIES; more or fewer raise ParameterError.
+    Attributes:
+        by_reason: None: `default_changes` of the parameters of attempt 1.
+        most: attempts of an edit after the first, 1..MOST_RETRIES; others raise ParameterError.
     """
 
     by_reason: Mapping[RejectReason, tuple[Change, ...]] | None = None
     most: int = 2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.most <= MOST_SECOND_TRIES:
-            raise ParameterError(f"second tries must be 1 to {MOST_SECOND_TRIES}, got {self.most}")
+        if not 1 <= self.most <= MOST_RETRIES:
+            raise ParameterError(f"retries must be 1 to {MOST_RETRIES}, got {self.most}")
 
     def next_parameters(
         self,
@@ -72,27 +76,27 @@ class Ladder:
         *,
         keeps_guidance: bool = False,
     ) -> EditParameters | None:
-        """The first rung of the latest reason that was not tried yet; None where it ends.
+        """The first change for the latest reason that was not tried yet; None where there is none.
 
-        `tried`: parameters and reason of every try so far, the first one included.
+        `tried`: parameters and reason of every attempt so far, the first included.
         """
         if len(tried) > self.most:
             return None
         _, reason = tried[-1]
         before = [parameters for parameters, _ in tried]
-        rungs = default_rungs(first) if self.by_reason is None else self.by_reason
-        for change in rungs.get(reason, ()):
+        changes = default_changes(first) if self.by_reason is None else self.by_reason
+        for change in changes.get(reason, ()):
             parameters = change.applied_to(first, keeps_guidance=keeps_guidance)
             if parameters not in before:
                 return parameters
         return None
 
 
-def default_rungs(first: EditParameters) -> dict[RejectReason, tuple[Change, ...]]:
-    """What is tried where nobody says otherwise.
+def default_changes(first: EditParameters) -> dict[RejectReason, tuple[Change, ...]]:
+    """The ladder of a job that has none of its own. `first`: the parameters of attempt 1.
 
     More replacement alone keeps the structure of what should have changed, too; with more guidance
-    less so (`fpe bench tries`).
+    less so (`fpe bench retries`).
     """
     fraction, louder = first.replaced_fraction, 1.5 * first.guidance_scale
     less = [max(0.0, fraction - by) for by in (0.2, 0.4)]

@@ -1,4 +1,4 @@
-"""`fpe bench tries` as it is typed, on a tiny model."""
+"""`fpe bench retries` as it is typed, on a tiny model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fpe_core.judging.rules import RejectReason
 from jobs.bench.options import STILL_LIFE_RULES
-from jobs.bench.tries_figures import TRIES_SCHEMA, factors_of
+from jobs.bench.retry_figures import ATTEMPTS_SCHEMA, factors_of
 from jobs.cli import app
 from jobs.job_file.rules import read_rules
 from jobs.terminal.exits import OK, USAGE
@@ -28,16 +28,16 @@ def fpe(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_tries_are_counted_printed_and_written(
+def test_attempts_are_counted_printed_and_written(
     tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(NEVER)
     where = ("--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--out", str(tmp_path))
-    code, out, _ = fpe("bench", "tries", "--scenes", "2", "--rules", str(rules), *where)
+    code, out, _ = fpe("bench", "retries", "--scenes", "2", "--rules", str(rules), *where)
     assert code == OK
-    table = pq.read_table(tmp_path / "tries.parquet")
-    assert table.schema.equals(TRIES_SCHEMA)
+    table = pq.read_table(tmp_path / "attempts.parquet")
+    assert table.schema.equals(ATTEMPTS_SCHEMA)
     rows = table.to_pylist()
     assert {row["factor"] for row in rows} == {"colour"}, "no other type has rules"
     assert [row["number"] for row in rows] == [0, 1, 2, 0, 1, 2]
@@ -48,7 +48,7 @@ def test_tries_are_counted_printed_and_written(
 
 
 def test_rules_that_cannot_be_read_start_nothing(tmp_path: pathlib.Path) -> None:
-    code, _, said = fpe("bench", "tries", "--rules", str(tmp_path / "none.yaml"))
+    code, _, said = fpe("bench", "retries", "--rules", str(tmp_path / "none.yaml"))
     assert code == USAGE
     assert "none.yaml" in said
 
