@@ -6,20 +6,19 @@
 UNet rows, T steps of which R replace attention maps, N edits of a source:
 
     real source         T + R + 1 + (2 T - 1) N     inversion, source rows, two rows per edit and
-                                                    step; 1 less where it was inverted with the
-                                                    negative prompt and R > 0
-    synthetic source    2 T + (2 T - 1) N           the source is sampled with guidance beside its
-                                                    edits
+                                                    step
+    synthetic source    2 T + 1 + (2 T - 1) N       the source is sampled with guidance together
+                                                    with its edits
 
 Outside the guidance interval neither an edit nor a synthetic source has its unconditional row: with
-G of T steps guided, 2 T becomes T + G above (and where the first step is not, nothing of it is
-shared).
+G of T steps guided, 2 T becomes T + G above. Without guidance (scale 1) a real source takes
+T + R + T N rows and a synthetic one T + T N.
 
-At the first step all edits of a source start at one latent: their unconditional rows are one row
-there, and that is the source's own where it has one. Without guidance (scale 1) a real source takes
-T + R + T N rows and a synthetic one T + T N. The source's own row is evaluated once a step,
-whatever the row limit, and shared by all its edits. The R rows of a real source stop at the last
-replaced layer, as nothing but their maps is wanted; they count as rows all the same.
+At the first step all edits of a source start at one latent, so their unconditional rows are one row
+there: that is the 1, which is missing if the first step is not guided. The source's own row is
+evaluated once a step, whatever the row limit, and shared by all its edits. The R rows of a real
+source stop at the last replaced layer, as nothing but their maps is wanted; they count as rows all
+the same.
 
 A row costs less than a pass through diffusers' UNet: rows of one latent are one until the first
 cross-attention (`fpe_core.unet.forward`), replaced layers compute no query and key of the target,
@@ -126,7 +125,7 @@ class Editor:
             z = self.autoencoder.encode([f.image for f in fitted], vae_limit)
         trajectory = [z]
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        denoiser.prepare(rows)
+        denoiser.prepare([rows])
         for k, timestep in enumerate(schedule.timesteps):
             z = schedule.invert_step(z, denoiser.evaluate(rows, z, timestep), k)
             trajectory.append(z)

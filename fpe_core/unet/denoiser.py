@@ -6,6 +6,7 @@ the last layer that is replaced; it is cheaper, and counted as a row all the sam
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,7 @@ class Denoiser:
         self._text_keys = TextKeys(unet.parts.cross_attentions, text.embeddings)
         self._of_timestep: dict[int, Tensor] = {}
 
-    def prepare(self, *rows: UNetRows) -> None:
+    def prepare(self, rows: Iterable[UNetRows]) -> None:
         """Puts the indices of these rows onto the device, so that no step waits for them."""
         for each in rows:
             each.prepare(self._limit.rows)

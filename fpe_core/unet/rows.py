@@ -13,8 +13,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fpe_core.parameters import EditParameters
-
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
@@ -45,8 +43,10 @@ class UNetRows:
         items: per row, the index of its latent.
         prompts: per row, the index of its prompt's embedding.
         first_conditional: rows before this one are unconditional.
-        guidance_scale: None where there is no guidance, and so no unconditional row.
+        guidance_scale: None if there is no guidance, and so no unconditional row.
         device: where the chunks' indices are wanted.
+        unconditional_of: (conditional rows,), int64, the unconditional row that guides each of
+            them; None if each has its own, in order.
     """
 
     items: tuple[int, ...]
@@ -54,8 +54,9 @@ class UNetRows:
     first_conditional: int
     guidance_scale: float | None
     device: torch.device
-    _chunks: dict[tuple[int, int], Chunk] = field(default_factory=dict, repr=False)
-    _orders: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
+    unconditional_of: Tensor | None = None
+    _chunks: dict[tuple[int, int], Chunk] = field(init=False, default_factory=dict, repr=False)
+    _orders: dict[tuple[int, ...], Tensor] = field(init=False, default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -66,23 +67,13 @@ class UNetRows:
         return cls(tuple(range(len(prompts))), tuple(prompts), 0, None, device)
 
     @classmethod
-    def of(
-        cls,
-        prompts: Sequence[int],
-        negative: int,
-        parameters: EditParameters,
-        device: torch.device,
+    def guided(
+        cls, prompts: Sequence[int], negative: int, scale: float, device: torch.device
     ) -> UNetRows:
-        """One row per prompt, and its unconditional twin unless guidance is the identity."""
-        if not parameters.guided_steps:
-            return cls.unguided(prompts, device)
+        """An unconditional row with the prompt `negative` for each latent, then as `unguided`."""
         count = len(prompts)
         return cls(
-            tuple(range(count)) * 2,
-            (negative,) * count + tuple(prompts),
-            count,
-            parameters.guidance_scale,
-            device,
+            tuple(range(count)) * 2, (negative,) * count + tuple(prompts), count, scale, device
         )
 
     def chunk(self, first: int, last: int) -> Chunk:
@@ -130,18 +121,17 @@ class UNetRows:
         return self._orders[came]
 
     def guide(self, outputs: Tensor) -> Tensor:
-        """The rows' outputs, (rows, C, h, w), to one for every latent, guided if the rows are."""
+        """The rows' outputs, (rows, C, h, w), to one for every conditional row, guided if they are.
+
+        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w).
+        """
         if self.guidance_scale is None:
             return outputs
         unconditional = outputs[: self.first_conditional]
         conditional = outputs[self.first_conditional :]
-        return _guided(unconditional, conditional, self.guidance_scale)
+        if self.unconditional_of is not None:
+            unconditional = unconditional[self.unconditional_of]
+        return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _index(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
-
-
-def _guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w)."""
-    guided: Tensor = unconditional + scale * (conditional - unconditional)
-    return guided
