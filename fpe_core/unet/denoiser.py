@@ -6,12 +6,13 @@ the last layer that is replaced; it is cheaper, and counted as a row all the sam
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fpe_core.unet.attention import AttentionMap, SourceMaps
+from fpe_core.unet.attention import SourceMaps
 from fpe_core.unet.call import UNetCall
 from fpe_core.unet.forward import Maps
 from fpe_core.unet.prompts import EncodedPrompts, TextKeys
@@ -65,7 +66,7 @@ class Denoiser:
         self._text_keys = TextKeys(unet.parts.cross_attentions, text.embeddings)
         self._of_timestep: dict[int, Tensor] = {}
 
-    def prepare(self, *rows: UNetRows) -> None:
+    def prepare(self, rows: Iterable[UNetRows]) -> None:
         """Puts the indices of these rows onto the device, so that no step waits for them."""
         for each in rows:
             each.prepare(self._limit.rows)
@@ -76,8 +77,6 @@ class Denoiser:
         z: Tensor,
         timestep: int,
         maps: Recording | Giving | None = None,
-        *,
-        is_usual: bool = True,
     ) -> Tensor:
         """The UNet's output for every row, (rows, C, h, w).
 
@@ -86,7 +85,6 @@ class Denoiser:
             z: the latents, (latents, C, h, w).
             timestep: 0..999.
             maps: what the rows do with attention maps beside attending with them.
-            is_usual: whether steps of this kind come often enough to be compiled for.
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
@@ -97,7 +95,7 @@ class Denoiser:
 
         def part(first: int, last: int) -> Tensor:
             chunk = rows.chunk(first, last)
-            output = self._run(chunk, z, timestep, maps, is_usual)
+            output = self._run(chunk, z, timestep, maps)
             assert output is not None
             came.extend(chunk.rows)
             return output.to(self._latent_dtype)
@@ -112,38 +110,25 @@ class Denoiser:
         """
 
         def part(first: int, last: int) -> Tensor:
-            self._run(rows.chunk(first, last), z, timestep, Recording(maps, only=True), True)
+            self._run(rows.chunk(first, last), z, timestep, Recording(maps, only=True))
             return z[:0]
 
         self._limit.map(len(rows), part)
 
     def _run(
-        self,
-        chunk: Chunk,
-        z: Tensor,
-        timestep: int,
-        maps: Recording | Giving | None,
-        is_usual: bool,
+        self, chunk: Chunk, z: Tensor, timestep: int, maps: Recording | Giving | None
     ) -> Tensor | None:
         """The output of the chunk's rows; None if nothing but maps was wanted."""
-        wanted = Maps() if maps is None else maps.of(chunk)
-        fitted = chunk
-        if is_usual:
-            fitted = self._unet.fitted(chunk, z.shape[1:], wanted, self._limit.rows)
-            wanted = Maps() if maps is None else maps.of(fitted)
         if timestep not in self._of_timestep:
             self._of_timestep[timestep] = self._unet.embed(timestep)
         output: Tensor | None
         output, made = self._unet(
-            fitted,
-            z[fitted.latents].to(self._unet.dtype),
+            chunk,
+            z[chunk.latents].to(self._unet.dtype),
             self._of_timestep[timestep],
-            self._text_keys.of_rows(fitted.prompts),
-            wanted,
+            self._text_keys.of_rows(chunk.prompts),
+            Maps() if maps is None else maps.of(chunk),
         )
         if isinstance(maps, Recording):
-            sources = len(chunk.conditional_items)
-            maps.maps.record(tuple(AttentionMap(q[:sources], k[:sources]) for q, k in made))
-        if output is None or fitted.wanted is None:
-            return output
-        return output[fitted.wanted]
+            maps.maps.record(made)
+        return output

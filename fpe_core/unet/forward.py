@@ -6,7 +6,7 @@ one residual block and one self-attention, at the largest of all sizes. The time
 same for all rows of a step. Everything else is diffusers' forward pass, module by module.
 
 `forward` is a function of its arguments alone: it reads no state that changes between calls, so
-that it can be compiled as a whole (`fpe_core.unet.compilation`).
+that it can be captured as a whole (`fpe_core.unet.cuda_graphs`).
 """
 
 from __future__ import annotations

@@ -192,11 +192,6 @@ def _of_edits(work: Workload) -> Iterator[_Change]:
         early = work.with_shapes(lambda shape: shape.guided_until(_GUIDED_SHARE))
         if early.unet_rows != work.unet_rows:
             yield "edit.guidance_interval", "[0, 1]", f"[0, {_GUIDED_SHARE:g}]", early
-    with_row = work.with_shapes(
-        lambda shape: replace(shape, has_negative_row=not shape.is_synthetic)
-    )
-    if with_row.unet_rows != work.unet_rows:
-        yield "source_prompt", "own", "negative", with_row
     twice = work.with_shapes(lambda shape: shape.with_edits(2 * shape.edits))
     yield "edits of a source", f"{most.edits}", f"{2 * most.edits}", twice
 

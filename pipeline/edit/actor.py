@@ -21,7 +21,6 @@ import torch
 from fpe_core import CheckpointError, Editor, load_checkpoint
 from fpe_core.device import usable_cores
 from fpe_core.judging.reconstruction import ReconstructionLimits
-from fpe_core.unet.compilation import require_compiler
 from pipeline.edit.attempt import Result, UnmadeEdit, write_failed
 from pipeline.edit.block import BlockEditor
 from pipeline.edit.metadata_rows import FileNames, MetadataRows
@@ -251,14 +250,10 @@ def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> Cl
             f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
             "the same files, or name a revision"
         )
-    if settings.compiler is not None:
-        require_compiler(checkpoint.device, settings.compiler)
     editor = Editor(
         checkpoint,
         max_rows=settings.max_rows,
         memory_share=settings.memory_share,
-        measures=settings.measures,
-        compiler=settings.compiler,
     )
     return ClockedEditor(editor, thread)
 

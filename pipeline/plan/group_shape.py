@@ -23,8 +23,7 @@ class GroupShape:
     are guided (all or none, but for `EditParameters.guidance_interval`), N edits.
 
     `replaced_fraction`: that R comes of, to three decimals, so that a manifest with one of its own
-    in every row has not as many shapes. `has_negative_row`: a real source is inverted with the
-    negative prompt, so that its own row stands in for the first unconditional one of its edits.
+    in every row has not as many shapes.
     """
 
     steps: int
@@ -36,7 +35,6 @@ class GroupShape:
     height_px: int
     edits: int
     is_synthetic: bool = False
-    has_negative_row: bool = False
 
     @classmethod
     def of(
@@ -45,7 +43,6 @@ class GroupShape:
         edits: int,
         *,
         synthetic: bool,
-        source_prompt: str,
     ) -> GroupShape:
         return cls(
             steps=parameters.steps,
@@ -57,7 +54,6 @@ class GroupShape:
             height_px=parameters.height_px,
             edits=edits,
             is_synthetic=synthetic,
-            has_negative_row=not synthetic and source_prompt == parameters.negative_prompt,
         )
 
     @property
@@ -74,12 +70,10 @@ class GroupShape:
 
     @property
     def edit_rows(self) -> int:
-        """(T + G) N; if the first step is guided, its unconditional row is one for all edits, and
-        the source's own if that has one."""
+        """(T + G) N; if the first step is guided, its unconditional row is one for all edits."""
         shared = 1 if self.guides_first else 0
-        lends = self.is_synthetic or (self.has_negative_row and self.replaced_steps > 0)
         each = self.steps + self.guided_steps - shared
-        return each * self.edits + (0 if lends else shared)
+        return each * self.edits + shared
 
     @property
     def unet_rows(self) -> int:

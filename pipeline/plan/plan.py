@@ -221,13 +221,9 @@ def quota_rows(
     return quota_table(plan.round, ledger.outcome_of, open_edits(ledger, only).__contains__)
 
 
-def unet_rows_of(
-    parameters: EditParameters, edits: int, *, synthetic: bool, source_prompt: str
-) -> int:
+def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> int:
     """UNet rows of a group: its source once, then every edit. See `GroupShape`."""
-    return GroupShape.of(
-        parameters, edits, synthetic=synthetic, source_prompt=source_prompt
-    ).unet_rows
+    return GroupShape.of(parameters, edits, synthetic=synthetic).unet_rows
 
 
 @dataclass(frozen=True)
@@ -279,7 +275,6 @@ def shape_of(group: PlannedGroup, edits: int) -> GroupShape:
         group.source.parameters,
         edits,
         synthetic=group.source.is_synthetic,
-        source_prompt=group.source.source_prompt,
     )
 
 

@@ -57,9 +57,6 @@ def speed(
     arms: Annotated[
         str | None, typer.Option(metavar="A,B,..", help="Those to measure; A is always there.")
     ] = None,
-    compiler: Annotated[
-        str, typer.Option(metavar="BACKEND", help="torch.compile's backend, or none: no E.")
-    ] = "inductor",
     price_per_hour: Annotated[
         float | None, typer.Option(min=0, help="Of the device; prints the price of 1,000 edits.")
     ] = None,
@@ -107,7 +104,6 @@ def speed(
         rounds=rounds or chosen.rounds,
         baseline_edits=baseline_edits,
         arms=_arms(arms),
-        compiler=compiler,
         tolerance=tolerance,
         authors=str(authors.resolve()) if authors else "",
         profiles=profile,

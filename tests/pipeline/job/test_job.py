@@ -44,7 +44,6 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "checkpoint": "builtin:still-life",
             "device": "auto",
             "dtype": "auto",
-            "compile": False,
             "allow_pickle": False,
             "revision": None,
             "config": None,
@@ -83,7 +82,6 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "pools": None,
             "groups_per_block": None,
             "max_rows": None,
-            "measure": None,
             "free_cpus": 1,
         },
         "failures": {
