@@ -23,43 +23,52 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+Table = Annotated[
+    pathlib.Path | None,
+    typer.Argument(
+        help="Parquet or CSV: columns good, edit_type, source_id, scores.", metavar="TABLE"
+    ),
+]
+Check = Annotated[
+    pathlib.Path | None, typer.Option(help="A second table of judged edits, to test the rules on.")
+]
+Precision = Annotated[
+    float, typer.Option(min=0, max=1, help="Wanted share of good edits among the accepted.")
+]
+Recall = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the good edits that is enough to accept.")
+]
+RulesFile = Annotated[pathlib.Path, typer.Option(help="File to write the rules to.")]
+Benchmark = Annotated[
+    bool, typer.Option("--benchmark", help="Edit rendered scenes and judge them by the renderer.")
+]
+Types = Annotated[
+    list[str] | None,
+    typer.Option("--type", help="Only this type of edit; may be given repeatedly."),
+]
+Scenes = Annotated[int, typer.Option(min=1, max=1000, help="Validation scenes.")]
+TestScenes = Annotated[int, typer.Option(min=1, max=1000, help="Test scenes.")]
+Clip = Annotated[str, typer.Option(metavar="SOURCE", help="The judge's CLIP, or none.")]
+Structure = Annotated[
+    str, typer.Option(metavar="SOURCE", help="The judge's structure model, or none.")
+]
+
+
 @guarded
 def calibrate(
-    judgements: Annotated[
-        pathlib.Path | None,
-        typer.Argument(
-            help="Parquet or CSV: columns good, edit_type, source_id, scores.", metavar="TABLE"
-        ),
-    ] = None,
+    judgements: Table = None,
     *,
-    check: Annotated[
-        pathlib.Path | None, typer.Option(help="Other judgements, to measure the rules on.")
-    ] = None,
-    precision: Annotated[
-        float, typer.Option(min=0, max=1, help="Wanted share of good ones among accepted edits.")
-    ] = 0.95,
-    recall: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the good ones that is enough to accept.")
-    ] = 0.8,
-    out: Annotated[pathlib.Path, typer.Option(help="Where the rules go.")] = pathlib.Path(
-        "rules.yaml"
-    ),
-    benchmark: Annotated[
-        bool, typer.Option("--benchmark", help="Make the judgements: edits of rendered scenes.")
-    ] = False,
-    types: Annotated[
-        list[str] | None,
-        typer.Option("--type", help="This type of edit; again for more. Else all."),
-    ] = None,
-    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Validation scenes.")] = 80,
-    test_scenes: Annotated[int, typer.Option(min=1, max=1000, help="Test scenes.")] = 80,
+    check: Check = None,
+    precision: Precision = 0.95,
+    recall: Recall = 0.8,
+    out: RulesFile = pathlib.Path("rules.yaml"),
+    benchmark: Benchmark = False,
+    types: Types = None,
+    scenes: Scenes = 80,
+    test_scenes: TestScenes = 80,
     checkpoint: Checkpoint = "builtin:still-life",
-    clip: Annotated[
-        str, typer.Option(metavar="SOURCE", help="The judge's CLIP, or none.")
-    ] = "builtin:still-life",
-    structure: Annotated[
-        str, typer.Option(metavar="SOURCE", help="The judge's structure model, or none.")
-    ] = "builtin:still-life",
+    clip: Clip = "builtin:still-life",
+    structure: Structure = "builtin:still-life",
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:

@@ -21,38 +21,46 @@ if TYPE_CHECKING:
     from pipeline.plan.quotas import QuotaRow
 
 
+Measure = Annotated[
+    bool | None,
+    typer.Option(
+        "--probe/--no-probe",
+        help="Measure this device again, or do not measure. By default a stored probe of it is "
+        "used, and it is measured only if there is none.",
+        show_default=False,
+    ),
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(help="Price the job for this device, by its stored probe.", metavar="NAME"),
+]
+Probes = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="File of stored probes; default: fpe/probes.json in the user's cache.", metavar="FILE"
+    ),
+]
+ProbeSeconds = Annotated[
+    float,
+    typer.Option(min=1, help="How long measuring may take, roughly; longer is more stable."),
+]
+PricePerHour = Annotated[
+    float | None, typer.Option(min=0, help="Price of one device; the plan then shows the cost.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")]
+
+
 @guarded
 def plan(
     job_file: JobFile,
     overrides: Overrides = None,
     *,
-    probe: Annotated[
-        bool | None,
-        typer.Option(
-            "--probe/--no-probe",
-            help="Measure this device anew, or do not measure. Without either a stored probe of it "
-            "will do, and where there is none it is measured.",
-            show_default=False,
-        ),
-    ] = None,
-    device_name: Annotated[
-        str | None,
-        typer.Option(help="Price the job for this device, by its stored probe.", metavar="NAME"),
-    ] = None,
-    probes: Annotated[
-        pathlib.Path | None,
-        typer.Option(
-            help="File of stored probes; else fpe/probes.json in the user's cache.", metavar="FILE"
-        ),
-    ] = None,
-    probe_seconds: Annotated[
-        float,
-        typer.Option(min=1, help="What measuring may take, about; longer is steadier."),
-    ] = 30.0,
-    price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="Of one device: the plan then counts money.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
+    probe: Measure = None,
+    device_name: DeviceName = None,
+    probes: Probes = None,
+    probe_seconds: ProbeSeconds = 30.0,
+    price_per_hour: PricePerHour = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a job and its manifest, say what a run would do and cost. Writes no run folder."""
     from jobs.job_file.load import load_job

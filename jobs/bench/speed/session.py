@@ -21,7 +21,7 @@ from jobs.bench.machine import Machine, this_machine
 from jobs.bench.speed import tables
 from jobs.bench.speed.device_time import DeviceTime
 from jobs.bench.speed.gate import Comparison
-from jobs.bench.speed.plot import speed_plot
+from jobs.bench.speed.plot import require_matplotlib, speed_plot
 from jobs.bench.speed.presets import Target
 from jobs.bench.speed.results import Failed, Measured, Run, Sweep, as_json
 from jobs.bench.speed.rounds import one_line
@@ -53,9 +53,10 @@ class Session:
             resumes: whether cells that speed.json has are taken from there.
 
         Raises:
-            UserError: speed.json has other settings, or cannot be read.
+            UserError: speed.json has other settings, or cannot be read; no matplotlib.
             CheckpointError: there is no such device.
         """
+        require_matplotlib()
         self._settings = settings
         self._folder = folder
         self._price_per_hour = price_per_hour
