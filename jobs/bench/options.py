@@ -60,6 +60,33 @@ def held_out_seeds(split: SplitName, scenes: int) -> range:
     return seeds_of(split.value, scenes)
 
 
+def whole_numbers(option: str, text: str, example: str) -> tuple[int, ...]:
+    """Numbers with commas between them, such as "1,4,16". Raises ParameterError."""
+    from fpe_core import ParameterError
+
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = (0,)
+    if min(counts) < 1:
+        raise ParameterError(
+            f"{option} must be whole numbers from 1, such as {example}; got {text!r}"
+        )
+    return counts
+
+
+def require_matplotlib() -> None:
+    """Raises UserError if matplotlib is not installed: before anything is measured."""
+    from pipeline.errors import UserError
+
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "the plot needs matplotlib: pip install 'free-prompt-editing-batch[bench]'"
+        ) from error
+
+
 def collect(results: Iterable[T], total: int, what: str) -> list[T]:
     """All results, with a line now and then for whoever waits."""
     return list(_counted(results, total, what))

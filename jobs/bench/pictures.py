@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fpe_core.still_life.benchmark.benchmark import Arm, JudgedEdit, figures_by_factor, mean_scores
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS
-from pipeline.errors import UserError
+from jobs.bench.options import require_matplotlib
 
 _PAPER, _INK, _RIGHT, _WRONG = (255, 255, 255), (32, 33, 36), (24, 128, 56), (197, 34, 31)
 _GAP_PX, _FONT_PX, _LEAST_PX = 6, 12, 128
@@ -57,12 +57,8 @@ def findings_plot(
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "the plot needs matplotlib: pip install 'free-prompt-editing-batch[bench]'"
-        ) from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
     by_factor, means = figures_by_factor(judged), mean_scores(judged)
     figure = Figure(figsize=(5.2 * len(studies), 4.6), layout="constrained")

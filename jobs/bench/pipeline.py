@@ -8,11 +8,11 @@ import statistics
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.table import Table
 
 from jobs.terminal import console
 from jobs.terminal.exits import guarded
+from jobs.terminal.titled_table import titled_table
 
 if TYPE_CHECKING:
     from jobs.bench.pipeline_rounds import Round
@@ -74,17 +74,8 @@ def pipeline(
 
 
 def _table(measured: list[Round]) -> Table:
-    table = Table(box=box.SIMPLE, title="edits/s")
-    for heading in (
-        "edits",
-        "UNet rows",
-        "editor alone",
-        "run",
-        "share",
-        "model busy",
-        "whole run",
-    ):
-        table.add_column(heading, justify="right")
+    headings = ("edits", "UNet rows", "editor alone", "run", "share", "model busy", "whole run")
+    table = titled_table("edits/s", headings, texts=0)
     for each in measured:
         table.add_row(
             str(each.edits),

@@ -11,9 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from fpe_core import Editor
 from fpe_core.still_life.benchmark.benchmark import (
@@ -26,6 +24,8 @@ from fpe_core.still_life.benchmark.edits import edits_of_scene
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS, caption, sample_scene
 from jobs.bench.machine import Machine, wait_for
+from jobs.terminal.texts import or_dash
+from jobs.terminal.titled_table import titled_table
 
 ALL_FACTORS = "all"
 
@@ -107,7 +107,7 @@ def preset_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], costs: Seque
 
     `of exact` is the first arm's time over this one's. Arms that were not timed have "-".
     """
-    table = _table(
+    table = titled_table(
         "Quality beside speed; rows and CPU seconds of an edit",
         ("speed", "steps", "success", "structure", "rows", "edits/s", "CPU s", "of exact"),
     )
@@ -150,12 +150,11 @@ def quality_table(
     judged: Sequence[JudgedEdit], arms: Sequence[Arm], *, by_factor: bool = True
 ) -> Table:
     """Success, structure and PSNR of every arm, by type of edit and in the mean of the types."""
-    table = _table(
+    table = titled_table(
         "Quality", ("speed", "edit of", "success", "structure", "score", "PSNR dB", "kept dB")
     )
     for (arm, factor), figures in _figures(judged, arms).items():
         if by_factor or factor == ALL_FACTORS:
-            kept = figures.kept_psnr_db
             table.add_row(
                 arm,
                 factor,
@@ -163,7 +162,7 @@ def quality_table(
                 f"{figures.structure:.3f}",
                 f"{figures.score:.3f}",
                 f"{figures.psnr_db:.2f}",
-                "-" if kept is None else f"{kept:.2f}",
+                or_dash(figures.kept_psnr_db, ".2f"),
             )
     return table
 
@@ -228,10 +227,3 @@ def _mean(figures: Sequence[FactorFigures]) -> FactorFigures:
         psnr_db=float(np.mean([each.psnr_db for each in figures])),
         kept_psnr_db=float(np.mean(kept)) if kept else None,
     )
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from fpe_core import EditParameters
 from fpe_core.scores.clip import ClipScorer, directional_similarity, text_score
@@ -28,6 +26,8 @@ from fpe_core.still_life.benchmark.benchmark import (
 )
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS
+from jobs.terminal.texts import or_dash
+from jobs.terminal.titled_table import titled_table
 
 EDITS_SCHEMA = pa.schema(
     [
@@ -104,7 +104,7 @@ def write_floors(floors: Sequence[Floors], path: pathlib.Path) -> None:
 
 def factor_table(judged: Sequence[JudgedEdit], arm: Arm) -> Table:
     """What one arm reaches, factor by factor. A score is the mean of success x structure."""
-    table = _table(
+    table = titled_table(
         f"Edits, {_in_words(arm.parameters)}",
         ("edit of", "edits", "success", "structure", "score", "PSNR dB", "kept dB"),
     )
@@ -117,7 +117,7 @@ def factor_table(judged: Sequence[JudgedEdit], arm: Arm) -> Table:
                 f"{figures.structure:.2f}",
                 f"{figures.score:.2f}",
                 f"{figures.psnr_db:.1f}",
-                "-" if figures.kept_psnr_db is None else f"{figures.kept_psnr_db:.1f}",
+                or_dash(figures.kept_psnr_db, ".1f"),
             )
     return table
 
@@ -126,7 +126,7 @@ def arm_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], title: str = ""
     """The scores of several arms, by factor and in the mean of factors."""
     figures, means = figures_by_factor(judged), mean_scores(judged)
     factors = [factor for factor in FACTORS if (arms[0].name, factor) in figures]
-    table = _table(
+    table = titled_table(
         title or "The arms",
         ("score", *factors, "mean"),
     )
@@ -143,7 +143,7 @@ def arm_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], title: str = ""
 def scores_line(judged: Sequence[JudgedEdit], scores: Sequence[ClipScores], scorer: str) -> str:
     """How a CLIP tells right edits from wrong ones, in a sentence."""
     means = [mean_directional(judged, scores, success) for success in (True, False)]
-    right, wrong = ("-" if mean is None else f"{mean:.2f}" for mean in means)
+    right, wrong = (or_dash(mean, ".2f") for mean in means)
     return (
         f"Directional similarity by {scorer}, all arms: {right} of edits that are right, {wrong} "
         "of those that are not"
@@ -165,13 +165,6 @@ def _in_words(parameters: EditParameters) -> str:
         f"{parameters.steps} steps, guidance {parameters.guidance_scale:g}, layers "
         f"{parameters.layers}, replaced fraction {parameters.replaced_fraction:g}"
     )
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
 
 
 @dataclasses.dataclass(frozen=True)

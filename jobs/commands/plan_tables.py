@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jobs.report.words import count_text, duration_text, money_text
-from jobs.terminal.tables import size_text
+from jobs.terminal.texts import count_text, duration_text, money_text, size_text
+from jobs.terminal.titled_table import figures_table, titled_table
 from pipeline.cost.estimate import Estimate
 from pipeline.cost.price import Price
 from pipeline.cost.probe import Probe
@@ -16,16 +15,7 @@ from pipeline.cost.probe import Probe
 def cost_table(price: Price, price_per_hour: float | None) -> Table:
     """Seconds by kind of work, device-hours, money, time."""
     expected, probe, work = price.estimate, price.probe, price.work
-    table = Table(
-        title=Text(f"On {probe.device}", style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=False,
-        caption=Text(_probed(probe, is_now=price.is_measured_now)),
-        caption_justify="left",
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", overflow="fold")
+    table = figures_table(f"On {probe.device}", _probed(probe, is_now=price.is_measured_now))
     workers = "1 worker" if work.actors == 1 else f"{work.actors:,} workers"
     rows = {
         "seconds per UNet row": f"{expected.row_s:.3g}",
@@ -47,16 +37,10 @@ def cost_table(price: Price, price_per_hour: float | None) -> Table:
 
 def knobs_table(price: Price, price_per_hour: float | None) -> Table:
     """The job with one key changed, everything else as it is."""
-    table = Table(
-        title=Text("What each knob would change", style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("", overflow="fold")
-    for heading in ("rows", "hours", "an edit", "output"):
-        table.add_column(heading, justify="right")
+    headings = ["", "rows", "hours", "an edit", "output"]
     if price_per_hour is not None:
-        table.add_column("money", justify="right")
+        headings.append("money")
+    table = titled_table("What each key would change", headings)
     now = price.estimate
     _add(table, "as it is", now, now, price_per_hour)
     for knob in price.knobs:

@@ -76,13 +76,12 @@ class Overridden:
         inside = [o for place, o in self.origins.items() if path and place[: len(path)] == path]
         if inside and path not in self.document.lines:  # only overrides made this mapping
             return f"override {told(inside[0])!r}"
-        for length in range(len(path), -1, -1):
+        for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
                 return f"override {told(self.origins[path[:length]])!r}"
-            line = self.document.lines.get(path[:length])
-            if line is not None and length:
-                return f"{self.document.name}:{line}"
-        return self.document.name
+            if path[:length] in self.document.lines:
+                break
+        return self.document.place(path)
 
 
 def told(override: str) -> str:

@@ -22,6 +22,13 @@ class Document:
     data: Mapping[str, Any]
     lines: Mapping[Path, int]
 
+    def place(self, path: Path) -> str:
+        """Where a value was written, or what holds it if it is missing: "job.yaml:12"."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines:
+                return f"{self.name}:{self.lines[path[:length]]}"
+        return self.name
+
 
 # What YAML's own constructors raise for a date like 2026-99-99 is no YAMLError.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)

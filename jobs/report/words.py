@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fpe_core.judging.rules import Rule
+from jobs.terminal.texts import count_text
 from pipeline.report.comparison import PairTile
 from pipeline.report.contact_sheet import Word, changed_words
 from pipeline.report.facts import Edit
@@ -58,10 +59,6 @@ class PairScore:
         return self.b - self.a
 
 
-def count_text(number: float) -> str:
-    return f"{number:,.0f}"
-
-
 def percent_text(share: float) -> str:
     """12.3 %, without a decimal where it is whole; 100 % and 0 % are exact."""
     if 0 < share < 0.001:
@@ -92,22 +89,6 @@ def script_number(value: float) -> str:
 def signed_text(value: float) -> str:
     text = score_text(value)
     return f"+{text}" if value > 0 and text != "0" else text.replace("-", "−")
-
-
-def duration_text(seconds: float) -> str:
-    """3 h 20 min, 4 min 5 s, 12.3 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min"
-
-
-def money_text(amount: float) -> str:
-    """Without a currency: that is the price's."""
-    return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else f"{amount:.2g}"
 
 
 def shorten(text: str, chars: int) -> str:

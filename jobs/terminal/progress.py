@@ -6,13 +6,13 @@ Who would rather see one bar that counts edits says `logs.bars: edits`.
 
 from __future__ import annotations
 
+import abc
 import collections
 import logging
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import pyarrow as pa
 from rich.console import Console
@@ -32,19 +32,30 @@ LINE_INTERVAL_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-class ClosingProgress(Protocol):
+class ClosingProgress(abc.ABC):
     """What a run reports to, as a context that leaves no thread and no half-drawn bar behind."""
 
-    def start(self, total: int, done: int) -> None: ...
-    def advance(self, outcomes_table: pa.Table) -> None: ...
-    def finish(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    @abc.abstractmethod
+    def start(self, total: int, done: int) -> None:
+        """`total` edits are planned, of which `done` have an outcome. Once for each round."""
+
+    @abc.abstractmethod
+    def advance(self, outcomes_table: pa.Table) -> None:
+        """Outcomes that were committed; see `Tally.add`."""
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """The round has ended."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends the display, however the run ended; may be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def choose_progress(console: Console, *, in_lines: bool = False) -> ClosingProgress:
@@ -77,7 +88,7 @@ class Tally:
         )
 
 
-class TerminalProgress:
+class TerminalProgress(ClosingProgress):
     """A rich bar with edits done, edits per second, time gone and time left."""
 
     def __init__(self, console: Console) -> None:
@@ -118,19 +129,11 @@ class TerminalProgress:
     def finish(self) -> None:
         self._bar.stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._bar.stop()
 
 
-class LogProgress:
+class LogProgress(ClosingProgress):
     """A log line at the start, at the end and every `interval_s` between, arrivals or not.
 
     A silent log looks like a hanging job, so a thread keeps the interval while models load.
@@ -179,7 +182,7 @@ class LogProgress:
     def finish(self) -> None:
         if self._thread is None:
             return
-        self._close()
+        self.close()
         with self._lock:
             line = self._line(self._clock())
         _log.info(line)
@@ -209,19 +212,8 @@ class LogProgress:
         while not self._stop.wait(self._interval_s):
             self.tick()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jobs.terminal.texts import count_text as _count
+from jobs.terminal.texts import size_text
+from jobs.terminal.titled_table import figures_table, titled_table
 from pipeline.plan.plan import Plan
 from pipeline.plan.quotas import QuotaRow
 from pipeline.report.status import RunStatus
@@ -22,7 +24,7 @@ MOST_CELLS = 40
 
 def summary_table(summary: RunSummary) -> Table:
     """What a run did."""
-    table = _figures(f"Run {summary.output}")
+    table = figures_table(f"Run {summary.output}")
     _row(table, "edits planned", _count(summary.edits_planned))
     _row(table, "done before", _count(summary.already_done))
     if summary.quotas:
@@ -55,10 +57,8 @@ def summary_table(summary: RunSummary) -> Table:
 
 def stations_table(summary: RunSummary) -> Table:
     """What each station of a run cost; a retry is of a request to a store."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("station")
-    for heading in ("rows", "seconds", "read", "written", "requests", "retries", "workers lost"):
-        table.add_column(heading, justify="right")
+    figures_of = ("rows", "seconds", "read", "written", "requests", "retries", "workers lost")
+    table = titled_table("", ("stage", *figures_of))
     for station in ("decode", "edit", "judge", "write", "commit"):
         figures = summary.stations.get(station, {})
         if station == "judge" and not figures:
@@ -78,11 +78,9 @@ def stations_table(summary: RunSummary) -> Table:
 
 def quotas_table(rows: Sequence[QuotaRow]) -> Table:
     """Every cell before, what the manifest has, and after; the emptiest where they are many."""
-    table = Table(title=Text("Quotas", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for name in rows[0].cell if rows else ():
-        table.add_column(Text(name))
-    for heading in ("candidates", "done", "rejected", "failed", "accepted", "quota", "short by"):
-        table.add_column(heading, justify="right")
+    columns = tuple(rows[0].cell) if rows else ()
+    figures_of = ("candidates", "done", "rejected", "failed", "accepted", "quota", "short by")
+    table = titled_table("Quotas", (*columns, *figures_of), texts=len(columns))
     emptiest = sorted(rows, key=lambda row: -row.short_by)[:MOST_CELLS]
     for row in rows if len(rows) <= MOST_CELLS else emptiest:
         figures = (row.candidates, row.done, row.rejected, row.failed, row.accepted)
@@ -99,7 +97,7 @@ def quotas_table(rows: Sequence[QuotaRow]) -> Table:
 
 def plan_table(plan: Plan, output: str) -> Table:
     """What a run would do."""
-    table = _figures(f"Plan for {output}")
+    table = figures_table(f"Plan for {output}")
     if not plan.makes_edits:
         _row(table, "editor: none", "makes no edits, copies sources", "yellow")
     _row(table, "edits", _count(plan.edits_total))
@@ -121,7 +119,7 @@ def plan_table(plan: Plan, output: str) -> Table:
 
 def status_table(status: RunStatus) -> Table:
     """How far a run folder is."""
-    table, counts = _figures(f"Status of {status.output}"), status.counts
+    table, counts = figures_table(f"Status of {status.output}"), status.counts
     pending = "not planned yet" if status.pending is None else _count(status.pending)
     _row(table, "done", _count(status.done))
     _row(table, "to do, by the latest plan", pending)
@@ -153,7 +151,7 @@ def status_table(status: RunStatus) -> Table:
 
 def verification_table(verification: Verification, output: str) -> Table:
     """What `verify` counted; the problems themselves are printed below."""
-    table = _figures(f"Verification of {output}")
+    table = figures_table(f"Verification of {output}")
     _row(table, "edits planned", _count(verification.planned))
     _row(table, "accepted", _count(verification.accepted))
     _row(table, "rejected", _count(verification.rejected))
@@ -170,34 +168,13 @@ def verification_table(verification: Verification, output: str) -> Table:
 
 def recomputation_table(found: Recomputation) -> Table:
     """What `verify --recompute` compared; the edits that differ are printed below."""
-    table = _figures(f"Made again on {found.device} in {found.dtype}")
+    table = figures_table(f"Made again on {found.device} in {found.dtype}")
     different, not_made = (len(found.of(v)) for v in (Verdict.DIFFERENT, Verdict.NOT_MADE))
     _row(table, "edits compared", _count(found.compared))
     _row(table, "equal bit for bit", _count(len(found.of(Verdict.EQUAL))))
     _row(table, "equal within tolerance", _count(len(found.of(Verdict.WITHIN_TOLERANCE))))
     _row(table, "different", _count(different), "red" if different else "")
     _row(table, "could not be made again", _count(not_made), "yellow" if not_made else "")
-    return table
-
-
-def size_text(count: float) -> str:
-    """Bytes for people: 1.4 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _figures(title: str) -> Table:
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=False,
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", overflow="fold")
     return table
 
 
@@ -208,7 +185,3 @@ def _row(table: Table, name: str, value: str, style: str = "") -> None:
 def _reasons(table: Table, reasons: Mapping[str, int]) -> None:
     for reason, count in reasons.items():
         _row(table, f"  {reason}", _count(count))
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.bench.options import require_matplotlib, whole_numbers
 from jobs.terminal import console
 from jobs.terminal.exits import guarded
 
@@ -42,13 +43,12 @@ def scale(
     from jobs.bench.scale.figures import aims, as_json
     from jobs.bench.scale.measure import Limits, measure
     from jobs.bench.scale.plot import scale_plot
-    from jobs.bench.speed.plot import require_matplotlib
 
     require_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
     limits, sizes = Limits(run_edits, resume_edits), []
     with console.err().status("Measuring") as status:
-        for count in _counts(rows):
+        for count in sorted(set(whole_numbers("--rows", rows, "1000,25000"))):
             sizes.append(measure(out.resolve(), count, edits_per_row, limits, status.update))
             report = as_json(sizes)  # what was measured is kept, however it ends
             (out / "scale.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -63,18 +63,3 @@ def scale(
     console.out().print(tables.costs_note(sizes))
     scale_plot(sizes, out / "scale.png")
     console.out().print(f"{out}/scale.json, scale.png")
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """Sizes in rising order."""
-    from fpe_core import ParameterError
-
-    try:
-        counts = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        counts = (0,)
-    if min(counts) < 1:
-        raise ParameterError(
-            f"--rows must be whole numbers from 1, such as 1000,25000; got {text!r}"
-        )
-    return counts

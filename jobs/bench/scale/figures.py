@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.bench.machine import _cpu_name
+import torch
+
+from fpe_core.device import device_name
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def as_json(sizes: Sequence[SizeFigures]) -> dict[str, Any]:
     """Everything, with the machine: figures of one say nothing about another."""
     return {
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": device_name(torch.device("cpu")),
             "cores": os.cpu_count(),
             "load_before": os.getloadavg()[0],
             "python": platform.python_version(),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from jobs.bench.scale.figures import Aim, Cost, SizeFigures
+from jobs.terminal.titled_table import titled_table
 
 
 def planning_table(sizes: Sequence[SizeFigures]) -> Table:
     """Manifest to work list."""
     columns = ("rows", "edits", "seconds", "edits/s", "per CPU second", "driver MB", "work MB")
-    table = _table("Planning", columns)
+    table = titled_table("Planning", columns)
     for size in sizes:
         planned = size.planned
         table.add_row(
@@ -41,7 +40,7 @@ def run_table(sizes: Sequence[SizeFigures]) -> Table:
         "driver MB",
         "object store MB",
     )
-    table = _table("Running without an editor", columns)
+    table = titled_table("Running without an editor", columns)
     for size in sizes:
         if (run := size.run) is not None:
             table.add_row(
@@ -70,7 +69,7 @@ def objects_table(sizes: Sequence[SizeFigures]) -> Table:
         "small per part",
         "requests per edit",
     )
-    table = _table("Objects written", columns)
+    table = titled_table("Objects written", columns)
     for size in sizes:
         if (run := size.run) is not None:
             objects = run.objects
@@ -88,7 +87,7 @@ def objects_table(sizes: Sequence[SizeFigures]) -> Table:
 def resume_table(sizes: Sequence[SizeFigures]) -> Table:
     """The same command on a finished run."""
     columns = ("edits", "ledger by", "ledger files", "ledger MB", "seconds", "driver MB")
-    table = _table("Resuming a finished run", columns)
+    table = titled_table("Resuming a finished run", columns)
     for size in sizes:
         if (resumed := size.resumed) is not None:
             table.add_row(
@@ -104,7 +103,7 @@ def resume_table(sizes: Sequence[SizeFigures]) -> Table:
 
 def aims_table(aims: Sequence[Aim]) -> Table:
     """Every aim beside what was reached."""
-    table = _table("Aims", ("aim", "wanted", "reached", ""))
+    table = titled_table("Aims", ("aim", "wanted", "reached", ""))
     for aim in aims:
         wanted = f">= {aim.least:,g}" if aim.least is not None else f"<= {aim.most:,g}"
         reached = "not measured" if aim.reached is None else f"{aim.reached:,.4g}"
@@ -121,10 +120,3 @@ def costs_note(sizes: Sequence[SizeFigures]) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f}" if size >= 10e6 else f"{size / 1e6:,.1f}"
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.bench.options import whole_numbers
 from jobs.terminal import console
 from jobs.terminal.exits import STOPPED, guarded
 
@@ -125,7 +126,7 @@ def speed(
         steps=steps or chosen.steps,
         size_px=size,
         gate_size_px=gate_size or chosen.gate_size_px,
-        cells=_cells(_counts("sources", sources), _counts("edits", edits), chosen),
+        cells=_cells(sources, edits, chosen),
         rounds=rounds or chosen.rounds,
         baseline_edits=baseline_edits,
         arms=_arms(arms),
@@ -146,15 +147,14 @@ def _measure(session: Session, models: Sequence[str], targets: Sequence[Target])
         raise typer.Exit(STOPPED)
 
 
-def _cells(
-    sources: tuple[int, ...], edits: tuple[int, ...], preset: Preset
-) -> tuple[tuple[int, int], ...]:
-    """The preset's own; where numbers are given, all sources with all edits."""
-    if not sources and not edits:
+def _cells(sources: str | None, edits: str | None, preset: Preset) -> tuple[tuple[int, int], ...]:
+    """The preset's own; if numbers are given, all sources with all edits."""
+    if sources is None and edits is None:
         return preset.cells
-    sources = sources or tuple(sorted({s for s, _ in preset.cells}))
-    edits = edits or tuple(sorted({n for _, n in preset.cells}))
-    return tuple(dict.fromkeys((s, n) for n in edits for s in sources))
+    of_preset = [sorted(set(numbers)) for numbers in zip(*preset.cells, strict=True)]
+    own_sources = whole_numbers("--sources", sources, "1,4") if sources else of_preset[0]
+    own_edits = whole_numbers("--edits", edits, "1,4") if edits else of_preset[1]
+    return tuple(dict.fromkeys((s, n) for n in own_edits for s in own_sources))
 
 
 def _arms(text: str | None) -> str:
@@ -171,18 +171,3 @@ def _preset_of(device: str | None) -> str:
     from fpe_core.device import choose_device
 
     return "gpu" if choose_device(device or "auto").type == "cuda" else "cpu"
-
-
-def _counts(name: str, text: str | None) -> tuple[int, ...]:
-    """ "1,4,16" to numbers; nothing for None."""
-    from fpe_core import ParameterError
-
-    if text is None:
-        return ()
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        counts = (0,)
-    if min(counts) < 1:
-        raise ParameterError(f"--{name} must be whole numbers from 1, such as 1,4; got {text!r}")
-    return counts

@@ -18,10 +18,11 @@ from rich.console import Console
 from fpe_core.device import choose_device
 from fpe_core.errors import RowsOutOfMemoryError
 from jobs.bench.machine import Machine, this_machine
+from jobs.bench.options import require_matplotlib
 from jobs.bench.speed import tables
 from jobs.bench.speed.device_time import DeviceTime
 from jobs.bench.speed.gate import Comparison
-from jobs.bench.speed.plot import require_matplotlib, speed_plot
+from jobs.bench.speed.plot import speed_plot
 from jobs.bench.speed.presets import Target
 from jobs.bench.speed.results import Failed, Measured, Run, Sweep, as_json
 from jobs.bench.speed.rounds import one_line
