@@ -1,4 +1,8 @@
-"""Reads YAML and remembers the line of every value, so that an error can say where to look."""
+"""Reads YAML and remembers the line of every value, so that an error can say where to look.
+
+By PyYAML, and not by ruamel.yaml, which keeps places too: even as YAML 1.1 that reads y and n as
+switches and 1.0e3 and 1e3 as numbers, where job files have had text, and it passes on unknown tags.
+"""
 
 from __future__ import annotations
 
