@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.job_file.errors import describe_errors
+from jobs.job_file.errors import describe_errors, has_key
+from jobs.job_file.renamed import translated
 from jobs.job_file.rules import with_rules_read
 from jobs.job_file.yaml_text import Document, Path, dotted, kind_of, read_document, read_value
 from pipeline.errors import JobError
@@ -49,6 +50,8 @@ def load_job_of_run(run_folder: str, overrides: Sequence[str] = ()) -> Job:
     if not folder.exists(CONFIG_NAME):
         raise JobError(f"{run_folder}: no {CONFIG_NAME} there; name a run folder or a job file")
     document = read_document(folder.url_of(CONFIG_NAME), folder.read(CONFIG_NAME).decode())
+    data = translated(document.data, lambda path: has_key(Job, path))  # of a run made by 0.1
+    document = dataclasses.replace(document, data=data)
     job = _validated(apply_overrides(document, overrides))
     if any(is_redacted(url) for url in job.manifest_urls):
         raise JobError(
