@@ -24,7 +24,7 @@ from jobs.terminal.exits import guarded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fpe_core.still_life.benchmark.benchmark import Arm, Floors, JudgedEdit
+    from fpe_core.still_life.benchmark.benchmark import Arm, Floors, JudgedOutput
     from jobs.bench.tables import ClipScores
 
 
@@ -92,7 +92,7 @@ def edits(
 
 def _write_edits(
     out: pathlib.Path,
-    judged: Sequence[JudgedEdit],
+    judged: Sequence[JudgedOutput],
     arms: Sequence[Arm],
     floors: Sequence[Floors],
     scores: Sequence[ClipScores] | None,

@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fpe_core.still_life.benchmark.benchmark import Arm, JudgedEdit, figures_by_factor, mean_scores
+from fpe_core.still_life.benchmark.benchmark import (
+    Arm,
+    JudgedOutput,
+    figures_by_factor,
+    mean_scores,
+)
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS
 from jobs.bench.options import require_matplotlib
@@ -20,7 +25,7 @@ Cell = tuple[Image.Image, str, tuple[int, int, int]]
 """A picture, the line under it, and that line's colour."""
 
 
-def edits_grid(judged: Sequence[JudgedEdit], arm: str, scenes: int = 10) -> Image.Image:
+def edits_grid(judged: Sequence[JudgedOutput], arm: str, scenes: int = 10) -> Image.Image:
     """A row per scene: the source, then each edit beside its exact answer."""
     rows: dict[int, list[Cell]] = {}
     for each in judged:
@@ -33,7 +38,7 @@ def edits_grid(judged: Sequence[JudgedEdit], arm: str, scenes: int = 10) -> Imag
     return _grid(list(rows.values()))
 
 
-def arms_grid(judged: Sequence[JudgedEdit], arms: Sequence[Arm]) -> Image.Image:
+def arms_grid(judged: Sequence[JudgedOutput], arms: Sequence[Arm]) -> Image.Image:
     """A row per factor: the source of its first edit, the exact answer, each arm's output."""
     rows = []
     for factor in FACTORS:
@@ -50,7 +55,7 @@ def arms_grid(judged: Sequence[JudgedEdit], arms: Sequence[Arm]) -> Image.Image:
 
 
 def findings_plot(
-    judged: Sequence[JudgedEdit], studies: Mapping[str, Sequence[Arm]], path: pathlib.Path
+    judged: Sequence[JudgedOutput], studies: Mapping[str, Sequence[Arm]], path: pathlib.Path
 ) -> None:
     """One panel per study: success, structure and their product, means over the factors.
 
@@ -84,7 +89,7 @@ def findings_plot(
     figure.savefig(path, dpi=110)
 
 
-def _judged_cell(each: JudgedEdit, words: str) -> Cell:
+def _judged_cell(each: JudgedOutput, words: str) -> Cell:
     return each.output, words, _RIGHT if each.judgement.success else _WRONG
 
 

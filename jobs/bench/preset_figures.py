@@ -17,7 +17,7 @@ from fpe_core import Editor
 from fpe_core.still_life.benchmark.benchmark import (
     Arm,
     FactorFigures,
-    JudgedEdit,
+    JudgedOutput,
     figures_by_factor,
 )
 from fpe_core.still_life.benchmark.edits import edits_of_scene
@@ -31,7 +31,7 @@ ALL_FACTORS = "all"
 
 
 @dataclass(frozen=True)
-class Cost:
+class ArmCost:
     """What one arm took to edit some scenes, five edits of each, several times over.
 
     Attributes:
@@ -64,7 +64,7 @@ class Cost:
 
 def measure_costs(
     editor: Editor, arms: Sequence[Arm], seeds: Sequence[int], rounds: int
-) -> list[Cost]:
+) -> list[ArmCost]:
     """Every arm in turn, round after round, each round beginning with another one.
 
     The first arm comes twice, the second time as "NAME again": what the two are apart is noise.
@@ -87,7 +87,7 @@ def measure_costs(
             wall[arm.name].append(time.perf_counter() - began[0])
             cpu[arm.name].append(time.process_time() - began[1])
     return [
-        Cost(arm.name, *work[arm.name], tuple(wall[arm.name]), tuple(cpu[arm.name]))
+        ArmCost(arm.name, *work[arm.name], tuple(wall[arm.name]), tuple(cpu[arm.name]))
         for arm in entries
     ]
 
@@ -102,7 +102,9 @@ def _edit_scenes(editor: Editor, arm: Arm, seeds: Sequence[int]) -> tuple[int, i
     return sum(map(len, targets)), inversion.unet_rows + result.unet_rows
 
 
-def preset_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], costs: Sequence[Cost]) -> Table:
+def preset_table(
+    judged: Sequence[JudgedOutput], arms: Sequence[Arm], costs: Sequence[ArmCost]
+) -> Table:
     """A row per arm: what it is, what it costs in quality (means of the types), and its speed.
 
     `of exact` is the first arm's time over this one's. Arms that were not timed have "-".
@@ -132,7 +134,7 @@ def preset_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], costs: Seque
     return table
 
 
-def noise_line(costs: Sequence[Cost]) -> str:
+def noise_line(costs: Sequence[ArmCost]) -> str:
     """How far the first arm's two times are apart; "" where nothing was timed."""
     if not costs:
         return ""
@@ -140,14 +142,14 @@ def noise_line(costs: Sequence[Cost]) -> str:
     return f"noise ({costs[0].arm} against {costs[-1].arm}): {share:.1%} of the time"
 
 
-def _times_faster(exact: Cost, cost: Cost) -> float:
+def _times_faster(exact: ArmCost, cost: ArmCost) -> float:
     """By the median of the rounds' own ratios, in which a busy moment of the machine cancels."""
     pairs = zip(exact.wall_s, cost.wall_s, strict=True)
     return statistics.median(first / own for first, own in pairs)
 
 
 def quality_table(
-    judged: Sequence[JudgedEdit], arms: Sequence[Arm], *, by_factor: bool = True
+    judged: Sequence[JudgedOutput], arms: Sequence[Arm], *, by_factor: bool = True
 ) -> Table:
     """Success, structure and PSNR of every arm, by type of edit and in the mean of the types."""
     table = titled_table(
@@ -168,9 +170,9 @@ def quality_table(
 
 
 def write_report(
-    judged: Sequence[JudgedEdit],
+    judged: Sequence[JudgedOutput],
     arms: Sequence[Arm],
-    costs: Sequence[Cost],
+    costs: Sequence[ArmCost],
     machine: Machine,
     path: pathlib.Path,
 ) -> None:
@@ -205,7 +207,7 @@ def write_report(
 
 
 def _figures(
-    judged: Sequence[JudgedEdit], arms: Sequence[Arm]
+    judged: Sequence[JudgedOutput], arms: Sequence[Arm]
 ) -> dict[tuple[str, str], FactorFigures]:
     """By arm and type of edit, and after an arm's types their mean, each counting the same."""
     of_factors = figures_by_factor(judged)

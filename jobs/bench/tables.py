@@ -20,7 +20,7 @@ from fpe_core.scores.clip import ClipScorer, directional_similarity, text_score
 from fpe_core.still_life.benchmark.benchmark import (
     Arm,
     Floors,
-    JudgedEdit,
+    JudgedOutput,
     figures_by_factor,
     mean_scores,
 )
@@ -58,7 +58,7 @@ FLOORS_SCHEMA = pa.schema(
 
 
 def write_edits(
-    judged: Sequence[JudgedEdit],
+    judged: Sequence[JudgedOutput],
     arms: Sequence[Arm],
     path: pathlib.Path,
     scores: Sequence[ClipScores] | None = None,
@@ -102,7 +102,7 @@ def write_floors(floors: Sequence[Floors], path: pathlib.Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=FLOORS_SCHEMA), path)
 
 
-def factor_table(judged: Sequence[JudgedEdit], arm: Arm) -> Table:
+def factor_table(judged: Sequence[JudgedOutput], arm: Arm) -> Table:
     """What one arm reaches, factor by factor. A score is the mean of success x structure."""
     table = titled_table(
         f"Edits, {_in_words(arm.parameters)}",
@@ -122,7 +122,7 @@ def factor_table(judged: Sequence[JudgedEdit], arm: Arm) -> Table:
     return table
 
 
-def arm_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], title: str = "") -> Table:
+def arm_table(judged: Sequence[JudgedOutput], arms: Sequence[Arm], title: str = "") -> Table:
     """The scores of several arms, by factor and in the mean of factors."""
     figures, means = figures_by_factor(judged), mean_scores(judged)
     factors = [factor for factor in FACTORS if (arms[0].name, factor) in figures]
@@ -140,7 +140,7 @@ def arm_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], title: str = ""
     return table
 
 
-def scores_line(judged: Sequence[JudgedEdit], scores: Sequence[ClipScores], scorer: str) -> str:
+def scores_line(judged: Sequence[JudgedOutput], scores: Sequence[ClipScores], scorer: str) -> str:
     """How a CLIP tells right edits from wrong ones, in a sentence."""
     means = [mean_directional(judged, scores, success) for success in (True, False)]
     right, wrong = (or_dash(mean, ".2f") for mean in means)
@@ -178,7 +178,7 @@ class ClipScores:
     directional: float | None
 
 
-def clip_scores(scorer: ClipScorer, judged: Sequence[JudgedEdit]) -> list[ClipScores]:
+def clip_scores(scorer: ClipScorer, judged: Sequence[JudgedOutput]) -> list[ClipScores]:
     """The scores of each judged edit, in order; a source is embedded once for all its edits."""
     size_px = judged[0].output.width
     sources = {each.edit.seed: each.edit for each in judged}
@@ -194,7 +194,7 @@ def clip_scores(scorer: ClipScorer, judged: Sequence[JudgedEdit]) -> list[ClipSc
 
 
 def mean_directional(
-    judged: Sequence[JudgedEdit], scores: Sequence[ClipScores], success: bool
+    judged: Sequence[JudgedOutput], scores: Sequence[ClipScores], success: bool
 ) -> float | None:
     """Mean directional similarity of the edits that are right, or of those that are not."""
     values = [

@@ -19,7 +19,7 @@ from fpe_core.device import device_name
 
 
 @dataclass(frozen=True)
-class Cost:
+class PhaseCost:
     """What a phase took of the driver, a process of its own: wall and CPU seconds, peak of memory.
 
     Attributes:
@@ -39,7 +39,7 @@ class Cost:
 class Planned:
     """Planning: the manifest checked, ids made, the work list written."""
 
-    cost: Cost
+    cost: PhaseCost
     edits: int
     work_files: int
     work_bytes: int
@@ -85,7 +85,7 @@ class RunThrough:
         requests: to the store, by station of the run.
     """
 
-    cost: Cost
+    cost: PhaseCost
     edits: int
     start_s: float
     store_bytes: int | None
@@ -110,7 +110,7 @@ class Resumed:
     `is_run_whole`: False where the outcomes were committed to the ledger without making pictures.
     """
 
-    cost: Cost
+    cost: PhaseCost
     edits: int
     ledger_files: int
     ledger_bytes: int
@@ -208,14 +208,14 @@ def aims(sizes: Sequence[SizeFigures]) -> list[Aim]:
     ]
 
 
-def _costs(size: SizeFigures) -> Iterator[Cost]:
+def _costs(size: SizeFigures) -> Iterator[PhaseCost]:
     for phase in (size.planned, size.run, size.resumed):
         if phase is not None:
             yield phase.cost
 
 
 def _flatness(large: Sequence[SizeFigures]) -> Iterator[Aim]:
-    phases: dict[str, Callable[[SizeFigures], Cost | None]] = {
+    phases: dict[str, Callable[[SizeFigures], PhaseCost | None]] = {
         "planning": lambda size: size.planned.cost,
         "running": lambda size: None if size.run is None else size.run.cost,
         "resuming": lambda size: None if size.resumed is None else size.resumed.cost,

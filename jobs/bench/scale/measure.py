@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.scale.figures import Cost, Objects, Planned, Resumed, RunThrough, SizeFigures
+from jobs.bench.scale.figures import Objects, PhaseCost, Planned, Resumed, RunThrough, SizeFigures
 from jobs.bench.scale.workload import write_manifest
 from pipeline.errors import ResourceError
 from pipeline.ledger.ledger import LEDGER_FOLDER
@@ -82,7 +82,7 @@ def count_objects(run_folder: Path) -> Objects:
 
 
 def _with_cost(found: dict[str, Any]) -> dict[str, Any]:
-    return found | {"cost": Cost(**found["cost"])}
+    return found | {"cost": PhaseCost(**found["cost"])}
 
 
 def _phase(name: str, manifest: Path, output: Path) -> dict[str, Any]:

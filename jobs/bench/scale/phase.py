@@ -27,7 +27,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.bench.scale.figures import Cost
+from jobs.bench.scale.figures import PhaseCost
 from jobs.bench.scale.workload import scale_job
 from pipeline.cluster.actor_kinds import Node
 from pipeline.cluster.pool import size_pool
@@ -99,7 +99,7 @@ def _costing(found: dict[str, Any]) -> Iterator[None]:
         ended.set()
         looking.join()
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
-    cost = Cost(seconds, cpu_seconds, start, memory.peak_bytes(), memory.shared_bytes)
+    cost = PhaseCost(seconds, cpu_seconds, start, memory.peak_bytes(), memory.shared_bytes)
     found["cost"] = asdict(cost)
 
 
@@ -182,7 +182,7 @@ def resume(manifest: Path, output: Path) -> dict[str, Any]:
     }
 
 
-PHASES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+PHASE_FUNCTIONS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "plan": plan,
     "run": run,
     "fill": fill,
@@ -191,7 +191,7 @@ PHASES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 
 
 def main(phase: str, manifest: str, output: str) -> None:
-    found = PHASES[phase](Path(manifest), Path(output))
+    found = PHASE_FUNCTIONS[phase](Path(manifest), Path(output))
     sys.stdout.write(json.dumps(found) + "\n")
 
 

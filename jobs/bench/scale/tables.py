@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from jobs.bench.scale.figures import Aim, Cost, SizeFigures
+from jobs.bench.scale.figures import Aim, PhaseCost, SizeFigures
 from jobs.terminal.titled_table import titled_table
 
 
@@ -114,7 +114,7 @@ def aims_table(aims: Sequence[Aim]) -> Table:
 
 def costs_note(sizes: Sequence[SizeFigures]) -> str:
     """How large the driver is before it does anything."""
-    costs: list[Cost] = [size.planned.cost for size in sizes]
+    costs: list[PhaseCost] = [size.planned.cost for size in sizes]
     return f"The driver holds {_megabytes(costs[0].start_bytes)} MB before it reads anything."
 
 

@@ -16,7 +16,7 @@ from jobs.terminal.exits import STOPPED, guarded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobs.bench.speed.presets import Preset, Target
+    from jobs.bench.speed.presets import BenchPreset, Target
     from jobs.bench.speed.session import Session
 
 
@@ -147,7 +147,9 @@ def _measure(session: Session, models: Sequence[str], targets: Sequence[Target])
         raise typer.Exit(STOPPED)
 
 
-def _cells(sources: str | None, edits: str | None, preset: Preset) -> tuple[tuple[int, int], ...]:
+def _cells(
+    sources: str | None, edits: str | None, preset: BenchPreset
+) -> tuple[tuple[int, int], ...]:
     """The preset's own; if numbers are given, all sources with all edits."""
     if sources is None and edits is None:
         return preset.cells
