@@ -1,4 +1,4 @@
-"""How well verdicts on boxes and masks tell which still hold: scores, thresholds, what they do."""
+"""How well verdicts on boxes and masks predict which still hold: scores, thresholds, figures."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def separation_table(samples: Sequence[RegionSample], split: str) -> Table:
 def verdict_table(samples: Sequence[RegionSample], region: str, rule: VerdictRule) -> Table:
     """What a rule does, by kind of picture."""
     title = f"A {region}: keep from {rule.keep_at_least:g}, review from {rule.review_at_least:g}"
-    columns = ("pictures", "n", "hold", "kept", "of them hold", "dropped", "wrong")
+    columns = ("pictures", "n", "hold", "kept", "and hold", "dropped", "rightly")
     table = titled_table(title, columns)
     for kind in sorted({sample.kind for sample in samples}):
         chosen = [sample for sample in samples if sample.kind == kind]

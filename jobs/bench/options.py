@@ -34,10 +34,10 @@ Checkpoint = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Split = Annotated[
-    SplitName, typer.Option(help="Held-out scenes: to report on, or to choose settings by.")
+    SplitName, typer.Option(help="Held-out scenes: test to report on, validation to choose by.")
 ]
 Out = Annotated[pathlib.Path, typer.Option(help="Folder for tables and pictures.")]
-Rows = Annotated[int, typer.Option(min=1, help="Most UNet rows at once.")]
+Rows = Annotated[int, typer.Option(min=1, help="Most UNet rows in one call.")]
 
 
 def _silence_loading_bars() -> None:

@@ -1,4 +1,4 @@
-"""What a person looks at after a benchmark: grids of edits beside their exact answers, a plot."""
+"""Pictures of a benchmark's results: grids of edits next to their exact answers, and a plot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Cell = tuple[Image.Image, str, tuple[int, int, int]]
 
 
 def edits_grid(judged: Sequence[JudgedOutput], arm: str, scenes: int = 10) -> Image.Image:
-    """A row per scene: the source, then each edit beside its exact answer."""
+    """A row per scene: the source, then each edit next to its exact answer."""
     rows: dict[int, list[Cell]] = {}
     for each in judged:
         if each.arm != arm or (each.edit.seed not in rows and len(rows) == scenes):

@@ -1,4 +1,4 @@
-"""What `fpe bench presets` measures, prints and writes: work and time of an edit beside quality."""
+"""What `fpe bench presets` measures, prints and writes: work, time and quality of edits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ArmCost:
         unet_rows: of one run, inversion included.
         wall_s: of every run, from the pictures to the edited ones.
         cpu_s: processor time of this process, all threads. Where others keep the machine busy it
-            tells more than `wall_s`; on a GPU nothing.
+            is more reliable than `wall_s`; on a GPU it means nothing.
     """
 
     arm: str
@@ -65,10 +65,10 @@ class ArmCost:
 def measure_costs(
     editor: Editor, arms: Sequence[Arm], seeds: Sequence[int], rounds: int
 ) -> list[ArmCost]:
-    """Every arm in turn, round after round, each round beginning with another one.
+    """Every arm in turn, round after round, each round starting with another arm.
 
-    The first arm comes twice, the second time as "NAME again": what the two are apart is noise.
-    Before the rounds every arm runs once. Without rounds nothing runs and [] comes back.
+    The first arm is measured twice, the second time as "NAME again": their difference is noise.
+    Before the rounds every arm runs once. Without rounds nothing runs and [] is returned.
     """
     if not rounds:
         return []
@@ -110,7 +110,7 @@ def preset_table(
     `of exact` is the first arm's time over this one's. Arms that were not timed have "-".
     """
     table = titled_table(
-        "Quality beside speed; rows and CPU seconds of an edit",
+        "Quality and speed; rows and CPU seconds per edit",
         ("speed", "steps", "success", "structure", "rows", "edits/s", "CPU s", "of exact"),
     )
     figures, cost_of = _figures(judged, arms), {cost.arm: cost for cost in costs}
@@ -135,7 +135,7 @@ def preset_table(
 
 
 def noise_line(costs: Sequence[ArmCost]) -> str:
-    """How far the first arm's two times are apart; "" where nothing was timed."""
+    """How far the first arm's two times are apart; "" if nothing was timed."""
     if not costs:
         return ""
     share = abs(_times_faster(costs[0], costs[-1]) - 1)

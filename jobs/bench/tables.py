@@ -1,6 +1,6 @@
 """The benchmark's results as tables: printed, and as Parquet with one row per judged edit.
 
-What a CLIP says of judged edits, beside what the renderer knows of them.
+With a CLIP's scores of judged edits, next to the renderer's judgement.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def arm_table(judged: Sequence[JudgedOutput], arms: Sequence[Arm], title: str = 
 
 
 def scores_line(judged: Sequence[JudgedOutput], scores: Sequence[ClipScores], scorer: str) -> str:
-    """How a CLIP tells right edits from wrong ones, in a sentence."""
+    """How a CLIP scores right edits and wrong ones, in a sentence."""
     means = [mean_directional(judged, scores, success) for success in (True, False)]
     right, wrong = (or_dash(mean, ".2f") for mean in means)
     return (

@@ -1,4 +1,4 @@
-"""`fpe calibrate`: chooses a judge's thresholds by judged edits, or by the benchmark's truth."""
+"""`fpe calibrate`: chooses a judge's thresholds from edits whose quality is known."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ def calibrate(
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Choose the judge's thresholds by edits that somebody has judged; write them as rules.
+    """Choose the judge's thresholds from edits that somebody has judged; write them as rules.
 
-    With --benchmark the renderer judges: thresholds are chosen by edits of validation scenes, and
-    only measured on those of test scenes. Both tables are written beside the rules.
+    With --benchmark the renderer judges: thresholds are chosen on edits of validation scenes, and
+    only measured on edits of test scenes. Both tables are written next to the rules.
     """
     if out.exists():
-        raise JobError(f"{out} is there already; name another file with --out")
+        raise JobError(f"{out} already exists; name another file with --out")
     if benchmark:
         if judgements or check:
-            raise JobError("--benchmark makes the judgements: leave TABLE and --check out")
+            raise JobError("--benchmark judges its own edits: do not give TABLE or --check with it")
         judgements, check = _tables_beside(out)
         _refuse(types, (judgements, check))
         asked = {judgements: ("validation", scenes), check: ("test", test_scenes)}
@@ -120,19 +120,19 @@ def _choose(
     out.write_text(rules_yaml(rules), encoding="utf-8")
     console.out().print(curve_table(judged))
     console.out().print(
-        fitted_table(fitted, f"Chosen by {judgements}, precision and recall held-out")
+        fitted_table(fitted, f"Chosen on {judgements}; precision and recall on held-out edits")
     )
     for edit_type, each in fitted.items():
         if each.sure_precision < wanted[0] or each.sure_recall < wanted[1]:
             console.out().print(
-                f"Edits of {edit_type}: not sure to have a precision of {wanted[0]:g} and a recall "
-                f"of {wanted[1]:g}. More judged edits can help, and models whose scores tell more; "
-                "the less recall is wanted, the more precision there is",
+                f"Edits of {edit_type}: a precision of {wanted[0]:g} and a recall of "
+                f"{wanted[1]:g} are not certain. More judged edits can help, or models whose "
+                "scores separate good edits better; a lower --recall allows a higher precision",
                 markup=False,
             )
     if others is not None:
         console.out().print(quality_table(rules, others, f"The same rules on {check}"))
-    console.out().print(f"{out}: name it as judge.rules in the job file, or put its rules there")
+    console.out().print(f"{out}: name it as judge.rules in the job file, or copy its rules there")
 
 
 def _judge(
@@ -142,7 +142,7 @@ def _judge(
     clip: ClipScorer | None,
     structure: StructureModel | None,
 ) -> None:
-    """Writes a table of judged edits for each split; one that fails costs no earlier one."""
+    """Writes a table of judged edits for each split, as soon as the split is judged."""
     import pyarrow.parquet as pq
 
     from fpe_core.still_life.benchmark.edits import seeds_of
@@ -156,13 +156,13 @@ def _judge(
             structure,
             seeds_of(split, scenes),
             factors=types or FACTORS,
-            progress=functools.partial(_tell, split),
+            progress=functools.partial(_log_progress, split),
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, file)
 
 
-def _tell(split: str, edits: int) -> None:
+def _log_progress(split: str, edits: int) -> None:
     _log.info("%d edits of %s scenes judged", edits, split)
 
 
@@ -180,7 +180,7 @@ def _models(
 
 
 def _refuse(types: list[str] | None, tables: Iterable[pathlib.Path]) -> None:
-    """Raises JobError for what would be noticed only after the edits were made."""
+    """Raises JobError for mistakes that would only show after the edits were made."""
     from fpe_core.still_life.scene import FACTORS
 
     for name in types or ():
@@ -189,8 +189,8 @@ def _refuse(types: list[str] | None, tables: Iterable[pathlib.Path]) -> None:
     for file in tables:
         if file.exists():
             raise JobError(
-                f"{file} is there already. To fit to it again: fpe calibrate TABLE --check TABLE; "
-                "to judge anew, name other rules with --out"
+                f"{file} already exists. To fit to it again: fpe calibrate TABLE --check TABLE; "
+                "to judge again, name another file of rules with --out"
             )
 
 

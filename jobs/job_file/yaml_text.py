@@ -61,7 +61,7 @@ def read_document(name: str, text: str) -> Document:
 
 
 def read_value(name: str, text: str) -> Any:
-    """The value a YAML text stands for. Raises JobError where it is no YAML."""
+    """The value of a YAML text. Raises JobError if it is not valid YAML."""
     try:
         return yaml.safe_load(text)
     except _NOT_YAML as error:
@@ -98,7 +98,7 @@ def _walk(
     lines[path] = node.start_mark.line + 1
     if node in around:  # nodes compare by identity
         raise JobError(
-            f"{name}:{lines[path]}: {dotted(path)}: an alias (*) points at what holds it"
+            f"{name}:{lines[path]}: {dotted(path)}: an alias (*) refers to what contains it"
         )
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):

@@ -1,4 +1,4 @@
-"""Numbers, scores and prompts as a report says them: the filters of its templates."""
+"""Numbers, scores and prompts as a report shows them: the filters of its templates."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PROMPT_CHARS = 400
 MEANINGS = {
     "text_score": "fits the target prompt; higher = better",
     "directional_similarity": "changed as the prompt did; higher = better",
-    "image_similarity": "like the source (CLIP); higher = more alike",
-    "structure_distance": "layout differs; lower = structure kept",
-    "lpips": "looks different; lower = more alike",
-    "ssim": "like the source; higher = more alike",
-    "psnr_db": "like the source, in dB; higher = more alike",
+    "image_similarity": "similarity to the source (CLIP); higher = more alike",
+    "structure_distance": "difference of the layout; lower = structure kept",
+    "lpips": "perceptual difference; lower = more alike",
+    "ssim": "similarity to the source; higher = more alike",
+    "psnr_db": "similarity to the source, in dB; higher = more alike",
     "changed_share": "share of the pixels that changed",
-    "sharpness_ratio": "edit over source; below 1 = softer",
-    "saturation_shift": "edit less source",
-    "clipped_shift": "clipped values, edit less source",
+    "sharpness_ratio": "edit divided by source; below 1 = softer",
+    "saturation_shift": "edit minus source",
+    "clipped_shift": "clipped values, edit minus source",
 }
 """What each score of `fpe_core.scores.edit_scores` says, in a few words."""
 

@@ -26,7 +26,7 @@ def summary_table(summary: RunSummary) -> Table:
     """What a run did."""
     table = figures_table(f"Run {summary.output}")
     _row(table, "edits planned", _count(summary.edits_planned))
-    _row(table, "done before", _count(summary.already_done))
+    _row(table, "already done", _count(summary.already_done))
     if summary.quotas:
         _row(table, "left out by quotas", _count(summary.spared))
     if not summary.edits_made:
@@ -36,8 +36,8 @@ def summary_table(summary: RunSummary) -> Table:
     _row(table, "accepted", _count(summary.accepted), "green")
     again = summary.second_tries
     if again.edits:
-        what = f"{_count(again.accepted)} of {_count(again.edits)}"
-        _row(table, "  at a further try", f"{what}, {_count(again.unet_rows)} UNet rows")
+        what = f"{_count(again.accepted)} of {_count(again.edits)} retried"
+        _row(table, "  by a retry", f"{what}, {_count(again.unet_rows)} UNet rows")
     for score, count in summary.scores_missing.items():
         _row(table, f"  without {score}", _count(count), "yellow")
     _row(table, "rejected", _count(summary.rejected), "yellow" if summary.rejected else "")
@@ -55,16 +55,16 @@ def summary_table(summary: RunSummary) -> Table:
     return table
 
 
-def stations_table(summary: RunSummary) -> Table:
-    """What each station of a run cost; a retry is of a request to a store."""
+def stages_table(summary: RunSummary) -> Table:
+    """What each stage of a run cost; retries are those of requests to a store."""
     figures_of = ("rows", "seconds", "read", "written", "requests", "retries", "workers lost")
     table = titled_table("", ("stage", *figures_of))
-    for station in ("decode", "edit", "judge", "write", "commit"):
-        figures = summary.stations.get(station, {})
-        if station == "judge" and not figures:
+    for stage in ("decode", "edit", "judge", "write", "commit"):
+        figures = summary.stations.get(stage, {})
+        if stage == "judge" and not figures:
             continue
         table.add_row(
-            station,
+            stage,
             _count(figures.get("rows", 0)),
             f"{figures.get('seconds', 0):.1f}",
             size_text(figures.get("bytes_read", 0)),
@@ -77,7 +77,7 @@ def stations_table(summary: RunSummary) -> Table:
 
 
 def quotas_table(rows: Sequence[QuotaRow]) -> Table:
-    """Every cell before, what the manifest has, and after; the emptiest where they are many."""
+    """Every cell with its candidates, outcomes and quota; of many cells, the emptiest."""
     columns = tuple(rows[0].cell) if rows else ()
     figures_of = ("candidates", "done", "rejected", "failed", "accepted", "quota", "short by")
     table = titled_table("Quotas", (*columns, *figures_of), texts=len(columns))
@@ -113,12 +113,12 @@ def plan_table(plan: Plan, output: str) -> Table:
     if plan.approximation:
         _row(table, "approximation", plan.approximation, "yellow")
     _row(table, "UNet rows to do", _count(plan.unet_rows))
-    _row(table, "pictures to write", f"about {size_text(plan.output_bytes)}")
+    _row(table, "images to write", f"about {size_text(plan.output_bytes)}")
     return table
 
 
 def status_table(status: RunStatus) -> Table:
-    """How far a run folder is."""
+    """The progress of a run folder."""
     table, counts = figures_table(f"Status of {status.output}"), status.counts
     pending = "not planned yet" if status.pending is None else _count(status.pending)
     _row(table, "done", _count(status.done))
@@ -135,14 +135,14 @@ def status_table(status: RunStatus) -> Table:
     if status.unadopted_parts:
         _row(table, "parts the next run takes over", _count(status.unadopted_parts))
     if status.edits_per_second is not None:
-        of_last = "" if status.is_running else ", when last at work"
+        of_last = "" if status.is_running else ", while it ran"
         _row(table, f"edits/s{of_last}", f"{status.edits_per_second:.2f}")
     if status.seconds_left is not None:
         _row(table, "time left, about", str(timedelta(seconds=round(status.seconds_left))))
     if counts.total:
         _row(table, "UNet rows per edit", f"{counts.unet_rows / counts.total:.1f}")
     if status.lease is not None and not status.lease.is_released:
-        _row(table, "left by" if status.lease.is_over else "in use by", str(status.lease))
+        _row(table, "abandoned by" if status.lease.is_over else "in use by", str(status.lease))
     if status.is_silent and status.silent_s is not None:
         silent = timedelta(seconds=round(status.silent_s))
         _row(table, "silent for", f"{silent}: the next run takes the folder over")
@@ -160,21 +160,21 @@ def verification_table(verification: Verification, output: str) -> Table:
     if verification.quotas:
         _row(table, "left out by quotas", _count(verification.spared))
     if verification.not_planned:
-        _row(table, "of other jobs, manifests or models", _count(verification.not_planned))
-    _row(table, "pictures decoded", _count(verification.images_checked))
+        _row(table, "of another job, manifest or model", _count(verification.not_planned))
+    _row(table, "images decoded", _count(verification.images_checked))
     _row(table, "problems", _count(verification.problems_total))
     return table
 
 
 def recomputation_table(found: Recomputation) -> Table:
     """What `verify --recompute` compared; the edits that differ are printed below."""
-    table = figures_table(f"Made again on {found.device} in {found.dtype}")
+    table = figures_table(f"Recomputed on {found.device} in {found.dtype}")
     different, not_made = (len(found.of(v)) for v in (Verdict.DIFFERENT, Verdict.NOT_MADE))
     _row(table, "edits compared", _count(found.compared))
     _row(table, "equal bit for bit", _count(len(found.of(Verdict.EQUAL))))
     _row(table, "equal within tolerance", _count(len(found.of(Verdict.WITHIN_TOLERANCE))))
     _row(table, "different", _count(different), "red" if different else "")
-    _row(table, "could not be made again", _count(not_made), "yellow" if not_made else "")
+    _row(table, "could not be recomputed", _count(not_made), "yellow" if not_made else "")
     return table
 
 

@@ -17,18 +17,18 @@ from jobs.terminal.exits import guarded
 def scale(
     *,
     rows: Annotated[
-        str, typer.Option(help="Of the manifests, such as 1000,25000.")
+        str, typer.Option(help="Numbers of manifest rows, such as 1000,25000.")
     ] = "1000,25000,250000,2500000",
-    edits_per_row: Annotated[int, typer.Option(min=1, help="Prompts of each row.")] = 4,
+    edits_per_row: Annotated[int, typer.Option(min=1, help="Prompts per row.")] = 4,
     run_edits: Annotated[
-        int, typer.Option(min=0, help="Most edits of a run that is made whole.")
+        int, typer.Option(min=0, help="Largest run that is made in full, in edits.")
     ] = 100_000,
     resume_edits: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Most edits of a run that is resumed; beyond run-edits its outcomes are committed "
-            "without making pictures.",
+            help="Largest run that is resumed, in edits; above --run-edits its outcomes are "
+            "committed without making images.",
         ),
     ] = 1_000_000,
     out: Annotated[
@@ -37,7 +37,7 @@ def scale(
 ) -> None:
     """Measure planning, running and resuming without an editor (editor: none), size by size.
 
-    Each phase is a process of its own. Nothing is edited: the pictures are copies.
+    Each phase is a process of its own. Nothing is edited: outputs are copies.
     """
     from jobs.bench.scale import tables
     from jobs.bench.scale.figures import aims, as_json

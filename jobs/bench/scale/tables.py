@@ -33,7 +33,7 @@ def run_table(sizes: Sequence[SizeFigures]) -> Table:
     columns = (
         "edits",
         "seconds",
-        "of these to start",
+        "start-up",
         "edits/s",
         "ms per edit",
         "ms once started",
@@ -92,7 +92,7 @@ def resume_table(sizes: Sequence[SizeFigures]) -> Table:
         if (resumed := size.resumed) is not None:
             table.add_row(
                 f"{resumed.edits:,}",
-                "run" if resumed.is_run_whole else "commits alone",
+                "run" if resumed.is_run_whole else "commits only",
                 f"{resumed.ledger_files:,}",
                 _megabytes(resumed.ledger_bytes),
                 f"{resumed.cost.seconds:,.1f}",
@@ -102,7 +102,7 @@ def resume_table(sizes: Sequence[SizeFigures]) -> Table:
 
 
 def aims_table(aims: Sequence[Aim]) -> Table:
-    """Every aim beside what was reached."""
+    """Every aim with what was reached."""
     table = titled_table("Aims", ("aim", "wanted", "reached", ""))
     for aim in aims:
         wanted = f">= {aim.least:,g}" if aim.least is not None else f"<= {aim.most:,g}"

@@ -1,4 +1,4 @@
-"""One run of `fpe bench speed`: model after model, each printed and written as far as it is.
+"""One run of `fpe bench speed`: model after model, each printed and written cell by cell.
 
 speed.json: written after every cell, and read again by a run that goes on.
 """
@@ -155,7 +155,7 @@ def read_report(folder: pathlib.Path, machine: Machine, settings: Settings) -> d
         return {each["model"]: _sweep(each) for each in report["models"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be gone on from ({type(error).__name__}: {error}): it is damaged or of "
+            f"{path} cannot be resumed ({type(error).__name__}: {error}): it is damaged or of "
             "another version of this program; give another --out, or leave out --resume"
         ) from error
 
