@@ -135,7 +135,7 @@ def _read(manifest: pathlib.Path) -> Iterator[Source]:
 
 
 class _Silent:
-    """Rounds are told when they are over."""
+    """No progress: a round is reported when it is over."""
 
     def start(self, total: int, done: int) -> None:
         pass

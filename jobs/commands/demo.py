@@ -28,7 +28,7 @@ def demo(
 
     rendered = write_scenes(folder / "demo-scenes", scenes)
     console.out().print(
-        f"{rendered.scenes} scenes in {folder / 'demo-scenes'}, {rendered.edits} edits asked for"
+        f"{rendered.scenes} scenes in {folder / 'demo-scenes'}, {rendered.edits} edits requested"
     )
     job = load_job(
         BUILTIN_FOLDER / "demo.yaml",

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from jobs.job_file.renamed import advice
 from jobs.job_file.yaml_text import Path, dotted, kind_of
 
 _KIND_NAMES = {
@@ -153,6 +155,9 @@ def _say(found: _Found, model: type[BaseModel]) -> str:
 
 
 def _unknown_key(path: Path, model: type[BaseModel]) -> str:
+    of_version_0_1 = advice(path, lambda key: has_key(model, key))
+    if of_version_0_1 is not None:
+        return of_version_0_1
     allowed = allowed_keys(model, path[:-1])
     near = difflib.get_close_matches(str(path[-1]), allowed, n=1)
     meant = f"; did you mean {near[0]!r}?" if near else ";"
@@ -167,6 +172,15 @@ def allowed_keys(model: type[BaseModel], path: Path) -> list[str]:
         if fields:  # else a name or number of the job file's own, as of judge.rules
             models = [m for field in fields for m in models_in(field.annotation)]
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
+
+
+def has_key(model: type[BaseModel], path: Path) -> bool:
+    """Whether a job may hold a key, named by its path from the top."""
+    models, fields = [model], list[FieldInfo]()
+    for step in path:
+        fields = [m.model_fields[str(step)] for m in models if str(step) in m.model_fields]
+        models = [m for field in fields for m in models_in(field.annotation)]
+    return bool(fields)
 
 
 def models_in(annotation: object) -> list[type[BaseModel]]:

@@ -15,7 +15,7 @@ from jobs.job_file.rules import with_rules_read
 from jobs.job_file.yaml_text import Document, Path, dotted, kind_of, read_document, read_value
 from pipeline.errors import JobError
 from pipeline.job.job import Job
-from pipeline.job.stored import in_todays_keys
+from pipeline.job.renamed_keys import in_todays_keys
 from pipeline.redact import is_redacted
 from pipeline.storage.folder import Folder
 
@@ -54,14 +54,14 @@ def load_job_of_run(run_folder: str, overrides: Sequence[str] = ()) -> Job:
     job = _validated(apply_overrides(document, overrides))
     if any(is_redacted(url) for url in job.manifest_urls):
         raise JobError(
-            f"{document.name}: the manifest's URL had a secret in it, which was not written down; "
+            f"{document.name}: the manifest's URL had a secret in it, which was not saved; "
             "name the job file instead of the run folder"
         )
     return job.model_copy(update={"output": folder.url})  # it may have been moved
 
 
 def is_job_file(name: str) -> bool:
-    """Whether a command's argument names a job file and no run folder."""
+    """Whether a command's argument names a job file, not a run folder."""
     return name.endswith((".yaml", ".yml"))
 
 
@@ -77,18 +77,17 @@ class Overridden:
         """Where the value at a path was written: "job.yaml:12" or "override edit.steps=0"."""
         inside = [o for place, o in self.origins.items() if path and place[: len(path)] == path]
         if inside and path not in self.document.lines:  # only overrides made this mapping
-            return f"override {told(inside[0])!r}"
-        for length in range(len(path), -1, -1):
+            return f"override {quoted(inside[0])!r}"
+        for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
-                return f"override {told(self.origins[path[:length]])!r}"
-            line = self.document.lines.get(path[:length])
-            if line is not None and length:
-                return f"{self.document.name}:{line}"
-        return self.document.name
+                return f"override {quoted(self.origins[path[:length]])!r}"
+            if path[:length] in self.document.lines:
+                break
+        return self.document.place(path)
 
 
-def told(override: str) -> str:
-    """An override as messages quote it: what is for a store may be a secret typed by mistake."""
+def quoted(override: str) -> str:
+    """An override as messages quote it, without values for a store: they may be secrets."""
     key, equals, text = override.partition("=")
     return f"{key}{equals}..." if key.startswith("storage") and text else override
 
@@ -105,9 +104,9 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Overridden:
         steps = key.strip().split(".")
         if not equals or not all(steps):
             raise JobError(
-                f"override {told(override)!r}: expected dotted.key=value, such as edit.steps=20"
+                f"override {quoted(override)!r}: expected dotted.key=value, such as edit.steps=20"
             )
-        value = read_value(f"override {told(override)!r}", text)
+        value = read_value(f"override {quoted(override)!r}", text)
         holder = data
         for depth, step in enumerate(steps[:-1], start=1):
             inner = holder.get(step)
@@ -115,7 +114,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Overridden:
                 inner = holder[step] = {}
             if not isinstance(inner, dict):
                 raise JobError(
-                    f"override {told(override)!r}: {dotted(tuple(steps[:depth]))} is "
+                    f"override {quoted(override)!r}: {dotted(tuple(steps[:depth]))} is "
                     f"{kind_of(inner)}, so nothing can be set inside it; override it as a whole"
                 )
             holder = inner
@@ -139,6 +138,6 @@ def _read_file(file: pathlib.Path) -> Document:
 
 
 def _nearby(file: pathlib.Path) -> str:
-    """A hint that names the job files beside a file that is missing."""
+    """A hint that names the job files next to a missing one."""
     found = sorted(path.name for path in file.parent.glob("*.y*ml"))[:8]
     return f"; {file.parent} holds {', '.join(found)}" if found else ""

@@ -60,7 +60,7 @@ def _rules_of(document: Document) -> dict[str, Any]:
         _RulesFile.model_validate(document.data)
     except ValidationError as error:
         problems = describe_errors(error, document.data, _RulesFile)
-        lines = [f"{_place(document, problem.path)}: {problem.text}" for problem in problems]
+        lines = [f"{document.place(problem.path)}: {problem.text}" for problem in problems]
         raise JobError("\n".join(lines)) from error
     return dict(document.data["judge"]["rules"])
 
@@ -81,10 +81,3 @@ def _read(url: str, storage_options: Mapping[str, Any], place: str) -> Document:
             f"{said}: {why}; give rules by type of edit, or a file that fpe calibrate wrote"
         ) from error
     return read_document(redact_url(url), text)
-
-
-def _place(document: Document, path: tuple[str | int, ...]) -> str:
-    for length in range(len(path), 0, -1):
-        if path[:length] in document.lines:
-            return f"{document.name}:{document.lines[path[:length]]}"
-    return document.name

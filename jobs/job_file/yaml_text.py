@@ -1,4 +1,8 @@
-"""Reads YAML and remembers the line of every value, so that an error can say where to look."""
+"""Reads YAML and remembers the line of every value, so that an error can say where to look.
+
+By PyYAML, and not by ruamel.yaml, which keeps places too: even as YAML 1.1 that reads y and n as
+switches and 1.0e3 and 1e3 as numbers, where job files have had text, and it passes on unknown tags.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,13 @@ class Document:
     name: str
     data: Mapping[str, Any]
     lines: Mapping[Path, int]
+
+    def place(self, path: Path) -> str:
+        """Where a value was written, or what holds it if it is missing: "job.yaml:12"."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines:
+                return f"{self.name}:{self.lines[path[:length]]}"
+        return self.name
 
 
 # What YAML's own constructors raise for a date like 2026-99-99 is no YAMLError.
@@ -50,7 +61,7 @@ def read_document(name: str, text: str) -> Document:
 
 
 def read_value(name: str, text: str) -> Any:
-    """The value a YAML text stands for. Raises JobError where it is no YAML."""
+    """The value of a YAML text. Raises JobError if it is not valid YAML."""
     try:
         return yaml.safe_load(text)
     except _NOT_YAML as error:
@@ -87,7 +98,7 @@ def _walk(
     lines[path] = node.start_mark.line + 1
     if node in around:  # nodes compare by identity
         raise JobError(
-            f"{name}:{lines[path]}: {dotted(path)}: an alias (*) points at what holds it"
+            f"{name}:{lines[path]}: {dotted(path)}: an alias (*) refers to what contains it"
         )
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):

@@ -21,8 +21,8 @@ from fpe_core.parameters import EVERY_STEP
 from pipeline.errors import JobError, StorageError
 from pipeline.job.job import Job
 from pipeline.job.judge import JudgeSection
+from pipeline.job.renamed_keys import in_todays_keys
 from pipeline.job.section import Section
-from pipeline.job.stored import in_todays_keys
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.manifest.labels import TARGET_LABELS

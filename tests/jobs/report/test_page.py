@@ -128,11 +128,7 @@ def test_tiles_carry_scores_as_scripts_read_numbers(
 def test_judging_is_told_in_tables_where_the_run_has_it(
     job: Job, tmp_path: pathlib.Path, image: bytes
 ) -> None:
-    titles = (
-        "Retries",
-        "Boxes and masks of accepted edits",
-        "How well sources are reconstructed",
-    )
+    titles = ("Retries", "Boxes and masks of accepted edits", "Reconstruction of sources")
     plain = page_of(job).texts.get("caption", "")
     assert not [title for title in titles if title in plain]
 
@@ -257,7 +253,7 @@ def test_a_hundred_thousand_edits_stay_small(tmp_path: pathlib.Path) -> None:
                     assert max(opened.size) <= 144
     parsed = Parsed(page)
     assert parsed.outside() == []
-    assert "Of the 12 commonest types; 28 more have no histograms here." in parsed.texts["p"]
+    assert "Only the 12 most common types; 28 more are not shown." in parsed.texts["p"]
     assert {tile["data-verdict"] for tile in parsed.tiles()} == {"accepted", "rejected", "failed"}
 
 
