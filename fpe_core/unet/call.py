@@ -29,18 +29,18 @@ class _Arguments(NamedTuple):
 
     @property
     def kind(self) -> Hashable:
-        """All that is no tensor; passes of one kind with tensors of one shape do the same."""
+        """All that is not a tensor; passes of one kind with tensors of one shape do the same."""
         return (
             self.latent_of_row is None,
             len(self.prompts.keys),
-            *self.maps._replace(given=()),
-            len(self.maps.given),
+            *self.maps._replace(injected=()),
+            len(self.maps.injected),
         )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         latent_of_row = () if self.latent_of_row is None else (self.latent_of_row,)
-        pairs = (*self.prompts.keys, *self.maps.given)
+        pairs = (*self.prompts.keys, *self.maps.injected)
         flat = (each for pair in pairs for each in pair)
         return self.latents, self.embedding, *latent_of_row, self.prompts.embeddings, *flat
 
@@ -51,8 +51,8 @@ class _Arguments(NamedTuple):
         latent_of_row = None if self.latent_of_row is None else next(rest)
         embeddings = next(rest)
         keys = tuple((next(rest), next(rest)) for _ in self.prompts.keys)
-        given = tuple(AttentionMap(next(rest), next(rest)) for _ in self.maps.given)
-        maps = self.maps._replace(given=given)
+        injected = tuple(AttentionMap(next(rest), next(rest)) for _ in self.maps.injected)
+        maps = self.maps._replace(injected=injected)
         return _Arguments(latents, embedding, PromptRows(embeddings, keys), latent_of_row, maps)
 
 
@@ -77,12 +77,7 @@ class UNetCall(nn.Module):
         return dtype
 
     def forward(
-        self,
-        chunk: Chunk,
-        latents: Tensor,
-        embedding: Tensor,
-        prompts: PromptRows,
-        maps: Maps,
+        self, chunk: Chunk, latents: Tensor, embedding: Tensor, prompts: PromptRows, maps: Maps
     ) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
         """See `fpe_core.unet.forward.forward`."""
         latents = latents.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """The UNet on the rows of a step, in as many chunks as memory asks for.
 
-A row is one latent through the UNet once. A row that is only there for its attention maps stops at
-the last layer that is replaced; it is cheaper, and counted as a row all the same.
+A row is one latent in one call of the UNet. A row that is only evaluated for its attention maps
+stops at the last layer that is replaced; it is cheaper, but still counts as a row.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from fpe_core.unet.rows import Chunk, UNetRows
 
 
 @dataclass(frozen=True, eq=False)
-class Recording:
-    """The conditional rows are sources, in order, and leave their maps in `maps`."""
+class RecordMaps:
+    """The conditional rows are sources, in order, and leave their maps in `maps`.
+
+    `only`: nothing but the maps is wanted.
+    """
 
     maps: SourceMaps
     only: bool = False
@@ -32,8 +35,8 @@ class Recording:
 
 
 @dataclass(frozen=True, eq=False)
-class Giving:
-    """The conditional rows take the maps of their sources.
+class InjectMaps:
+    """The conditional rows attend with the maps of their sources instead of their own.
 
     `source_of_latent`: (latents,), int64, an index in the order in which `maps` were recorded.
     """
@@ -58,7 +61,7 @@ class Denoiser:
     def __init__(
         self, unet: UNetCall, text: EncodedPrompts, limit: RowLimit, latent_dtype: torch.dtype
     ) -> None:
-        """`latent_dtype`: of what comes back, whatever the UNet's own type."""
+        """`latent_dtype`: of the outputs, whatever the UNet's own type."""
         self.text = text
         self._unet = unet
         self._limit = limit
@@ -76,31 +79,31 @@ class Denoiser:
         rows: UNetRows,
         z: Tensor,
         timestep: int,
-        maps: Recording | Giving | None = None,
+        maps: RecordMaps | InjectMaps | None = None,
     ) -> Tensor:
         """The UNet's output for every row, (rows, C, h, w).
 
         Args:
-            rows: may be none at all.
+            rows: may be empty.
             z: the latents, (latents, C, h, w).
             timestep: 0..999.
-            maps: what the rows do with attention maps beside attending with them.
+            maps: whether the rows record their attention maps, or take those of others.
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
         """
         if len(rows) == 0:
             return z[:0]
-        came: list[int] = []
+        evaluated: list[int] = []
 
         def part(first: int, last: int) -> Tensor:
             chunk = rows.chunk(first, last)
             output = self._run(chunk, z, timestep, maps)
             assert output is not None
-            came.extend(chunk.rows)
+            evaluated.extend(chunk.rows)
             return output.to(self._latent_dtype)
 
-        return rows.in_order(self._limit.map(len(rows), part), came)
+        return rows.in_order(self._limit.map(len(rows), part), evaluated)
 
     def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: SourceMaps) -> None:
         """Leaves the rows' maps in `maps` and computes nothing past the last of them.
@@ -110,15 +113,15 @@ class Denoiser:
         """
 
         def part(first: int, last: int) -> Tensor:
-            self._run(rows.chunk(first, last), z, timestep, Recording(maps, only=True))
+            self._run(rows.chunk(first, last), z, timestep, RecordMaps(maps, only=True))
             return z[:0]
 
         self._limit.map(len(rows), part)
 
     def _run(
-        self, chunk: Chunk, z: Tensor, timestep: int, maps: Recording | Giving | None
+        self, chunk: Chunk, z: Tensor, timestep: int, maps: RecordMaps | InjectMaps | None
     ) -> Tensor | None:
-        """The output of the chunk's rows; None if nothing but maps was wanted."""
+        """The output of the chunk's rows; None if only their maps are wanted."""
         if timestep not in self._of_timestep:
             self._of_timestep[timestep] = self._unet.embed(timestep)
         output: Tensor | None
@@ -129,6 +132,6 @@ class Denoiser:
             self._text_keys.of_rows(chunk.prompts),
             Maps() if maps is None else maps.of(chunk),
         )
-        if isinstance(maps, Recording):
+        if isinstance(maps, RecordMaps):
             maps.maps.record(made)
         return output

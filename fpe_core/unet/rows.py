@@ -1,7 +1,7 @@
 """Which UNet rows a step takes: one latent with one prompt each.
 
-Their indices are put onto the device before the first step, so that no step waits for one; only
-after running out of memory others are made.
+Their indices are put onto the device before the first step, so that no step waits for one; others
+are only made after running out of memory.
 """
 
 from __future__ import annotations
@@ -108,17 +108,18 @@ class UNetRows:
         )
 
     def in_order(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
-        """Outputs of rows that came chunk by chunk, brought into the rows' own order."""
+        """Outputs of `rows`, evaluated chunk by chunk, in the rows' own order."""
         order = self._order(rows)
         return outputs if order is None else outputs[order]
 
     def _order(self, rows: Sequence[int]) -> Tensor | None:
-        came = tuple(rows)
-        if came == tuple(range(len(self))):
+        evaluated = tuple(rows)
+        if evaluated == tuple(range(len(self))):
             return None
-        if came not in self._orders:
-            self._orders[came] = self._index([came.index(row) for row in range(len(self))])
-        return self._orders[came]
+        if evaluated not in self._orders:
+            order = [evaluated.index(row) for row in range(len(self))]
+            self._orders[evaluated] = self._index(order)
+        return self._orders[evaluated]
 
     def guide(self, outputs: Tensor) -> Tensor:
         """The rows' outputs, (rows, C, h, w), to one for every conditional row, guided if they are.

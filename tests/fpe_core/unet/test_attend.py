@@ -28,8 +28,8 @@ def test_ordinary_recorded_and_replaced_attentions_are_torch_s_fused_one(tiny: C
 
         with profile() as seen:
             run(Maps())
-            given = run(Maps(layers))
-            run(Maps(layers, given=given))
-    assert len(given) == len(layers)
+            made = run(Maps(layers))
+            run(Maps(layers, injected=made))
+    assert len(made) == len(layers)
     counts = {event.key: event.count for event in seen.key_averages()}
     assert (counts.get(FUSED, 0), counts.get(PLAIN, 0)) == (3 * ATTENTIONS, 0)
