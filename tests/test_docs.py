@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pathlib
 import re
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -281,3 +282,15 @@ def test_messages_that_are_quoted_are_messages() -> None:
         if not any(re.search(".*".join(map(re.escape, text.split(GAP))), each) for each in texts)
     ]
     assert unknown == []
+
+
+def test_the_changelog_can_be_skimmed() -> None:
+    """Headings as in Keep a Changelog, entries of at most four lines, this version at the top."""
+    text = text_of(ROOT / "CHANGELOG.md")
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", text, re.M)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert versions[0] == project["version"]
+    assert len(versions) == len(re.findall(r"^## ", text, re.M))
+    assert set(re.findall(r"^### (.*)$", text, re.M)) <= {"Added", "Changed", "Removed", "Fixed"}
+    entries = re.findall(r"^- .*(?:\n  .*)*", text, re.M)
+    assert [entry for entry in entries if len(entry.splitlines()) > 4] == []
