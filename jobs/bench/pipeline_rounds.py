@@ -102,7 +102,7 @@ class PipelineBenchmark:
         bare_s = time.monotonic() - began
         if not math.isclose(rows, summary.unet_rows, rel_tol=1e-6):
             raise UserError(f"the editor took {rows} UNet rows and the run {summary.unet_rows:g}")
-        edited = summary.stations["edit"]
+        edited = summary.stages["edit"]
         return Round(
             edits=summary.edits_made,
             unet_rows=rows,

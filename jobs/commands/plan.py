@@ -150,7 +150,7 @@ def _as_json(said: _Said) -> dict[str, Any]:
         "edits_total": plan.edits_total,
         "edits_done": plan.edits_done,
         "edits_pending": plan.edits_pending,
-        "edits_spared": plan.edits_spared,
+        "edits_skipped_by_quota": plan.edits_skipped_by_quota,
         "sources": plan.sources,
         "sources_pending": plan.groups_pending,
         "sources_refused": plan.sources_refused,

@@ -93,12 +93,12 @@ def retry(
     job = load(run_folder, overrides or [])
     with choose_progress(console.err(), in_lines=log_as_the_job_says(job)) as progress:
         summary = retry_failed(job, codes, progress=progress)
-    if not summary.edits_made and not summary.spared:
+    if not summary.edits_made and not summary.edits_skipped_by_quota:
         which = f" as {' or '.join(codes)}" if codes else ""
         console.out().print(f"No edit of this job has failed{which}: nothing to try again.")
-    if summary.spared:
+    if summary.edits_skipped_by_quota:
         console.out().print(
-            f"{summary.spared} failed edits are of full cells (quotas): left alone."
+            f"{summary.edits_skipped_by_quota} failed edits are of full cells (quotas): left alone."
         )
     print_summary(summary)
 
@@ -166,7 +166,7 @@ def _failure_codes(names: list[str]) -> list[FailureCode]:
 
 
 def print_outcome(summary: RunSummary) -> None:
-    if not summary.edits_made and summary.spared:
+    if not summary.edits_made and summary.edits_skipped_by_quota:
         done = f"{summary.already_done} of {summary.edits_planned} edits"
         console.out().print(
             f"{done} are done, and the quotas call for no more; nothing was computed."
@@ -179,12 +179,12 @@ def print_outcome(summary: RunSummary) -> None:
 
 
 def print_summary(summary: RunSummary) -> None:
-    from jobs.terminal.tables import quotas_table, stations_table, summary_table
+    from jobs.terminal.tables import quotas_table, stages_table, summary_table
 
     console.out().print(summary_table(summary))
     if summary.quotas:
         console.out().print(quotas_table(summary.quotas))
-    if summary.stations:
-        console.out().print(stations_table(summary))
+    if summary.stages:
+        console.out().print(stages_table(summary))
     for code, example in summary.failure_examples.items():
         console.out().print(f"{code}, for one: {example}", markup=False)

@@ -1,6 +1,6 @@
 """Shows how far a run is: live bars on a terminal, a plain line every half minute elsewhere.
 
-On a terminal Ray Data draws its own bars, one for each station, with the plain lines above them.
+On a terminal Ray Data draws its own bars, one for each stage, with the plain lines above them.
 Who would rather see one bar that counts edits says `logs.bars: edits`.
 """
 

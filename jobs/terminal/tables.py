@@ -26,7 +26,7 @@ def summary_table(summary: RunSummary) -> Table:
     _row(table, "edits planned", _count(summary.edits_planned))
     _row(table, "done before", _count(summary.already_done))
     if summary.quotas:
-        _row(table, "left out by quotas", _count(summary.spared))
+        _row(table, "left out by quotas", _count(summary.edits_skipped_by_quota))
     if not summary.edits_made:
         return table
     if summary.approximation:
@@ -53,18 +53,18 @@ def summary_table(summary: RunSummary) -> Table:
     return table
 
 
-def stations_table(summary: RunSummary) -> Table:
-    """What each station of a run cost; a retry is of a request to a store."""
+def stages_table(summary: RunSummary) -> Table:
+    """What each stage of a run cost; a retry is of a request to a store."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("station")
+    table.add_column("stage")
     for heading in ("rows", "seconds", "read", "written", "requests", "retries", "workers lost"):
         table.add_column(heading, justify="right")
-    for station in ("decode", "edit", "judge", "write", "commit"):
-        figures = summary.stations.get(station, {})
-        if station == "judge" and not figures:
+    for stage in ("decode", "edit", "judge", "write", "commit"):
+        figures = summary.stages.get(stage, {})
+        if stage == "judge" and not figures:
             continue
         table.add_row(
-            station,
+            stage,
             _count(figures.get("rows", 0)),
             f"{figures.get('seconds', 0):.1f}",
             size_text(figures.get("bytes_read", 0)),
@@ -105,7 +105,7 @@ def plan_table(plan: Plan, output: str) -> Table:
     _row(table, "edits", _count(plan.edits_total))
     _row(table, "already done", _count(plan.edits_done))
     if plan.round is not None:
-        _row(table, "left out by quotas", _count(plan.edits_spared))
+        _row(table, "left out by quotas", _count(plan.edits_skipped_by_quota))
     round_ = "" if plan.round is None else " in the next round"
     _row(table, f"to do{round_}", _count(plan.edits_pending), "bold")
     _row(table, "sources", _count(plan.sources))
@@ -125,9 +125,9 @@ def status_table(status: RunStatus) -> Table:
     pending = "not planned yet" if status.pending is None else _count(status.pending)
     _row(table, "done", _count(status.done))
     _row(table, "to do, by the latest plan", pending)
-    if status.spared:
+    if status.edits_skipped_by_quota:
         note = ", for now" if status.is_in_rounds else ""
-        _row(table, f"left out by quotas{note}", _count(status.spared))
+        _row(table, f"left out by quotas{note}", _count(status.edits_skipped_by_quota))
     _row(table, "accepted", _count(counts.accepted))
     _row(table, "rejected", _count(counts.rejected))
     _reasons(table, counts.rejected_by_reason)
@@ -160,7 +160,7 @@ def verification_table(verification: Verification, output: str) -> Table:
     _row(table, "failed", _count(verification.failed))
     _row(table, "pending", _count(verification.pending))
     if verification.quotas:
-        _row(table, "left out by quotas", _count(verification.spared))
+        _row(table, "left out by quotas", _count(verification.edits_skipped_by_quota))
     if verification.not_planned:
         _row(table, "of other jobs, manifests or models", _count(verification.not_planned))
     _row(table, "pictures decoded", _count(verification.images_checked))

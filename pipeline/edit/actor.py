@@ -1,4 +1,4 @@
-"""Third station: one model per actor. Inverts a source once, edits it with all its prompts, has
+"""Editing blocks: one model per actor. Inverts a source once, edits it with all its prompts, has
 the edits judged, writes.
 
 `EditActor` is a plain class, so it runs as well without Ray. It takes one block of decoded work
@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 
 from fpe_core import CheckpointError, load_checkpoint
+from fpe_core.device import usable_cores
 from fpe_core.judging.reproduction import ReproductionLimits
 from fpe_core.unet.compilation import require_compiler
 from pipeline.edit.attempt import Result, edit_id_of, write_failed
@@ -35,7 +36,7 @@ from pipeline.judge.regions import with_boxes
 from pipeline.ledger.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.read.group import Group
 from pipeline.storage.folder import Folder
-from pipeline.supervision.supervisor import Orders, Oversight, StationFigures, Unwatched
+from pipeline.supervision.supervisor import Orders, Oversight, StageFigures, Unwatched
 from pipeline.write.metadata import carried_columns
 from pipeline.write.part import PartWriter, part_name
 
@@ -60,7 +61,7 @@ class EditedBlock:
     """OUTCOME_SCHEMA and the worker, one row per edit, and what they cost."""
 
     outcomes: pa.Table
-    figures: StationFigures
+    figures: StageFigures
 
 
 class EditActor:
@@ -87,7 +88,7 @@ class EditActor:
     def _load(self) -> tuple[ClockedEditor | NoEditor, Judge | None]:
         settings = self._settings
         if settings.threads is not None:
-            torch.set_num_threads(min(settings.threads, _usable_cores()))
+            torch.set_num_threads(min(settings.threads, usable_cores()))
         editor = _load_editor(settings, self._models) if settings.makes_edits else NoEditor()
         if settings.judge is None:
             return editor, None
@@ -310,9 +311,3 @@ def _files_of(results: Sequence[Result]) -> Iterator[Future[str]]:
             if made.source_file is not None:
                 yield made.source_file
             yield from made.mask_files
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

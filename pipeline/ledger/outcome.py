@@ -60,7 +60,7 @@ TRY_TYPE = pa.struct(
 )
 """One try of an edit; see `TryRecord`."""
 REPRODUCTION_COLUMNS = tuple(item.name for item in fields(Reproduction))
-"""How well its source comes back unedited, same; null where no gate asked."""
+"""How well the model reconstructs its source, as columns; null if no gate measured it."""
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -208,8 +208,8 @@ class EditOutcome:
     """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
 
     File names are relative to the run folder. `part` is the folder whose metadata has the edit:
-    part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept (before there
-    was metadata of these: ""), "" of the others. `reason` is "" exactly for accepted edits.
+    part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept, "" of the
+    others. `reason` is "" exactly for accepted edits.
     `unet_rows` is this edit's share of its group's, all tries together. `scores` are None where no
     judge looked at it, and so is `reproduction` where no gate asked. `tries` holds them all where
     there was more than one; the outcome is that of the accepted one, else of the first.
@@ -265,23 +265,12 @@ def outcomes_table(outcomes: Iterable[EditOutcome]) -> pa.Table:
     return pa.Table.from_pylist([outcome.to_row() for outcome in outcomes], schema=OUTCOME_SCHEMA)
 
 
-_BEFORE_JUDGING: dict[str, Any] = {"edit_type": "", "source_file_name": ""}
-
-
 def as_outcomes(table: pa.Table) -> pa.Table:
-    """A table in OUTCOME_SCHEMA, also if it is of a release that did not judge edits.
+    """A table in OUTCOME_SCHEMA; other columns are left out.
 
-    Other columns are left out. Raises pyarrow.ArrowInvalid or KeyError for what holds no outcomes.
+    Raises pyarrow.ArrowInvalid or KeyError for a table that does not hold outcomes.
     """
-    columns = []
-    for item in OUTCOME_SCHEMA:
-        if item.name in table.column_names:
-            columns.append(table[item.name].cast(item.type))
-        elif item.nullable or item.name in _BEFORE_JUDGING:
-            missing = [_BEFORE_JUDGING.get(item.name)] * len(table)
-            columns.append(pa.array(missing, item.type))
-        else:
-            raise KeyError(item.name)
+    columns = [table[item.name].cast(item.type) for item in OUTCOME_SCHEMA]
     return pa.table(columns, schema=OUTCOME_SCHEMA)
 
 

@@ -98,7 +98,7 @@ class Cost:
     unet_rows: float
     unet_rows_rejected: float
     model_seconds: float
-    stations: Mapping[str, Mapping[str, float]]
+    stages: Mapping[str, Mapping[str, float]]
     last_run_seconds: float | None
     last_run_edits: int
     workers: int | None
@@ -363,7 +363,7 @@ def _cost(edits: EditTable, stats: Mapping[str, Any]) -> Cost:
         unet_rows=edits.unet_rows,
         unet_rows_rejected=float(np.nansum(rejected["unet_rows"].to_numpy())),
         model_seconds=edits.seconds,
-        stations=_mapping(last.get("stations")),
+        stages=_mapping(last.get("stages") or last.get("stations")),  # named so before 0.2.0
         last_run_seconds=last.get("seconds"),
         last_run_edits=made,
         workers=pool.get("actors"),

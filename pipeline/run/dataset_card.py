@@ -129,11 +129,12 @@ def _column_rows(layout: MetadataLayout) -> str:
     if layout.judged or layout.typed:
         meanings["edit_type"] = "the kind of change that was asked for"
     if layout.judged:
-        if layout.says_verdict:
-            meanings["verdict, reject_reason"] = "of the judge"
+        meanings["verdict, reject_reason"] = "of the judge"
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/scores/edit_scores.py"
     if layout.gated:
-        meanings[", ".join(REPRODUCTION_COLUMNS)] = "how well the source comes back unedited"
+        meanings[", ".join(REPRODUCTION_COLUMNS)] = (
+            "how well the model reconstructs the source, unedited"
+        )
     meanings |= _annotation_meanings(layout)
     meanings |= dict.fromkeys(layout.labels, "label of the edit")
     meanings |= {

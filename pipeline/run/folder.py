@@ -1,12 +1,10 @@
-"""What a run folder says of itself before it holds anything: the job, and the columns.
+"""What a run folder records before it holds any edit: the job, and the columns.
 
-Whether a job judges as the edits of its run folder were judged: a verdict is final.
-
-Rules are compared type by type, for the types that the ledger has edits of, so that a job may bring
-rules for a new type. Models and the gate count as soon as anything was judged. What else the
-section says may change: where models compute, which further scores there are, how rejected edits
-are tried again, whether they are kept.
-
+A verdict is final, so a job has to judge as the edits of its run folder were judged. Rules are
+compared type by type, for the types that the ledger has edits of, so that a job may bring rules for
+a new type. Models and the gate count as soon as anything was judged. What else the section says may
+change: where models compute, which further scores there are, how rejected edits are tried again,
+whether they are kept.
 """
 
 from __future__ import annotations
@@ -58,22 +56,19 @@ def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
     return layout
 
 
-def claim_columns(folder: Folder, layout: MetadataLayout) -> MetadataLayout:
-    """The layout that the folder's metadata files have: the first job's decides.
+def claim_columns(folder: Folder, schema: pa.Schema) -> None:
+    """Makes `schema` that of the folder's metadata files: the first job's decides.
 
-    Raises JobError where that is none that this job could write.
+    Raises JobError if they have another one already.
     """
-    schema = layout.schema
     if folder.write_if_absent(SCHEMA_FILE, schema.serialize().to_pybytes()):
-        return layout
+        return
     there = pa.ipc.read_schema(pa.py_buffer(folder.read(SCHEMA_FILE)))
-    for each in (layout, *layout.of_before):
-        if each.schema.equals(there):
-            return each
-    raise JobError(
-        f"{folder.url} holds edits with other columns, and a folder has one set of them "
-        f"({_difference(there, schema)}): give the job another output"
-    )
+    if not schema.equals(there):
+        raise JobError(
+            f"{folder.url} holds edits with other columns, and a folder has one set of them "
+            f"({_difference(there, schema)}): give the job another output"
+        )
 
 
 def encode_config(job: Job, plan: Plan) -> bytes:

@@ -1,4 +1,4 @@
-"""What the workers of a run are told of its job: how to read, to edit, to judge and to write."""
+"""What the workers of a run know of its job: how to read, to edit, to judge and to write."""
 
 from __future__ import annotations
 

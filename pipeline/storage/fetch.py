@@ -2,8 +2,8 @@
 
 A store is asked for the size first. The web is read as it comes and cut off at the limit, for what
 a server says about sizes need not be true; redirects are followed here, each by the job's rules.
-Time limits are those of the clients, see `store_clients`; how often a request is tried, of
-`store_requests`.
+Time limits are those of the clients, see `clients`; how often a request is tried, of
+`requests`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _read_store(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int) -> byt
 
 
 class _WebError(OSError):
-    """A web server's answer that is no file. Says nothing of the URL, which may hold a secret."""
+    """A web server's answer that is not a file. Does not show the URL, which may hold a secret."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""What a run writes of an edit: how its image is encoded, and the columns that its metadata has.
+"""The columns of a run's metadata files, and their values for an edit.
 
-`part_writer` says which file goes where, and when.
+`part` describes which file goes where, and when.
 """
 
 from __future__ import annotations
@@ -65,8 +65,6 @@ class MetadataLayout:
     """Whether the manifest says of each edit what type it is of; a judged run has that column."""
     label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Of labels that are not text."""
-    says_verdict: bool = True
-    """False for a judged run folder that was begun when its metadata had no verdicts."""
     edited: bool = True
     """False for `editor: none`: a column `editor` says so, and none has parameters or a checkpoint.
     So such a folder has other columns than one with edits, and refuses them."""
@@ -96,7 +94,7 @@ class MetadataLayout:
         return result
 
     def table(self, rows: Sequence[Mapping[str, Any]], carried: pa.Table | None) -> pa.Table:
-        """Metadata rows in `schema`: ours and the labels from `rows`, the carried columns beside.
+        """Metadata rows in `schema`: ours and the labels from `rows`, then the carried columns.
 
         `carried` has one row per row, in the same order; its values never become Python objects.
         """
@@ -120,8 +118,7 @@ class MetadataLayout:
 
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
         typed = (_EDIT_TYPE,) if self.judged or self.typed else ()
-        verdict = _VERDICT_FIELDS if self.judged and self.says_verdict else ()
-        judged = (*verdict, *_JUDGED_FIELDS) if self.judged else ()
+        judged = (*_VERDICT_FIELDS, *_JUDGED_FIELDS) if self.judged else ()
         gated = _REPRODUCTION_FIELDS if self.gated else ()
         made = _made_fields(keep_source) if self.edited else _copied_fields(keep_source)
         limited = (_GUIDANCE_INTERVAL,) if self.limits_guidance and self.edited else ()
@@ -135,13 +132,6 @@ class MetadataLayout:
     @property
     def _label_fields(self) -> list[pa.Field]:
         return [pa.field(name, self.label_types.get(name, pa.string())) for name in self.labels]
-
-    @property
-    def of_before(self) -> tuple[MetadataLayout, ...]:
-        """The same run's in folders that were begun before verdicts were columns, or while all
-        labels were text."""
-        as_text = replace(self, label_types={})
-        return (as_text, replace(self, says_verdict=False), replace(as_text, says_verdict=False))
 
 
 def _made_fields(keep_source: bool) -> list[pa.Field]:

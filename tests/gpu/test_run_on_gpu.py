@@ -82,4 +82,4 @@ def test_a_judge_works_beside_the_model(manifest: Path, tmp_path: Path) -> None:
     assert summary.accepted > 0
     assert summary.accepted + summary.rejected == summary.edits_planned
     assert verify_run(job).ok
-    assert summary.stations["judge"]["seconds"] > 0
+    assert summary.stages["judge"]["seconds"] > 0

@@ -80,7 +80,7 @@ class RunThrough:
         start_s: until the first outcomes arrived: lease, plan, Ray, its workers' imports.
         store_bytes: the most that Ray's object store held at a look, one a second; None where Ray
             did not tell.
-        requests: to the store, by station of the run.
+        requests: to the store, by stage of the run.
     """
 
     cost: Cost

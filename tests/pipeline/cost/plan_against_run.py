@@ -70,7 +70,7 @@ def run(arguments: list[str], output: Path) -> dict[str, float]:
     return {
         "unet_rows": round(last_run["unet_rows"]),
         "output_bytes": sum(path.stat().st_size for path in pictures),
-        "wall_s": last_run["stations"]["edit"]["block_seconds"] / max(1, len(workers)),
+        "wall_s": last_run["stages"]["edit"]["block_seconds"] / max(1, len(workers)),
         "processor_s": sum(each.last_s - each.loaded_s for each in workers.values()),
     }
 

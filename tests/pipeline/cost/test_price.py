@@ -20,7 +20,7 @@ import pipeline.cost.measure
 from fpe_core import Checkpoint, load_checkpoint
 from fpe_core.device import device_name
 from fpe_core.speed import SPEEDS
-from pipeline.cluster.actor_kinds import Node
+from pipeline.cluster.actor_kinds import ActorKind, Node
 from pipeline.cluster.pool import Pool
 from pipeline.cost.price import Price, leaves_no_core, price
 from pipeline.cost.probe import ProbeStore
@@ -129,7 +129,7 @@ def test_a_probe_makes_the_rows_that_it_says(
 def test_workers_with_threads_on_all_cores_leave_none(
     actors: int, threads: int, cpus: float, expected: bool
 ) -> None:
-    pool = Pool(actors, 1.0, 0.0, threads, 1.0, 1)
+    pool = Pool((ActorKind(actors, 1.0, 0.0, threads, 1.0),), 1)
     assert leaves_no_core(pool, Node(cpus)) is expected
 
 

@@ -22,7 +22,7 @@ from pipeline.edit.settings import EditSettings
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.outcome import OUTCOME_SCHEMA
 from pipeline.read.decode import DecodeSettings, decode
-from pipeline.run.stats import Tally
+from pipeline.run.stats import RunTotals
 from pipeline.write.metadata import MetadataLayout, parameters_of_columns
 from pipeline.write.provenance import read_provenance
 from tests.builders.work_rows import PARAMETERS, work_row, work_table
@@ -203,9 +203,9 @@ def test_synthetic_sources_are_sampled_anew_and_stay_the_same(
 
 def test_the_summary_counts_them(edit: Edit, block: Callable[..., pa.Table]) -> None:
     outcomes = edit(block(*PROMPTS), NEVER)
-    tally = Tally()
-    tally.add(pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA))
-    found = tally.second_tries
+    totals = RunTotals()
+    totals.add(pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA))
+    found = totals.second_tries
     assert (found.edits, found.tries, found.accepted) == (2, 4, 0)
     assert found.unet_rows == pytest.approx(
         sum(each["unet_rows"] for outcome in outcomes for each in outcome["tries"][1:])

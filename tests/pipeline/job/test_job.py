@@ -150,7 +150,11 @@ def test_every_field_is_described_and_every_section_closed(model: type[BaseModel
         ({"prompts": {"target": "{x}", "labels": {"x": []}}}, ("prompts",), "no values"),
         ({"prompts": {"target": "{x}", "labels": {"x": [" "]}}}, ("prompts",), "empty value"),
         ({"prompts": {"target": "{x}", "labels": {"x": [1]}}}, ("prompts",), "valid string"),
-        ({"prompts": {"target": "x", "labels": {"a b": ["1"]}}}, ("prompts",), "is no name"),
+        (
+            {"prompts": {"target": "x", "labels": {"a b": ["1"]}}},
+            ("prompts",),
+            "is not a valid name",
+        ),
         ({"prompts": {"target": "{x}", "labels": {"x": ["1", "1"]}}}, ("prompts",), "comes twice"),
         ({"prompts": {"target": "x", "labels": {"x": ["1", "2"]}}}, ("prompts",), "add {x} to"),
         (

@@ -19,7 +19,7 @@ from pipeline.job.job import FailuresSection, Job
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.ledger import Ledger
 from pipeline.read.decode import DecodeSettings, decode
-from pipeline.run.stats import Tally
+from pipeline.run.stats import RunTotals
 from pipeline.storage.folder import Folder
 from pipeline.verify.recompute import recompute_sample
 from pipeline.verify.verify import verify_run
@@ -175,11 +175,11 @@ def test_a_run_with_gated_sources_is_verified_counted_and_made_again(
     assert (found.planned, found.accepted, found.rejected) == (6, 4, 2)
     ledger = Ledger.open(Folder.open(job.output))
     assert ledger.counts().rejected_by_reason == {"source_not_reproduced": len(TARGETS)}
-    tally = Tally()
+    totals = RunTotals()
     for outcomes in ledger.outcomes():
-        tally.add(outcomes)
-    tally.check(FailuresSection(max_in_a_row=1, max_share=0.0, min_sources_for_share=1))
-    assert tally.rejections == {"source_not_reproduced": len(TARGETS)}
+        totals.add(outcomes)
+    totals.check(FailuresSection(max_in_a_row=1, max_share=0.0, min_sources_for_share=1))
+    assert totals.rejections == {"source_not_reproduced": len(TARGETS)}
     again = recompute_sample(job, 6, device="cpu")
     assert again.ok
     assert again.compared == 4, "what was never made is no edit to make again"

@@ -181,9 +181,7 @@ def test_only_chosen_scores_are_computed(
     assert {name for name in SCORE_COLUMNS if first[name] is not None} == set(CHEAP)
 
 
-def test_the_station_says_what_it_cost(
-    make_actor: MakeActor, block: Callable[..., pa.Table]
-) -> None:
+def test_the_stage_says_what_it_cost(make_actor: MakeActor, block: Callable[..., pa.Table]) -> None:
     actor = make_actor()
     edited = actor.edit(actor.prepare(block("colour", "style")), Unwatched())
     assert edited.figures["judge"]["rows"] == 4

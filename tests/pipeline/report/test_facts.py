@@ -67,7 +67,7 @@ def test_the_facts_are_those_of_the_run(stored_job: Job, image: bytes) -> None:
     assert facts.cost.unet_rows == sum(each.unet_rows for each in outcomes) == 50.0
     assert facts.cost.unet_rows_rejected == 10.0
     assert facts.cost.model_seconds == 2.5
-    assert facts.cost.stations["edit"]["seconds"] == 3.0
+    assert facts.cost.stages["edit"]["seconds"] == 3.0
     assert facts.cost.last_run_edits == 6
 
 

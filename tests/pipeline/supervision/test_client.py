@@ -1,8 +1,8 @@
-"""A worker's line to its supervisor, where it needs no Ray."""
+"""What workers call to reach the supervisor, as far as it needs no Ray."""
 
 from __future__ import annotations
 
-from pipeline.supervision.line import _RayOversight
+from pipeline.supervision.client import _RayOversight
 from pipeline.supervision.supervisor import Orders
 from pipeline.supervision.watchdog import TimeLimits, Watchdog
 

@@ -1,4 +1,4 @@
-"""The supervisor as a Ray actor beside the driver, and the line that workers have to it."""
+"""What workers and the driver call: a client of the supervisor, which runs as a Ray actor."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import TooManyFailuresError
 from pipeline.logs import LogSettings, about, log_to_stderr
-from pipeline.supervision.supervisor import Orders, Oversight, StationFigures, Supervisor, Worker
+from pipeline.supervision.supervisor import Orders, Oversight, StageFigures, Supervisor, Worker
 from pipeline.supervision.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
-_TELL_INTERVAL_S = 0.25
-"""Between two reports of the UNet rows in hand: what a death can hide of them, but never more than
-half. They are also told whenever they have doubled, or short blocks would die untold."""
+_REPORT_INTERVAL_S = 0.25
+"""Between two reports of the UNet rows that a block has cost so far. A crash hides those since the
+last report, but never more than half: they are also reported whenever they have doubled."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Line:
-    """How to reach a supervisor, from the driver and from workers. Small and picklable."""
+class SupervisorClient:
+    """What workers and the driver call to reach the supervisor. Small and picklable."""
 
     actor: Any
     limits: TimeLimits
@@ -39,74 +39,75 @@ class Line:
     @contextmanager
     def block(
         self,
-        station: str,
+        stage: str,
         groups: Sequence[bytes],
-        figures: Callable[[], StationFigures] = dict,
+        figures: Callable[[], StageFigures] = dict,
         *,
         is_watched: bool = True,
     ) -> Iterator[Oversight]:
-        """Says that this worker has a block in hand, and watches that it gets on with it.
+        """Reports that this worker processes a block in this context, and watches its progress.
 
-        `figures` is asked at the end what the block has cost. Where the context raises, the block
-        stays in hand: whoever has it next is told that somebody failed at it before.
+        `figures` is called at the end and returns what the block has cost. If the context raises,
+        the supervisor goes on counting the block as in hand: the worker that takes it next learns
+        from its orders that an earlier one failed at it.
         """
-        log_to_stderr(self.logs, station)
+        log_to_stderr(self.logs, stage)
         worker, watchdog = _this_worker(), Watchdog(self.limits)
-        orders = ray.get(self.actor.begin.remote(station, worker, groups))
+        orders = ray.get(self.actor.begin.remote(stage, worker, groups))
         if orders.is_stopping:
-            yield _RayOversight(orders, watchdog, partial(self._focus, station, worker))
+            yield _RayOversight(orders, watchdog, partial(self._focus, stage, worker))
             return
-        one = {"group_id": groups[0]} if len(groups) == 1 and station != "load" else {}
+        one = {"group_id": groups[0]} if len(groups) == 1 and stage != "load" else {}
         _log.info("a block of %d begun", len(groups), extra=about(groups=len(groups), **one))
         with watchdog.watching(len(groups)) if is_watched else nullcontext():
-            focus, tell = partial(self._focus, station, worker), partial(self._tell, worker)
-            yield _RayOversight(orders, watchdog, focus, tell)
+            focus, report = partial(self._focus, stage, worker), partial(self._report, worker)
+            yield _RayOversight(orders, watchdog, focus, report)
         cost = figures()
-        ray.get(self.actor.end.remote(station, worker, cost))
+        ray.get(self.actor.end.remote(stage, worker, cost))
         of_block = about(groups=len(groups), figures=cost, **one)
         _log.info("a block of %d ended", len(groups), extra=of_block)
 
-    def is_suspect(self, station: str, groups: Sequence[bytes]) -> bool:
+    def is_suspect(self, stage: str, groups: Sequence[bytes]) -> bool:
         """`Supervisor.is_suspect`."""
-        return bool(ray.get(self.actor.is_suspect.remote(station, groups)))
+        return bool(ray.get(self.actor.is_suspect.remote(stage, groups)))
 
-    def _focus(self, station: str, worker: Worker, groups: Sequence[bytes]) -> None:
-        ray.get(self.actor.focus.remote(station, worker, groups))
+    def _focus(self, stage: str, worker: Worker, groups: Sequence[bytes]) -> None:
+        ray.get(self.actor.focus.remote(stage, worker, groups))
 
-    def _tell(self, worker: Worker, unet_rows: int) -> None:
-        self.actor.tell.remote(worker, unet_rows)  # nobody waits for it
+    def _report(self, worker: Worker, unet_rows: int) -> None:
+        self.actor.report.remote(worker, unet_rows)  # nobody waits for it
 
-    def stop(self, station: str) -> frozenset[bytes]:
-        """Lets no block begin any more; returns the groups that are in hand at a station."""
+    def stop(self, stage: str) -> frozenset[bytes]:
+        """From now on no block is begun; returns the groups that a stage is processing."""
         self.actor.stop.remote()  # one caller's calls arrive in order
-        in_hand = ray.get(self.actor.in_hand.remote(station), timeout=ANSWER_TIMEOUT_S)
+        in_hand = ray.get(self.actor.in_hand.remote(stage), timeout=ANSWER_TIMEOUT_S)
         return frozenset(in_hand)
 
     def raise_if_hopeless(self) -> None:
-        """Raises TooManyFailuresError where one worker after the other has died."""
+        """Raises TooManyFailuresError if too many workers in a row have died."""
         if self._ask(self.actor.is_hopeless, default=False):
             raise TooManyFailuresError(
                 "stopped: one worker after the other died with a block in hand "
                 "(failures.max_in_a_row). Is there enough memory for the model? The workers' logs "
-                "are in Ray's session folder. What had arrived is committed; mend the cause and "
+                "are in Ray's session folder. What had arrived is committed; fix the cause and "
                 "start the same command again."
             )
 
-    def figures(self) -> StationFigures:
-        """`Supervisor.figures`; nothing where it does not answer."""
-        figures: StationFigures = self._ask(self.actor.figures, default={})
+    def figures(self) -> StageFigures:
+        """`Supervisor.figures`; {} if it does not answer."""
+        figures: StageFigures = self._ask(self.actor.figures, default={})
         return figures
 
-    def peek(self) -> tuple[StationFigures, StationFigures] | None:
-        """`Supervisor.books`; None, and no word about it, where it does not answer."""
+    def poll(self) -> tuple[StageFigures, StageFigures] | None:
+        """`Supervisor.state`; None, without a warning, if it does not answer."""
         try:
-            figures, queues = ray.get(self.actor.books.remote(), timeout=ANSWER_TIMEOUT_S)
+            figures, queues = ray.get(self.actor.state.remote(), timeout=ANSWER_TIMEOUT_S)
         except ray.exceptions.RayError:
             return None
         return figures, queues
 
     def deaths(self) -> float:
-        """Workers that have died with a block in hand so far."""
+        """Workers that have died so far while they processed a block."""
         return sum(of.get("worker_deaths", 0.0) for of in self.figures().values())
 
     @staticmethod
@@ -124,13 +125,13 @@ class _RayOversight:
         orders: Orders,
         watchdog: Watchdog,
         focus: Callable[[Sequence[bytes]], None],
-        tell: Callable[[int], None] = lambda _rows: None,
+        report: Callable[[int], None] = lambda _rows: None,
     ) -> None:
         self.orders = orders
         self._watchdog = watchdog
         self._focus = focus
-        self._tell = tell
-        self._told_at, self._told_rows = 0.0, 0
+        self._report = report
+        self._reported_at, self._reported_rows = 0.0, 0
 
     @contextmanager
     def focus(self, groups: Sequence[bytes]) -> Iterator[None]:
@@ -147,13 +148,14 @@ class _RayOversight:
 
     def made(self, unet_rows: int) -> None:
         now = time.monotonic()
-        if now - self._told_at >= _TELL_INTERVAL_S or unet_rows > 2 * self._told_rows:
-            self._told_at, self._told_rows = now, unet_rows
-            self._tell(unet_rows)
+        is_late = now - self._reported_at >= _REPORT_INTERVAL_S
+        if is_late or unet_rows > 2 * self._reported_rows:
+            self._reported_at, self._reported_rows = now, unet_rows
+            self._report(unet_rows)
 
 
 class _LoggingSupervisor(Supervisor):
-    """One that writes a worker's log, in the format of the run."""
+    """A supervisor that writes its log like a worker, in the format of the run."""
 
     def __init__(self, logs: LogSettings, most_deaths_in_a_row: int) -> None:
         log_to_stderr(logs, "supervise")
@@ -163,9 +165,10 @@ class _LoggingSupervisor(Supervisor):
 @contextmanager
 def supervision(
     limits: TimeLimits, most_deaths_in_a_row: int, logs: LogSettings | None = None
-) -> Iterator[Line]:
+) -> Iterator[SupervisorClient]:
     """A supervisor for the length of the context, on the driver's machine, which is there as long
-    as the driver is. (With `soft` Ray may put it on another one, and its books go with that.)"""
+    as the driver is. (With `soft` Ray may put it on another one, and its state is lost with that.)
+    """
     logs = logs or LogSettings()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = (
@@ -174,13 +177,13 @@ def supervision(
         .remote(logs, most_deaths_in_a_row)
     )
     try:
-        yield Line(actor, limits, logs)
+        yield SupervisorClient(actor, limits, logs)
     finally:
         ray.kill(actor)
 
 
 def is_node_alive(node_id: str) -> bool:
-    """Whether Ray counts a machine among the living."""
+    """Whether Ray reports a machine as alive."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     return any(node["NodeID"] == node_id and node["Alive"] for node in nodes)
 
