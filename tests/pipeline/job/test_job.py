@@ -143,7 +143,7 @@ def test_every_field_is_described_and_every_section_closed(model: type[BaseModel
         ({"manifest": ["a", " "]}, ("manifest",), "names no file"),
         ({"output": ""}, ("output",), "at least 1"),
         ({"prompts": {"target": " "}}, ("prompts",), "empty"),
-        ({"prompts": {"target": "{a.b}"}}, ("prompts",), "no name of a label"),
+        ({"prompts": {"target": "{a.b}"}}, ("prompts",), "does not name a label"),
         ({"prompts": {"target": "x", "source": "{"}}, ("prompts",), "template"),
         ({"prompts": {"target": "{x}", "labels": {"x": []}}}, ("prompts",), "no values"),
         ({"prompts": {"target": "{x}", "labels": {"x": [" "]}}}, ("prompts",), "empty value"),
