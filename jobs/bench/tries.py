@@ -46,7 +46,7 @@ def tries(
     from fpe_core.judging.second_tries import Ladder
     from fpe_core.still_life.benchmark.tries import run_tries
     from jobs.bench import tries_figures as bench_tries
-    from jobs.job_file.rules import read_rules
+    from pipeline.job.rules_file import read_rules
 
     accepting = read_rules(rules)
     factors = bench_tries.factors_of(accepting)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from jobs.job_file.yaml_text import Path, dotted, kind_of
+from pipeline.job.yaml_text import Path, dotted, kind_of
 
 _KIND_NAMES = {
     "string_type": "text",
