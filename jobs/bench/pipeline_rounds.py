@@ -18,9 +18,10 @@ from PIL import Image
 
 from fpe_core import Editor, EditParameters
 from jobs.demo_scenes import write_scenes
-from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from jobs.job_file.ready_made import BUILTIN_FOLDER
 from pipeline.edit.block import call_by_call
 from pipeline.errors import UserError
+from pipeline.job.file import load_job
 from pipeline.run.driver import run_job
 
 

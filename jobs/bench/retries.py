@@ -46,7 +46,7 @@ def retries(
     from fpe_core.judging.retry_ladder import RetryLadder
     from fpe_core.still_life.benchmark.retries import run_retries
     from jobs.bench import retry_figures as figures
-    from jobs.job_file.rules import read_rules
+    from pipeline.job.rules_file import read_rules
 
     accepting = read_rules(rules)
     factors = figures.factors_of(accepting)

@@ -63,9 +63,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Check a job and its manifest; show what a run would do and cost. Writes no run folder."""
-    from jobs.job_file.load import load_job
     from pipeline.cost.probe import default_file
     from pipeline.errors import JobError
+    from pipeline.job.file import load_job
     from pipeline.ledger.ledger import Ledger
     from pipeline.plan.plan import make_plan
     from pipeline.storage.folder import Folder
@@ -197,8 +197,8 @@ def config_show(
     overrides: Overrides = None,
 ) -> None:
     """Print every key of a job file, with its value or default and what it means, as YAML."""
-    from jobs.job_file.load import load_job
     from jobs.job_file.show import job_as_yaml
+    from pipeline.job.file import load_job
 
     job = None if job_file is None else load_job(job_file, overrides or [])
     console.out().print(job_as_yaml(job), markup=False, end="")

@@ -60,7 +60,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a job, or resume it: edits that are done are skipped."""
-    from jobs.job_file.load import load_job
+    from pipeline.job.file import load_job
 
     job = load_job(job_file, overrides or [])
     if not skip_if_in_use:
@@ -85,8 +85,8 @@ def retry(
     ] = None,
 ) -> None:
     """Retry the failed edits of a run, and nothing else. The ledger keeps earlier outcomes."""
-    from jobs.job_file.load import is_job_file, load_job, load_job_of_run
     from jobs.terminal.progress import choose_progress
+    from pipeline.job.file import is_job_file, load_job, load_job_of_run
     from pipeline.run.driver import retry_failed
 
     codes = _failure_codes(only or [])
@@ -136,7 +136,7 @@ def submit(
     """Run a job on a Ray cluster through its job server; follow its log to its exit code."""
     from jobs.commands.job_server import follow
     from jobs.commands.job_server import submit as hand_over
-    from jobs.job_file.load import load_job
+    from pipeline.job.file import load_job
 
     job = load_job(job_file, overrides or [])
     client, submission = hand_over(job, address, shared_disk=shared_disk, with_code=with_code)

@@ -12,8 +12,8 @@ from fpe_core.judging.rules import RejectReason
 from jobs.bench.options import STILL_LIFE_RULES
 from jobs.bench.retry_figures import ATTEMPTS_SCHEMA, factors_of
 from jobs.cli import app
-from jobs.job_file.rules import read_rules
 from jobs.terminal.exits import OK, USAGE
+from pipeline.job.rules_file import read_rules
 
 NEVER = """\
 judge:

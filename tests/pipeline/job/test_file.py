@@ -7,8 +7,9 @@ import pathlib
 import pytest
 import yaml
 
-from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from jobs.job_file.ready_made import BUILTIN_FOLDER
 from pipeline.errors import JobError
+from pipeline.job.file import load_job
 from pipeline.job.job import Job
 
 MINIMAL = "manifest: in.parquet\noutput: out\n"

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from fpe_core.judging.rules import Rules
-from jobs.job_file.load import load_job
 from pipeline.errors import JobError
+from pipeline.job.file import load_job
 
 RULES = {"colour": [{"score": "ssim", "at_least": 0.5, "reason": "structure_lost"}], "other": []}
 JOB = "manifest: in.parquet\noutput: out\njudge:\n  clip: null\n  rules: %s\n"

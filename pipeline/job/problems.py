@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from jobs.job_file.renamed import advice
-from jobs.job_file.yaml_text import Path, dotted, kind_of
+from pipeline.job.renamed_keys import advice
+from pipeline.job.yaml_text import Path, dotted, kind_of
 
 _KIND_NAMES = {
     "string_type": "text",

@@ -1,37 +1,52 @@
-"""A job file and `key=value` overrides become a Job, or one error with everything wrong in them."""
+"""A job file and `key=value` overrides become a Job, or one error with everything wrong in them.
+
+`load_job` takes a file or a mapping, `load_job_of_run` the config.yaml of a run folder.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.job_file.errors import describe_errors
-from jobs.job_file.rules import with_rules_read
-from jobs.job_file.yaml_text import Document, Path, dotted, kind_of, read_document, read_value
 from pipeline.errors import JobError
 from pipeline.job.job import Job
+from pipeline.job.problems import describe_errors
 from pipeline.job.renamed_keys import in_todays_keys
+from pipeline.job.rules_file import with_rules_read
+from pipeline.job.yaml_text import Document, Path, dotted, kind_of, read_document, read_value
 from pipeline.redact import is_redacted
 from pipeline.storage.folder import Folder
 
 CONFIG_NAME = "config.yaml"
-BUILTIN_FOLDER = pathlib.Path(__file__).parent.parent
-"""Holds the ready-made job files."""
+_MAPPING_NAME = "job"
+"""What messages call a job that was read from no file."""
 
 
-def load_job(file: str | pathlib.Path, overrides: Sequence[str] = ()) -> Job:
-    """The job of a YAML file with overrides applied in their order.
+def load_job(
+    source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Job:
+    """The job of a YAML file, or of a mapping with a job file's keys, with overrides applied.
 
-    A file that `judge.rules` names is read. Raises JobError; its message has one line per problem:
-    file, line, YAML path, what is allowed.
+    `overrides`: texts such as "edit.steps=20", whose values are YAML; a later one wins. A file that
+    `judge.rules` names is read. Raises JobError; its message has one line per problem: file, line,
+    YAML path, what is allowed.
     """
-    document = _read_file(pathlib.Path(file))
+    if isinstance(source, Mapping):
+        document = Document(_MAPPING_NAME, source, {})
+    else:
+        document = _read_file(pathlib.Path(source))
     return _validated(apply_overrides(document, overrides))
+
+
+def with_overrides(job: Job, overrides: Sequence[str]) -> Job:
+    """A job with overrides applied, as `load_job` applies them. Raises JobError."""
+    return load_job(job.model_dump(mode="json"), overrides) if overrides else job
 
 
 def _validated(overridden: Overridden) -> Job:
@@ -44,9 +59,17 @@ def _validated(overridden: Overridden) -> Job:
         raise JobError("\n".join(lines)) from error
 
 
-def load_job_of_run(run_folder: str, overrides: Sequence[str] = ()) -> Job:
-    """The job as it ran, from the config.yaml of a run folder, with overrides. Raises JobError."""
-    folder = Folder.open(run_folder)
+def load_job_of_run(
+    run_folder: str,
+    overrides: Sequence[str] = (),
+    storage_options: Mapping[str, Any] | None = None,
+) -> Job:
+    """The job as it ran, from the config.yaml of a run folder, with overrides.
+
+    `storage_options`: fsspec's, to reach the folder. Raises JobError, and StorageError where the
+    store does not answer.
+    """
+    folder = Folder.open(run_folder, storage_options)
     if not folder.exists(CONFIG_NAME):
         raise JobError(f"{run_folder}: no {CONFIG_NAME} there; name a run folder or a job file")
     document = read_document(folder.url_of(CONFIG_NAME), folder.read(CONFIG_NAME).decode())

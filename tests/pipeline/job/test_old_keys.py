@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jobs.job_file.errors import describe_errors, has_key
-from jobs.job_file.renamed import advice
-from jobs.job_file.yaml_text import Path
-from pipeline.job.renamed_keys import REMOVED, RENAMED
+from pipeline.job.problems import describe_errors, has_key
+from pipeline.job.renamed_keys import REMOVED, RENAMED, advice
+from pipeline.job.yaml_text import Path
 
 
 def nothing(_path: Path) -> bool:

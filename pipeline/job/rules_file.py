@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from fpe_core.judging.rules import Rules
-from jobs.job_file.errors import describe_errors
-from jobs.job_file.yaml_text import Document, read_document
 from pipeline.errors import JobError, StorageError
 from pipeline.job.credentials import refuse_credentials_in_url
 from pipeline.job.judge import RuleSection
+from pipeline.job.problems import describe_errors
 from pipeline.job.section import Section
+from pipeline.job.yaml_text import Document, read_document
 from pipeline.redact import redact_url
 from pipeline.storage.folder import Folder
 
