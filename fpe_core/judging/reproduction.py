@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from fpe_core.editor import Editor
-from fpe_core.inversion import Inversion
 from fpe_core.judging.rules import RejectReason, Verdict
 from fpe_core.parameters import EditParameters
-from fpe_core.scores.pixels import psnr_db
+
+if TYPE_CHECKING:
+    from fpe_core.editor import Editor
+    from fpe_core.inversion import Inversion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,8 @@ def measure_autoencoder(
     """
     if not images:
         return ()
+    from fpe_core.scores.pixels import psnr_db  # loads torch; limits are read without it
+
     decoded = editor.through_autoencoder(images, parameters)
     return tuple(Reproduction(floor) for floor in psnr_db(images, decoded))
 
@@ -100,6 +104,8 @@ def measure_reproduction(
     Raises:
         RowsOutOfMemoryError.
     """
+    from fpe_core.scores.pixels import psnr_db
+
     decoded = editor.decode(inversion.trajectory[:, 0], inversion.parameters)
     floors = psnr_db(inversion.images, decoded)
     plain = dataclasses.replace(inversion.parameters, guidance_scale=1.0, replaced_fraction=0.0)

@@ -22,7 +22,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-import torch
 from threadpoolctl import threadpool_limits
 
 _P = ParamSpec("_P")
@@ -61,6 +60,8 @@ class ThisThread(Executor):
 
 def loop_alone() -> None:
     """From now on loops of this thread begin no team."""
+    import torch  # here, because the driver and the reading workers load this module too
+
     torch.get_num_threads()  # torch's own number becomes a thread's when it is first asked
     threadpool_limits(limits=1, user_api="openmp")
 

@@ -26,9 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
-import torch
 
-from fpe_core.device import choose_dtype, warn_of_slow_bfloat16
 from pipeline.cluster.pool import Pool, bundles_of, size_pool
 from pipeline.cluster.session import pool_with_room, ray_session
 from pipeline.errors import Interrupted, StorageError
@@ -157,6 +155,17 @@ def _run_with(
     return run.summary()
 
 
+def _warn_of_slow_dtype(dtype: str) -> None:
+    """Logs a warning where a CPU like this one is slow with the networks' type."""
+    if dtype != "bfloat16":
+        return  # the only slow one; the driver needs torch for nothing else
+    import torch
+
+    from fpe_core.device import warn_of_slow_bfloat16
+
+    warn_of_slow_bfloat16(torch.bfloat16, torch.device("cpu"))
+
+
 @dataclass
 class _Run:
     """One run of a job: what is fixed, and what has arrived and is not committed yet."""
@@ -256,8 +265,7 @@ class _Run:
         failures, pool = self.job.failures, self._find_room()
         if self.pool is None and not pool.gpus_per_actor:
             # As seen here; a worker says it too, but its log is not on anybody's screen.
-            cpu = torch.device("cpu")
-            warn_of_slow_bfloat16(choose_dtype(self.job.model.dtype, cpu), cpu)
+            _warn_of_slow_dtype(self.job.model.dtype)
         self.pool = self.pool or pool
         self.metrics.planned(self.plan.edits_total, self.tally.left(self.plan), pool.actors)
         _log.info("working with %s", pool)
