@@ -106,7 +106,7 @@ def test_the_default_ladder_follows_the_reason() -> None:
 
 
 def test_mistakes_are_told() -> None:
-    with pytest.raises(ParameterError, match="changes something"):
+    with pytest.raises(ParameterError, match="changes at least one"):
         Change()
     with pytest.raises(ParameterError, match="1 to 10"):
         RetryLadder(most=0)
