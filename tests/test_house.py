@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 import fpe_core
-from jobs.job_file.load import BUILTIN_FOLDER
+from jobs.job_file.ready_made import BUILTIN_FOLDER
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -44,7 +44,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
             "ledger",
         },
         "verify": {"run", "edit", "write", "read", "plan", "job", "manifest", "ledger", "storage"},
-        "report": {"run", "plan", "ledger", "storage"},
+        "report": {"run", "plan", "job", "ledger", "storage"},
     },
     "fpe_core": {
         "image": set(),

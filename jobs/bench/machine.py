@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -37,12 +36,3 @@ def wait_for(device: torch.device) -> None:
     """Until everything asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

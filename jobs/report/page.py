@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from jobs.report import words as report_words
 from jobs.report.charts import Chart, difference_chart, score_chart
-from jobs.terminal.tables import size_text
+from jobs.terminal import texts
 from pipeline.errors import JobError
 from pipeline.ledger.outcome import SCORE_COLUMNS, Outcome
 from pipeline.report.comparison import PAIR_GROUPS, ComparisonFacts, PairTile, read_comparison
@@ -67,7 +67,7 @@ class TypeCharts:
 
 @dataclass(frozen=True)
 class StageView:
-    """A stage of the last run; `share` is of all stages' seconds."""
+    """A stage of the last run; `share` is its part of the seconds of all stages, 0..1."""
 
     name: str
     share: float
@@ -138,14 +138,14 @@ def _render(template: str, *, link: Callable[[str], str], **values: Any) -> byte
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": report_words.count_text,
+        "count": texts.count_text,
         "percent": report_words.percent_text,
         "score": report_words.score_text,
         "script_number": report_words.script_number,
         "signed": report_words.signed_text,
-        "duration": report_words.duration_text,
-        "money": report_words.money_text,
-        "size": lambda count: size_text(count) if count else "–",
+        "duration": texts.duration_text,
+        "money": texts.money_text,
+        "size": lambda count: texts.size_text(count) if count else "–",
         "shorten": report_words.shorten,
         "words": report_words.words,
         "breakable": report_words.breakable,

@@ -17,7 +17,7 @@ from fpe_core import FPEError
 from fpe_core.device import DEVICE_FAILED
 from pipeline.cluster.actor_kinds import ActorKind
 from pipeline.edit.actor import WORKER_FIELD, EditActor
-from pipeline.edit.model_sharing import ModelThread, Turns, loop_alone
+from pipeline.edit.model_sharing import ModelLock, ModelThread, use_one_openmp_thread
 from pipeline.edit.settings import EditSettings
 from pipeline.errors import UserError
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
@@ -45,7 +45,7 @@ class RayEditActor:
         self._supervisor = supervisor
         self._error = ""
         self._actor: EditActor | None = None
-        self._turns = Turns()
+        self._lock = ModelLock()
         self._requests = _Requests("write")
         try:
             self._load(_settings_here(settings, kinds))
@@ -83,14 +83,14 @@ class RayEditActor:
             return merged(*costs, self._requests.take_figures())
 
         groups = _groups_of(table)
-        loop_alone()
+        use_one_openmp_thread()
         try:
             block = actor.prepare(table)
             with (
-                self._turns.take(alone=self._supervisor.is_suspect("edit", groups)) as turn,
+                self._lock.acquire(exclusive=self._supervisor.is_suspect("edit", groups)) as hold,
                 self._supervisor.block("edit", groups, figures) as oversight,
             ):
-                edited = actor.edit(block, oversight, turn.pass_on)
+                edited = actor.edit(block, oversight, hold.release_model)
                 costs.append(edited.figures)
         except DEVICE_FAILED:
             # Every later call in this process would fail too. Ray starts a new one and tries again.

@@ -397,7 +397,7 @@ def _tables_of(
     for groups, carried in resolved.groups(Problems()):
         for group in groups:
             left = sum(identity not in done for identity, _ in group.edits)
-            if not left or shape_of(resolved, group, left) != shape:
+            if not left or shape_of(group, left) != shape:
                 continue
             parameters = parameters or group.source.parameters
             if group.source.parameters == parameters:

@@ -26,14 +26,12 @@ class EditSettings:
     storage_options: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "auto"
-    compiler: str | None = None
     allow_pickle: bool = False
     revision: str | None = None
     config: str | None = None
     max_rows: int | None = None
     memory_share: float = 1.0
     threads: int | None = None
-    measures: bool | None = None
     image_format: ImageFormat = field(default_factory=ImageFormat)
     layout: MetadataLayout = field(default_factory=MetadataLayout)
     write_threads: int = 8

@@ -76,11 +76,6 @@ class ModelSection(Section):
         default="auto",
         description="type of the weights; auto is half precision on a GPU, else float32",
     )
-    compile: bool = Field(
-        default=False,
-        description="UNet and autoencoder compiled by torch, which takes minutes when a worker "
-        "starts; whether it pays, arm E of fpe bench speed says",
-    )
     allow_pickle: bool = Field(
         default=False,
         description="also load .bin and .ckpt weights, which can run code; false: safetensors only",

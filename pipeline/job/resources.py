@@ -83,11 +83,6 @@ class ResourcesSection(Section):
     max_rows: int | None = Field(
         default=None, ge=1, description="latents through the UNet at once; null: what memory allows"
     )
-    measure: bool | None = Field(
-        default=None,
-        description="when a model starts, time torch's attention kernels and whether rows gain by "
-        "sharing their first layers, and run what is faster; null: on GPUs",
-    )
     free_cpus: int = Field(
         default=1, ge=0, description="CPUs that actors leave to readers and the rest"
     )

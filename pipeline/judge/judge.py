@@ -16,9 +16,9 @@ from PIL import Image
 
 from fpe_core import score_edits
 from fpe_core.device import DEVICE_FAILED
-from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.reconstruction import ReconstructionLimits
+from fpe_core.judging.retry_ladder import RetryLadder
 from fpe_core.judging.rules import Rules, Verdict
-from fpe_core.judging.second_tries import Ladder
 from fpe_core.scores.edit_scores import EditScores
 from fpe_core.scores.lpips import LpipsNet
 from pipeline.judge.models import load_models
@@ -32,8 +32,8 @@ class JudgeSettings:
     """What a judge needs to know. Small and picklable. A model that is None has its scores off.
 
     `edit_type` is that of every edit; None: the manifest's column. `scores` None: all there are.
-    `ladder`: how rejected edits are tried again; None: they are not. `fingerprints`: of the models'
-    files where the job was planned (`judge_models.fingerprints`); empty: not compared.
+    `ladder`: how rejected edits are attempted again; None: they are not. `fingerprints`: of the
+    models' files where the job was planned (`models.fingerprints`); empty: not compared.
     """
 
     clip: str | None = "builtin:still-life"
@@ -49,8 +49,8 @@ class JudgeSettings:
     rules: Rules = field(default_factory=Rules)
     edit_type: str | None = None
     keep_rejected: bool = True
-    ladder: Ladder | None = None
-    reproduction: ReproductionLimits = field(default_factory=ReproductionLimits)
+    ladder: RetryLadder | None = None
+    reconstruction: ReconstructionLimits = field(default_factory=ReconstructionLimits)
 
 
 @dataclass(frozen=True)

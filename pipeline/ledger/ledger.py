@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExistsError, LedgerError
 from pipeline.ledger.id_set import IdSet
-from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes
+from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes, with_todays_reasons
 from pipeline.logs import about
 from pipeline.storage.folder import Folder
 
@@ -232,7 +232,7 @@ class Ledger:
                 return as_outcomes(pq.read_table(io.BytesIO(data)))
             schema = pa.schema([OUTCOME_SCHEMA.field(column) for column in columns])
             read = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
-            return read.select(columns).cast(schema)
+            return with_todays_reasons(read.select(columns).cast(schema))
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} is damaged or no ledger file ({error}); restore it, "

@@ -221,13 +221,9 @@ def quota_rows(
     return quota_table(plan.round, ledger.outcome_of, open_edits(ledger, only).__contains__)
 
 
-def unet_rows_of(
-    parameters: EditParameters, edits: int, *, synthetic: bool, source_prompt: str
-) -> int:
+def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> int:
     """UNet rows of a group: its source once, then every edit. See `GroupShape`."""
-    return GroupShape.of(
-        parameters, edits, synthetic=synthetic, source_prompt=source_prompt
-    ).unet_rows
+    return GroupShape.of(parameters, edits, synthetic=synthetic).unet_rows
 
 
 @dataclass(frozen=True)
@@ -267,21 +263,18 @@ class _Counts:
         self.edits_pending += pending
         self.groups_pending += 1
         if self.resolved.job.editor != NO_EDITOR:
-            self.shapes[shape_of(self.resolved, group, pending)] += 1
+            self.shapes[shape_of(group, pending)] += 1
         images = pending + (1 if self.resolved.job.images.keep_source else 0)
         self.output_pixels += images * parameters.width_px * parameters.height_px
         _count_refused(self, self.rules, group.source)
 
 
-def shape_of(resolved: ResolvedJob, group: PlannedGroup, edits: int) -> GroupShape:
-    """What `edits` of a group cost under the job."""
-    judge = resolved.job.judge
+def shape_of(group: PlannedGroup, edits: int) -> GroupShape:
+    """What `edits` of a group cost."""
     return GroupShape.of(
         group.source.parameters,
         edits,
         synthetic=group.source.is_synthetic,
-        source_prompt=group.source.source_prompt,
-        is_gated=judge is not None and judge.reproduction.inversion_psnr_db_at_least is not None,
     )
 
 

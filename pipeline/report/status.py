@@ -84,12 +84,7 @@ class RunStatus:
 def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStatus:
     """The state of a run folder; reads only. Raises StorageError where there is no run."""
     folder = Folder.open(output, options)
-    plans = folder.list_folders(PLAN_FOLDER)
-    if not plans and not folder.exists(LEDGER_FOLDER):
-        raise StorageError(
-            f"there is no run in {folder.url}: it has neither {PLAN_FOLDER} nor {LEDGER_FOLDER}; "
-            "give the output folder of a job"
-        )
+    plans = require_run(folder)
     ledger, lease = Ledger.open(folder), lease_state(folder)
     files = ledger.files()
     commits = recent_commits(folder, files) if lease is not None else []
@@ -109,6 +104,17 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
         stats=stats,
         silent_s=None if lease is None else _silent_s(lease),
     )
+
+
+def require_run(folder: Folder) -> list[str]:
+    """The ids of the plans in a run folder. Raises StorageError where there is no run."""
+    plans = folder.list_folders(PLAN_FOLDER)
+    if not plans and not folder.exists(LEDGER_FOLDER):
+        raise StorageError(
+            f"there is no run in {folder.url}: it has neither {PLAN_FOLDER} nor {LEDGER_FOLDER}; "
+            "give the output folder of a job"
+        )
+    return plans
 
 
 def _silent_s(lease: LeaseState) -> float | None:

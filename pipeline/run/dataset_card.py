@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.ledger.ledger import LedgerCounts
-from pipeline.ledger.outcome import REPRODUCTION_COLUMNS, SCORE_COLUMNS
+from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS
 from pipeline.ledger.parts import PART_PREFIX, REJECTED_FOLDER
 from pipeline.plan.plan import Plan
 from pipeline.write.metadata import MetadataLayout
@@ -132,9 +132,7 @@ def _column_rows(layout: MetadataLayout) -> str:
         meanings["verdict, reject_reason"] = "of the judge"
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/scores/edit_scores.py"
     if layout.gated:
-        meanings[", ".join(REPRODUCTION_COLUMNS)] = (
-            "how well the model reconstructs the source, unedited"
-        )
+        meanings[GATE_COLUMN] = "PSNR in dB of the source, encoded and decoded, to itself"
     meanings |= _annotation_meanings(layout)
     meanings |= dict.fromkeys(layout.labels, "label of the edit")
     meanings |= {

@@ -10,6 +10,7 @@ whether they are kept.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from fpe_core.parameters import EVERY_STEP
 from pipeline.errors import JobError, StorageError
 from pipeline.job.job import Job
 from pipeline.job.judge import JudgeSection
+from pipeline.job.renamed_keys import in_todays_keys
 from pipeline.job.section import Section
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
@@ -41,7 +43,7 @@ def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
         plan.carried_schema,
         job.images.keep_source,
         judged=job.judge is not None,
-        gated=job.judge is not None and job.judge.reproduction.is_on,
+        gated=job.judge is not None and job.judge.reconstruction.is_on,
         limits_guidance=plan.parameters.guidance_interval != EVERY_STEP,
         annotations=() if plan.annotations is None else plan.annotations.fields,
         typed=plan.has_edit_types,
@@ -86,6 +88,15 @@ def encode_config(job: Job, plan: Plan) -> bytes:
     return str(text).encode()
 
 
+def stored_job(config: bytes | str) -> dict[str, Any]:
+    """What `encode_config` wrote, by this release or an earlier one, in the keys of this one.
+
+    {} for what is not a mapping. Raises yaml.YAMLError, ValueError and RecursionError.
+    """
+    values = yaml.safe_load(config)
+    return in_todays_keys(values) if isinstance(values, dict) else {}
+
+
 def _difference(there: pa.Schema, here: pa.Schema) -> str:
     """Which columns differ, for people."""
     fields = [{f"{item.name}: {item.type}" for item in schema} for schema in (there, here)]
@@ -93,7 +104,7 @@ def _difference(there: pa.Schema, here: pa.Schema) -> str:
     return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)
 
 
-_FOR_ALL_TYPES = ("clip", "structure", "lpips", "reproduction")
+_FOR_ALL_TYPES = ("clip", "structure", "lpips", "reconstruction")
 """Settings that a verdict depends on, whatever the type of the edit."""
 
 
@@ -125,7 +136,7 @@ def _judge_of(folder: Folder, config: str) -> JudgeSection | None:
             return None
         raise  # a store that does not answer is no leave to judge otherwise
     try:
-        return JudgeSection.model_validate(yaml.safe_load(data)["judge"])
+        return JudgeSection.model_validate(stored_job(data)["judge"])
     except (yaml.YAMLError, ValidationError, KeyError, TypeError):
         return None
 

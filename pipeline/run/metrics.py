@@ -63,9 +63,9 @@ FAMILIES = (
         "UNet rows of blocks whose worker died or went away with its machine.",
     ),
     Family(
-        "fpe_further_tries_total",
+        "fpe_edit_retries_total",
         (),
-        "Tries of edits beyond the first, after a rejection by the judge.",
+        "Attempts of edits beyond the first, after a rejection by the judge.",
     ),
     Family(
         "fpe_stage_rows_total",
@@ -158,7 +158,7 @@ class RunMetrics:
             self._count("fpe_edits_total", count, outcome=outcome, reason=reason)
         self._count("fpe_unet_rows_total", float(np.nansum(outcomes["unet_rows"].to_numpy())))
         tries = outcomes["tries"].drop_null().to_pylist()
-        self._count("fpe_further_tries_total", sum(len(each) - 1 for each in tries))
+        self._count("fpe_edit_retries_total", sum(len(each) - 1 for each in tries))
 
     def planned(self, edits: int, left: int, actors: int) -> None:
         """What the run is to do, and with how many."""

@@ -49,25 +49,25 @@ STAGE_FIGURES = {
 
 
 @dataclass
-class SecondTries:
-    """What trying rejected edits again came to.
+class Retries:
+    """What attempting rejected edits again came to.
 
     Attributes:
-        edits: that were tried more than once.
-        tries: further ones, of all of them.
+        edits: that were attempted more than once.
+        attempts: of all of them, the first ones not counted.
         accepted: edits that one of these made acceptable.
-        unet_rows: what these tries cost.
+        unet_rows: what these attempts cost.
     """
 
     edits: int = 0
-    tries: int = 0
+    attempts: int = 0
     accepted: int = 0
     unet_rows: float = 0.0
 
     def add(self, tries: Sequence[Mapping[str, Any]]) -> None:
-        """`tries` of an outcome, the first one included."""
+        """`tries`: that column of an outcome, attempt 1 included."""
         self.edits += 1
-        self.tries += len(tries) - 1
+        self.attempts += len(tries) - 1
         self.accepted += any(not each["reason"] for each in tries)
         self.unet_rows += sum(each["unet_rows"] for each in tries[1:])
 
@@ -114,7 +114,7 @@ class RunSummary:
     judge_fingerprints: Mapping[str, str] = field(default_factory=dict)
     stages: StageFigures = field(default_factory=dict)
     busy_share: float | None = None
-    second_tries: SecondTries = field(default_factory=SecondTries)
+    retries: Retries = field(default_factory=Retries)
     edits_skipped_by_quota: int = 0
     quotas: tuple[QuotaRow, ...] = ()
     approximation: str = ""
@@ -151,7 +151,7 @@ class RunTotals:
     failed_in_a_row: int = 0
     last_failure: str = ""
     stages: StageFigures = field(default_factory=dict)
-    second_tries: SecondTries = field(default_factory=SecondTries)
+    retries: Retries = field(default_factory=Retries)
     before_round: int = 0
     """Outcomes that had arrived when the plan was made; 0 but for the later rounds of quotas."""
 
@@ -161,7 +161,7 @@ class RunTotals:
         if "worker" in table.column_names:
             self.edits_by_worker.update(table["worker"].to_pylist())
         for tries in table["tries"].drop_null().to_pylist():
-            self.second_tries.add(tries)
+            self.retries.add(tries)
         if self.rules.by_type:
             self._look_for_scores(table)
         names = ("group_id", "outcome", "reason", "message")
@@ -247,7 +247,7 @@ class RunTotals:
             output=output,
             stages=self.stages,
             busy_share=model_s / there_s if there_s else None,
-            second_tries=replace(self.second_tries),
+            retries=replace(self.retries),
             edits_skipped_by_quota=plan.edits_skipped_by_quota,
             quotas=tuple(quotas),
             unet_rows_wasted=max(0.0, evaluated - self.unet_rows),

@@ -211,7 +211,7 @@ def _work_of_each(
 ) -> dict[bytes, pa.Table]:
     """For each edit a work list of its own, with one row and this edit alone.
 
-    One that was accepted at a later try was made with other parameters than the job's: those are
+    One that was accepted on a retry was made with other parameters than the job's: those are
     in its metadata.
     """
     schema, problems = work_schema(pa.schema([])), Problems()

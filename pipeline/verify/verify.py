@@ -124,7 +124,7 @@ def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str],
 @dataclass(frozen=True)
 class MetadataRow:
     """An edit of a part. File names are relative to the run folder; "" for a source not kept, and
-    for the edit of a source that did not come back.
+    for the edit of a source that the gate refused.
 
     `columns`: what the metadata says besides.
     """

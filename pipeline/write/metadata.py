@@ -15,7 +15,7 @@ import pyarrow as pa
 from fpe_core import EditParameters
 from fpe_core.image.fit import Fit
 from fpe_core.parameters import layer_rule_from_text
-from pipeline.ledger.outcome import REPRODUCTION_COLUMNS, SCORE_COLUMNS, EditOutcome
+from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS, EditOutcome
 
 _FIT_FIELDS = (
     pa.field("fit_policy", pa.string()),
@@ -41,7 +41,7 @@ PARAMETER_COLUMNS = (
 )
 """The metadata columns that say how an edit was made, in every run."""
 _GUIDANCE_INTERVAL = pa.field("guidance_interval", pa.list_(pa.float64()))
-_REPRODUCTION_FIELDS = tuple(pa.field(name, pa.float64()) for name in REPRODUCTION_COLUMNS)
+_GATE_FIELD = pa.field(GATE_COLUMN, pa.float64())
 _IMAGE_ENDINGS = ("file_name", "file_names")
 """`datasets` opens a column x_file_name as images and calls it x."""
 
@@ -119,7 +119,7 @@ class MetadataLayout:
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
         typed = (_EDIT_TYPE,) if self.judged or self.typed else ()
         judged = (*_VERDICT_FIELDS, *_JUDGED_FIELDS) if self.judged else ()
-        gated = _REPRODUCTION_FIELDS if self.gated else ()
+        gated = (_GATE_FIELD,) if self.gated else ()
         made = _made_fields(keep_source) if self.edited else _copied_fields(keep_source)
         limited = (_GUIDANCE_INTERVAL,) if self.limits_guidance and self.edited else ()
         return [*made, *limited, *typed, *judged, *gated, *self.annotations]
@@ -189,7 +189,7 @@ def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
 
 def parameters_of_columns(row: Mapping[str, Any], planned: EditParameters) -> EditParameters:
     """The reverse of `parameter_columns`: with what an edit was made; size and guidance interval,
-    which no further try changes, are the planned ones.
+    which no retry changes, are the planned ones.
 
     Raises fpe_core.ParameterError and KeyError for columns that say nothing of the kind.
     """
@@ -212,7 +212,7 @@ def fit_columns(fit: Fit | None) -> dict[str, Any]:
 def judged_columns(outcome: EditOutcome) -> dict[str, Any]:
     """The metadata columns of the judge; null where there was none.
 
-    `tries` is how many it took; the parameter columns are those of the kept one.
+    `tries` is how many attempts it took; the parameter columns are those of the kept one.
     """
     return {
         _EDIT_TYPE.name: outcome.key.edit_type or None,
@@ -220,7 +220,7 @@ def judged_columns(outcome: EditOutcome) -> dict[str, Any]:
         "reject_reason": outcome.reason or None,
         "tries": max(1, len(outcome.tries)) if outcome.edited_file_name else None,
         **vars(outcome.scores),
-        **vars(outcome.reproduction),
+        _GATE_FIELD.name: outcome.autoencoder_psnr_db,
     }
 
 

@@ -124,7 +124,7 @@ def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = No
                 plan.carried_schema,
                 job.images.keep_source,
                 judged=judge is not None,
-                gated=judge is not None and judge.reproduction.is_on,
+                gated=judge is not None and judge.reconstruction.is_on,
                 annotations=() if plan.annotations is None else plan.annotations.fields,
                 typed=plan.has_edit_types,
                 label_types=plan.label_types,

@@ -202,7 +202,7 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     code, printed, errors = fpe("run", str(small_job), "images.format=webp")
     assert code == 0, errors
     row = figures(printed)
-    assert (row["edits planned"], row["done before"], row["accepted"]) == ("6", "0", "6")
+    assert (row["edits planned"], row["already done"], row["accepted"]) == ("6", "0", "6")
     # four steps recommended, two of them replaced, two edits: (4 + 2 + 2 * (2 * 4 - 1)) / 2
     assert row["UNet rows per edit"] == "10.0"
     assert float(row["edits/s"]) > 0
@@ -220,7 +220,7 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
         assert code == 0, printed
         row = figures(printed)
         assert (row["edits planned"], row["accepted"], row["pending"]) == ("6", "6", "0")
-        assert row["pictures decoded"] == "9"
+        assert row["images decoded"] == "9"
         assert "The run is in order." in printed
         code, printed, _ = fpe("status", target)
         assert code == 0
@@ -231,8 +231,8 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     row = figures(printed)
     assert row["edits compared"] == "4"
     assert int(row["equal bit for bit"]) + int(row["equal within tolerance"]) == 4
-    assert (row["different"], row["could not be made again"]) == ("0", "0")
-    assert "Made again on cpu in float32" in printed
+    assert (row["different"], row["could not be recomputed"]) == ("0", "0")
+    assert "Recomputed on cpu in float32" in printed
 
     code, printed, _ = fpe("sheet", output)
     assert code == 0
@@ -259,7 +259,7 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     code, printed, _ = fpe("verify", output, "--recompute", "20")
     assert code == 0, "what cannot be made again is no difference"
     row = figures(printed)
-    assert (row["edits compared"], row["could not be made again"]) == ("4", "2")
+    assert (row["edits compared"], row["could not be recomputed"]) == ("4", "2")
     assert printed.count("could not be made again: source_missing: ") == 2
 
     written[0].unlink()
@@ -302,7 +302,7 @@ def test_a_bad_picture_costs_its_row_and_not_the_exit_code(small_job: pathlib.Pa
     assert "No edit of this job has failed as nan_latent or write_failed: nothing to" in printed
     code, _, errors = fpe("retry", output, "--only", "bad_luck")
     assert code == 2
-    assert "--only bad_luck: no failure code; there are source_missing, " in errors
+    assert "--only bad_luck: not a failure code; known are source_missing, " in errors
 
     (small_job.parent / "0.png").rename(small_job.parent / "2.png")
     code, printed, errors = fpe("retry", output, "--only", "source_missing")
@@ -376,7 +376,7 @@ def test_a_run_that_is_killed_blocks_nobody_and_a_running_one_does(
     code, printed, errors = fpe("run", str(small_job))
     assert code == 0, errors
     row = figures(printed)
-    assert int(row["done before"]) + int(row["accepted"]) == 6
+    assert int(row["already done"]) + int(row["accepted"]) == 6
     code, printed, _ = fpe("verify", str(small_job))
     assert code == 0, printed
     assert figures(printed)["accepted"] == "6"

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from jobs.bench.machine import Machine
 from jobs.bench.speed.device_time import KINDS
 from jobs.bench.speed.gate import Comparison
 from jobs.bench.speed.instruments import PHASES
 from jobs.bench.speed.presets import Target
-from jobs.bench.speed.results import REST, Sweep, compile_s, price_per_thousand
+from jobs.bench.speed.results import REST, Sweep, price_per_thousand
+from jobs.terminal.titled_table import titled_table
 
 
 def gate_table(model: str, gate: Sequence[Comparison]) -> Table:
     """How far each arm is from A, and each mistake."""
-    table = _table(f"{model}: final latents against A, float32", ("", "distance", "wanted", ""))
+    table = titled_table(
+        f"{model}: final latents against A, float32", ("", "distance", "wanted", "")
+    )
     for each in gate:
         table.add_row(
             each.title if each.is_control else f"{each.name}  {each.title}",
@@ -48,7 +49,7 @@ def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
     ]
     if price_per_hour is not None:
         columns.append("per 1,000")
-    table = _table(f"{sweep.model}: speed", columns)
+    table = titled_table(f"{sweep.model}: speed", columns)
     for sources, edits in sweep.cells:
         cell = sweep.of(sources, edits)
         speed = {each.arm: each.edits_per_s for each in cell}
@@ -75,7 +76,7 @@ def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
 
 def phase_table(sweep: Sweep) -> Table:
     """Milliseconds per edit, phase by phase."""
-    table = _table(
+    table = titled_table(
         f"{sweep.model}: milliseconds per edit", ("sources x edits", "arm", *PHASES, REST)
     )
     for sources, edits in sweep.cells:
@@ -88,7 +89,7 @@ def phase_table(sweep: Sweep) -> Table:
 
 def profile_table(sweep: Sweep) -> Table:
     """What the device did with the time of our fastest arm, cell by cell."""
-    table = _table(
+    table = titled_table(
         f"{sweep.model}: the device's time, our fastest arm", ("sources x edits", "arm", *KINDS)
     )
     for each in sweep.profiles:
@@ -115,13 +116,6 @@ def notes(sweep: Sweep, machine: Machine) -> list[str]:
     if reused := sorted({(each.arm, each.timed_in) for each in sweep.measured if each.timed_in}):
         cells = ", ".join(f"{arm} in {cell}" for arm, cell in reused)
         lines.append(f"* the same work as in an earlier cell, timed there: {cells}")
-    if sweep.compile_error:
-        lines.append(f"E is missing: {sweep.compile_error}")
-    if compiled := [each for each in sweep.measured if each.arm == "E"]:
-        times = ", ".join(
-            f"{each.sources} x {each.edits_per_source} {compile_s(each):.0f} s" for each in compiled
-        )
-        lines.append(f"compiling E, without caches, not in its times: {times}")
     lines += [
         f"failed: {each.sources} x {each.edits_per_source} {each.arm}: {each.cause}"
         for each in sweep.failed
@@ -133,7 +127,7 @@ def notes(sweep: Sweep, machine: Machine) -> list[str]:
 
 
 def target_lines(targets: Sequence[Target], sweeps: Sequence[Sweep]) -> list[str]:
-    """A line for every aim that was measured: reached or missed, by the fastest of C, D and E."""
+    """A line for every aim that was measured: reached or missed, by the faster of C and D."""
     lines = []
     for target in targets:
         for sweep in sweeps:
@@ -154,10 +148,3 @@ def _distance(distance: float | None) -> str:
 
 def _share(share: float | None) -> str:
     return "unknown, D failed" if share is None else f"{share:.1%}"
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

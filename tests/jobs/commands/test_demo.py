@@ -10,7 +10,8 @@ from PIL import Image
 
 from fpe_core.still_life import FACTORS, caption, factors_in, object_mask, sample_scene
 from jobs.demo_scenes import SIZE_PX, edits_of, object_box, write_scenes
-from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from jobs.job_file.ready_made import BUILTIN_FOLDER
+from pipeline.job.file import load_job
 from pipeline.manifest.rows import Problems
 from pipeline.plan.plan import make_plan
 from pipeline.plan.resolved_job import resolve_job

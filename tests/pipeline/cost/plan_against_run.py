@@ -22,10 +22,10 @@ from pathlib import Path
 import psutil
 
 import pipeline.cost.measure
-from jobs.job_file.load import load_job
 from pipeline.cost.estimate import Estimate
 from pipeline.cost.price import price
 from pipeline.cost.probe import ProbeStore
+from pipeline.job.file import load_job
 from pipeline.ledger.ledger import Ledger
 from pipeline.plan.plan import make_plan
 from pipeline.storage.folder import Folder

@@ -159,7 +159,12 @@ def test_a_synthetic_source_fails_alone(tmp_path: Path, picture: Callable[..., A
         pq.read_table(io.BytesIO(folder.read(name))) for name in plan.work_files
     )
     actor = EditActor(
-        EditSettings(job.output, checkpoint="none", checkpoint_fingerprint=plan.fingerprint)
+        EditSettings(
+            job.output,
+            checkpoint="none",
+            checkpoint_fingerprint=plan.fingerprint,
+            makes_edits=plan.makes_edits,
+        )
     )
     outcomes = actor(decode(work, decode_settings(job))).to_pylist()
     assert [row["outcome"] for row in outcomes] == [Outcome.ACCEPTED, Outcome.FAILED]

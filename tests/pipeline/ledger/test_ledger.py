@@ -236,3 +236,19 @@ def test_a_better_outcome_needs_no_reopening(folder: Folder) -> None:
     assert ledger.commit(better).num_rows == 1
     assert ledger.lacks(better) == [False, False]
     assert ledger.failed_ids() == {key(2).edit_id}
+
+
+def test_a_ledger_of_0_1_is_counted_and_read_in_the_words_of_now(folder: Folder) -> None:
+    refused = key(1).rejected(RejectReason.SOURCE_NOT_RECONSTRUCTED, unet_rows=0, seconds=0)
+    now = table_of(refused, accepted(2))
+    column = now.column_names.index("reason")
+    of_0_1 = now.set_column(
+        column, OUTCOME_SCHEMA.field("reason"), pa.array(["source_not_reproduced", ""])
+    ).append_column("inversion_psnr_db", pa.array([18.5, None], pa.float64()))
+    sink = io.BytesIO()
+    pq.write_table(of_0_1, sink)
+    folder.write_new(".ledger/outcomes-00000000.parquet", sink.getvalue())
+    ledger = Ledger.open(folder)
+    assert ledger.counts().rejected_by_reason == {"source_not_reconstructed": 1}
+    (read,) = ledger.outcomes()
+    assert read.equals(now)

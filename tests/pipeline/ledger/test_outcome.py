@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fpe_core import EditScores
 from fpe_core.judging.rules import RejectReason
 from pipeline.ledger.outcome import (
+    GATE_COLUMN,
     MAX_MESSAGE_CHARS,
     OUTCOME_SCHEMA,
     SCORE_COLUMNS,
@@ -46,7 +47,7 @@ def test_the_words_are_those_of_the_design() -> None:
         "structure_lost",
         "wrong_direction",
         "off_target",
-        "source_not_reproduced",
+        "source_not_reconstructed",
     ]
 
 
@@ -104,6 +105,24 @@ def test_a_table_has_all_columns_of_outcomes_and_others_are_left_out() -> None:
     for name in OUTCOME_SCHEMA.names:
         with pytest.raises(KeyError, match=name):
             as_outcomes(table.drop_columns([name]))
+
+
+def test_a_column_that_0_1_had_and_this_release_has_not_is_left_out() -> None:
+    table = outcomes_table([accepted(1), rejected(2)])
+    place = table.column_names.index(GATE_COLUMN) + 1
+    of_0_1 = table.add_column(place, "inversion_psnr_db", pa.array([31.5, None], pa.float64()))
+    assert as_outcomes(of_0_1).equals(table)
+
+
+def test_a_reason_that_0_1_called_otherwise_is_read_under_its_name_of_now() -> None:
+    refused = key(1).rejected(RejectReason.SOURCE_NOT_RECONSTRUCTED, unet_rows=0, seconds=0)
+    table = outcomes_table([refused, rejected(2), accepted(3)])
+    reasons = pa.array(["source_not_reproduced", "no_change", ""])
+    of_0_1 = table.set_column(
+        table.column_names.index("reason"), OUTCOME_SCHEMA.field("reason"), reasons
+    )
+    assert as_outcomes(of_0_1).equals(table)
+    assert outcomes_from_bytes(outcomes_to_bytes(of_0_1)).equals(table)
 
 
 def test_an_accepted_edit_has_its_type_scores_and_files_a_failed_one_its_type() -> None:

@@ -214,7 +214,7 @@ def test_rejections_alone_tell_that_there_was_a_judge(
     """The gate's, for one: nothing has a score then."""
 
     def gated(number: int, key: EditKey) -> EditOutcome:
-        return rejected(number, key, RejectReason.SOURCE_NOT_REPRODUCED)
+        return rejected(number, key, RejectReason.SOURCE_NOT_RECONSTRUCTED)
 
     store = store_on_disk(tmp_path / "store")
     job = labelled_job(store, str(tiny_checkpoint))

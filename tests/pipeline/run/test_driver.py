@@ -42,9 +42,9 @@ from tests.servers.s3_server import CREDENTIALS, S3Server, write_profile
 
 STEPS, REPLACED, GUIDED = 4, 2, 8
 EDIT_ROWS = GUIDED - 1
-SOURCE_ROWS = STEPS + REPLACED
-"""UNet rows of the tiny checkpoint's recommendation: per source without a prompt, and EDIT_ROWS per
-edit; GUIDED per synthetic source."""
+SOURCE_ROWS, SYNTHETIC_ROWS = STEPS + REPLACED + 1, GUIDED + 1
+"""UNet rows of the tiny checkpoint's recommendation: per source, real or synthetic, and EDIT_ROWS
+per edit. The first step's unconditional row, which all edits of a source share, is the 1."""
 
 WriteManifest = Callable[..., str]
 MakeJob = Callable[..., Job]
@@ -218,7 +218,7 @@ def test_every_edit_of_a_manifest_has_its_outcome(finished: Finished) -> None:
 
 def test_sources_are_inverted_once(finished: Finished) -> None:
     real, synthetic, edits = 5, 1, 9
-    expected = real * SOURCE_ROWS + synthetic * GUIDED + edits * EDIT_ROWS
+    expected = real * SOURCE_ROWS + synthetic * SYNTHETIC_ROWS + edits * EDIT_ROWS
     assert finished.summary.unet_rows == pytest.approx(expected)
 
 
@@ -394,7 +394,7 @@ def test_new_rows_and_new_prompts_compute_only_what_is_new(finished: Finished) -
     # Black for all 8 rows of before, two of them bad; green and black for the new one.
     assert (summary.edits_planned, summary.already_done) == (21, 11)
     assert (summary.accepted, summary.failed) == (8, 2)
-    real, synthetic = 5 * (SOURCE_ROWS + EDIT_ROWS), 2 * GUIDED + 3 * EDIT_ROWS
+    real, synthetic = 5 * (SOURCE_ROWS + EDIT_ROWS), 2 * SYNTHETIC_ROWS + 3 * EDIT_ROWS
     assert summary.unet_rows == pytest.approx(real + synthetic)
     derived = {"README.md", "stats.json", "config.yaml"}
     kept = {path: time for path, time in old.items() if path.name not in derived}
