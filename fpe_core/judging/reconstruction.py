@@ -18,7 +18,6 @@ from PIL import Image
 
 from fpe_core.judging.rules import RejectReason, Verdict
 from fpe_core.parameters import EditParameters
-from fpe_core.scores.pixels import psnr_db
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,4 +60,6 @@ def measure_autoencoder(
     """
     if not images:
         return ()
+    from fpe_core.scores.pixels import psnr_db  # loads torch; limits are read without it
+
     return tuple(psnr_db(images, editor.through_autoencoder(images, parameters)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -11,12 +12,14 @@ from rich.text import Text
 from jobs.terminal.texts import count_text as _count
 from jobs.terminal.texts import size_text
 from jobs.terminal.titled_table import figures_table, titled_table
-from pipeline.plan.plan import Plan
-from pipeline.plan.quotas import QuotaRow
-from pipeline.report.status import RunStatus
-from pipeline.run.stats import RunSummary
-from pipeline.verify.recompute import Recomputation, Verdict
-from pipeline.verify.verify import Verification
+
+if TYPE_CHECKING:
+    from pipeline.plan.plan import Plan
+    from pipeline.plan.quotas import QuotaRow
+    from pipeline.report.status import RunStatus
+    from pipeline.run.stats import RunSummary
+    from pipeline.verify.recompute import Recomputation
+    from pipeline.verify.verify import Verification
 
 MOST_CELLS = 40
 """Rows of a printed table of quotas; stats.json has all."""
@@ -168,6 +171,8 @@ def verification_table(verification: Verification, output: str) -> Table:
 
 def recomputation_table(found: Recomputation) -> Table:
     """What `verify --recompute` compared; the edits that differ are printed below."""
+    from pipeline.verify.recompute import Verdict  # loads torch
+
     table = figures_table(f"Recomputed on {found.device} in {found.dtype}")
     different, not_made = (len(found.of(v)) for v in (Verdict.DIFFERENT, Verdict.NOT_MADE))
     _row(table, "edits compared", _count(found.compared))

@@ -1,4 +1,8 @@
-"""The actors and tasks that Ray runs: thin shells around plain functions and classes."""
+"""The actors and tasks that Ray runs: thin shells around plain functions and classes.
+
+The driver and the workers that read load this module too, and need no torch: only the editing
+worker imports the models' code, as it starts.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,24 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
 
 from fpe_core import FPEError
-from fpe_core.device import DEVICE_FAILED
 from pipeline.cluster.actor_kinds import ActorKind
-from pipeline.edit.actor import WORKER_FIELD, EditActor
 from pipeline.edit.model_sharing import ModelLock, ModelThread, use_one_openmp_thread
-from pipeline.edit.settings import EditSettings
+from pipeline.edit.settings import WORKER_FIELD, EditSettings
 from pipeline.errors import UserError
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.storage.requests import request_counts
 from pipeline.supervision.client import SupervisorClient
 from pipeline.supervision.supervisor import StageFigures, merged
+
+if TYPE_CHECKING:
+    from pipeline.edit.actor import EditActor
 
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
 _EMPTY = pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD, _ERROR_FIELD]).empty_table()
@@ -67,6 +73,8 @@ class RayEditActor:
                     "resources.actors of them?"
                 )
             elif not oversight.orders.is_stopping:
+                from pipeline.edit.actor import EditActor
+
                 self._actor = EditActor(settings, ModelThread())
 
     def __call__(self, packed: pa.Table) -> pa.Table:
@@ -77,6 +85,8 @@ class RayEditActor:
         return self._edit(self._actor, _unpack(packed))
 
     def _edit(self, actor: EditActor, table: pa.Table) -> pa.Table:
+        from fpe_core.device import DEVICE_FAILED
+
         costs: list[StageFigures] = []
 
         def figures() -> StageFigures:

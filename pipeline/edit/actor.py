@@ -28,7 +28,7 @@ from pipeline.edit.model_sharing import ModelThread, ThisThread
 from pipeline.edit.no_editor import NoEditor
 from pipeline.edit.phase_clock import ClockedEditor, ModelTime
 from pipeline.edit.results import ResultWriter
-from pipeline.edit.settings import EditSettings
+from pipeline.edit.settings import WORKER_FIELD, EditSettings
 from pipeline.errors import LeaseError
 from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Judge, with_edit_types
@@ -39,9 +39,6 @@ from pipeline.storage.folder import Folder
 from pipeline.supervision.supervisor import Orders, Oversight, StageFigures, Unwatched
 from pipeline.write.metadata import carried_columns
 from pipeline.write.part import PartWriter, part_name
-
-WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
-"""Which process made the edit: host:pid. The driver counts with it; the ledger does not keep it."""
 
 
 @dataclass(frozen=True)

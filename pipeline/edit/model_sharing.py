@@ -20,7 +20,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-import torch
 from threadpoolctl import threadpool_limits
 
 _P = ParamSpec("_P")
@@ -59,6 +58,8 @@ class ThisThread(Executor):
 
 def use_one_openmp_thread() -> None:
     """Limits OpenMP to one thread for code that runs on the calling thread."""
+    import torch  # here, because the driver and the reading workers load this module too
+
     torch.get_num_threads()  # torch's own number becomes a thread's when it is first asked
     threadpool_limits(limits=1, user_api="openmp")
 

@@ -9,22 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import torch
 from PIL import Image
 
-from fpe_core import score_edits
-from fpe_core.device import DEVICE_FAILED
+import fpe_core
 from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.judging.retry_ladder import RetryLadder
 from fpe_core.judging.rules import Rules, Verdict
 from fpe_core.scores.edit_scores import EditScores
-from fpe_core.scores.lpips import LpipsNet
 from pipeline.judge.models import load_models
 from pipeline.ledger.outcome import EditKey
 from pipeline.manifest.columns import EDIT_TYPE
 from pipeline.read.group import Group
+
+if TYPE_CHECKING:
+    import torch
+
+    from fpe_core.scores.lpips import LpipsNet
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ class Judge:
             self._seconds += time.monotonic() - began
 
     def _judge_halves(self, candidates: Sequence[Candidate]) -> list[Judged | Exception]:
+        from fpe_core.device import DEVICE_FAILED  # here, because it loads torch
+
         try:
             return list(self._judge_together(candidates))
         except DEVICE_FAILED:
@@ -121,7 +126,7 @@ class Judge:
             return [answer for half in halves for answer in self._judge_halves(half)]
 
     def _judge_together(self, candidates: Sequence[Candidate]) -> list[Judged]:
-        scores = score_edits(
+        scores = fpe_core.score_edits(
             [each.source for each in candidates],
             [each.edit for each in candidates],
             [each.source_prompt or None for each in candidates],

@@ -25,9 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import torch
 
-from fpe_core.device import choose_dtype, warn_of_slow_bfloat16
 from pipeline.cluster.pool import Pool, bundles_of, size_pool
 from pipeline.cluster.session import ray_session, wait_for_capacity
 from pipeline.errors import Interrupted, StorageError
@@ -143,6 +141,17 @@ def _run_with(
     return run.summary()
 
 
+def _warn_of_slow_dtype(dtype: str) -> None:
+    """Logs a warning where a CPU like this one is slow with the networks' type."""
+    if dtype != "bfloat16":
+        return  # the only slow one; the driver needs torch for nothing else
+    import torch
+
+    from fpe_core.device import warn_of_slow_bfloat16
+
+    warn_of_slow_bfloat16(torch.bfloat16, torch.device("cpu"))
+
+
 @dataclass
 class _Driver:
     """Drives one run: plans its rounds, streams their outcomes to `commits`, winds up, sums up."""
@@ -241,8 +250,7 @@ class _Driver:
         failures, pool = self.job.failures, self._find_room()
         if self.pool is None and not pool.gpus_per_actor:
             # As seen here; a worker warns too, but its log is not on anybody's screen.
-            cpu = torch.device("cpu")
-            warn_of_slow_bfloat16(choose_dtype(self.job.model.dtype, cpu), cpu)
+            _warn_of_slow_dtype(self.job.model.dtype)
         self.pool = self.pool or pool
         self.metrics.planned(self.plan.edits_total, self.commits.left, pool.actors)
         _log.info("working with %s", pool)

@@ -51,8 +51,9 @@ from PIL import Image
 from fpe_core.checkpoint.autoencoder import Autoencoder
 from fpe_core.checkpoint.load import Checkpoint, load_checkpoint
 from fpe_core.scores.clip import load_scorer
-from fpe_core.scores.edit_scores import EditScores, score_edits
+from fpe_core.scores.edit_scores import EditScores
 from fpe_core.scores.pixels import changed_share
+from fpe_core.scores.score import score_edits
 from fpe_core.scores.structure import load_structure_model
 from fpe_core.still_life.benchmark.edits import BenchmarkEdit, edits_of_scene, seeds_of
 from fpe_core.still_life.render import render

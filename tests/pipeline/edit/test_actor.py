@@ -27,10 +27,10 @@ from fpe_core import (
     RowsOutOfMemoryError,
     checkpoint_fingerprint,
 )
-from pipeline.edit.actor import WORKER_FIELD, EditActor, EditedBlock
+from pipeline.edit.actor import EditActor, EditedBlock
 from pipeline.edit.model_sharing import ModelLock, ModelThread
 from pipeline.edit.phase_clock import PHASES
-from pipeline.edit.settings import EditSettings
+from pipeline.edit.settings import WORKER_FIELD, EditSettings
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.outcome import OUTCOME_SCHEMA
 from pipeline.read.decode import DecodeSettings, decode

@@ -13,7 +13,8 @@ from PIL import Image
 from fpe_core import Editor, EditParameters, load_checkpoint
 from fpe_core.judging.retry_ladder import Change, RetryLadder
 from fpe_core.judging.rules import RejectReason, Rule, Rules
-from fpe_core.scores.edit_scores import EditScores, score_edits
+from fpe_core.scores.edit_scores import EditScores
+from fpe_core.scores.score import score_edits
 from fpe_core.still_life.benchmark.edits import seeds_of
 from fpe_core.still_life.benchmark.retries import run_retries
 
