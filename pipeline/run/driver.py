@@ -103,7 +103,8 @@ def _hold_and_run(
 def _run_with(
     lease: Lease, job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
 ) -> RunSummary:
-    """All of a run between taking the lease and giving it back; `retry` None: what is new."""
+    """All of a run between taking the lease and releasing it; `retry` None: the edits without an
+    outcome."""
     folder, requests = lease.folder, request_counts()
     totals = RunTotals() if job.judge is None else RunTotals(job.judge.to_rules())
     label_lines(run=lease.run_id)
@@ -192,9 +193,9 @@ class _Driver:
         try:
             with ray_session(self.job.resources.ray_address):
                 stops.arm()
-                self._work_off_plan(stops)
+                self._run_round(stops)
                 while self._plan_next_round():
-                    self._work_off_plan(stops)
+                    self._run_round(stops)
         finally:
             self.commits.finish_progress()
             self.sum_up()
@@ -225,7 +226,7 @@ class _Driver:
         """What plans are limited to."""
         return self.ledger.reopened_ids() if self.is_retry else None
 
-    def _find_room(self) -> Pool:
+    def _wait_for_pool(self) -> Pool:
         """The pool, as soon as the cluster has room for it."""
         resources, parameters = self.job.resources, self.plan.parameters
         device = self.job.model.device if self.plan.makes_edits else "cpu"
@@ -244,10 +245,11 @@ class _Driver:
             _log.info("%d of %d actors wait for a machine", pool.later, pool.actors)
         return pool
 
-    def _work_off_plan(self, stops: StopRequests) -> None:
+    def _run_round(self, stops: StopRequests) -> None:
+        """Makes the edits of the current plan."""
         from pipeline.supervision.client import supervision  # loads Ray
 
-        failures, pool = self.job.failures, self._find_room()
+        failures, pool = self.job.failures, self._wait_for_pool()
         if self.pool is None and not pool.gpus_per_actor:
             # As seen here; a worker warns too, but its log is not on anybody's screen.
             _warn_of_slow_dtype(self.job.model.dtype)
@@ -257,9 +259,10 @@ class _Driver:
         limits = TimeLimits(failures.max_stall_s, failures.max_group_s)
         logs = self.job.logs.to_settings(self.lease.run_id)
         with supervision(limits, failures.max_in_a_row, logs) as supervisor:
-            self._supervised(pool, supervisor, stops)
+            self._stream(pool, supervisor, stops)
 
-    def _supervised(self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests) -> None:
+    def _stream(self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests) -> None:
+        """Runs the graph and commits its outcomes; adds what the stages cost, however it ends."""
         poller = FiguresPoller(self.metrics, supervisor.poll)
         try:
             with (
@@ -329,9 +332,9 @@ class _Driver:
             return False
 
     def sum_up(self) -> None:
-        """Writes what can be derived from the ledger at any time, and is still ours to write.
+        """Writes the summaries, all derived from the ledger. Raises LeaseError, StorageError.
 
-        stats.json comes last: it is what `is_summed_up` looks at.
+        stats.json comes last: `is_summed_up` reads it.
         """
         self.lease.check()
         stats = encode_stats(
