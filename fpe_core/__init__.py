@@ -5,6 +5,14 @@
     inversion = editor.invert(images, source_prompts)
     result = editor.edit(inversion, [["a photo of a green plain heart on a white background"]])
 
+The files next to this one are the algorithm. Read sampling.py first, the paper's procedure on one
+screen; then edit_rows.py (which rows of the UNet each step takes), schedule.py (DDIM in both
+directions) and inversion.py (what an edit starts from). reference.py is the same procedure written
+literally, which the tests compare with. editor.py puts it together.
+
+unet/ is how it is made fast. checkpoint/ loads models, image/ reads and fits pictures, scores/ and
+judging/ say how good an edit is, and still_life/ is the built-in model and its benchmark.
+
 Knows torch, diffusers and transformers; no Ray, no Arrow, no storage.
 
 A name is loaded with its module when it is first used: whoever needs a parameter, an error or a

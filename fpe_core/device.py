@@ -1,9 +1,4 @@
-"""bfloat16 on a CPU: whether the chip has instructions for it, and what is said where it has not.
-
-Without them every product is converted there and back.
-
-What a device is called: figures of one say nothing about another.
-"""
+"""The device that networks run on: which one, its name, types of numbers, memory and failures."""
 
 from __future__ import annotations
 
@@ -20,46 +15,6 @@ from fpe_core.errors import CheckpointError
 _log = logging.getLogger(__name__)
 
 
-def has_native_bfloat16() -> bool | None:
-    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16, AMX, Arm's BF16).
-
-    None where torch does not tell, as older ones and those of other architectures.
-    """
-    capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if capabilities is None:
-        return None
-    told = [bool(has) for name, has in capabilities().items() if "bf16" in name]
-    return any(told) if told else None
-
-
-def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
-    """Logs a warning where networks of this type are going to be slow for want of instructions."""
-    if dtype == torch.bfloat16 and device.type == "cpu" and has_native_bfloat16() is False:
-        _log.warning(
-            "this CPU has no bfloat16 instructions (AVX512-BF16, AMX), so bfloat16 is emulated: "
-            "every product is converted there and back; dtype auto takes float32"
-        )
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on, hyperthreads included; at least 1."""
-    if hasattr(os, "sched_getaffinity"):  # macOS has none
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def device_name(device: torch.device) -> str:
-    """The model of a GPU, or of the processor, as its maker names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -71,7 +26,7 @@ _DTYPES = {
 def choose_device(device: str | torch.device) -> torch.device:
     """ "auto" to CUDA, MPS or CPU, whichever is there first; anything else as torch reads it.
 
-    Raises CheckpointError for a device that is unknown or not there.
+    Raises CheckpointError for a device that is unknown or not on this machine.
     """
     if isinstance(device, torch.device):
         return device
@@ -99,28 +54,53 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def choose_dtype_name(dtype: str, device_type: str) -> str:
-    """ "auto" to the name of what is usual on a kind of device, which need not be here."""
+    """ "auto" to the type that is usual on a kind of device, which this machine need not have."""
     if dtype != "auto":
         return dtype
     return "float16" if device_type == "cuda" else "float32"
 
 
-DEVICE_FAILED: tuple[type[Exception], ...] = (
-    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # torch >= 2.8
-)
-"""What says that a device is gone for good: every later call in the process fails too."""
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or of the processor, as its maker names it.
+
+    Measured times are kept under it: those of one device say nothing about another.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up, on any device: CUDA and MPS have types, the CPU a message."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    message = str(error)
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator: can't allocate memory" in message
-        or "DefaultCPUAllocator: not enough memory" in message
-        or "out of memory" in message
-    )
+def has_native_bfloat16() -> bool | None:
+    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16, AMX, Arm's BF16).
+
+    None if torch does not report it, as older ones and those of other architectures.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is None:
+        return None
+    found = [bool(has) for name, has in capabilities().items() if "bf16" in name]
+    return any(found) if found else None
+
+
+def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
+    """Logs a warning if networks of this type will be slow because instructions are missing."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and has_native_bfloat16() is False:
+        _log.warning(
+            "this CPU has no bfloat16 instructions (AVX512-BF16, AMX), so bfloat16 is emulated: "
+            "every product is converted there and back; dtype auto takes float32"
+        )
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on, hyperthreads included; at least 1."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def free_memory_bytes(device: torch.device, memory_share: float) -> float:
@@ -143,6 +123,24 @@ def _free_bytes_of_machine() -> float:
     try:  # a container's own limit (cgroup v2) is below the machine's
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no container, or "max"
+    except (OSError, ValueError):  # not in a container, or "max"
         return available
     return min(available, float(max(0, limit - used)))
+
+
+DEVICE_FAILED: tuple[type[Exception], ...] = (
+    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()  # torch >= 2.8
+)
+"""Errors after which a device cannot be used: every later call in the process fails too."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator gave up, on any device: CUDA and MPS have types, the CPU a message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator: can't allocate memory" in message
+        or "DefaultCPUAllocator: not enough memory" in message
+        or "out of memory" in message
+    )

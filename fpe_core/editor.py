@@ -37,7 +37,7 @@ from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_sh
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.errors import ParameterError
 from fpe_core.image.fit import fit_image
-from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources
+from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources, invert
 from fpe_core.parameters import EditParameters
 from fpe_core.sampling import sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
@@ -123,25 +123,20 @@ class Editor:
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
         fitted = [fit_image(i, parameters.width_px, parameters.height_px, fit) for i in images]
-        text = self._encode_prompts(prompts)
-        rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         z = self._zeros(parameters)
         if fitted:
             z = self.autoencoder.encode([f.image for f in fitted], vae_limit)
-        trajectory = [z]
+        text = self._encode_prompts(prompts)
+        rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        denoiser.prepare([rows])
-        for k, timestep in enumerate(schedule.timesteps):
-            z = schedule.invert_step(z, denoiser.evaluate(rows, z, timestep), k)
-            trajectory.append(z)
-        stacked = torch.stack(trajectory, dim=1)
+        trajectory = invert(denoiser, schedule, rows, z)
         return Inversion(
-            trajectory=stacked,
+            trajectory=trajectory,
             images=tuple(f.image for f in fitted),
             fits=tuple(f.fit for f in fitted),
             source_prompts=prompts,
             parameters=parameters,
-            diverged=tuple(not finite for finite in _finite(stacked)),
+            diverged=tuple(not finite for finite in _finite(trajectory)),
             truncated_prompts=tuple(text.truncated.get(prompt, "") for prompt in prompts),
             unet_rows=unet_limit.evaluated - rows_before,
         )
@@ -152,7 +147,7 @@ class Editor:
         seeds: Sequence[int],
         parameters: EditParameters | None = None,
     ) -> SyntheticSources:
-        """Sources that `edit` will sample from a prompt and a seed each; costs no UNet row yet."""
+        """Sources that `edit` will sample from a prompt and a seed each; evaluates no UNet row."""
         parameters = parameters or self.checkpoint.default_parameters
         _require_one_each("seeds", seeds, "source prompts", source_prompts)
         noise = self._zeros(parameters)
@@ -195,7 +190,7 @@ class Editor:
             parameters: None takes the sources' own; steps and size must agree with them.
 
         Returns:
-            the edits, in the order asked for.
+            the edits, in the order of the prompts.
 
         Raises:
             ParameterError, PromptError, RowsOutOfMemoryError.
@@ -223,12 +218,8 @@ class Editor:
             source_images, _ = self.autoencoder.decode(source_latents, vae_limit)
         else:
             source_images = sources.images
-        edits = iter(
-            Edit(prompt, image, latent, is_finite, text.truncated.get(prompt, ""))
-            for prompt, image, latent, is_finite in zip(
-                targets, images, latents.cpu().unbind(), finite, strict=True
-            )
-        )
+        made = zip(targets, images, latents.cpu().unbind(), finite, strict=True)
+        edits = iter(Edit(*each, text.truncated.get(each[0], "")) for each in made)
         return EditResult(
             edits=tuple(tuple(next(edits) for _ in prompts) for prompts in target_prompts),
             source_images=source_images,

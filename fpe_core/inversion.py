@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from fpe_core.image.fit import Fit
 from fpe_core.parameters import EditParameters
+from fpe_core.schedule import DDIMSchedule
+from fpe_core.unet.denoiser import Denoiser
+from fpe_core.unet.rows import UNetRows
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,30 @@ class Inversion:
         )
 
 
+def invert(denoiser: Denoiser, schedule: DDIMSchedule, rows: UNetRows, z: Tensor) -> Tensor:
+    """Walks latents up to noise by unguided DDIM inversion.
+
+    Args:
+        rows: one unguided row for each latent.
+        z: z_0, (S, C, h, w).
+
+    Returns:
+        z_0 .. z_T, (S, T + 1, C, h, w).
+
+    Raises:
+        RowsOutOfMemoryError: a single row does not fit.
+    """
+    denoiser.prepare([rows])
+    trajectory = [z]
+    for k, t in enumerate(schedule.timesteps):
+        z = schedule.invert_step(z, denoiser.evaluate(rows, z, t), k)
+        trajectory.append(z)
+    return torch.stack(trajectory, dim=1)
+
+
 @dataclass(frozen=True)
 class SyntheticSources:
-    """S sources that do not exist yet: each is sampled from its prompt and seed beside its edits.
+    """S sources that do not exist yet: each is sampled from its prompt and seed with its edits.
 
     Attributes:
         noise: start noise z_T, (S, C, h, w), float32; that of a seed is the same on every device.

@@ -83,12 +83,14 @@ def load_checkpoint(
         source: see the module.
         device: "auto" takes CUDA, then MPS, then the CPU.
         dtype: "auto" is float16 on CUDA and float32 elsewhere; or float32, float16, bfloat16,
-        float64. allow_pickle: also read .bin and .ckpt weights. They can run any code: only for
-        files you trust. revision: branch, tag or commit on the hub.
+            float64.
+        allow_pickle: also read .bin and .ckpt weights. They can run any code: only for files you
+            trust.
+        revision: branch, tag or commit on the hub.
         config: for a single file, the folder or hub id with the configs and the tokenizer.
 
     Raises:
-        CheckpointError: what was given is no such checkpoint, or cannot be read.
+        CheckpointError: `source` is not such a checkpoint, or cannot be read.
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
@@ -173,7 +175,7 @@ def _check_family(source: str, components: Mapping[str, Any]) -> None:
     config = unet.config
     problems = []
     if type(components["text_encoder"]).__name__ != "CLIPTextModel":
-        problems.append("its text encoder is no CLIPTextModel")
+        problems.append("its text encoder is not a CLIPTextModel")
     if config.in_channels != components["vae"].config.latent_channels:
         problems.append(
             f"its UNet takes {config.in_channels} channels where the autoencoder has "

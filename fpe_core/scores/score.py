@@ -69,15 +69,10 @@ def score_edits(
     Raises:
         ParameterError: an unknown score, one whose model is not there, lists of different lengths,
         or an edit of another size than its source.
-        PromptError: a prompt that is no text.
+        PromptError: a prompt that is not text.
     """
     chosen = _choose(which, clip, structure, lpips_model)
-    lengths = [len(each) for each in (sources, edits, source_prompts, target_prompts)]
-    if len(set(lengths)) > 1:
-        raise ParameterError(
-            "score_edits takes as many sources, edits, source prompts and target prompts, got "
-            f"{', '.join(map(str, lengths))}"
-        )
+    _require_as_many(sources, edits, source_prompts, target_prompts)
     columns: dict[str, list[Any]] = {}
     if clip is not None:
         rows = _ClipRows(clip, sources, edits, source_prompts, target_prompts)
@@ -94,6 +89,15 @@ def score_edits(
         EditScores(**{name: values[row] for name, values in columns.items()})
         for row in range(len(edits))
     ]
+
+
+def _require_as_many(*lists: Sequence[Any]) -> None:
+    lengths = [len(each) for each in lists]
+    if len(set(lengths)) > 1:
+        raise ParameterError(
+            "score_edits takes as many sources, edits, source prompts and target prompts, got "
+            f"{', '.join(map(str, lengths))}"
+        )
 
 
 def _choose(

@@ -1,1 +1,9 @@
-"""How the algorithm is made fast: the UNet as a function of tensors, rows, kernels, graphs."""
+"""How the algorithm is made fast; what it computes is in the files one folder up.
+
+rows, row_limit     the rows of a step, in as many chunks as memory allows
+denoiser            the UNet on them, with the prompts of one call (prompts)
+attention           which layers' maps are recorded and injected
+forward, attend     one pass: rows of one latent are one row until a prompt tells them apart
+call, cuda_graphs   passes captured on a GPU
+fused               fewer passes over memory on a GPU (triton_kernels)
+"""

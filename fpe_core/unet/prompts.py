@@ -1,15 +1,14 @@
-"""Prompts to text embeddings, with a word about what did not fit.
+"""The prompts of a call: their embeddings, and their keys and values in the cross-attention layers.
 
-Keys and values of the prompts in the cross-attention layers: once a call, not once a step.
+Each distinct prompt is encoded once, and the part of it that did not fit is reported.
 
-They are linear maps of the prompts' embeddings and of nothing else, so a step only has to pick the
-rows it wants. They live for one call and take
+Keys and values are computed once a call, not once a step: they are linear maps of the embeddings
+and of nothing else, so a step only has to pick the rows it wants. They live for one call and take
 
     2 * tokens * width of all cross-attention layers * bytes of a number
 
 per distinct prompt: 3.8 MB for Stable Diffusion 1.5 in half precision. A call with so many prompts
-that this passes 256 MiB computes them at every step, as diffusers does.
-
+that this exceeds 256 MiB computes them at every step, as diffusers does.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) ->
     A prompt past the window is cut there; the rest is logged and returned in `truncated`.
 
     Raises:
-        PromptError: a prompt that is no text.
+        PromptError: a prompt that is not text.
     """
     distinct = list(dict.fromkeys(prompts))
     token_ids, truncated = [], {}

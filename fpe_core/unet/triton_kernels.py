@@ -97,6 +97,7 @@ def scales_of_group(
 
     Moments of parts combined as by Chan, Golub and LeVeque (1979). `TOKENS`: of a block.
     """
+    # Longer than 50 lines: a kernel is one function, and a third of it is its arguments.
     row = tl.program_id(0).to(tl.int64)
     within = tl.arange(0, CHANNELS)
     channel = tl.program_id(1) * group_channels + within

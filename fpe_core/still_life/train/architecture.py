@@ -1,6 +1,6 @@
-"""The networks' shapes: Stable Diffusion 1.x in small, of the same classes.
+"""The networks' shapes, Stable Diffusion 1.x in small and of the same classes, and the tokenizer.
 
-A byte-level CLIP vocabulary whose merges make every word of the grammar one token.
+It has a byte-level CLIP vocabulary whose merges make every word of the grammar one token.
 """
 
 from __future__ import annotations

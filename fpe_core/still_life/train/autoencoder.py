@@ -1,6 +1,7 @@
-"""Trains the autoencoder: on crops about the object, then on whole pictures.
+"""Trains the autoencoder in two stages.
 
-Sharpens the decoder on latents that no longer change, while the encoder stays as it is.
+First both halves, on crops around the object and then on whole pictures; then the decoder alone, on
+latents that no longer change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Renders the training scenes once and keeps them as one array file.
+"""What the networks learn from: the training scenes, rendered once, and their latents.
 
-Encodes the training pictures once, and centres latents within the autoencoder's weights.
+Latents are centred by folding their mean and scale into the autoencoder's weights.
 """
 
 from __future__ import annotations

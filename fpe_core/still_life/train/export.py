@@ -1,6 +1,6 @@
 """Writes a trained model as a diffusers folder, by one swap: no reader sees half of it.
 
-Starts a training from an exported model instead of from nothing; new words may come in.
+The way back too: a training may start from an exported model, also with new words.
 """
 
 from __future__ import annotations

@@ -64,9 +64,10 @@ def train(
 ) -> dict[str, Any]:
     """Runs or resumes every stage in `out`, exports to `out/checkpoint`, returns its figures.
 
-    `start_from` is an earlier export whose weights the networks begin with. `compiled` False spares
-    the minutes that compiling the UNet takes, where only a few steps are wanted.
+    `start_from` is an earlier export whose weights the networks begin with. `compiled` False saves
+    the minutes that compiling the UNet takes, for a training of a few steps.
     """
+    # Longer than 50 lines: the stages in order, each working with what the ones before have made.
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
@@ -77,7 +78,7 @@ def train(
 
     scenes = training_scenes(scene_count)
     if workers.rank() == 0:
-        rendered(out, scenes)
+        rendered(out, scenes)  # the others read what the first has made
     workers.wait_for_all()
     images = rendered(out, scenes)
     common: dict[str, Any] = {"folder": out, "device": device, "seed": seed}
@@ -87,34 +88,36 @@ def train(
     second = train_decoder(autoencoder, latents, images, budget=budgets.decoder, **common)
     psnr_db = reconstruction_psnr_db(autoencoder, _HELD_OUT_SEEDS)
 
-    def figures(third: Run) -> dict[str, Any]:
-        return {
-            "continues": earlier,
-            "seed": seed,
-            "first_training_seed": FIRST_TRAINING_SEED,
-            "scenes": scene_count,
-            "processes": workers.count(),
-            "held_out_psnr_db": psnr_db,
-            "autoencoder": {"steps": first.step, "seconds": first.seconds},
-            "decoder": {"steps": second.step, "seconds": second.seconds},
-            "denoiser": {
-                "steps": third.step,
-                "seconds": third.seconds,
-                "loss": third.curve[-1]["loss"] if third.curve else None,
-            },
-        }
-
+    figures: dict[str, Any] = {
+        "continues": earlier,
+        "seed": seed,
+        "first_training_seed": FIRST_TRAINING_SEED,
+        "scenes": scene_count,
+        "processes": workers.count(),
+        "held_out_psnr_db": psnr_db,
+        "autoencoder": {"steps": first.step, "seconds": first.seconds},
+        "decoder": {"steps": second.step, "seconds": second.seconds},
+    }
     tokens = tokenize_captions(tokenizer, scenes)
     exported_at = time.monotonic()
     for run, average in train_denoiser(
         denoiser, latents, tokens, budget=budgets.denoiser, compiled=compiled, **common
     ):
+        figures["denoiser"] = _figures_of(run)
         if workers.rank() == 0 and time.monotonic() - exported_at > _EXPORT_EVERY_S:
-            export(out / "checkpoint", autoencoder, average, tokenizer, figures(run))
+            export(out / "checkpoint", autoencoder, average, tokenizer, figures)
             exported_at = time.monotonic()
     if workers.rank() == 0:
-        export(out / "checkpoint", autoencoder, average, tokenizer, figures(run))
-    return figures(run)
+        export(out / "checkpoint", autoencoder, average, tokenizer, figures)
+    return figures
+
+
+def _figures_of(denoiser: Run) -> dict[str, Any]:
+    return {
+        "steps": denoiser.step,
+        "seconds": denoiser.seconds,
+        "loss": denoiser.curve[-1]["loss"] if denoiser.curve else None,
+    }
 
 
 def main() -> None:

@@ -5,9 +5,8 @@ object from its ground first, whatever their colours. The renderer knows both, s
 reads the object's outline from the patches halfway up, and another one the factors at the top. Both
 layers are left behind when the scorer is exported.
 
-The built-in scorer's shape: CLIP (Radford et al. 2021, arXiv 2103.00020) in small.
-
-Batches in which a picture's caption has near misses: captions with one factor changed.
+The scorer is a small CLIP (Radford et al. 2021, arXiv 2103.00020). In its batches a picture's
+caption has near misses: captions with one factor changed.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ from tests.builders.work_rows import PARAMETERS, work_row, work_table
 
 SOURCES, TARGETS = 3, ("a red cat", "a blue dog")
 INVERTING = PARAMETERS.steps
-EDITING = PARAMETERS.replaced_steps + len(TARGETS) * (2 * PARAMETERS.steps - 1)
+SHARED = 1  # the first step's unconditional row, of all edits of a source
+EDITING = PARAMETERS.replaced_steps + SHARED + len(TARGETS) * (2 * PARAMETERS.steps - 1)
 CHEAP: dict[str, Any] = {"clip": None, "structure": None, "scores": ("psnr_db",)}
 
 Outcomes = list[dict[str, Any]]
@@ -132,7 +133,7 @@ def test_synthetic_sources_pass(edit: Edit) -> None:
     assert {o["outcome"] for o in outcomes} == {"accepted"}
     assert {o["autoencoder_psnr_db"] for o in outcomes} == {None}
     sampled = 2 * PARAMETERS.steps
-    assert rows_spent(outcomes) == pytest.approx(sampled + (sampled - 1) * len(TARGETS))
+    assert rows_spent(outcomes) == pytest.approx(sampled + SHARED + (sampled - 1) * len(TARGETS))
 
 
 def test_a_run_with_gated_sources_is_verified_counted_and_made_again(
