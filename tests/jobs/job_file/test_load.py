@@ -171,7 +171,7 @@ def test_a_wrong_override_is_named(tmp_path: pathlib.Path, override: str, expect
         ("manifest: [a\noutput: b\n", "job.yaml:2: not YAML, column 7"),
         ("manifest: a\nmanifest: b\n", "job.yaml:2: manifest: this key is written twice"),
         ("edit:\n  steps: 1\n  steps: 2\n", "job.yaml:3: edit.steps: this key is written twice"),
-        ("manifest: &a [*a]\n", "job.yaml:1: manifest[0]: an alias (*) points at what holds it"),
+        ("manifest: &a [*a]\n", "job.yaml:1: manifest[0]: an alias (*) refers to what contains it"),
         ("manifest: !!python/object:os.system x\n", "job.yaml:1: not YAML, column 11"),
     ],
 )

@@ -301,7 +301,7 @@ def test_only_html_is_written_over(job: Job) -> None:
 def test_templates_lie_in_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["jobs"]
-    files = list((ROOT / "jobs" / "templates").iterdir())
+    files = list((ROOT / "jobs" / "report" / "templates").iterdir())
     assert len(files) >= 5
     for file in files:
         name = file.relative_to(ROOT / "jobs").as_posix()
