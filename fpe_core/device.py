@@ -8,6 +8,7 @@ What a device is called: figures of one say nothing about another.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
             "this CPU has no bfloat16 instructions (AVX512-BF16, AMX), so bfloat16 is emulated: "
             "every product is converted there and back; dtype auto takes float32"
         )
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on, hyperthreads included; at least 1."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:

@@ -1,9 +1,10 @@
-"""Which UNet rows the edits of a group have at each step, and how their outputs are guided."""
+"""Which UNet rows the edits of some sources have at each step, and how their outputs are guided."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,68 +12,38 @@ from torch import Tensor
 from fpe_core.inversion import Inversion, Sources
 from fpe_core.parameters import EditParameters
 from fpe_core.unet.prompts import EncodedPrompts
-from fpe_core.unet.rows import UNetRows, _guided
+from fpe_core.unet.rows import UNetRows
 
 
-@dataclass(frozen=True)
-class FirstStep:
-    """The rows of the first step, where all edits of a source start at the same latent.
+class StepRows(NamedTuple):
+    """The rows of one step: of the sources, and of their edits."""
 
-    Their unconditional rows are one row there, and that is the source's own where it has one: the
-    unconditional row of a synthetic source, or the row of a real one that was inverted with the
-    negative prompt.
-
-    Attributes:
-        rows: what is left to evaluate: an unconditional row for each source that has no such row of
-            its own, then the conditional rows of all edits.
-        lends: whether any source's row stands in for that of its edits.
-        unconditional: (edits,) for each edit its unconditional row, counted through the sources'
-            rows, if they lend, and then `rows`.
-    """
-
-    rows: UNetRows
-    lends: bool
-    unconditional: Tensor
-
-    def guide(self, source_outputs: Tensor, outputs: Tensor) -> Tensor:
-        """Outputs of the sources' rows (none where none is lent) and of `rows` to the edits'."""
-        assert self.rows.guidance_scale is not None
-        unconditional = torch.cat([source_outputs, outputs])[self.unconditional]
-        conditional = outputs[self.rows.first_conditional :]
-        return _guided(unconditional, conditional, self.rows.guidance_scale)
+    source: UNetRows
+    edit: UNetRows
 
 
 @dataclass(frozen=True)
 class EditRows:
-    """The rows of an edit call.
+    """The rows of an edit call, by step.
 
     Attributes:
-        source: of the sources, at every step that evaluates them and, if synthetic, is guided.
-        target: of the edits, at every guided step but the first.
-        unguided_source, unguided_target: of both at the steps outside the guidance interval.
-        first: of the edits at the first step; None where that is not guided and like all others.
-        guided_steps: from 0 at the noisy end.
-        source_of_edit: (edits,) index of each edit's source.
+        source_of_edit: (edits,), int64, each edit's source.
+        guided_steps: numbers of the guided steps, from 0 at the noisy end.
+        first, guided, unguided: rows of the first step if it is guided, of all other guided steps,
+            and of the steps outside the guidance interval.
     """
 
-    source: UNetRows
-    target: UNetRows
-    unguided_source: UNetRows
-    unguided_target: UNetRows
-    first: FirstStep | None
-    guided_steps: range
     source_of_edit: Tensor
+    guided_steps: range
+    first: StepRows
+    guided: StepRows
+    unguided: StepRows
 
-    def all(self) -> tuple[UNetRows, ...]:
-        """Of all steps."""
-        first = () if self.first is None else (self.first.rows,)
-        return self.source, self.target, self.unguided_source, self.unguided_target, *first
-
-    def at(self, step: int) -> tuple[UNetRows, UNetRows]:
-        """Of the sources and of the edits, at a step that is not the first of a guided edit."""
-        if step in self.guided_steps:
-            return self.source, self.target
-        return self.unguided_source, self.unguided_target
+    def at(self, step: int) -> StepRows:
+        """The rows of a step, counted from 0 at the noisy end."""
+        if step not in self.guided_steps:
+            return self.unguided
+        return self.first if step == 0 else self.guided
 
     @classmethod
     def of(
@@ -81,54 +52,51 @@ class EditRows:
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters,
         text: EncodedPrompts,
-        *,
-        replaces: bool,
     ) -> EditRows:
-        """`replaces`: whether the first step replaces maps, so that real sources have a row."""
-        device = text.embeddings.device
-        negative = text.index[parameters.negative_prompt]
+        """
+        Args:
+            sources: S of them.
+            target_prompts: per source, the prompts of its edits.
+            text: all prompts, the negative one included.
+        """
+        device, negative = text.embeddings.device, text.index[parameters.negative_prompt]
+        scale = parameters.guidance_scale
+        source_of_edit = [s for s, prompts in enumerate(target_prompts) for _ in prompts]
         source_text = [text.index[prompt] for prompt in sources.source_prompts]
         target_text = [text.index[p] for prompts in target_prompts for p in prompts]
-        source_of_edit = [s for s, prompts in enumerate(target_prompts) for _ in prompts]
-        if isinstance(sources, Inversion):
-            source = UNetRows.unguided(source_text, device)
-            lenders = [
-                s
-                for s, prompt in enumerate(sources.source_prompts)
-                if replaces and prompt == parameters.negative_prompt
-            ]
-        else:
-            source = UNetRows.of(source_text, negative, parameters, device)
-            lenders = list(range(len(sources)))
-        target = UNetRows.of(target_text, negative, parameters, device)
-        first = None
-        if 0 in parameters.guided_steps:
-            lent = {s: s for s in lenders}  # unconditional rows come first, in order of sources
-            first = _first_step(source, target, source_of_edit, lent)
+        unguided = StepRows(
+            UNetRows.unguided(source_text, device), UNetRows.unguided(target_text, device)
+        )
+        guided = StepRows(
+            unguided.source  # a real source is only there for its maps, which are unguided
+            if isinstance(sources, Inversion)
+            else UNetRows.guided(source_text, negative, scale, device),
+            UNetRows.guided(target_text, negative, scale, device),
+        )
         return cls(
-            source,
-            target,
-            UNetRows.unguided(source_text, device),
-            UNetRows.unguided(target_text, device),
-            first,
-            parameters.guided_steps,
-            torch.tensor(source_of_edit, device=device).long(),
+            source_of_edit=torch.tensor(source_of_edit, dtype=torch.int64, device=device),
+            guided_steps=parameters.guided_steps,
+            first=guided._replace(edit=_sharing_unconditional(guided.edit, source_of_edit)),
+            guided=guided,
+            unguided=unguided,
         )
 
 
-def _first_step(
-    source: UNetRows, target: UNetRows, source_of_edit: Sequence[int], lent: Mapping[int, int]
-) -> FirstStep:
-    """`lent`: source to the row of `source` that stands in for its edits' unconditional one."""
-    first_edit: dict[int, int] = {}
-    for edit, s in enumerate(source_of_edit):
-        first_edit.setdefault(s, edit)
-    unlent = [s for s in first_edit if s not in lent]
-    source_rows = len(source) if lent else 0
-    place = {**lent, **{s: source_rows + row for row, s in enumerate(unlent)}}
-    # One latent for all edits of a source, that of the first: so they share what they can.
-    items = [first_edit[s] for s in (*unlent, *source_of_edit)]
-    prompts = (*target.prompts[: len(unlent)], *target.prompts[target.first_conditional :])
-    rows = UNetRows(tuple(items), prompts, len(unlent), target.guidance_scale, target.device)
-    unconditional = torch.tensor([place[s] for s in source_of_edit], device=target.device).long()
-    return FirstStep(rows, bool(lent), unconditional)
+def _sharing_unconditional(edit: UNetRows, source_of_edit: Sequence[int]) -> UNetRows:
+    """The rows of the first step, with one unconditional row for all edits of a source.
+
+    All edits of a source begin at the same latent there, and the negative prompt is the same for
+    all, so that one output serves them all. Their conditional rows have the latent of the first of
+    them too, so that they share what rows of one latent share.
+    """
+    sources = list(dict.fromkeys(source_of_edit))
+    first_edit = {s: source_of_edit.index(s) for s in sources}
+    return replace(
+        edit,
+        items=tuple(first_edit[s] for s in (*sources, *source_of_edit)),
+        prompts=(*edit.prompts[: len(sources)], *edit.prompts[edit.first_conditional :]),
+        first_conditional=len(sources),
+        unconditional_of=torch.tensor(
+            [sources.index(s) for s in source_of_edit], dtype=torch.int64, device=edit.device
+        ),
+    )

@@ -6,20 +6,19 @@
 UNet rows, T steps of which R replace attention maps, N edits of a source:
 
     real source         T + R + 1 + (2 T - 1) N     inversion, source rows, two rows per edit and
-                                                    step; 1 less where it was inverted with the
-                                                    negative prompt and R > 0
-    synthetic source    2 T + (2 T - 1) N           the source is sampled with guidance beside its
-                                                    edits
+                                                    step
+    synthetic source    2 T + 1 + (2 T - 1) N       the source is sampled with guidance together
+                                                    with its edits
 
 Outside the guidance interval neither an edit nor a synthetic source has its unconditional row: with
-G of T steps guided, 2 T becomes T + G above (and where the first step is not, nothing of it is
-shared).
+G of T steps guided, 2 T becomes T + G above. Without guidance (scale 1) a real source takes
+T + R + T N rows and a synthetic one T + T N.
 
-At the first step all edits of a source start at one latent: their unconditional rows are one row
-there, and that is the source's own where it has one. Without guidance (scale 1) a real source takes
-T + R + T N rows and a synthetic one T + T N. The source's own row is evaluated once a step,
-whatever the row limit, and shared by all its edits. The R rows of a real source stop at the last
-replaced layer, as nothing but their maps is wanted; they count as rows all the same.
+At the first step all edits of a source start at one latent, so their unconditional rows are one row
+there: that is the 1, which is missing if the first step is not guided. The source's own row is
+evaluated once a step, whatever the row limit, and shared by all its edits. The R rows of a real
+source stop at the last replaced layer, as nothing but their maps is wanted; they count as rows all
+the same.
 
 A row costs less than a pass through diffusers' UNet: rows of one latent are one until the first
 cross-attention (`fpe_core.unet.forward`), replaced layers compute no query and key of the target,
@@ -42,24 +41,18 @@ from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSo
 from fpe_core.parameters import EditParameters
 from fpe_core.sampling import sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
-from fpe_core.unet.attend import measure_attention
 from fpe_core.unet.attention import SourceMaps, select_layers, self_attention_layers
 from fpe_core.unet.call import UNetCall
 from fpe_core.unet.denoiser import Denoiser
 from fpe_core.unet.prompts import EncodedPrompts, encode_prompts
 from fpe_core.unet.row_limit import RowLimit, rows_that_fit
 from fpe_core.unet.rows import UNetRows
-from fpe_core.unet.shared_prefix import sharing_pays
-
-_MEASURED_EDITS = 8
-"""As many as fill a GPU, and few enough to be over in a second."""
 
 
 class Editor:
     """Edits images with one checkpoint.
 
-    What an edit needs is in the values passed; the editor itself only remembers its row limits, and
-    what it had compiled.
+    What an edit needs is in the values passed; the editor itself only remembers its row limits.
 
     Attributes:
         checkpoint: the model.
@@ -72,8 +65,6 @@ class Editor:
         *,
         max_rows: int | None = None,
         memory_share: float = 1.0,
-        measures: bool | None = None,
-        compiler: str | None = None,
     ) -> None:
         """
         Args:
@@ -82,28 +73,25 @@ class Editor:
                 out-of-memory.
             memory_share: part of the device's memory this editor may take, 0..1 (on a CPU, of what
                 is free).
-            measures: before the first edit of a size, time what pays on one device and not on
-                another, and leave the rest off: torch's attention kernels
-                (`fpe_core.unet.attend`) and the shared prefix (`fpe_core.unet.shared_prefix`).
-                None does so on CUDA; on a CPU it takes longer and has never chosen anything.
-            compiler: a backend of torch.compile, such as "inductor", for UNet and autoencoder
-                (`fpe_core.unet.compilation`); edits are equal within `fpe_core.agreement`'s
-                tolerances.
 
         Raises:
-            ParameterError: no row at all, or a compiler that torch does not have.
+            ParameterError: `max_rows` below 1.
             CheckpointError: a UNet that is not of Stable Diffusion 1.x's kind.
         """
         if max_rows is not None and max_rows < 1:
             raise ParameterError(f"max_rows must be >= 1, got {max_rows}")
         self.checkpoint = checkpoint
-        self.unet = UNetCall(checkpoint.unet, compiler=compiler)
-        self.autoencoder = Autoencoder(checkpoint, compiler=compiler)
+        self.unet = UNetCall(checkpoint.unet)
+        self.autoencoder = Autoencoder(checkpoint)
         self._max_rows = max_rows
         self._memory_share = memory_share
-        self._measures = checkpoint.device.type == "cuda" if measures is None else measures
         self._limits: dict[tuple[int, int], tuple[RowLimit, RowLimit]] = {}
         self._latent_dtype = latent_dtype(checkpoint)
+
+    @property
+    def unet_rows(self) -> int:
+        """UNet rows evaluated so far, those of calls that raised included."""
+        return sum(unet.evaluated for unet, _ in [*self._limits.values()])
 
     @torch.inference_mode()
     def invert(
@@ -142,7 +130,7 @@ class Editor:
             z = self.autoencoder.encode([f.image for f in fitted], vae_limit)
         trajectory = [z]
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        denoiser.prepare(rows)
+        denoiser.prepare([rows])
         for k, timestep in enumerate(schedule.timesteps):
             z = schedule.invert_step(z, denoiser.evaluate(rows, z, timestep), k)
             trajectory.append(z)
@@ -179,43 +167,18 @@ class Editor:
         )
 
     @torch.inference_mode()
-    def step_back(self, inversion: Inversion, k: int) -> Tensor:
-        """z_k of each image as one step of sampling, unguided, gives it from its z_(k+1).
-
-        Inversion evaluated the UNet at z_k instead, so the two differ by what this step of it
-        loses. (S, C, h, w), float32; costs one UNet row an image.
-
-        Raises ParameterError for a step that does not exist, RowsOutOfMemoryError.
-        """
-        schedule = ddim_schedule(self.checkpoint.scheduler_config, inversion.parameters.steps)
-        if not 0 <= k < schedule.steps:
-            raise ParameterError(f"k must be 0 to {schedule.steps - 1}, got {k}")
-        text = self._encode_prompts(inversion.source_prompts)
-        rows = UNetRows.unguided(
-            [text.index[prompt] for prompt in inversion.source_prompts], self.checkpoint.device
-        )
-        limit, _ = self._row_limits(inversion.parameters)
-        z = inversion.trajectory[:, k + 1]
-        denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
-        output = denoiser.evaluate(rows, z, schedule.timesteps[k], is_usual=False)
-        return schedule.sample_step(z, output, k)
-
-    @torch.inference_mode()
     def through_autoencoder(
         self, images: Sequence[Image.Image], parameters: EditParameters
     ) -> tuple[Image.Image, ...]:
-        """Images of the parameters' size encoded and decoded; costs no UNet row."""
+        """Images of the parameters' size encoded and decoded, RGB; costs no UNet row.
+
+        What is not finite becomes black. Raises RowsOutOfMemoryError.
+        """
         if not images:
             return ()
         _, limit = self._row_limits(parameters)
-        return self.decode(self.autoencoder.encode(images, limit), parameters)
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
-        """Latents (n, C, h, w) as RGB images; what is not finite becomes black."""
-        _, limit = self._row_limits(parameters)
-        images, _ = self.autoencoder.decode(latents, limit)
-        return images
+        decoded, _ = self.autoencoder.decode(self.autoencoder.encode(images, limit), limit)
+        return decoded
 
     @torch.inference_mode()
     def edit(
@@ -303,24 +266,8 @@ class Editor:
                 rows_that_fit(self.checkpoint.device, size, element_bytes, self._memory_share)
                 for size in maps
             ]
-            rows = self._max_rows or fit[0]
-            if self._measures:
-                self._measure(height, width, rows)
-            self._limits[key] = (RowLimit(rows), RowLimit(min(fit[1], 16)))
+            self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
         return self._limits[key]
-
-    def _measure(self, height: int, width: int, most_rows: int) -> None:
-        """`height`, `width`: of the latents."""
-        checkpoint, window = self.checkpoint, int(self.checkpoint.tokenizer.model_max_length)
-        measure_attention(
-            checkpoint.unet,
-            self_attention_layers(checkpoint.unet, height, width),
-            window,
-            checkpoint.dtype,
-            checkpoint.device,
-        )
-        edits = max(1, min(_MEASURED_EDITS, most_rows // 2))
-        self.unet.shares_prefix = sharing_pays(self.unet, height, width, window, edits)
 
 
 def _finite(values: Tensor) -> list[bool]:

@@ -1,4 +1,8 @@
-"""Edits sampled beside their sources, from the noisy end down (FPE, arXiv 2403.03431, sec. 4)."""
+"""Free-Prompt-Editing's sampling loop: edits and their sources, from the noisy end down.
+
+At each of the first steps the self-attention maps of a source replace those of its edits
+(arXiv 2403.03431, sec. 4). Everything else is guided DDIM sampling.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fpe_core.edit_rows import EditRows
-from fpe_core.inversion import Inversion, Sources
+from fpe_core.inversion import Sources, SyntheticSources
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
 from fpe_core.unet.attention import SourceMaps
-from fpe_core.unet.denoiser import Denoiser, Giving, Recording
+from fpe_core.unet.denoiser import Denoiser, InjectMaps, RecordMaps
 
 
 def sample_edits(
@@ -23,51 +27,40 @@ def sample_edits(
     *,
     parameters: EditParameters,
 ) -> tuple[Tensor, Tensor]:
-    """Final latents z_0 of all edits, flat, and of the sources if they are synthetic.
+    """Samples the edits of S sources together.
 
     Args:
-        denoiser: with all prompts encoded.
-        maps: of the layers to replace; of none where nothing is to be replaced.
+        denoiser: the UNet with all prompts encoded, the negative one included.
+        schedule: of `parameters.steps` steps.
+        maps: of the layers to replace; of none if nothing is to be replaced.
+        sources: inverted images, or prompts and noise.
+        target_prompts: per source, one prompt for each of its edits.
+        parameters: of all edits.
+
+    Returns:
+        z_0 of the edits, source by source, (edits, C, h, w), and of the sources, (S, C, h, w); the
+        latter means nothing if these are inverted images.
 
     Raises:
         RowsOutOfMemoryError: a single row does not fit.
     """
-    edits = sum(len(prompts) for prompts in target_prompts)
-    replaced_steps = parameters.replaced_steps if maps.attentions and edits else 0
-    rows = EditRows.of(
-        sources, target_prompts, parameters, denoiser.text, replaces=replaced_steps > 0
-    )
-    denoiser.prepare(*rows.all())
+    rows = EditRows.of(sources, target_prompts, parameters, denoiser.text)
+    denoiser.prepare(each for step in range(schedule.steps) for each in rows.at(step))
+    replaced_steps = parameters.replaced_steps if maps.attentions and any(target_prompts) else 0
+    record, inject_maps = RecordMaps(maps), InjectMaps(maps, rows.source_of_edit)
     z_source = sources.start
     z = z_source[rows.source_of_edit]
-
-    record, give = Recording(maps), Giving(maps, rows.source_of_edit)
     for step, k in enumerate(reversed(range(schedule.steps))):
-        timestep, replacing = schedule.timesteps[k], step < replaced_steps
-        first = rows.first if step == 0 else None
-        source_rows, target_rows = rows.at(step)
-        maps.forget()
-        source_outputs = z[:0]
-        if not isinstance(sources, Inversion):
-            source_outputs = denoiser.evaluate(
-                source_rows, z_source, timestep, record if replacing else None
-            )
-            z_source = schedule.sample_step(z_source, source_rows.guide(source_outputs), k)
-        elif replacing:
-            # A real source is pinned: at t_k its row is z_(k+1) of the trajectory, which is not the
-            # point that inversion evaluated, so its Q and K there are not inversion's.
-            pinned = sources.trajectory[:, k + 1]
-            if first is not None and first.lends:
-                source_outputs = denoiser.evaluate(
-                    source_rows, pinned, timestep, record, is_usual=False
-                )
-            else:
-                denoiser.record(source_rows, pinned, timestep, maps)
-        given = give if replacing else None
-        if first is None:
-            output = target_rows.guide(denoiser.evaluate(target_rows, z, timestep, given))
-        else:
-            outputs = denoiser.evaluate(first.rows, z, timestep, given, is_usual=False)
-            output = first.guide(source_outputs, outputs)
-        z = schedule.sample_step(z, output, k)
+        t, inject = schedule.timesteps[k], step < replaced_steps
+        source_rows, edit_rows = rows.at(step)
+        maps.clear()
+        if isinstance(sources, SyntheticSources):  # sampled together with their edits
+            output = denoiser.evaluate(source_rows, z_source, t, record if inject else None)
+            z_source = schedule.sample_step(z_source, source_rows.guide(output), k)
+        elif inject:
+            # A real source is pinned to its inversion: its latent at t_k is z_(k+1) of the
+            # trajectory. Inversion evaluated z_k there, so its maps are not the ones wanted here.
+            denoiser.record(source_rows, sources.trajectory[:, k + 1], t, maps)
+        output = denoiser.evaluate(edit_rows, z, t, inject_maps if inject else None)
+        z = schedule.sample_step(z, edit_rows.guide(output), k)
     return z, z_source

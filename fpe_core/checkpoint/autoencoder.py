@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.errors import ParameterError
 from fpe_core.parameters import EditParameters
-from fpe_core.unet.compilation import FixedShapes, compiled
 from fpe_core.unet.fused import ChannelsLastNorms
 from fpe_core.unet.row_limit import RowLimit
 
@@ -51,12 +50,11 @@ class Autoencoder:
         decoder: (images, C, h, w), unscaled, to (images, 3, H, W) in about -1..1.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, compiler: str | None = None) -> None:
-        """`compiler`: a backend of torch.compile; see `fpe_core.unet.compilation`."""
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._scale = float(checkpoint.vae.config.scaling_factor)
-        self.encoder = _Network(partial(_means, checkpoint.vae), compiler)
-        self.decoder = _Network(partial(_pictures, checkpoint.vae), compiler)
+        self.encoder = _Network(partial(_means, checkpoint.vae))
+        self.decoder = _Network(partial(_pictures, checkpoint.vae))
 
     def encode(self, images: Sequence[Image.Image], limit: RowLimit) -> Tensor:
         """Posterior means times the autoencoder's own scaling factor, (images, C, h, w).
@@ -70,7 +68,7 @@ class Autoencoder:
         def encode(first: int, last: int) -> Tensor:
             pixels = np.stack([np.asarray(image) for image in images[first:last]])
             scaled = torch.from_numpy(pixels).to(checkpoint.device).permute(0, 3, 1, 2)
-            mean: Tensor = self.encoder(scaled.to(checkpoint.dtype) / 127.5 - 1, limit.rows)
+            mean: Tensor = self.encoder(scaled.to(checkpoint.dtype) / 127.5 - 1)
             return mean.to(latent_dtype(checkpoint)) * self._scale
 
         return limit.map(len(images), encode)
@@ -87,7 +85,7 @@ class Autoencoder:
 
         def decode(first: int, last: int) -> Tensor:
             scaled = (latents[first:last] / self._scale).to(self._checkpoint.dtype)
-            pixels: Tensor = self.decoder(scaled, limit.rows)
+            pixels: Tensor = self.decoder(scaled)
             # By place, not appended: a chunk that runs out of memory further down comes again.
             finite[first:last] = pixels.isfinite().flatten(1).all(dim=1).tolist()
             pixels = (pixels.float() * 127.5 + 127.5).nan_to_num(0.0).clamp(0, 255).round()
@@ -100,23 +98,16 @@ class Autoencoder:
 
 
 class _Network(nn.Module):
-    """Half of an autoencoder, eager or compiled. A module for its hooks."""
+    """Half of an autoencoder. A module for its hooks."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor], compiler: str | None) -> None:
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self._run = run if compiler is None else compiled(run, compiler)
-        self._shapes = None if compiler is None else FixedShapes()
+        self._run = run
 
-    def forward(self, images: Tensor, most: int) -> Tensor:
-        """(images, ...) to (images, ...), at most so many at once."""
-        if self._shapes is None:
-            with torch.cuda.device_of(images), ChannelsLastNorms():
-                return self._run(images)
-        count = len(images)
-        (wanted,) = self._shapes.choose(images.shape[1:], (count,), most) or (count,)
-        filling = images[-1:].expand(wanted - count, *images.shape[1:])
-        filled = torch.cat([images, filling]).contiguous(memory_format=torch.channels_last)
-        return self._run(filled)[:count]
+    def forward(self, images: Tensor) -> Tensor:
+        """(images, ...) to (images, ...)."""
+        with torch.cuda.device_of(images), ChannelsLastNorms():
+            return self._run(images)
 
 
 def _means(vae: Any, images: Tensor) -> Tensor:

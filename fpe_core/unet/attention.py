@@ -1,4 +1,4 @@
-"""Self-attention maps taken from the source and given to the target (FPE, arXiv 2403.03431).
+"""Self-attention maps recorded of the source and injected into its edits (arXiv 2403.03431).
 
 The map softmax(Q K^T / sqrt d) of a target's conditional row is replaced by the source's. As the
 map is a function of Q and K alone, attending with the source's Q and K over the target's V is the
@@ -123,8 +123,8 @@ class SourceMaps:
         )
         self._chunks: list[tuple[AttentionMap, ...]] = []
 
-    def forget(self) -> None:
-        """Drops what was recorded: the next step's source rows start afresh."""
+    def clear(self) -> None:
+        """Drops what was recorded: the next step's source rows record their own."""
         self._chunks = []
 
     def record(self, maps: tuple[AttentionMap, ...]) -> None:

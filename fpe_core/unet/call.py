@@ -1,18 +1,16 @@
-"""Calls of a checkpoint's UNet on chunks of rows, eager or compiled."""
+"""Calls of a checkpoint's UNet on chunks of rows, as CUDA graphs where these gain."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fpe_core.unet.attention import AttentionMap
-from fpe_core.unet.compilation import FixedShapes, compiled
 from fpe_core.unet.cuda_graphs import CudaGraphs
-from fpe_core.unet.forward import Maps, embed_timestep, forward, parts_of
+from fpe_core.unet.forward import Maps, UNetParts, embed_timestep, forward, parts_of
 from fpe_core.unet.prompts import PromptRows
 from fpe_core.unet.rows import Chunk
 
@@ -26,24 +24,23 @@ class _Arguments(NamedTuple):
     latent_of_row: Tensor | None
     maps: Maps
 
-    def call(self, function: Callable[..., Any]) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
-        made: tuple[Tensor | None, tuple[AttentionMap, ...]] = function(*self[:-1], maps=self.maps)
-        return made
+    def run(self, parts: UNetParts) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
+        return forward(parts, *self[:-1], maps=self.maps)
 
     @property
     def kind(self) -> Hashable:
-        """All that is no tensor; passes of one kind with tensors of one shape do the same."""
+        """All that is not a tensor; passes of one kind with tensors of one shape do the same."""
         return (
             self.latent_of_row is None,
             len(self.prompts.keys),
-            *self.maps._replace(given=()),
-            len(self.maps.given),
+            *self.maps._replace(injected=()),
+            len(self.maps.injected),
         )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         latent_of_row = () if self.latent_of_row is None else (self.latent_of_row,)
-        pairs = (*self.prompts.keys, *self.maps.given)
+        pairs = (*self.prompts.keys, *self.maps.injected)
         flat = (each for pair in pairs for each in pair)
         return self.latents, self.embedding, *latent_of_row, self.prompts.embeddings, *flat
 
@@ -54,8 +51,8 @@ class _Arguments(NamedTuple):
         latent_of_row = None if self.latent_of_row is None else next(rest)
         embeddings = next(rest)
         keys = tuple((next(rest), next(rest)) for _ in self.prompts.keys)
-        given = tuple(AttentionMap(next(rest), next(rest)) for _ in self.maps.given)
-        maps = self.maps._replace(given=given)
+        injected = tuple(AttentionMap(next(rest), next(rest)) for _ in self.maps.injected)
+        maps = self.maps._replace(injected=injected)
         return _Arguments(latents, embedding, PromptRows(embeddings, keys), latent_of_row, maps)
 
 
@@ -64,24 +61,14 @@ class UNetCall(nn.Module):
 
     Attributes:
         parts: the UNet.
-        graphs: for passes on CUDA that are not compiled.
-        shares_prefix: whether rows of one latent are one row until the first cross-attention.
+        graphs: of the passes on CUDA.
     """
 
-    def __init__(self, unet: Any, *, compiler: str | None = None) -> None:
-        """`compiler`: a backend of torch.compile; see `fpe_core.unet.compilation`.
-
-        Raises:
-            CheckpointError: a UNet that is not of Stable Diffusion 1.x's kind.
-            ParameterError: torch has no such backend.
-        """
+    def __init__(self, unet: Any) -> None:
+        """Raises CheckpointError for a UNet that is not of Stable Diffusion 1.x's kind."""
         super().__init__()
         self.parts = parts_of(unet)
-        self._eager: Callable[..., Any] = partial(forward, self.parts)
-        self._graph = None if compiler is None else compiled(self._eager, compiler)
         self.graphs = CudaGraphs()
-        self._shapes = FixedShapes(rows_of=lambda shape: sum(shape[1:]))
-        self.shares_prefix = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,37 +76,16 @@ class UNetCall(nn.Module):
         dtype: torch.dtype = self.parts.unet.dtype
         return dtype
 
-    def fitted(
-        self, chunk: Chunk, latent_shape: Sequence[int], maps: Maps, most_rows: int
-    ) -> Chunk:
-        """The chunk, filled up to a shape that is compiled for and has at most so many rows; as it
-        is where nothing is compiled."""
-        if self._graph is None or (chunk.latent_of_row is None and chunk.first_conditional):
-            return chunk
-        kind = (*latent_shape, maps.attentions, bool(maps.given), maps.only)
-        shape = self._shapes.choose((*kind, chunk.latent_of_row is None), chunk.shape, most_rows)
-        return chunk if shape is None else chunk.filled_up(*shape)
-
     def forward(
-        self,
-        chunk: Chunk,
-        latents: Tensor,
-        embedding: Tensor,
-        prompts: PromptRows,
-        maps: Maps,
+        self, chunk: Chunk, latents: Tensor, embedding: Tensor, prompts: PromptRows, maps: Maps
     ) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
-        """See `fpe_core.unet.forward.forward`; a chunk that is `fitted` goes through a graph."""
-        latent_of_row = chunk.latent_of_row
-        if latent_of_row is not None and not self.shares_prefix:
-            latents, latent_of_row = latents[latent_of_row], None
+        """See `fpe_core.unet.forward.forward`."""
         latents = latents.contiguous(memory_format=torch.channels_last)
-        arguments = _Arguments(latents, embedding, prompts, latent_of_row, maps)
+        arguments = _Arguments(latents, embedding, prompts, chunk.latent_of_row, maps)
         with torch.cuda.device_of(latents):  # Triton and graphs work on the current one
-            if self._graph is not None and chunk.is_fitted:
-                return arguments.call(self._graph)
-            if self._graph is None and self._can_capture(latents):
+            if self._can_capture(latents):
                 return self._captured(arguments)
-            return arguments.call(self._eager)
+            return arguments.run(self.parts)
 
     @staticmethod
     def _can_capture(latents: Tensor) -> bool:
@@ -127,7 +93,7 @@ class UNetCall(nn.Module):
 
     def _captured(self, arguments: _Arguments) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
         def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            output, made = arguments.with_tensors(tensors).call(self._eager)
+            output, made = arguments.with_tensors(tensors).run(self.parts)
             flat = tuple(each for each_map in made for each in each_map)
             return flat if output is None else (output, *flat)
 

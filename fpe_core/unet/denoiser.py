@@ -1,17 +1,18 @@
 """The UNet on the rows of a step, in as many chunks as memory asks for.
 
-A row is one latent through the UNet once. A row that is only there for its attention maps stops at
-the last layer that is replaced; it is cheaper, and counted as a row all the same.
+A row is one latent in one call of the UNet. A row that is only evaluated for its attention maps
+stops at the last layer that is replaced; it is cheaper, but still counts as a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fpe_core.unet.attention import AttentionMap, SourceMaps
+from fpe_core.unet.attention import SourceMaps
 from fpe_core.unet.call import UNetCall
 from fpe_core.unet.forward import Maps
 from fpe_core.unet.prompts import EncodedPrompts, TextKeys
@@ -20,8 +21,11 @@ from fpe_core.unet.rows import Chunk, UNetRows
 
 
 @dataclass(frozen=True, eq=False)
-class Recording:
-    """The conditional rows are sources, in order, and leave their maps in `maps`."""
+class RecordMaps:
+    """The conditional rows are sources, in order, and leave their maps in `maps`.
+
+    `only`: nothing but the maps is wanted.
+    """
 
     maps: SourceMaps
     only: bool = False
@@ -31,8 +35,8 @@ class Recording:
 
 
 @dataclass(frozen=True, eq=False)
-class Giving:
-    """The conditional rows take the maps of their sources.
+class InjectMaps:
+    """The conditional rows attend with the maps of their sources instead of their own.
 
     `source_of_latent`: (latents,), int64, an index in the order in which `maps` were recorded.
     """
@@ -57,7 +61,7 @@ class Denoiser:
     def __init__(
         self, unet: UNetCall, text: EncodedPrompts, limit: RowLimit, latent_dtype: torch.dtype
     ) -> None:
-        """`latent_dtype`: of what comes back, whatever the UNet's own type."""
+        """`latent_dtype`: of the outputs, whatever the UNet's own type."""
         self.text = text
         self._unet = unet
         self._limit = limit
@@ -65,7 +69,7 @@ class Denoiser:
         self._text_keys = TextKeys(unet.parts.cross_attentions, text.embeddings)
         self._of_timestep: dict[int, Tensor] = {}
 
-    def prepare(self, *rows: UNetRows) -> None:
+    def prepare(self, rows: Iterable[UNetRows]) -> None:
         """Puts the indices of these rows onto the device, so that no step waits for them."""
         for each in rows:
             each.prepare(self._limit.rows)
@@ -75,34 +79,31 @@ class Denoiser:
         rows: UNetRows,
         z: Tensor,
         timestep: int,
-        maps: Recording | Giving | None = None,
-        *,
-        is_usual: bool = True,
+        maps: RecordMaps | InjectMaps | None = None,
     ) -> Tensor:
         """The UNet's output for every row, (rows, C, h, w).
 
         Args:
-            rows: may be none at all.
+            rows: may be empty.
             z: the latents, (latents, C, h, w).
             timestep: 0..999.
-            maps: what the rows do with attention maps beside attending with them.
-            is_usual: whether steps of this kind come often enough to be compiled for.
+            maps: whether the rows record their attention maps, or take those of others.
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
         """
         if len(rows) == 0:
             return z[:0]
-        came: list[int] = []
+        evaluated: list[int] = []
 
         def part(first: int, last: int) -> Tensor:
             chunk = rows.chunk(first, last)
-            output = self._run(chunk, z, timestep, maps, is_usual)
+            output = self._run(chunk, z, timestep, maps)
             assert output is not None
-            came.extend(chunk.rows)
+            evaluated.extend(chunk.rows)
             return output.to(self._latent_dtype)
 
-        return rows.in_order(self._limit.map(len(rows), part), came)
+        return rows.in_order(self._limit.map(len(rows), part), evaluated)
 
     def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: SourceMaps) -> None:
         """Leaves the rows' maps in `maps` and computes nothing past the last of them.
@@ -112,38 +113,25 @@ class Denoiser:
         """
 
         def part(first: int, last: int) -> Tensor:
-            self._run(rows.chunk(first, last), z, timestep, Recording(maps, only=True), True)
+            self._run(rows.chunk(first, last), z, timestep, RecordMaps(maps, only=True))
             return z[:0]
 
         self._limit.map(len(rows), part)
 
     def _run(
-        self,
-        chunk: Chunk,
-        z: Tensor,
-        timestep: int,
-        maps: Recording | Giving | None,
-        is_usual: bool,
+        self, chunk: Chunk, z: Tensor, timestep: int, maps: RecordMaps | InjectMaps | None
     ) -> Tensor | None:
-        """The output of the chunk's rows; None if nothing but maps was wanted."""
-        wanted = Maps() if maps is None else maps.of(chunk)
-        fitted = chunk
-        if is_usual:
-            fitted = self._unet.fitted(chunk, z.shape[1:], wanted, self._limit.rows)
-            wanted = Maps() if maps is None else maps.of(fitted)
+        """The output of the chunk's rows; None if only their maps are wanted."""
         if timestep not in self._of_timestep:
             self._of_timestep[timestep] = self._unet.embed(timestep)
         output: Tensor | None
         output, made = self._unet(
-            fitted,
-            z[fitted.latents].to(self._unet.dtype),
+            chunk,
+            z[chunk.latents].to(self._unet.dtype),
             self._of_timestep[timestep],
-            self._text_keys.of_rows(fitted.prompts),
-            wanted,
+            self._text_keys.of_rows(chunk.prompts),
+            Maps() if maps is None else maps.of(chunk),
         )
-        if isinstance(maps, Recording):
-            sources = len(chunk.conditional_items)
-            maps.maps.record(tuple(AttentionMap(q[:sources], k[:sources]) for q, k in made))
-        if output is None or fitted.wanted is None:
-            return output
-        return output[fitted.wanted]
+        if isinstance(maps, RecordMaps):
+            maps.maps.record(made)
+        return output

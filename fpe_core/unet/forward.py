@@ -1,4 +1,4 @@
-"""One pass through a UNet: rows that share latents, and attention maps that are taken or given.
+"""One pass through a UNet: rows that share latents, attention maps that are recorded or injected.
 
 The conditional and the unconditional row of an edit have one latent and one timestep. Until the
 first cross-attention, the first layer that sees a prompt, they are the same row: one convolution,
@@ -6,7 +6,7 @@ one residual block and one self-attention, at the largest of all sizes. The time
 same for all rows of a step. Everything else is diffusers' forward pass, module by module.
 
 `forward` is a function of its arguments alone: it reads no state that changes between calls, so
-that it can be compiled as a whole (`fpe_core.unet.compilation`).
+that it can be captured as a whole (`fpe_core.unet.cuda_graphs`).
 """
 
 from __future__ import annotations
@@ -67,14 +67,15 @@ class Maps(NamedTuple):
 
     Attributes:
         attentions: which, see `SourceMaps`.
-        first_row: rows from here on are meant; the others keep their own maps.
-        given: a map for each of `attentions`, which the rows take; empty: their own are handed out.
+        first_row: rows from here on are meant; the others attend with their own maps.
+        injected: for each of `attentions` the map that the rows attend with; if empty, their own
+            maps are returned.
         only: nothing but the maps is wanted, and the pass ends with the last of them.
     """
 
     attentions: tuple[int, ...] = ()
     first_row: int = 0
-    given: tuple[AttentionMap, ...] = ()
+    injected: tuple[AttentionMap, ...] = ()
     only: bool = False
 
 
@@ -120,10 +121,11 @@ def forward(
         embedding: (1, width), the timestep's, the same for all; see `embed_timestep`.
         prompts: of the rows.
         latent_of_row: (rows,), int64; None for one row per latent, in order.
+        maps: which attention maps to return, or to inject.
 
     Returns:
         (rows, C, h, w), None with `maps.only`; a map for each of `maps.attentions`, of the rows
-        from `maps.first_row` on, nothing where they were given.
+        from `maps.first_row` on, none if they were injected.
     """
     unet, rows = parts.unet, _Rows(prompts, latent_of_row, maps)
     is_odd = any(edge % parts.multiple for edge in latents.shape[-2:])
@@ -149,12 +151,17 @@ def forward(
         else:
             # A size that halves to an odd one cannot be doubled back: what was kept knows it.
             hidden = module(hidden, kept[-1].shape[2:] if is_odd else None)
+    return _output(unet, hidden, fuses), tuple(rows.recorded)
+
+
+def _output(unet: Any, hidden: Tensor, fuses: bool) -> Tensor:
+    """What comes after the last block."""
     if fuses and isinstance(unet.conv_act, nn.SiLU):
         hidden = group_norm(hidden, unet.conv_norm_out, silu=True)
     else:
         hidden = unet.conv_act(unet.conv_norm_out(hidden))
     output: Tensor = unet.conv_out(hidden)
-    return output, tuple(rows.recorded)
+    return output
 
 
 def embed_timestep(unet: Any, timestep: int) -> Tensor:
@@ -216,14 +223,14 @@ class _Rows:
         """`key_of_first(n)`: the keys of the first n rows."""
         attention, count, maps = self._next, hidden.shape[0], self._maps
         self._next += 1
-        if attention in maps.attentions and maps.given:
-            query, key = maps.given[maps.attentions.index(attention)]
-            if maps.first_row:  # the others; a replaced row needs neither to_q nor to_k of its own
+        if attention in maps.attentions and maps.injected:
+            query, key = maps.injected[maps.attentions.index(attention)]
+            if maps.first_row:  # the other rows; those with a map injected need no to_q and to_k
                 query = torch.cat([attn.to_q(hidden[: maps.first_row]), query])
                 key = torch.cat([key_of_first(maps.first_row), key])
         else:
             query, key = attn.to_q(hidden), key_of_first(count)
-        if attention in maps.attentions and not maps.given:
+        if attention in maps.attentions and not maps.injected:
             self.recorded.append(AttentionMap(query[maps.first_row :], key[maps.first_row :]))
             if maps.only and attention == maps.attentions[-1]:
                 return None

@@ -36,10 +36,9 @@ _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether these kernels are to be used: on CUDA, where torch came with Triton, for floats to 32
-    bits, and not in a graph that torch compiles, which makes kernels of its own."""
-    has_kernels = _HAS_TRITON and device.type == "cuda" and dtype in _TYPES
-    return has_kernels and not torch.compiler.is_compiling()
+    """Whether these kernels are used: on CUDA, if torch came with Triton, for floats of at most 32
+    bits."""
+    return _HAS_TRITON and device.type == "cuda" and dtype in _TYPES
 
 
 def group_norm(

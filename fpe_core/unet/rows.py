@@ -1,19 +1,17 @@
 """Which UNet rows a step takes: one latent with one prompt each.
 
-Their indices are put onto the device before the first step, so that no step waits for one; only
-after running out of memory others are made.
+Their indices are put onto the device before the first step, so that no step waits for one; others
+are only made after running out of memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
-
-from fpe_core.parameters import EditParameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +25,6 @@ class Chunk:
         prompts: (rows,) index of the prompt's embedding.
         first_conditional: rows before this one are unconditional.
         conditional_items: the latents of the conditional rows.
-        wanted: (wanted rows,) those that are not there to fill up; None if all are wanted.
-        is_fitted: whether it has a shape that is compiled for.
     """
 
     rows: tuple[int, ...]
@@ -37,49 +33,6 @@ class Chunk:
     prompts: Tensor
     first_conditional: int
     conditional_items: Tensor
-    wanted: Tensor | None = None
-    is_fitted: bool = False
-    _filled: dict[tuple[int, int, int], Chunk] = field(default_factory=dict, repr=False)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Numbers of latents, of unconditional and of conditional rows."""
-        conditional = len(self.prompts) - self.first_conditional
-        return len(self.latents), self.first_conditional, conditional
-
-    def filled_up(self, latents: int, unconditional: int, conditional: int) -> Chunk:
-        """With copies of its own latents and rows, so that there are so many of each.
-
-        Made once for a shape: a step copies no index to the device.
-        """
-        shape = latents, unconditional, conditional
-        if shape not in self._filled:
-            self._filled[shape] = self._filled_up(*shape)
-        return self._filled[shape]
-
-    def _filled_up(self, latents: int, unconditional: int, conditional: int) -> Chunk:
-        if (latents, unconditional, conditional) == self.shape:
-            return replace(self, is_fitted=True)
-        has_latents, first, has_conditional = self.shape
-        rows = [
-            *_repeating_last(range(first), unconditional),
-            *_repeating_last(range(first, first + has_conditional), conditional),
-        ]
-        wanted = [*range(first), *range(unconditional, unconditional + has_conditional)]
-        where = self.prompts.device
-        of_rows = torch.tensor(rows, device=where)
-        of_latents = torch.tensor(_repeating_last(range(has_latents), latents), device=where)
-        of_items = torch.tensor(_repeating_last(range(has_conditional), conditional), device=where)
-        return Chunk(
-            self.rows,
-            self.latents[of_latents],
-            None if self.latent_of_row is None else self.latent_of_row[of_rows],
-            self.prompts[of_rows],
-            unconditional,
-            self.conditional_items[of_items.long()],
-            torch.tensor(wanted, device=where),
-            is_fitted=True,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +43,10 @@ class UNetRows:
         items: per row, the index of its latent.
         prompts: per row, the index of its prompt's embedding.
         first_conditional: rows before this one are unconditional.
-        guidance_scale: None where there is no guidance, and so no unconditional row.
+        guidance_scale: None if there is no guidance, and so no unconditional row.
         device: where the chunks' indices are wanted.
+        unconditional_of: (conditional rows,), int64, the unconditional row that guides each of
+            them; None if each has its own, in order.
     """
 
     items: tuple[int, ...]
@@ -99,8 +54,9 @@ class UNetRows:
     first_conditional: int
     guidance_scale: float | None
     device: torch.device
-    _chunks: dict[tuple[int, int], Chunk] = field(default_factory=dict, repr=False)
-    _orders: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
+    unconditional_of: Tensor | None = None
+    _chunks: dict[tuple[int, int], Chunk] = field(init=False, default_factory=dict, repr=False)
+    _orders: dict[tuple[int, ...], Tensor] = field(init=False, default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -111,23 +67,13 @@ class UNetRows:
         return cls(tuple(range(len(prompts))), tuple(prompts), 0, None, device)
 
     @classmethod
-    def of(
-        cls,
-        prompts: Sequence[int],
-        negative: int,
-        parameters: EditParameters,
-        device: torch.device,
+    def guided(
+        cls, prompts: Sequence[int], negative: int, scale: float, device: torch.device
     ) -> UNetRows:
-        """One row per prompt, and its unconditional twin unless guidance is the identity."""
-        if not parameters.guided_steps:
-            return cls.unguided(prompts, device)
+        """An unconditional row with the prompt `negative` for each latent, then as `unguided`."""
         count = len(prompts)
         return cls(
-            tuple(range(count)) * 2,
-            (negative,) * count + tuple(prompts),
-            count,
-            parameters.guidance_scale,
-            device,
+            tuple(range(count)) * 2, (negative,) * count + tuple(prompts), count, scale, device
         )
 
     def chunk(self, first: int, last: int) -> Chunk:
@@ -162,36 +108,31 @@ class UNetRows:
         )
 
     def in_order(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
-        """Outputs of rows that came chunk by chunk, brought into the rows' own order."""
+        """Outputs of `rows`, evaluated chunk by chunk, in the rows' own order."""
         order = self._order(rows)
         return outputs if order is None else outputs[order]
 
     def _order(self, rows: Sequence[int]) -> Tensor | None:
-        came = tuple(rows)
-        if came == tuple(range(len(self))):
+        evaluated = tuple(rows)
+        if evaluated == tuple(range(len(self))):
             return None
-        if came not in self._orders:
-            self._orders[came] = self._index([came.index(row) for row in range(len(self))])
-        return self._orders[came]
+        if evaluated not in self._orders:
+            order = [evaluated.index(row) for row in range(len(self))]
+            self._orders[evaluated] = self._index(order)
+        return self._orders[evaluated]
 
     def guide(self, outputs: Tensor) -> Tensor:
-        """The rows' outputs, (rows, C, h, w), to one for every latent, guided if the rows are."""
+        """The rows' outputs, (rows, C, h, w), to one for every conditional row, guided if they are.
+
+        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w).
+        """
         if self.guidance_scale is None:
             return outputs
         unconditional = outputs[: self.first_conditional]
         conditional = outputs[self.first_conditional :]
-        return _guided(unconditional, conditional, self.guidance_scale)
+        if self.unconditional_of is not None:
+            unconditional = unconditional[self.unconditional_of]
+        return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _index(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
-
-
-def _guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w)."""
-    guided: Tensor = unconditional + scale * (conditional - unconditional)
-    return guided
-
-
-def _repeating_last(indices: range, count: int) -> list[int]:
-    """So many of them, the last again and again."""
-    return [*indices, *(list(indices[-1:]) * (count - len(indices)))]

@@ -21,8 +21,9 @@ def demo(
 ) -> None:
     """Render still lifes, edit them with the built-in model, draw a contact sheet and a report."""
     from jobs.demo_scenes import write_scenes
-    from jobs.job_file.load import BUILTIN_FOLDER, load_job
+    from jobs.job_file.ready_made import BUILTIN_FOLDER
     from jobs.report.page import REPORT_NAME, write_report
+    from pipeline.job.file import load_job
     from pipeline.report.contact_sheet import SHEET_NAME, write_contact_sheet
     from pipeline.storage.folder import Folder
 

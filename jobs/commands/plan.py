@@ -63,9 +63,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Check a job and its manifest; show what a run would do and cost. Writes no run folder."""
-    from jobs.job_file.load import load_job
     from pipeline.cost.probe import default_file
     from pipeline.errors import JobError
+    from pipeline.job.file import load_job
     from pipeline.ledger.ledger import Ledger
     from pipeline.plan.plan import make_plan
     from pipeline.storage.folder import Folder
@@ -160,7 +160,7 @@ def _as_json(report: _PlanReport) -> dict[str, Any]:
         "edits_total": plan.edits_total,
         "edits_done": plan.edits_done,
         "edits_pending": plan.edits_pending,
-        "edits_spared": plan.edits_spared,
+        "edits_skipped_by_quota": plan.edits_skipped_by_quota,
         "sources": plan.sources,
         "sources_pending": plan.groups_pending,
         "sources_refused": plan.sources_refused,
@@ -197,8 +197,8 @@ def config_show(
     overrides: Overrides = None,
 ) -> None:
     """Print every key of a job file, with its value or default and what it means, as YAML."""
-    from jobs.job_file.load import load_job
     from jobs.job_file.show import job_as_yaml
+    from pipeline.job.file import load_job
 
     job = None if job_file is None else load_job(job_file, overrides or [])
     console.out().print(job_as_yaml(job), markup=False, end="")

@@ -38,8 +38,8 @@ def verify(
     ] = None,
 ) -> None:
     """Check a run: every planned edit has an outcome, every image is there and readable."""
-    from jobs.job_file.load import is_job_file, load_job, load_job_of_run
     from jobs.terminal.tables import verification_table
+    from pipeline.job.file import is_job_file, load_job, load_job_of_run
     from pipeline.verify.verify import verify_run
 
     load = load_job if is_job_file(run_folder) else load_job_of_run
@@ -130,7 +130,7 @@ def _recompute(job: Job, count: int, device: str | None) -> bool:
 
 def _place(run_or_job: str) -> tuple[str, dict[str, Any]]:
     """The run folder and its storage options."""
-    from jobs.job_file.load import is_job_file, load_job
+    from pipeline.job.file import is_job_file, load_job
 
     if not is_job_file(run_or_job):
         return run_or_job, {}

@@ -60,7 +60,7 @@ def run(
     ] = False,
 ) -> None:
     """Run a job, or resume it: edits that are done are skipped."""
-    from jobs.job_file.load import load_job
+    from pipeline.job.file import load_job
 
     job = load_job(job_file, overrides or [])
     if not skip_if_in_use:
@@ -85,8 +85,8 @@ def retry(
     ] = None,
 ) -> None:
     """Retry the failed edits of a run, and nothing else. The ledger keeps earlier outcomes."""
-    from jobs.job_file.load import is_job_file, load_job, load_job_of_run
     from jobs.terminal.progress import choose_progress
+    from pipeline.job.file import is_job_file, load_job, load_job_of_run
     from pipeline.run.driver import retry_failed
 
     codes = _failure_codes(only or [])
@@ -94,12 +94,13 @@ def retry(
     job = load(run_folder, overrides or [])
     with choose_progress(console.err(), in_lines=log_as_the_job_says(job)) as progress:
         summary = retry_failed(job, codes, progress=progress)
-    if not summary.edits_made and not summary.spared:
+    if not summary.edits_made and not summary.edits_skipped_by_quota:
         which = f" as {' or '.join(codes)}" if codes else ""
         console.out().print(f"No edit of this job has failed{which}: nothing to retry.")
-    if summary.spared:
+    if summary.edits_skipped_by_quota:
         console.out().print(
-            f"{summary.spared} failed edits are in cells whose quota is filled: not retried."
+            f"{summary.edits_skipped_by_quota} failed edits are in cells whose quota is filled: "
+            "not retried."
         )
     print_summary(summary)
 
@@ -135,7 +136,7 @@ def submit(
     """Run a job on a Ray cluster through its job server; follow its log to its exit code."""
     from jobs.commands.job_server import follow
     from jobs.commands.job_server import submit as hand_over
-    from jobs.job_file.load import load_job
+    from pipeline.job.file import load_job
 
     job = load_job(job_file, overrides or [])
     client, submission = hand_over(job, address, shared_disk=shared_disk, with_code=with_code)
@@ -172,7 +173,7 @@ def _failure_codes(names: list[str]) -> list[FailureCode]:
 
 
 def print_outcome(summary: RunSummary) -> None:
-    if not summary.edits_made and summary.spared:
+    if not summary.edits_made and summary.edits_skipped_by_quota:
         done = f"{summary.already_done} of {summary.edits_planned} edits"
         console.out().print(
             f"{done} are done, and the quotas ask for no more; nothing was computed."
@@ -190,7 +191,7 @@ def print_summary(summary: RunSummary) -> None:
     console.out().print(summary_table(summary))
     if summary.quotas:
         console.out().print(quotas_table(summary.quotas))
-    if summary.stations:
+    if summary.stages:
         console.out().print(stages_table(summary))
     for code, example in summary.failure_examples.items():
         console.out().print(f"{code}, for example: {example}", markup=False)

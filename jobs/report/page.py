@@ -265,11 +265,11 @@ def _choices(*found: tuple[str, str, list[str]]) -> tuple[Choice, ...]:
 
 def _cost(facts: RunFacts, price: float | None) -> CostView:
     cost, accepted = facts.cost, facts.counts.accepted
-    seconds = sum(float(figures.get("seconds", 0)) for figures in cost.stations.values())
+    seconds = sum(float(figures.get("seconds", 0)) for figures in cost.stages.values())
     stages = []
-    for name in sorted(cost.stations, key=_stage_place):
+    for name in sorted(cost.stages, key=_stage_place):
         known = StageView.__dataclass_fields__.keys() - {"name", "share"}
-        figures = {key: value for key, value in cost.stations[name].items() if key in known}
+        figures = {key: value for key, value in cost.stages[name].items() if key in known}
         share = float(figures.get("seconds", 0)) / seconds if seconds else 0.0
         stages.append(StageView(name, share, **figures))
     money = None if price is None else price * cost.model_seconds / 3600

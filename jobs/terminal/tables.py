@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -11,12 +12,14 @@ from rich.text import Text
 from jobs.terminal.texts import count_text as _count
 from jobs.terminal.texts import size_text
 from jobs.terminal.titled_table import figures_table, titled_table
-from pipeline.plan.plan import Plan
-from pipeline.plan.quotas import QuotaRow
-from pipeline.report.status import RunStatus
-from pipeline.run.stats import RunSummary
-from pipeline.verify.recompute import Recomputation, Verdict
-from pipeline.verify.verify import Verification
+
+if TYPE_CHECKING:
+    from pipeline.plan.plan import Plan
+    from pipeline.plan.quotas import QuotaRow
+    from pipeline.report.status import RunStatus
+    from pipeline.run.stats import RunSummary
+    from pipeline.verify.recompute import Recomputation
+    from pipeline.verify.verify import Verification
 
 MOST_CELLS = 40
 """Rows of a printed table of quotas; stats.json has all."""
@@ -28,13 +31,13 @@ def summary_table(summary: RunSummary) -> Table:
     _row(table, "edits planned", _count(summary.edits_planned))
     _row(table, "already done", _count(summary.already_done))
     if summary.quotas:
-        _row(table, "left out by quotas", _count(summary.spared))
+        _row(table, "left out by quotas", _count(summary.edits_skipped_by_quota))
     if not summary.edits_made:
         return table
     if summary.approximation:
         _row(table, "approximation", summary.approximation, "yellow")
     _row(table, "accepted", _count(summary.accepted), "green")
-    again = summary.second_tries
+    again = summary.retries
     if again.edits:
         what = f"{_count(again.accepted)} of {_count(again.edits)} retried"
         _row(table, "  by a retry", f"{what}, {_count(again.unet_rows)} UNet rows")
@@ -60,7 +63,7 @@ def stages_table(summary: RunSummary) -> Table:
     figures_of = ("rows", "seconds", "read", "written", "requests", "retries", "workers lost")
     table = titled_table("", ("stage", *figures_of))
     for stage in ("decode", "edit", "judge", "write", "commit"):
-        figures = summary.stations.get(stage, {})
+        figures = summary.stages.get(stage, {})
         if stage == "judge" and not figures:
             continue
         table.add_row(
@@ -103,7 +106,7 @@ def plan_table(plan: Plan, output: str) -> Table:
     _row(table, "edits", _count(plan.edits_total))
     _row(table, "already done", _count(plan.edits_done))
     if plan.round is not None:
-        _row(table, "left out by quotas", _count(plan.edits_spared))
+        _row(table, "left out by quotas", _count(plan.edits_skipped_by_quota))
     round_ = "" if plan.round is None else " in the next round"
     _row(table, f"to do{round_}", _count(plan.edits_pending), "bold")
     _row(table, "sources", _count(plan.sources))
@@ -123,9 +126,9 @@ def status_table(status: RunStatus) -> Table:
     pending = "not planned yet" if status.pending is None else _count(status.pending)
     _row(table, "done", _count(status.done))
     _row(table, "to do, by the latest plan", pending)
-    if status.spared:
+    if status.edits_skipped_by_quota:
         note = ", for now" if status.is_in_rounds else ""
-        _row(table, f"left out by quotas{note}", _count(status.spared))
+        _row(table, f"left out by quotas{note}", _count(status.edits_skipped_by_quota))
     _row(table, "accepted", _count(counts.accepted))
     _row(table, "rejected", _count(counts.rejected))
     _reasons(table, counts.rejected_by_reason)
@@ -158,7 +161,7 @@ def verification_table(verification: Verification, output: str) -> Table:
     _row(table, "failed", _count(verification.failed))
     _row(table, "pending", _count(verification.pending))
     if verification.quotas:
-        _row(table, "left out by quotas", _count(verification.spared))
+        _row(table, "left out by quotas", _count(verification.edits_skipped_by_quota))
     if verification.not_planned:
         _row(table, "of another job, manifest or model", _count(verification.not_planned))
     _row(table, "images decoded", _count(verification.images_checked))
@@ -168,6 +171,8 @@ def verification_table(verification: Verification, output: str) -> Table:
 
 def recomputation_table(found: Recomputation) -> Table:
     """What `verify --recompute` compared; the edits that differ are printed below."""
+    from pipeline.verify.recompute import Verdict  # loads torch
+
     table = figures_table(f"Recomputed on {found.device} in {found.dtype}")
     different, not_made = (len(found.of(v)) for v in (Verdict.DIFFERENT, Verdict.NOT_MADE))
     _row(table, "edits compared", _count(found.compared))

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.lease import Lease
 from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import MetadataLayout
+
+WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
+"""Which process made the edit: host:pid. The driver counts with it; the ledger does not keep it."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,12 @@ class EditSettings:
     storage_options: dict[str, Any] = field(default_factory=dict)
     device: str = "auto"
     dtype: str = "auto"
-    compiler: str | None = None
     allow_pickle: bool = False
     revision: str | None = None
     config: str | None = None
     max_rows: int | None = None
     memory_share: float = 1.0
     threads: int | None = None
-    measures: bool | None = None
     image_format: ImageFormat = field(default_factory=ImageFormat)
     layout: MetadataLayout = field(default_factory=MetadataLayout)
     write_threads: int = 8

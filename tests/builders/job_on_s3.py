@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.job.job import Job
-from pipeline.ledger.lease import Holder
+from pipeline.ledger.holder import Holder
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import EditKey
 from pipeline.storage.folder import Folder
@@ -21,9 +21,9 @@ from pipeline.write.part import part_name
 from tests.builders.finished_run import FinishedRun
 from tests.servers.faulty_s3 import FaultyS3
 
-SOURCE_ROWS, EDIT_ROWS = 6, 7
+SOURCE_ROWS, EDIT_ROWS = 7, 7
 """UNet rows that the tiny checkpoint takes as it recommends: once per source, and per edit. The
-source's first row, without a prompt, is its edits' first unconditional one."""
+first step's unconditional row, which all edits of a source share, counts as the source's."""
 
 
 @dataclass(frozen=True)

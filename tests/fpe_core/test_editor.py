@@ -73,7 +73,7 @@ def test_rows_of_a_synthetic_source(tiny):
             editor.synthesise(["a cat"], [3], dataclasses.replace(SMALL, steps=50)),
             [["a dog", "snow"]],
         )
-    assert counted.rows == result.unet_rows == 100 + 99 * 2
+    assert counted.rows == result.unet_rows == 100 + 1 + 99 * 2
 
 
 def test_no_guidance_needs_no_unconditional_row(tiny, photos):
@@ -210,7 +210,7 @@ def test_out_of_memory_halves_the_rows_and_changes_nothing(tiny, photos):
         result = small.edit(inversion, targets)
     finally:
         handle.remove()
-    assert (inversion.unet_rows, result.unet_rows) == (30, 24 + 95)
+    assert (inversion.unet_rows, result.unet_rows) == (30, 24 + 3 + 95)
     for wanted, got in zip(expected.edits, result.edits, strict=True):
         for one, other in zip(wanted, got, strict=True):
             assert (one.latent - other.latent).norm() / one.latent.norm() < 1e-4
@@ -322,8 +322,7 @@ def test_any_step_count_fits_its_trajectory(tiny, photos, steps):
     assert inversion.trajectory.shape[1] == steps + 1
     result = editor.edit(inversion, [["a dog"]])
     replaced = int(steps * 0.8 + 1e-9)
-    lends = replaced > 0  # the source's first row, without a prompt, is the unconditional one
-    assert result.unet_rows == replaced + 2 * steps - lends
+    assert result.unet_rows == replaced + 2 * steps
     with pytest.raises(ParameterError, match="steps must be the sources' own"):
         editor.edit(inversion, [["a dog"]], dataclasses.replace(parameters, steps=steps + 1))
 

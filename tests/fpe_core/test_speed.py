@@ -20,9 +20,7 @@ def test_exact_is_the_recommendation_itself() -> None:
 def test_every_speed_does_less_than_the_one_before(steps: int) -> None:
     """Of models that recommend few steps and many; one step cannot become fewer."""
     work = [
-        unet_rows_of(
-            at_speed(EditParameters(steps=steps), speed), 1, synthetic=False, source_prompt="a cat"
-        )
+        unet_rows_of(at_speed(EditParameters(steps=steps), speed), 1, synthetic=False)
         for speed in ("exact", "balanced", "fast")
     ]
     assert sorted(work, reverse=True) == work

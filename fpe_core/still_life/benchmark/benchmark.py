@@ -37,7 +37,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Floors:
-    """How well a scene comes back without being edited: PSNR to the source, dB.
+    """How well a scene is reconstructed without being edited: PSNR to the source, dB.
 
     Attributes:
         autoencoder_psnr_db: encoded and decoded.

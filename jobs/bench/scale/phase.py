@@ -35,7 +35,8 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.work_list import cut_work, read_slice
-from pipeline.run.driver import COMMIT_EDITS, run_job
+from pipeline.run.commits import COMMIT_EDITS
+from pipeline.run.driver import run_job
 from pipeline.storage.folder import Folder
 from pipeline.write.part import part_name
 
@@ -154,7 +155,7 @@ def run(manifest: Path, output: Path) -> dict[str, Any]:
         "edits": summary.accepted,
         "start_s": (progress.first_at or time.monotonic()) - began,
         "store_bytes": progress.store_bytes,
-        "requests": {name: of.get("requests", 0.0) for name, of in summary.stations.items()},
+        "requests": {name: of.get("requests", 0.0) for name, of in summary.stages.items()},
     }
 
 

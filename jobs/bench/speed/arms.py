@@ -6,7 +6,6 @@
     B+    the same, but the edits of a source share its inversion
     C     ours, one source at a time
     D     ours, all sources together
-    E     as D, compiled by torch as the job key model.compile does it
 
 Approximate ways are not among them: what they cost in quality has to stand beside their speed.
 """
@@ -31,8 +30,8 @@ from jobs.bench.speed.instruments import Networks, PhaseClock
 from jobs.bench.speed.plain_loop import PlainLoop
 from jobs.bench.speed.workload import Workload
 
-NAMES = ("A", "B", "B+", "C", "D", "E")
-OURS = ("C", "D", "E")
+NAMES = ("A", "B", "B+", "C", "D")
+OURS = ("C", "D")
 
 
 class Arm(Protocol):
@@ -45,7 +44,6 @@ class Arm(Protocol):
         networks: what of it there is to watch.
         shares: what edits share: "nothing", "inversion" (of one source) or "everything" (it gets
             faster with more sources and edits, so it is run with all of them).
-        is_compiled: whether its first call compiles.
     """
 
     @property
@@ -58,8 +56,6 @@ class Arm(Protocol):
     def networks(self) -> Networks: ...
     @property
     def shares(self) -> str: ...
-    @property
-    def is_compiled(self) -> bool: ...
 
     def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
         """Final latents (edits, C, h, w) on the CPU, source by source; images are made as well."""
@@ -78,7 +74,6 @@ class _Baseline:
     checkpoint: Checkpoint
     autoencoder: Autoencoder
     shares: str = "nothing"
-    is_compiled: bool = False
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, **options: Any) -> Self:
@@ -159,18 +154,13 @@ class PlainArm(_Baseline):
 
 @dataclass(frozen=True)
 class OurArm:
-    """C, D and E: the editor of this package."""
+    """C and D: the editor of this package."""
 
     editor: Editor
     name: str
     title: str
     batched: bool
-    compiler: str | None = None
     shares: str = "everything"
-
-    @property
-    def is_compiled(self) -> bool:
-        return self.compiler is not None
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -187,7 +177,7 @@ class OurArm:
         )
 
     def afresh(self) -> Self:
-        return replace(self, editor=Editor(self.checkpoint, compiler=self.compiler))
+        return replace(self, editor=Editor(self.checkpoint))
 
     def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
         size = len(workload.images) if self.batched else 1
@@ -206,32 +196,26 @@ class OurArm:
 def exact_arms(
     checkpoint: Checkpoint,
     reference: Checkpoint,
-    compiler: str,
     authors: AuthorsCode | None = None,
 ) -> list[Arm]:
     """All arms in order, A first.
 
     Args:
-        checkpoint: what B to E run.
+        checkpoint: what B to D run.
         reference: the same weights in float32, for A.
-        compiler: torch.compile's backend; "none" leaves E out.
         authors: their own code, for A.
 
     Raises:
         ParameterError: a checkpoint that the authors' code cannot run.
     """
-    eager = Editor(checkpoint)
-    arms: list[Arm] = [
+    editor = Editor(checkpoint)
+    return [
         CheckoutArm.of(reference, authors) if authors else AuthorsArm.of(reference),
         PlainArm.of(checkpoint),
         PlainArm.of(checkpoint, name="B+", title="B, inversion shared", shares="inversion"),
-        OurArm(eager, "C", "ours, a source at a time", batched=False),
-        OurArm(eager, "D", "ours, batched", batched=True),
+        OurArm(editor, "C", "ours, a source at a time", batched=False),
+        OurArm(editor, "D", "ours, batched", batched=True),
     ]
-    if compiler != "none":
-        editor = Editor(checkpoint, compiler=compiler)
-        arms.append(OurArm(editor, "E", "ours, batched, compiled", True, compiler))
-    return arms
 
 
 def _one_by_one(workload: Workload) -> Iterator[tuple[Image.Image, str, str]]:

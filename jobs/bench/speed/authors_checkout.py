@@ -81,7 +81,6 @@ class CheckoutArm:
     name: str = "A"
     title: str = "the authors' own code"
     shares: str = "nothing"
-    is_compiled: bool = False
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, code: AuthorsCode) -> Self:

@@ -60,9 +60,6 @@ BaselineEdits = Annotated[
 Arms = Annotated[
     str | None, typer.Option(metavar="A,B,..", help="Arms to measure; A is always included.")
 ]
-Compiler = Annotated[
-    str, typer.Option(metavar="BACKEND", help="torch.compile's backend, or none: no E.")
-]
 PricePerHour = Annotated[
     float | None, typer.Option(min=0, help="Of the device; prints the price of 1,000 edits.")
 ]
@@ -101,7 +98,6 @@ def speed(
     rounds: Rounds = None,
     baseline_edits: BaselineEdits = 1,
     arms: Arms = None,
-    compiler: Compiler = "inductor",
     price_per_hour: PricePerHour = None,
     tolerance: Tolerance = None,
     authors: Authors = None,
@@ -130,7 +126,6 @@ def speed(
         rounds=rounds or chosen.rounds,
         baseline_edits=baseline_edits,
         arms=_arms(arms),
-        compiler=compiler,
         tolerance=tolerance,
         authors=str(authors.resolve()) if authors else "",
         profiles=profile,

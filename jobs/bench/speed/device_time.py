@@ -1,7 +1,6 @@
 """What the device does with an arm's time: shares by kind of operation, by torch's profiler.
 
-On CUDA kernels are classified by their names; on a CPU torch's operators are, and a graph's fused
-loops, which have no names, count as elementwise.
+On CUDA kernels are classified by their names; on a CPU torch's operators are.
 """
 
 from __future__ import annotations
@@ -27,12 +26,9 @@ IDLE = "idle, launch"
 _NAMES = (
     (IDLE, r"^aten::(empty|resize_|(_unsafe_|_reshape_)?(view|alias)|as_strided|transpose|expand)"),
     (IDLE, r"^aten::(permute|reshape|slice|select|unsqueeze|chunk|split|narrow|t$|unbind|detach)"),
-    (IDLE, r"^torch-compiled region|dynamo|runtime wrapper"),
-    ("norm", r"triton_(poi|red|per).*(norm|var_mean)"),
-    ("elementwise", r"triton_(poi|red|per)"),
     ("attention", r"attention|flash|fmha|sdpa|softmax"),
     ("convolution", r"conv|fprop|winograd"),
-    ("matrix product", r"gemm|nvjet|cutlass|mm$|matmul|[:_]linear|triton_tem"),
+    ("matrix product", r"gemm|nvjet|cutlass|mm$|matmul|[:_]linear"),
     ("copy", r"copy|memcpy|memset|catarray|nchwtonhwc|nhwctonchw|aten::(cat|clone|contiguous)"),
     ("norm", r"norm|rowwisemoments|fusedparams|welford"),
 )

@@ -35,7 +35,7 @@ class PhaseClock:
     """Counts rows and measures the networks' time while `watching`.
 
     Attributes:
-        rows: UNet rows so far: rows that are left early count, and those that fill up a shape.
+        rows: UNet rows so far; those that are left early count too.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -31,7 +31,6 @@ class Sweep:
         minimal_flops: of the UNet per edit in the minimal exact procedure, by edits per source.
         product_flops_per_s: of a matrix product in this run, by dtype; float32 with TF32 where
             convolutions may use that.
-        compile_error: why E is missing, "" where it is not.
     """
 
     model: str
@@ -43,7 +42,6 @@ class Sweep:
     profiles: tuple[DeviceTime, ...]
     minimal_flops: dict[int, float]
     product_flops_per_s: dict[str, float]
-    compile_error: str = ""
 
     def of(self, sources: int, edits_per_source: int) -> list[Measured]:
         """The arms of one cell."""
@@ -87,11 +85,6 @@ def price_per_thousand(each: Measured, price_per_hour: float) -> float:
     return price_per_hour * 1000 / (3600 * each.edits_per_s)
 
 
-def compile_s(each: Measured) -> float:
-    """What the first run took beyond a warm one."""
-    return max(0.0, each.first_s - each.wall_s)
-
-
 def _sweep_as_json(sweep: Sweep, price_per_hour: float | None) -> dict[str, Any]:
     return {
         "model": sweep.model,
@@ -99,7 +92,6 @@ def _sweep_as_json(sweep: Sweep, price_per_hour: float | None) -> dict[str, Any]
         "gate": [{**asdict(each), "ok": each.ok} for each in sweep.gate],
         "minimal_flops_per_edit": {str(n): flops for n, flops in sweep.minimal_flops.items()},
         "product_flops_per_s": sweep.product_flops_per_s,
-        "compile_error": sweep.compile_error,
         "cells": [list(cell) for cell in sweep.cells],
         "failed": [asdict(each) for each in sweep.failed],
         "profiles": [asdict(each) for each in sweep.profiles],
@@ -124,7 +116,6 @@ def _measured_as_json(sweep: Sweep, each: Measured, price_per_hour: float | None
         "phase_ms_per_edit": each.phase_ms,
         "utilisation_algorithmic": algorithmic,
         "utilisation_executed": executed,
-        "compile_s": compile_s(each) if each.arm == "E" else 0.0,
     }
 
 
@@ -157,9 +148,8 @@ class Measured:
         sources, edits_per_source: the cell of the sweep.
         edits: that one run really made: arms that share nothing make a few and not all.
         runs: one per round, in order.
-        first_s: the first run, before the rounds: warm-up, for a compiled arm with compilation.
-        flops: run in all networks per edit, counted in the first run; of D for a compiled arm, 0
-            where there is none.
+        first_s: the first run, before the rounds: warm-up.
+        flops: run in all networks per edit, counted in the first run.
         peak_bytes: of memory in the first run; see `PeakMemory`.
         from_authors: of the edit farthest from A's, of those that both made, as a share of its
             latent's norm, in this dtype; None where A failed.

@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -46,7 +46,7 @@ class CellTimes:
 
 @dataclass(frozen=True)
 class _First:
-    """An arm's first run. `flops`: per edit; 0 for a compiled graph, which does not show them."""
+    """An arm's first run. `flops`: per edit."""
 
     latents: Tensor
     wall_s: float
@@ -93,7 +93,6 @@ class CellTimer:
         judged by what it made. In a round every arm runs once, and each round begins with another
         one. An arm that raises or is wrong is left out from there on.
         """
-        torch._dynamo.reset()  # compilation is paid, and told, once per cell
         cell = _Cell({arm.name: arm.afresh() for arm in self._arms}, workload, self._baseline_edits)
         known = {n: self._known[k] for n in cell.arms if (k := cell.key(n)) in self._known}
         for name in cell.arms:
@@ -173,7 +172,6 @@ class _Cell:
 
     def measured(self, name: str) -> Measured:
         arm, first = self.arms[_arm_of(name)], self.first[_arm_of(name)]
-        counted = self.first.get(_TWICE) if arm.is_compiled else first
         agreement = self._agreements[arm.name]
         return Measured(
             arm=name,
@@ -184,7 +182,7 @@ class _Cell:
             edits=self._parts[arm.name].edits,
             runs=tuple(self._runs[name]),
             first_s=first.wall_s,
-            flops=counted.flops if counted else 0.0,
+            flops=first.flops,
             peak_bytes=first.peak_bytes,
             from_authors=agreement.from_authors,
             from_ours=agreement.from_ours,
@@ -214,7 +212,7 @@ class _Cell:
         """None after an error, which is one arm's and not the others'."""
         try:
             return work()
-        except Exception as error:  # noqa: BLE001 - out of memory, a compiler's, a kernel's, ...
+        except Exception as error:  # noqa: BLE001 - out of memory, a kernel's, ...
             cause = one_line(error)
         self._fail(name, cause)
         _free_memory()
@@ -239,28 +237,25 @@ def _part(arm: Arm, workload: Workload, baseline_edits: int) -> Workload:
 
 
 def _first(arm: Arm, workload: Workload) -> _First:
-    """A compiler finds none of its caches, so that the whole of compiling is in the time.
-
-    CUDA graphs show a counter none of their operations: they are left off for it, and made after.
-    """
+    """CUDA graphs show a counter none of their operations: they are off while it counts, and made
+    afterwards."""
     device = arm.checkpoint.device
     memory = PeakMemory(device)
-    counter = None if arm.is_compiled else flop_counter()
+    counter = flop_counter()
     with (
         exact_float32(),
-        _no_caches() if arm.is_compiled else nullcontext(),
         memory.measuring(),
-        counter or nullcontext(),
-        _without_graphs(arm) if counter else nullcontext(),
+        counter,
+        _without_graphs(arm),
     ):
         wait_for(device)
         start = time.perf_counter()
         latents = arm.edit(workload, PhaseClock(device))
         wait_for(device)
         wall_s = time.perf_counter() - start
-    if counter and device.type == "cuda":
+    if device.type == "cuda":
         arm.edit(workload, PhaseClock(device))
-    flops = counter.get_total_flops() / workload.edits if counter else 0.0
+    flops = counter.get_total_flops() / workload.edits
     return _First(latents, wall_s, flops, memory.bytes)
 
 
@@ -275,13 +270,6 @@ def _without_graphs(arm: Arm) -> Iterator[None]:
         yield
     finally:
         unet.graphs.captures = before
-
-
-def _no_caches() -> AbstractContextManager[None]:
-    """An empty cache of compiled code, and back to the usual one."""
-    from torch._inductor.utils import fresh_cache  # seconds, which only E needs
-
-    return fresh_cache()
 
 
 def _run(arm: Arm, workload: Workload) -> Run:

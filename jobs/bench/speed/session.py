@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console
 
 from fpe_core.device import choose_device
@@ -100,7 +99,6 @@ class Session:
             self._sweeps[name] = sweep
             self._write()
         del checked
-        torch._dynamo.reset()  # compiled graphs hold the model
         gc.collect()
         return True
 
@@ -202,7 +200,6 @@ def _sweep(read: dict[str, Any]) -> Sweep:
         profiles=tuple(_made(DeviceTime, each) for each in read["profiles"]),
         minimal_flops={int(n): own for n, own in read["minimal_flops_per_edit"].items()},
         product_flops_per_s=read["product_flops_per_s"],
-        compile_error=read["compile_error"],
     )
 
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import pathlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 from fpe_core import Checkpoint, EditParameters
 from fpe_core.device import choose_dtype
-from fpe_core.errors import RowsOutOfMemoryError
 from jobs.bench.speed.arms import Arm, exact_arms
 from jobs.bench.speed.authors_checkout import LAYERS as AUTHORS_LAYERS
 from jobs.bench.speed.authors_checkout import load_code
 from jobs.bench.speed.flops import count_row, minimal_flops, product_flops_per_s
 from jobs.bench.speed.gate import Comparison, pass_gate, tolerance_of
-from jobs.bench.speed.instruments import PhaseClock
 from jobs.bench.speed.models import LAYERS, cast, load_model
 from jobs.bench.speed.results import Sweep
-from jobs.bench.speed.rounds import CellTimer, one_line
+from jobs.bench.speed.rounds import CellTimer
 from jobs.bench.speed.workload import Workload, make_workload
 
 GATE_SOURCES, GATE_EDITS = 2, 2
@@ -34,7 +30,6 @@ fifty of Stable Diffusion 1.5's shapes are 4.9e-3 away, where no arm is more tha
 """
 
 _MAY_DIFFER = {"cells", "profiles"}
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,6 @@ class Settings:
         rounds: how many times each arm is timed in each cell.
         baseline_edits: most edits of an arm that shares nothing.
         arms: names of those that are measured, A among them, with commas between them.
-        compiler: torch.compile's backend for E, or "none".
         tolerance: of the gate, and of float32 latents in every cell; None: the model's own.
         authors: folder of the authors' checkout, whose code is A; "" for `fpe_core.reference`. With
             it sources have no prompts, and layers are the authors' rule.
@@ -66,7 +60,6 @@ class Settings:
     rounds: int
     baseline_edits: int
     arms: str
-    compiler: str
     tolerance: float | None
     authors: str
     profiles: bool
@@ -90,7 +83,6 @@ class Checked:
         reference, checkpoint: in float32, and in the type that is timed; often one and the same.
         arms: what is to be timed.
         gate: what came out; see `ok`.
-        compile_error: why there is no E, "" where there is one or none was asked for.
     """
 
     name: str
@@ -99,7 +91,6 @@ class Checked:
     checkpoint: Checkpoint
     arms: tuple[Arm, ...]
     gate: tuple[Comparison, ...]
-    compile_error: str
 
     @property
     def ok(self) -> bool:
@@ -119,21 +110,12 @@ def check(name: str, settings: Settings) -> Checked:
     )
     code = load_code(pathlib.Path(settings.authors)) if settings.authors else None
     checkpoint = cast(reference, choose_dtype(settings.dtype, reference.device))
-    compiler = settings.compiler if "E" in settings.arms.split(",") else "none"
-    compile_error = ""
-    arms = _chosen(exact_arms(reference, reference, compiler, code), settings)
-    if compiler != "none":
-        compile_error = _compile_error(arms[-1], workload)
-        if compile_error:
-            _log.warning("%s: E is left out, torch.compile failed: %s", name, compile_error)
-            compiler, arms = "none", arms[:-1]
+    arms = _chosen(exact_arms(reference, reference, code), settings)
     gate = pass_gate(arms, workload, settings.tolerance_for(name))
     timed = arms
     if checkpoint is not reference:
-        timed = _chosen(exact_arms(checkpoint, reference, compiler, code), settings)
-    return Checked(
-        name, parameters, reference, checkpoint, tuple(timed), tuple(gate), compile_error
-    )
+        timed = _chosen(exact_arms(checkpoint, reference, code), settings)
+    return Checked(name, parameters, reference, checkpoint, tuple(timed), tuple(gate))
 
 
 def measure(checked: Checked, settings: Settings, earlier: Sweep | None = None) -> Iterator[Sweep]:
@@ -192,7 +174,6 @@ def _empty_sweep(checked: Checked) -> Sweep:
             str(dtype).removeprefix("torch."): product_flops_per_s(checked.reference.device, dtype)
             for dtype in {torch.float32, checked.checkpoint.dtype}
         },
-        compile_error=checked.compile_error,
     )
 
 
@@ -220,16 +201,3 @@ def parameters_in_the_gate(parameters: EditParameters, settings: Settings) -> Ed
     size_px = min(settings.gate_size_px or parameters.width_px, parameters.width_px)
     steps = min(GATE_STEPS, parameters.steps)
     return replace(parameters, steps=steps, width_px=size_px, height_px=size_px)
-
-
-def _compile_error(arm: Arm, workload: Workload) -> str:
-    """What torch.compile says against this model on this machine, in a line; "" for nothing."""
-    try:
-        arm.edit(workload, PhaseClock(arm.checkpoint.device))
-    except (
-        TorchDynamoException,
-        RuntimeError,
-        RowsOutOfMemoryError,
-    ) as error:  # no C++ compiler, out of memory, ...
-        return one_line(error)
-    return ""

@@ -11,7 +11,7 @@ from jobs.bench.speed.device_time import KINDS
 from jobs.bench.speed.gate import Comparison
 from jobs.bench.speed.instruments import PHASES
 from jobs.bench.speed.presets import Target
-from jobs.bench.speed.results import REST, Sweep, compile_s, price_per_thousand
+from jobs.bench.speed.results import REST, Sweep, price_per_thousand
 from jobs.terminal.titled_table import titled_table
 
 
@@ -116,13 +116,6 @@ def notes(sweep: Sweep, machine: Machine) -> list[str]:
     if reused := sorted({(each.arm, each.timed_in) for each in sweep.measured if each.timed_in}):
         cells = ", ".join(f"{arm} in {cell}" for arm, cell in reused)
         lines.append(f"* the same work as in an earlier cell, timed there: {cells}")
-    if sweep.compile_error:
-        lines.append(f"E is missing: {sweep.compile_error}")
-    if compiled := [each for each in sweep.measured if each.arm == "E"]:
-        times = ", ".join(
-            f"{each.sources} x {each.edits_per_source} {compile_s(each):.0f} s" for each in compiled
-        )
-        lines.append(f"compiling E, without caches, not in its times: {times}")
     lines += [
         f"failed: {each.sources} x {each.edits_per_source} {each.arm}: {each.cause}"
         for each in sweep.failed
@@ -134,7 +127,7 @@ def notes(sweep: Sweep, machine: Machine) -> list[str]:
 
 
 def target_lines(targets: Sequence[Target], sweeps: Sequence[Sweep]) -> list[str]:
-    """A line for every aim that was measured: reached or missed, by the fastest of C, D and E."""
+    """A line for every aim that was measured: reached or missed, by the faster of C and D."""
     lines = []
     for target in targets:
         for sweep in sweeps:

@@ -87,7 +87,7 @@ def test_attending_with_source_q_and_k_is_exchanging_the_map(tiny):
 
     with torch.no_grad():
         _, maps = attended(source)
-        replaced, _ = attended(torch.cat([target, target]), first_row=1, given=tuple(maps))
+        replaced, _ = attended(torch.cat([target, target]), first_row=1, injected=tuple(maps))
         query, key = heads(attn.to_q(source)), heads(attn.to_k(source))
         explicit = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, -1)
         out = (explicit @ heads(attn.to_v(target))).transpose(1, 2).reshape(1, 16, -1)
@@ -110,6 +110,6 @@ def test_maps_of_several_chunks_are_one_after_the_other(tiny):
             wanted = torch.cat(rows)[[2, 0, 2]]
             assert torch.equal(query, wanted + n)
             assert torch.equal(key, wanted - n)
-    maps.forget()
+    maps.clear()
     maps.record(tuple(AttentionMap(rows[1], rows[1]) for _ in range(4)))
     assert torch.equal(maps.of(torch.tensor([0]))[0].query, rows[1])

@@ -135,7 +135,7 @@ def test_presets_are_timed_judged_and_written(
     assert list(costs) == ["exact", "balanced", "fast", "exact again"]
     for name, arm in report["arms"].items():
         parameters = EditParameters.from_dict(arm["parameters"])
-        rows = unet_rows_of(parameters, 5, synthetic=False, source_prompt="a scene's caption")
+        rows = unet_rows_of(parameters, 5, synthetic=False)
         assert costs[name]["unet_rows"] == rows
         assert len(costs[name]["wall_s"]) == len(costs[name]["cpu_s"]) == 2
         by_factor = [arm["quality"][factor] for factor in FACTORS]

@@ -19,8 +19,9 @@ from fpe_core.judging.rules import Rules
 from jobs.bench.judged import JUDGED_SCHEMA
 from jobs.cli import app
 from jobs.commands.judgements import read_judgements
-from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from jobs.job_file.ready_made import BUILTIN_FOLDER
 from pipeline.errors import JobError
+from pipeline.job.file import load_job
 from pipeline.job.job import Job
 from tests.builders.tiny_checkpoint import write_defaults
 

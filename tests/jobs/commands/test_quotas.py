@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from jobs.job_file.load import load_job
 from jobs.terminal.tables import MOST_CELLS, quotas_table
+from pipeline.job.file import load_job
 from pipeline.plan.quotas import QuotaRow
 from tests.builders.finished_run import FinishedRun
 from tests.jobs.test_cli import figures, fpe

@@ -18,14 +18,13 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from fpe_core.judging.reproduction import Reproduction
 from fpe_core.scores.edit_scores import EditScores
 from jobs.cli import app
 from jobs.report.page import render_report, write_comparison, write_report
 from jobs.report.words import MEANINGS, percent_text, score_text, signed_text
 from pipeline.errors import JobError
 from pipeline.job.job import Job
-from pipeline.ledger.outcome import SCORE_COLUMNS, EditKey, EditOutcome, TryRecord
+from pipeline.ledger.outcome import SCORE_COLUMNS, AttemptRecord, EditKey, EditOutcome
 from pipeline.plan.quotas import QuotaRow
 from pipeline.report.facts import read_report
 from pipeline.run.stats import STATS_FILE
@@ -134,12 +133,12 @@ def test_judging_is_told_in_tables_where_the_run_has_it(
     assert not [title for title in titles if title in plain]
 
     def tried(number: int, key: EditKey) -> EditOutcome:
-        first = TryRecord("{}", "off_target", "", 7_001.0, 0.5, EditScores())
+        first = AttemptRecord("{}", "off_target", "", 7_001.0, 0.5, EditScores())
         second = dataclasses.replace(first, reason="", unet_rows=3_003.0)
         return dataclasses.replace(
             accepted(number, key),
             tries=(first, second),
-            reproduction=Reproduction(31.5),
+            autoencoder_psnr_db=31.5,
         )
 
     run = job.model_copy(update={"output": str(tmp_path / "judged")})
@@ -154,7 +153,7 @@ def test_judging_is_told_in_tables_where_the_run_has_it(
     folder.replace(part, sink.getvalue())
     config = yaml.safe_load(folder.read("config.yaml"))
     config["annotations"] = {"boxes": {"column": "box", "keep_at_least": 0.815}}
-    config["judge"]["reproduction"]["autoencoder_psnr_db_at_least"] = 19.25
+    config["judge"]["reconstruction"]["autoencoder_psnr_db_at_least"] = 19.25
     folder.replace("config.yaml", yaml.safe_dump(config).encode())
     page = page_of(run)
     for title in titles:

@@ -36,8 +36,8 @@ PROBE = Probe(
 )
 
 
-def shape(edits: int, parameters: EditParameters = PARAMETERS, prompt: str = "a cat") -> GroupShape:
-    return GroupShape.of(parameters, edits, synthetic=False, source_prompt=prompt)
+def shape(edits: int, parameters: EditParameters = PARAMETERS) -> GroupShape:
+    return GroupShape.of(parameters, edits, synthetic=False)
 
 
 WORK = Workload(
@@ -95,8 +95,8 @@ def test_times_of_other_calls_lie_between_those_that_were_measured(edits: float)
         assert times == (low if edits == 2 else high)
 
 
-def rows_if(parameters: EditParameters, edits: int = 2, prompt: str = "a cat") -> int:
-    return 100 * unet_rows_of(parameters, edits, synthetic=False, source_prompt=prompt)
+def rows_if(parameters: EditParameters, edits: int = 2) -> int:
+    return 100 * unet_rows_of(parameters, edits, synthetic=False)
 
 
 @given(steps=st.integers(2, 100), thousandths=st.integers(1, 1000))
@@ -121,9 +121,8 @@ def test_each_knob_counts_the_rows_that_a_job_with_that_key_is_planned_with() ->
         "edit.replaced_fraction": rows_if(replace(PARAMETERS, replaced_fraction=0.4)),
         "edit.guidance_scale": rows_if(replace(PARAMETERS, guidance_scale=1.0)),
         "edit.guidance_interval": rows_if(replace(PARAMETERS, guidance_interval=(0.0, 0.8))),
-        "source_prompt": rows_if(PARAMETERS, prompt=""),
         "edits of a source": rows_if(PARAMETERS, edits=4),
-        "judge.second_tries": 2 * rows_if(PARAMETERS) - 100 * 20,  # without another inversion
+        "judge.retries": 2 * rows_if(PARAMETERS) - 100 * 20,  # without another inversion
     }
     assert {key: found[key].estimate.unet_rows for key in expected} == expected
     now = estimate(replace(WORK, is_judged=True), PROBE)

@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch._dynamo.utils import counters
 
 from fpe_core import (
     CheckpointError,
@@ -28,10 +27,10 @@ from fpe_core import (
     RowsOutOfMemoryError,
     checkpoint_fingerprint,
 )
-from pipeline.edit.actor import WORKER_FIELD, EditActor, EditedBlock
-from pipeline.edit.model_sharing import ModelThread, Turns
+from pipeline.edit.actor import EditActor, EditedBlock
+from pipeline.edit.model_sharing import ModelLock, ModelThread
 from pipeline.edit.phase_clock import PHASES
-from pipeline.edit.settings import EditSettings
+from pipeline.edit.settings import WORKER_FIELD, EditSettings
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.outcome import OUTCOME_SCHEMA
 from pipeline.read.decode import DecodeSettings, decode
@@ -43,7 +42,8 @@ from tests.builders.watched import Watched
 from tests.builders.work_rows import PARAMETERS, work_row, work_table
 
 GUIDED_ROWS = 2 * PARAMETERS.steps
-EDIT_ROWS = GUIDED_ROWS - 1  # the first unconditional row is the source's
+EDIT_ROWS = GUIDED_ROWS - 1  # all edits of a source share the first unconditional row:
+SHARED_ROW = 1
 SOURCE_ROWS = PARAMETERS.steps + PARAMETERS.replaced_steps
 
 Rows = list[dict[str, Any]]
@@ -115,7 +115,7 @@ def test_a_source_is_inverted_once_for_all_its_edits(
     settings: EditSettings, rows: MakeRows
 ) -> None:
     table = run(settings, rows(2, targets=("a red cat", "a blue dog", "a green car")))
-    expected = 2 * (SOURCE_ROWS + 3 * EDIT_ROWS)
+    expected = 2 * (SOURCE_ROWS + SHARED_ROW + 3 * EDIT_ROWS)
     assert sum(table["unet_rows"].to_pylist()) == pytest.approx(expected)
 
 
@@ -129,7 +129,8 @@ def test_synthetic_sources_are_made_beside_their_edits(settings: EditSettings) -
     row = work_row(0, source_prompt="a photo of a dog", seed=11, targets=("a cat", "a car"))
     table = run(settings, [row])
     assert table["outcome"].to_pylist() == ["accepted", "accepted"]
-    assert sum(table["unet_rows"].to_pylist()) == pytest.approx(GUIDED_ROWS + 2 * EDIT_ROWS)
+    expected = GUIDED_ROWS + SHARED_ROW + 2 * EDIT_ROWS
+    assert sum(table["unet_rows"].to_pylist()) == pytest.approx(expected)
     assert len(written(settings, "source")) == 1
     (first, _) = metadata(settings)
     assert (first["seed"], first["source_prompt"]) == (11, "a photo of a dog")
@@ -245,7 +246,7 @@ def test_rows_of_one_block_keep_their_own_parameters(
     other["parameters"] = work_row(0, parameters=unguided)["parameters"]
     table = run(settings, [plain, other])
     assert table["unet_rows"].to_pylist() == pytest.approx(
-        [SOURCE_ROWS + EDIT_ROWS, SOURCE_ROWS + PARAMETERS.steps]
+        [SOURCE_ROWS + GUIDED_ROWS, SOURCE_ROWS + PARAMETERS.steps]
     )
     found = [(row["guidance_scale"], row["layers"]) for row in metadata(settings)]
     assert found == [(3.0, "tokens<=1024"), (1.0, "3-13")]
@@ -315,15 +316,16 @@ def test_the_next_block_has_the_model_while_one_is_judged_and_written(
     torch.set_num_threads(before)
     gate = _Gate(getattr(actor, at_work))
     setattr(actor, at_work, gate)
-    turns, written = Turns(), []
+    lock, begun, written = ModelLock(), [], []
     blocks = [decode(work_table([row]), DecodeSettings()) for row in rows(2)]
 
     def edit(block: pa.Table) -> EditedBlock:
-        with turns.take(alone=False) as turn:
-            if turns.blocks_in_hand == 2:
+        with lock.acquire(exclusive=False) as hold:
+            begun.append(block)
+            if len(begun) == 2:  # the first waits for the gate, so it is not through
                 written.append(len(list(Path(settings.output).rglob("*.png"))))
                 gate.open.set()
-            return actor.edit(actor.prepare(block), Watched(Orders()), turn.pass_on)
+            return actor.edit(actor.prepare(block), Watched(Orders()), hold.release_model)
 
     with ThreadPoolExecutor(2) as threads:
         edited = list(threads.map(edit, blocks))
@@ -331,7 +333,7 @@ def test_the_next_block_has_the_model_while_one_is_judged_and_written(
     for each in edited:
         assert each.outcomes["outcome"].to_pylist() == ["accepted"]
         of_edit = each.figures["edit"]
-        assert (of_edit["rows"], of_edit["unet_rows"]) == (1, SOURCE_ROWS + EDIT_ROWS)
+        assert (of_edit["rows"], of_edit["unet_rows"]) == (1, SOURCE_ROWS + GUIDED_ROWS)
         assert of_edit["sample_seconds"] > 0
         assert each.figures["judge"]["rows"] == 1
     assert len(metadata(settings)) == 2
@@ -468,26 +470,6 @@ def test_the_same_edit_is_the_same_image_in_any_block(
     root = Path(settings.output)
     one, two = (root / o["edited_file_name"] for o in (together[1], alone[0]))
     assert np.abs(_pixels(one) - _pixels(two)).max() <= 1
-
-
-def test_a_compiled_model_makes_the_same_edits(settings: EditSettings, rows: MakeRows) -> None:
-    """ "eager" is torch's backend that traces the graphs and compiles nothing."""
-    torch._dynamo.reset()  # what another test had traced would not be traced again
-    graphs_before = counters["stats"]["unique_graphs"]
-    plain = run(settings, rows(1))
-    assert counters["stats"]["unique_graphs"] == graphs_before
-    other = Path(settings.output).parent / "compiled"
-    traced = run(replace(settings, output=str(other), compiler="eager"), rows(1))
-    assert counters["stats"]["unique_graphs"] > graphs_before, "nothing was traced"
-    names = [table["edited_file_name"].to_pylist()[0] for table in (plain, traced)]
-    assert names[0] == names[1]
-    one, two = (Path(root) / names[0] for root in (settings.output, other))
-    assert np.abs(_pixels(one) - _pixels(two)).max() <= 1
-
-
-def test_a_compiler_that_is_missing_is_told_before_any_edit(settings: EditSettings) -> None:
-    with pytest.raises(CheckpointError, match=r"model\.compile.* model\.compile=false"):
-        EditActor(replace(settings, compiler="no such backend"))
 
 
 def test_another_checkpoint_than_the_planned_one_is_refused(settings: EditSettings) -> None:

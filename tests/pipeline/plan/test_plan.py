@@ -20,7 +20,7 @@ from pipeline.job.section import LayerRange
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import EditKey, outcomes_table
 from pipeline.plan.plan import Plan, make_plan, unet_rows_of
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.plan.work_list import work_schema
 from pipeline.storage.folder import Folder
 from tests.servers.stores import Store
@@ -102,7 +102,7 @@ def work(job: Job, plan: Plan) -> pa.Table:
 
 
 def edit_ids(job: Job) -> list[bytes]:
-    return list(understand(job).edit_ids())
+    return list(resolve_job(job).edit_ids())
 
 
 def finish(job: Job, edits: list[bytes]) -> None:
@@ -157,9 +157,9 @@ def test_a_plan_in_numbers(make_job: MakeJob) -> None:
     plan = make_plan(make_job(COLUMNS))
     assert (plan.edits_total, plan.edits_done, plan.edits_pending) == (6, 0, 6)
     assert (plan.groups_pending, plan.sources) == (3, 3)
-    # Four steps, half of them replaced, guided; the second row takes two steps, and has no prompt,
-    # so that its source's first row is its edit's first unconditional one.
-    real_two_edits, real_one_edit, synthetic_three = 4 + 2 + 1 + 2 * 7, 2 + 1 + 3, 8 + 3 * 7
+    # Four steps, half of them replaced, guided; the second row takes two steps. The 1 is the first
+    # step's unconditional row, which all edits of a source share.
+    real_two_edits, real_one_edit, synthetic_three = 4 + 2 + 1 + 2 * 7, 2 + 1 + 1 + 3, 8 + 1 + 3 * 7
     assert plan.unet_rows == real_two_edits + real_one_edit + synthetic_three
     assert plan.output_bytes > 9 * 64 * 64
 
@@ -196,9 +196,7 @@ def test_the_rows_that_are_planned_are_those_the_editor_counts(
         sources = editor.invert([picture()], [source_prompt], parameters)
         spent = sources.unet_rows
     spent += editor.edit(sources, [prompts], parameters).unet_rows
-    assert spent == unet_rows_of(
-        parameters, len(prompts), synthetic=synthetic, source_prompt=source_prompt
-    )
+    assert spent == unet_rows_of(parameters, len(prompts), synthetic=synthetic)
 
 
 def test_planning_the_same_again_finds_the_same_files(

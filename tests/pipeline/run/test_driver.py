@@ -42,9 +42,9 @@ from tests.servers.s3_server import CREDENTIALS, S3Server, write_profile
 
 STEPS, REPLACED, GUIDED = 4, 2, 8
 EDIT_ROWS = GUIDED - 1
-SOURCE_ROWS = STEPS + REPLACED
-"""UNet rows of the tiny checkpoint's recommendation: per source without a prompt, and EDIT_ROWS per
-edit; GUIDED per synthetic source."""
+SOURCE_ROWS, SYNTHETIC_ROWS = STEPS + REPLACED + 1, GUIDED + 1
+"""UNet rows of the tiny checkpoint's recommendation: per source, real or synthetic, and EDIT_ROWS
+per edit. The first step's unconditional row, which all edits of a source share, is the 1."""
 
 WriteManifest = Callable[..., str]
 MakeJob = Callable[..., Job]
@@ -218,22 +218,22 @@ def test_every_edit_of_a_manifest_has_its_outcome(finished: Finished) -> None:
 
 def test_sources_are_inverted_once(finished: Finished) -> None:
     real, synthetic, edits = 5, 1, 9
-    expected = real * SOURCE_ROWS + synthetic * GUIDED + edits * EDIT_ROWS
+    expected = real * SOURCE_ROWS + synthetic * SYNTHETIC_ROWS + edits * EDIT_ROWS
     assert finished.summary.unet_rows == pytest.approx(expected)
 
 
-def test_every_station_says_what_it_cost(finished: Finished) -> None:
-    stations = stats_of(finished.job)["last_run"]["stations"]
-    rows = {name: figures["rows"] for name, figures in stations.items()}
+def test_every_stage_says_what_it_cost(finished: Finished) -> None:
+    stages = stats_of(finished.job)["last_run"]["stages"]
+    rows = {name: figures["rows"] for name, figures in stages.items()}
     # 8 sources; the edits of the two bad ones pass through too; images of 9 edits and 6 sources.
     assert rows == {"load": 1, "decode": 8, "edit": 11, "write": 15, "commit": 11}
-    assert all(figures["seconds"] > 0 for figures in stations.values())
+    assert all(figures["seconds"] > 0 for figures in stages.values())
     pictures = sum(path.stat().st_size for path in Path(finished.job.output).rglob("*.png"))
-    assert stations["write"]["bytes_written"] > pictures
-    assert stations["decode"]["bytes_read"] > 0
-    assert sum(figures.get("retries", 0) for figures in stations.values()) == 0
+    assert stages["write"]["bytes_written"] > pictures
+    assert stages["decode"]["bytes_read"] > 0
+    assert sum(figures.get("retries", 0) for figures in stages.values()) == 0
     assert 0 < finished.summary.busy_share < 1
-    assert stations["edit"]["unet_rows"] == pytest.approx(finished.summary.unet_rows)
+    assert stages["edit"]["unet_rows"] == pytest.approx(finished.summary.unet_rows)
     assert finished.summary.unet_rows_wasted == pytest.approx(0)
     examples = finished.summary.failure_examples
     assert "absent.png" in examples["source_missing"]
@@ -249,7 +249,7 @@ def test_rejected_edits_are_in_the_ledger_and_not_in_the_dataset(
     summary = run_job(job, progress=Recorder())
     assert (summary.accepted, summary.rejected, summary.failed) == (2, 2, 0)
     assert summary.rejections_by_reason == {"no_change": 2}
-    assert summary.stations["judge"]["rows"] == 4
+    assert summary.stages["judge"]["rows"] == 4
     rejected = [row for row in outcomes_of(job) if row["outcome"] == "rejected"]
     assert {(r["edit_type"], r["reason"]) for r in rejected} == {("style", "no_change")}
     assert all(row["psnr_db"] is not None for row in outcomes_of(job))
@@ -394,7 +394,7 @@ def test_new_rows_and_new_prompts_compute_only_what_is_new(finished: Finished) -
     # Black for all 8 rows of before, two of them bad; green and black for the new one.
     assert (summary.edits_planned, summary.already_done) == (21, 11)
     assert (summary.accepted, summary.failed) == (8, 2)
-    real, synthetic = 5 * (SOURCE_ROWS + EDIT_ROWS), 2 * GUIDED + 3 * EDIT_ROWS
+    real, synthetic = 5 * (SOURCE_ROWS + EDIT_ROWS), 2 * SYNTHETIC_ROWS + 3 * EDIT_ROWS
     assert summary.unet_rows == pytest.approx(real + synthetic)
     derived = {"README.md", "stats.json", "config.yaml"}
     kept = {path: time for path, time in old.items() if path.name not in derived}
@@ -557,7 +557,7 @@ def test_a_worker_that_is_killed_costs_nothing(
     verification = verify_run(job)
     assert verification.ok, verification.problems
     assert len(stats_of(job)["edits_by_worker"]) == 2
-    edit = summary.stations["edit"]
+    edit = summary.stages["edit"]
     assert edit["unet_rows"] == pytest.approx(summary.unet_rows + summary.unet_rows_wasted)
     assert summary.unet_rows_wasted <= 2 * (SOURCE_ROWS + EDIT_ROWS) * edit.get("lost_blocks", 0)
 

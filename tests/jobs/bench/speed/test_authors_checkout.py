@@ -37,7 +37,7 @@ def fresh_import() -> Iterator[None]:
 def test_their_code_is_gated_as_any_arm() -> None:
     checkpoint = build_random("micro", SHAPES["micro"], torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in checkpoint.unet.state_dict().items()}
-    arms = exact_arms(checkpoint, checkpoint, "none", load_code(STAND_IN))
+    arms = exact_arms(checkpoint, checkpoint, load_code(STAND_IN))
     assert isinstance(arms[0], CheckoutArm)
     parameters = EditParameters(steps=STEPS, layers=LAYERS, width_px=64, height_px=64)
     work = make_workload(2, 2, parameters).without_source_prompts()
@@ -63,7 +63,7 @@ def test_their_code_is_gated_as_any_arm() -> None:
 
 def test_the_command_runs_it(tmp_path: pathlib.Path) -> None:
     small = ("--preset", "micro", "--rounds", "1", "--sources", "1", "--edits", "2")
-    where = ("--device", "cpu", "--compiler", "none", "--out", str(tmp_path), "--no-profile")
+    where = ("--device", "cpu", "--out", str(tmp_path), "--no-profile")
     code, out, err = fpe("bench", "speed", *small, *where, "--authors", str(STAND_IN))
     assert code == OK, err
     assert "A: the authors' own code" in out
