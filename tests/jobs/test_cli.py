@@ -65,11 +65,11 @@ def test_the_entry_point_is_the_command() -> None:
     assert project["scripts"] == {"fpe": "jobs.cli:main"}
 
 
-def test_help_answers_without_torch_and_ray() -> None:
-    """Two seconds of imports are not for somebody who asks for help."""
+def help_without_slow_modules(*words: str) -> str:
+    """What `fpe WORDS --help` prints, in a process that must not import torch, Ray or pyarrow."""
     code = (
         "import sys, jobs.cli\n"
-        "sys.argv = ['fpe', '--help']\n"
+        f"sys.argv = ['fpe', *{words!r}, '--help']\n"
         "try:\n    jobs.cli.main()\n"
         "except SystemExit as end:\n    assert not end.code\n"
         "assert not {'torch', 'ray', 'pyarrow'} & set(sys.modules)\n"
@@ -79,6 +79,17 @@ def test_help_answers_without_torch_and_ray() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [("run",), ("plan",), ("bench",), ("bench", "speed")])
+def test_help_of_commands_answers_at_once(words: tuple[str, ...]) -> None:
+    assert " ".join(("fpe", *words)) in help_without_slow_modules(*words)
+
+
+def test_help_answers_without_torch_and_ray() -> None:
+    """Two seconds of imports are not for somebody who asks for help."""
+    printed = help_without_slow_modules()
     for command in (
         "run",
         "submit",
@@ -91,8 +102,8 @@ def test_help_answers_without_torch_and_ray() -> None:
         "config",
         "demo",
     ):
-        assert command in done.stdout
-    assert "Exit codes" in done.stdout
+        assert command in printed
+    assert "Exit codes" in printed
 
 
 def test_config_show_prints_defaults() -> None:
