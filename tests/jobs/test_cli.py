@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from tests.servers.forked_workers import FPE
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -362,9 +363,8 @@ def test_a_run_that_is_killed_blocks_nobody_and_a_running_one_does(
     small_job: pathlib.Path,
 ) -> None:
     """Two runs on one folder: the second is refused while the first lives, and then goes on."""
-    code = "from jobs.cli import main; main()"
     running = subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(small_job)],
+        [*FPE, "run", str(small_job)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -394,11 +394,12 @@ def test_a_run_that_is_killed_blocks_nobody_and_a_running_one_does(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_in_order(job_file: pathlib.Path, number: signal.Signals) -> None:
+def test_a_signal_ends_a_run_in_order(
+    job_file: pathlib.Path, number: signal.Signals, fork_server: None
+) -> None:
     """The process of its own that a person or a scheduler starts, with a Ray of its own."""
-    code = "from jobs.cli import main; main()"
     running = subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(job_file)],
+        [*FPE, "run", str(job_file)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -650,6 +650,7 @@ def test_a_whole_job_with_credentials_from_a_file(
     s3_process: S3Server,
     picture: Callable[..., Image.Image],
     tmp_path: Path,
+    fork_server: None,
 ) -> None:
     """In processes of its own, which have no others: a profile of the standard file, and a Ray."""
     server = s3_process.with_fresh_prefix()
@@ -663,11 +664,12 @@ def test_a_whole_job_with_credentials_from_a_file(
         "from pipeline.job.job import Job\n"
         "from pipeline.run.driver import run_job\n"
         "from pipeline.verify.verify import verify_run\n"
+        "from tests.servers.forked_workers import forked_workers\n"
         "logging.basicConfig()\n"
         "for floor in ('fpe_core', 'pipeline', 'jobs', 'stamina'):\n"
         "    logging.getLogger(floor).setLevel(logging.DEBUG)\n"
         f"job = Job.model_validate_json({job.model_dump_json()!r})\n"
-        "with LogProgress() as progress:\n"
+        "with forked_workers(), LogProgress() as progress:\n"
         "    print(run_job(job, progress=progress).accepted)\n"
         "print(verify_run(job).ok)\n"
     )
