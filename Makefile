@@ -11,6 +11,8 @@ READY  := $(VENV)/.ready
 CODE   := fpe_core pipeline jobs tests
 FUZZ_CASES ?= 100000
 TEST_PROCESSES ?= 2
+# Files in the order of tests/conftest.py, which has the long ones first, instead of xdist's.
+SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test endurance gpu fuzz check format clean
@@ -44,10 +46,10 @@ demo: $(READY)
 	$(BIN)/fpe demo
 
 test: check
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not endurance and not gpu'
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not endurance and not gpu'
 
 endurance: $(READY)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m endurance
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m endurance
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

@@ -14,42 +14,50 @@ unet/ is how it is made fast. checkpoint/ loads models, image/ reads and fits pi
 judging/ say how good an edit is, and still_life/ is the built-in model and its benchmark.
 
 Knows torch, diffusers and transformers; no Ray, no Arrow, no storage.
+
+A name is loaded with its module when it is first used: whoever needs a parameter, an error or a
+fingerprint does not wait for torch.
 """
 
-from fpe_core.checkpoint.files import checkpoint_defaults, checkpoint_fingerprint
-from fpe_core.checkpoint.load import Checkpoint, load_checkpoint
-from fpe_core.editor import Editor
-from fpe_core.errors import (
-    CheckpointError,
-    FPEError,
-    ImageDecodeError,
-    ImageTooLargeError,
-    ParameterError,
-    PromptError,
-    RowsOutOfMemoryError,
-)
-from fpe_core.image.decode import decode_image
-from fpe_core.image.fit import Fit, FittedImage, fit_image
-from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
-from fpe_core.parameters import EditParameters, LayersByRange, LayersByTokens
-from fpe_core.scores.clip import (
-    ClipScorer,
-    directional_similarity,
-    image_similarity,
-    load_scorer,
-    text_score,
-)
-from fpe_core.scores.edit_scores import SCORES, EditScores, score_edits
-from fpe_core.scores.lpips import LpipsModel, load_lpips
-from fpe_core.scores.pixels import (
-    changed_share,
-    clipped_shift,
-    psnr_db,
-    saturation_shift,
-    sharpness_ratio,
-    ssim,
-)
-from fpe_core.scores.structure import StructureModel, load_structure_model, structure_distance
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fpe_core.checkpoint.files import checkpoint_defaults, checkpoint_fingerprint
+    from fpe_core.checkpoint.load import Checkpoint, load_checkpoint
+    from fpe_core.editor import Editor
+    from fpe_core.errors import (
+        CheckpointError,
+        FPEError,
+        ImageDecodeError,
+        ImageTooLargeError,
+        ParameterError,
+        PromptError,
+        RowsOutOfMemoryError,
+    )
+    from fpe_core.image.decode import decode_image
+    from fpe_core.image.fit import Fit, FittedImage, fit_image
+    from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
+    from fpe_core.parameters import EditParameters, LayersByRange, LayersByTokens
+    from fpe_core.scores.clip import (
+        ClipScorer,
+        directional_similarity,
+        image_similarity,
+        load_scorer,
+        text_score,
+    )
+    from fpe_core.scores.edit_scores import SCORES, EditScores
+    from fpe_core.scores.lpips import LpipsModel, load_lpips
+    from fpe_core.scores.pixels import (
+        changed_share,
+        clipped_shift,
+        psnr_db,
+        saturation_shift,
+        sharpness_ratio,
+        ssim,
+    )
+    from fpe_core.scores.score import score_edits
+    from fpe_core.scores.structure import StructureModel, load_structure_model, structure_distance
 
 # Part of every edit's id. Rises when the same edit would give another image.
 ALGORITHM_VERSION = "2"
@@ -99,3 +107,83 @@ __all__ = [
     "structure_distance",
     "text_score",
 ]
+
+_HOMES = {
+    "fpe_core.checkpoint.files": (
+        "checkpoint_defaults",
+        "checkpoint_fingerprint",
+    ),
+    "fpe_core.checkpoint.load": (
+        "Checkpoint",
+        "load_checkpoint",
+    ),
+    "fpe_core.editor": ("Editor",),
+    "fpe_core.errors": (
+        "CheckpointError",
+        "FPEError",
+        "ImageDecodeError",
+        "ImageTooLargeError",
+        "ParameterError",
+        "PromptError",
+        "RowsOutOfMemoryError",
+    ),
+    "fpe_core.image.decode": ("decode_image",),
+    "fpe_core.image.fit": (
+        "Fit",
+        "FittedImage",
+        "fit_image",
+    ),
+    "fpe_core.inversion": (
+        "Edit",
+        "EditResult",
+        "Inversion",
+        "SyntheticSources",
+    ),
+    "fpe_core.parameters": (
+        "EditParameters",
+        "LayersByRange",
+        "LayersByTokens",
+    ),
+    "fpe_core.scores.clip": (
+        "ClipScorer",
+        "directional_similarity",
+        "image_similarity",
+        "load_scorer",
+        "text_score",
+    ),
+    "fpe_core.scores.edit_scores": (
+        "SCORES",
+        "EditScores",
+    ),
+    "fpe_core.scores.lpips": (
+        "LpipsModel",
+        "load_lpips",
+    ),
+    "fpe_core.scores.pixels": (
+        "changed_share",
+        "clipped_shift",
+        "psnr_db",
+        "saturation_shift",
+        "sharpness_ratio",
+        "ssim",
+    ),
+    "fpe_core.scores.score": ("score_edits",),
+    "fpe_core.scores.structure": (
+        "StructureModel",
+        "load_structure_model",
+        "structure_distance",
+    ),
+}
+"""The public names by the module that has them, as in the imports above."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(module), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from pathlib import Path
 
@@ -93,6 +94,13 @@ def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
             "this CPU has no bfloat16 instructions (AVX512-BF16, AMX), so bfloat16 is emulated: "
             "every product is converted there and back; dtype auto takes float32"
         )
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on, hyperthreads included; at least 1."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def free_memory_bytes(device: torch.device, memory_share: float) -> float:

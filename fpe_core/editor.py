@@ -88,6 +88,11 @@ class Editor:
         self._limits: dict[tuple[int, int], tuple[RowLimit, RowLimit]] = {}
         self._latent_dtype = latent_dtype(checkpoint)
 
+    @property
+    def unet_rows(self) -> int:
+        """UNet rows evaluated so far, those of calls that raised included."""
+        return sum(unet.evaluated for unet, _ in [*self._limits.values()])
+
     @torch.inference_mode()
     def invert(
         self,
@@ -157,43 +162,18 @@ class Editor:
         )
 
     @torch.inference_mode()
-    def step_back(self, inversion: Inversion, k: int) -> Tensor:
-        """z_k of each image as one step of sampling, unguided, gives it from its z_(k+1).
-
-        Inversion evaluated the UNet at z_k instead, so the two differ by what this step of it
-        loses. (S, C, h, w), float32; costs one UNet row an image.
-
-        Raises ParameterError for a step that does not exist, RowsOutOfMemoryError.
-        """
-        schedule = ddim_schedule(self.checkpoint.scheduler_config, inversion.parameters.steps)
-        if not 0 <= k < schedule.steps:
-            raise ParameterError(f"k must be 0 to {schedule.steps - 1}, got {k}")
-        text = self._encode_prompts(inversion.source_prompts)
-        rows = UNetRows.unguided(
-            [text.index[prompt] for prompt in inversion.source_prompts], self.checkpoint.device
-        )
-        limit, _ = self._row_limits(inversion.parameters)
-        z = inversion.trajectory[:, k + 1]
-        denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
-        output = denoiser.evaluate(rows, z, schedule.timesteps[k])
-        return schedule.sample_step(z, output, k)
-
-    @torch.inference_mode()
     def through_autoencoder(
         self, images: Sequence[Image.Image], parameters: EditParameters
     ) -> tuple[Image.Image, ...]:
-        """Images of the parameters' size encoded and decoded; costs no UNet row."""
+        """Images of the parameters' size encoded and decoded, RGB; costs no UNet row.
+
+        What is not finite becomes black. Raises RowsOutOfMemoryError.
+        """
         if not images:
             return ()
         _, limit = self._row_limits(parameters)
-        return self.decode(self.autoencoder.encode(images, limit), parameters)
-
-    @torch.inference_mode()
-    def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
-        """Latents (n, C, h, w) as RGB images; what is not finite becomes black."""
-        _, limit = self._row_limits(parameters)
-        images, _ = self.autoencoder.decode(latents, limit)
-        return images
+        decoded, _ = self.autoencoder.decode(self.autoencoder.encode(images, limit), limit)
+        return decoded
 
     @torch.inference_mode()
     def edit(

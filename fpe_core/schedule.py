@@ -47,18 +47,6 @@ class DDIMSchedule:
         """z_(k+1) and the UNet's output at (z_(k+1), t_k) to z_k."""
         return self._move(z_next, model_output, self.alphas_bar[k + 1], self.alphas_bar[k])
 
-    def implied_epsilon(self, z_k: Tensor, z_next: Tensor, k: int) -> Tensor:
-        """The noise that a step between z_k and z_(k+1) took for granted, either way.
-
-        A step is linear in latent and noise, so two latents tell it, whatever the model predicts.
-        """
-        level, level_next = self.alphas_bar[k], self.alphas_bar[k + 1]
-        scale = (level_next / level) ** 0.5
-        epsilon: Tensor = (z_next - scale * z_k) / (
-            (1 - level_next) ** 0.5 - scale * (1 - level) ** 0.5
-        )
-        return epsilon
-
     def _move(self, z: Tensor, model_output: Tensor, level_from: float, level_to: float) -> Tensor:
         signal, noise = level_from**0.5, (1 - level_from) ** 0.5
         if self.prediction_type == "v_prediction":  # Salimans & Ho 2022, arXiv 2202.00512, app. D

@@ -1,7 +1,7 @@
 """The `fpe` command.
 
-Modules that load torch or Ray are imported inside the commands that need them: `fpe --help` and a
-typo in a command answer at once.
+Modules that load torch or Ray are imported inside the commands that need them, so that `fpe --help`
+and a misspelt command answer at once.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from jobs.terminal.logs import log_to_stderr
 app = typer.Typer(
     name="fpe",
     help="Edit whole image datasets with text: Free-Prompt-Editing on Ray Data.",
-    epilog="Exit codes: 0 done; 1 stopped before the end, or not in order; 2 wrong command line, "
-    "job file, manifest or checkpoint; 130 and 143 interrupted (the same command goes on); "
-    "75 another run has the run folder; 70 a defect of this program.",
+    epilog="Exit codes: 0 done; 1 stopped early, or verify found a problem; 2 wrong command line, "
+    "job file, manifest or checkpoint; 75 another run is using the run folder; 130 and 143 "
+    "interrupted (the same command continues); 70 a bug in this program.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,14 +43,14 @@ app.add_typer(config_app, name="config")
 
 
 def main() -> None:
-    """The entry point. `--debug` may stand anywhere."""
+    """The entry point. `--debug` may be given anywhere."""
     app(args=[argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="fpe")
 
 
 @app.callback()
 def _options(
     _debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks of errors. May stand anywhere.")
+        bool, typer.Option("--debug", help="Show tracebacks of errors. May be given anywhere.")
     ] = False,
 ) -> None:
     log_to_stderr()

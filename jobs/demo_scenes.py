@@ -55,11 +55,12 @@ class DemoScenes:
 
 
 def write_scenes(folder: pathlib.Path, count: int = SCENES) -> DemoScenes:
-    """Renders `count` scenes of 128 px into `folder` and writes a manifest beside them.
+    """Renders `count` scenes of 128 px into `folder` and writes a manifest next to them.
 
     The manifest has the caption as source prompt, five target prompts per scene, with the factor
     that each changes as its type and the new value as its label, every factor of the scene as a
-    column, and the object's box (x, y, width, height in pixels). Files that are right already stay.
+    column, and the object's box (x, y, width, height in pixels). Files with the right content are
+    not written again.
     """
     rows = []
     for number in range(count):

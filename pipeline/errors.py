@@ -9,14 +9,13 @@
     │   ├── LedgerError         the ledger is damaged, or another run writes to it
     │   ├── LeaseError          another run has the run folder
     │   ├── ResourceError       the cluster has too little for this job
-    │   │   └── NoRoomError          it has too little now; more machines would do
+    │   │   └── InsufficientCapacityError   not enough free now; adding nodes would help
     │   ├── ProbeError          what a device takes cannot be measured, or is not stored
     │   ├── TooManyFailuresError     the job stopped itself
     │   └── Interrupted         ctrl-C or SIGTERM; what had arrived is committed
     └── RowError                costs one row: .code is a FailureCode
         ├── SourceMissingError       source_missing
         ├── SourceForbiddenError     source_forbidden
-        ├── WriteFailedError         write_failed
         └── WorkerDiedError          worker_died
 
 Errors of single images and prompts that come from the algorithm (`decode_failed`,
@@ -92,8 +91,8 @@ class ResourceError(UserError):
     """The cluster has too little for this job; the message says what is missing."""
 
 
-class NoRoomError(ResourceError):
-    """The cluster has too little now; with more machines of the kinds it may have it would do."""
+class InsufficientCapacityError(ResourceError):
+    """Not enough free resources now; adding nodes, if the cluster may have more, would help."""
 
 
 class ProbeError(UserError):
@@ -124,12 +123,6 @@ class SourceForbiddenError(RowError):
     """The source is there, and these credentials may not read it."""
 
     code = "source_forbidden"
-
-
-class WriteFailedError(RowError):
-    """An output could not be written."""
-
-    code = "write_failed"
 
 
 class WorkerDiedError(RowError):

@@ -1,10 +1,10 @@
 """Log lines for people, or one JSON object each for a log collector; of the driver and of workers.
 
     {"time": "2026-11-25T18:00:00.000Z", "level": "warning", "message": "edit failed: ...",
-     "logger": "pipeline.run.driver", "run": "recoloured-1f2e3d4c-3", "station": "commit",
+     "logger": "pipeline.run.driver", "run": "recoloured-1f2e3d4c-3", "stage": "commit",
      "worker": "host:4711", "edit_id": "...", "group_id": "...", "code": "source_missing"}
 
-The first four are always there, `run`, `station` and `worker` (host:pid) from when they are known;
+The first four are always there, `run`, `stage` and `worker` (host:pid) from when they are known;
 `edit_id` and `group_id` are hex as in the metadata, and `figures` what a block has cost. Code logs
 with the standard library alone, and hands such fields over as `extra=about(...)`.
 
@@ -30,7 +30,7 @@ TRIED_AGAIN = "stamina"
 """The logger that says which requests are tried again."""
 FIELDS = (
     "run",
-    "station",
+    "stage",
     "worker",
     "edit_id",
     "group_id",
@@ -65,11 +65,11 @@ def about(**fields: Any) -> dict[str, Any]:
 class Formatter(logging.Formatter):
     """Either format. `fields` is what every line of this process says, unless it says otherwise."""
 
-    def __init__(self, settings: LogSettings, station: str) -> None:
+    def __init__(self, settings: LogSettings, stage: str) -> None:
         super().__init__("%(asctime)s %(message)s", datefmt="%X")
         self.is_json = settings.format == "json"
         worker = f"{socket.gethostname()}:{os.getpid()}"
-        self.fields = {"run": settings.run, "station": station, "worker": worker}
+        self.fields = {"run": settings.run, "stage": stage, "worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         if not self.is_json:
@@ -88,8 +88,8 @@ class Formatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def log_to_stderr(settings: LogSettings, station: str) -> None:
-    """This process, a worker's, writes its log from now on, all stations in one format.
+def log_to_stderr(settings: LogSettings, stage: str) -> None:
+    """This process, a worker's, writes its log from now on, all stages in one format.
 
     Ray keeps what workers write in logs/worker-*.err of its session folder. Called again, as in a
     process that another run of the same driver used before, it changes the format and what lines
@@ -98,13 +98,13 @@ def log_to_stderr(settings: LogSettings, station: str) -> None:
     for name in (*FLOORS, TRIED_AGAIN):
         logger = logging.getLogger(name)
         if not any(isinstance(each.formatter, Formatter) for each in logger.handlers):
-            logger.addHandler(stderr_handler(settings, station))
+            logger.addHandler(stderr_handler(settings, stage))
             logger.setLevel(logging.INFO)
             logger.propagate = False  # a handler of Ray's would say it once more
     logging.getLogger(TRIED_AGAIN).addFilter(say_what_is_tried_again)
     for formatter in _formatters():
         formatter.is_json = settings.format == "json"
-    label_lines(run=settings.run, station=station)
+    label_lines(run=settings.run, stage=stage)
 
 
 class _LatestStderr(logging.StreamHandler[TextIO]):
@@ -116,15 +116,15 @@ class _LatestStderr(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def stderr_handler(settings: LogSettings, station: str = "run") -> logging.Handler:
+def stderr_handler(settings: LogSettings, stage: str = "run") -> logging.Handler:
     """Writes lines of this format to stderr."""
     handler = _LatestStderr(sys.stderr)
-    handler.setFormatter(Formatter(settings, station))
+    handler.setFormatter(Formatter(settings, stage))
     return handler
 
 
 def label_lines(**fields: str) -> None:
-    """What lines of this process say of themselves from now on: `run`, `station`."""
+    """What lines of this process say of themselves from now on: `run`, `stage`."""
     for formatter in _formatters():
         formatter.fields |= fields
 

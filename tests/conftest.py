@@ -23,6 +23,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its worker
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, and threads would wait for cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Actors with two CPUs have teams of two threads, which else burn a core at every barrier.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what runs behind it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +37,7 @@ from PIL import Image  # noqa: E402
 
 from tests.builders.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint, write_defaults  # noqa: E402
 from tests.faults.tables import pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown  # noqa: E402, F401
+from tests.servers.forked_workers import forked_workers, worker_server  # noqa: E402
 from tests.servers.s3_gate import gate, gate_process  # noqa: E402, F401
 from tests.servers.s3_server import ENVIRONMENT, s3_process, s3_server  # noqa: E402, F401
 from tests.servers.stores import store  # noqa: E402, F401
@@ -59,16 +62,46 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+LONG_FILES = (
+    "golden/test_still_life_edits.py",
+    "pipeline/run/test_driver.py",
+    "jobs/bench/speed/test_command.py",
+    "jobs/test_cli.py",
+    "jobs/bench/speed/test_cells.py",
+    "fpe_core/test_editor.py",
+    "fpe_core/test_against_reference.py",
+    "pipeline/cost/test_price.py",
+    "jobs/terminal/test_bars.py",
+    "pipeline/run/test_quota_run.py",
+    "jobs/bench/scale/test_command.py",
+)
+"""Half a minute and more each. They come first, since a process that has no file left waits idly
+for the one that has a long one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first; `--no-loadscope-reorder` keeps the order of files that results."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 RAY_CPUS = 3
 """Logical: two editing actors and one CPU for reading, on whatever machine the tests run."""
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The process that Ray workers of tests are forked from, see `tests.servers.forked_workers`."""
+    with worker_server(tmp_path_factory.mktemp("fork")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(fork_server: None) -> Iterator[None]:
     """One local Ray for all ordinary tests; its workers know the test store's credentials."""
     import ray
 
-    with pytest.MonkeyPatch.context() as environment:
+    with pytest.MonkeyPatch.context() as environment, forked_workers():
         for name, value in ENVIRONMENT.items():
             environment.setenv(name, value)
         ray.init(

@@ -6,13 +6,15 @@ import ast
 import graphlib
 import pathlib
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 
 import pytest
 
 import fpe_core
-from jobs.job_file.load import BUILTIN_FOLDER
+from jobs.job_file.ready_made import BUILTIN_FOLDER
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -34,7 +36,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "write": {"read", "ledger", "storage"},
         "edit": {"judge", "write", "read", "manifest", "ledger", "supervision", "storage"},
         "plan": {"job", "judge", "manifest", "ledger", "storage"},
-        "cluster": {"edit", "read", "plan", "ledger", "supervision", "storage"},
+        "cluster": {"edit", "read", "plan", "job", "ledger", "supervision", "storage"},
         "run": {
             *("cluster", "edit", "judge", "write", "read", "plan", "job", "manifest", "ledger"),
             *("supervision", "storage"),
@@ -44,7 +46,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
             "ledger",
         },
         "verify": {"run", "edit", "write", "read", "plan", "job", "manifest", "ledger", "storage"},
-        "report": {"run", "plan", "ledger", "storage"},
+        "report": {"run", "plan", "job", "ledger", "storage"},
     },
     "fpe_core": {
         "image": set(),
@@ -270,6 +272,30 @@ def test_the_public_surface() -> None:
     """Change this list on purpose, and the changelog with it."""
     assert sorted(fpe_core.__all__) == sorted(PUBLIC_SURFACE)
     assert all(hasattr(fpe_core, name) for name in PUBLIC_SURFACE)
+
+
+@pytest.mark.parametrize(
+    ("modules", "kept_out"),
+    [
+        ("jobs.cli", {"torch", "ray", "pyarrow", "pydantic"}),
+        ("fpe_core", {"torch", "numpy", "PIL"}),
+        # What a run imports that finds nothing to do.
+        (
+            "jobs.job_file.load, jobs.terminal.progress, jobs.terminal.tables, pipeline.run.driver",
+            {"torch", "ray", "transformers", "diffusers", "aiohttp"},
+        ),
+        # What the driver of a run imports, and a worker that reads.
+        ("pipeline.cluster.graph", {"torch", "transformers", "diffusers"}),
+    ],
+)
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used(
+    modules: str, kept_out: set[str]
+) -> None:
+    code = f"import sys, {modules}; print(*(m for m in {sorted(kept_out)} if m in sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout.split() == []
 
 
 def test_every_package_is_in_the_distribution() -> None:

@@ -9,7 +9,7 @@ edits that a rule alone would cost is known beforehand, and no bound is finer th
 allow. Thresholds suit best what they were chosen by, so aim a little above what you need, and
 measure on other edits.
 
-An edit that changed nothing breaks other rules too, and a second try is chosen by the reason. So
+An edit that changed nothing breaks other rules too, and a retry is chosen by the reason. So
 where changed_share is known and no such rule is chosen, one comes first that costs no good edit: it
 rejects what has changed less than half as much as the good edit that changed least.
 
@@ -223,8 +223,6 @@ def _bounds(
 
 _FOLDS = 10
 _AIMS = 11
-_ONE_SIDED_90 = 1.2816
-"""Standard deviations of the normal distribution that 90 % lie below."""
 
 
 @dataclass(frozen=True)
@@ -295,12 +293,12 @@ def fit_for(edits: Sequence[JudgedEdit], aims: Sequence[float]) -> list[Fitted]:
 
 def lower_bound(good: int, accepted: int) -> float:
     """The share, 0..1, that `good` of `accepted` stand for with 90 % confidence (Wilson 1927)."""
+    from scipy.stats import binomtest  # here, because it takes a second to load
+
     if not accepted:
         return 0.0
-    share, spread = good / accepted, _ONE_SIDED_90**2 / accepted
-    middle = share + spread / 2
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return max(0.0, (middle - half) / (1 + spread))
+    both_sides = binomtest(good, accepted).proportion_ci(confidence_level=0.8, method="wilson")
+    return float(both_sides.low)
 
 
 def _margin(hits: int, of: int, wanted: float) -> float:

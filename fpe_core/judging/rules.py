@@ -30,11 +30,11 @@ class RejectReason(StrEnum):
     STRUCTURE_LOST = "structure_lost"
     WRONG_DIRECTION = "wrong_direction"
     OFF_TARGET = "off_target"
-    SOURCE_NOT_REPRODUCED = "source_not_reproduced"
-    """Not by a rule: its source does not come back even without an edit (`reproduction`)."""
+    SOURCE_NOT_RECONSTRUCTED = "source_not_reconstructed"
+    """Not by a rule: the model cannot reconstruct its source (`reconstruction`)."""
 
 
-REASONS_OF_RULES = frozenset(RejectReason) - {RejectReason.SOURCE_NOT_REPRODUCED}
+REASONS_OF_RULES = frozenset(RejectReason) - {RejectReason.SOURCE_NOT_RECONSTRUCTED}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ SCORER_DIR: Path = Path(__file__).parent.parent / "still_life" / "scorer"
 """What `builtin:still-life` is: a folder for `CLIPModel.from_pretrained`."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LPIPS_WEIGHTS = "model.safetensors"
 _HUB_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*-of-*.safetensors")
 
 
@@ -51,6 +52,27 @@ def locate_scorer(source: str | Path, revision: str | None, accepted: str) -> Pa
         f"no scorer at {source!s}. Accepted: a folder with {accepted}, a hub id (owner/name), "
         f"{BUILTIN_STILL_LIFE}"
     )
+
+
+def locate_lpips(weights: str | Path, revision: str | None) -> Path:
+    """The file of a classifier's weights, downloaded where it is not here.
+
+    Raises:
+        CheckpointError: no such file or repository, or no .safetensors file.
+    """
+    path = Path(weights).expanduser()
+    if not path.is_file() and HUB_ID.fullmatch(str(weights)):
+        path = download(str(weights), revision, [_LPIPS_WEIGHTS]) / _LPIPS_WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(
+            f"no weights for LPIPS at {weights!s}. Accepted: a .safetensors file, a hub id "
+            "(owner/name)"
+        )
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} is no .safetensors file; pickled weights (.pth) can run code and are not read"
+        )
+    return path
 
 
 def download(hub_id: str, revision: str | None, files: Sequence[str]) -> Path:

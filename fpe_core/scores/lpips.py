@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from fpe_core.device import choose_device
 from fpe_core.errors import CheckpointError, ParameterError
-from fpe_core.scores.files import HUB_ID, download
+from fpe_core.scores.edit_scores import LEAST_PX
+from fpe_core.scores.files import locate_lpips
 from fpe_core.scores.pictures import Pictures, score_pairs
 
 LpipsNet = Literal["alex", "vgg"]
 
-_WEIGHTS = "model.safetensors"
-LPIPS_LEAST_PX = 32
+LPIPS_LEAST_PX = LEAST_PX["lpips"]
 """Least side of a picture: below, AlexNet's poolings leave nothing."""
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-8
@@ -123,27 +123,6 @@ def _unit(features: Tensor) -> Tensor:
 
 
 # --- loading --------------------------------------------------------------------------------------
-
-
-def locate_lpips(weights: str | Path, revision: str | None) -> Path:
-    """The file of a classifier's weights, downloaded where it is not here.
-
-    Raises:
-        CheckpointError: no such file or repository, or no .safetensors file.
-    """
-    path = Path(weights).expanduser()
-    if not path.is_file() and HUB_ID.fullmatch(str(weights)):
-        path = download(str(weights), revision, [_WEIGHTS]) / _WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(
-            f"no weights for LPIPS at {weights!s}. Accepted: a .safetensors file, a hub id "
-            "(owner/name)"
-        )
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{path} is no .safetensors file; pickled weights (.pth) can run code and are not read"
-        )
-    return path
 
 
 def _read(path: Path) -> dict[str, Tensor]:

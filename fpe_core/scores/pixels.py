@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from fpe_core.errors import ParameterError
+from fpe_core.scores.edit_scores import LEAST_PX
 from fpe_core.scores.pictures import Pictures, score_pairs
 
 CHANGED_DISTANCE = 0.12
 """Distance in RGB (0 to the root of 3) from which on a pixel counts as changed: 18 levels of 255 in
 every channel, or 31 in one."""
 
-SSIM_WINDOW_PX = 11
+SSIM_WINDOW_PX = LEAST_PX["ssim"]
 """Side of SSIM's windows, and least side of a picture."""
-SHARPNESS_LEAST_PX = 3
+SHARPNESS_LEAST_PX = LEAST_PX["sharpness_ratio"]
 """Least side of a picture with a Laplacian."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _HALF_LEVEL = 0.5 / 255.0

@@ -1,1 +1,1 @@
-"""`fpe bench`: quality where the right answers are known, speed beside other code, scale."""
+"""`fpe bench`: quality against known answers, speed against other code, scale."""

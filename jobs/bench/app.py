@@ -9,14 +9,13 @@ from jobs.bench.edits import edits, findings
 from jobs.bench.gate import gate
 from jobs.bench.pipeline import pipeline
 from jobs.bench.presets import presets
+from jobs.bench.retries import retries
 from jobs.bench.scale.command import scale
 from jobs.bench.speed.command import speed
-from jobs.bench.threads import threads
-from jobs.bench.tries import tries
 
 app = typer.Typer(
     help="Measure how well a checkpoint edits, where the right answers are known, and how fast.",
     no_args_is_help=True,
 )
-for command in (speed, pipeline, threads, scale, edits, findings, presets, tries, gate, boxes):
+for command in (speed, pipeline, scale, edits, findings, presets, retries, gate, boxes):
     app.command()(command)

@@ -24,7 +24,7 @@ CHOSEN, NONE, ALL = "chosen", "none", "all"
 
 
 def three_arms(editor: Editor, parameters: EditParameters) -> list[Arm]:
-    """The parameters, and the two extremes beside them: no layer replaced, and every one."""
+    """The parameters, and the two extremes: no layer replaced, and every layer."""
     return [
         Arm(CHOSEN, parameters),
         Arm(NONE, dataclasses.replace(parameters, replaced_fraction=0.0)),
@@ -81,7 +81,7 @@ def settings_from_text(settings: Sequence[str]) -> dict[str, Any]:
     """`["steps=20", "layers={first: 4, last: 14}"]` to parameters; values are YAML.
 
     Raises:
-        ParameterError: text without a key, or a value that is no YAML.
+        ParameterError: text without a key, or a value that is not valid YAML.
     """
     values: dict[str, Any] = {}
     for text in settings:
@@ -91,7 +91,7 @@ def settings_from_text(settings: Sequence[str]) -> dict[str, Any]:
         try:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ParameterError(f"{key}: {value!r} is no YAML value: {error}") from None
+            raise ParameterError(f"{key}: {value!r} is not a valid YAML value: {error}") from None
     return values
 
 

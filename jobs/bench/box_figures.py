@@ -1,4 +1,4 @@
-"""How well verdicts on boxes and masks tell which still hold: scores, thresholds, what they do."""
+"""How well verdicts on boxes and masks predict which still hold: scores, thresholds, figures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from fpe_core.judging.region_verdict import BOX_RULE, MASK_RULE, RegionVerdict, VerdictRule
 from fpe_core.still_life.benchmark.measure_scores import area_under_curve
 from fpe_core.still_life.benchmark.regions import HOLDS_IOU, RegionSample
+from jobs.terminal.texts import or_dash
+from jobs.terminal.titled_table import titled_table
 
 REGIONS = {"box": BOX_RULE, "mask": MASK_RULE}
 KEEP_PRECISION, DROP_PRECISION = 0.95, 0.9
@@ -106,31 +106,32 @@ def figures(samples: Sequence[RegionSample], region: str, rule: VerdictRule) -> 
 def separation_table(samples: Sequence[RegionSample], split: str) -> Table:
     """Area under the curve of every score that was taken, by kind of picture."""
     names = list(samples[0].scores)
-    table = _table(f"Scores of {split} scenes: area under the curve", ("pictures", *names))
+    table = titled_table(f"Scores of {split} scenes: area under the curve", ("pictures", *names))
     kinds = sorted({sample.kind for sample in samples})
     for region in REGIONS:
         for kind in kinds:
             chosen = [sample for sample in samples if sample.kind == kind]
             areas = (separation(chosen, region, name) for name in names)
-            table.add_row(f"{region} holds, {kind}", *map(_shown, areas))
+            table.add_row(f"{region} holds, {kind}", *(or_dash(area, ".2f") for area in areas))
     return table
 
 
 def verdict_table(samples: Sequence[RegionSample], region: str, rule: VerdictRule) -> Table:
     """What a rule does, by kind of picture."""
     title = f"A {region}: keep from {rule.keep_at_least:g}, review from {rule.review_at_least:g}"
-    table = _table(title, ("pictures", "n", "hold", "kept", "of them hold", "dropped", "wrong"))
+    columns = ("pictures", "n", "hold", "kept", "and hold", "dropped", "rightly")
+    table = titled_table(title, columns)
     for kind in sorted({sample.kind for sample in samples}):
         chosen = [sample for sample in samples if sample.kind == kind]
         found = figures(chosen, region, rule)
         table.add_row(
             kind,
             str(found.samples),
-            _shown(found.holds),
-            _shown(found.kept),
-            _shown(found.kept_holds),
-            _shown(found.dropped),
-            _shown(found.dropped_lost),
+            f"{found.holds:.2f}",
+            f"{found.kept:.2f}",
+            or_dash(found.kept_holds, ".2f"),
+            f"{found.dropped:.2f}",
+            or_dash(found.dropped_lost, ".2f"),
         )
     return table
 
@@ -141,14 +142,3 @@ def write_samples(samples: Sequence[tuple[str, RegionSample]], path: pathlib.Pat
         {**dataclasses.asdict(sample), "split": split, **sample.scores} for split, sample in samples
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), path)
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

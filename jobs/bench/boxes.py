@@ -30,10 +30,10 @@ def boxes(
     *,
     checkpoint: Checkpoint = "builtin:still-life",
     scenes: Annotated[
-        int, typer.Option(min=1, max=1000, help="Of each split; fifteen edits of each.")
+        int, typer.Option(min=1, max=1000, help="Scenes per split; fifteen edits of each.")
     ] = 8,
     moved: Annotated[
-        int, typer.Option(min=1, max=1000, help="Scenes of each split with moved objects.")
+        int, typer.Option(min=1, max=1000, help="Scenes per split with moved objects.")
     ] = 60,
     scorer: Annotated[
         str, typer.Option(metavar="SOURCE", help="ViT to compare with, or none.")
@@ -42,9 +42,9 @@ def boxes(
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Measure which boxes and masks still hold in edits, and how well the verdicts tell.
+    """Measure which boxes and masks are still right in edits, and how well verdicts predict it.
 
-    Thresholds are chosen on validation scenes and tried on test scenes, beside the defaults.
+    Thresholds are chosen on validation scenes, and compared with the defaults on test scenes.
     """
     from fpe_core.scores.structure import load_structure_model
     from jobs.bench import box_figures as bench_boxes
@@ -73,7 +73,7 @@ def boxes(
 def _region_samples(
     editor: Editor, split: SplitName, scenes: int, moved: int, vit: StructureModel | None
 ) -> list[RegionSample]:
-    """Moved objects, and edits by the checkpoint's own settings and the two extremes beside it."""
+    """Moved objects, and edits by the checkpoint's own settings and by the two extremes."""
     from fpe_core.still_life.benchmark.regions import model_samples, moved_samples
     from jobs.bench.arms import three_arms
 

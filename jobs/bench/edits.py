@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,25 +21,38 @@ from jobs.bench.options import (
 from jobs.terminal import console
 from jobs.terminal.exits import guarded
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fpe_core.still_life.benchmark.benchmark import Arm, Floors, JudgedOutput
+    from jobs.bench.tables import ClipScores
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Parameters other than the checkpoint's own, such as guidance_scale=5.",
+    ),
+]
+SourcePrompt = Annotated[
+    bool, typer.Option(help="Invert with the scene's caption, or with no prompt.")
+]
+Scorer = Annotated[
+    str,
+    typer.Option(metavar="SOURCE", help="CLIP that scores in addition to the renderer, or none."),
+]
+
 
 @guarded
 def edits(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", help="Instead of the checkpoint's own, such as guidance_scale=5."
-        ),
-    ] = None,
+    settings: Settings = None,
     *,
     checkpoint: Checkpoint = "builtin:still-life",
     split: Split = SplitName.TEST,
     scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 40,
-    source_prompt: Annotated[
-        bool, typer.Option(help="Invert with the scene's caption, or with no prompt.")
-    ] = True,
-    scorer: Annotated[
-        str, typer.Option(metavar="SOURCE", help="CLIP that scores beside the renderer, or none.")
-    ] = "builtin:still-life",
+    source_prompt: SourcePrompt = True,
+    scorer: Scorer = "builtin:still-life",
     out: Out = pathlib.Path("out/bench-edits"),
     device: Device = "auto",
     max_rows: Rows = 32,
@@ -51,10 +64,8 @@ def edits(
     from fpe_core import EditParameters
     from fpe_core.scores.clip import load_scorer
     from fpe_core.still_life.benchmark.benchmark import measure_floors, run_benchmark
-    from jobs.bench import pictures as bench_pictures
     from jobs.bench import tables as bench_tables
     from jobs.bench.arms import settings_from_text, three_arms
-    from jobs.bench.tables import clip_scores
 
     changed = settings_from_text(settings or [])
     editor, seeds = load_editor(checkpoint, device, max_rows), held_out_seeds(split, scenes)
@@ -68,19 +79,30 @@ def edits(
         "edits",
     )
     floors = collect(measure_floors(editor, seeds, parameters), len(seeds), "floors")
+    scores = bench_tables.clip_scores(clip, judged) if clip else None
 
-    scores = clip_scores(clip, judged) if clip else None
-
-    out.mkdir(parents=True, exist_ok=True)
-    bench_tables.write_edits(judged, arms, out / "edits.parquet", scores)
-    bench_tables.write_floors(floors, out / "floors.parquet")
-    bench_pictures.edits_grid(judged, arms[0].name).save(out / "grid.png", optimize=True)
+    _write_edits(out, judged, arms, floors, scores)
     console.out().print(bench_tables.factor_table(judged, arms[0]))
     console.out().print(bench_tables.arm_table(judged, arms))
     console.out().print(bench_tables.floors_line(floors))
     if scores:
         console.out().print(bench_tables.scores_line(judged, scores, scorer))
     console.out().print(f"{out}/edits.parquet, floors.parquet, grid.png")
+
+
+def _write_edits(
+    out: pathlib.Path,
+    judged: Sequence[JudgedOutput],
+    arms: Sequence[Arm],
+    floors: Sequence[Floors],
+    scores: Sequence[ClipScores] | None,
+) -> None:
+    from jobs.bench import pictures, tables
+
+    out.mkdir(parents=True, exist_ok=True)
+    tables.write_edits(judged, arms, out / "edits.parquet", scores)
+    tables.write_floors(floors, out / "floors.parquet")
+    pictures.edits_grid(judged, arms[0].name).save(out / "grid.png", optimize=True)
 
 
 @guarded

@@ -35,12 +35,12 @@ def gate(
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Measure whether a source that comes back badly, unedited, is edited badly.
+    """Measure which sources the gate on reconstruction refuses, and whether their edits are bad.
 
-    Clean and spoiled scenes and pictures of another world; every estimate against every edit.
+    Clean and spoiled scenes, and pictures of another world.
     """
     from fpe_core import EditParameters
-    from fpe_core.still_life.benchmark.gate import estimate_figures, run_gate_benchmark
+    from fpe_core.still_life.benchmark.gate import gate_figures, run_gate_benchmark
     from fpe_core.still_life.benchmark.hard_sources import hard_sources
     from jobs.bench import gate_figures as bench_gate
     from jobs.bench.arms import settings_from_text
@@ -53,9 +53,7 @@ def gate(
     tried = collect(run_gate_benchmark(editor, sources, parameters), len(sources), "sources")
 
     out.mkdir(parents=True, exist_ok=True)
-    figures = estimate_figures(tried, parameters.steps)
     bench_gate.write_tried(tried, out / "edits.parquet")
-    bench_gate.write_figures(figures, out / "estimates.parquet")
     console.out().print(bench_gate.kinds_table(tried))
-    console.out().print(bench_gate.figures_table(figures))
-    console.out().print(f"{out}/edits.parquet, estimates.parquet")
+    console.out().print(bench_gate.figures_table(gate_figures(tried)))
+    console.out().print(f"{out}/edits.parquet")

@@ -1,8 +1,7 @@
-"""What `fpe bench gate` prints and writes: sources, their edits, and what each estimate tells."""
+"""What `fpe bench gate` prints and writes: sources, their edits, and what the gate can promise."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -13,9 +12,23 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fpe_core.still_life.benchmark.gate import FULL, EstimateFigures, TriedSource
+from fpe_core.still_life.benchmark.gate import GateFigures, TriedSource
 
-_SHOWN = ("autoencoder_psnr_db", FULL)
+EDITS_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("seed", pa.int64()),
+        ("steps", pa.int32()),  # null: the edits' own
+        ("source_prompt", pa.string()),
+        ("autoencoder_psnr_db", pa.float64()),
+        ("factor", pa.string()),
+        ("target_prompt", pa.string()),
+        ("is_askable", pa.bool_()),
+        ("success", pa.bool_()),
+        ("structure", pa.float64()),
+        ("is_good", pa.bool_()),
+    ]
+)
 
 
 def write_tried(tried: Sequence[TriedSource], path: pathlib.Path) -> None:
@@ -27,7 +40,7 @@ def write_tried(tried: Sequence[TriedSource], path: pathlib.Path) -> None:
             "seed": each.source.seed,
             "steps": each.source.steps,
             "source_prompt": each.source.source_prompt,
-            **each.estimates,
+            "autoencoder_psnr_db": each.autoencoder_psnr_db,
         }
         rows += [
             {
@@ -41,63 +54,32 @@ def write_tried(tried: Sequence[TriedSource], path: pathlib.Path) -> None:
             }
             for edit in each.edits
         ] or [source]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_edits_schema(tried)), path)
-
-
-def _edits_schema(tried: Sequence[TriedSource]) -> pa.Schema:
-    estimates = [(name, pa.float64()) for name in tried[0].estimates]
-    return pa.schema(
-        [
-            ("kind", pa.string()),
-            ("seed", pa.int64()),
-            ("steps", pa.int32()),  # null: the edits' own
-            ("source_prompt", pa.string()),
-            *estimates,
-            ("factor", pa.string()),
-            ("target_prompt", pa.string()),
-            ("is_askable", pa.bool_()),
-            ("success", pa.bool_()),
-            ("structure", pa.float64()),
-            ("is_good", pa.bool_()),
-        ]
-    )
-
-
-def write_figures(figures: Sequence[EstimateFigures], path: pathlib.Path) -> None:
-    """One row per estimate."""
-    pq.write_table(pa.Table.from_pylist([dataclasses.asdict(each) for each in figures]), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=EDITS_SCHEMA), path)
 
 
 def kinds_table(tried: Sequence[TriedSource]) -> Table:
-    """Kind by kind: how many edits count, how many of those are good, how sources come back."""
-    columns = ("kind", "sources", "edits", "good", "autoencoder dB", "inversion dB")
+    """Kind by kind: how many edits count, how many of those are good, the sources' mean PSNR."""
+    columns = ("kind", "sources", "edits", "good", "autoencoder dB")
     table = _table("Sources", columns)
     for kind in dict.fromkeys(each.source.kind for each in tried):
         own = [each for each in tried if each.source.kind == kind]
         good = [edit.is_good for each in own for edit in each.edits if edit.is_askable]
-        means = [np.mean([each.estimates[name] for each in own]) for name in _SHOWN]
+        mean = np.mean([each.autoencoder_psnr_db for each in own])
         share = f"{np.mean(good):.2f}" if good else "-"
-        table.add_row(
-            kind, str(len(own)), str(len(good)), share, *(f"{mean:.1f}" for mean in means)
-        )
+        table.add_row(kind, str(len(own)), str(len(good)), share, f"{mean:.1f}")
     return table
 
 
-def figures_table(figures: Sequence[EstimateFigures]) -> Table:
-    """What each estimate tells; EstimateFigures has the columns' meanings."""
-    columns = ("estimate", "rows", "AUC", "5-95 %", "kind", "foreign", "rank", "caught")
-    table = _table("Does a source that comes back badly give bad edits?", columns)
-    for each in figures:
-        table.add_row(
-            each.name,
-            str(each.unet_rows),
-            f"{each.auc:.2f}",
-            f"{each.auc_low:.2f}-{each.auc_high:.2f}",
-            f"{each.auc_within_kinds:.2f}",
-            f"{each.auc_foreign:.2f}",
-            f"{each.rank_correlation:.2f}",
-            f"{each.caught:.2f}",
-        )
+def figures_table(figures: GateFigures) -> Table:
+    """What the gate's figure tells; GateFigures has the meanings."""
+    table = _table("What the autoencoder's PSNR of a source tells", ("figure", "value"))
+    table.add_row("AUC, bad edits", f"{figures.auc:.2f}")
+    table.add_row("  5 to 95 %", f"{figures.auc_low:.2f} to {figures.auc_high:.2f}")
+    table.add_row("  within kinds of source", f"{figures.auc_within_kinds:.2f}")
+    table.add_row("  bad edits caught where 5 % of the good are lost", f"{figures.caught:.2f}")
+    table.add_row("AUC, pictures of another world", f"{figures.auc_foreign:.2f}")
+    table.add_row("  lowest PSNR of a scene", f"{figures.scenes_lowest_db:.1f} dB")
+    table.add_row("  highest of another world", f"{figures.foreign_highest_db:.1f} dB")
     return table
 
 

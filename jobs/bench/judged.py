@@ -21,7 +21,7 @@ from fpe_core import SCORES, Editor, EditParameters, score_edits
 from fpe_core.scores.clip import ClipScorer
 from fpe_core.scores.edit_scores import EditScores
 from fpe_core.scores.structure import StructureModel
-from fpe_core.still_life.benchmark.benchmark import Arm, JudgedEdit, run_benchmark
+from fpe_core.still_life.benchmark.benchmark import Arm, JudgedOutput, run_benchmark
 from fpe_core.still_life.benchmark.judgement import is_good
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS
@@ -80,7 +80,7 @@ def judge_benchmark(
 
 
 def _score(
-    judged: Sequence[JudgedEdit], clip: ClipScorer | None, structure: StructureModel | None
+    judged: Sequence[JudgedOutput], clip: ClipScorer | None, structure: StructureModel | None
 ) -> list[EditScores]:
     sources = {each.edit.seed: render(each.edit.source, each.output.width) for each in judged}
     return score_edits(
@@ -93,7 +93,7 @@ def _score(
     )
 
 
-def _row(judged: JudgedEdit, scores: EditScores) -> dict[str, Any]:
+def _row(judged: JudgedOutput, scores: EditScores) -> dict[str, Any]:
     return {
         "good": is_good(judged.judgement),
         "edit_type": judged.edit.factor,
@@ -107,7 +107,7 @@ def _row(judged: JudgedEdit, scores: EditScores) -> dict[str, Any]:
     }
 
 
-def _batches(edits: Iterable[JudgedEdit], size: int) -> Iterator[list[JudgedEdit]]:
+def _batches(edits: Iterable[JudgedOutput], size: int) -> Iterator[list[JudgedOutput]]:
     remaining = iter(edits)
     while some := list(itertools.islice(remaining, size)):
         yield some

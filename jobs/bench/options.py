@@ -34,10 +34,10 @@ Checkpoint = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Split = Annotated[
-    SplitName, typer.Option(help="Held-out scenes: to report on, or to choose settings by.")
+    SplitName, typer.Option(help="Held-out scenes: test to report on, validation to choose by.")
 ]
 Out = Annotated[pathlib.Path, typer.Option(help="Folder for tables and pictures.")]
-Rows = Annotated[int, typer.Option(min=1, help="Most UNet rows at once.")]
+Rows = Annotated[int, typer.Option(min=1, help="Most UNet rows in one call.")]
 
 
 def _silence_loading_bars() -> None:
@@ -58,6 +58,33 @@ def held_out_seeds(split: SplitName, scenes: int) -> range:
     from fpe_core.still_life.benchmark.edits import seeds_of
 
     return seeds_of(split.value, scenes)
+
+
+def whole_numbers(option: str, text: str, example: str) -> tuple[int, ...]:
+    """Numbers with commas between them, such as "1,4,16". Raises ParameterError."""
+    from fpe_core import ParameterError
+
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = (0,)
+    if min(counts) < 1:
+        raise ParameterError(
+            f"{option} must be whole numbers from 1, such as {example}; got {text!r}"
+        )
+    return counts
+
+
+def require_matplotlib() -> None:
+    """Raises UserError if matplotlib is not installed: before anything is measured."""
+    from pipeline.errors import UserError
+
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "the plot needs matplotlib: pip install 'free-prompt-editing-batch[bench]'"
+        ) from error
 
 
 def collect(results: Iterable[T], total: int, what: str) -> list[T]:

@@ -1,4 +1,4 @@
-"""What a person looks at after a benchmark: grids of edits beside their exact answers, a plot."""
+"""Pictures of a benchmark's results: grids of edits next to their exact answers, and a plot."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fpe_core.still_life.benchmark.benchmark import Arm, JudgedEdit, figures_by_factor, mean_scores
+from fpe_core.still_life.benchmark.benchmark import (
+    Arm,
+    JudgedOutput,
+    figures_by_factor,
+    mean_scores,
+)
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS
-from pipeline.errors import UserError
+from jobs.bench.options import require_matplotlib
 
 _PAPER, _INK, _RIGHT, _WRONG = (255, 255, 255), (32, 33, 36), (24, 128, 56), (197, 34, 31)
 _GAP_PX, _FONT_PX, _LEAST_PX = 6, 12, 128
@@ -20,8 +25,8 @@ Cell = tuple[Image.Image, str, tuple[int, int, int]]
 """A picture, the line under it, and that line's colour."""
 
 
-def edits_grid(judged: Sequence[JudgedEdit], arm: str, scenes: int = 10) -> Image.Image:
-    """A row per scene: the source, then each edit beside its exact answer."""
+def edits_grid(judged: Sequence[JudgedOutput], arm: str, scenes: int = 10) -> Image.Image:
+    """A row per scene: the source, then each edit next to its exact answer."""
     rows: dict[int, list[Cell]] = {}
     for each in judged:
         if each.arm != arm or (each.edit.seed not in rows and len(rows) == scenes):
@@ -33,7 +38,7 @@ def edits_grid(judged: Sequence[JudgedEdit], arm: str, scenes: int = 10) -> Imag
     return _grid(list(rows.values()))
 
 
-def arms_grid(judged: Sequence[JudgedEdit], arms: Sequence[Arm]) -> Image.Image:
+def arms_grid(judged: Sequence[JudgedOutput], arms: Sequence[Arm]) -> Image.Image:
     """A row per factor: the source of its first edit, the exact answer, each arm's output."""
     rows = []
     for factor in FACTORS:
@@ -50,19 +55,15 @@ def arms_grid(judged: Sequence[JudgedEdit], arms: Sequence[Arm]) -> Image.Image:
 
 
 def findings_plot(
-    judged: Sequence[JudgedEdit], studies: Mapping[str, Sequence[Arm]], path: pathlib.Path
+    judged: Sequence[JudgedOutput], studies: Mapping[str, Sequence[Arm]], path: pathlib.Path
 ) -> None:
     """One panel per study: success, structure and their product, means over the factors.
 
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "the plot needs matplotlib: pip install 'free-prompt-editing-batch[bench]'"
-        ) from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
     by_factor, means = figures_by_factor(judged), mean_scores(judged)
     figure = Figure(figsize=(5.2 * len(studies), 4.6), layout="constrained")
@@ -88,7 +89,7 @@ def findings_plot(
     figure.savefig(path, dpi=110)
 
 
-def _judged_cell(each: JudgedEdit, words: str) -> Cell:
+def _judged_cell(each: JudgedOutput, words: str) -> Cell:
     return each.output, words, _RIGHT if each.judgement.success else _WRONG
 
 

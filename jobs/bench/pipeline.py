@@ -8,11 +8,11 @@ import statistics
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.table import Table
 
 from jobs.terminal import console
 from jobs.terminal.exits import guarded
+from jobs.terminal.titled_table import titled_table
 
 if TYPE_CHECKING:
     from jobs.bench.pipeline_rounds import Round
@@ -21,22 +21,27 @@ AIM = 0.95
 """Share of the editor's own edits per second that a run should have."""
 
 
+JobSettings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Keys of the job, such as images.format=webp."),
+]
+
+
 @guarded
 def pipeline(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Of the job, such as images.format=webp."),
-    ] = None,
+    settings: JobSettings = None,
     *,
     checkpoint: Annotated[
         str, typer.Option(metavar="SOURCE", help="Built-in model, diffusers folder, file, hub id.")
     ] = "builtin:still-life",
     scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 64,
-    sources_per_block: Annotated[int, typer.Option(min=1, help="Scenes of one block.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Times of run and editor, in turn.")] = 3,
+    sources_per_block: Annotated[int, typer.Option(min=1, help="Scenes per block.")] = 8,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often run and editor are timed, in turn.")
+    ] = 3,
     threads: Annotated[
         int,
-        typer.Option(min=1, help="Of the model, either way; leave a core for the pipeline."),
+        typer.Option(min=1, help="CPU threads of the model; leave a core for the pipeline."),
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     out: Annotated[pathlib.Path, typer.Option(help="A new folder for runs and pipeline.json.")] = (
@@ -45,8 +50,8 @@ def pipeline(
 ) -> None:
     """Compare a run's edits per second with those of the bare editor, on the same edits.
 
-    One actor. The run's time is from its first block to its last; the whole run, with the start of
-    Ray and the loading of the model, is told beside it.
+    One actor. The run's time is from its first block to its last; the time of the whole run, with
+    starting Ray and loading the model, is reported as well.
     """
     import torch
 
@@ -74,17 +79,8 @@ def pipeline(
 
 
 def _table(measured: list[Round]) -> Table:
-    table = Table(box=box.SIMPLE, title="edits/s")
-    for heading in (
-        "edits",
-        "UNet rows",
-        "editor alone",
-        "run",
-        "share",
-        "model busy",
-        "whole run",
-    ):
-        table.add_column(heading, justify="right")
+    headings = ("edits", "UNet rows", "editor alone", "run", "share", "model busy", "whole run")
+    table = titled_table("edits/s", headings, texts=0)
     for each in measured:
         table.add_row(
             str(each.edits),

@@ -18,9 +18,10 @@ from PIL import Image
 
 from fpe_core import Editor, EditParameters
 from jobs.demo_scenes import write_scenes
-from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from jobs.job_file.ready_made import BUILTIN_FOLDER
 from pipeline.edit.block import call_by_call
 from pipeline.errors import UserError
+from pipeline.job.file import load_job
 from pipeline.run.driver import run_job
 
 
@@ -102,7 +103,7 @@ class PipelineBenchmark:
         bare_s = time.monotonic() - began
         if not math.isclose(rows, summary.unet_rows, rel_tol=1e-6):
             raise UserError(f"the editor took {rows} UNet rows and the run {summary.unet_rows:g}")
-        edited = summary.stations["edit"]
+        edited = summary.stages["edit"]
         return Round(
             edits=summary.edits_made,
             unet_rows=rows,
@@ -135,7 +136,7 @@ def _read(manifest: pathlib.Path) -> Iterator[Source]:
 
 
 class _Silent:
-    """Rounds are told when they are over."""
+    """No progress: a round is reported when it is over."""
 
     def start(self, total: int, done: int) -> None:
         pass

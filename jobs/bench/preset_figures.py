@@ -1,4 +1,4 @@
-"""What `fpe bench presets` measures, prints and writes: work and time of an edit beside quality."""
+"""What `fpe bench presets` measures, prints and writes: work, time and quality of edits."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from fpe_core import Editor
 from fpe_core.still_life.benchmark.benchmark import (
     Arm,
     FactorFigures,
-    JudgedEdit,
+    JudgedOutput,
     figures_by_factor,
 )
 from fpe_core.still_life.benchmark.edits import edits_of_scene
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS, caption, sample_scene
 from jobs.bench.machine import Machine, wait_for
+from jobs.terminal.texts import or_dash
+from jobs.terminal.titled_table import titled_table
 
 ALL_FACTORS = "all"
 
 
 @dataclass(frozen=True)
-class Cost:
+class ArmCost:
     """What one arm took to edit some scenes, five edits of each, several times over.
 
     Attributes:
@@ -39,7 +39,7 @@ class Cost:
         unet_rows: of one run, inversion included.
         wall_s: of every run, from the pictures to the edited ones.
         cpu_s: processor time of this process, all threads. Where others keep the machine busy it
-            tells more than `wall_s`; on a GPU nothing.
+            is more reliable than `wall_s`; on a GPU it means nothing.
     """
 
     arm: str
@@ -64,11 +64,11 @@ class Cost:
 
 def measure_costs(
     editor: Editor, arms: Sequence[Arm], seeds: Sequence[int], rounds: int
-) -> list[Cost]:
-    """Every arm in turn, round after round, each round beginning with another one.
+) -> list[ArmCost]:
+    """Every arm in turn, round after round, each round starting with another arm.
 
-    The first arm comes twice, the second time as "NAME again": what the two are apart is noise.
-    Before the rounds every arm runs once. Without rounds nothing runs and [] comes back.
+    The first arm is measured twice, the second time as "NAME again": their difference is noise.
+    Before the rounds every arm runs once. Without rounds nothing runs and [] is returned.
     """
     if not rounds:
         return []
@@ -87,7 +87,7 @@ def measure_costs(
             wall[arm.name].append(time.perf_counter() - began[0])
             cpu[arm.name].append(time.process_time() - began[1])
     return [
-        Cost(arm.name, *work[arm.name], tuple(wall[arm.name]), tuple(cpu[arm.name]))
+        ArmCost(arm.name, *work[arm.name], tuple(wall[arm.name]), tuple(cpu[arm.name]))
         for arm in entries
     ]
 
@@ -102,13 +102,15 @@ def _edit_scenes(editor: Editor, arm: Arm, seeds: Sequence[int]) -> tuple[int, i
     return sum(map(len, targets)), inversion.unet_rows + result.unet_rows
 
 
-def preset_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], costs: Sequence[Cost]) -> Table:
+def preset_table(
+    judged: Sequence[JudgedOutput], arms: Sequence[Arm], costs: Sequence[ArmCost]
+) -> Table:
     """A row per arm: what it is, what it costs in quality (means of the types), and its speed.
 
     `of exact` is the first arm's time over this one's. Arms that were not timed have "-".
     """
-    table = _table(
-        "Quality beside speed; rows and CPU seconds of an edit",
+    table = titled_table(
+        "Quality and speed; rows and CPU seconds per edit",
         ("speed", "steps", "success", "structure", "rows", "edits/s", "CPU s", "of exact"),
     )
     figures, cost_of = _figures(judged, arms), {cost.arm: cost for cost in costs}
@@ -132,30 +134,29 @@ def preset_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], costs: Seque
     return table
 
 
-def noise_line(costs: Sequence[Cost]) -> str:
-    """How far the first arm's two times are apart; "" where nothing was timed."""
+def noise_line(costs: Sequence[ArmCost]) -> str:
+    """How far the first arm's two times are apart; "" if nothing was timed."""
     if not costs:
         return ""
     share = abs(_times_faster(costs[0], costs[-1]) - 1)
     return f"noise ({costs[0].arm} against {costs[-1].arm}): {share:.1%} of the time"
 
 
-def _times_faster(exact: Cost, cost: Cost) -> float:
+def _times_faster(exact: ArmCost, cost: ArmCost) -> float:
     """By the median of the rounds' own ratios, in which a busy moment of the machine cancels."""
     pairs = zip(exact.wall_s, cost.wall_s, strict=True)
     return statistics.median(first / own for first, own in pairs)
 
 
 def quality_table(
-    judged: Sequence[JudgedEdit], arms: Sequence[Arm], *, by_factor: bool = True
+    judged: Sequence[JudgedOutput], arms: Sequence[Arm], *, by_factor: bool = True
 ) -> Table:
     """Success, structure and PSNR of every arm, by type of edit and in the mean of the types."""
-    table = _table(
+    table = titled_table(
         "Quality", ("speed", "edit of", "success", "structure", "score", "PSNR dB", "kept dB")
     )
     for (arm, factor), figures in _figures(judged, arms).items():
         if by_factor or factor == ALL_FACTORS:
-            kept = figures.kept_psnr_db
             table.add_row(
                 arm,
                 factor,
@@ -163,15 +164,15 @@ def quality_table(
                 f"{figures.structure:.3f}",
                 f"{figures.score:.3f}",
                 f"{figures.psnr_db:.2f}",
-                "-" if kept is None else f"{kept:.2f}",
+                or_dash(figures.kept_psnr_db, ".2f"),
             )
     return table
 
 
 def write_report(
-    judged: Sequence[JudgedEdit],
+    judged: Sequence[JudgedOutput],
     arms: Sequence[Arm],
-    costs: Sequence[Cost],
+    costs: Sequence[ArmCost],
     machine: Machine,
     path: pathlib.Path,
 ) -> None:
@@ -206,7 +207,7 @@ def write_report(
 
 
 def _figures(
-    judged: Sequence[JudgedEdit], arms: Sequence[Arm]
+    judged: Sequence[JudgedOutput], arms: Sequence[Arm]
 ) -> dict[tuple[str, str], FactorFigures]:
     """By arm and type of edit, and after an arm's types their mean, each counting the same."""
     of_factors = figures_by_factor(judged)
@@ -228,10 +229,3 @@ def _mean(figures: Sequence[FactorFigures]) -> FactorFigures:
         psnr_db=float(np.mean([each.psnr_db for each in figures])),
         kept_psnr_db=float(np.mean(kept)) if kept else None,
     )
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

@@ -29,17 +29,18 @@ def presets(
     split: Split = SplitName.TEST,
     scenes: Annotated[int, typer.Option(min=1, max=1000, help="Five edits of each.")] = 12,
     grid: Annotated[
-        bool, typer.Option(help="Steps x guidance intervals, to choose from; not the presets.")
+        bool,
+        typer.Option(help="Measure a grid of steps x guidance intervals instead of the presets."),
     ] = False,
-    rounds: Annotated[int, typer.Option(min=0, help="Times that each is timed; 0: not.")] = 3,
+    rounds: Annotated[int, typer.Option(min=0, help="How often each is timed; 0: not at all.")] = 3,
     timed_scenes: Annotated[int, typer.Option(min=1, help="Scenes edited in a timed run.")] = 2,
     out: Out = pathlib.Path("out/bench-presets"),
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Measure the approximate presets (edit.speed): what they cost in quality beside their speed.
+    """Measure the approximate presets (edit.speed): their speed, and what they cost in quality.
 
-    Networks are float32. The exact way is timed twice in every round: what the two differ is noise.
+    Networks run in float32. The exact preset is timed twice per round: the difference is noise.
     """
     from fpe_core.still_life.benchmark.benchmark import run_benchmark
     from jobs.bench import preset_figures as bench_presets

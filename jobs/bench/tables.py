@@ -1,6 +1,6 @@
 """The benchmark's results as tables: printed, and as Parquet with one row per judged edit.
 
-What a CLIP says of judged edits, beside what the renderer knows of them.
+With a CLIP's scores of judged edits, next to the renderer's judgement.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from fpe_core import EditParameters
 from fpe_core.scores.clip import ClipScorer, directional_similarity, text_score
 from fpe_core.still_life.benchmark.benchmark import (
     Arm,
     Floors,
-    JudgedEdit,
+    JudgedOutput,
     figures_by_factor,
     mean_scores,
 )
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS
+from jobs.terminal.texts import or_dash
+from jobs.terminal.titled_table import titled_table
 
 EDITS_SCHEMA = pa.schema(
     [
@@ -58,7 +58,7 @@ FLOORS_SCHEMA = pa.schema(
 
 
 def write_edits(
-    judged: Sequence[JudgedEdit],
+    judged: Sequence[JudgedOutput],
     arms: Sequence[Arm],
     path: pathlib.Path,
     scores: Sequence[ClipScores] | None = None,
@@ -102,9 +102,9 @@ def write_floors(floors: Sequence[Floors], path: pathlib.Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=FLOORS_SCHEMA), path)
 
 
-def factor_table(judged: Sequence[JudgedEdit], arm: Arm) -> Table:
+def factor_table(judged: Sequence[JudgedOutput], arm: Arm) -> Table:
     """What one arm reaches, factor by factor. A score is the mean of success x structure."""
-    table = _table(
+    table = titled_table(
         f"Edits, {_in_words(arm.parameters)}",
         ("edit of", "edits", "success", "structure", "score", "PSNR dB", "kept dB"),
     )
@@ -117,16 +117,16 @@ def factor_table(judged: Sequence[JudgedEdit], arm: Arm) -> Table:
                 f"{figures.structure:.2f}",
                 f"{figures.score:.2f}",
                 f"{figures.psnr_db:.1f}",
-                "-" if figures.kept_psnr_db is None else f"{figures.kept_psnr_db:.1f}",
+                or_dash(figures.kept_psnr_db, ".1f"),
             )
     return table
 
 
-def arm_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], title: str = "") -> Table:
+def arm_table(judged: Sequence[JudgedOutput], arms: Sequence[Arm], title: str = "") -> Table:
     """The scores of several arms, by factor and in the mean of factors."""
     figures, means = figures_by_factor(judged), mean_scores(judged)
     factors = [factor for factor in FACTORS if (arms[0].name, factor) in figures]
-    table = _table(
+    table = titled_table(
         title or "The arms",
         ("score", *factors, "mean"),
     )
@@ -140,10 +140,10 @@ def arm_table(judged: Sequence[JudgedEdit], arms: Sequence[Arm], title: str = ""
     return table
 
 
-def scores_line(judged: Sequence[JudgedEdit], scores: Sequence[ClipScores], scorer: str) -> str:
-    """How a CLIP tells right edits from wrong ones, in a sentence."""
+def scores_line(judged: Sequence[JudgedOutput], scores: Sequence[ClipScores], scorer: str) -> str:
+    """How a CLIP scores right edits and wrong ones, in a sentence."""
     means = [mean_directional(judged, scores, success) for success in (True, False)]
-    right, wrong = ("-" if mean is None else f"{mean:.2f}" for mean in means)
+    right, wrong = (or_dash(mean, ".2f") for mean in means)
     return (
         f"Directional similarity by {scorer}, all arms: {right} of edits that are right, {wrong} "
         "of those that are not"
@@ -167,13 +167,6 @@ def _in_words(parameters: EditParameters) -> str:
     )
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
-
-
 @dataclasses.dataclass(frozen=True)
 class ClipScores:
     """Of one output: cosine to its target prompt, and directional similarity, each -1..1.
@@ -185,7 +178,7 @@ class ClipScores:
     directional: float | None
 
 
-def clip_scores(scorer: ClipScorer, judged: Sequence[JudgedEdit]) -> list[ClipScores]:
+def clip_scores(scorer: ClipScorer, judged: Sequence[JudgedOutput]) -> list[ClipScores]:
     """The scores of each judged edit, in order; a source is embedded once for all its edits."""
     size_px = judged[0].output.width
     sources = {each.edit.seed: each.edit for each in judged}
@@ -201,7 +194,7 @@ def clip_scores(scorer: ClipScorer, judged: Sequence[JudgedEdit]) -> list[ClipSc
 
 
 def mean_directional(
-    judged: Sequence[JudgedEdit], scores: Sequence[ClipScores], success: bool
+    judged: Sequence[JudgedOutput], scores: Sequence[ClipScores], success: bool
 ) -> float | None:
     """Mean directional similarity of the edits that are right, or of those that are not."""
     values = [

@@ -1,4 +1,4 @@
-"""`fpe calibrate`: chooses a judge's thresholds by judged edits, or by the benchmark's truth."""
+"""`fpe calibrate`: chooses a judge's thresholds from edits whose quality is known."""
 
 from __future__ import annotations
 
@@ -23,56 +23,65 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+Table = Annotated[
+    pathlib.Path | None,
+    typer.Argument(
+        help="Parquet or CSV: columns good, edit_type, source_id, scores.", metavar="TABLE"
+    ),
+]
+Check = Annotated[
+    pathlib.Path | None, typer.Option(help="A second table of judged edits, to test the rules on.")
+]
+Precision = Annotated[
+    float, typer.Option(min=0, max=1, help="Wanted share of good edits among the accepted.")
+]
+Recall = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the good edits that is enough to accept.")
+]
+RulesFile = Annotated[pathlib.Path, typer.Option(help="File to write the rules to.")]
+Benchmark = Annotated[
+    bool, typer.Option("--benchmark", help="Edit rendered scenes and judge them by the renderer.")
+]
+Types = Annotated[
+    list[str] | None,
+    typer.Option("--type", help="Only this type of edit; may be given repeatedly."),
+]
+Scenes = Annotated[int, typer.Option(min=1, max=1000, help="Validation scenes.")]
+TestScenes = Annotated[int, typer.Option(min=1, max=1000, help="Test scenes.")]
+Clip = Annotated[str, typer.Option(metavar="SOURCE", help="The judge's CLIP, or none.")]
+Structure = Annotated[
+    str, typer.Option(metavar="SOURCE", help="The judge's structure model, or none.")
+]
+
+
 @guarded
 def calibrate(
-    judgements: Annotated[
-        pathlib.Path | None,
-        typer.Argument(
-            help="Parquet or CSV: columns good, edit_type, source_id, scores.", metavar="TABLE"
-        ),
-    ] = None,
+    judgements: Table = None,
     *,
-    check: Annotated[
-        pathlib.Path | None, typer.Option(help="Other judgements, to measure the rules on.")
-    ] = None,
-    precision: Annotated[
-        float, typer.Option(min=0, max=1, help="Wanted share of good ones among accepted edits.")
-    ] = 0.95,
-    recall: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the good ones that is enough to accept.")
-    ] = 0.8,
-    out: Annotated[pathlib.Path, typer.Option(help="Where the rules go.")] = pathlib.Path(
-        "rules.yaml"
-    ),
-    benchmark: Annotated[
-        bool, typer.Option("--benchmark", help="Make the judgements: edits of rendered scenes.")
-    ] = False,
-    types: Annotated[
-        list[str] | None,
-        typer.Option("--type", help="This type of edit; again for more. Else all."),
-    ] = None,
-    scenes: Annotated[int, typer.Option(min=1, max=1000, help="Validation scenes.")] = 80,
-    test_scenes: Annotated[int, typer.Option(min=1, max=1000, help="Test scenes.")] = 80,
+    check: Check = None,
+    precision: Precision = 0.95,
+    recall: Recall = 0.8,
+    out: RulesFile = pathlib.Path("rules.yaml"),
+    benchmark: Benchmark = False,
+    types: Types = None,
+    scenes: Scenes = 80,
+    test_scenes: TestScenes = 80,
     checkpoint: Checkpoint = "builtin:still-life",
-    clip: Annotated[
-        str, typer.Option(metavar="SOURCE", help="The judge's CLIP, or none.")
-    ] = "builtin:still-life",
-    structure: Annotated[
-        str, typer.Option(metavar="SOURCE", help="The judge's structure model, or none.")
-    ] = "builtin:still-life",
+    clip: Clip = "builtin:still-life",
+    structure: Structure = "builtin:still-life",
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Choose the judge's thresholds by edits that somebody has judged; write them as rules.
+    """Choose the judge's thresholds from edits that somebody has judged; write them as rules.
 
-    With --benchmark the renderer judges: thresholds are chosen by edits of validation scenes, and
-    only measured on those of test scenes. Both tables are written beside the rules.
+    With --benchmark the renderer judges: thresholds are chosen on edits of validation scenes, and
+    only measured on edits of test scenes. Both tables are written next to the rules.
     """
     if out.exists():
-        raise JobError(f"{out} is there already; name another file with --out")
+        raise JobError(f"{out} already exists; name another file with --out")
     if benchmark:
         if judgements or check:
-            raise JobError("--benchmark makes the judgements: leave TABLE and --check out")
+            raise JobError("--benchmark judges its own edits: do not give TABLE or --check with it")
         judgements, check = _tables_beside(out)
         _refuse(types, (judgements, check))
         asked = {judgements: ("validation", scenes), check: ("test", test_scenes)}
@@ -111,19 +120,19 @@ def _choose(
     out.write_text(rules_yaml(rules), encoding="utf-8")
     console.out().print(curve_table(judged))
     console.out().print(
-        fitted_table(fitted, f"Chosen by {judgements}, precision and recall held-out")
+        fitted_table(fitted, f"Chosen on {judgements}; precision and recall on held-out edits")
     )
     for edit_type, each in fitted.items():
         if each.sure_precision < wanted[0] or each.sure_recall < wanted[1]:
             console.out().print(
-                f"Edits of {edit_type}: not sure to have a precision of {wanted[0]:g} and a recall "
-                f"of {wanted[1]:g}. More judged edits can help, and models whose scores tell more; "
-                "the less recall is wanted, the more precision there is",
+                f"Edits of {edit_type}: a precision of {wanted[0]:g} and a recall of "
+                f"{wanted[1]:g} are not certain. More judged edits can help, or models whose "
+                "scores separate good edits better; a lower --recall allows a higher precision",
                 markup=False,
             )
     if others is not None:
         console.out().print(quality_table(rules, others, f"The same rules on {check}"))
-    console.out().print(f"{out}: name it as judge.rules in the job file, or put its rules there")
+    console.out().print(f"{out}: name it as judge.rules in the job file, or copy its rules there")
 
 
 def _judge(
@@ -133,7 +142,7 @@ def _judge(
     clip: ClipScorer | None,
     structure: StructureModel | None,
 ) -> None:
-    """Writes a table of judged edits for each split; one that fails costs no earlier one."""
+    """Writes a table of judged edits for each split, as soon as the split is judged."""
     import pyarrow.parquet as pq
 
     from fpe_core.still_life.benchmark.edits import seeds_of
@@ -147,13 +156,13 @@ def _judge(
             structure,
             seeds_of(split, scenes),
             factors=types or FACTORS,
-            progress=functools.partial(_tell, split),
+            progress=functools.partial(_log_progress, split),
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, file)
 
 
-def _tell(split: str, edits: int) -> None:
+def _log_progress(split: str, edits: int) -> None:
     _log.info("%d edits of %s scenes judged", edits, split)
 
 
@@ -171,7 +180,7 @@ def _models(
 
 
 def _refuse(types: list[str] | None, tables: Iterable[pathlib.Path]) -> None:
-    """Raises JobError for what would be noticed only after the edits were made."""
+    """Raises JobError for mistakes that would only show after the edits were made."""
     from fpe_core.still_life.scene import FACTORS
 
     for name in types or ():
@@ -180,8 +189,8 @@ def _refuse(types: list[str] | None, tables: Iterable[pathlib.Path]) -> None:
     for file in tables:
         if file.exists():
             raise JobError(
-                f"{file} is there already. To fit to it again: fpe calibrate TABLE --check TABLE; "
-                "to judge anew, name other rules with --out"
+                f"{file} already exists. To fit to it again: fpe calibrate TABLE --check TABLE; "
+                "to judge again, name another file of rules with --out"
             )
 
 

@@ -21,14 +21,15 @@ def demo(
 ) -> None:
     """Render still lifes, edit them with the built-in model, draw a contact sheet and a report."""
     from jobs.demo_scenes import write_scenes
-    from jobs.job_file.load import BUILTIN_FOLDER, load_job
+    from jobs.job_file.ready_made import BUILTIN_FOLDER
     from jobs.report.page import REPORT_NAME, write_report
+    from pipeline.job.file import load_job
     from pipeline.report.contact_sheet import SHEET_NAME, write_contact_sheet
     from pipeline.storage.folder import Folder
 
     rendered = write_scenes(folder / "demo-scenes", scenes)
     console.out().print(
-        f"{rendered.scenes} scenes in {folder / 'demo-scenes'}, {rendered.edits} edits asked for"
+        f"{rendered.scenes} scenes in {folder / 'demo-scenes'}, {rendered.edits} edits requested"
     )
     job = load_job(
         BUILTIN_FOLDER / "demo.yaml",

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import yaml
-from rich import box
 from rich.table import Table
 
 from fpe_core import ParameterError
 from fpe_core.judging.calibration import Fitted, Quality, fit_for, fit_to_hold, quality_of
 from fpe_core.judging.rules import Rules
 from jobs.commands.judgements import Judgements
+from jobs.terminal.texts import or_dash
+from jobs.terminal.titled_table import titled_table
 from pipeline.errors import JobError
 
 CURVE = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
@@ -43,7 +44,8 @@ def rules_yaml(rules: Rules) -> str:
 
 def fitted_table(fitted: Mapping[str, Fitted], title: str) -> Table:
     """The rules chosen: their aim, and what it came to on edits that were held out."""
-    table = _table(title, "judged", "aimed at", "precision", "surely", "recall", "surely")
+    headings = ("edits of", "judged", "aimed at", "precision", "surely", "recall", "surely")
+    table = titled_table(title, headings)
     for edit_type, each in fitted.items():
         precision, recall = _shares(each.held_out)
         surely = (f"{each.sure_precision:.3f}", f"{each.sure_recall:.3f}")
@@ -54,7 +56,8 @@ def fitted_table(fitted: Mapping[str, Fitted], title: str) -> Table:
 
 def quality_table(rules: Rules, judged: Judgements, title: str) -> Table:
     """What rules make of judged edits, by type."""
-    table = _table(title, "judged", "good", "accepted", "precision", "recall")
+    headings = ("edits of", "judged", "good", "accepted", "precision", "recall")
+    table = titled_table(title, headings)
     for edit_type, edits in judged.items():
         found = quality_of(rules.of(edit_type), edits)
         counts = (str(found.edits), str(found.good), str(found.accepted))
@@ -64,9 +67,8 @@ def quality_table(rules: Rules, judged: Judgements, title: str) -> Table:
 
 def curve_table(judged: Judgements) -> Table:
     """What precision and recall come of each aim: on the edits fitted to, and on held-out ones."""
-    table = _table(
-        "Curve", "aimed at", "precision", "recall", "held-out precision", "held-out recall"
-    )
+    held_out = ("held-out precision", "held-out recall")
+    table = titled_table("Curve", ("edits of", "aimed at", "precision", "recall", *held_out))
     for edit_type, edits in judged.items():
         for each in fit_for(edits, CURVE):
             shares = (*_shares(each.own), *_shares(each.held_out))
@@ -74,15 +76,6 @@ def curve_table(judged: Judgements) -> Table:
     return table
 
 
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("edits of")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
-
-
 def _shares(quality: Quality) -> Sequence[str]:
     """Precision and recall, "-" for a share of nothing."""
-    shares = (quality.precision, quality.recall)
-    return ["-" if share is None else f"{share:.3f}" for share in shares]
+    return [or_dash(share, ".3f") for share in (quality.precision, quality.recall)]

@@ -1,11 +1,11 @@
-"""`fpe submit`: a job runs on a Ray cluster through its job server, and this terminal may leave.
+"""`fpe submit`: runs a job on a Ray cluster through its job server, which needs no open terminal.
 
-    what travels      the job, with overrides, as job.yaml; with `with_code` this program too
-    what does not     manifests, pictures, run folders, environment variables, credentials
-    what comes back   the log as it is written, and the exit code of `fpe run` there
+    uploaded       the job, with overrides, as job.yaml; with `with_code` this program too
+    not uploaded   manifests, images, run folders, environment variables, credentials
+    returned       the log as it is written, and the exit code of `fpe run` there
 
-Places of this machine mean something on the cluster only where every node of it is this machine, or
-where a person says that all nodes have the same disk (`shared_disk`); else they are refused.
+Local paths are refused unless every node of the cluster is this machine, or `shared_disk` says that
+all nodes have the same disk.
 
 A stop through the job server is SIGTERM, and SIGKILL three seconds later unless the job's runtime
 environment says how much later: `STOP_MARGIN_S` after the sources in hand had their `stop.grace_s`.
@@ -41,12 +41,12 @@ JOB_FILE = "job.yaml"
 STOP_MARGIN_S = 30
 """For the last commit, the summary, and Ray's own end."""
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-_LOOK_S = 0.5
+_POLL_S = 0.5
 _AGENT_WAIT_S = 60.0
 _LONGEST_NAME = 40
 _NO_AGENT_YET = "No available agent to submit job"
 """What the job server says while its agent is not there yet; nothing is submitted then."""
-_TALKATIVE = (
+_VERBOSE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
@@ -119,18 +119,19 @@ def submit(
 def follow(client: JobLogs, submission: Submission, write: Callable[[str], object]) -> int:
     """Writes the job's log, from its start, until it ends; returns the exit code of `fpe run`.
 
-    A log that ends before the job does is opened again, and goes on where it was.
+    If the log ends before the job does, it is opened again at the same place.
 
-    143 for a job that was stopped, 1 for one that never ran or whose exit code is not known (its
-    message is written). Raises Interrupted, with what to do, where following was interrupted: the
-    job goes on; ResourceError where the job server went away.
+    Returns 143 for a job that was stopped, 1 for one that never ran or whose exit code is unknown
+    (its message is written). Raises Interrupted, with what to do, if following was interrupted, in
+    which case the job continues; ResourceError if the connection to the job server was lost.
     """
     try:
         with _lost(submission):
             info = _followed(client, submission.submission_id, write)
     except KeyboardInterrupt as interrupt:
         raise Interrupted(
-            f"no longer following {submission.submission_id}, which goes on.\n{submission.how_to()}"
+            f"no longer following {submission.submission_id}, which continues.\n"
+            f"{submission.how_to()}"
         ) from interrupt
     return _exit_code(info, write)
 
@@ -144,7 +145,7 @@ def connect(address: str) -> JobClient:
         )
     from ray.job_submission import JobSubmissionClient  # a second to load
 
-    for name in _TALKATIVE:
+    for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     with _only_that_address(), _refusals(address):
         client: JobClient = JobSubmissionClient(address)
@@ -183,7 +184,7 @@ def new_submission_id(output: str) -> str:
 
 
 def _hand_over(client: JobClient, **request: Any) -> str:
-    """Ray's id of the job. A cluster that has just started is waited for, a minute at most."""
+    """Ray's id of the job. Waits up to a minute for a cluster that has just started."""
     until = time.monotonic() + _AGENT_WAIT_S
     while True:
         try:
@@ -191,23 +192,23 @@ def _hand_over(client: JobClient, **request: Any) -> str:
         except RuntimeError as error:
             if _NO_AGENT_YET not in str(error) or time.monotonic() > until:
                 raise
-            _log.info("the cluster is up and not ready for jobs yet, trying again")
-            time.sleep(_LOOK_S)
+            _log.info("the cluster is up, but not ready for jobs yet; trying again")
+            time.sleep(_POLL_S)
 
 
 def place_job(job: Job, address: str, is_same_disk: bool) -> str:
     """The job file that travels: what the job sets, on the cluster it is started in, as YAML.
 
-    Local places become absolute. Raises JobError that names them where the cluster has another
-    disk.
+    Local paths become absolute. Raises JobError that names them if the cluster has another disk.
     """
     local = _local_places(job)
     if local and not is_same_disk:
-        said = "\n".join(f"  {key}: {place}" for key, place in local.items())
+        paths = "\n".join(f"  {key}: {place}" for key, place in local.items())
         raise JobError(
-            f"these are on this machine, and nodes of the cluster at {redact_url(address)} are "
-            f"not:\n{said}\nPut them into an object store (s3://, gs://, abfs://) and name them "
-            "there. Where all nodes have the same disk at the same path, say --shared-disk."
+            "these paths are on this machine, and nodes of the cluster at "
+            f"{redact_url(address)} are other machines:\n{paths}\nPut the files into an object "
+            "store (s3://, gs://, abfs://) and name them there. If all nodes have the same disk "
+            "at the same path, give --shared-disk."
         )
     data = job.model_dump(mode="json", exclude_unset=True)
     for key, place in local.items():
@@ -217,7 +218,7 @@ def place_job(job: Job, address: str, is_same_disk: bool) -> str:
 
 
 def _local_places(job: Job) -> Mapping[str, str]:
-    """Absolute places of this machine by the key that names them; a manifest's by its number."""
+    """Absolute local paths by the key that names them; several manifests by their number."""
     many = isinstance(job.manifest, list)
     urls = {f"manifest.{n}" if many else "manifest": u for n, u in enumerate(job.manifest_urls)}
     urls["output"] = job.output
@@ -265,7 +266,7 @@ def _followed(client: JobLogs, job_id: str, write: Callable[[str], object]) -> A
         written += asyncio.run(_write_log(client, job_id, written, write))
         if had_ended:
             return info
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 async def _write_log(
@@ -284,7 +285,7 @@ def _exit_code(info: Any, write: Callable[[str], object]) -> int:
     if info.status == "SUCCEEDED":
         return OK
     if info.status == "STOPPED":
-        write("stopped through the job server; the same submit goes on from what is committed\n")
+        write("stopped through the job server; the same submit continues from what is committed\n")
         return TERMINATED
     code: int | None = info.driver_exit_code
     if code is None:
@@ -314,14 +315,14 @@ def _refusals(address: str) -> Iterator[None]:
         yield
     except OSError as error:  # those of requests are, too
         raise ResourceError(
-            f"no job server answers at {where} ({error}). Is the cluster up, and may this machine "
-            "reach its head? A dashboard that listens to its own machine only needs a tunnel: `ray "
-            "dashboard cluster.yaml`, or `kubectl port-forward`"
+            f"no job server answers at {where} ({error}). Is the cluster up, and can this machine "
+            "reach its head? A dashboard that only listens on its own machine needs a tunnel: "
+            "`ray dashboard cluster.yaml`, or `kubectl port-forward`"
         ) from error
     except AuthenticationError as error:
         raise ResourceError(
-            f"the job server at {where} asks for a token, and this machine's is none or another: "
-            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has the cluster's"
+            f"the job server at {where} asks for a token; this machine has none, or a wrong one: "
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
         ) from error
     except (RuntimeError, RayStateApiException) as error:
         raise ResourceError(f"the job server at {where} refused: {error}") from error
@@ -335,7 +336,7 @@ def _lost(submission: Submission) -> Iterator[None]:
         yield
     except (ClientError, RuntimeError, OSError) as error:
         raise ResourceError(
-            f"lost the job server at {redact_url(submission.address)} ({error}). "
-            f"{submission.submission_id} may go on; `fpe status` of its run folder says whether it "
-            f"does.\n{submission.how_to()}"
+            f"lost the connection to the job server at {redact_url(submission.address)} "
+            f"({error}). {submission.submission_id} may still be running; `fpe status` of its run "
+            f"folder shows whether it is.\n{submission.how_to()}"
         ) from error

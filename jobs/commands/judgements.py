@@ -33,7 +33,7 @@ def read_judgements(file: pathlib.Path) -> Judgements:
     names = [name for name in table.column_names if name in SCORES]
     if "good" not in table.column_names or not names:
         raise JobError(
-            f"{file} needs a column `good` and at least one score as the metadata name it, has "
+            f"{file} needs a column `good` and at least one score, named as in metadata; it has "
             f"{', '.join(table.column_names)}"
         )
     judged: Judgements = {}

@@ -21,67 +21,77 @@ if TYPE_CHECKING:
     from pipeline.plan.quotas import QuotaRow
 
 
+Measure = Annotated[
+    bool | None,
+    typer.Option(
+        "--probe/--no-probe",
+        help="Measure this device again, or do not measure. By default a stored probe of it is "
+        "used, and it is measured only if there is none.",
+        show_default=False,
+    ),
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(help="Price the job for this device, by its stored probe.", metavar="NAME"),
+]
+Probes = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        help="File of stored probes; default: fpe/probes.json in the user's cache.", metavar="FILE"
+    ),
+]
+ProbeSeconds = Annotated[
+    float,
+    typer.Option(min=1, help="How long measuring may take, roughly; longer is more stable."),
+]
+PricePerHour = Annotated[
+    float | None, typer.Option(min=0, help="Price of one device; the plan then shows the cost.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")]
+
+
 @guarded
 def plan(
     job_file: JobFile,
     overrides: Overrides = None,
     *,
-    probe: Annotated[
-        bool | None,
-        typer.Option(
-            "--probe/--no-probe",
-            help="Measure this device anew, or do not measure. Without either a stored probe of it "
-            "will do, and where there is none it is measured.",
-            show_default=False,
-        ),
-    ] = None,
-    device_name: Annotated[
-        str | None,
-        typer.Option(help="Price the job for this device, by its stored probe.", metavar="NAME"),
-    ] = None,
-    probes: Annotated[
-        pathlib.Path | None,
-        typer.Option(
-            help="File of stored probes; else fpe/probes.json in the user's cache.", metavar="FILE"
-        ),
-    ] = None,
-    probe_seconds: Annotated[
-        float,
-        typer.Option(min=1, help="What measuring may take, about; longer is steadier."),
-    ] = 30.0,
-    price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="Of one device: the plan then counts money.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
+    probe: Measure = None,
+    device_name: DeviceName = None,
+    probes: Probes = None,
+    probe_seconds: ProbeSeconds = 30.0,
+    price_per_hour: PricePerHour = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Check a job and its manifest, say what a run would do and cost. Writes no run folder."""
-    from jobs.job_file.load import load_job
+    """Check a job and its manifest; show what a run would do and cost. Writes no run folder."""
     from pipeline.cost.probe import default_file
     from pipeline.errors import JobError
+    from pipeline.job.file import load_job
     from pipeline.ledger.ledger import Ledger
     from pipeline.plan.plan import make_plan
     from pipeline.storage.folder import Folder
 
     if device_name is not None and probe is not None:
-        raise JobError("--device-name takes a stored probe: leave --probe and --no-probe out")
+        raise JobError(
+            "--device-name uses a stored probe: do not give --probe or --no-probe with it"
+        )
     job = load_job(job_file, overrides or [])
     with console.err().status("Reading the manifest"):
         ledger = Ledger.open(Folder.open(job.output, job.storage_options))
         planned = make_plan(job, ledger, write=False)
-    said = _Said(job, planned, ledger, price_per_hour)
+    report = _PlanReport(job, planned, ledger, price_per_hour)
     if planned.edits_pending and planned.makes_edits and probe is not False:
         with console.err().status("Measuring this device"):
             wanted = _Wanted(device_name, probe is True, probe_seconds)
-            said = _priced(said, probes or default_file(), wanted)
+            report = _priced(report, probes or default_file(), wanted)
     if as_json:
-        console.out().print(json.dumps(_as_json(said), indent=2), markup=False)
+        console.out().print(json.dumps(_as_json(report), indent=2), markup=False)
     else:
-        _print(said)
+        _print(report)
 
 
 @dataclass(frozen=True)
-class _Said:
-    """All that is said of a job; `why_not`: why there is no price."""
+class _PlanReport:
+    """Everything that is printed about a job; `why_not` is the reason if there is no price."""
 
     job: Job
     plan: Plan
@@ -106,8 +116,8 @@ class _Wanted:
     seconds: float
 
 
-def _priced(said: _Said, file: pathlib.Path, wanted: _Wanted) -> _Said:
-    """With a price, or why there is none; where a probe was asked for, that is an error instead."""
+def _priced(report: _PlanReport, file: pathlib.Path, wanted: _Wanted) -> _PlanReport:
+    """With a price, or the reason for none, which is an error if a probe was asked for."""
     from transformers.utils.logging import disable_progress_bar
 
     from fpe_core import FPEError
@@ -115,51 +125,51 @@ def _priced(said: _Said, file: pathlib.Path, wanted: _Wanted) -> _Said:
     from pipeline.cost.probe import ProbeStore
     from pipeline.errors import ProbeError, ResourceError
 
-    disable_progress_bar()  # of loading weights: what is done is said above
+    disable_progress_bar()  # of loading weights: the status line names what is done
     try:
-        found = price(said.job, said.plan, said.ledger, ProbeStore(file), **asdict(wanted))
+        found = price(report.job, report.plan, report.ledger, ProbeStore(file), **asdict(wanted))
     except (FPEError, ProbeError, ResourceError) as error:
         if wanted.measure or wanted.device is not None:
             raise
-        return replace(said, why_not=str(error))
-    expected = replace(said.plan, output_bytes=round(found.estimate.output_bytes))
-    return replace(said, plan=expected, price=found)
+        return replace(report, why_not=str(error))
+    expected = replace(report.plan, output_bytes=round(found.estimate.output_bytes))
+    return replace(report, plan=expected, price=found)
 
 
-def _print(said: _Said) -> None:
+def _print(report: _PlanReport) -> None:
     from jobs.commands.plan_tables import cost_table, knobs_table
     from jobs.terminal.tables import plan_table, quotas_table
 
-    console.out().print(plan_table(said.plan, said.job.output))
-    if said.price is not None:
-        console.out().print(cost_table(said.price, said.price_per_hour))
-        console.out().print(knobs_table(said.price, said.price_per_hour))
-    if said.why_not:
+    console.out().print(plan_table(report.plan, report.job.output))
+    if report.price is not None:
+        console.out().print(cost_table(report.price, report.price_per_hour))
+        console.out().print(knobs_table(report.price, report.price_per_hour))
+    if report.why_not:
         console.out().print(
-            f"No price: {said.why_not}\n--device-name takes the stored probe of another device, "
-            "--no-probe only counts.",
+            f"No price: {report.why_not}\n--device-name uses the stored probe of another device, "
+            "--no-probe only counts the work.",
             markup=False,
         )
-    if said.plan.round is not None:
-        console.out().print(quotas_table(said.quotas))
+    if report.plan.round is not None:
+        console.out().print(quotas_table(report.quotas))
 
 
-def _as_json(said: _Said) -> dict[str, Any]:
-    plan, price, price_per_hour = said.plan, said.price, said.price_per_hour
+def _as_json(report: _PlanReport) -> dict[str, Any]:
+    plan, price, price_per_hour = report.plan, report.price, report.price_per_hour
     values: dict[str, Any] = {
         "edits_total": plan.edits_total,
         "edits_done": plan.edits_done,
         "edits_pending": plan.edits_pending,
-        "edits_spared": plan.edits_spared,
+        "edits_skipped_by_quota": plan.edits_skipped_by_quota,
         "sources": plan.sources,
         "sources_pending": plan.groups_pending,
         "sources_refused": plan.sources_refused,
         "unet_rows": plan.unet_rows,
         "output_bytes": plan.output_bytes,
-        "quotas": [asdict(row) for row in said.quotas],
+        "quotas": [asdict(row) for row in report.quotas],
     }
     if price is None:
-        return values | {"price": None, "why_not": said.why_not}
+        return values | {"price": None, "why_not": report.why_not}
 
     def money(hours: float) -> float | None:
         return None if price_per_hour is None else hours * price_per_hour
@@ -187,8 +197,8 @@ def config_show(
     overrides: Overrides = None,
 ) -> None:
     """Print every key of a job file, with its value or default and what it means, as YAML."""
-    from jobs.job_file.load import load_job
     from jobs.job_file.show import job_as_yaml
+    from pipeline.job.file import load_job
 
     job = None if job_file is None else load_job(job_file, overrides or [])
     console.out().print(job_as_yaml(job), markup=False, end="")

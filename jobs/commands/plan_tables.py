@@ -1,13 +1,12 @@
-"""What `fpe plan` prints of a price: where the time goes, and what each knob would change."""
+"""What `fpe plan` prints about a price: where the time goes, and what each key would change."""
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jobs.report.words import count_text, duration_text, money_text
-from jobs.terminal.tables import size_text
+from jobs.terminal.texts import count_text, duration_text, money_text, size_text
+from jobs.terminal.titled_table import figures_table, titled_table
 from pipeline.cost.estimate import Estimate
 from pipeline.cost.price import Price
 from pipeline.cost.probe import Probe
@@ -16,28 +15,19 @@ from pipeline.cost.probe import Probe
 def cost_table(price: Price, price_per_hour: float | None) -> Table:
     """Seconds by kind of work, device-hours, money, time."""
     expected, probe, work = price.estimate, price.probe, price.work
-    table = Table(
-        title=Text(f"On {probe.device}", style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=False,
-        caption=Text(_probed(probe, is_now=price.is_measured_now)),
-        caption_justify="left",
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", overflow="fold")
+    table = figures_table(f"On {probe.device}", _probed(probe, is_now=price.is_measured_now))
     workers = "1 worker" if work.actors == 1 else f"{work.actors:,} workers"
     rows = {
         "seconds per UNet row": f"{expected.row_s:.3g}",
         "UNet": duration_text(expected.unet_s),
-        "pictures and texts through the model": duration_text(expected.pictures_s),
+        "encoders and decoder": duration_text(expected.pictures_s),
         "judge": duration_text(expected.judge_s) if work.is_judged else "",
-        "reading and writing, of one core": duration_text(expected.beside_s),
+        "CPU time of reading and writing": duration_text(expected.beside_s),
         "device-hours": f"{expected.device_hours:.3g}",
-        "money": "" if price_per_hour is None else _money(expected, price_per_hour),
+        "cost": "" if price_per_hour is None else _money(expected, price_per_hour),
         f"time with {workers}": duration_text(expected.wall_s),
         "  with twice as many": duration_text(price.with_actors(2 * work.actors).wall_s),
-        "  loading the model comes before": duration_text(probe.load_s),
+        "  plus loading the model": duration_text(probe.load_s),
     }
     for name, value in rows.items():
         if value:
@@ -47,18 +37,12 @@ def cost_table(price: Price, price_per_hour: float | None) -> Table:
 
 def knobs_table(price: Price, price_per_hour: float | None) -> Table:
     """The job with one key changed, everything else as it is."""
-    table = Table(
-        title=Text("What each knob would change", style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("", overflow="fold")
-    for heading in ("rows", "hours", "an edit", "output"):
-        table.add_column(heading, justify="right")
+    headings = ["", "rows", "hours", "per edit", "output"]
     if price_per_hour is not None:
-        table.add_column("money", justify="right")
+        headings.append("cost")
+    table = titled_table("What each key would change", headings)
     now = price.estimate
-    _add(table, "as it is", now, now, price_per_hour)
+    _add(table, "as in the job", now, now, price_per_hour)
     for knob in price.knobs:
         name = f"{knob.key} {knob.now} → {knob.then}"
         _add(table, name, knob.estimate, now, price_per_hour)
@@ -78,7 +62,7 @@ def _add(table: Table, name: str, then: Estimate, now: Estimate, price: float | 
 
 
 def _change(then: float, now: float) -> str:
-    """In percent; "" where there is none to see."""
+    """In percent; "" if it rounds to none."""
     change = 100 * (then / now - 1)
     return f"{change:+.0f} %" if abs(change) >= 0.5 else ""
 
@@ -88,6 +72,6 @@ def _money(cost: Estimate, price_per_hour: float) -> str:
 
 
 def _probed(probe: Probe, *, is_now: bool) -> str:
-    when = "measured just now" if is_now else f"by its probe of {probe.date[:16].replace('T', ' ')}"
+    when = "measured just now" if is_now else f"probe of {probe.date[:16].replace('T', ' ')}"
     size = f"{probe.key.width_px} x {probe.key.height_px} px, {probe.key.dtype}"
     return f"{when}; {size}; {count_text(probe.unet_rows)} UNet rows"

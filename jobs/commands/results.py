@@ -1,4 +1,4 @@
-"""`fpe status`, `verify`, `sheet` and `report`: what a run folder says of itself."""
+"""`fpe status`, `verify`, `sheet` and `report`: commands that read a run folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @guarded
 def status(run_folder: RunOrJob) -> None:
-    """Say how far a run is."""
+    """Show the progress of a run."""
     from jobs.terminal.tables import status_table
     from pipeline.report.status import run_status
 
@@ -30,16 +30,16 @@ def verify(
     overrides: Overrides = None,
     recompute: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Make N accepted edits again, and compare."),
+        typer.Option(min=1, metavar="N", help="Make N accepted edits again and compare."),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="Where --recompute computes, such as cuda:0; else as the job says."),
+        typer.Option(help="Device of --recompute, such as cuda:0; default: the job's."),
     ] = None,
 ) -> None:
-    """Prove a run: every planned edit accounted for, every picture there and readable."""
-    from jobs.job_file.load import is_job_file, load_job, load_job_of_run
+    """Check a run: every planned edit has an outcome, every image is there and readable."""
     from jobs.terminal.tables import verification_table
+    from pipeline.job.file import is_job_file, load_job, load_job_of_run
     from pipeline.verify.verify import verify_run
 
     load = load_job if is_job_file(run_folder) else load_job_of_run
@@ -57,7 +57,7 @@ def verify(
     if not found.ok or not is_same:
         console.out().print("The run is not in order.")
         raise typer.Exit(STOPPED)
-    console.out().print("The run is in order" + (", and not finished." if found.pending else "."))
+    console.out().print("The run is in order" + (", but not finished." if found.pending else "."))
 
 
 @guarded
@@ -88,10 +88,11 @@ def report(
     ] = None,
     *,
     out: Annotated[
-        str | None, typer.Option(help="File or URL of the page; else it goes into the run folder.")
+        str | None, typer.Option(help="File or URL of the page; default: in the run folder.")
     ] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="Of one worker: the report then counts money.")
+        float | None,
+        typer.Option(min=0, help="Price of one worker; the report then shows the cost."),
     ] = None,
 ) -> None:
     """Write a page about a run, or about two side by side: outcomes, scores, pictures, cost."""
@@ -108,7 +109,7 @@ def report(
 
 
 def _recompute(job: Job, count: int, device: str | None) -> bool:
-    """Makes a sample again and prints what differs; whether nothing does."""
+    """Makes a sample again and prints what differs. Returns whether nothing does."""
     from jobs.terminal.tables import recomputation_table
     from pipeline.verify.recompute import Verdict, recompute_sample
 
@@ -129,7 +130,7 @@ def _recompute(job: Job, count: int, device: str | None) -> bool:
 
 def _place(run_or_job: str) -> tuple[str, dict[str, Any]]:
     """The run folder and its storage options."""
-    from jobs.job_file.load import is_job_file, load_job
+    from pipeline.job.file import is_job_file, load_job
 
     if not is_job_file(run_or_job):
         return run_or_job, {}

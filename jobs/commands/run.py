@@ -1,4 +1,4 @@
-"""A run that a scheduler started: where another has the run folder, there is nothing to retry."""
+"""`fpe run`, `retry` and `submit`: commands that make edits."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ _log = logging.getLogger(__name__)
 
 
 def unless_in_use(run: Callable[[], Made], *, wait_s: float) -> Made | None:
-    """What `run` returns; None where another run has the folder and is alive.
+    """What `run` returns, or None if another run is using the folder and is alive.
 
-    Whether it is alive shows after `wait_s`, in which a dead one loses its lease: a scheduler that
-    lost a machine starts the next attempt sooner than that. Raises what `run` raises else.
+    A scheduler that lost a machine may start the next run before the lease of the dead one has
+    expired. So if the folder is in use, this waits for `wait_s`, by when it has, and tries once
+    more. Raises whatever else `run` raises.
     """
     try:
         return run()
     except LeaseError as error:
         _log.warning("%s", error)
-    _log.warning("looking again in %.0f s, when a run that died has lost the folder", wait_s)
+    _log.warning("trying again in %.0f s; by then the lease of a run that died has expired", wait_s)
     time.sleep(wait_s)
     try:
         return run()
@@ -53,13 +54,13 @@ def run(
         bool,
         typer.Option(
             "--skip-if-in-use",
-            help="For schedulers: exit code 0, not 75, where another run has the run folder; a "
-            "dead one is waited out.",
+            help="For schedulers: exit with 0 instead of 75 if another run is using the run "
+            "folder. Waits until the lease of a run that died has expired.",
         ),
     ] = False,
 ) -> None:
-    """Run a job, or go on with it: what is done already is left out."""
-    from jobs.job_file.load import load_job
+    """Run a job, or resume it: edits that are done are skipped."""
+    from pipeline.job.file import load_job
 
     job = load_job(job_file, overrides or [])
     if not skip_if_in_use:
@@ -69,7 +70,7 @@ def run(
         lambda: run_with_progress(job), wait_s=job.lease.expiry_s + job.lease.heartbeat_s
     )
     if summary is None:
-        console.out().print(f"Another run has {job.output}: left to it.", markup=False)
+        console.out().print(f"Another run is using {job.output}: nothing was done.", markup=False)
         return
     print_outcome(summary)
 
@@ -80,12 +81,12 @@ def retry(
     overrides: Overrides = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="CODE", help="Failures of this kind only; may be given repeatedly."),
+        typer.Option(metavar="CODE", help="Only failures with this code; may be given repeatedly."),
     ] = None,
 ) -> None:
-    """Try the failed edits of a run again, and nothing else. Their history is kept."""
-    from jobs.job_file.load import is_job_file, load_job, load_job_of_run
+    """Retry the failed edits of a run, and nothing else. The ledger keeps earlier outcomes."""
     from jobs.terminal.progress import choose_progress
+    from pipeline.job.file import is_job_file, load_job, load_job_of_run
     from pipeline.run.driver import retry_failed
 
     codes = _failure_codes(only or [])
@@ -93,12 +94,13 @@ def retry(
     job = load(run_folder, overrides or [])
     with choose_progress(console.err(), in_lines=log_as_the_job_says(job)) as progress:
         summary = retry_failed(job, codes, progress=progress)
-    if not summary.edits_made and not summary.spared:
+    if not summary.edits_made and not summary.edits_skipped_by_quota:
         which = f" as {' or '.join(codes)}" if codes else ""
-        console.out().print(f"No edit of this job has failed{which}: nothing to try again.")
-    if summary.spared:
+        console.out().print(f"No edit of this job has failed{which}: nothing to retry.")
+    if summary.edits_skipped_by_quota:
         console.out().print(
-            f"{summary.spared} failed edits are of full cells (quotas): left alone."
+            f"{summary.edits_skipped_by_quota} failed edits are in cells whose quota is filled: "
+            "not retried."
         )
     print_summary(summary)
 
@@ -116,20 +118,25 @@ def submit(
             help="The cluster's job server, such as http://127.0.0.1:8265.",
         ),
     ],
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return at once, without following the log.")
+    ] = False,
     shared_disk: Annotated[
         bool,
-        typer.Option("--shared-disk", help="Local places of the job are the same on every node."),
+        typer.Option("--shared-disk", help="The local paths of the job exist on every node."),
     ] = False,
     with_code: Annotated[
         bool,
-        typer.Option("--with-code", help="Send this program along, instead of what nodes have."),
+        typer.Option(
+            "--with-code",
+            help="Upload this program, and use it instead of the one installed on nodes.",
+        ),
     ] = False,
 ) -> None:
-    """Run a job on a Ray cluster through its job server, and follow its log to its exit code."""
+    """Run a job on a Ray cluster through its job server; follow its log to its exit code."""
     from jobs.commands.job_server import follow
     from jobs.commands.job_server import submit as hand_over
-    from jobs.job_file.load import load_job
+    from pipeline.job.file import load_job
 
     job = load_job(job_file, overrides or [])
     client, submission = hand_over(job, address, shared_disk=shared_disk, with_code=with_code)
@@ -161,15 +168,15 @@ def _failure_codes(names: list[str]) -> list[FailureCode]:
     known = [code.value for code in FailureCode]
     for name in names:
         if name not in known:
-            raise JobError(f"--only {name}: no failure code; there are {', '.join(known)}")
+            raise JobError(f"--only {name}: not a failure code; known are {', '.join(known)}")
     return [FailureCode(name) for name in names]
 
 
 def print_outcome(summary: RunSummary) -> None:
-    if not summary.edits_made and summary.spared:
+    if not summary.edits_made and summary.edits_skipped_by_quota:
         done = f"{summary.already_done} of {summary.edits_planned} edits"
         console.out().print(
-            f"{done} are done, and the quotas call for no more; nothing was computed."
+            f"{done} are done, and the quotas ask for no more; nothing was computed."
         )
     elif not summary.edits_made:
         console.out().print(
@@ -179,12 +186,12 @@ def print_outcome(summary: RunSummary) -> None:
 
 
 def print_summary(summary: RunSummary) -> None:
-    from jobs.terminal.tables import quotas_table, stations_table, summary_table
+    from jobs.terminal.tables import quotas_table, stages_table, summary_table
 
     console.out().print(summary_table(summary))
     if summary.quotas:
         console.out().print(quotas_table(summary.quotas))
-    if summary.stations:
-        console.out().print(stations_table(summary))
+    if summary.stages:
+        console.out().print(stages_table(summary))
     for code, example in summary.failure_examples.items():
-        console.out().print(f"{code}, for one: {example}", markup=False)
+        console.out().print(f"{code}, for example: {example}", markup=False)

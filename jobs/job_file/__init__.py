@@ -1,1 +1,4 @@
-"""Job files: read, checked with places in the text, shown with every default."""
+"""Job files as the command line has them: the ready-made ones, and every key shown as YAML.
+
+They are read in pipeline/job/file.py.
+"""

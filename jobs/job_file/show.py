@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jobs.job_file.errors import models_in
 from pipeline.job.job import Job
+from pipeline.job.problems import models_in
 
 _WIDTH = 100
 

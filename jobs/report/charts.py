@@ -13,7 +13,7 @@ WIDTH = 240
 BASE = 64
 """Height of the plot, and where its bars stand."""
 _GAP = 0.8
-_LABEL_ROOM = 24  # a label nearer to an edge than this is set beside its line
+_LABEL_ROOM = 24  # a label nearer to an edge than this is aligned with its line
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from jobs.report import words as report_words
 from jobs.report.charts import Chart, difference_chart, score_chart
-from jobs.terminal.tables import size_text
+from jobs.terminal import texts
 from pipeline.errors import JobError
 from pipeline.ledger.outcome import SCORE_COLUMNS, Outcome
 from pipeline.report.comparison import PAIR_GROUPS, ComparisonFacts, PairTile, read_comparison
@@ -32,7 +32,7 @@ from pipeline.storage.folder import Folder, absolute_url
 
 REPORT_NAME = "report.html"
 COMPARISON_NAME = "comparison.html"
-_STATIONS = ("decode", "load", "edit", "judge", "write", "commit")
+_STAGES = ("decode", "load", "edit", "judge", "write", "commit")
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class TypeCharts:
 
 
 @dataclass(frozen=True)
-class StationView:
-    """A station of the last run; `share` is of all stations' seconds."""
+class StageView:
+    """A stage of the last run; `share` is its part of the seconds of all stages, 0..1."""
 
     name: str
     share: float
@@ -87,7 +87,7 @@ class CostView:
     rows_per_edit: float
     rows_per_accepted: float
     rejected_share: float
-    stations: tuple[StationView, ...]
+    stages: tuple[StageView, ...]
     price_per_hour: float | None
     money_all: float | None
     money_per_thousand: float | None
@@ -138,14 +138,14 @@ def _render(template: str, *, link: Callable[[str], str], **values: Any) -> byte
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": report_words.count_text,
+        "count": texts.count_text,
         "percent": report_words.percent_text,
         "score": report_words.score_text,
         "script_number": report_words.script_number,
         "signed": report_words.signed_text,
-        "duration": report_words.duration_text,
-        "money": report_words.money_text,
-        "size": lambda count: size_text(count) if count else "–",
+        "duration": texts.duration_text,
+        "money": texts.money_text,
+        "size": lambda count: texts.size_text(count) if count else "–",
         "shorten": report_words.shorten,
         "words": report_words.words,
         "breakable": report_words.breakable,
@@ -265,13 +265,13 @@ def _choices(*found: tuple[str, str, list[str]]) -> tuple[Choice, ...]:
 
 def _cost(facts: RunFacts, price: float | None) -> CostView:
     cost, accepted = facts.cost, facts.counts.accepted
-    seconds = sum(float(figures.get("seconds", 0)) for figures in cost.stations.values())
-    stations = []
-    for name in sorted(cost.stations, key=_station_place):
-        known = StationView.__dataclass_fields__.keys() - {"name", "share"}
-        figures = {key: value for key, value in cost.stations[name].items() if key in known}
+    seconds = sum(float(figures.get("seconds", 0)) for figures in cost.stages.values())
+    stages = []
+    for name in sorted(cost.stages, key=_stage_place):
+        known = StageView.__dataclass_fields__.keys() - {"name", "share"}
+        figures = {key: value for key, value in cost.stages[name].items() if key in known}
         share = float(figures.get("seconds", 0)) / seconds if seconds else 0.0
-        stations.append(StationView(name, share, **figures))
+        stages.append(StageView(name, share, **figures))
     money = None if price is None else price * cost.model_seconds / 3600
     last_run = None
     if price is not None and cost.last_run_seconds is not None and cost.workers:
@@ -280,7 +280,7 @@ def _cost(facts: RunFacts, price: float | None) -> CostView:
         rows_per_edit=_ratio(cost.unet_rows, facts.counts.total),
         rows_per_accepted=_ratio(cost.unet_rows, accepted),
         rejected_share=cost.unet_rows_rejected / cost.unet_rows if cost.unet_rows else 0.0,
-        stations=tuple(stations),
+        stages=tuple(stages),
         price_per_hour=price,
         money_all=money,
         money_per_thousand=money / accepted * 1000 if money is not None and accepted else None,
@@ -288,8 +288,8 @@ def _cost(facts: RunFacts, price: float | None) -> CostView:
     )
 
 
-def _station_place(name: str) -> tuple[int, str]:
-    return (_STATIONS.index(name) if name in _STATIONS else len(_STATIONS), name)
+def _stage_place(name: str) -> tuple[int, str]:
+    return (_STAGES.index(name) if name in _STAGES else len(_STAGES), name)
 
 
 def _ratio(total: float, count: int) -> float:

@@ -1,4 +1,4 @@
-"""Numbers, scores and prompts as a report says them: the filters of its templates."""
+"""Numbers, scores and prompts as a report shows them: the filters of its templates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fpe_core.judging.rules import Rule
+from jobs.terminal.texts import count_text
 from pipeline.report.comparison import PairTile
 from pipeline.report.contact_sheet import Word, changed_words
 from pipeline.report.facts import Edit
@@ -22,15 +23,15 @@ _PROMPT_CHARS = 400
 MEANINGS = {
     "text_score": "fits the target prompt; higher = better",
     "directional_similarity": "changed as the prompt did; higher = better",
-    "image_similarity": "like the source (CLIP); higher = more alike",
-    "structure_distance": "layout differs; lower = structure kept",
-    "lpips": "looks different; lower = more alike",
-    "ssim": "like the source; higher = more alike",
-    "psnr_db": "like the source, in dB; higher = more alike",
+    "image_similarity": "similarity to the source (CLIP); higher = more alike",
+    "structure_distance": "difference of the layout; lower = structure kept",
+    "lpips": "perceptual difference; lower = more alike",
+    "ssim": "similarity to the source; higher = more alike",
+    "psnr_db": "similarity to the source, in dB; higher = more alike",
     "changed_share": "share of the pixels that changed",
-    "sharpness_ratio": "edit over source; below 1 = softer",
-    "saturation_shift": "edit less source",
-    "clipped_shift": "clipped values, edit less source",
+    "sharpness_ratio": "edit divided by source; below 1 = softer",
+    "saturation_shift": "edit minus source",
+    "clipped_shift": "clipped values, edit minus source",
 }
 """What each score of `fpe_core.scores.edit_scores` says, in a few words."""
 
@@ -56,10 +57,6 @@ class PairScore:
     @property
     def difference(self) -> float:
         return self.b - self.a
-
-
-def count_text(number: float) -> str:
-    return f"{number:,.0f}"
 
 
 def percent_text(share: float) -> str:
@@ -92,22 +89,6 @@ def script_number(value: float) -> str:
 def signed_text(value: float) -> str:
     text = score_text(value)
     return f"+{text}" if value > 0 and text != "0" else text.replace("-", "−")
-
-
-def duration_text(seconds: float) -> str:
-    """3 h 20 min, 4 min 5 s, 12.3 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min"
-
-
-def money_text(amount: float) -> str:
-    """Without a currency: that is the price's."""
-    return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else f"{amount:.2g}"
 
 
 def shorten(text: str, chars: int) -> str:

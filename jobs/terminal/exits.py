@@ -1,16 +1,16 @@
 """Exit codes of `fpe`, and how an error becomes a message and one of them.
 
-    0     the command did what it says; for `run`: every planned edit has an outcome
-    1     stopped before the end, or `verify` found something wrong; the message says what to do
+    0     the command succeeded; for `run`: every planned edit has an outcome
+    1     stopped early, or `verify` found a problem; the message says what to do
     2     the command line, the job file or the manifest is wrong; nothing was started
-    70    a defect of this program
-    75    another run has the run folder; the same command works when that one has ended
-    130   interrupted from the keyboard; what was done is kept, the same command goes on
-    143   the same, asked by SIGTERM
+    70    a bug in this program
+    75    another run is using the run folder; the same command works once that one has ended
+    130   interrupted from the keyboard; what was done is kept, the same command continues
+    143   the same, by SIGTERM
 
-Single edits that fail do not change the exit code: an unreadable image stays unreadable when a
-scheduler tries again. They are counted in the summary, and `failures:` in the job file says how
-many are too many (1).
+Single failed edits do not change the exit code: an unreadable image stays unreadable when a
+scheduler tries again. They are counted in the summary; with more of them than `failures:` in the
+job file allows, the run stops (1).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.errors import (
 
 OK, STOPPED, USAGE, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 IN_USE = 75
-"""EX_TEMPFAIL of sysexits(3): a scheduler whose runs overlap can tell it from a failure."""
+"""EX_TEMPFAIL of sysexits(3): lets a scheduler distinguish overlapping runs from a failure."""
 
 _GO_ON = "What was done is kept. The same command goes on from here."
 
@@ -81,7 +81,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def message_of(error: BaseException) -> str:
-    """What to print: the error's own words where they were written for a person."""
+    """What to print: the error's own message if it was written for users."""
     if isinstance(error, KeyboardInterrupt):
         return f"interrupted. {_GO_ON}"
     text = str(error).strip() or type(error).__name__
@@ -90,7 +90,7 @@ def message_of(error: BaseException) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return (
         f"{type(error).__name__}: {lines[-1].strip()}\n"
-        "This should not have happened. `fpe --debug ...` shows where it did; please report that."
+        "This is a bug in this program. `fpe --debug ...` shows where; please report it."
     )
 
 

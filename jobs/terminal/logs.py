@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def log_to_stderr(logs: LogSettings | None = None) -> None:
-    """Our own log lines; on a terminal, where a bar tells the rest, warnings only."""
+    """Our own log lines; only warnings on a terminal, where a bar shows the progress."""
     logs = logs or LogSettings()
     if logs.format == "json":
         level = logging.INFO
@@ -32,7 +32,7 @@ def log_to_stderr(logs: LogSettings | None = None) -> None:
 
 
 def log_as_the_job_says(job: Job) -> bool:
-    """Logs as the job wants it; whether progress is told in lines, even on a terminal."""
+    """Sets up logging as the job says. Returns whether progress is to be logged in lines, too."""
     if job.logs.format == "json":
         log_to_stderr(job.logs.to_settings())
     elif job.logs.shows_ray_bars:

@@ -1,18 +1,18 @@
-"""Shows how far a run is: live bars on a terminal, a plain line every half minute elsewhere.
+"""Shows the progress of a run: live bars on a terminal, a log line every half minute elsewhere.
 
-On a terminal Ray Data draws its own bars, one for each station, with the plain lines above them.
-Who would rather see one bar that counts edits says `logs.bars: edits`.
+On a terminal Ray Data draws its own bars, one for each stage, with the log lines above them. With
+`logs.bars: edits` there is one bar instead, which counts edits.
 """
 
 from __future__ import annotations
 
+import abc
 import collections
 import logging
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import pyarrow as pa
 from rich.console import Console
@@ -32,24 +32,35 @@ LINE_INTERVAL_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-class ClosingProgress(Protocol):
+class ClosingProgress(abc.ABC):
     """What a run reports to, as a context that leaves no thread and no half-drawn bar behind."""
 
-    def start(self, total: int, done: int) -> None: ...
-    def advance(self, outcomes_table: pa.Table) -> None: ...
-    def finish(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    @abc.abstractmethod
+    def start(self, total: int, done: int) -> None:
+        """`total` edits are planned, of which `done` have an outcome. Once for each round."""
+
+    @abc.abstractmethod
+    def advance(self, outcomes_table: pa.Table) -> None:
+        """Outcomes that were committed; see `Tally.add`."""
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """The round has ended."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends the display, however the run ended; may be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def choose_progress(console: Console, *, in_lines: bool = False) -> ClosingProgress:
-    """A bar where somebody watches, lines where the output goes to a file or a scheduler, or the
-    job wants them (`in_lines`)."""
+    """A bar on a terminal; log lines if the output goes elsewhere, or if the job asks for them
+    (`in_lines`)."""
     return TerminalProgress(console) if console.is_terminal and not in_lines else LogProgress()
 
 
@@ -77,8 +88,8 @@ class Tally:
         )
 
 
-class TerminalProgress:
-    """A rich bar with edits done, edits per second, time gone and time left."""
+class TerminalProgress(ClosingProgress):
+    """A rich bar with edits done, edits per second, time elapsed and time left."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
@@ -118,22 +129,14 @@ class TerminalProgress:
     def finish(self) -> None:
         self._bar.stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._bar.stop()
 
 
-class LogProgress:
-    """A log line at the start, at the end and every `interval_s` between, arrivals or not.
+class LogProgress(ClosingProgress):
+    """A log line at the start, at the end and every `interval_s` seconds in between.
 
-    A silent log looks like a hanging job, so a thread keeps the interval while models load.
+    A thread writes them even while no edit arrives, as a silent log looks like a hanging job.
     """
 
     def __init__(
@@ -147,7 +150,7 @@ class LogProgress:
         self._tally = Tally(0, 0)
         self._since = self._last_line = clock()
         self._first: tuple[float, int] | None = None
-        """When the first edits arrived, and how many: what came before was starting up."""
+        """When the first edits arrived, and how many: the time before was start-up."""
 
     def start(self, total: int, done: int) -> None:
         self._stop.clear()
@@ -155,7 +158,7 @@ class LogProgress:
             self._tally, self._first = Tally(total, done), None
             self._since = self._last_line = self._clock()
         _log.info("%d of %d edits to do; starting the workers", total - done, total)
-        thread = threading.Thread(target=self._keep_talking, name="progress", daemon=True)
+        thread = threading.Thread(target=self._tick_until_stopped, name="progress", daemon=True)
         thread.start()
         self._thread = thread  # only now: ctrl-C may come between the two, and finish() joins it
 
@@ -179,7 +182,7 @@ class LogProgress:
     def finish(self) -> None:
         if self._thread is None:
             return
-        self._close()
+        self.close()
         with self._lock:
             line = self._line(self._clock())
         _log.info(line)
@@ -191,37 +194,26 @@ class LogProgress:
         parts = [
             f"{tally.done}/{tally.total} edits",
             f"{tally.arrived / max(gone_s, 1e-9):.2f} edits/s",
-            f"{gone_s:.0f} s gone",
+            f"{gone_s:.0f} s elapsed",
             self._left(now),
             tally.problems(),
         ]
         return ", ".join(part for part in parts if part)
 
     def _left(self, now: float) -> str:
-        """How long it may take, by the pace since the first edits arrived; "" while unknown."""
+        """Estimated time left, from the rate since the first edits arrived; "" while unknown."""
         tally = self._tally
         if self._first is None or tally.arrived <= self._first[1] or tally.done >= tally.total:
             return ""
         pace = (now - self._first[0]) / (tally.arrived - self._first[1])
         return f"about {pace * (tally.total - tally.done):.0f} s left"
 
-    def _keep_talking(self) -> None:
+    def _tick_until_stopped(self) -> None:
         while not self._stop.wait(self._interval_s):
             self.tick()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.plan.plan import Plan
-from pipeline.plan.quotas import QuotaRow
-from pipeline.report.status import RunStatus
-from pipeline.run.stats import RunSummary
-from pipeline.verify.recompute import Recomputation, Verdict
-from pipeline.verify.verify import Verification
+from jobs.terminal.texts import count_text as _count
+from jobs.terminal.texts import size_text
+from jobs.terminal.titled_table import figures_table, titled_table
+
+if TYPE_CHECKING:
+    from pipeline.plan.plan import Plan
+    from pipeline.plan.quotas import QuotaRow
+    from pipeline.report.status import RunStatus
+    from pipeline.run.stats import RunSummary
+    from pipeline.verify.recompute import Recomputation
+    from pipeline.verify.verify import Verification
 
 MOST_CELLS = 40
 """Rows of a printed table of quotas; stats.json has all."""
@@ -22,20 +27,20 @@ MOST_CELLS = 40
 
 def summary_table(summary: RunSummary) -> Table:
     """What a run did."""
-    table = _figures(f"Run {summary.output}")
+    table = figures_table(f"Run {summary.output}")
     _row(table, "edits planned", _count(summary.edits_planned))
-    _row(table, "done before", _count(summary.already_done))
+    _row(table, "already done", _count(summary.already_done))
     if summary.quotas:
-        _row(table, "left out by quotas", _count(summary.spared))
+        _row(table, "left out by quotas", _count(summary.edits_skipped_by_quota))
     if not summary.edits_made:
         return table
     if summary.approximation:
         _row(table, "approximation", summary.approximation, "yellow")
     _row(table, "accepted", _count(summary.accepted), "green")
-    again = summary.second_tries
+    again = summary.retries
     if again.edits:
-        what = f"{_count(again.accepted)} of {_count(again.edits)}"
-        _row(table, "  at a further try", f"{what}, {_count(again.unet_rows)} UNet rows")
+        what = f"{_count(again.accepted)} of {_count(again.edits)} retried"
+        _row(table, "  by a retry", f"{what}, {_count(again.unet_rows)} UNet rows")
     for score, count in summary.scores_missing.items():
         _row(table, f"  without {score}", _count(count), "yellow")
     _row(table, "rejected", _count(summary.rejected), "yellow" if summary.rejected else "")
@@ -53,18 +58,16 @@ def summary_table(summary: RunSummary) -> Table:
     return table
 
 
-def stations_table(summary: RunSummary) -> Table:
-    """What each station of a run cost; a retry is of a request to a store."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("station")
-    for heading in ("rows", "seconds", "read", "written", "requests", "retries", "workers lost"):
-        table.add_column(heading, justify="right")
-    for station in ("decode", "edit", "judge", "write", "commit"):
-        figures = summary.stations.get(station, {})
-        if station == "judge" and not figures:
+def stages_table(summary: RunSummary) -> Table:
+    """What each stage of a run cost; retries are those of requests to a store."""
+    figures_of = ("rows", "seconds", "read", "written", "requests", "retries", "workers lost")
+    table = titled_table("", ("stage", *figures_of))
+    for stage in ("decode", "edit", "judge", "write", "commit"):
+        figures = summary.stages.get(stage, {})
+        if stage == "judge" and not figures:
             continue
         table.add_row(
-            station,
+            stage,
             _count(figures.get("rows", 0)),
             f"{figures.get('seconds', 0):.1f}",
             size_text(figures.get("bytes_read", 0)),
@@ -77,12 +80,10 @@ def stations_table(summary: RunSummary) -> Table:
 
 
 def quotas_table(rows: Sequence[QuotaRow]) -> Table:
-    """Every cell before, what the manifest has, and after; the emptiest where they are many."""
-    table = Table(title=Text("Quotas", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for name in rows[0].cell if rows else ():
-        table.add_column(Text(name))
-    for heading in ("candidates", "done", "rejected", "failed", "accepted", "quota", "short by"):
-        table.add_column(heading, justify="right")
+    """Every cell with its candidates, outcomes and quota; of many cells, the emptiest."""
+    columns = tuple(rows[0].cell) if rows else ()
+    figures_of = ("candidates", "done", "rejected", "failed", "accepted", "quota", "short by")
+    table = titled_table("Quotas", (*columns, *figures_of), texts=len(columns))
     emptiest = sorted(rows, key=lambda row: -row.short_by)[:MOST_CELLS]
     for row in rows if len(rows) <= MOST_CELLS else emptiest:
         figures = (row.candidates, row.done, row.rejected, row.failed, row.accepted)
@@ -99,13 +100,13 @@ def quotas_table(rows: Sequence[QuotaRow]) -> Table:
 
 def plan_table(plan: Plan, output: str) -> Table:
     """What a run would do."""
-    table = _figures(f"Plan for {output}")
+    table = figures_table(f"Plan for {output}")
     if not plan.makes_edits:
         _row(table, "editor: none", "makes no edits, copies sources", "yellow")
     _row(table, "edits", _count(plan.edits_total))
     _row(table, "already done", _count(plan.edits_done))
     if plan.round is not None:
-        _row(table, "left out by quotas", _count(plan.edits_spared))
+        _row(table, "left out by quotas", _count(plan.edits_skipped_by_quota))
     round_ = "" if plan.round is None else " in the next round"
     _row(table, f"to do{round_}", _count(plan.edits_pending), "bold")
     _row(table, "sources", _count(plan.sources))
@@ -115,19 +116,19 @@ def plan_table(plan: Plan, output: str) -> Table:
     if plan.approximation:
         _row(table, "approximation", plan.approximation, "yellow")
     _row(table, "UNet rows to do", _count(plan.unet_rows))
-    _row(table, "pictures to write", f"about {size_text(plan.output_bytes)}")
+    _row(table, "images to write", f"about {size_text(plan.output_bytes)}")
     return table
 
 
 def status_table(status: RunStatus) -> Table:
-    """How far a run folder is."""
-    table, counts = _figures(f"Status of {status.output}"), status.counts
+    """The progress of a run folder."""
+    table, counts = figures_table(f"Status of {status.output}"), status.counts
     pending = "not planned yet" if status.pending is None else _count(status.pending)
     _row(table, "done", _count(status.done))
     _row(table, "to do, by the latest plan", pending)
-    if status.spared:
+    if status.edits_skipped_by_quota:
         note = ", for now" if status.is_in_rounds else ""
-        _row(table, f"left out by quotas{note}", _count(status.spared))
+        _row(table, f"left out by quotas{note}", _count(status.edits_skipped_by_quota))
     _row(table, "accepted", _count(counts.accepted))
     _row(table, "rejected", _count(counts.rejected))
     _reasons(table, counts.rejected_by_reason)
@@ -137,14 +138,14 @@ def status_table(status: RunStatus) -> Table:
     if status.unadopted_parts:
         _row(table, "parts the next run takes over", _count(status.unadopted_parts))
     if status.edits_per_second is not None:
-        of_last = "" if status.is_running else ", when last at work"
+        of_last = "" if status.is_running else ", while it ran"
         _row(table, f"edits/s{of_last}", f"{status.edits_per_second:.2f}")
     if status.seconds_left is not None:
         _row(table, "time left, about", str(timedelta(seconds=round(status.seconds_left))))
     if counts.total:
         _row(table, "UNet rows per edit", f"{counts.unet_rows / counts.total:.1f}")
     if status.lease is not None and not status.lease.is_released:
-        _row(table, "left by" if status.lease.is_over else "in use by", str(status.lease))
+        _row(table, "abandoned by" if status.lease.is_over else "in use by", str(status.lease))
     if status.is_silent and status.silent_s is not None:
         silent = timedelta(seconds=round(status.silent_s))
         _row(table, "silent for", f"{silent}: the next run takes the folder over")
@@ -153,51 +154,32 @@ def status_table(status: RunStatus) -> Table:
 
 def verification_table(verification: Verification, output: str) -> Table:
     """What `verify` counted; the problems themselves are printed below."""
-    table = _figures(f"Verification of {output}")
+    table = figures_table(f"Verification of {output}")
     _row(table, "edits planned", _count(verification.planned))
     _row(table, "accepted", _count(verification.accepted))
     _row(table, "rejected", _count(verification.rejected))
     _row(table, "failed", _count(verification.failed))
     _row(table, "pending", _count(verification.pending))
     if verification.quotas:
-        _row(table, "left out by quotas", _count(verification.spared))
+        _row(table, "left out by quotas", _count(verification.edits_skipped_by_quota))
     if verification.not_planned:
-        _row(table, "of other jobs, manifests or models", _count(verification.not_planned))
-    _row(table, "pictures decoded", _count(verification.images_checked))
+        _row(table, "of another job, manifest or model", _count(verification.not_planned))
+    _row(table, "images decoded", _count(verification.images_checked))
     _row(table, "problems", _count(verification.problems_total))
     return table
 
 
 def recomputation_table(found: Recomputation) -> Table:
     """What `verify --recompute` compared; the edits that differ are printed below."""
-    table = _figures(f"Made again on {found.device} in {found.dtype}")
+    from pipeline.verify.recompute import Verdict  # loads torch
+
+    table = figures_table(f"Recomputed on {found.device} in {found.dtype}")
     different, not_made = (len(found.of(v)) for v in (Verdict.DIFFERENT, Verdict.NOT_MADE))
     _row(table, "edits compared", _count(found.compared))
     _row(table, "equal bit for bit", _count(len(found.of(Verdict.EQUAL))))
     _row(table, "equal within tolerance", _count(len(found.of(Verdict.WITHIN_TOLERANCE))))
     _row(table, "different", _count(different), "red" if different else "")
-    _row(table, "could not be made again", _count(not_made), "yellow" if not_made else "")
-    return table
-
-
-def size_text(count: float) -> str:
-    """Bytes for people: 1.4 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _figures(title: str) -> Table:
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_header=False,
-    )
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", overflow="fold")
+    _row(table, "could not be recomputed", _count(not_made), "yellow" if not_made else "")
     return table
 
 
@@ -208,7 +190,3 @@ def _row(table: Table, name: str, value: str, style: str = "") -> None:
 def _reasons(table: Table, reasons: Mapping[str, int]) -> None:
     for reason, count in reasons.items():
         _row(table, f"  {reason}", _count(count))
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}"

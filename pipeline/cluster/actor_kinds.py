@@ -1,21 +1,24 @@
-"""Actors of several kinds in one run: how many of each there are, and what each may take.
+"""Places the actors of a run on machines: how many of each kind there are, what each may take.
 
-    named accelerators    first, then any GPU, then actors without one: who is choosy goes first
+    named accelerators    first, then any GPU, then actors without one
     blocks                are pulled: a faster kind takes more of them
-    no actor              a machine that no kind fits on reads and decodes, no more
+    no actor              a machine that no kind fits on only reads and decodes
 
-One stage of Ray Data has all of them; what an actor was given tells it which kind it is.
+Most runs have one kind of actors. One stage of Ray Data has the actors of all kinds; the resources
+that Ray assigned to an actor show of which kind it is.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
-from pipeline.errors import NoRoomError, ResourceError
+from pipeline.errors import InsufficientCapacityError
+from pipeline.job.resources import PoolSection
 
 _ACCELERATOR = "accelerator_type:"
 """How Ray names the resource that a machine has for its kind of GPU."""
@@ -25,26 +28,9 @@ _TOLERANCE = 1e-6
 _MOST_THREADS = 16
 
 
-class PoolWish(Protocol):
-    """One of `resources.pools`."""
-
-    @property
-    def accelerator(self) -> str | None: ...
-    @property
-    def actors(self) -> int | None: ...
-    @property
-    def max_actors(self) -> int | None: ...
-    @property
-    def gpus_per_actor(self) -> float: ...
-    @property
-    def cpus_per_actor(self) -> float: ...
-    @property
-    def threads_per_actor(self) -> int | None: ...
-
-
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster has to give; `accelerator`: the kind of its GPUs."""
+    """The resources of one machine; `accelerator`: the kind of its GPUs."""
 
     cpus: float
     gpus: float = 0.0
@@ -52,7 +38,7 @@ class Node:
 
     @classmethod
     def of(cls, resources: Mapping[str, float]) -> Node:
-        """From what Ray says of a machine."""
+        """From the resources of a machine as Ray reports them."""
         kinds = sorted(
             n.removeprefix(_ACCELERATOR) for n in resources if n.startswith(_ACCELERATOR)
         )
@@ -62,11 +48,15 @@ class Node:
             accelerator=kinds[0] if kinds else None,
         )
 
+    def __str__(self) -> str:
+        kind = "" if self.accelerator is None else f" ({self.accelerator})"
+        return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs{kind}"
+
 
 @dataclass(frozen=True)
 class ActorKind:
-    """Actors that are alike. `memory_share`: of the memory of the device of each; `later`: so
-    many of them have no place yet."""
+    """Actors that are alike. `memory_share`: the part of its device's memory that each may plan
+    with, 0..1; `later`: how many of them have no place yet."""
 
     actors: int
     cpus_per_actor: float
@@ -76,20 +66,27 @@ class ActorKind:
     accelerator: str | None = None
     later: int = 0
 
+    def __str__(self) -> str:
+        on = "" if self.accelerator is None else f" on {self.accelerator}"
+        return (
+            f"{self.actors} actors{on} with {self.cpus_per_actor:g} CPUs, "
+            f"{self.gpus_per_actor:g} GPUs and {self.threads_per_actor} threads each"
+        )
+
     def remote_args(self) -> dict[str, Any]:
-        """What Ray is asked for, for each."""
+        """The resources that Ray is asked for, for each actor."""
         args: dict[str, Any] = {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
         return args if self.accelerator is None else args | {"accelerator_type": self.accelerator}
 
     def was_given(self, resources: Mapping[str, float]) -> bool:
-        """Whether an actor that has these resources is of this kind."""
+        """Whether an actor with these assigned resources is of this kind."""
         named = {n.removeprefix(_ACCELERATOR) for n in resources if n.startswith(_ACCELERATOR)}
         wanted = set() if self.accelerator is None else {self.accelerator}
         return named == wanted and _same(resources.get("GPU", 0.0), self.gpus_per_actor)
 
 
-class InTurn:
-    """Remote arguments of one actor after the other: called by Ray Data as it starts each."""
+class RemoteArgsPerActor:
+    """Ray Data calls this once per actor it starts; returns the options of the next one."""
 
     def __init__(self, kinds: Sequence[ActorKind]) -> None:
         self._args = [kind.remote_args() for kind in kinds for _ in range(kind.actors)]
@@ -101,66 +98,88 @@ class InTurn:
         return dict(args)
 
 
-def size_kinds(
-    nodes: Sequence[Node],
-    wishes: Sequence[PoolWish],
-    *,
-    free_cpus: float,
-    device: str,
-    can_grow: bool = False,
-) -> tuple[ActorKind, ...]:
-    """The actors of each wish, the choosiest first: those that find a place, and where machines may
-    come (`can_grow`) all that a wish with `max_actors` and GPUs may have.
+@dataclass(frozen=True)
+class Placement:
+    """The actors of one pool section, on the machines that are there.
 
-    Raises NoRoomError where a wish cannot be met, `free_cpus` would not stay free, or no actor has
-    a place; ResourceError where more machines would not help.
+    `homes`: for each actor that has a place, the index of its machine. `later`: how many more wait
+    for machines that come during the run.
+    """
+
+    pool: PoolSection
+    homes: tuple[int, ...]
+    later: int = 0
+
+    @property
+    def actors(self) -> int:
+        return len(self.homes) + self.later
+
+    def to_kind(self, nodes: Sequence[Node]) -> ActorKind:
+        """What each of the actors may take: they share the cores of their machine, or its GPU."""
+        pool = self.pool
+        most_on_one = max(Counter(self.homes).values(), default=1)
+        cores = min((nodes[number].cpus for number in self.homes), default=pool.cpus_per_actor)
+        threads = max(1, min(int(cores // most_on_one), _MOST_THREADS))
+        share = min(1.0, pool.gpus_per_actor) if pool.gpus_per_actor else 1.0 / most_on_one
+        return ActorKind(
+            actors=self.actors,
+            cpus_per_actor=pool.cpus_per_actor,
+            gpus_per_actor=pool.gpus_per_actor,
+            threads_per_actor=pool.threads_per_actor or threads,
+            memory_share=share,
+            accelerator=pool.accelerator,
+            later=self.later,
+        )
+
+
+def place_actors(
+    nodes: Sequence[Node], pools: Sequence[PoolSection], *, free_cpus: float, can_grow: bool = False
+) -> tuple[Placement, ...]:
+    """The actors of each pool, those with the most requirements first: those that find a place, and
+    if machines may come (`can_grow`) all that a pool with `max_actors` and GPUs may have.
+
+    Raises InsufficientCapacityError if a pool cannot have its `actors`, `free_cpus` would not stay
+    free, or no actor has a place.
     """
     places = [_Place.of(node) for node in nodes]
-    chosen: list[ActorKind] = []
-    for wish in sorted(wishes, key=_least_choosy):
-        if device.startswith("cuda") and not wish.gpus_per_actor:
-            raise ResourceError(
-                f"model.device is {device}, and a pool has gpus_per_actor: 0; set model.device=auto"
-            )
-        homes = list(islice(_homes(places, wish, free_cpus), wish.max_actors or wish.actors))
-        grows = can_grow and wish.max_actors is not None and wish.gpus_per_actor > 0
-        wants_more = grows and len(homes) < (wish.max_actors or 0)
-        if len(homes) < (wish.actors or 0) or (
-            wants_more and any(replace(each).take(wish) for each in places)
-        ):
-            raise NoRoomError(_too_few(nodes, wish, len(homes), free_cpus))
-        if homes or grows:
-            chosen.append(_kind(nodes, wish, homes, grows=grows))
-    if all(kind.actors == kind.later for kind in chosen):
-        raise NoRoomError(_too_few(nodes, wishes[0], 0, free_cpus))
-    return tuple(chosen)
+    placements: list[Placement] = []
+    for pool in sorted(pools, key=_least_choosy):
+        homes = tuple(islice(_homes(places, pool, free_cpus), pool.max_actors or pool.actors))
+        grows = can_grow and pool.max_actors is not None and pool.gpus_per_actor > 0
+        later = (pool.max_actors or 0) - len(homes) if grows else 0
+        # Actors that wait would take the CPUs that stay free as soon as a machine has come.
+        takes_free_cpus = later > 0 and any(replace(each).take(pool) for each in places)
+        if len(homes) < (pool.actors or 0) or takes_free_cpus:
+            raise InsufficientCapacityError(_too_few(nodes, pool, len(homes), free_cpus))
+        if homes or later:
+            placements.append(Placement(pool, homes, later))
+    if not any(each.homes for each in placements):
+        raise InsufficientCapacityError(_too_few(nodes, pools[0], 0, free_cpus))
+    return tuple(placements)
 
 
-def pool_bundle(wish: PoolWish) -> dict[str, float]:
-    """What one actor of a wish takes, by Ray's names of resources."""
-    bundle = {"CPU": wish.cpus_per_actor, "GPU": wish.gpus_per_actor}
-    if wish.accelerator is not None:
-        bundle[f"{_ACCELERATOR}{wish.accelerator}"] = _OF_ACCELERATOR
+def first_actors(placements: Sequence[Placement], most: int) -> tuple[Placement, ...]:
+    """At most `most` actors: those that have a place, placement by placement, then the others."""
+    left, kept = most, []
+    for each in placements:
+        kept.append(replace(each, homes=each.homes[:left], later=0))
+        left -= len(kept[-1].homes)
+    for number, each in enumerate(placements):
+        kept[number] = replace(kept[number], later=min(left, each.later))
+        left -= kept[number].later
+    return tuple(each for each in kept if each.actors)
+
+
+def pool_bundle(pool: PoolSection) -> dict[str, float]:
+    """What one actor of a pool takes, by Ray's names of resources."""
+    bundle = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
+    if pool.accelerator is not None:
+        bundle[f"{_ACCELERATOR}{pool.accelerator}"] = _OF_ACCELERATOR
     return {name: amount for name, amount in bundle.items() if amount}
 
 
-def first_actors(kinds: Sequence[ActorKind], most: int) -> tuple[ActorKind, ...]:
-    """The kinds with `most` actors together, taken from the first that have a place, then from the
-    others."""
-    left, kept = most, [(kind, 0) for kind in kinds]
-    for is_there in (True, False):
-        for number, (kind, count) in enumerate(kept):
-            more = min(left, kind.actors - kind.later if is_there else kind.later)
-            kept[number], left = (kind, count + more), left - more
-    return tuple(
-        replace(kind, actors=count, later=max(0, count - (kind.actors - kind.later)))
-        for kind, count in kept
-        if count
-    )
-
-
-def _least_choosy(wish: PoolWish) -> tuple[bool, bool, bool]:
-    return not wish.gpus_per_actor, wish.accelerator is None, wish.actors is None
+def _least_choosy(pool: PoolSection) -> tuple[bool, bool, bool]:
+    return not pool.gpus_per_actor, pool.accelerator is None, pool.actors is None
 
 
 @dataclass
@@ -173,16 +192,17 @@ class _Place:
 
     @classmethod
     def of(cls, node: Node) -> _Place:
-        return cls(node, node.cpus, [1.0] * math.floor(node.gpus))
+        part = node.gpus % 1.0
+        return cls(node, node.cpus, [1.0] * math.floor(node.gpus) + ([part] if part else []))
 
-    def take(self, wish: PoolWish) -> bool:
-        """Whether there is room for one more; then it is taken."""
-        if wish.accelerator not in (None, self.node.accelerator) or (
-            self.cpus < wish.cpus_per_actor - _TOLERANCE
+    def take(self, pool: PoolSection) -> bool:
+        """Whether there is room for one more actor; then it is taken."""
+        if pool.accelerator not in (None, self.node.accelerator) or (
+            self.cpus < pool.cpus_per_actor - _TOLERANCE
         ):
             return False
-        whole = math.floor(wish.gpus_per_actor + _TOLERANCE)
-        part = wish.gpus_per_actor - whole
+        whole = math.floor(pool.gpus_per_actor + _TOLERANCE)
+        part = pool.gpus_per_actor - whole
         free = list(self.gpus)
         for share in [1.0] * whole + ([part] if part > _TOLERANCE else []):
             # A fraction of a GPU never spans two of them: the fullest that still has room.
@@ -191,50 +211,41 @@ class _Place:
                 return False
             tightest = min(room)
             free[free.index(tightest)] = tightest - share
-        self.gpus, self.cpus = free, self.cpus - wish.cpus_per_actor
+        self.gpus, self.cpus = free, self.cpus - pool.cpus_per_actor
         return True
 
 
-def _homes(places: Sequence[_Place], wish: PoolWish, free_cpus: float) -> Iterator[int]:
+def _homes(places: Sequence[_Place], pool: PoolSection, free_cpus: float) -> Iterator[int]:
     """The machine of one actor after the other, machine by machine, while CPUs stay free."""
-    found = True
-    while found:
-        found = False
-        for number, place in enumerate(places):
-            left = sum(each.cpus for each in places) - wish.cpus_per_actor
-            if left >= free_cpus - _TOLERANCE and place.take(wish):
-                found = True
+    spare = sum(place.cpus for place in places) - free_cpus
+    open_places = list(enumerate(places))
+    while open_places:
+        full = set()
+        for number, place in open_places:
+            if spare < pool.cpus_per_actor - _TOLERANCE:
+                return
+            if place.take(pool):
+                spare -= pool.cpus_per_actor
                 yield number
+            else:
+                full.add(number)
+        open_places = [each for each in open_places if each[0] not in full]
 
 
-def _kind(nodes: Sequence[Node], wish: PoolWish, homes: Sequence[int], *, grows: bool) -> ActorKind:
-    most_on_one = max((homes.count(number) for number in homes), default=1)
-    cores = min((nodes[number].cpus for number in homes), default=wish.cpus_per_actor)
-    threads = max(1, min(int(cores // most_on_one), _MOST_THREADS))
-    share = min(1.0, wish.gpus_per_actor) if wish.gpus_per_actor else 1.0 / most_on_one
-    actors = (wish.max_actors or 0) if grows else len(homes)
-    return ActorKind(
-        actors=actors,
-        cpus_per_actor=wish.cpus_per_actor,
-        gpus_per_actor=wish.gpus_per_actor,
-        threads_per_actor=wish.threads_per_actor or threads,
-        memory_share=share,
-        accelerator=wish.accelerator,
-        later=actors - len(homes),
-    )
-
-
-def _too_few(nodes: Sequence[Node], wish: PoolWish, found: int, free_cpus: float) -> str:
-    on = "" if wish.accelerator is None else f" on {wish.accelerator}"
+def _too_few(nodes: Sequence[Node], pool: PoolSection, found: int, free_cpus: float) -> str:
+    count = pool.actors or 1
+    who = "an actor" if not pool.actors else f"{count} actors"
+    on = "" if pool.accelerator is None else f" on {pool.accelerator}"
+    needs = "needs" if not pool.actors else "need"
     there = "; ".join(
-        f"{node.cpus:g} CPUs, {node.gpus:g} GPUs"
-        + ("" if node.accelerator is None else f" ({node.accelerator})")
-        for node in nodes
+        f"{text} x {times}" if times > 1 else text
+        for text, times in Counter(map(str, nodes)).items()
     )
     return (
-        f"resources.pools: {wish.actors or 1} actors{on} with {wish.cpus_per_actor:g} CPUs and "
-        f"{wish.gpus_per_actor:g} GPUs each are wanted, and there is room for {found}, with "
-        f"{free_cpus:g} CPUs left free for reading. The cluster has: {there}"
+        f"{who}{on} {needs} {count * pool.cpus_per_actor:g} CPUs and "
+        f"{count * pool.gpus_per_actor:g} GPUs, and {free_cpus:g} CPUs must stay free for reading; "
+        f"the cluster has {there}: room for {found}. Lower actors, cpus_per_actor or "
+        "gpus_per_actor in resources, or take a larger cluster."
     )
 
 

@@ -1,13 +1,13 @@
 """The Ray Data graph: work list -> decode (tasks) -> edit and write (actors) -> outcomes.
 
 Read and decode are one task per slice of the work list: which rows a block holds is settled before
-Ray starts and does not depend on their size, so a lost block comes back as the same block, and a
+Ray starts and does not depend on their size, so a lost block is made again as the same block, and a
 pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks as it can.)
 
-A block whose worker dies is made again by the next one, which is told so (`supervisor`). Ray pins
-an actor's blocks to it, so where its machine is gone they wait until there is a place for it, at
+A block whose worker dies is made again by the next one, whose orders say so (`supervisor`). Ray
+pins an actor's blocks to it, so if its machine is gone they wait until there is a place for it, at
 the latest when the other actors have nothing left to do. A block that is lost all the same is made
-again by the driver, see `run`. Exceptions of rows never get here; `EditActor` catches them.
+again in the driver's next pass. Exceptions of rows never get here; `EditActor` catches them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pipeline.cluster.actor_kinds import InTurn
+from pipeline.cluster.actor_kinds import RemoteArgsPerActor
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.workers import RayEditActor, _decode_block
 from pipeline.edit.model_sharing import BLOCKS_AT_A_TIME
@@ -34,7 +34,7 @@ from pipeline.errors import UserError
 from pipeline.plan.work_list import WorkSlice, read_slice
 from pipeline.read.decode import DecodeSettings
 from pipeline.storage.folder import Folder
-from pipeline.supervision.line import Line
+from pipeline.supervision.client import SupervisorClient
 from pipeline.supervision.watchdog import TimeLimits
 
 _MOST_TRIES = 20
@@ -91,22 +91,24 @@ def stream_outcomes(
     decoding: DecodeSettings,
     editing: EditSettings,
     pool: Pool,
-    line: Line,
+    supervisor: SupervisorClient,
     bars: bool = False,
 ) -> Iterator[pa.Table]:
     """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
 
     Closing the iterator stops the work. `bars`: Ray Data draws its own, which needs a terminal.
     """
-    context = _data_context(line.limits, rows=max(part.rows for part in slices))
+    context = _data_context(supervisor.limits, rows=max(part.rows for part in slices))
     context.enable_progress_bars = bars
     context.enable_rich_progress_bars = True
     context.use_ray_tqdm = False  # else Ray takes no notice of the line above
-    context.execution_options.verbose_progress = True  # a bar for each station, not for all alone
+    context.execution_options.verbose_progress = True  # a bar for each stage, not for all alone
     with DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        dataset = _dataset(folder, slices, decoding=decoding, editing=editing, pool=pool, line=line)
+        dataset = _dataset(
+            folder, slices, decoding=decoding, editing=editing, pool=pool, supervisor=supervisor
+        )
     _silence_ray_data()
     try:
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -131,7 +133,7 @@ def _dataset(
     decoding: DecodeSettings,
     editing: EditSettings,
     pool: Pool,
-    line: Line,
+    supervisor: SupervisorClient,
 ) -> Any:
     """Work list, decode, edit, as a Dataset, whose batches Ray has no exact type for."""
     dataset = ray.data.read_datasource(
@@ -142,15 +144,16 @@ def _dataset(
     )
     dataset = dataset.map_batches(
         _decode_block,
-        fn_kwargs={"settings": decoding, "line": line},
+        fn_kwargs={"settings": decoding, "supervisor": supervisor},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1,
         max_retries=_MOST_TRIES,
     )
+    is_plain = len(pool.kinds) == 1 and pool.kinds[0].accelerator is None
     return dataset.map_batches(
         RayEditActor,
-        fn_constructor_args=(editing, line, pool.kinds),
+        fn_constructor_args=(editing, supervisor, pool.kinds),
         batch_size=1,  # one packed block
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
@@ -159,11 +162,11 @@ def _dataset(
             enable_true_multi_threading=True,
         ),
         # Of several kinds the least: with more, Ray Data would wait for what nobody asks for.
-        num_cpus=min(kind.cpus_per_actor for kind in pool.kinds or (pool,)),
-        num_gpus=min(kind.gpus_per_actor for kind in pool.kinds or (pool,)),
+        num_cpus=min(kind.cpus_per_actor for kind in pool.kinds),
+        num_gpus=min(kind.gpus_per_actor for kind in pool.kinds),
         max_restarts=-1,
         max_task_retries=_MOST_TRIES,
-        ray_remote_args_fn=InTurn(pool.kinds) if pool.kinds else None,
+        ray_remote_args_fn=None if is_plain else RemoteArgsPerActor(pool.kinds),
     )
 
 

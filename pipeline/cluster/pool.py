@@ -2,9 +2,11 @@
 
     GPUs       one actor per GPU
     no GPU     one actor per CPU, less those that stay free; the cores' threads are shared out
-    pools      as many of each kind as the job says (`actor_kinds`)
+    pools      as many of each kind as the job says
     always     at least one CPU is free: readers run there, and a pool of all CPUs hangs for ever
     later      max_actors: actors with a GPU that find no place yet wait for a machine
+
+`actor_kinds` places them on machines.
 
 Sizes are decided once, before anything starts, and all actors are started at once: those that wait
 for a machine are what the cluster's autoscaler sees as demand. (Ray Data would ask for the machines
@@ -15,20 +17,12 @@ without a GPU do not wait: wherever a CPU came free they would take it from the 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from pipeline.cluster.actor_kinds import (
-    ActorKind,
-    Node,
-    PoolWish,
-    first_actors,
-    pool_bundle,
-    size_kinds,
-)
-from pipeline.errors import NoRoomError
+from pipeline.cluster.actor_kinds import ActorKind, Node, first_actors, place_actors, pool_bundle
+from pipeline.errors import InsufficientCapacityError, ResourceError
+from pipeline.job.resources import PoolSection, ResourcesSection
 
 _READER_CPUS = 1.0
 _BLOCKS_PER_ACTOR = 8  # fewer leave actors idle at the end and progress coarse
@@ -37,167 +31,118 @@ _FULL_BLOCK_CPU = 32, 128
 """Groups of a block, where there are enough for all actors; more of them beyond _MANY_BLOCKS."""
 _MANY_BLOCKS = 2048
 _CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
-_MOST_THREADS = 16
-
-
-class Wishes(Protocol):
-    """The `resources` section of a job; None means: work it out."""
-
-    @property
-    def actors(self) -> int | None: ...
-    @property
-    def max_actors(self) -> int | None: ...
-    @property
-    def can_grow(self) -> bool: ...
-    @property
-    def cpus_per_actor(self) -> float | None: ...
-    @property
-    def gpus_per_actor(self) -> float | None: ...
-    @property
-    def threads_per_actor(self) -> int | None: ...
-    @property
-    def groups_per_block(self) -> int | None: ...
-    @property
-    def free_cpus(self) -> int: ...
-    @property
-    def pools(self) -> Sequence[PoolWish] | None: ...
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The sizes of a run.
+    """The sizes of a run: its actors, kind by kind, and how many groups travel in a block.
 
-    `kinds`: its actors where they are not all alike; the figures of an actor are then those of the
-    first kind, which has a GPU if any has. `later`: so many of `actors` have no place yet.
+    The first kind has a GPU if any has. What a Pool gives for an actor is of the first kind.
     """
 
-    actors: int
-    cpus_per_actor: float
-    gpus_per_actor: float
-    threads_per_actor: int
-    memory_share: float
+    kinds: tuple[ActorKind, ...]
     groups_per_block: int
-    kinds: tuple[ActorKind, ...] = ()
-    later: int = 0
+
+    @property
+    def actors(self) -> int:
+        return sum(kind.actors for kind in self.kinds)
+
+    @property
+    def later(self) -> int:
+        """How many of the actors have no place yet."""
+        return sum(kind.later for kind in self.kinds)
+
+    @property
+    def gpus_per_actor(self) -> float:
+        return self.kinds[0].gpus_per_actor
+
+    @property
+    def threads_per_actor(self) -> int:
+        return self.kinds[0].threads_per_actor
+
+    @property
+    def memory_share(self) -> float:
+        return self.kinds[0].memory_share
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self.kinds))}; {self.groups_per_block} sources in a block"
 
 
 def size_pool(
-    nodes: Sequence[Node], wishes: Wishes, *, device: str, groups: int, pixels_per_image: int
+    nodes: Sequence[Node],
+    resources: ResourcesSection,
+    *,
+    device: str,
+    groups: int,
+    pixels_per_image: int,
 ) -> Pool:
-    """The pool for `groups` groups of images of that many pixels.
+    """The pool for `groups` groups of images of that many pixels. Few blocks need few actors.
 
-    Raises NoRoomError, with what is missing, where readers and actors cannot run side by side;
-    ResourceError where more machines would not help.
+    Raises InsufficientCapacityError, with what is missing, if readers and actors cannot run at the
+    same time; ResourceError if more machines would not help.
     """
-    free = max(_READER_CPUS, float(wishes.free_cpus))
-    if wishes.pools is not None:
-        kinds = size_kinds(
-            nodes, wishes.pools, free_cpus=free, device=device, can_grow=wishes.can_grow
-        )
-        return _pool_of(kinds, wishes, groups=groups, pixels_per_image=pixels_per_image)
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    gpus_per_actor = _gpus_per_actor(wishes, device, gpus)
-    cpus_per_actor = 1.0 if wishes.cpus_per_actor is None else wishes.cpus_per_actor
-    places_by_node = [_places(node, cpus_per_actor, gpus_per_actor) for node in nodes]
-    places, nodes_used = sum(places_by_node), sum(count > 0 for count in places_by_node)
-    most = min(places, math.floor((cpus - free) / cpus_per_actor + 1e-9))
-    can_grow = wishes.max_actors is not None and wishes.can_grow and gpus_per_actor > 0
-    if can_grow and most < min(places, wishes.max_actors or 0):
-        most = 0  # those that wait would take the readers' CPUs
-    if most < max(1, wishes.actors or 1):
-        asked = "an actor needs" if not wishes.actors else f"{wishes.actors} actors need"
-        count = wishes.actors or 1
-        raise NoRoomError(
-            f"{asked} {count * cpus_per_actor:g} CPUs and {count * gpus_per_actor:g} GPUs, and "
-            f"{free:g} CPUs must stay free for reading; the cluster has {cpus:g} CPUs and "
-            f"{gpus:g} GPUs on {len(nodes)} nodes. Lower resources.actors, cpus_per_actor or "
-            f"gpus_per_actor, or take a larger cluster."
-        )
-    at_start = wishes.actors or max(1, min(most, groups))
-    if wishes.max_actors is not None:
-        at_start = min(most, wishes.max_actors, groups)
-    actors = min(wishes.max_actors or at_start, groups) if can_grow else at_start
-    groups_per_block = wishes.groups_per_block or _groups_per_block(
-        groups, actors, pixels_per_image, on_gpu=gpus_per_actor > 0
-    )
-    actors = min(actors, math.ceil(groups / groups_per_block))  # one without a block stays idle
-    at_start = min(at_start, actors)
-    threads = max(1, min(int(cpus // at_start), _MOST_THREADS))
-    return Pool(
-        actors=actors,
-        cpus_per_actor=cpus_per_actor,
-        gpus_per_actor=gpus_per_actor,
-        threads_per_actor=wishes.threads_per_actor or threads,
-        memory_share=_memory_share(at_start, nodes_used, gpus_per_actor),
-        groups_per_block=groups_per_block,
-        later=actors - at_start,
-    )
-
-
-def bundles_of(wishes: Wishes, *, device: str, groups: int) -> list[dict[str, float]]:
-    """What a run would take of a cluster that has all it may have, by Ray's names of resources."""
-    bundles = [{"CPU": max(_READER_CPUS, float(wishes.free_cpus))}]
-    if wishes.pools is not None:
-        for pool in wishes.pools:
-            bundles += [pool_bundle(pool)] * min(pool.max_actors or pool.actors or 1, groups)
-        return bundles
-    has_gpu = wishes.max_actors is not None or device.startswith("cuda")
-    on_device = 1.0 if has_gpu and device != "cpu" else 0.0
-    gpus = on_device if wishes.gpus_per_actor is None else wishes.gpus_per_actor
-    cpus = 1.0 if wishes.cpus_per_actor is None else wishes.cpus_per_actor
-    actor = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-    return bundles + [actor] * min(wishes.max_actors or wishes.actors or 1, groups)
-
-
-def _pool_of(
-    kinds: tuple[ActorKind, ...], wishes: Wishes, *, groups: int, pixels_per_image: int
-) -> Pool:
-    """The pool of actors of several kinds. Where blocks are few, the first of them stay."""
-    on_gpu = any(kind.gpus_per_actor for kind in kinds)
-    groups_per_block = wishes.groups_per_block or _groups_per_block(
-        groups, sum(kind.actors for kind in kinds), pixels_per_image, on_gpu=on_gpu
-    )
-    kinds = first_actors(kinds, math.ceil(groups / groups_per_block))
-    return Pool(
-        actors=sum(kind.actors for kind in kinds),
-        cpus_per_actor=kinds[0].cpus_per_actor,
-        gpus_per_actor=kinds[0].gpus_per_actor,
-        threads_per_actor=kinds[0].threads_per_actor,
-        memory_share=kinds[0].memory_share,
-        groups_per_block=groups_per_block,
-        kinds=kinds,
-        later=sum(kind.later for kind in kinds),
-    )
-
-
-def _gpus_per_actor(wishes: Wishes, device: str, gpus: float) -> float:
-    if wishes.gpus_per_actor is not None:
-        return wishes.gpus_per_actor
-    if wishes.can_grow and wishes.max_actors is not None and device != "cpu":
-        return 1.0  # whatever is there now: those that come later have one
-    if device.startswith("cuda") and gpus == 0:
-        raise NoRoomError(
+    may_grow = resources.can_grow and resources.max_actors is not None
+    has_gpus = may_grow or any(node.gpus for node in nodes)  # machines that come later have some
+    is_open = resources.pools is None and resources.gpus_per_actor is None
+    if device.startswith("cuda") and not has_gpus and is_open:
+        raise InsufficientCapacityError(
             f"model.device is {device}, and the cluster has no GPU that Ray knows of; set "
             "model.device=cpu, or start Ray on a machine with a GPU"
         )
-    return 1.0 if gpus > 0 and (device == "auto" or device.startswith("cuda")) else 0.0
+    placements = place_actors(
+        nodes,
+        _pools_of(resources, device, has_gpus=has_gpus),
+        free_cpus=_free_cpus(resources),
+        can_grow=resources.can_grow,
+    )
+    groups_per_block = resources.groups_per_block or _groups_per_block(
+        groups,
+        sum(each.actors for each in placements),
+        pixels_per_image,
+        on_gpu=any(each.pool.gpus_per_actor for each in placements),
+    )
+    placements = first_actors(placements, math.ceil(groups / groups_per_block))
+    return Pool(tuple(each.to_kind(nodes) for each in placements), groups_per_block)
 
 
-def _places(node: Node, cpus_per_actor: float, gpus_per_actor: float) -> int:
-    places = node.cpus / cpus_per_actor
-    if gpus_per_actor > 0:
-        # A fraction of a GPU never spans two of them; several whole ones may be any.
-        each = 1 / gpus_per_actor
-        of_gpus = node.gpus * math.floor(each + 1e-9) if each >= 1 else node.gpus * each
-        places = min(places, of_gpus)
-    return math.floor(places + 1e-9)
+def bundles_of(resources: ResourcesSection, *, device: str, groups: int) -> list[dict[str, float]]:
+    """What a run would take of a cluster that has all it may have, by Ray's names of resources."""
+    has_gpus = resources.max_actors is not None or device.startswith("cuda")
+    bundles = [{"CPU": _free_cpus(resources)}]
+    for pool in _pools_of(resources, device, has_gpus=has_gpus):
+        bundles += [pool_bundle(pool)] * min(pool.max_actors or pool.actors or 1, groups)
+    return bundles
 
 
-def _memory_share(actors: int, nodes: int, gpus_per_actor: float) -> float:
-    """Part of a device's memory that one actor may plan with."""
-    if gpus_per_actor > 0:
-        return min(1.0, gpus_per_actor)
-    return 1.0 / math.ceil(actors / nodes)
+def _pools_of(
+    resources: ResourcesSection, device: str, *, has_gpus: bool
+) -> tuple[PoolSection, ...]:
+    """The kinds of actors that a job asks for: one, unless it names several.
+
+    `has_gpus`: whether each actor gets a GPU if neither the job nor the device says otherwise.
+    Raises ResourceError for pools that the device does not fit.
+    """
+    if resources.pools is None:
+        gpus = resources.gpus_per_actor
+        if gpus is None:
+            gpus = 1.0 if has_gpus and (device == "auto" or device.startswith("cuda")) else 0.0
+        one = PoolSection(
+            actors=resources.actors,
+            max_actors=resources.max_actors,
+            gpus_per_actor=gpus,
+            cpus_per_actor=resources.cpus_per_actor or 1.0,
+            threads_per_actor=resources.threads_per_actor,
+        )
+        return (one,)
+    if device.startswith("cuda") and not all(pool.gpus_per_actor for pool in resources.pools):
+        raise ResourceError(
+            f"model.device is {device}, and a pool has gpus_per_actor: 0; set model.device=auto"
+        )
+    return resources.pools
+
+
+def _free_cpus(resources: ResourcesSection) -> float:
+    return max(_READER_CPUS, float(resources.free_cpus))
 
 
 def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, on_gpu: bool) -> int:
@@ -216,5 +161,6 @@ def this_machine() -> Node:
     """What a local Ray would find here, without starting one."""
     import torch  # seconds to load: only when asked for
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Node(cpus=float(max(2, usable or 1)), gpus=float(torch.cuda.device_count()))
+    from fpe_core.device import usable_cores  # loads torch too
+
+    return Node(cpus=float(max(2, usable_cores())), gpus=float(torch.cuda.device_count()))

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from pipeline.cluster.actor_kinds import Node
 from pipeline.cluster.pool import Pool
-from pipeline.errors import NoRoomError, ResourceError
+from pipeline.errors import InsufficientCapacityError, ResourceError
 
 _LOOK_INTERVAL_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-def pool_with_room(
+def wait_for_capacity(
     size: Callable[[Sequence[Node]], Pool], bundles: Sequence[Mapping[str, float]], *, wait_s: float
 ) -> Pool:
     """The pool that `size` makes of the machines that are there, as soon as it has room.
@@ -33,7 +33,7 @@ def pool_with_room(
     """
     try:
         return size(nodes_alive())
-    except NoRoomError as error:
+    except InsufficientCapacityError as error:
         if not wait_s:
             raise
         _log.warning(
@@ -48,7 +48,7 @@ def pool_with_room(
             time.sleep(_LOOK_INTERVAL_S)
             try:
                 return size(nodes_alive())
-            except NoRoomError as error:
+            except InsufficientCapacityError as error:
                 missing = error
     raise ResourceError(f"{missing} Nothing came in {wait_s:g} s (resources.wait_s).")
 

@@ -1,4 +1,8 @@
-"""The actors and tasks that Ray runs: thin shells around plain functions and classes."""
+"""The actors and tasks that Ray runs: thin shells around plain functions and classes.
+
+The driver and the workers that read load this module too, and need no torch: only the editing
+worker imports the models' code, as it starts.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,24 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
 
 from fpe_core import FPEError
-from fpe_core.device import DEVICE_FAILED
 from pipeline.cluster.actor_kinds import ActorKind
-from pipeline.edit.actor import WORKER_FIELD, EditActor
-from pipeline.edit.model_sharing import ModelThread, Turns, loop_alone
-from pipeline.edit.settings import EditSettings
+from pipeline.edit.model_sharing import ModelLock, ModelThread, use_one_openmp_thread
+from pipeline.edit.settings import WORKER_FIELD, EditSettings
 from pipeline.errors import UserError
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.storage.requests import request_counts
-from pipeline.supervision.line import Line
-from pipeline.supervision.supervisor import StationFigures, merged
+from pipeline.supervision.client import SupervisorClient
+from pipeline.supervision.supervisor import StageFigures, merged
+
+if TYPE_CHECKING:
+    from pipeline.edit.actor import EditActor
 
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
 _EMPTY = pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD, _ERROR_FIELD]).empty_table()
@@ -38,12 +44,14 @@ class RayEditActor:
     What it cannot do it reports in the column `error`, for the driver to raise.
     """
 
-    def __init__(self, settings: EditSettings, line: Line, kinds: Sequence[ActorKind] = ()) -> None:
-        """`kinds`: those of the run's actors, where they are not all alike."""
-        self._line = line
+    def __init__(
+        self, settings: EditSettings, supervisor: SupervisorClient, kinds: Sequence[ActorKind] = ()
+    ) -> None:
+        """`kinds`: those of the run's actors."""
+        self._supervisor = supervisor
         self._error = ""
         self._actor: EditActor | None = None
-        self._turns = Turns()
+        self._lock = ModelLock()
         self._requests = _Requests("write")
         try:
             self._load(_settings_here(settings, kinds))
@@ -55,16 +63,18 @@ class RayEditActor:
         me = str(ray.get_runtime_context().get_actor_id()).encode()
         began = time.monotonic()
 
-        def figures() -> StationFigures:
+        def figures() -> StageFigures:
             return {"load": {"rows": 1, "seconds": time.monotonic() - began}}
 
-        with self._line.block("load", [me], figures, is_watched=False) as oversight:
+        with self._supervisor.block("load", [me], figures, is_watched=False) as oversight:
             if me in oversight.orders.quarantined:
                 self._error = (
                     "two workers died while they loaded the model: is there enough memory for "
                     "resources.actors of them?"
                 )
             elif not oversight.orders.is_stopping:
+                from pipeline.edit.actor import EditActor
+
                 self._actor = EditActor(settings, ModelThread())
 
     def __call__(self, packed: pa.Table) -> pa.Table:
@@ -75,20 +85,22 @@ class RayEditActor:
         return self._edit(self._actor, _unpack(packed))
 
     def _edit(self, actor: EditActor, table: pa.Table) -> pa.Table:
-        costs: list[StationFigures] = []
+        from fpe_core.device import DEVICE_FAILED
 
-        def figures() -> StationFigures:
+        costs: list[StageFigures] = []
+
+        def figures() -> StageFigures:
             return merged(*costs, self._requests.take_figures())
 
         groups = _groups_of(table)
-        loop_alone()
+        use_one_openmp_thread()
         try:
             block = actor.prepare(table)
             with (
-                self._turns.take(alone=self._line.is_suspect("edit", groups)) as turn,
-                self._line.block("edit", groups, figures) as oversight,
+                self._lock.acquire(exclusive=self._supervisor.is_suspect("edit", groups)) as hold,
+                self._supervisor.block("edit", groups, figures) as oversight,
             ):
-                edited = actor.edit(block, oversight, turn.pass_on)
+                edited = actor.edit(block, oversight, hold.release_model)
                 costs.append(edited.figures)
         except DEVICE_FAILED:
             # Every later call in this process would fail too. Ray starts a new one and tries again.
@@ -103,9 +115,9 @@ class RayEditActor:
 
 
 def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSettings:
-    """The settings of the kind that this actor is, as what Ray gave it tells."""
-    if not kinds:
-        return settings
+    """The settings of this actor's kind, found by the resources that Ray assigned to it."""
+    if len(kinds) < 2:
+        return settings  # they are those of the first kind
     given = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     (kind,) = (kind for kind in kinds if kind.was_given(given))
     return replace(
@@ -118,33 +130,36 @@ def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSe
 
 class _Requests:
     """The requests of this process, since now or since they were last taken, as figures of one
-    station."""
+    stage."""
 
-    def __init__(self, station: str) -> None:
-        self._station = station
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
         self._before = request_counts()
         self._counting = threading.Lock()
 
-    def take_figures(self) -> StationFigures:
+    def take_figures(self) -> StageFigures:
         with self._counting:
             now, before = request_counts(), self._before
             self._before = now
-        return {self._station: asdict(now - before)}
+        return {self._stage: asdict(now - before)}
 
 
-def _decode_block(table: pa.Table, settings: DecodeSettings, line: Line) -> pa.Table:
+def _decode_block(
+    table: pa.Table, settings: DecodeSettings, supervisor: SupervisorClient
+) -> pa.Table:
     requests, began = _Requests("decode"), time.monotonic()
 
-    def figures() -> StationFigures:
+    def figures() -> StageFigures:
         own = {"rows": table.num_rows, "seconds": time.monotonic() - began}
         return merged({"decode": own}, requests.take_figures())
 
-    with line.block("decode", _groups_of(table), figures) as oversight:
+    with supervisor.block("decode", _groups_of(table), figures) as oversight:
         return _pack(decode(table, settings, oversight))
 
 
 def _pack(table: pa.Table) -> pa.Table:
-    """A block in one row: Ray puts blocks together that are shorter than others, and no rows."""
+    """Packs a block into a single row, because Ray Data merges small blocks, but never splits or
+    merges rows."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

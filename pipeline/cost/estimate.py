@@ -1,8 +1,8 @@
 """What a plan costs on a device that was probed, and what each knob of the job would change.
 
 Rows are counted, by the formula in `group_shape`; seconds are rows, sources and edits times what
-the probe measured in calls as large as the run's. First tries only: how many edits a judge sends
-back nobody knows before, so what a further try adds is among the knobs.
+the probe measured in calls as large as the run's. First attempts only: nobody knows beforehand how
+many edits a judge rejects, so what a retry adds is among the knobs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Workload:
         gpus_per_actor: of each worker; several may share one, 0 is none.
         leaves_no_core: whether the workers' threads have all cores of this machine, and each
             worker several.
-        further_tries: of every edit.
+        retries: of every edit.
         speed: `edit.speed`.
         other_speeds: steps at each other speed, as a share of the steps now; none where the job
             says itself how many there are.
@@ -50,7 +50,7 @@ class Workload:
     keep_source: bool
     is_judged: bool
     leaves_no_core: bool = False
-    further_tries: int = 0
+    retries: int = 0
     speed: Speed = "exact"
     other_speeds: Mapping[Speed, float] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class Workload:
     @property
     def unet_rows(self) -> int:
         return sum(
-            (shape.unet_rows + self.further_tries * shape.retry_rows) * count
+            (shape.unet_rows + self.retries * shape.retry_rows) * count
             for shape, count in self.shapes.items()
         )
 
@@ -126,7 +126,7 @@ class Knob:
 def estimate(work: Workload, probe: Probe) -> Estimate:
     """What the workload costs on the probed device."""
     unet_s = pictures_s = judge_s = 0.0
-    tries = 1 + work.further_tries
+    tries = 1 + work.retries
     for shape, count in work.shapes.items():
         in_call = min(work.groups_per_block, math.ceil(EDITS_PER_CALL / shape.edits))
         times = probe.times_of(shape.edits * in_call)
@@ -213,8 +213,8 @@ def _of_the_rest(work: Workload, probe: Probe) -> Iterator[_Change]:
     """Keys that change what is done beside the UNet, or by how many."""
     if work.is_judged:
         yield "judge", "on", "null", replace(work, is_judged=False)
-        again = replace(work, further_tries=work.further_tries + 1)
-        yield "judge.second_tries", "0", "1 an edit", again
+        again = replace(work, retries=work.retries + 1)
+        yield "judge.retries", "0", "1 an edit", again
     for name in probe.formats:
         if name != work.image_format:
             changed = replace(work, image_format=name)

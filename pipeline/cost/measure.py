@@ -11,7 +11,6 @@ Some of a job's own sources and edits, read as a run would read them, for a prob
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from fpe_core import (
     load_checkpoint,
 )
 from fpe_core.checkpoint.load import Checkpoint
-from fpe_core.device import device_name
+from fpe_core.device import device_name, usable_cores
 from pipeline.cluster.pool import Pool
 from pipeline.cost.probe import CallTimes, PictureCost, Probe, ProbeKey
 from pipeline.edit.block import EDITS_PER_CALL
@@ -43,7 +42,7 @@ from pipeline.judge.judge import Candidate, Judge
 from pipeline.manifest.rows import Problems
 from pipeline.plan.group_shape import GroupShape
 from pipeline.plan.plan import shape_of
-from pipeline.plan.resolved_job import Intent
+from pipeline.plan.resolved_job import ResolvedJob
 from pipeline.plan.work_list import work_schema, work_table
 from pipeline.read.decode import decode
 from pipeline.read.group import Group
@@ -64,7 +63,7 @@ _T = TypeVar("_T")
 
 
 def take_probe(
-    intent: Intent,
+    resolved: ResolvedJob,
     done: Container[bytes],
     shape: GroupShape,
     pool: Pool,
@@ -76,9 +75,9 @@ def take_probe(
     `pool`: the sizes that the run would have. Raises CheckpointError where the model cannot be
     loaded on the job's device, ProbeError where no source can be read.
     """
-    job = intent.job
+    job = resolved.job
     per_call = min(pool.groups_per_block, -(-EDITS_PER_CALL // shape.edits))
-    sample = sample_groups(intent, done, shape, max(per_call, _PICTURES))
+    sample = sample_groups(resolved, done, shape, max(per_call, _PICTURES))
     with _threads(pool.threads_per_actor):
         began = time.perf_counter()
         checkpoint = _load(job)
@@ -94,7 +93,7 @@ def take_probe(
             for name in _FORMATS
         }
     return Probe(
-        key=probe_key(intent, str(checkpoint.dtype).removeprefix("torch."), shape),
+        key=probe_key(resolved, str(checkpoint.dtype).removeprefix("torch."), shape),
         device=device_name(checkpoint.device),
         device_type=checkpoint.device.type,
         threads=pool.threads_per_actor,
@@ -108,15 +107,15 @@ def take_probe(
     )
 
 
-def probe_key(intent: Intent, dtype: str, shape: GroupShape) -> ProbeKey:
+def probe_key(resolved: ResolvedJob, dtype: str, shape: GroupShape) -> ProbeKey:
     """What the job's times hold for; `dtype` as torch writes it."""
     return ProbeKey(
-        fingerprint=intent.context.fingerprint,
+        fingerprint=resolved.context.fingerprint,
         width_px=shape.width_px,
         height_px=shape.height_px,
         dtype=dtype,
-        layers=str(intent.parameters.layers),
-        judge="" if intent.job.judge is None else _judge_text(intent.job.judge),
+        layers=str(resolved.parameters.layers),
+        judge="" if resolved.job.judge is None else _judge_text(resolved.job.judge),
     )
 
 
@@ -341,9 +340,8 @@ def _candidates(groups: Sequence[Group], made: EditResult) -> list[Candidate]:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """torch with as many threads as a worker of the run has."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     before = torch.get_num_threads()
-    torch.set_num_threads(min(count, usable or 1))
+    torch.set_num_threads(min(count, usable_cores()))
     try:
         yield
     finally:
@@ -361,16 +359,18 @@ class Sample:
     fetch_s: float
 
 
-def sample_groups(intent: Intent, done: Container[bytes], shape: GroupShape, count: int) -> Sample:
+def sample_groups(
+    resolved: ResolvedJob, done: Container[bytes], shape: GroupShape, count: int
+) -> Sample:
     """The first `count` groups of a shape that can be read, without what is `done`; fewer where
     there are no more.
 
     Raises ProbeError where none can be read.
     """
-    settings = decode_settings(intent.job)
+    settings = decode_settings(resolved.job)
     found: list[Group] = []
     tried, seconds, failure = 0, 0.0, "the manifest has changed since it was planned"
-    for table in _tables_of(intent, done, shape, count):
+    for table in _tables_of(resolved, done, shape, count):
         began = time.perf_counter()
         rows = decode(table, settings).to_pylist()
         seconds += time.perf_counter() - began
@@ -388,16 +388,16 @@ def sample_groups(intent: Intent, done: Container[bytes], shape: GroupShape, cou
 
 
 def _tables_of(
-    intent: Intent, done: Container[bytes], shape: GroupShape, count: int
+    resolved: ResolvedJob, done: Container[bytes], shape: GroupShape, count: int
 ) -> Iterator[pa.Table]:
     """Work rows of a shape with equal parameters, `count` at a time."""
     schema = work_schema(pa.schema([]))
     parameters: EditParameters | None = None
     waiting: list[pa.Table] = []
-    for groups, carried in intent.groups(Problems()):
+    for groups, carried in resolved.groups(Problems()):
         for group in groups:
             left = sum(identity not in done for identity, _ in group.edits)
-            if not left or shape_of(intent, group, left) != shape:
+            if not left or shape_of(group, left) != shape:
                 continue
             parameters = parameters or group.source.parameters
             if group.source.parameters == parameters:

@@ -19,7 +19,7 @@ from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.plan.group_shape import GroupShape
 from pipeline.plan.plan import AllBut, Plan
-from pipeline.plan.resolved_job import Intent, understand
+from pipeline.plan.resolved_job import ResolvedJob, resolve_job
 
 _log = logging.getLogger(__name__)
 
@@ -68,22 +68,24 @@ def price(
         ProbeError: there is no such probe; the file of probes is damaged; no source can be read.
         CheckpointError: the model cannot be loaded here. ResourceError: this machine is too small.
     """
-    intent, shape = understand(job), typical_shape(plan)
+    resolved, shape = resolve_job(job), typical_shape(plan)
     dtype = job.model.dtype
     if device is not None:
-        found = store.of_device(device, probe_key(intent, dtype, shape), dtype)
+        found = store.of_device(device, probe_key(resolved, dtype, shape), dtype)
         pool = _pool_elsewhere(job, plan, found.device_type)
-        return Price(_workload(intent, plan, pool), found, is_measured_now=False)
+        return Price(_workload(resolved, plan, pool), found, is_measured_now=False)
     here = choose_device(job.model.device)
     is_local = job.resources.ray_address is None and job.resources.pools is None
     pool = _pool_here(job, plan) if is_local else _pool_elsewhere(job, plan, here.type)
-    key = probe_key(intent, choose_dtype_name(dtype, here.type), shape)
+    key = probe_key(resolved, choose_dtype_name(dtype, here.type), shape)
     threads = pool.threads_per_actor if here.type == "cpu" else None
     found_here = None if measure else store.find(device_name(here), key, dtype, threads)
-    probe = found_here or take_probe(intent, _left_out(plan, ledger), shape, pool, seconds=seconds)
+    probe = found_here or take_probe(
+        resolved, _left_out(plan, ledger), shape, pool, seconds=seconds
+    )
     if found_here is None:
         _keep(store, probe)
-    work = _workload(intent, plan, pool)
+    work = _workload(resolved, plan, pool)
     if is_local and here.type == "cpu":
         work = replace(work, leaves_no_core=leaves_no_core(pool, this_machine()))
     return Price(work, probe, is_measured_now=found_here is None)
@@ -139,8 +141,8 @@ def _sized(job: Job, plan: Plan, node: Node, device: str) -> Pool:
     )
 
 
-def _workload(intent: Intent, plan: Plan, pool: Pool) -> Workload:
-    job = intent.job
+def _workload(resolved: ResolvedJob, plan: Plan, pool: Pool) -> Workload:
+    job = resolved.job
     return Workload(
         shapes=plan.shapes,
         groups_per_block=pool.groups_per_block,
@@ -150,15 +152,15 @@ def _workload(intent: Intent, plan: Plan, pool: Pool) -> Workload:
         keep_source=job.images.keep_source,
         is_judged=job.judge is not None,
         speed=job.edit.speed,
-        other_speeds=_other_speeds(intent),
+        other_speeds=_other_speeds(resolved),
     )
 
 
-def _other_speeds(intent: Intent) -> dict[Speed, float]:
+def _other_speeds(resolved: ResolvedJob) -> dict[Speed, float]:
     """Steps at each other speed, as a share of the job's own; none where those are the same."""
-    edit, now = intent.job.edit, intent.parameters.steps
+    edit, now = resolved.job.edit, resolved.parameters.steps
     steps = {
-        speed: edit.model_copy(update={"speed": speed}).resolve(intent.recommended).steps
+        speed: edit.model_copy(update={"speed": speed}).resolve(resolved.recommended).steps
         for speed in SPEEDS
     }
     return {speed: count / now for speed, count in steps.items() if count != now}

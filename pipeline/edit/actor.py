@@ -1,4 +1,4 @@
-"""Third station: one model per actor. Inverts a source once, edits it with all its prompts, has
+"""Editing blocks: one model per actor. Inverts a source once, edits it with all its prompts, has
 the edits judged, writes.
 
 `EditActor` is a plain class, so it runs as well without Ray. It takes one block of decoded work
@@ -18,28 +18,27 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import torch
 
-from fpe_core import CheckpointError, load_checkpoint
-from fpe_core.judging.reproduction import ReproductionLimits
-from pipeline.edit.attempt import Result, edit_id_of, write_failed
+from fpe_core import CheckpointError, Editor, load_checkpoint
+from fpe_core.device import usable_cores
+from fpe_core.judging.reconstruction import ReconstructionLimits
+from pipeline.edit.attempt import Result, UnmadeEdit, write_failed
 from pipeline.edit.block import BlockEditor
 from pipeline.edit.metadata_rows import FileNames, MetadataRows
 from pipeline.edit.model_sharing import ModelThread, ThisThread
 from pipeline.edit.no_editor import NoEditor
 from pipeline.edit.phase_clock import ClockedEditor, ModelTime
-from pipeline.edit.settings import EditSettings
+from pipeline.edit.results import ResultWriter
+from pipeline.edit.settings import WORKER_FIELD, EditSettings
 from pipeline.errors import LeaseError
-from pipeline.judge.gate import ReproductionGate
+from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Judge, with_edit_types
 from pipeline.judge.regions import with_boxes
 from pipeline.ledger.outcome import EditOutcome, FailureCode, outcomes_table
 from pipeline.read.group import Group
 from pipeline.storage.folder import Folder
-from pipeline.supervision.supervisor import Orders, Oversight, StationFigures, Unwatched
+from pipeline.supervision.supervisor import Orders, Oversight, StageFigures, Unwatched
 from pipeline.write.metadata import carried_columns
 from pipeline.write.part import PartWriter, part_name
-
-WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
-"""Which process made the edit: host:pid. The driver counts with it; the ledger does not keep it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class EditedBlock:
     """OUTCOME_SCHEMA and the worker, one row per edit, and what they cost."""
 
     outcomes: pa.Table
-    figures: StationFigures
+    figures: StageFigures
 
 
 class EditActor:
@@ -77,8 +76,8 @@ class EditActor:
         self._folder = Folder.open(settings.output, settings.storage_options)
         self._models = ThisThread() if thread is None else thread
         self._editor, self._judge = self._models.run(self._load)
-        limits = ReproductionLimits() if settings.judge is None else settings.judge.reproduction
-        self._gate = ReproductionGate(self._editor, limits)
+        limits = ReconstructionLimits() if settings.judge is None else settings.judge.reconstruction
+        self._gate = ReconstructionGate(self._editor, limits)
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
         self._judging = self._thread_of_judge()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -86,16 +85,19 @@ class EditActor:
     def _load(self) -> tuple[ClockedEditor | NoEditor, Judge | None]:
         settings = self._settings
         if settings.threads is not None:
-            torch.set_num_threads(min(settings.threads, _usable_cores()))
-        editor = _load_editor(settings, self._models) if settings.makes_edits else NoEditor()
+            torch.set_num_threads(min(settings.threads, usable_cores()))
+        if not settings.makes_edits:
+            return NoEditor(), None  # a job without an editor has no judge
+        editor = _load_editor(settings, self._models)
         if settings.judge is None:
             return editor, None
-        return editor, Judge(settings.judge, editor.checkpoint.device, settings.memory_share)
+        return editor, Judge(settings.judge, editor.device, settings.memory_share)
 
     def _thread_of_judge(self) -> Executor:
         """One of its own; but on a CPU no second one that has a team (`model_thread`)."""
-        if self._judge is not None and self._settings.threads != 1:
-            devices = self._editor.checkpoint.device, self._judge.models.device
+        editor, judge = self._editor, self._judge
+        if self._settings.threads != 1 and judge is not None and isinstance(editor, ClockedEditor):
+            devices = editor.device, judge.models.device
             if all(device.type == "cpu" for device in devices):
                 return self._models
         return ThreadPoolExecutor(1, thread_name_prefix="judge")
@@ -123,7 +125,7 @@ class EditActor:
     ) -> EditedBlock:
         """The outcomes of a block and the worker, and what they cost.
 
-        What comes back as accepted is on the storage and in the part's metadata. In a run that is
+        What is returned as accepted is on the storage and in the part's metadata. In a run that is
         being stopped nothing is made and nothing returned. `done_with_model` is called, from then
         on another thread may call this; not for a block that is made with care.
         """
@@ -151,18 +153,15 @@ class EditActor:
         if finished is not None:
             writer.finish_rejected()
             return EditedBlock(finished, {})
-        editor = BlockEditor(
-            self._editor,
+        results_to = ResultWriter(
             writer,
             fingerprint=settings.checkpoint_fingerprint,
             keep_source=settings.layout.keep_source,
-            gate=self._gate,
-            judge=self._judge,
-            judging=self._judging,
             keeps_rejected=keeps_rejected,
             annotations=settings.annotations,
             makes_edits=settings.makes_edits,
         )
+        editor = self._block_editor(results_to)
         with ModelTime(self._editor, oversight) as spent:
 
             def hand_over() -> None:
@@ -171,7 +170,7 @@ class EditActor:
 
             results = _results(block.groups, editor, oversight, hand_over)
         place = {edit_id: number for number, edit_id in enumerate(planned)}
-        results.sort(key=lambda result: place[edit_id_of(result)])
+        results.sort(key=lambda result: place[result.edit.key.edit_id])
         outcomes = self._finish(writer, results, block.carried, oversight)
         phases = {f"{name}_seconds": s for name, s in spent.seconds.items()}
         edited = {"rows": len(planned), "seconds": editor.model_seconds, **phases}
@@ -181,6 +180,16 @@ class EditActor:
         if self._judge is not None:
             figures["judge"] = self._judge.take_figures()
         return EditedBlock(outcomes, figures)
+
+    def _block_editor(self, results: ResultWriter) -> BlockEditor:
+        return BlockEditor(
+            self._editor,
+            results,
+            self._gate,
+            judge=self._judge,
+            judging=self._judging,
+            makes_edits=self._settings.makes_edits,
+        )
 
     def _finish(
         self,
@@ -193,9 +202,6 @@ class EditActor:
         rows = MetadataRows(self._settings)
         outcomes: list[EditOutcome] = []
         for made in results:
-            if isinstance(made, EditOutcome):
-                outcomes.append(made)
-                continue
             try:
                 names = FileNames.of(made)
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
@@ -217,17 +223,12 @@ class EditActor:
         except LeaseError:
             raise  # no row is to blame, and nothing of ours may be written here any more
         except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
-            unwritten = {edit_id_of(made): made for made in results}
+            unwritten = {made.edit.key.edit_id: made for made in results}
             return outcomes_table(
-                _unwritten(unwritten[o.edit_id], error) if o.part else o for o in outcomes
+                write_failed(unwritten[o.edit_id], error) if o.part else o for o in outcomes
             )
         writer.finish_rejected()
         return table
-
-
-def _unwritten(made: Result, error: Exception) -> EditOutcome:
-    assert not isinstance(made, EditOutcome)  # these have no part
-    return write_failed(made, error)
 
 
 def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> ClockedEditor:
@@ -246,12 +247,12 @@ def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> Cl
             f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
             "the same files, or name a revision"
         )
-    return ClockedEditor(
+    editor = Editor(
         checkpoint,
         max_rows=settings.max_rows,
         memory_share=settings.memory_share,
-        thread=thread,
     )
+    return ClockedEditor(editor, thread)
 
 
 def _results(
@@ -266,7 +267,9 @@ def _results(
     results: list[Result] = []
     for group in groups:
         if group.failure:
-            results.extend(e.key.failed(group.failure, group.message) for e in group.edits)
+            results.extend(
+                UnmadeEdit.failed(group, edit, group.failure, group.message) for edit in group.edits
+            )
     sound = [group for group in groups if not group.failure]
     buckets = [[group] for group in sound] if orders.is_careful else _buckets(sound)
     for bucket in buckets:
@@ -299,15 +302,8 @@ def _buckets(groups: Sequence[Group]) -> list[list[Group]]:
 def _files_of(results: Sequence[Result]) -> Iterator[Future[str]]:
     """The writes that are on their way."""
     for made in results:
-        if not isinstance(made, EditOutcome):
-            if made.edited_file is not None:
-                yield made.edited_file
-            if made.source_file is not None:
-                yield made.source_file
-            yield from made.mask_files
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        if made.edited_file is not None:
+            yield made.edited_file
+        if made.source_file is not None:
+            yield made.source_file
+        yield from made.mask_files

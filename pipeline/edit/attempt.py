@@ -1,4 +1,4 @@
-"""What the model made of an edit, try by try, and the outcome that comes of it."""
+"""What the model made of an edit, attempt by attempt, and the outcome that follows from it."""
 
 from __future__ import annotations
 
@@ -6,32 +6,48 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from PIL import Image
 
 from fpe_core import Edit, EditParameters, FPEError, Inversion, SyntheticSources
 from fpe_core.device import is_out_of_memory
-from fpe_core.judging.reproduction import Reproduction
-from fpe_core.judging.rules import RejectReason, Verdict
+from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
 from pipeline.errors import RowError
 from pipeline.judge.judge import Judged
 from pipeline.judge.regions import Annotated
-from pipeline.ledger.outcome import EditOutcome, FailureCode, TryRecord
+from pipeline.ledger.outcome import AttemptRecord, EditOutcome, FailureCode
 from pipeline.read.group import Group, PlannedEdit
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What the model spent: UNet rows, and seconds of its time."""
+
+    unet_rows: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.unet_rows + other.unet_rows, self.seconds + other.seconds)
+
+    def __truediv__(self, shares: int) -> Cost:
+        return Cost(self.unet_rows / shares, self.seconds / shares)
+
+
+@dataclass(frozen=True)
 class PreparedSources:
-    """Groups ready to be edited: what each has cost so far, and how well it comes back unedited
-    (None where no gate asks)."""
+    """Groups ready to be edited.
+
+    Attributes:
+        cost_each: what each has cost so far.
+        autoencoder_psnr_db: of each, as the gate measured it; None where no gate asks.
+    """
 
     groups: tuple[Group, ...]
     start: Inversion | SyntheticSources
-    unet_rows_each: float
-    seconds_each: float
-    reproductions: tuple[Reproduction | None, ...]
+    cost_each: Cost
+    autoencoder_psnr_db: tuple[float | None, ...]
 
     def select(self, indices: Sequence[int]) -> PreparedSources:
         """Some of them, in the given order."""
@@ -39,7 +55,7 @@ class PreparedSources:
         return replace(
             self,
             groups=tuple(self.groups[i] for i in indices),
-            reproductions=tuple(self.reproductions[i] for i in indices),
+            autoencoder_psnr_db=tuple(self.autoencoder_psnr_db[i] for i in indices),
             start=start.select(indices)
             if isinstance(start, Inversion)
             else replace(
@@ -53,22 +69,21 @@ class PreparedSources:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try of an edit.
+    """One attempt at an edit.
 
     Attributes:
         source: the picture it was made from, as the model saw it.
         notes: what the text encoder did not see, "" if it saw everything.
-        unet_rows, seconds: its own share; the first try's has the source's share in it.
+        cost: its own share; that of attempt 1 includes a share of the source's.
         judged: what the judge says, or why it cannot; None where it was not asked.
-        trouble: why a further try is none: not finite, or not to be judged.
+        trouble: why a retry does not count: it is not finite, or could not be judged.
     """
 
     parameters: EditParameters
     made: Edit
     source: Image.Image
     notes: str
-    unet_rows: float
-    seconds: float
+    cost: Cost
     judged: Judged | Exception | None = None
     trouble: str = ""
 
@@ -77,49 +92,53 @@ class Attempt:
         """Why it was rejected; None where it was not, or nobody could say."""
         return self.judged.verdict.reason if isinstance(self.judged, Judged) else None
 
-    def to_record(self) -> TryRecord:
+    def to_record(self) -> AttemptRecord:
         judged = self.judged if isinstance(self.judged, Judged) else None
         said = self.trouble if judged is None else judged.verdict.message
-        return TryRecord(
+        return AttemptRecord(
             parameters=json.dumps(self.parameters.to_dict(), sort_keys=True),
-            reason=TryRecord.FAILED if judged is None else judged.verdict.reason or "",
+            reason=AttemptRecord.FAILED if judged is None else judged.verdict.reason or "",
             message="; ".join(note for note in (said, self.notes) if note),
-            unet_rows=self.unet_rows,
-            seconds=self.seconds,
+            unet_rows=self.cost.unet_rows,
+            seconds=self.cost.seconds,
             scores=EditScores() if judged is None else judged.scores,
         )
 
 
 @dataclass(frozen=True)
-class TriedEdit:
-    """An edit and its tries so far. `source` is the place of its group among the sources of the
-    call; `trouble` says why a further try came to nothing."""
+class AttemptedEdit:
+    """An edit and its attempts so far.
+
+    Attributes:
+        source: the place of its group among the sources of the call.
+        trouble: why the latest retry does not count.
+    """
 
     group: Group
     source: int
     edit: PlannedEdit
     attempts: tuple[Attempt, ...]
-    reproduction: Reproduction | None = None
+    autoencoder_psnr_db: float | None = None
     trouble: str = ""
 
     @property
     def kept(self) -> Attempt:
-        """The accepted try; without one the first, which is what was asked for."""
+        """The accepted attempt; without one attempt 1, which is what was asked for."""
         latest = self.attempts[-1]
         return self.attempts[0] if latest.reason or latest.trouble else latest
 
-    def with_attempt(self, attempt: Attempt) -> TriedEdit:
+    def with_attempt(self, attempt: Attempt) -> AttemptedEdit:
         return replace(self, attempts=(*self.attempts, attempt))
 
-    def with_trouble(self, why: str) -> TriedEdit:
-        return replace(self, trouble=f"no further try: {why}")
+    def with_trouble(self, why: str) -> AttemptedEdit:
+        return replace(self, trouble=f"a retry failed: {why}")
 
 
 @dataclass(frozen=True)
 class MadeEdit:
     """An edit on its way to the storage; a rejected one may have no file."""
 
-    tried: TriedEdit
+    tried: AttemptedEdit
     edited_file: Future[str] | None
     source_file: Future[str] | None
     annotated: Annotated | None = None
@@ -140,20 +159,13 @@ class MadeEdit:
         return judged
 
     @property
-    def unet_rows(self) -> float:
-        return sum(attempt.unet_rows for attempt in self.tried.attempts)
-
-    @property
-    def seconds(self) -> float:
-        return sum(attempt.seconds for attempt in self.tried.attempts)
+    def cost(self) -> Cost:
+        """Of all attempts together."""
+        return sum((attempt.cost for attempt in self.tried.attempts), Cost())
 
     @property
     def parameters(self) -> EditParameters:
         return self.tried.kept.parameters
-
-    @property
-    def reproduction(self) -> Reproduction | None:
-        return self.tried.reproduction
 
     @property
     def is_rejected(self) -> bool:
@@ -169,7 +181,7 @@ class MadeEdit:
 
         `part` is the folder of its files, "" where it has none.
         """
-        judged, attempts = self.judged, self.tried.attempts
+        judged, attempts, cost = self.judged, self.tried.attempts, self.cost
         scores = judged.scores if judged else None
         source = f"{part}/{source_name}" if source_name else ""
         tries = tuple(each.to_record() for each in attempts) if len(attempts) > 1 else ()
@@ -179,11 +191,11 @@ class MadeEdit:
                 edited_file_name=f"{part}/{edited_name}",
                 source_file_name=source,
                 scores=scores,
-                reproduction=self.tried.reproduction,
+                autoencoder_psnr_db=self.tried.autoencoder_psnr_db,
                 message=self.notes,
                 tries=tries,
-                unet_rows=self.unet_rows,
-                seconds=self.seconds,
+                unet_rows=cost.unet_rows,
+                seconds=cost.seconds,
             )
         return self.edit.key.rejected(
             judged.verdict.reason,
@@ -192,30 +204,46 @@ class MadeEdit:
             edited_file_name=f"{part}/{edited_name}" if edited_name else "",
             source_file_name=source,
             scores=scores,
-            reproduction=self.tried.reproduction,
+            autoencoder_psnr_db=self.tried.autoencoder_psnr_db,
             tries=tries,
-            unet_rows=self.unet_rows,
-            seconds=self.seconds,
+            unet_rows=cost.unet_rows,
+            seconds=cost.seconds,
         )
 
 
 @dataclass(frozen=True)
 class UnmadeEdit:
-    """An edit of a source that does not come back: rejected, and never made."""
+    """An edit without a picture: its source was refused by the gate, or something failed.
+
+    Attributes:
+        reason: a RejectReason of a source that was refused, a FailureCode otherwise.
+        cost: what was spent on it all the same.
+        source_file: the refused source on its way to the storage.
+    """
 
     group: Group
     edit: PlannedEdit
-    verdict: Verdict
-    reproduction: Reproduction | None
-    unet_rows: float
-    seconds: float
-    source_file: Future[str] | None
+    reason: RejectReason | FailureCode
+    message: str
+    cost: Cost = Cost()
+    autoencoder_psnr_db: float | None = None
+    source_file: Future[str] | None = None
 
     edited_file: ClassVar[None] = None
     mask_files: ClassVar[tuple[Future[str], ...]] = ()
     judged: ClassVar[None] = None
     annotated: ClassVar[None] = None
-    is_rejected: ClassVar = True
+
+    @classmethod
+    def failed(
+        cls, group: Group, edit: PlannedEdit, code: str, message: str, cost: Cost | None = None
+    ) -> Self:
+        """Raises ValueError for a code outside FailureCode. `cost` None: it cost nothing."""
+        return cls(group, edit, FailureCode(code), message, cost or Cost())
+
+    @property
+    def is_rejected(self) -> bool:
+        return isinstance(self.reason, RejectReason)
 
     @property
     def parameters(self) -> EditParameters:
@@ -223,80 +251,42 @@ class UnmadeEdit:
         return self.group.parameters
 
     def outcome(self, part: str, edited_name: str, source_name: str) -> EditOutcome:
-        assert self.verdict.reason is not None
+        """Rejected or failed. `part` is the folder of its files, "" where it has none."""
+        rows, seconds = self.cost.unet_rows, self.cost.seconds
+        if isinstance(self.reason, FailureCode):
+            return self.edit.key.failed(self.reason, self.message, unet_rows=rows, seconds=seconds)
         return self.edit.key.rejected(
-            self.verdict.reason,
-            "; ".join(note for note in (self.verdict.message, self.group.message) if note),
+            self.reason,
+            "; ".join(note for note in (self.message, self.group.message) if note),
             part=part,
             edited_file_name=f"{part}/{edited_name}" if edited_name else "",
             source_file_name=f"{part}/{source_name}" if source_name else "",
-            reproduction=self.reproduction,
-            unet_rows=self.unet_rows,
-            seconds=self.seconds,
+            autoencoder_psnr_db=self.autoencoder_psnr_db,
+            unet_rows=rows,
+            seconds=seconds,
         )
 
 
-Result = MadeEdit | UnmadeEdit | EditOutcome
+Result = MadeEdit | UnmadeEdit
 
 
-def write_failed(edit: MadeEdit | UnmadeEdit, error: Exception) -> EditOutcome:
+def write_failed(made: Result, error: Exception) -> EditOutcome:
     """The outcome of an edit whose files or metadata could not be written."""
-    return edit.edit.key.failed(
-        FailureCode.WRITE_FAILED, str(error), unet_rows=edit.unet_rows, seconds=edit.seconds
-    )
+    return UnmadeEdit.failed(
+        made.group, made.edit, FailureCode.WRITE_FAILED, str(error), made.cost
+    ).outcome("", "", "")
 
 
-def edit_id_of(result: Result) -> bytes:
-    return result.edit_id if isinstance(result, EditOutcome) else result.edit.key.edit_id
-
-
-def failed(edit: PlannedEdit, error: Exception, unet_rows: float = 0.0) -> EditOutcome:
-    """The outcome of an edit that the model, or something around it, raised for."""
-    code = _code_of(error, FailureCode.WORKER_DIED)
-    return edit.key.failed(code, told(error), unet_rows=unet_rows)
-
-
-def unjudged(
-    edit: PlannedEdit, error: Exception, unet_rows: float, of: str = "the judge"
-) -> EditOutcome:
-    """The outcome of an edit that was made and could not be judged, nor its boxes and masks."""
-    code = _code_of(error, FailureCode.JUDGE_FAILED)
-    return edit.key.failed(code, told(error, of), unet_rows=unet_rows)
-
-
-def _code_of(error: Exception, otherwise: FailureCode) -> str:
+def code_of(error: Exception, otherwise: FailureCode = FailureCode.WORKER_DIED) -> str:
+    """The failure code of an error; `otherwise` for one that has none."""
     code = error.code if isinstance(error, FPEError | RowError) else ""
     return FailureCode.OUT_OF_MEMORY if is_out_of_memory(error) else code or otherwise
 
 
-def told(error: Exception, of: str = "the model") -> str:
-    """What an error says; of one that is none of ours, its kind as well."""
+def message_of(error: Exception, raised_by: str = "the model") -> str:
+    """The message of an error; if it is not one of ours, with its kind and what raised it."""
     is_ours = isinstance(error, FPEError | RowError) or is_out_of_memory(error)
-    return str(error) if is_ours else f"{of} raised {type(error).__name__}: {error}"
-
-
-def not_finite(tried: TriedEdit) -> EditOutcome:
-    first = tried.attempts[0]
-    return tried.edit.key.failed(
-        FailureCode.NAN_LATENT,
-        "latent or picture is not finite; try float32 or a lower guidance_scale",
-        unet_rows=first.unet_rows,
-        seconds=first.seconds,
-    )
-
-
-def diverged(sources: PreparedSources, index: int) -> list[EditOutcome]:
-    """The outcomes of a source whose inversion is not finite."""
-    group = sources.groups[index]
-    return [
-        edit.key.failed(
-            FailureCode.INVERSION_DIVERGED,
-            "the inversion of the source is not finite; try float32 or more steps",
-            unet_rows=sources.unet_rows_each / len(group.edits),
-            seconds=sources.seconds_each / len(group.edits),
-        )
-        for edit in group.edits
-    ]
+    return str(error) if is_ours else f"{raised_by} raised {type(error).__name__}: {error}"
 
 
 def truncation_notes(start: Inversion | SyntheticSources, index: int, made: Edit) -> str:

@@ -1,8 +1,8 @@
-"""The groups of one block through the model: inverted, edited, judged, tried again, written.
+"""The calls of the editor for one block: which edits go into each, and which are attempted again.
 
 The model's thread never waits for the judge of the call it has just made: a call is judged, on a
-thread of its own, while the next one is edited. Then its rejected edits are tried again along the
-ladder, from the same inversions, and what is kept goes to the writer's threads.
+thread of its own, while the next one is edited. Then its rejected edits are attempted again along
+the retry ladder, from the same inversions, and the results go to `ResultWriter`.
 
 If a call raises, it is halved until the edit that caused it stands alone, and that edit alone
 fails. What no row is to blame for (a device gone for good, parameters that do not fit the model) is
@@ -18,32 +18,26 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from fpe_core import Editor, EditParameters, Inversion, ParameterError
+from fpe_core import EditParameters, Inversion, ParameterError
 from fpe_core.device import DEVICE_FAILED
-from fpe_core.judging.reproduction import Reproduction
 from pipeline.edit.attempt import (
     Attempt,
-    MadeEdit,
+    AttemptedEdit,
+    Cost,
     PreparedSources,
     Result,
-    TriedEdit,
     UnmadeEdit,
-    diverged,
-    failed,
-    not_finite,
-    told,
+    code_of,
+    message_of,
     truncation_notes,
-    unjudged,
 )
+from pipeline.edit.image_editor import ImageEditor
 from pipeline.edit.no_editor import NOT_EDITED
-from pipeline.judge.gate import ReproductionGate
+from pipeline.edit.results import ResultWriter
+from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Candidate, Judge, Judged
-from pipeline.judge.regions import Annotated, SourceRegions, annotate, look_at_source
-from pipeline.ledger.outcome import EditOutcome
-from pipeline.manifest.annotations import AnnotationSettings
+from pipeline.ledger.outcome import FailureCode
 from pipeline.read.group import Group, PlannedEdit
-from pipeline.write.part import PartWriter
-from pipeline.write.provenance import edit_packet, synthetic_source_packet
 
 _T = TypeVar("_T")
 EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
@@ -60,40 +54,39 @@ class _Call:
     """One call of the editor; `verdicts` come, one for each of `tried`."""
 
     sources: PreparedSources
-    tried: tuple[TriedEdit, ...]
+    tried: tuple[AttemptedEdit, ...]
     verdicts: Future[list[_Verdict]] | None
 
 
 class BlockEditor:
-    """Makes the edits of one block. Used by one thread."""
+    """Chooses the calls of the editor for one block. Used by one thread.
+
+    What goes into a call, what is tried again after a call raised, and which attempt follows a
+    rejection is decided here; what becomes of the results, by `ResultWriter`.
+    """
 
     def __init__(
         self,
-        editor: Editor,
-        writer: PartWriter,
+        editor: ImageEditor,
+        results: ResultWriter,
+        gate: ReconstructionGate,
         *,
-        fingerprint: str,
-        keep_source: bool,
-        gate: ReproductionGate,
         judge: Judge | None = None,
         judging: Executor | None = None,
-        keeps_rejected: bool = True,
-        annotations: AnnotationSettings | None = None,
         makes_edits: bool = True,
     ) -> None:
-        """`judging` has one thread: models are not for two at a time. `makes_edits`: False for a
-        `NoEditor`, whose pictures must not say that a model made them."""
+        """
+        Args:
+            judging: has one thread, since models are not for two at a time; given with `judge`.
+            makes_edits: False for a `NoEditor`.
+        """
         self._editor = editor
-        self._writer = writer
-        self._fingerprint = fingerprint
-        self._keep_source = keep_source
+        self._results = results
         self._gate = gate
-        self._keeps_rejected = keeps_rejected
-        self._annotations = annotations
-        self._makes_edits = makes_edits
         self._judge = judge
         self._ladder = judge.settings.ladder if judge is not None else None
         self._judging = judging
+        self._makes_edits = makes_edits
         self.model_seconds = 0.0
         """What the editor took so far."""
 
@@ -112,63 +105,60 @@ class BlockEditor:
             if waiting is not None:
                 yield from self._settle(waiting)
             waiting = call
-        if self._ladder is None:  # else a verdict may ask for further tries
+        if self._ladder is None:  # else a verdict may ask for another attempt
             done_with_model()
         if waiting is not None:
             yield from self._settle(waiting)
         done_with_model()
 
-    def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit | EditOutcome]:
+    def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit]:
         """Every group inverted and edited once; outcomes of what failed or is not to be made."""
         try:
-            known = self._look_at(groups)
-            let_in = [i for i, each in enumerate(known) if self._gate.verdict(each).is_accepted]
-            prepared = [(groups[i], known[i]) for i in let_in]
+            measured = self._measure(groups)
+            let_in = [i for i, each in enumerate(measured) if self._gate.verdict(each).is_accepted]
+            prepared = [(groups[i], measured[i]) for i in let_in]
             sources = self._prepare(*zip(*prepared, strict=True)) if prepared else None
         except _NO_ROWS_FAULT:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, only the guilty group fails
             if len(groups) == 1:
-                yield from (failed(edit, error) for edit in groups[0].edits)
+                (group,) = groups
+                for edit in group.edits:
+                    yield UnmadeEdit.failed(group, edit, code_of(error), message_of(error))
                 return
             for half in _halves(groups):
                 yield from self._calls(half)
             return
         for index in sorted({*range(len(groups))} - {*let_in}):
-            yield from self._rejected_unmade(groups[index], known[index])
+            psnr_db = measured[index]
+            yield from self._results.refuse(groups[index], self._gate.verdict(psnr_db), psnr_db)
         if sources is None:
             return
         sound = []
-        for index, outcomes in enumerate(self._unsound(sources)):
-            yield from outcomes
-            if not outcomes:
+        for index, group in enumerate(sources.groups):
+            if not isinstance(sources.start, Inversion) or not sources.start.diverged[index]:
                 sound.append(index)
+                continue
+            for edit in group.edits:
+                yield UnmadeEdit.failed(
+                    group,
+                    edit,
+                    FailureCode.INVERSION_DIVERGED,
+                    "the inversion of the source is not finite; try float32 or more steps",
+                    sources.cost_each / len(group.edits),
+                )
         sizes = [len(group.edits) for group in sources.groups]
         for indices in call_by_call(sizes, sound):
-            yield from self._first_tries(sources.select(indices))
+            yield from self._first_attempts(sources.select(indices))
 
-    def _unsound(self, sources: PreparedSources) -> Iterator[Sequence[UnmadeEdit | EditOutcome]]:
-        """Of each source the outcomes, where its inversion diverged or does not come back."""
-        start = sources.start
-        for index, (group, found) in enumerate(
-            zip(sources.groups, sources.reproductions, strict=True)
-        ):
-            if isinstance(start, Inversion) and start.diverged[index]:
-                yield diverged(sources, index)
-            elif self._gate.verdict(found).is_accepted:
-                yield ()
-            else:
-                costs = (sources.unet_rows_each, sources.seconds_each)
-                yield list(self._rejected_unmade(group, found, *costs))
-
-    def _look_at(self, groups: Sequence[Group]) -> list[Reproduction | None]:
+    def _measure(self, groups: Sequence[Group]) -> list[float | None]:
         began = time.monotonic()
-        known = self._gate.look_at(groups)
+        measured = self._gate.measure(groups)
         self.model_seconds += time.monotonic() - began
-        return known
+        return measured
 
     def _prepare(
-        self, groups: Sequence[Group], known: Sequence[Reproduction | None]
+        self, groups: Sequence[Group], measured: Sequence[float | None]
     ) -> PreparedSources:
         """Real sources are inverted, all together; synthetic ones cost nothing yet."""
         began, parameters = time.monotonic(), groups[0].parameters
@@ -176,46 +166,19 @@ class BlockEditor:
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
-            return PreparedSources(tuple(groups), start, 0.0, 0.0, reproductions=tuple(known))
+            return PreparedSources(tuple(groups), start, Cost(), tuple(measured))
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
-        reproductions, probe_rows = self._gate.measure(inversion, known)
         seconds = time.monotonic() - began
         self.model_seconds += seconds
         return PreparedSources(
             tuple(groups),
             inversion,
-            unet_rows_each=(inversion.unet_rows + probe_rows) / len(groups),
-            seconds_each=seconds / len(groups),
-            reproductions=reproductions,
+            cost_each=Cost(inversion.unet_rows, seconds) / len(groups),
+            autoencoder_psnr_db=tuple(measured),
         )
 
-    def _rejected_unmade(
-        self,
-        group: Group,
-        found: Reproduction | None,
-        unet_rows: float = 0.0,
-        seconds: float = 0.0,
-    ) -> Iterator[UnmadeEdit]:
-        """The edits of a source that does not come back: rejected, and never made. The source is
-        written where rejected edits are, so that somebody can look at it."""
-        source_file = None
-        if self._keep_source and self._keeps_rejected and group.image is not None:
-            source_file = self._writer.put_source(
-                group.stem, group.source_id, group.image, is_rejected=True
-            )
-        for edit in group.edits:
-            yield UnmadeEdit(
-                group,
-                edit,
-                self._gate.verdict(found),
-                found,
-                unet_rows=unet_rows / len(group.edits),
-                seconds=seconds / len(group.edits),
-                source_file=source_file,
-            )
-
-    def _first_tries(self, sources: PreparedSources) -> Iterator[_Call | EditOutcome]:
+    def _first_attempts(self, sources: PreparedSources) -> Iterator[_Call | UnmadeEdit]:
         asked = [
             (index, edit) for index, group in enumerate(sources.groups) for edit in group.edits
         ]
@@ -223,16 +186,15 @@ class BlockEditor:
         answers = self._attempts(sources, asked, sources.groups[0].parameters)
         for (index, edit), attempt in zip(asked, answers, strict=True):
             group = sources.groups[index]
-            rows, seconds = (
-                each / len(group.edits) for each in (sources.unet_rows_each, sources.seconds_each)
-            )
+            of_source = sources.cost_each / len(group.edits)
             if isinstance(attempt, Exception):
-                yield failed(edit, attempt, rows)
+                code, message = code_of(attempt), message_of(attempt)
+                yield UnmadeEdit.failed(group, edit, code, message, of_source)
                 continue
-            first = replace(
-                attempt, unet_rows=attempt.unet_rows + rows, seconds=attempt.seconds + seconds
+            first = replace(attempt, cost=attempt.cost + of_source)
+            tried.append(
+                AttemptedEdit(group, index, edit, (first,), sources.autoencoder_psnr_db[index])
             )
-            tried.append(TriedEdit(group, index, edit, (first,), sources.reproductions[index]))
         if tried:
             yield _Call(sources, tuple(tried), self._judge_later(tried))
 
@@ -270,15 +232,14 @@ class BlockEditor:
                 notes=truncation_notes(chosen.start, place, made)
                 if self._makes_edits
                 else NOT_EDITED,
-                unet_rows=result.unet_rows / len(asked),
-                seconds=seconds / len(asked),
+                cost=Cost(result.unet_rows, seconds) / len(asked),
             )
             for place, of_source in enumerate(result.edits)
             for made in of_source
         ]
 
-    def _judge_later(self, tried: Sequence[TriedEdit]) -> Future[list[_Verdict]] | None:
-        """The verdicts on the latest tries; None without a judge. None for what is not finite."""
+    def _judge_later(self, tried: Sequence[AttemptedEdit]) -> Future[list[_Verdict]] | None:
+        """Verdicts on the latest attempts, None for what is not finite; None without a judge."""
         judge = self._judge
         if judge is None or self._judging is None:
             return None
@@ -296,24 +257,29 @@ class BlockEditor:
         return self._judging.submit(verdicts)
 
     def _settle(self, call: _Call) -> Iterator[Result]:
-        """Verdicts, further tries, and the files."""
+        """The results of a call, once it is judged and its rejected edits are attempted again."""
         tried = list(call.tried)
         if call.verdicts is not None:
             tried = _with_verdicts(tried, call.verdicts.result())
-            tried = self._try_again(call.sources, tried)
-        yield from self._write(tried)
+            tried = self._retry(call.sources, tried)
+        yield from self._results.write(tried)
 
-    def _try_again(self, sources: PreparedSources, tried: Sequence[TriedEdit]) -> list[TriedEdit]:
-        """Rejected edits go up the ladder, those with equal parameters together, until it ends."""
+    def _retry(
+        self, sources: PreparedSources, tried: Sequence[AttemptedEdit]
+    ) -> list[AttemptedEdit]:
+        """Rejected edits are attempted again along the ladder, until each is accepted or it ends.
+
+        Those with equal parameters go into one call.
+        """
         result = list(tried)
-        while again := self._next_rungs(result):
+        while again := self._next_attempts(result):
             for parameters, places in again.items():
                 asked = [(result[place].source, result[place].edit) for place in places]
                 answers = self._attempts(sources, asked, parameters)
-                made: dict[int, TriedEdit] = {}
+                made: dict[int, AttemptedEdit] = {}
                 for place, attempt in zip(places, answers, strict=True):
                     if isinstance(attempt, Exception):
-                        result[place] = result[place].with_trouble(told(attempt))
+                        result[place] = result[place].with_trouble(message_of(attempt))
                     else:
                         made[place] = result[place].with_attempt(attempt)
                 verdicts = self._judge_later(list(made.values()))
@@ -323,10 +289,10 @@ class BlockEditor:
                     result[place] = each
         return result
 
-    def _next_rungs(self, tried: Sequence[TriedEdit]) -> dict[EditParameters, list[int]]:
-        """Which are to be tried again, as places, by the parameters."""
+    def _next_attempts(self, tried: Sequence[AttemptedEdit]) -> dict[EditParameters, list[int]]:
+        """Which edits are attempted again, as places, by the parameters."""
         ladder = self._ladder
-        rungs: dict[EditParameters, list[int]] = defaultdict(list)
+        chosen: dict[EditParameters, list[int]] = defaultdict(list)
         for place, each in enumerate(tried):
             if ladder is None or each.trouble or each.attempts[-1].reason is None:
                 continue
@@ -336,89 +302,24 @@ class BlockEditor:
                 keeps_guidance=each.group.image is None,
             )
             if parameters is not None:
-                rungs[parameters].append(place)
-        return rungs
-
-    def _write(self, tried: Sequence[TriedEdit]) -> Iterator[Result]:
-        """Hands the images of one call to the writer's threads."""
-        source_files: dict[tuple[int, bool], Future[str]] = {}
-        mask_files: dict[tuple[int, bool], tuple[Future[str], ...]] = {}
-        seen: dict[int, SourceRegions] = {}
-        for each in tried:
-            kept = each.kept
-            if not kept.made.is_finite:
-                yield not_finite(each)
-                continue
-            if isinstance(kept.judged, Exception):
-                yield unjudged(each.edit, kept.judged, kept.unet_rows)
-                continue
-            annotated = self._annotated(each, seen)
-            if isinstance(annotated, Exception):
-                yield unjudged(each.edit, annotated, kept.unet_rows, "looking at boxes and masks")
-                continue
-            is_rejected = kept.reason is not None
-            if is_rejected and not self._keeps_rejected:
-                yield MadeEdit(each, None, None, annotated)
-                continue
-            place = (each.source, is_rejected)
-            if self._keep_source and place not in source_files:
-                source_files[place] = self._put_source(each.group, kept, is_rejected)
-            if place not in mask_files:
-                mask_files[place] = self._put_masks(each.group, is_rejected)
-            yield MadeEdit(
-                each,
-                self._put_edit(each, is_rejected),
-                source_files.get(place),
-                annotated,
-                mask_files[place],
-            )
-
-    def _annotated(
-        self, tried: TriedEdit, seen: dict[int, SourceRegions]
-    ) -> Annotated | Exception | None:
-        """The verdicts on its boxes and masks, or why not; a source is looked at once."""
-        settings, kept = self._annotations, tried.kept
-        if settings is None:
-            return None
-        try:
-            if tried.source not in seen:
-                seen[tried.source] = look_at_source(tried.group, kept.source)
-            return annotate(seen[tried.source], kept.made.image, settings)
-        except Exception as error:  # noqa: BLE001 - it costs this edit only
-            return error
-
-    def _put_masks(self, group: Group, is_rejected: bool) -> tuple[Future[str], ...]:
-        return tuple(
-            self._writer.put_mask(group.stem, mask.png, is_rejected=is_rejected)
-            for mask in group.regions.masks
-        )
-
-    def _put_source(self, group: Group, attempt: Attempt, is_rejected: bool) -> Future[str]:
-        is_synthetic = group.image is None
-        xmp = synthetic_source_packet(group, self._fingerprint) if is_synthetic else None
-        return self._writer.put_source(
-            group.stem, group.source_id, attempt.source, xmp, is_rejected=is_rejected
-        )
-
-    def _put_edit(self, tried: TriedEdit, is_rejected: bool) -> Future[str]:
-        group, key, kept = tried.group, tried.edit.key, tried.kept
-        xmp = None
-        if self._makes_edits:
-            xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
-        return self._writer.put_edited(
-            group.stem, key.edit_id, kept.made.image, xmp, is_rejected=is_rejected
-        )
+                chosen[parameters].append(place)
+        return chosen
 
 
-def _with_verdicts(tried: Sequence[TriedEdit], verdicts: Sequence[_Verdict]) -> list[TriedEdit]:
-    """The latest tries judged. A further one that cannot be judged is none, and the last one."""
+def _with_verdicts(
+    tried: Sequence[AttemptedEdit], verdicts: Sequence[_Verdict]
+) -> list[AttemptedEdit]:
+    """The edits with their latest attempts judged.
+
+    A retry that cannot be judged does not count, and no other follows it.
+    """
     result = []
     for each, verdict in zip(tried, verdicts, strict=True):
         *before, latest = each.attempts
         if before and not latest.made.is_finite:
             latest = replace(latest, trouble="latent or picture is not finite")
         elif before and isinstance(verdict, Exception):
-            latest = replace(latest, trouble=told(verdict, "the judge"))
+            latest = replace(latest, trouble=message_of(verdict, "the judge"))
         else:
             latest = replace(latest, judged=verdict)
         judged = replace(each, attempts=(*before, latest))

@@ -1,17 +1,15 @@
-"""One thread for all that computes with models, from loading them on.
+"""How the blocks of one editing worker share its model: one thread computes, one block at a time.
 
 torch's loops on a CPU are OpenMP's, which keeps a team of threads for every thread that has begun
 one. Teams that together are larger than the machine no longer wait for work busily but fall asleep
-after every loop, and being woken takes longer than most loops do: with two teams on two cores a
-UNet was a sixth slower (docs/speed.md). So blocks that overlap share one thread, and one team, and
-other threads loop alone.
+after every loop, and waking them takes longer than most loops do: with two teams on two cores a
+UNet was a sixth slower (docs/speed.md). So everything that computes with models, from loading them
+on, runs on one thread with one team (`ModelThread`), and other threads use one OpenMP thread.
 
-Blocks of one editing worker take turns at its model, so that the device need not wait.
-
-While one block's pictures are judged, encoded and written, the next one has the model. A block that
-is under suspicion (`supervisor`) is alone in its process from beginning to end: whatever happens
-then, happened to it.
-
+A block holds the `ModelLock` only until its edits are made. While its pictures are judged, encoded
+and written, the next block has the model, so the device does not wait. A block that is suspected of
+having crashed a worker (`supervisor`) holds the lock exclusively from beginning to end: whatever
+happens then was caused by it.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-import torch
 from threadpoolctl import threadpool_limits
 
 _P = ParamSpec("_P")
@@ -59,8 +56,10 @@ class ThisThread(Executor):
         return call()
 
 
-def loop_alone() -> None:
-    """From now on loops of this thread begin no team."""
+def use_one_openmp_thread() -> None:
+    """Limits OpenMP to one thread for code that runs on the calling thread."""
+    import torch  # here, because the driver and the reading workers load this module too
+
     torch.get_num_threads()  # torch's own number becomes a thread's when it is first asked
     threadpool_limits(limits=1, user_api="openmp")
 
@@ -69,53 +68,52 @@ BLOCKS_AT_A_TIME = 2
 """One has the model; the other is on its way to the storage, or ready and waiting."""
 
 
-class Turn:
-    """A block's turn, from the moment that it has the model."""
+class ModelHold:
+    """One block's hold on a `ModelLock`."""
 
-    def __init__(self, turns: Turns) -> None:
-        self._turns = turns
+    def __init__(self, lock: ModelLock) -> None:
+        self._lock = lock
         self.has_model = True
 
-    def pass_on(self) -> None:
-        """The block needs the model no more. Does nothing the second time."""
-        self._turns.free(self)
+    def release_model(self) -> None:
+        """Lets the next block have the model. Does nothing the second time."""
+        self._lock.release(self)
 
 
-class Turns:
-    """Who has the model of this process. First come, first served."""
+class ModelLock:
+    """Which block may use the model of this process. First come, first served."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: list[object] = []
-        self._inside: list[Turn] = []
+        self._holds: list[ModelHold] = []
 
     @contextmanager
-    def take(self, *, alone: bool) -> Iterator[Turn]:
-        """Waits for the model; with `alone`, until no other block is in hand at all."""
+    def acquire(self, *, exclusive: bool) -> Iterator[ModelHold]:
+        """Waits for the model; with `exclusive`, until every other block has left this context too.
+
+        The model is released at the end of the context at the latest.
+        """
         me = object()
         with self._changed:
             self._waiting.append(me)
-            self._changed.wait_for(lambda: self._waiting[0] is me and self._is_free(alone))
+            self._changed.wait_for(lambda: self._waiting[0] is me and self._is_free(exclusive))
             self._waiting.remove(me)
-            turn = Turn(self)
-            self._inside.append(turn)
+            hold = ModelHold(self)
+            self._holds.append(hold)
             self._changed.notify_all()
         try:
-            yield turn
+            yield hold
         finally:
             with self._changed:
-                self._inside.remove(turn)
+                self._holds.remove(hold)
                 self._changed.notify_all()
 
-    @property
-    def blocks_in_hand(self) -> int:
-        """How many have had the model and are not through."""
-        return len(self._inside)
-
-    def free(self, turn: Turn) -> None:
+    def release(self, hold: ModelHold) -> None:
+        """See `ModelHold.release_model`."""
         with self._changed:
-            turn.has_model = False
+            hold.has_model = False
             self._changed.notify_all()
 
-    def _is_free(self, alone: bool) -> bool:
-        return not (self._inside if alone else any(turn.has_model for turn in self._inside))
+    def _is_free(self, exclusive: bool) -> bool:
+        return not (self._holds if exclusive else any(hold.has_model for hold in self._holds))

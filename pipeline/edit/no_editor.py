@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image
 
-from fpe_core import Edit, Editor, EditParameters, EditResult, Fit, Inversion, SyntheticSources
+from fpe_core import Edit, EditParameters, EditResult, Fit, Inversion, SyntheticSources
 from fpe_core.inversion import Sources
 from pipeline.errors import SourceMissingError
 
@@ -20,11 +20,8 @@ NOT_EDITED = "not edited (editor: none): a copy of its source"
 _NO_LATENT = torch.empty(0)
 
 
-class NoEditor(Editor):
-    """An editor without a model: every edit is the picture of its source."""
-
-    def __init__(self) -> None:
-        """There is nothing to load."""
+class NoEditor:
+    """An `ImageEditor` without a model: every edit is the picture of its source."""
 
     unet_rows = 0
     """Evaluated so far; as of `phase_clock.ClockedEditor`."""
@@ -42,11 +39,9 @@ class NoEditor(Editor):
         images: Sequence[Image.Image],
         source_prompts: Sequence[str] | None = None,
         parameters: EditParameters | None = None,
-        *,
-        fit: str = "crop",
     ) -> Inversion:
         """The pictures, already fitted, with trajectories of no size."""
-        fits = (Fit(fit, *image.size, 1.0, 1.0, 0.0, 0.0) for image in images)
+        fits = (Fit("crop", *image.size, 1.0, 1.0, 0.0, 0.0) for image in images)
         return Inversion(
             trajectory=torch.empty((len(images), 1, 0)),
             images=tuple(images),
@@ -86,3 +81,11 @@ class NoEditor(Editor):
             source_images=sources.images,
             unet_rows=0,
         )
+
+    def through_autoencoder(
+        self,
+        images: Sequence[Image.Image],
+        parameters: EditParameters,  # noqa: ARG002 - of no consequence
+    ) -> tuple[Image.Image, ...]:
+        """The images themselves: there is no autoencoder to lose anything."""
+        return tuple(images)

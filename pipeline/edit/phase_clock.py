@@ -21,9 +21,8 @@ from typing import Any, Self
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from fpe_core import Checkpoint, Editor, EditParameters, EditResult, Inversion
+from fpe_core import Editor, EditParameters, EditResult, Inversion, SyntheticSources
 from fpe_core.inversion import Sources
 from pipeline.edit.model_sharing import ModelThread, ThisThread
 from pipeline.edit.no_editor import NoEditor
@@ -32,36 +31,30 @@ from pipeline.supervision.supervisor import Oversight
 PHASES = ("encode", "invert", "sample", "decode")
 
 
-class ClockedEditor(Editor):
-    """An `Editor` that sums up seconds by phase and UNet rows. One thread at a time may call it; in
-    which one it computes is `thread`'s."""
+class ClockedEditor:
+    """An `ImageEditor` that has an `Editor`, and sums up its seconds by phase. One thread at a time
+    may call it; the calls are made on `thread`."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        max_rows: int | None = None,
-        memory_share: float = 1.0,
-        thread: ModelThread | ThisThread | None = None,
-    ) -> None:
-        super().__init__(
-            checkpoint,
-            max_rows=max_rows,
-            memory_share=memory_share,
-        )
+    def __init__(self, editor: Editor, thread: ModelThread | ThisThread | None = None) -> None:
+        self._editor = editor
         self._thread = ThisThread() if thread is None else thread
-        self._clock = _NetworkClock(self)
+        self._clock = _NetworkClock(editor)
         self._seconds: dict[str, float] = {}
         self._adding = threading.Lock()
 
     @property
+    def device(self) -> torch.device:
+        """Where the checkpoint is."""
+        return self._editor.checkpoint.device
+
+    @property
     def unet_rows(self) -> int:
-        """Evaluated so far, those of calls that raised included."""
-        return sum(unet.evaluated for unet, _ in [*self._limits.values()])
+        """UNet rows evaluated so far, those of calls that raised included."""
+        return self._editor.unet_rows
 
     def watch_calls(self, tell: Callable[[], None]) -> Callable[[], None]:
-        """Has every call of the UNet told; what comes back ends that."""
-        hook = self.unet.register_forward_hook(lambda *_: tell())
+        """Calls `tell` after every call of the UNet, until what is returned is called."""
+        hook = self._editor.unet.register_forward_hook(lambda *_: tell())
         return lambda: hook.remove()
 
     def take_seconds(self) -> dict[str, float]:
@@ -75,12 +68,17 @@ class ClockedEditor(Editor):
         images: Sequence[Image.Image],
         source_prompts: Sequence[str] | None = None,
         parameters: EditParameters | None = None,
-        *,
-        fit: str = "crop",
     ) -> Inversion:
-        invert = super().invert
         with self._timed("invert"):
-            return self._thread.run(lambda: invert(images, source_prompts, parameters, fit=fit))
+            return self._thread.run(lambda: self._editor.invert(images, source_prompts, parameters))
+
+    def synthesise(
+        self,
+        source_prompts: Sequence[str],
+        seeds: Sequence[int],
+        parameters: EditParameters | None = None,
+    ) -> SyntheticSources:
+        return self._editor.synthesise(source_prompts, seeds, parameters)
 
     def edit(
         self,
@@ -88,24 +86,14 @@ class ClockedEditor(Editor):
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters | None = None,
     ) -> EditResult:
-        edit = super().edit
         with self._timed("sample"):
-            return self._thread.run(lambda: edit(sources, target_prompts, parameters))
-
-    def step_back(self, inversion: Inversion, k: int) -> Tensor:
-        step_back = super().step_back
-        return self._thread.run(lambda: step_back(inversion, k))
-
-    def decode(self, latents: Tensor, parameters: EditParameters) -> tuple[Image.Image, ...]:
-        decode = super().decode
-        return self._thread.run(lambda: decode(latents, parameters))
+            return self._thread.run(lambda: self._editor.edit(sources, target_prompts, parameters))
 
     def through_autoencoder(
         self, images: Sequence[Image.Image], parameters: EditParameters
     ) -> tuple[Image.Image, ...]:
-        through = super().through_autoencoder
         with self._timed("decode"):
-            return self._thread.run(lambda: through(images, parameters))
+            return self._thread.run(lambda: self._editor.through_autoencoder(images, parameters))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

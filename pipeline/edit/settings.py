@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.lease import Lease
 from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import MetadataLayout
+
+WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
+"""Which process made the edit: host:pid. The driver counts with it; the ledger does not keep it."""
 
 
 @dataclass(frozen=True)

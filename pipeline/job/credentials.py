@@ -1,4 +1,4 @@
-"""Credentials stay out of job files: a job is stored beside its output, as config.yaml.
+"""Credentials stay out of job files: a job is stored with its output, as config.yaml.
 
 They come from the environment of every node, or from the standard files of the store's client
 (~/.aws, the files that AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE name, and so on).

@@ -1,6 +1,6 @@
 """The job file as one pydantic model: what a person asks for, every field with its meaning.
 
-Nothing is converted silently: a string is no number, an unknown key is an error. A null that is
+Nothing is converted silently: a string is not a number, an unknown key is an error. A null that is
 allowed means "automatic"; the resolved job, as config.yaml holds it, has no null that matters.
 
 The section of a job file that says how logs are written.
@@ -32,13 +32,13 @@ class LogsSection(Section):
 
     format: Literal["text", "json"] = Field(
         default="text",
-        description="lines for people, or one JSON object per line (run, edit_id, station, ...); "
+        description="lines for people, or one JSON object per line (run, edit_id, stage, ...); "
         "of the driver, and of workers in Ray's session folder",
     )
 
     bars: Literal["ray", "edits"] = Field(
         default="ray",
-        description="what a terminal shows: Ray Data's own bars, one for each station, or a bar of "
+        description="what a terminal shows: Ray Data's own bars, one for each stage, or a bar of "
         "edits; elsewhere, and above Ray's bars, there is a line every half minute",
     )
 

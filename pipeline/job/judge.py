@@ -1,6 +1,6 @@
 """The job file's `judge`: how edits are scored, and which are accepted.
 
-The job file's `judge.second_tries`: how rejected edits are made again.
+The job file's `judge.retries`: how rejected edits are attempted again.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from fpe_core import SCORES, ParameterError
 from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
-from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.reconstruction import ReconstructionLimits
+from fpe_core.judging.retry_ladder import MOST_RETRIES, Change, RetryLadder
 from fpe_core.judging.rules import RejectReason, Rule, Rules
-from fpe_core.judging.second_tries import MOST_SECOND_TRIES, Change, Ladder
 from fpe_core.scores.edit_scores import SCORES_OF_MODEL
 from pipeline.job.section import LayerRange, Section, TokenLayers, tuple_from_list
 
@@ -40,25 +40,18 @@ class RuleSection(Section):
         return Rule(self.score, RejectReason(self.reason), self.at_least, self.at_most)
 
 
-class ReproductionSection(Section):
-    """How well a source has to come back, unedited, for its edits to be made at all."""
+class ReconstructionSection(Section):
+    """How well the model has to reconstruct a source for its edits to be made at all."""
 
     autoencoder_psnr_db_at_least: float | None = Field(
         default=None,
-        description="PSNR of a source encoded and decoded, dB, below which its edits are rejected "
-        "as source_not_reproduced, unmade; null: not looked at; costs no UNet row",
-    )
-    inversion_psnr_db_at_least: float | None = Field(
-        default=None,
-        description="PSNR of a source inverted and sampled back, to the one encoded and decoded; "
-        "same; costs as many UNet rows a source as there are steps, and predicted no bad edits "
-        "where it was measured (fpe bench gate)",
+        description="PSNR in dB of a source, encoded and decoded, to itself, below which its edits "
+        "are rejected as source_not_reconstructed before they are made; null: not measured; costs "
+        "no UNet row",
     )
 
-    def to_limits(self) -> ReproductionLimits:
-        return ReproductionLimits(
-            self.autoencoder_psnr_db_at_least, self.inversion_psnr_db_at_least
-        )
+    def to_limits(self) -> ReconstructionLimits:
+        return ReconstructionLimits(self.autoencoder_psnr_db_at_least)
 
     @property
     def is_on(self) -> bool:
@@ -69,7 +62,7 @@ Reason: TypeAlias = Literal["no_change", "structure_lost", "wrong_direction", "o
 
 
 class ChangeSection(Section):
-    """A rung: what is set instead of the edit's own."""
+    """A step of the ladder: what is set instead of the edit's own."""
 
     replaced_fraction: float | None = Field(
         default=None, ge=0, le=1, description="share of the steps that take the source's maps"
@@ -100,23 +93,26 @@ class ChangeSection(Section):
         )
 
 
-class SecondTriesSection(Section):
-    """Further tries of a rejected edit, from the same inversion."""
+class RetriesSection(Section):
+    """How a rejected edit is attempted again, from the same inversion."""
 
     most: int = Field(
-        default=2, ge=1, le=MOST_SECOND_TRIES, description="further tries of an edit at most"
+        default=2,
+        ge=1,
+        le=MOST_RETRIES,
+        description="upper limit of attempts of an edit after the first",
     )
     ladder: dict[Reason, list[ChangeSection]] | None = Field(
         default=None,
         description="changes by the reason of the rejection, in the order in which they are tried; "
         "null: no_change asks for less replacement, structure_lost for more, see "
-        "fpe_core/judging/second_tries.py",
+        "fpe_core/judging/retry_ladder.py",
     )
 
-    def to_ladder(self) -> Ladder:
+    def to_ladder(self) -> RetryLadder:
         if self.ladder is None:
-            return Ladder(most=self.most)
-        return Ladder(
+            return RetryLadder(most=self.most)
+        return RetryLadder(
             {
                 RejectReason(reason): tuple(change.to_change() for change in changes)
                 for reason, changes in self.ladder.items()
@@ -171,15 +167,15 @@ class JudgeSection(Section):
         description="rules by type of edit, in their order; those of `other` are for types without "
         "any; no rules: every edit is accepted; or a file of fpe calibrate that has them",
     )
-    reproduction: ReproductionSection = Field(
-        default_factory=ReproductionSection,
-        description="how well a source has to come back, unedited; synthetic ones always do",
+    reconstruction: ReconstructionSection = Field(
+        default_factory=ReconstructionSection,
+        description="how well the model has to reconstruct a source; synthetic sources always pass",
     )
     rejected: Literal["keep", "drop"] = Field(
         default="keep", description="keep: rejected edits are written too, under rejected/"
     )
-    second_tries: SecondTriesSection | None = Field(
-        default=None, description="how rejected edits are tried again; null: they are not"
+    retries: RetriesSection | None = Field(
+        default=None, description="how rejected edits are attempted again; null: they are not"
     )
 
     @model_validator(mode="after")

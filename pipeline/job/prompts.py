@@ -43,7 +43,7 @@ class PromptsSection(Section):
     def _check_labels(cls, labels: dict[str, list[str]]) -> dict[str, list[str]]:
         for name, values in labels.items():
             if not name.isidentifier():
-                raise ValueError(f"label {name!r} is no name: letters, digits and _, please")
+                raise ValueError(f"label {name!r} is not a valid name; use letters, digits and _")
             if not values:
                 raise ValueError(f"label {name} has no values")
             if any(not value.strip() for value in values):

@@ -45,7 +45,7 @@ class QuotaSection(Section):
         if len(set(self.by)) < len(self.by):
             raise ValueError("by names a column twice")
         if self.accepted is None and not self.cells:
-            raise ValueError("there is no number: give accepted, or cells with theirs")
+            raise ValueError("no number is given: set accepted, or cells with theirs")
         for cell in self.cells:
             for name in cell.where:
                 if name not in self.by:

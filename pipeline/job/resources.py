@@ -26,8 +26,8 @@ class PoolSection(Section):
     max_actors: int | None = Field(
         default=None,
         ge=1,
-        description="so many at most, on machines too that come during the run; null: those of "
-        "the start",
+        description="upper limit of actors, counting nodes that join during the run; null: no more "
+        "than fit at the start",
     )
     gpus_per_actor: float = Field(
         default=1.0,
@@ -57,15 +57,15 @@ class ResourcesSection(Section):
     max_actors: int | None = Field(
         default=None,
         ge=1,
-        description="so many at most: on a cluster, those with a GPU for which there is no place "
-        "yet wait for machines that come during the run, and its autoscaler adds them; null: those "
-        "that fit when the run starts",
+        description="upper limit of actors, counting nodes that join during the run: on a cluster, "
+        "actors with a GPU that do not fit yet wait for nodes that its autoscaler adds; null: no "
+        "more than fit at the start",
     )
     wait_s: float = Field(
         default=900.0,
         ge=0,
         description="how long a run waits to start on a cluster that has no room for it yet, while "
-        "its autoscaler is asked for it; a local Ray never has more",
+        "its autoscaler is asked for it; has no effect on a local Ray",
     )
     cpus_per_actor: float | None = Field(default=None, gt=0, description="CPUs that each reserves")
     gpus_per_actor: float | None = Field(
@@ -107,7 +107,7 @@ class ResourcesSection(Section):
             "threads_per_actor",
         ):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} is said by each of the pools: leave it out here")
+                raise ValueError(f"{name} is set by each of the pools: leave it out here")
         kinds = [(pool.accelerator, pool.gpus_per_actor) for pool in self.pools]
         for accelerator, gpus in kinds:
             if kinds.count((accelerator, gpus)) > 1:

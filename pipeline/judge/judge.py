@@ -9,22 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import torch
 from PIL import Image
 
-from fpe_core import score_edits
-from fpe_core.device import DEVICE_FAILED
-from fpe_core.judging.reproduction import ReproductionLimits
+import fpe_core
+from fpe_core.judging.reconstruction import ReconstructionLimits
+from fpe_core.judging.retry_ladder import RetryLadder
 from fpe_core.judging.rules import Rules, Verdict
-from fpe_core.judging.second_tries import Ladder
 from fpe_core.scores.edit_scores import EditScores
-from fpe_core.scores.lpips import LpipsNet
 from pipeline.judge.models import load_models
 from pipeline.ledger.outcome import EditKey
 from pipeline.manifest.columns import EDIT_TYPE
 from pipeline.read.group import Group
+
+if TYPE_CHECKING:
+    import torch
+
+    from fpe_core.scores.lpips import LpipsNet
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class JudgeSettings:
     """What a judge needs to know. Small and picklable. A model that is None has its scores off.
 
     `edit_type` is that of every edit; None: the manifest's column. `scores` None: all there are.
-    `ladder`: how rejected edits are tried again; None: they are not. `fingerprints`: of the models'
-    files where the job was planned (`judge_models.fingerprints`); empty: not compared.
+    `ladder`: how rejected edits are attempted again; None: they are not. `fingerprints`: of the
+    models' files where the job was planned (`models.fingerprints`); empty: not compared.
     """
 
     clip: str | None = "builtin:still-life"
@@ -49,8 +52,8 @@ class JudgeSettings:
     rules: Rules = field(default_factory=Rules)
     edit_type: str | None = None
     keep_rejected: bool = True
-    ladder: Ladder | None = None
-    reproduction: ReproductionLimits = field(default_factory=ReproductionLimits)
+    ladder: RetryLadder | None = None
+    reconstruction: ReconstructionLimits = field(default_factory=ReconstructionLimits)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ class Judge:
             self._seconds += time.monotonic() - began
 
     def _judge_halves(self, candidates: Sequence[Candidate]) -> list[Judged | Exception]:
+        from fpe_core.device import DEVICE_FAILED  # here, because it loads torch
+
         try:
             return list(self._judge_together(candidates))
         except DEVICE_FAILED:
@@ -121,7 +126,7 @@ class Judge:
             return [answer for half in halves for answer in self._judge_halves(half)]
 
     def _judge_together(self, candidates: Sequence[Candidate]) -> list[Judged]:
-        scores = score_edits(
+        scores = fpe_core.score_edits(
             [each.source for each in candidates],
             [each.edit for each in candidates],
             [each.source_prompt or None for each in candidates],

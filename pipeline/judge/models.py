@@ -6,16 +6,18 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+import fpe_core
+from fpe_core import CheckpointError
+from fpe_core.scores.files import locate_lpips, locate_scorer, scorer_bytes, scorer_fingerprint
 
-from fpe_core import CheckpointError, load_lpips, load_scorer, load_structure_model
-from fpe_core.device import free_memory_bytes
-from fpe_core.scores.clip import ClipScorer
-from fpe_core.scores.files import locate_scorer, scorer_bytes, scorer_fingerprint
-from fpe_core.scores.lpips import LpipsModel, LpipsNet, locate_lpips
-from fpe_core.scores.structure import StructureModel
+if TYPE_CHECKING:
+    import torch
+
+    from fpe_core.scores.clip import ClipScorer
+    from fpe_core.scores.lpips import LpipsModel, LpipsNet
+    from fpe_core.scores.structure import StructureModel
 
 _SHARE_OF_FREE = 0.25
 """Of the memory that the checkpoint leaves free, what weights of the judge may take: the rest is
@@ -81,6 +83,10 @@ def load_models(
     Raises:
         CheckpointError: a model cannot be loaded, or is another one than was planned with.
     """
+    import torch  # here, because planning needs the fingerprints only
+
+    from fpe_core.device import free_memory_bytes
+
     if planned:
         _compare(names, planned, fingerprints(names))
     chosen = torch.device(device) if device != "auto" else model_device
@@ -92,15 +98,15 @@ def load_models(
     return JudgeModels(
         None
         if names.clip is None
-        else load_scorer(names.clip, device=chosen, revision=names.clip_revision),
+        else fpe_core.load_scorer(names.clip, device=chosen, revision=names.clip_revision),
         None
         if names.structure is None
-        else load_structure_model(
+        else fpe_core.load_structure_model(
             names.structure, device=chosen, revision=names.structure_revision
         ),
         None
         if names.lpips is None
-        else load_lpips(
+        else fpe_core.load_lpips(
             names.lpips, net=names.lpips_net, device=chosen, revision=names.lpips_revision
         ),
         chosen,
@@ -112,6 +118,8 @@ def choose_judge_device(
 ) -> torch.device:
     """The checkpoint's GPU where the judge's weights take a quarter of its free memory at most, the
     CPU beside it otherwise."""
+    import torch
+
     if weights_bytes <= _SHARE_OF_FREE * free_bytes:
         return model_device
     _log.info(

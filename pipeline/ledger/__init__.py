@@ -2,8 +2,8 @@
 
      written                                    by       from then on
   1  .lease/holder-<token>.json                 driver   this run alone writes here
-     .ledger/outcomes-<n>.parquet, no rows      driver   a fence, where an earlier holder did not
-                                                         let go: it cannot commit any more
+     .ledger/outcomes-<n>.parquet, no rows      driver   a fence, if an earlier holder did not
+                                                         release: it cannot commit any more
   2  .plan/<plan>/work-<n>.parquet, plan.json   driver   it is known what is left
   3  .metadata-schema, config.yaml, README.md   driver   the folder loads, unfinished as it is
   4  part-<id>/edited/*, source/*, mask/*       actors   nothing: no metadata names them
@@ -29,9 +29,9 @@ content, the number of 6 is the next one. A failed edit, and a rejected one that
 files; its outcome travels in the metadata of its part where the part has any, else it only enters
 the ledger.
 
-What a crash leaves, and how the next run mends it:
+What a crash leaves, and how the next run repairs it:
 
-  after  1    a lease that nobody holds: taken over at once where the process is known to be gone,
+  after  1    a lease that nobody holds: taken over at once if the process is known to be gone,
               else when it expires; the fence goes up. A fence counts nothing.
   within 2    work files that no plan.json names: never read. The same plan finds and keeps them.
   after  2-3  a plan in which nothing is done. A new one is made.
@@ -41,7 +41,7 @@ What a crash leaves, and how the next run mends it:
   after  5    a finished part that is not in the ledger: `adopt_orphan_parts` commits it, before
               anything is planned, so it is never made again. Same for one that was committed by
               half, because its outcomes came with two commits.
-  after  6    nothing to mend: done is done, the plan leaves it out.
+  after  6    nothing to repair: done is done, the plan leaves it out.
   before 7    summaries that lag behind; a run that finds nothing to do writes them again.
   before 8    as after 1.
 
@@ -55,6 +55,6 @@ the rest.
 Listings are asked for three things: which tokens, which ledger files and which parts there are. A
 token or number that a listing failed to show is found taken by its create, and the run stops or
 looks again. A part that it failed to show would be made again: under the same name where the block
-is the same (then its metadata is found and kept), else a second time, which `fpe verify` tells. The
-stores named in `storage` list every file that was written before they were asked.
+is the same (then its metadata is found and kept), else a second time, which `fpe verify` finds. The
+stores named in `storage.folder` list every file that was written before they were asked.
 """

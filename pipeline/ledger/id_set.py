@@ -54,7 +54,7 @@ class IdSet(AbstractSet[bytes]):
     """Ids of 16 bytes in sorted arrays. It can grow and forgets nothing.
 
     The arrays double in size like a binary counter, so an id is moved log n times, and while two
-    become one there is room for both beside it.
+    become one, both and the result are in memory.
     """
 
     def __init__(self, ids: Iterable[bytes] = ()) -> None:
@@ -151,7 +151,7 @@ def which_are_in(ids: Sequence[bytes], known: Container[bytes]) -> list[bool]:
 
 
 class RepeatFinder:
-    """Takes ids in any number, tells which came more than once. On disk beyond some 65,000.
+    """Takes ids in any number, finds those that came more than once. On disk beyond some 65,000.
 
     A context: the files are gone at its end.
     """

@@ -1,22 +1,22 @@
 """One run at a time writes to a run folder: a lease with an expiry and a fencing token.
 
     .lease/holder-00000003.json   who took token 3; exclusive create, never changed
-           beat-00000003.json     that holder's alone: a heartbeat, at the end that it has let go
+           beat-00000003.json     that holder's alone: a heartbeat, at the end that it released it
            clock                  written by whoever must know what time it is on the store
 
-Taking it: the next token is free to take where there is no lease yet, where the latest holder let
-go, where its process is known to be gone (see `holder`), or where it was silent for longer than
-the `expiry_s` that it promised. Anybody else is refused at once. Of several that take the same
-token, the exclusive create lets one through.
+Taking it: the next token is free to take if there is no lease yet, if the latest holder released
+it, if its process is known to be gone (see `holder`), or if it was silent for longer than the
+`expiry_s` that it promised. Anybody else is refused at once. Of several that take the same token,
+the exclusive create lets one through.
 
 Time: no machine's clock is compared with another's. How long a holder was silent is the difference
 of two stamps that the store itself put on files: of the last heartbeat, and of `clock`, written
 that moment. A wrong verdict costs a run, never an edit, since safety does not come from time:
 
 Fencing: a holder asks `Lease.check` before each commit (ledger file, part's metadata). Whoever
-takes over from one that did not let go also takes the ledger's next number (`ledger.fence`), the
-only one under which the old holder could commit: however long it slept between check and write,
-its write is refused.
+takes over from one that did not release it also takes the ledger's next number (`ledger.fence`),
+the only one under which the old holder could commit: however long it slept between check and
+write, its write is refused.
 
 What a store gives:
 
@@ -28,13 +28,6 @@ What a store gives:
   and put can overwrite the fence; `fpe verify` finds an edit that is then there twice.
 - any store: a part's metadata is checked and not fenced. An actor of an old holder that sleeps
   between check and write can finish a part after the takeover; `fpe verify` finds its edits twice.
-
-The process that holds a run folder: who it is, and whether it is known to be gone.
-
-Gone means: this process runs on the same boot of the same machine, in the same pid namespace
-(containers have their own), and there the holder's pid is free or another process has it now. All
-of that is read from Linux's /proc; elsewhere nobody is known to be gone, and a lease has to expire.
-
 """
 
 from __future__ import annotations
@@ -42,19 +35,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import secrets
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Self
 
 from pipeline.errors import LeaseError, StorageError
+from pipeline.ledger.holder import Holder
 from pipeline.ledger.ledger import fence
 from pipeline.logs import about
 from pipeline.storage.folder import Folder
@@ -82,7 +71,7 @@ class LeaseState:
 
     @property
     def is_over(self) -> bool:
-        """Whether the holder let go or is known to be gone. One that is silent may be neither."""
+        """Whether the holder released it or is known to be gone. A silent one may be neither."""
         return self.is_released or self.holder.is_gone()
 
     def __str__(self) -> str:
@@ -98,7 +87,7 @@ class Lease:
     token: int
     holder: Holder
     is_takeover: bool = False
-    """Whether the holder before did not let go, and has to be fenced off."""
+    """Whether the holder before did not release it, and has to be fenced off."""
 
     @property
     def run_id(self) -> str:
@@ -162,7 +151,7 @@ def take_lease(
     expiry_s: float,
     silence_s: Callable[[Folder, LeaseState], float] = silence_s,
 ) -> Lease:
-    """Takes the next token, and fences an earlier holder off that did not let go.
+    """Takes the next token, and fences an earlier holder off that did not release it.
 
     `expiry_s` is what the new holder promises. Raises LeaseError while another run has the folder,
     and StorageError. There is no heartbeat yet: `hold_lease` is the whole of it.
@@ -180,9 +169,9 @@ def take_lease(
             break  # else somebody was quicker: look again at who
     lease.check()  # where a create is not exclusive, the last of several is the holder
     if is_takeover and state is not None:
-        _log.warning("taking %s over from %s, which never let go", folder.url, state.holder)
+        _log.warning("taking %s over from %s, which never released it", folder.url, state.holder)
         fence(folder, token)
-    _log.info("%s is ours", folder.url, extra=about(station="lease", run=lease.run_id))
+    _log.info("%s is ours", folder.url, extra=about(stage="lease", run=lease.run_id))
     return lease
 
 
@@ -190,7 +179,7 @@ def take_lease(
 def hold_lease(folder: Folder, *, expiry_s: float, heartbeat_s: float) -> Iterator[Lease]:
     """Holds the run folder for the length of the context, with a heartbeat on a thread.
 
-    Seconds both; `heartbeat_s` well below `expiry_s`. Lets go however the context ends. Raises
+    Seconds both; `heartbeat_s` well below `expiry_s`. Releases it however the context ends. Raises
     LeaseError while another run has the folder, and StorageError.
     """
     lease = take_lease(folder, expiry_s=expiry_s)
@@ -199,7 +188,7 @@ def hold_lease(folder: Folder, *, expiry_s: float, heartbeat_s: float) -> Iterat
 
 
 class _Heart:
-    """Says every few seconds that the holder is alive, and at the end that it has let go."""
+    """Writes every few seconds that the holder is alive, and at last that it released the lease."""
 
     def __init__(self, lease: Lease, heartbeat_s: float) -> None:
         self._lease = lease
@@ -217,7 +206,7 @@ class _Heart:
         try:
             self._lease.check()
             self._write(released=True)
-            _log.info("released %s", self._lease.folder.url, extra=about(station="lease"))
+            _log.info("released %s", self._lease.folder.url, extra=about(stage="lease"))
         except LeaseError:
             return  # it is another run's by now
         except StorageError as error:
@@ -230,11 +219,11 @@ class _Heart:
                 self._lease.check()
                 self._write(released=False)
             except LeaseError as error:
-                _log.error("%s", error, extra=about(station="lease"))  # the next commit raises it
+                _log.error("%s", error, extra=about(stage="lease"))  # the next commit raises it
                 return
             except StorageError as error:
                 what = "the heartbeat of the lease failed, trying on: %s"
-                _log.warning(what, error, extra=about(station="lease"))
+                _log.warning(what, error, extra=about(stage="lease"))
 
     def _write(self, *, released: bool) -> None:
         self._beats += 1
@@ -268,82 +257,3 @@ def _read(folder: Folder, path: str) -> bytes | None:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
-
-
-_STATE, _START = 0, 19  # fields 3 and 22 of /proc/<pid>/stat, counted from 3 (proc(5))
-
-
-@dataclass(frozen=True)
-class Holder:
-    """One process that took a lease, once.
-
-    `machine` is boot and pid namespace, `started` the clock ticks from boot to the process's start;
-    both are "" where they are not known. `since` is the holder's own clock, for people only.
-    `nonce` tells two takings apart that are equal otherwise.
-    """
-
-    host: str
-    pid: int
-    machine: str
-    started: str
-    since: str
-    expiry_s: float
-    nonce: str
-
-    @classmethod
-    def me(cls, expiry_s: float) -> Self:
-        """This process, now. `expiry_s`: seconds of silence after which it counts as gone."""
-        return cls(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            machine=_machine(),
-            started=_start_of(os.getpid()),
-            since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-            expiry_s=expiry_s,
-            nonce=secrets.token_hex(16),
-        )
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The reverse of `to_bytes`. Raises ValueError for anything else."""
-        try:
-            return cls(**json.loads(data))
-        except TypeError as error:
-            raise ValueError(str(error)) from error
-
-    def to_bytes(self) -> bytes:
-        return (json.dumps(asdict(self), indent=2) + "\n").encode()
-
-    def is_gone(self) -> bool:
-        """Whether the process is known to have ended. False where that cannot be known."""
-        if not self.machine or (self.host, self.machine) != (socket.gethostname(), _machine()):
-            return False
-        try:
-            os.kill(self.pid, 0)  # asks and sends nothing; /proc may hide other people's processes
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return _start_of(self.pid) not in ("", self.started)
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} (since {self.since})"
-
-
-def _machine() -> str:
-    """Boot and pid namespace; "" where there is no /proc."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _start_of(pid: int) -> str:
-    """When a process started, in ticks since boot; "ended" for a zombie, "" where not known."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return "ended" if fields[_STATE] in ("Z", "X") else fields[_START]

@@ -7,7 +7,7 @@ taken and stops instead of doubling outcomes (on stores with a real exclusive cr
 An edit has one standing outcome, its latest: accepted and rejected are final, failed ones can be
 tried again (`Ledger.reopen`), and what came of that is a later row; the earlier one stays.
 A file without rows is a fence, see `fence`. A file of zero bytes is what a failed write left: it
-does not exist, and its number is free. `commit` tells what else a run writes, and when.
+does not exist, and its number is free. `pipeline.ledger` lists what else a run writes, and when.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExistsError, LedgerError
 from pipeline.ledger.id_set import IdSet
-from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes
+from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes, with_todays_reasons
 from pipeline.logs import about
 from pipeline.storage.folder import Folder
 
@@ -107,11 +107,6 @@ class Ledger:
         ledger._done.compact()
         ledger._rejected.compact()
         return ledger
-
-    @property
-    def next_number(self) -> int:
-        """The number of the next file: grows with every commit."""
-        return self._next_number
 
     def done_ids(self) -> IdSet:
         """The edit ids that are in the ledger. The set is the ledger's own: read it only."""
@@ -230,14 +225,14 @@ class Ledger:
         return enters
 
     def _read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The outcomes of a file; `columns`: these only, which every release has written."""
+        """The outcomes of a file; `columns`: these only."""
         data = self.folder.read(name)
         try:
             if columns is None:
                 return as_outcomes(pq.read_table(io.BytesIO(data)))
             schema = pa.schema([OUTCOME_SCHEMA.field(column) for column in columns])
             read = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
-            return read.select(columns).cast(schema)
+            return with_todays_reasons(read.select(columns).cast(schema))
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} is damaged or no ledger file ({error}); restore it, "
@@ -297,14 +292,14 @@ def _log_commit(new: pa.Table) -> None:
             edits = _with_outcome(new, outcome)
             for edit in edits.select(["edit_id", "group_id", "reason", "message"]).to_pylist():
                 _log_edit(level, outcome, edit)
-    of_all = about(station="commit", edits=new.num_rows)
+    of_all = about(stage="commit", edits=new.num_rows)
     _log.debug("%d edits committed", new.num_rows, extra=of_all)
 
 
 def _log_edit(level: int, outcome: Outcome, edit: Mapping[str, Any]) -> None:
     why = [part for part in (edit["reason"], edit["message"]) if part]
     code = {"code": edit["reason"]} if edit["reason"] else {}
-    of_edit = about(station="commit", edit_id=edit["edit_id"], group_id=edit["group_id"], **code)
+    of_edit = about(stage="commit", edit_id=edit["edit_id"], group_id=edit["group_id"], **code)
     _log.log(level, "%s", ": ".join([f"edit {outcome.value}", *why]), extra=of_edit)
 
 
@@ -339,5 +334,5 @@ def number_of(path: str) -> int:
     """The number in a ledger file's name."""
     match = _NAME.fullmatch(path.rpartition("/")[2])
     if match is None:
-        raise ValueError(f"{path} is no ledger file")
+        raise ValueError(f"{path} is not a ledger file")
     return int(match[1])

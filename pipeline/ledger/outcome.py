@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from fpe_core.judging.reproduction import Reproduction
 from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
 from pipeline.redact import tellable
@@ -48,7 +48,7 @@ ID_TYPE = pa.binary(16)
 SCORE_COLUMNS = tuple(item.name for item in fields(EditScores))
 """The scores of an edit, as columns of outcomes and metadata."""
 
-TRY_TYPE = pa.struct(
+ATTEMPT_TYPE = pa.struct(
     [
         pa.field("parameters", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
@@ -58,9 +58,9 @@ TRY_TYPE = pa.struct(
         *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
     ]
 )
-"""One try of an edit; see `TryRecord`."""
-REPRODUCTION_COLUMNS = tuple(item.name for item in fields(Reproduction))
-"""How well its source comes back unedited, same; null where no gate asked."""
+"""One attempt at an edit; see `AttemptRecord`."""
+GATE_COLUMN = "autoencoder_psnr_db"
+"""PSNR in dB of its source, encoded and decoded, to itself; null where no gate measured it."""
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -78,24 +78,24 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("edit_type", pa.string(), nullable=False),
         pa.field("source_file_name", pa.string(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in (*SCORE_COLUMNS, *REPRODUCTION_COLUMNS)),
-        pa.field("tries", pa.list_(TRY_TYPE)),
+        *(pa.field(name, pa.float64()) for name in (*SCORE_COLUMNS, GATE_COLUMN)),
+        pa.field("tries", pa.list_(ATTEMPT_TYPE)),
     ]
 )
 """One row per edit; every ledger file and every batch that an actor returns has exactly this."""
 
 
-_NESTED = ("key", "scores", "reproduction", "tries")
+_NESTED = ("key", "scores", "tries")
 
 
 @dataclass(frozen=True)
-class TryRecord:
-    """One try of an edit that took several.
+class AttemptRecord:
+    """One attempt at an edit that took several.
 
     Attributes:
         parameters: what it was made with, as JSON (`EditParameters.to_dict`).
         reason: why it was rejected; "" for the accepted one, FAILED for one that came to nothing.
-        unet_rows, seconds: its own; the first try has the inversion's share.
+        unet_rows, seconds: its own; attempt 1 includes a share of the inversion's.
     """
 
     parameters: str
@@ -136,9 +136,9 @@ class EditKey:
         seconds: float,
         source_file_name: str = "",
         scores: EditScores | None = None,
-        reproduction: Reproduction | None = None,
+        autoencoder_psnr_db: float | None = None,
         message: str = "",
-        tries: tuple[TryRecord, ...] = (),
+        tries: tuple[AttemptRecord, ...] = (),
     ) -> EditOutcome:
         return EditOutcome(
             key=self,
@@ -152,7 +152,7 @@ class EditKey:
             seconds=seconds,
             scores=scores or EditScores(),
             tries=tries,
-            reproduction=reproduction or Reproduction(),
+            autoencoder_psnr_db=autoencoder_psnr_db,
         )
 
     def rejected(
@@ -166,8 +166,8 @@ class EditKey:
         edited_file_name: str = "",
         source_file_name: str = "",
         scores: EditScores | None = None,
-        tries: tuple[TryRecord, ...] = (),
-        reproduction: Reproduction | None = None,
+        tries: tuple[AttemptRecord, ...] = (),
+        autoencoder_psnr_db: float | None = None,
     ) -> EditOutcome:
         """File names are "" where the picture, or its source, was not kept, `part` without both."""
         return EditOutcome(
@@ -182,7 +182,7 @@ class EditKey:
             seconds=seconds,
             scores=scores or EditScores(),
             tries=tries,
-            reproduction=reproduction or Reproduction(),
+            autoencoder_psnr_db=autoencoder_psnr_db,
         )
 
     def failed(
@@ -208,11 +208,12 @@ class EditOutcome:
     """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
 
     File names are relative to the run folder. `part` is the folder whose metadata has the edit:
-    part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept (before there
-    was metadata of these: ""), "" of the others. `reason` is "" exactly for accepted edits.
-    `unet_rows` is this edit's share of its group's, all tries together. `scores` are None where no
-    judge looked at it, and so is `reproduction` where no gate asked. `tries` holds them all where
-    there was more than one; the outcome is that of the accepted one, else of the first.
+    part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept, "" of the
+    others. `reason` is "" exactly for accepted edits.
+    `unet_rows` is this edit's share of its group's, all attempts together. `scores` are None where
+    no judge looked at it, and so is `autoencoder_psnr_db` (of its source) where no gate measured
+    it. `tries` holds all attempts where there was more than one; the outcome is that of the
+    accepted one, else of the first.
     """
 
     key: EditKey
@@ -225,8 +226,8 @@ class EditOutcome:
     unet_rows: float
     seconds: float
     scores: EditScores
-    tries: tuple[TryRecord, ...] = ()
-    reproduction: Reproduction = field(default_factory=Reproduction)
+    tries: tuple[AttemptRecord, ...] = ()
+    autoencoder_psnr_db: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", short_message(self.message))
@@ -249,7 +250,6 @@ class EditOutcome:
             **{name: value for name, value in vars(self).items() if name not in _NESTED},
             **vars(self.key),
             **vars(self.scores),
-            **vars(self.reproduction),
             "tries": [each.to_row() for each in self.tries] or None,
         }
 
@@ -265,24 +265,29 @@ def outcomes_table(outcomes: Iterable[EditOutcome]) -> pa.Table:
     return pa.Table.from_pylist([outcome.to_row() for outcome in outcomes], schema=OUTCOME_SCHEMA)
 
 
-_BEFORE_JUDGING: dict[str, Any] = {"edit_type": "", "source_file_name": ""}
+RENAMED_REASONS_OF_0_1 = {"source_not_reproduced": RejectReason.SOURCE_NOT_RECONSTRUCTED}
+"""Words that 0.1 wrote into ledgers and parts, and what they are called now."""
+
+
+def with_todays_reasons(table: pa.Table) -> pa.Table:
+    """Outcomes of any release, with the reasons of this one. Raises KeyError without `reason`."""
+    for old, new in RENAMED_REASONS_OF_0_1.items():
+        is_old = pc.equal(table["reason"], old)
+        if pc.any(is_old).as_py():
+            place = table.column_names.index("reason")
+            reasons = pc.if_else(is_old, new.value, table["reason"])
+            table = table.set_column(place, table.field(place), reasons)
+    return table
 
 
 def as_outcomes(table: pa.Table) -> pa.Table:
-    """A table in OUTCOME_SCHEMA, also if it is of a release that did not judge edits.
+    """A table in OUTCOME_SCHEMA, also if 0.1 wrote it; other columns are left out.
 
-    Other columns are left out. Raises pyarrow.ArrowInvalid or KeyError for what holds no outcomes.
+
+    Raises pyarrow.ArrowInvalid or KeyError for a table that does not hold outcomes.
     """
-    columns = []
-    for item in OUTCOME_SCHEMA:
-        if item.name in table.column_names:
-            columns.append(table[item.name].cast(item.type))
-        elif item.nullable or item.name in _BEFORE_JUDGING:
-            missing = [_BEFORE_JUDGING.get(item.name)] * len(table)
-            columns.append(pa.array(missing, item.type))
-        else:
-            raise KeyError(item.name)
-    return pa.table(columns, schema=OUTCOME_SCHEMA)
+    columns = [table[item.name].cast(item.type) for item in OUTCOME_SCHEMA]
+    return with_todays_reasons(pa.table(columns, schema=OUTCOME_SCHEMA))
 
 
 def outcomes_to_bytes(table: pa.Table) -> bytes:

@@ -15,12 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import LedgerError
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import (
-    OUTCOMES_METADATA_KEY,
-    EditKey,
-    outcomes_from_bytes,
-    outcomes_table,
-)
+from pipeline.ledger.outcome import OUTCOMES_METADATA_KEY, outcomes_from_bytes
 from pipeline.storage.folder import Folder
 
 METADATA_FILE = "metadata.parquet"
@@ -38,7 +33,7 @@ def rejected_part(part: str) -> str:
 
 
 def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """The folders that have metadata, of accepted edits and of rejected ones; `besides` apart."""
+    """The folders that have metadata, of accepted edits and of rejected ones, except `besides`."""
     rejected = (rejected_part(name) for name in folder.list_folders(REJECTED_FOLDER))
     for name in itertools.chain(folder.list_folders(), rejected):
         if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in besides:
@@ -48,7 +43,7 @@ def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> I
 
 
 def committing_folders(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """Of every finished part the folder whose metadata commits it; those in `besides` apart."""
+    """Of every finished part the folder whose metadata commits it, except those in `besides`."""
     seen: set[str] = set()
     for name in finished_parts(folder, besides):  # those of the parts themselves come first
         part = name.rpartition("/")[2]
@@ -99,7 +94,7 @@ def adopt_orphan_parts(
     """Commits the outcomes of finished parts that no ledger file names; returns how many edits.
 
     Runs at the start of a run, before planning, so that no finished edit is made again. `committed`
-    is told what came in.
+    is called with what was committed.
     """
     adopted = 0
     for part, outcomes in orphan_parts(folder, ledger):
@@ -113,36 +108,16 @@ def adopt_orphan_parts(
 
 
 def read_part_outcomes(folder: Folder, part: str) -> pa.Table:
-    """The outcomes of a finished part.
+    """The outcomes of a finished part, which its metadata carries (`outcomes_to_bytes`).
 
-    Its metadata carries all of them (`outcomes_to_bytes`); where it does not, the accepted ones are
-    read off its rows, with row -1 and no times. Raises LedgerError for metadata that is damaged.
+    Raises LedgerError for metadata that is damaged.
     """
     path = f"{part}/{METADATA_FILE}"
     file = io.BytesIO(folder.read(path))
     try:
-        stored = (pq.read_schema(file).metadata or {}).get(OUTCOMES_METADATA_KEY)
-        if stored is not None:
-            return outcomes_from_bytes(stored)
-        columns = ["edit_id", "group_id", "source_id", "target_prompt", "edited_file_name"]
-        rows = pq.read_table(file, columns=columns).to_pylist()
-        return outcomes_table(
-            EditKey(
-                edit_id=bytes.fromhex(row["edit_id"]),
-                group_id=bytes.fromhex(row["group_id"]),
-                source_id=bytes.fromhex(row["source_id"]),
-                row=-1,
-                target_prompt=row["target_prompt"],
-            ).accepted(
-                part=part,
-                edited_file_name=f"{part}/{row['edited_file_name']}",
-                unet_rows=0.0,
-                seconds=0.0,
-            )
-            for row in rows
-        )
+        return outcomes_from_bytes(pq.read_schema(file).metadata[OUTCOMES_METADATA_KEY])
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise LedgerError(
-            f"{folder.url_of(path)} is damaged or no metadata of a run ({error}); move the folder "
-            "away: its edits are made again"
+            f"{folder.url_of(path)} is damaged or not the metadata of a run ({error}); move the "
+            "folder away: its edits are made again"
         ) from error

@@ -90,7 +90,7 @@ class BoxColumn:
     def boxes(self, cell: Any) -> tuple[Box, ...] | None:
         """The boxes of a cell; None for null.
 
-        Raises ParameterError for what is no box; the message says which of the list.
+        Raises ParameterError for what is not a box; the message says which of the list.
         """
         if cell is None:
             return None

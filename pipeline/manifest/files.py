@@ -1,8 +1,8 @@
-"""First station: the manifest, some Parquet files that say what to edit. Opened, checked, streamed.
+"""The manifest: some Parquet files that say what to edit. They are opened, checked and streamed.
 
 Columns that mean something here are in `KNOWN_COLUMNS`, or the job names them; every other one is
-carried to each edit of its row in its own type. What a row says is read in `manifest_row`; this
-file knows the files. Rows are numbered from 0 over all files in the order of their URLs.
+carried to each edit of its row in its own type. `rows` reads what a row says; this file
+knows the files. Rows are numbered from 0 over all files in the order of their URLs.
 """
 
 from __future__ import annotations
@@ -69,10 +69,6 @@ class ManifestBatch:
     known: Mapping[str, Sequence[Any]]
     carried: pa.Table
     rows: int
-
-    @property
-    def first_row_in_file(self) -> int:
-        return self.first_row - self.file.first_row
 
 
 @dataclass(frozen=True)
@@ -183,7 +179,7 @@ class Manifest:
                 name = field.name
                 if name in table.column_names:
                     columns.append(_cast(table[name], field.type))
-                    columns[-1].validate(full=True)  # text that is no UTF-8 would be written on
+                    columns[-1].validate(full=True)  # text that is not UTF-8 would be written on
                 else:
                     columns.append(pa.nulls(len(table), field.type))
         except (UnicodeDecodeError, pa.ArrowException) as error:
@@ -242,8 +238,8 @@ def _find(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
         paths = [path for path in paths if not _is_hidden(path)]
     if not paths:
         raise ManifestError(
-            f"the manifest {url} is no Parquet file, no folder with some and no pattern that finds "
-            "any: check the path, and whether these credentials may list it"
+            f"the manifest {url} is not a Parquet file, a folder with some, or a pattern that "
+            "finds any: check the path, and whether these credentials may list it"
         )
     return folder, paths
 
@@ -282,14 +278,14 @@ def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) 
     except StorageError:
         raise
     except Exception as error:  # damaged bytes make Arrow raise what they like
-        raise ManifestError(f"{url} is no Parquet file, or is cut short: {error}") from error
+        raise ManifestError(f"{url} is not a Parquet file, or is cut short: {error}") from error
     key_base = base[len(root) :].strip("/") if root else base
     label = url[len(root) :].lstrip("/") if root else url
     return ManifestFile(url, label, rows, first_row, schema, key_base)
 
 
 def _read_names(fields: Iterable[pa.Field]) -> None:
-    """Raises UnicodeDecodeError for a name that is no UTF-8, at any depth."""
+    """Raises UnicodeDecodeError for a name that is not UTF-8, at any depth."""
     for item in fields:
         _ = item.name
         _read_names(item.type.field(index) for index in range(item.type.num_fields))

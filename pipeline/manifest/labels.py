@@ -1,4 +1,4 @@
-"""The manifest's `target_labels`: what the labels of each edit are, beside its target prompt.
+"""The manifest's `target_labels`: what the labels of each edit are, next to its target prompt.
 
 A struct for every prompt, of new values by label; a value that is null stays that of the row's own
 column, which the edit has as `source_<label>`, as with the labels of a job's `prompts`.
@@ -33,7 +33,8 @@ def label_fields(schemas: Sequence[pa.Schema]) -> tuple[pa.Field, ...]:
             label = pa.field(item.name, _value_type(item.type))
             if not item.name.isidentifier():
                 raise ManifestError(
-                    f"{TARGET_LABELS}: label {item.name!r} is no name: letters, digits, _"
+                    f"{TARGET_LABELS}: label {item.name!r} is not a valid name; use letters, "
+                    "digits and _"
                 )
             if not found.setdefault(item.name, label).equals(label):
                 types = f"{found[item.name].type} and {label.type}"

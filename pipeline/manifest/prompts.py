@@ -38,7 +38,7 @@ class Template:
                     field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
                 )
                 raise TemplateError(
-                    f"template {text!r}: {{{written}}} is no name of a label or column"
+                    f"template {text!r}: {{{written}}} does not name a label or column"
                 )
             parts.append((literal, field or ""))
         return cls(text, tuple(parts))

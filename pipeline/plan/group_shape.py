@@ -1,7 +1,7 @@
 """What decides the cost of a group: how many UNet rows its source and its edits take, and of which
 kind.
 
-    inversion   a real source, one row a step (a gate that looks at inversion: as many again)
+    inversion   a real source, one row a step
     source      the source beside its edits: a real one at the steps that replace maps, a synthetic
                 one at all of them
     edit        the edits
@@ -23,8 +23,7 @@ class GroupShape:
     are guided (all or none, but for `EditParameters.guidance_interval`), N edits.
 
     `replaced_fraction`: that R comes of, to three decimals, so that a manifest with one of its own
-    in every row has not as many shapes. `is_gated`: its inversion is measured before
-    it is edited (`judge.reproduction`).
+    in every row has not as many shapes.
     """
 
     steps: int
@@ -36,7 +35,6 @@ class GroupShape:
     height_px: int
     edits: int
     is_synthetic: bool = False
-    is_gated: bool = False
 
     @classmethod
     def of(
@@ -45,7 +43,6 @@ class GroupShape:
         edits: int,
         *,
         synthetic: bool,
-        is_gated: bool = False,
     ) -> GroupShape:
         return cls(
             steps=parameters.steps,
@@ -57,13 +54,12 @@ class GroupShape:
             height_px=parameters.height_px,
             edits=edits,
             is_synthetic=synthetic,
-            is_gated=is_gated and not synthetic,
         )
 
     @property
     def inversion_rows(self) -> int:
-        """T; 2 T where it is measured too. None of a synthetic source."""
-        return 0 if self.is_synthetic else self.steps * (2 if self.is_gated else 1)
+        """T; none of a synthetic source."""
+        return 0 if self.is_synthetic else self.steps
 
     @property
     def source_rows(self) -> int:
@@ -90,7 +86,7 @@ class GroupShape:
 
     @property
     def retry_rows(self) -> int:
-        """Rows of trying all of its edits again, with the parameters of the first try."""
+        """Rows of attempting all of its edits again, with the parameters of attempt 1."""
         return self.source_rows + self.edit_rows
 
     @property

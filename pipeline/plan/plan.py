@@ -34,7 +34,7 @@ from pipeline.manifest.rows import SourceRow
 from pipeline.plan.group_shape import GroupShape
 from pipeline.plan.ids import canonical_json
 from pipeline.plan.quotas import QuotaRow, Selection, quota_table, select_round
-from pipeline.plan.resolved_job import NO_EDITOR, Intent, PlannedGroup, understand
+from pipeline.plan.resolved_job import NO_EDITOR, PlannedGroup, ResolvedJob, resolve_job
 from pipeline.plan.survey import Survey, survey_manifest
 from pipeline.plan.work_list import PendingBatch, pending_batches, work_files, work_schema
 from pipeline.redact import redact_url
@@ -62,8 +62,9 @@ class Plan:
     type of its own.
     `approximation` says what the edits leave out, "" where they are exact.
 
-    Under quotas it is the plan of a round (`quotas`): `round` are its edits, and `edits_spared`
-    those that could be made and are not, which a later round may take. `shapes` counts the pending
+    Under quotas it is the plan of a round (`quotas`): `round` are its edits, and
+    `edits_skipped_by_quota` counts those that could be made and are not in it; a later round may
+    take some of them. `shapes` counts the pending
     groups by what they cost.
     """
 
@@ -80,7 +81,7 @@ class Plan:
     fingerprint: str
     parameters: EditParameters
     sources_refused: int = 0
-    edits_spared: int = 0
+    edits_skipped_by_quota: int = 0
     round: Selection | None = None
     approximation: str = ""
     annotations: AnnotationSettings | None = None
@@ -96,15 +97,13 @@ class Plan:
 
     @property
     def edits_pending(self) -> int:
-        return self.edits_total - self.edits_done - self.edits_spared
+        return self.edits_total - self.edits_done - self.edits_skipped_by_quota
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Python looks for cycles of objects after every 700 new ones, which is a third of planning.
-
-    Rows make none. It goes on looking, after every 100,000.
-    """
+def _relaxed_gc() -> Iterator[None]:
+    """Raises the garbage collector's threshold while planning: with the default a third of the time
+    goes into collections that find nothing."""
     before = gc.get_threshold()
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
@@ -113,7 +112,7 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-@_rare_collections()
+@_relaxed_gc()
 def make_plan(
     job: Job,
     ledger: Ledger | None = None,
@@ -130,24 +129,24 @@ def make_plan(
     """
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder) if ledger is None else ledger
-    intent = understand(job)
-    judge_fingerprints = _checked_judge(job, intent.parameters)
+    resolved = resolve_job(job)
+    judge_fingerprints = _checked_judge(job, resolved.parameters)
     selection = None
     if job.quotas is not None:
         quotas, is_open = job.quotas.to_quotas(), open_edits(ledger, only).__contains__
-        selection = select_round(intent, quotas, ledger.outcome_of, is_open)
+        selection = select_round(resolved, quotas, ledger.outcome_of, is_open)
         only = selection.edits.keys()
     left_out = ledger.done_ids() if only is None else AllBut(only)
-    survey = survey_manifest(intent)
+    survey = survey_manifest(resolved)
     plan_id = _plan_id(survey, left_out)
-    counts = _Counts(intent, SourceRules(job.images.allowed_sources))
-    batches = counts.watch(pending_batches(intent, left_out, survey.repeats))
+    counts = _Counts(resolved, SourceRules(job.images.allowed_sources))
+    batches = counts.watch(pending_batches(resolved, left_out, survey.repeats))
     names = []
-    schema = work_schema(intent.carried_schema, has_masks=intent.has_masks)
+    schema = work_schema(resolved.carried_schema, has_masks=resolved.has_masks)
     for number, data in enumerate(work_files(batches, schema) if write else _nothing(batches)):
         names.append(f"{PLAN_FOLDER}/{plan_id}/work-{number:05d}.parquet")
         folder.write_if_absent(names[-1], data)
-    plan = _plan_of(intent, plan_id, survey.sources, counts, selection)
+    plan = _plan_of(resolved, plan_id, survey.sources, counts, selection)
     plan = replace(plan, judge_fingerprints=judge_fingerprints)
     if not names:
         return plan
@@ -192,7 +191,7 @@ def plan_summary(plan: Plan, ledger_edits: int) -> bytes:
         "edits_total": plan.edits_total,
         "edits_done": plan.edits_done,
         "edits_pending": plan.edits_pending,
-        "edits_spared": plan.edits_spared,
+        "edits_skipped_by_quota": plan.edits_skipped_by_quota,
         "groups_pending": plan.groups_pending,
         "sources": plan.sources,
         "unet_rows": plan.unet_rows,
@@ -241,7 +240,7 @@ class AllBut(Container[bytes]):
 class _Counts:
     """What the second pass counts."""
 
-    intent: Intent
+    resolved: ResolvedJob
     rules: SourceRules
     edits_total: int = 0
     edits_pending: int = 0
@@ -263,21 +262,19 @@ class _Counts:
         pending, parameters = len(group.edits), group.source.parameters
         self.edits_pending += pending
         self.groups_pending += 1
-        if self.intent.job.editor != NO_EDITOR:
-            self.shapes[shape_of(self.intent, group, pending)] += 1
-        images = pending + (1 if self.intent.job.images.keep_source else 0)
+        if self.resolved.job.editor != NO_EDITOR:
+            self.shapes[shape_of(group, pending)] += 1
+        images = pending + (1 if self.resolved.job.images.keep_source else 0)
         self.output_pixels += images * parameters.width_px * parameters.height_px
         _count_refused(self, self.rules, group.source)
 
 
-def shape_of(intent: Intent, group: PlannedGroup, edits: int) -> GroupShape:
-    """What `edits` of a group cost under the job."""
-    judge = intent.job.judge
+def shape_of(group: PlannedGroup, edits: int) -> GroupShape:
+    """What `edits` of a group cost."""
     return GroupShape.of(
         group.source.parameters,
         edits,
         synthetic=group.source.is_synthetic,
-        is_gated=judge is not None and judge.reproduction.inversion_psnr_db_at_least is not None,
     )
 
 
@@ -303,9 +300,10 @@ def _plan_id(survey: Survey, left_out: IdSet | AllBut) -> str:
 
 
 def _plan_of(
-    intent: Intent, plan_id: str, sources: int, counts: _Counts, selection: Selection | None
+    resolved: ResolvedJob, plan_id: str, sources: int, counts: _Counts, selection: Selection | None
 ) -> Plan:
-    carried, spared = intent.carried_schema, 0 if selection is None else selection.spared
+    carried = resolved.carried_schema
+    skipped = 0 if selection is None else selection.edits_skipped_by_quota
     if counts.refused:
         _log.warning(
             "%d sources will fail as source_forbidden; the first is %s",
@@ -315,22 +313,22 @@ def _plan_of(
     return Plan(
         plan_id=plan_id,
         edits_total=counts.edits_total,
-        edits_done=counts.edits_total - counts.edits_pending - spared,
+        edits_done=counts.edits_total - counts.edits_pending - skipped,
         groups_pending=counts.groups_pending,
         sources=sources,
         unet_rows=sum(shape.unet_rows * count for shape, count in counts.shapes.items()),
-        output_bytes=int(counts.output_pixels * _BYTES_PER_PIXEL[intent.job.images.format]),
+        output_bytes=int(counts.output_pixels * _BYTES_PER_PIXEL[resolved.job.images.format]),
         work_files=(),
         carried_schema=carried if len(carried) else None,
-        label_names=intent.label_names,
-        fingerprint=intent.context.fingerprint,
-        parameters=intent.parameters,
+        label_names=resolved.label_names,
+        fingerprint=resolved.context.fingerprint,
+        parameters=resolved.parameters,
         sources_refused=counts.refused,
-        edits_spared=spared,
+        edits_skipped_by_quota=skipped,
         round=selection,
-        approximation=approximation_of(intent.parameters, intent.job.edit.speed),
-        annotations=intent.annotations,
-        label_types=intent.label_types,
-        has_edit_types=intent.has_edit_types,
+        approximation=approximation_of(resolved.parameters, resolved.job.edit.speed),
+        annotations=resolved.annotations,
+        label_types=resolved.label_types,
+        has_edit_types=resolved.has_edit_types,
         shapes=dict(counts.shapes),
     )

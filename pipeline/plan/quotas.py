@@ -1,9 +1,9 @@
-"""Quotas: so many accepted edits of each cell and no more; which edits a run makes for that.
+"""Quotas: at most this many accepted edits of each cell; which edits a run makes for that.
 
 A cell is a combination of values of labels and manifest columns, such as (red, cup). A run goes in
 rounds: `select_edits` takes, of every cell, as many edits as it lacks accepted ones, the first of
 its candidates in the order of the manifest that have no outcome; when all of them have theirs the
-next round is selected, until nothing is. The others are spared: they are never begun.
+next round is selected, until nothing is. The others are left out by quotas: they are never begun.
 
 The accepted edits of a cell are then the first Q of its candidates that get accepted, in the order
 of the manifest, whatever completes first and wherever a run is killed. For let K be the place of
@@ -18,11 +18,11 @@ the Q-th candidate that gets accepted, or the last place where there are fewer:
     get accepted are.
 
 A kill leaves outcomes of some of the edits that were selected, and 1 holds for any such set. What
-it takes is that the outcome of an edit is its own, not that of its neighbours (promise 4 in the
-design), and that the manifest stays. Failed edits have an outcome: the next candidate takes their
-place. A retry may fill what a cell still lacks, again in the order of the manifest, and no more; a
-failure that it mends later than that stays out. So a cell never holds more than its quota, unless
-its edits were accepted before there was one.
+it takes is that the outcome of an edit is its own, not that of its neighbours, and that the
+manifest stays. Failed edits have an outcome: the next candidate takes their place. A retry may
+fill what a cell still lacks, again in the order of the manifest, and no more; a failed edit whose
+cell is full by then is not tried again. So a cell never holds more than its quota, unless its edits
+were accepted before there was one.
 
 The cells of a job's quotas, read off its edits while the manifest is streamed.
 """
@@ -43,7 +43,7 @@ from pipeline.ledger.outcome import Outcome
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS
 from pipeline.manifest.labels import TARGET_LABELS
 from pipeline.manifest.rows import OVERRIDES, Problems, WantedEdit
-from pipeline.plan.resolved_job import Intent, PlannedGroup
+from pipeline.plan.resolved_job import PlannedGroup, ResolvedJob
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Selection:
     others: Mapping[Cell, CellCount]
 
     @property
-    def spared(self) -> int:
+    def edits_skipped_by_quota(self) -> int:
         """Edits that could be made, and are not in this round."""
         return sum(count.open for count in self.others.values())
 
@@ -184,14 +184,14 @@ _Value: TypeAlias = Callable[[PlannedGroup, WantedEdit, dict[str, Any]], Any]
 
 
 def select_round(
-    intent: Intent, quotas: Quotas, outcome_of: OutcomeOf, is_open: IsOpen
+    resolved: ResolvedJob, quotas: Quotas, outcome_of: OutcomeOf, is_open: IsOpen
 ) -> Selection:
     """The edits of a job that its quotas call for next, see `quotas.select_edits`.
 
     One stream over the manifest; rows with a problem are left out, whoever plans reports them.
     Raises JobError where the quotas name something else than labels and columns.
     """
-    selection = select_edits(cells_of_edits(intent, quotas.by), quotas, outcome_of, is_open)
+    selection = select_edits(cells_of_edits(resolved, quotas.by), quotas, outcome_of, is_open)
     values = [quotas.values_of(cell) for cell in selection.others]
     for where, _ in quotas.cells:
         if values and not any(where.items() <= cell.items() for cell in values):
@@ -200,11 +200,11 @@ def select_round(
     return selection
 
 
-def cells_of_edits(intent: Intent, by: Sequence[str]) -> Iterator[tuple[Cell, bytes]]:
+def cells_of_edits(resolved: ResolvedJob, by: Sequence[str]) -> Iterator[tuple[Cell, bytes]]:
     """(cell, edit id) of every edit of a job, in the order of the manifest. Raises JobError."""
-    readers = [_reader(intent, name) for name in by]
-    names = [name for name in by if name in intent.carried_schema.names]
-    for groups, carried in intent.groups(Problems()):
+    readers = [_reader(resolved, name) for name in by]
+    names = [name for name in by if name in resolved.carried_schema.names]
+    for groups, carried in resolved.groups(Problems()):
         rows: list[dict[str, Any]] = (
             carried.select(names).to_pylist() if names else [{} for _ in groups]
         )
@@ -213,25 +213,25 @@ def cells_of_edits(intent: Intent, by: Sequence[str]) -> Iterator[tuple[Cell, by
                 yield tuple(cell_text(read(group, edit, row)) for read in readers), edit_id
 
 
-def _reader(intent: Intent, name: str) -> _Value:
+def _reader(resolved: ResolvedJob, name: str) -> _Value:
     """How the value of a label or column is read. Raises JobError where there is none."""
-    if name in intent.label_names:
-        place = intent.label_names.index(name)
+    if name in resolved.label_names:
+        place = resolved.label_names.index(name)
         return lambda _group, edit, _row: edit.labels[place]
-    if name == EDIT_TYPE and intent.has_edit_types:
+    if name == EDIT_TYPE and resolved.has_edit_types:
         return lambda _group, edit, _row: edit.edit_type
     if name == "target_prompt":
         return lambda _group, edit, _row: edit.target_prompt
-    known = (set(KNOWN_COLUMNS) - _NO_CELLS) & intent.manifest.columns
+    known = (set(KNOWN_COLUMNS) - _NO_CELLS) & resolved.manifest.columns
     if name in known and name in OVERRIDES:
         return lambda group, _edit, _row: getattr(group.source.parameters, name)
     if name in known:
         return lambda group, _edit, _row: getattr(group.source, name)
-    carried = intent.carried_schema
+    carried = resolved.carried_schema
     if name not in carried.names:
-        there = sorted({*intent.label_names, *known, *carried.names, "target_prompt"})
+        there = sorted({*resolved.label_names, *known, *carried.names, "target_prompt"})
         raise JobError(
-            f"quotas.by: {name!r} is no label and no column of the manifest; there are "
+            f"quotas.by: {name!r} is not a label or a column of the manifest; there are "
             f"{', '.join(there)}"
         )
     kind = carried.field(name).type

@@ -1,4 +1,4 @@
-"""What a job means once its checkpoint and its manifest are known: groups of edits with ids."""
+"""A job with every default filled in from its checkpoint, and its groups of edits with ids."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class Repeats:
-    """What comes more than once in a manifest, as `plan` finds out before it makes ids.
+    """What comes more than once in a manifest, as `survey` finds out before ids are made.
 
     Attributes:
-        row_ids: digests of ids (`manifest_row.row_id_digest`); such a manifest is refused.
+        row_ids: digests of ids (`manifest.rows.row_id_digest`); such a manifest is refused.
         bases: of rows without an id that are equal in everything but their prompts.
     """
 
@@ -69,10 +69,11 @@ class Repeats:
 
 
 @dataclass(frozen=True)
-class Intent:
-    """What a job means once its checkpoint and its manifest's columns are known. Streams groups.
+class ResolvedJob:
+    """A job with every default filled in from its checkpoint, and the manifest's columns checked.
 
-    `recommended`: the checkpoint's own parameters; `parameters`: the job's over them.
+    `recommended`: the checkpoint's own parameters; `parameters`: the job's over them. Streams the
+    groups of the manifest.
     """
 
     job: Job
@@ -202,8 +203,8 @@ class Intent:
         )
 
 
-def understand(job: Job) -> Intent:
-    """Opens the job's manifest and looks its checkpoint up, without loading the model.
+def resolve_job(job: Job) -> ResolvedJob:
+    """Opens the job's manifest and reads its checkpoint's defaults, without loading the model.
 
     Raises JobError and ManifestError.
     """
@@ -234,7 +235,7 @@ def understand(job: Job) -> Intent:
         )
     _refuse_output_in_manifest(job)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
-    return Intent(job, manifest, defaults, parameters, context, prompts, annotations)
+    return ResolvedJob(job, manifest, defaults, parameters, context, prompts, annotations)
 
 
 def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, ...]:
@@ -294,7 +295,7 @@ def _annotations(
 
 
 def _refuse_lists_of_types(job: Job, manifest: Manifest) -> None:
-    """Raises JobError: a type for each of the manifest's prompts is none for each of the job's."""
+    """Raises JobError: types of the manifest's own prompts do not fit the job's prompts."""
     if job.prompts is None or job.judge is None or job.judge.edit_type is not None:
         return
     schema = manifest.carried_schema

@@ -17,7 +17,7 @@ from pipeline.ledger.outcome import ID_TYPE
 from pipeline.manifest.files import ManifestBatch
 from pipeline.manifest.rows import Problems, SourceRow, row_id_digest
 from pipeline.plan.ids import source_id
-from pipeline.plan.resolved_job import Intent, Repeats, source_key
+from pipeline.plan.resolved_job import Repeats, ResolvedJob, source_key
 
 _DIGEST_BYTES = 16
 
@@ -36,17 +36,17 @@ class Survey:
     digest: bytes
 
 
-def survey_manifest(intent: Intent) -> Survey:
+def survey_manifest(resolved: ResolvedJob) -> Survey:
     """Reads the manifest once. Raises ManifestError with all problems of all rows."""
     problems = Problems()
     with RepeatFinder() as row_ids, RepeatFinder() as bases, RepeatFinder() as sources:
-        surveyor = _Surveyor(intent, row_ids, bases, sources)
-        for batch, rows in intent.rows(problems, Repeats()):
+        surveyor = _Surveyor(resolved, row_ids, bases, sources)
+        for batch, rows in resolved.rows(problems, Repeats()):
             surveyor.take(batch, rows)
         _, repeated_ids = row_ids.finish()
         if repeated_ids:  # read again, to say of each row of which it is the repetition
             problems = Problems()
-            for _ in intent.rows(problems, Repeats(row_ids=repeated_ids)):
+            for _ in resolved.rows(problems, Repeats(row_ids=repeated_ids)):
                 pass
         problems.raise_if_any()
         _, repeated_bases = bases.finish()
@@ -60,19 +60,23 @@ class _Surveyor:
     """What is remembered from batch to batch."""
 
     def __init__(
-        self, intent: Intent, row_ids: RepeatFinder, bases: RepeatFinder, sources: RepeatFinder
+        self,
+        resolved: ResolvedJob,
+        row_ids: RepeatFinder,
+        bases: RepeatFinder,
+        sources: RepeatFinder,
     ) -> None:
         self.digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         self.named = 0
         """Sources of rows with an id of their own: no two of them are equal."""
-        self._intent = intent
+        self._resolved = resolved
         self._row_ids, self._bases, self._sources = row_ids, bases, sources
 
     def take(self, batch: ManifestBatch, rows: Sequence[SourceRow]) -> None:
         bases = []
         for row in rows:
             key = source_key(row)
-            base = self._intent.base_of(row, key)
+            base = self._resolved.base_of(row, key)
             bases.append(base)
             if row.id:
                 self._row_ids.add(row_id_digest(row.id))

@@ -21,7 +21,7 @@ from pipeline.ledger.outcome import ID_TYPE, EditKey, EditOutcome, outcomes_tabl
 from pipeline.manifest.annotations import MASK_SOURCE_TYPE
 from pipeline.manifest.rows import Problems
 from pipeline.plan.ids import file_stem, parameters_json
-from pipeline.plan.resolved_job import Intent, PlannedGroup, Repeats
+from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob
 from pipeline.redact import redact_url
 from pipeline.storage.folder import Folder
 
@@ -76,14 +76,14 @@ class PendingBatch:
 
 
 def pending_batches(
-    intent: Intent, done: Container[bytes], repeats: Repeats | None = None
+    resolved: ResolvedJob, done: Container[bytes], repeats: Repeats | None = None
 ) -> Iterator[PendingBatch]:
     """The whole manifest in its order, a bounded number of groups at a time.
 
     Raises ManifestError for a manifest that is no longer what it was when it was checked.
     """
     problems = Problems()
-    for groups, carried in intent.groups(problems, repeats):
+    for groups, carried in resolved.groups(problems, repeats):
         if problems.total:
             raise ManifestError("the manifest changed while it was planned:", problems.lines)
         yield pending_batch(groups, carried, done)
@@ -207,14 +207,14 @@ def cut_work(folder: Folder, work_files: Sequence[str], groups_per_block: int) -
 
 
 def lost_slices(
-    folder: Folder, slices: Sequence[WorkSlice], groups_back: AbstractSet[bytes]
+    folder: Folder, slices: Sequence[WorkSlice], groups_done: AbstractSet[bytes]
 ) -> list[WorkSlice]:
-    """Those of the slices that have a group which did not come back."""
+    """Those of the slices with a group that is not in `groups_done`."""
     lost: list[WorkSlice] = []
     for path, of_file in itertools.groupby(slices, key=lambda part: part.path):
         with folder.open_read(path) as source:
             groups = pq.ParquetFile(source).read(columns=["group_id"])["group_id"].to_pylist()
-        is_back = which_are_in(groups, groups_back)
+        is_back = which_are_in(groups, groups_done)
         lost.extend(
             part for part in of_file if not all(is_back[part.first : part.first + part.rows])
         )

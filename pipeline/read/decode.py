@@ -1,4 +1,4 @@
-"""Second station: work rows to pixels. Fetch, orient, fit; one typed failure per bad row.
+"""Work rows to pixels: fetch, orient, fit; one typed failure per bad row.
 
 Runs as Ray tasks on the CPUs that the editing actors leave free, so a device never waits for the
 network. What passes through Ray is small and even: 8-bit pixels at the model's own size, so every
@@ -6,7 +6,7 @@ row of a run weighs the same (0.8 MB at 512 px) whatever the photo was, and a bl
 size-dependent reason to be split. The encoded bytes of the manifest end here. One free CPU is
 enough: a machine of two runs and resumes.
 
-Part of the second station: the masks of a source, read like sources and fitted like theirs.
+Masks of a source are read like sources, and fitted as their source was.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PIXEL_FIELDS = (
     pa.field("message", pa.string(), nullable=False),
 )
 """What `decode` adds: height * width * 3 bytes of RGB (null where there is none), the fit as JSON,
-a FailureCode ("" = fine) and what to tell: why it failed, else what was done to its colours."""
+a FailureCode ("" = fine) and a message: why it failed, else what was done to its colours."""
 
 MASKS_FIELD = pa.field("masks", pa.list_(FITTED_MASK_TYPE), nullable=False)
 """What `decode` makes of the column `masks`, where there is one."""
@@ -106,16 +106,6 @@ def decode(
         with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
             decoded = list(pool.map(decode_row, rows))
     return _with_pixels(table, decoded)
-
-
-def decoded_schema(work_schema: pa.Schema) -> pa.Schema:
-    """The schema that `decode` returns for work rows of `work_schema`."""
-    kept = [
-        MASKS_FIELD if field.name == MASKS_FIELD.name else field
-        for field in work_schema
-        if field.name != "image_bytes"
-    ]
-    return pa.schema([*kept, *PIXEL_FIELDS])
 
 
 def _with_pixels(table: pa.Table, decoded: Iterable[DecodedSource]) -> pa.Table:

@@ -54,8 +54,13 @@ def read_edits(folder: Folder, labels: Sequence[str] = ()) -> EditTable:
     """All committed edits of a run folder. Raises StorageError where no run is, and LedgerError."""
     if not folder.exists(LEDGER_FOLDER):
         raise StorageError(f"{folder.url}: no {LEDGER_FOLDER} there; give the output of a job")
+    return edits_so_far(folder, labels)
+
+
+def edits_so_far(folder: Folder, labels: Sequence[str] = ()) -> EditTable:
+    """Same, without rows where nothing is committed yet. Raises StorageError and LedgerError."""
     files = list(Ledger(folder).outcomes())
-    outcomes = _standing(files)
+    outcomes = standing_outcomes(files)
     known = _described(folder, outcomes, labels)
     place = pc.index_in(outcomes["edit_id"], value_set=known["edit_id"].combine_chunks())
     for name in known.column_names:
@@ -73,8 +78,8 @@ def read_edits(folder: Folder, labels: Sequence[str] = ()) -> EditTable:
     )
 
 
-def _standing(files: Sequence[pa.Table]) -> pa.Table:
-    """The latest outcome of every edit, by edit_id."""
+def standing_outcomes(files: Sequence[pa.Table]) -> pa.Table:
+    """The latest outcome of every edit, by edit_id. `files`: a ledger's, in their order."""
     seen: set[bytes] = set()
     kept = []
     for table in reversed(files):

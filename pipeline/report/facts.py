@@ -27,14 +27,14 @@ from pipeline.report.edit_table import LABEL_PREFIX, EditTable, planned_labels, 
 from pipeline.report.gallery import Chosen, Thumbnail, choose_edits, read_thumbnails, within_bytes
 from pipeline.report.histogram import Histogram, histogram_of
 from pipeline.report.judging import (
+    ReconstructionFigures,
     RegionCounts,
-    ReproductionFigures,
+    reconstruction_figures,
     region_counts,
-    reproduction_figures,
-    second_tries_by_reason,
+    retries_by_reason,
 )
-from pipeline.run.folder import CONFIG_FILE
-from pipeline.run.stats import STATS_FILE, SecondTries
+from pipeline.run.folder import CONFIG_FILE, stored_job
+from pipeline.run.stats import STATS_FILE, Retries
 from pipeline.storage.folder import Folder
 
 
@@ -98,7 +98,7 @@ class Cost:
     unet_rows: float
     unet_rows_rejected: float
     model_seconds: float
-    stations: Mapping[str, Mapping[str, float]]
+    stages: Mapping[str, Mapping[str, float]]
     last_run_seconds: float | None
     last_run_edits: int
     workers: int | None
@@ -147,8 +147,9 @@ class RunFacts:
         quotas: rows of stats.json's `quotas`, as they are, those that lack most first; none where
             the job has no quotas.
         quotas_left_out: rows that there was no room for.
-        second_tries: by the reason of the first rejection; {} where nothing was tried again.
-        reproduction, regions: of the gate, and of boxes and masks; () where the run has none.
+        retries: by the reason of the first rejection; {} where nothing was attempted again.
+        reconstruction: what the gate measured; None where it measured nothing.
+        regions: the verdicts on boxes and masks; () where the run has none.
         is_judged: some edit has a score, or was rejected.
         job_text: config.yaml.
         notes: what could not be read or was cut short, for people.
@@ -165,8 +166,8 @@ class RunFacts:
     cost: Cost
     quotas: tuple[Mapping[str, Any], ...]
     quotas_left_out: int
-    second_tries: Mapping[str, SecondTries]
-    reproduction: tuple[ReproductionFigures, ...]
+    retries: Mapping[str, Retries]
+    reconstruction: ReconstructionFigures | None
     regions: tuple[RegionCounts, ...]
     failure_examples: Mapping[str, str]
     is_judged: bool
@@ -217,8 +218,8 @@ def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
         cost=_cost(edits, run.stats),
         quotas=quotas[: limits.quota_cells],
         quotas_left_out=max(0, len(quotas) - limits.quota_cells),
-        second_tries=second_tries_by_reason(rows),
-        reproduction=reproduction_figures(rows, _mapping(run.job.get("judge"))),
+        retries=retries_by_reason(rows),
+        reconstruction=reconstruction_figures(rows, _mapping(run.job.get("judge"))),
         regions=region_counts(folder, rows, _mapping(run.job.get("annotations")), notes),
         failure_examples=_mapping(_mapping(run.stats.get("last_run")).get("failure_examples")),
         is_judged=_is_judged(rows),
@@ -234,7 +235,7 @@ def read_run_folder(folder: Folder, limits: ReportLimits) -> RunFolder:
     job: Mapping[str, Any] = {}
     rules = Rules()
     try:
-        job = _mapping(yaml.safe_load(text))
+        job = stored_job(text)
         rules = Rules.from_dict(_mapping(_mapping(job.get("judge")).get("rules")))
     except (yaml.YAMLError, ValueError, RecursionError, ParameterError) as error:
         notes.append(f"{CONFIG_FILE}: {error}; no thresholds are drawn")
@@ -363,7 +364,7 @@ def _cost(edits: EditTable, stats: Mapping[str, Any]) -> Cost:
         unet_rows=edits.unet_rows,
         unet_rows_rejected=float(np.nansum(rejected["unet_rows"].to_numpy())),
         model_seconds=edits.seconds,
-        stations=_mapping(last.get("stations")),
+        stages=_mapping(last.get("stages") or last.get("stations")),  # named so before 0.2.0
         last_run_seconds=last.get("seconds"),
         last_run_edits=made,
         workers=pool.get("actors"),

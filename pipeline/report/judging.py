@@ -1,4 +1,4 @@
-"""What there is to say of judging besides scores: second tries, the gate, boxes and masks.
+"""What there is to say of judging in addition to scores: retries, the gate, boxes and masks.
 
 Read from the outcomes of a run, from its job and, for boxes and masks, from the parts' metadata.
 """
@@ -17,26 +17,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
-from pipeline.ledger.outcome import REPRODUCTION_COLUMNS, Outcome
+from pipeline.ledger.outcome import GATE_COLUMN, Outcome
 from pipeline.ledger.parts import METADATA_FILE
-from pipeline.run.stats import SecondTries
+from pipeline.run.stats import Retries
 from pipeline.storage.folder import Folder
 
 _THREADS = 16
 
 
 @dataclass(frozen=True)
-class ReproductionFigures:
-    """One figure of `judge.reproduction` over the sources that have it, PSNR in dB.
+class ReconstructionFigures:
+    """PSNR in dB of the sources that the gate measured, encoded and decoded, to themselves.
 
     Attributes:
-        name: a column of OUTCOME_SCHEMA.
+        sources: how many were measured.
         lowest, median: NaN where no source's figure is a number.
         at_least: the job's threshold; None where it has none.
         below: sources under it; 0 without one.
     """
 
-    name: str
     sources: int
     lowest: float
     median: float
@@ -64,36 +63,30 @@ class RegionCounts:
         return self.keep + self.review + self.drop
 
 
-def second_tries_by_reason(rows: pa.Table) -> dict[str, SecondTries]:
-    """What trying again came to, by the reason of the first rejection, the commonest first."""
-    found: dict[str, SecondTries] = {}
+def retries_by_reason(rows: pa.Table) -> dict[str, Retries]:
+    """What attempting again came to, by the reason of the first rejection, the commonest first."""
+    found: dict[str, Retries] = {}
     for tries in rows["tries"].drop_null().to_pylist():
         if tries:
-            found.setdefault(tries[0]["reason"], SecondTries()).add(tries)
+            found.setdefault(tries[0]["reason"], Retries()).add(tries)
     return dict(sorted(found.items(), key=lambda item: (-item[1].edits, item[0])))
 
 
-def reproduction_figures(
+def reconstruction_figures(
     rows: pa.Table, judge: Mapping[str, Any]
-) -> tuple[ReproductionFigures, ...]:
-    """The figures that the gate took, of each source once. `judge` is that section of the job."""
-    limits = _mapping(judge.get("reproduction"))
-    found = []
-    for name in REPRODUCTION_COLUMNS:
-        measured = rows.filter(pc.is_valid(rows[name]))
-        by_source = dict(
-            zip(measured["source_id"].to_pylist(), measured[name].to_pylist(), strict=True)
-        )
-        if by_source:
-            values = np.array(list(by_source.values()), np.float64)
-            found.append(_figures(name, values, _number(limits.get(f"{name}_at_least"))))
-    return tuple(found)
+) -> ReconstructionFigures | None:
+    """What the gate measured, each source once; None where it measured nothing.
 
-
-def _figures(name: str, values: Any, at_least: float | None) -> ReproductionFigures:
+    `rows`: a table with the columns of OUTCOME_SCHEMA. `judge`: that section of the job.
+    """
+    measured = rows.filter(pc.is_valid(rows[GATE_COLUMN]))
+    if not measured.num_rows:
+        return None
+    columns = (measured[name].to_pylist() for name in ("source_id", GATE_COLUMN))
+    values = np.array(list(dict(zip(*columns, strict=True)).values()), np.float64)
     numbers = values[~np.isnan(values)]
-    return ReproductionFigures(
-        name,
+    at_least = _number(_mapping(judge.get("reconstruction")).get(f"{GATE_COLUMN}_at_least"))
+    return ReconstructionFigures(
         sources=len(values),
         lowest=float(numbers.min()) if len(numbers) else float("nan"),
         median=float(np.median(numbers)) if len(numbers) else float("nan"),

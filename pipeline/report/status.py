@@ -23,9 +23,8 @@ from pipeline.ledger.lease import LeaseState, lease_state
 from pipeline.ledger.ledger import LEDGER_FOLDER, Ledger, LedgerCounts
 from pipeline.ledger.parts import orphan_parts
 from pipeline.plan.plan import PLAN_FILE, PLAN_FOLDER
+from pipeline.run.stats import STATS_FILE
 from pipeline.storage.folder import Folder
-
-STATS_FILE = "stats.json"
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class RunStatus:
     """A run folder in numbers.
 
     `pending` is of the latest plan, less what was committed since; None before the first plan.
-    Under quotas that is a round, `spared` are the edits that it left out, and another round may
-    take some of them (`is_in_rounds`). Where a run has ended since, both are as its quotas were
-    then.
+    Under quotas that is a round, `edits_skipped_by_quota` are the edits that it left out, and
+    another round may take some of them (`is_in_rounds`). If a run has ended since, both are as its
+    quotas were then.
     `parts` hold the accepted edits; `unadopted_parts` are finished and wait for the next run to
     enter them into the ledger. `lease` says which run has the folder, or had it last; None where
     none ever did. `edits_per_second` is of that run's latest commits, None while it has none.
@@ -53,7 +52,7 @@ class RunStatus:
     lease: LeaseState | None = None
     edits_per_second: float | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
-    spared: int = 0
+    edits_skipped_by_quota: int = 0
     is_in_rounds: bool = False
     silent_s: float | None = None
 
@@ -81,21 +80,11 @@ class RunStatus:
             return None
         return self.pending / self.edits_per_second
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the latest plan is done, the last one, and every finished part in the ledger."""
-        return self.pending == 0 and not self.unadopted_parts and not self.is_in_rounds
-
 
 def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStatus:
     """The state of a run folder; reads only. Raises StorageError where there is no run."""
     folder = Folder.open(output, options)
-    plans = folder.list_folders(PLAN_FOLDER)
-    if not plans and not folder.exists(LEDGER_FOLDER):
-        raise StorageError(
-            f"there is no run in {folder.url}: it has neither {PLAN_FOLDER} nor {LEDGER_FOLDER}; "
-            "give the output folder of a job"
-        )
+    plans = require_run(folder)
     ledger, lease = Ledger.open(folder), lease_state(folder)
     files = ledger.files()
     commits = recent_commits(folder, files) if lease is not None else []
@@ -105,7 +94,7 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
         output=folder.url,
         counts=counts,
         pending=work.pending,
-        spared=work.spared,
+        edits_skipped_by_quota=work.edits_skipped_by_quota,
         is_in_rounds=work.is_in_rounds,
         parts=len({name.rpartition("/")[2] for name in ledger.parts()}),
         unadopted_parts=sum(1 for _ in orphan_parts(folder, ledger)),
@@ -117,6 +106,17 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
     )
 
 
+def require_run(folder: Folder) -> list[str]:
+    """The ids of the plans in a run folder. Raises StorageError where there is no run."""
+    plans = folder.list_folders(PLAN_FOLDER)
+    if not plans and not folder.exists(LEDGER_FOLDER):
+        raise StorageError(
+            f"there is no run in {folder.url}: it has neither {PLAN_FOLDER} nor {LEDGER_FOLDER}; "
+            "give the output folder of a job"
+        )
+    return plans
+
+
 def _silent_s(lease: LeaseState) -> float | None:
     """By the clock here: reading it off the store, as a run does that takes over, needs a write."""
     silent_s = time.time() - lease.heard_at
@@ -126,7 +126,7 @@ def _silent_s(lease: LeaseState) -> float | None:
 @dataclass(frozen=True)
 class _Work:
     pending: int | None
-    spared: int = 0
+    edits_skipped_by_quota: int = 0
     is_in_rounds: bool = False
 
 
@@ -141,8 +141,9 @@ def _work_left(folder: Folder, plan_ids: list[str], done: int, stats: Mapping[st
     if not plan:
         return _Work(None)
     pending = max(0, int(plan["edits_pending"]) - (done - int(plan["ledger_edits"])))
-    spared = int(plan.get("edits_spared", 0))
-    return _Work(pending, spared, is_in_rounds=spared > 0)
+    named_before = plan.get("edits_spared", 0)  # until 0.2.0
+    skipped = int(plan.get("edits_skipped_by_quota", named_before))
+    return _Work(pending, skipped, is_in_rounds=skipped > 0)
 
 
 def _latest_plan(folder: Folder, plan_ids: list[str]) -> tuple[dict[str, Any], float]:

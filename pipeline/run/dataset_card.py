@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.ledger.ledger import LedgerCounts
-from pipeline.ledger.outcome import REPRODUCTION_COLUMNS, SCORE_COLUMNS
+from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS
 from pipeline.ledger.parts import PART_PREFIX, REJECTED_FOLDER
 from pipeline.plan.plan import Plan
 from pipeline.write.metadata import MetadataLayout
@@ -129,11 +129,10 @@ def _column_rows(layout: MetadataLayout) -> str:
     if layout.judged or layout.typed:
         meanings["edit_type"] = "the kind of change that was asked for"
     if layout.judged:
-        if layout.says_verdict:
-            meanings["verdict, reject_reason"] = "of the judge"
+        meanings["verdict, reject_reason"] = "of the judge"
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/scores/edit_scores.py"
     if layout.gated:
-        meanings[", ".join(REPRODUCTION_COLUMNS)] = "how well the source comes back unedited"
+        meanings[GATE_COLUMN] = "PSNR in dB of the source, encoded and decoded, to itself"
     meanings |= _annotation_meanings(layout)
     meanings |= dict.fromkeys(layout.labels, "label of the edit")
     meanings |= {

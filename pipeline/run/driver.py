@@ -1,48 +1,44 @@
-"""The whole job: plan, start Ray, stream outcomes into the ledger, sum up. The only writer of it.
+"""The whole job: plan, start Ray, stream outcomes into the ledger, write the summaries.
 
 lease    one run at a time: another one on the same folder is refused
 adopt    finished parts that a killed run did not get to commit
 plan     ids of every edit, less what the ledger has; nothing left: no Ray, the end
 stream   decode -> edit -> write on the cluster, supervised; outcomes arrive block by block
 commit   every few seconds, and whatever happens at the end: a failure, a signal, a dead worker
-again    blocks that were lost with their worker or machine, until all have come back; rows that
-         kill their workers fail as worker_died
-round    under quotas plan, stream and commit again, until no cell calls for an edit
+again    blocks that were lost with their worker or machine, until all of them have outcomes; rows
+         that crash their workers fail as worker_died
+round    under quotas plan, stream and commit again, until no cell needs another edit
 sum up   stats.json, README.md, config.yaml
 
-`commit` says what is written when, and what a crash between any two of them leaves.
+`pipeline.ledger` describes what is written when, and what a crash between any two of them leaves.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Collection, Generator, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import torch
 
-from fpe_core.device import choose_dtype, warn_of_slow_bfloat16
 from pipeline.cluster.pool import Pool, bundles_of, size_pool
-from pipeline.cluster.session import pool_with_room, ray_session
+from pipeline.cluster.session import ray_session, wait_for_capacity
 from pipeline.errors import Interrupted, StorageError
 from pipeline.job.job import Job
-from pipeline.ledger.id_set import IdSet
 from pipeline.ledger.lease import Lease, hold_lease
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import FailureCode, as_outcomes
+from pipeline.ledger.outcome import FailureCode
 from pipeline.ledger.parts import adopt_orphan_parts
 from pipeline.logs import label_lines
 from pipeline.plan.plan import Plan, make_plan, quota_rows
 from pipeline.plan.quotas import QuotaRow
 from pipeline.plan.work_list import cut_work, lost_slices, quarantined
-from pipeline.run.commits import give_back_memory
+from pipeline.run.commits import Commits, ProgressSink
 from pipeline.run.dataset_card import CARD_FILE, dataset_card
 from pipeline.run.folder import (
     CONFIG_FILE,
@@ -51,36 +47,26 @@ from pipeline.run.folder import (
     metadata_layout,
     refuse_other_judge,
 )
-from pipeline.run.metrics import Looks, RunMetrics
+from pipeline.run.metrics import FiguresPoller, RunMetrics
 from pipeline.run.signals import StopRequests
-from pipeline.run.stats import STATS_FILE, RunSummary, Tally, encode_stats
+from pipeline.run.stats import STATS_FILE, RunSummary, RunTotals, encode_stats
 from pipeline.run.worker_settings import decode_settings, edit_settings
 from pipeline.storage.folder import Folder
-from pipeline.storage.requests import RequestCounts, request_counts
-from pipeline.supervision.supervisor import merged
+from pipeline.storage.requests import request_counts
 from pipeline.supervision.watchdog import TimeLimits
 from pipeline.write.metadata import MetadataLayout
 
 if TYPE_CHECKING:
-    from pipeline.supervision.line import Line
+    from pipeline.supervision.client import SupervisorClient
 
-COMMIT_INTERVAL_S = 5.0
-COMMIT_EDITS = 2000
-_FRUITLESS_PASSES = 2
-"""Passes over lost blocks that may bring nothing; besides one for each row that may be to blame."""
-_WIND_UP_LOOK_S = 0.05
+_MAX_PASSES_WITHOUT_PROGRESS = 2
+"""How many passes in a row may recover no lost block before the run gives up, not counting the
+passes that isolate a row that crashes its worker."""
+_WIND_UP_POLL_S = 0.05
 _WITHOUT = {
     "directional_similarity": ": it needs a source prompt, and an edit that differs from its source"
 }
 _log = logging.getLogger(__name__)
-
-
-class ProgressSink(Protocol):
-    """Who is told how far a run is."""
-
-    def start(self, total: int, done: int) -> None: ...
-    def advance(self, outcomes_table: pa.Table) -> None: ...
-    def finish(self) -> None: ...
 
 
 def run_job(job: Job, *, progress: ProgressSink) -> RunSummary:
@@ -117,9 +103,10 @@ def _hold_and_run(
 def _run_with(
     lease: Lease, job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
 ) -> RunSummary:
-    """All of a run between taking the lease and giving it back; `retry` None: what is new."""
+    """All of a run between taking the lease and releasing it; `retry` None: the edits without an
+    outcome."""
     folder, requests = lease.folder, request_counts()
-    tally = Tally() if job.judge is None else Tally(job.judge.to_rules())
+    totals = RunTotals() if job.judge is None else RunTotals(job.judge.to_rules())
     label_lines(run=lease.run_id)
     ledger, metrics = Ledger.open(folder, lease), RunMetrics(lease.run_id)
     adopt_orphan_parts(folder, ledger, metrics.committed)
@@ -128,16 +115,14 @@ def _run_with(
     plan = make_plan(job, ledger, only=only)
     if not plan.makes_edits:
         _log.warning("editor: none: nothing is edited, every output is a copy of its fitted source")
-    others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_spared
+    others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_skipped_by_quota
     if others:
         _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
     layout = metadata_layout(job, plan)
-    is_retry = retry is not None
-    run = _Run(
-        job, folder, lease, ledger, plan, layout, tally, progress, requests, metrics, is_retry
-    )
+    commits = Commits(plan, ledger, totals, metrics=metrics, progress=progress, requests=requests)
+    run = _Driver(job, lease, ledger, layout, metrics, commits, is_retry=retry is not None)
     if not plan.edits_pending:
-        left_out = plan.edits_done + plan.edits_spared
+        left_out = plan.edits_done + plan.edits_skipped_by_quota
         _log.info("nothing to do: %d edits planned, %d left out", plan.edits_total, left_out)
         if plan.edits_total and not run.is_summed_up():
             run.sum_up()  # the last run was killed after its last commit, or quotas are new
@@ -157,54 +142,67 @@ def _run_with(
     return run.summary()
 
 
+def _warn_of_slow_dtype(dtype: str) -> None:
+    """Logs a warning where a CPU like this one is slow with the networks' type."""
+    if dtype != "bfloat16":
+        return  # the only slow one; the driver needs torch for nothing else
+    import torch
+
+    from fpe_core.device import warn_of_slow_bfloat16
+
+    warn_of_slow_bfloat16(torch.bfloat16, torch.device("cpu"))
+
+
 @dataclass
-class _Run:
-    """One run of a job: what is fixed, and what has arrived and is not committed yet."""
+class _Driver:
+    """Drives one run: plans its rounds, streams their outcomes to `commits`, winds up, sums up."""
 
     job: Job
-    folder: Folder
     lease: Lease
     ledger: Ledger
-    plan: Plan
     layout: MetadataLayout
-    tally: Tally
-    progress: ProgressSink
-    requests: RequestCounts
     metrics: RunMetrics
+    commits: Commits
     is_retry: bool
     pool: Pool | None = None
-    arrived: list[pa.Table] = field(default_factory=list)
-    committed_at: float = field(default_factory=time.monotonic)
-    groups_back: IdSet = field(default_factory=IdSet)
-    committing: threading.Lock = field(default_factory=threading.Lock)
+    """The first round's, once the cluster has room for it."""
+
+    @property
+    def folder(self) -> Folder:
+        return self.lease.folder
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the current round."""
+        return self.commits.plan
 
     def claim_folder(self) -> None:
-        """Says what the folder holds before it holds anything, so that a killed run loads too.
+        """Writes what the folder holds before it holds anything, so that a killed run loads too.
 
-        Raises JobError where its columns, or its judge, are not those of what is there already.
+        Raises JobError if its columns, or its judge, differ from those of the edits in it.
         """
         if self.job.judge is not None:
             refuse_other_judge(self.folder, CONFIG_FILE, self.job.judge, self.ledger)
-        self.layout = claim_columns(self.folder, self.layout)
+        claim_columns(self.folder, self.layout.schema)
         self.folder.replace(CONFIG_FILE, encode_config(self.job, self.plan))
         self.folder.replace(CARD_FILE, self._card())
 
     def work(self, stops: StopRequests) -> None:
         """Runs the graph; commits what has arrived however it ends."""
-        self._start_progress()
+        self.commits.start_progress()
         try:
             with ray_session(self.job.resources.ray_address):
                 stops.arm()
-                self._work_off_plan(stops)
+                self._run_round(stops)
                 while self._plan_next_round():
-                    self._work_off_plan(stops)
+                    self._run_round(stops)
         finally:
-            self.progress.finish()
+            self.commits.finish_progress()
             self.sum_up()
             self._warn_of_missing_scores()
 
     def _warn_of_missing_scores(self) -> None:
-        for name, edits in sorted(self.tally.scores_missing.items()):
+        for name, edits in sorted(self.commits.totals.scores_missing.items()):
             _log.warning(
                 "%d edits were accepted without %s, which a rule looks at%s",
                 edits,
@@ -212,138 +210,110 @@ class _Run:
                 _WITHOUT.get(name, ""),
             )
 
-    def _start_progress(self) -> None:
-        self.progress.start(self.plan.edits_done + self.plan.edits_pending, self.plan.edits_done)
-
     def _plan_next_round(self) -> bool:
         """Whether the quotas call for more edits; without any the first plan is the only one."""
         if self.job.quotas is None:
             return False
-        self.tally.next_round()
-        self.plan = make_plan(self.job, self.ledger, only=self._only())
+        self.commits.next_round(make_plan(self.job, self.ledger, only=self._only()))
         if not self.plan.edits_pending:
             return False
         _log.info("quotas call for %d more edits", self.plan.edits_pending)
-        self.groups_back = IdSet()  # sources come again, for other edits
-        self.progress.finish()
-        self._start_progress()
+        self.commits.finish_progress()
+        self.commits.start_progress()
         return True
 
     def _only(self) -> frozenset[bytes] | None:
         """What plans are limited to."""
         return self.ledger.reopened_ids() if self.is_retry else None
 
-    def _find_room(self) -> Pool:
+    def _wait_for_pool(self) -> Pool:
         """The pool, as soon as the cluster has room for it."""
-        wishes, parameters = self.job.resources, self.plan.parameters
+        resources, parameters = self.job.resources, self.plan.parameters
         device = self.job.model.device if self.plan.makes_edits else "cpu"
         size = partial(
             size_pool,
-            wishes=wishes,
+            resources=resources,
             device=device,
             groups=self.plan.groups_pending,
             pixels_per_image=parameters.width_px * parameters.height_px,
         )
-        bundles = bundles_of(wishes, device=device, groups=self.plan.groups_pending)
-        pool = pool_with_room(size, bundles, wait_s=wishes.wait_s if wishes.can_grow else 0.0)
+        bundles = bundles_of(resources, device=device, groups=self.plan.groups_pending)
+        pool = wait_for_capacity(
+            size, bundles, wait_s=resources.wait_s if resources.can_grow else 0.0
+        )
         if pool.later:
             _log.info("%d of %d actors wait for a machine", pool.later, pool.actors)
         return pool
 
-    def _work_off_plan(self, stops: StopRequests) -> None:
-        from pipeline.supervision.line import supervision  # loads Ray
+    def _run_round(self, stops: StopRequests) -> None:
+        """Makes the edits of the current plan."""
+        from pipeline.supervision.client import supervision  # loads Ray
 
-        failures, pool = self.job.failures, self._find_room()
+        failures, pool = self.job.failures, self._wait_for_pool()
         if self.pool is None and not pool.gpus_per_actor:
-            # As seen here; a worker says it too, but its log is not on anybody's screen.
-            cpu = torch.device("cpu")
-            warn_of_slow_bfloat16(choose_dtype(self.job.model.dtype, cpu), cpu)
+            # As seen here; a worker warns too, but its log is not on anybody's screen.
+            _warn_of_slow_dtype(self.job.model.dtype)
         self.pool = self.pool or pool
-        self.metrics.planned(self.plan.edits_total, self.tally.left(self.plan), pool.actors)
+        self.metrics.planned(self.plan.edits_total, self.commits.left, pool.actors)
         _log.info("working with %s", pool)
         limits = TimeLimits(failures.max_stall_s, failures.max_group_s)
         logs = self.job.logs.to_settings(self.lease.run_id)
-        with supervision(limits, failures.max_in_a_row, logs) as line:
-            self._supervised(pool, line, stops)
+        with supervision(limits, failures.max_in_a_row, logs) as supervisor:
+            self._stream(pool, supervisor, stops)
 
-    def _supervised(self, pool: Pool, line: Line, stops: StopRequests) -> None:
-        grace_s = self.job.stop.grace_s
-
-        def wind_up() -> None:
-            in_hand, until = line.stop("edit"), time.monotonic() + grace_s
-            self.commit()
-            _log.warning(
-                "stopping: the %d sources in hand are finished first, for at most %g s (once more "
-                "stops at once)",
-                len(in_hand - self.groups_back),
-                grace_s,
-            )
-            while not in_hand <= self.groups_back and time.monotonic() < until:
-                time.sleep(_WIND_UP_LOOK_S)
-
-        looks = Looks(self.metrics, line)
+    def _stream(self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests) -> None:
+        """Runs the graph and commits its outcomes; adds what the stages cost, however it ends."""
+        poller = FiguresPoller(self.metrics, supervisor.poll)
         try:
             with (
-                looks.every_few_seconds(),
-                stops.winding_up(wind_up),
-                closing(self._outcomes(pool, line, stops)) as outcomes,
+                poller.polling(),
+                stops.winding_up(partial(self._wind_up, supervisor)),
+                closing(self._outcomes(pool, supervisor, stops)) as outcomes,
             ):
                 self._collect(outcomes, stops)
         finally:
-            figures = line.figures()
-            self.tally.add_stations(figures)
-            looks.last(figures)
+            figures = supervisor.figures()
+            self.commits.totals.add_stages(figures)
+            poller.finish(figures)
+
+    def _wind_up(self, supervisor: SupervisorClient) -> None:
+        """Lets no source begin any more, and waits for those that workers have begun."""
+        grace_s = self.job.stop.grace_s
+        in_hand, until = supervisor.stop("edit"), time.monotonic() + grace_s
+        self.commits.commit()
+        _log.warning(
+            "stopping: the %d sources that workers have begun are finished first, for at most %g s "
+            "(once more stops at once)",
+            len(in_hand - self.commits.groups_done),
+            grace_s,
+        )
+        while not in_hand <= self.commits.groups_done and time.monotonic() < until:
+            time.sleep(_WIND_UP_POLL_S)
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
         """Takes outcomes in and commits them, the last ones however it ends."""
+        commits = self.commits
         try:
             for table in outcomes:
                 with stops.held():  # a block is taken whole or not at all
-                    self._take(table)
-                self.tally.check(self.job.failures)
-                is_due = time.monotonic() - self.committed_at >= COMMIT_INTERVAL_S
-                if is_due or sum(map(len, self.arrived)) >= COMMIT_EDITS:
+                    commits.take(table)
+                commits.totals.check(self.job.failures)
+                if commits.is_due:
                     with stops.held():
-                        self.commit()
+                        commits.commit()
         finally:
             with stops.held():
-                self.commit()
-
-    def _take(self, table: pa.Table) -> None:
-        self.tally.add(table)
-        outcomes = as_outcomes(table)
-        self.arrived.append(outcomes)
-        self.groups_back.update(outcomes["group_id"].to_pylist())
-        self.metrics.arrived(self.tally.left(self.plan), len(self.arrived))
-        self.progress.advance(outcomes)
-
-    def commit(self) -> None:
-        """Enters what has arrived into the ledger: now it is done. From any thread."""
-        with self.committing:
-            arrived, began = [*self.arrived], time.monotonic()
-            if arrived:
-                added = self.ledger.commit(pa.concat_tables(arrived))
-                del self.arrived[: len(arrived)]
-                self.metrics.committed(added)
-                self.metrics.arrived(self.tally.left(self.plan), len(self.arrived))
-                self._count_commit(added.num_rows, time.monotonic() - began)
-                give_back_memory()
-            self.committed_at = time.monotonic()
-
-    def _count_commit(self, rows: int, seconds: float) -> None:
-        requests, self.requests = request_counts() - self.requests, request_counts()
-        figures = {"rows": rows, "seconds": seconds, **asdict(requests)}
-        self.tally.stations = merged(self.tally.stations, {"commit": figures})
-        self.metrics.spent({"commit": figures})
+                commits.commit()
 
     def left(self) -> int:
         """Edits that the run would go on with."""
         if self.plan.round is None:
-            return self.tally.left(self.plan)
+            return self.commits.left
         return sum(row.to_do for row in self._quota_rows())
 
     def summary(self) -> RunSummary:
-        summary = self.tally.summary(self.plan, self.folder.url, self._quota_rows())
+        """The run so far."""
+        summary = self.commits.totals.summary(self.plan, self.folder.url, self._quota_rows())
         return replace(summary, run=self.lease.run_id)
 
     def _quota_rows(self) -> list[QuotaRow]:
@@ -362,21 +332,23 @@ class _Run:
             return False
 
     def sum_up(self) -> None:
-        """Writes what can be derived from the ledger at any time, and is still ours to write.
+        """Writes the summaries, all derived from the ledger. Raises LeaseError, StorageError.
 
-        stats.json comes last: it is what `is_summed_up` looks at.
+        stats.json comes last: `is_summed_up` reads it.
         """
         self.lease.check()
         stats = encode_stats(
             self.summary(),
             self.ledger.counts(),
             pool=self.pool,
-            workers=self.tally.edits_by_worker,
+            workers=self.commits.totals.edits_by_worker,
         )
         self.folder.replace(CARD_FILE, self._card())
         self.folder.replace(STATS_FILE, stats)
 
-    def _outcomes(self, pool: Pool, line: Line, stops: StopRequests) -> Generator[pa.Table]:
+    def _outcomes(
+        self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests
+    ) -> Generator[pa.Table]:
         """Outcomes of all pending groups, with the worker where there was one."""
         from pipeline.cluster.graph import (  # loads Ray Data: only when needed
             WorkerError,
@@ -386,32 +358,35 @@ class _Run:
         decoding = decode_settings(self.job)
         editing = edit_settings(self.job, self.plan, pool, self.layout, self.lease)
         slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
-        fruitless, deaths = 0, 0.0
+        without_progress, deaths = 0, 0.0
         while slices:
             self.metrics.blocks_to_do += len(slices)
-            back_before, deaths_before = len(self.groups_back), deaths
+            done_before, deaths_before = len(self.commits.groups_done), deaths
             yield from stream_outcomes(
                 self.folder,
                 slices,
                 decoding=decoding,
                 editing=editing,
                 pool=pool,
-                line=line,
+                supervisor=supervisor,
                 bars=self.job.logs.shows_ray_bars,
             )
             if stops.is_asked():
-                return  # what was not begun did not come back, and is not lost
-            line.raise_if_hopeless()
-            fruitless = 0 if len(self.groups_back) > back_before else fruitless + 1
-            slices = lost_slices(self.folder, slices, self.groups_back)
-            deaths = line.deaths()
-            if slices and fruitless >= _FRUITLESS_PASSES and deaths <= deaths_before:
+                return  # blocks that were not begun have no outcomes, and are not lost
+            supervisor.raise_if_hopeless()
+            has_progress = len(self.commits.groups_done) > done_before
+            without_progress = 0 if has_progress else without_progress + 1
+            slices = lost_slices(self.folder, slices, self.commits.groups_done)
+            deaths = supervisor.deaths()
+            is_stuck = without_progress >= _MAX_PASSES_WITHOUT_PROGRESS and deaths <= deaths_before
+            if slices and is_stuck:
                 raise WorkerError(
-                    f"stopped: {len(slices)} blocks of work were lost {fruitless} times, and no "
-                    "worker died of them. Why is in ray-data.log and the workers' logs, in Ray's "
-                    "session folder. The same command goes on from what is committed."
+                    f"stopped: {len(slices)} blocks of work were lost {without_progress} times, "
+                    "and no worker died of them. Why is in ray-data.log and the workers' logs, in "
+                    "Ray's session folder. The same command goes on from what is committed."
                 )
-            if fruitless > _FRUITLESS_PASSES + max((part.rows for part in slices), default=0):
+            isolating = max((part.rows for part in slices), default=0)
+            if without_progress > _MAX_PASSES_WITHOUT_PROGRESS + isolating:
                 break
             if slices:
                 _log.warning("%d blocks were lost with their workers: once more", len(slices))

@@ -1,17 +1,16 @@
-"""What a run folder says of itself before it holds anything: the job, and the columns.
+"""What a run folder records before it holds any edit: the job, and the columns.
 
-Whether a job judges as the edits of its run folder were judged: a verdict is final.
-
-Rules are compared type by type, for the types that the ledger has edits of, so that a job may bring
-rules for a new type. Models and the gate count as soon as anything was judged. What else the
-section says may change: where models compute, which further scores there are, how rejected edits
-are tried again, whether they are kept.
-
+A verdict is final, so a job has to judge as the edits of its run folder were judged. Rules are
+compared type by type, for the types that the ledger has edits of, so that a job may bring rules for
+a new type. Models and the gate count as soon as anything was judged. What else the section says may
+change: where models compute, which further scores there are, how rejected edits are tried again,
+whether they are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +21,7 @@ from fpe_core.parameters import EVERY_STEP
 from pipeline.errors import JobError, StorageError
 from pipeline.job.job import Job
 from pipeline.job.judge import JudgeSection
+from pipeline.job.renamed_keys import in_todays_keys
 from pipeline.job.section import Section
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
@@ -43,7 +43,7 @@ def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
         plan.carried_schema,
         job.images.keep_source,
         judged=job.judge is not None,
-        gated=job.judge is not None and job.judge.reproduction.is_on,
+        gated=job.judge is not None and job.judge.reconstruction.is_on,
         limits_guidance=plan.parameters.guidance_interval != EVERY_STEP,
         annotations=() if plan.annotations is None else plan.annotations.fields,
         typed=plan.has_edit_types,
@@ -58,22 +58,19 @@ def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
     return layout
 
 
-def claim_columns(folder: Folder, layout: MetadataLayout) -> MetadataLayout:
-    """The layout that the folder's metadata files have: the first job's decides.
+def claim_columns(folder: Folder, schema: pa.Schema) -> None:
+    """Makes `schema` that of the folder's metadata files: the first job's decides.
 
-    Raises JobError where that is none that this job could write.
+    Raises JobError if they have another one already.
     """
-    schema = layout.schema
     if folder.write_if_absent(SCHEMA_FILE, schema.serialize().to_pybytes()):
-        return layout
+        return
     there = pa.ipc.read_schema(pa.py_buffer(folder.read(SCHEMA_FILE)))
-    for each in (layout, *layout.of_before):
-        if each.schema.equals(there):
-            return each
-    raise JobError(
-        f"{folder.url} holds edits with other columns, and a folder has one set of them "
-        f"({_difference(there, schema)}): give the job another output"
-    )
+    if not schema.equals(there):
+        raise JobError(
+            f"{folder.url} holds edits with other columns, and a folder has one set of them "
+            f"({_difference(there, schema)}): give the job another output"
+        )
 
 
 def encode_config(job: Job, plan: Plan) -> bytes:
@@ -91,6 +88,15 @@ def encode_config(job: Job, plan: Plan) -> bytes:
     return str(text).encode()
 
 
+def stored_job(config: bytes | str) -> dict[str, Any]:
+    """What `encode_config` wrote, by this release or an earlier one, in the keys of this one.
+
+    {} for what is not a mapping. Raises yaml.YAMLError, ValueError and RecursionError.
+    """
+    values = yaml.safe_load(config)
+    return in_todays_keys(values) if isinstance(values, dict) else {}
+
+
 def _difference(there: pa.Schema, here: pa.Schema) -> str:
     """Which columns differ, for people."""
     fields = [{f"{item.name}: {item.type}" for item in schema} for schema in (there, here)]
@@ -98,7 +104,7 @@ def _difference(there: pa.Schema, here: pa.Schema) -> str:
     return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)
 
 
-_FOR_ALL_TYPES = ("clip", "structure", "lpips", "reproduction")
+_FOR_ALL_TYPES = ("clip", "structure", "lpips", "reconstruction")
 """Settings that a verdict depends on, whatever the type of the edit."""
 
 
@@ -130,7 +136,7 @@ def _judge_of(folder: Folder, config: str) -> JudgeSection | None:
             return None
         raise  # a store that does not answer is no leave to judge otherwise
     try:
-        return JudgeSection.model_validate(yaml.safe_load(data)["judge"])
+        return JudgeSection.model_validate(stored_job(data)["judge"])
     except (yaml.YAMLError, ValidationError, KeyError, TypeError):
         return None
 

@@ -1,12 +1,12 @@
 """What a run exports to Prometheus: through Ray, whose agent on every node has a port for it.
 
-Ray puts `ray_` before each name and labels of its own beside ours. Everything is exported by the
-driver: what it commits, and what the supervisor sums up for it every few seconds. So figures do not
-die with a worker, and at the end of a run they are those of the ledger and of stats.json. A run
-that finds nothing to do starts no Ray and exports nothing.
+Ray puts `ray_` before each name and adds labels of its own. Everything is exported by the driver:
+what it commits, and what the supervisor sums up, every few seconds. So figures do not die with a
+worker, and at the end of a run they are those of the ledger and of stats.json. A run that finds
+nothing to do starts no Ray and exports nothing.
 
-Labels are closed sets, but `run`, which is one value a run; no edit has a series of its own.
-`docs/observability.md` says how to scrape them, jobs/cluster/grafana-dashboard.json shows them.
+Labels are closed sets, except `run`, which has one value per run; no edit has a series of its own.
+`docs/observability.md` shows how to scrape them, jobs/cluster/grafana-dashboard.json shows them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.supervision.supervisor import StationFigures
+from pipeline.supervision.supervisor import StageFigures
 
 RAY_PREFIX = "ray_"
-LOOK_INTERVAL_S = 5.0
-"""Between two looks at the supervisor's books; Ray exports every 10 s."""
+POLL_INTERVAL_S = 5.0
+"""Between two polls of the supervisor; Ray exports every 10 s."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One metric: `labels` beside `run`. A counter's name ends with _total, a gauge's does not."""
+    """One metric. It has the label `run` and `labels`. Only a counter's name ends with _total."""
 
     name: str
     labels: tuple[str, ...]
@@ -63,13 +63,13 @@ FAMILIES = (
         "UNet rows of blocks whose worker died or went away with its machine.",
     ),
     Family(
-        "fpe_further_tries_total",
+        "fpe_edit_retries_total",
         (),
-        "Tries of edits beyond the first, after a rejection by the judge.",
+        "Attempts of edits beyond the first, after a rejection by the judge.",
     ),
     Family(
-        "fpe_station_rows_total",
-        ("station",),
+        "fpe_stage_rows_total",
+        ("stage",),
         "Models loaded, sources decoded, edits attempted and judged, images written, outcomes "
         "committed.",
     ),
@@ -78,33 +78,35 @@ FAMILIES = (
         ("phase",),
         "Seconds of all workers together, by what they did: load, read, encode, invert, ...",
     ),
-    Family("fpe_blocks_total", ("station",), "Blocks of sources that a station is through with."),
+    Family("fpe_blocks_total", ("stage",), "Blocks of sources that a stage has finished."),
     Family(
         "fpe_block_seconds_total",
-        ("station",),
-        "Seconds that blocks were in hand, all of them together.",
+        ("stage",),
+        "Seconds that blocks were being processed, all of them together.",
     ),
     Family(
         "fpe_blocks_lost_total",
-        ("station",),
+        ("stage",),
         "Blocks whose worker died or went away with its machine; they are made again.",
     ),
-    Family("fpe_blocks_in_hand", ("station",), "Blocks that a station is working on."),
+    Family("fpe_blocks_in_hand", ("stage",), "Blocks that a stage is working on."),
     Family(
         "fpe_queue_blocks",
-        ("station",),
+        ("stage",),
         "Blocks that wait for a reader (decode), a model (edit), the next commit (commit).",
     ),
-    Family("fpe_worker_deaths_total", ("station",), "Processes that died with a block in hand."),
-    Family("fpe_store_requests_total", ("station",), "Requests to stores, each once."),
-    Family("fpe_store_retries_total", ("station",), "Further tries of requests to stores."),
-    Family("fpe_store_read_bytes_total", ("station",), "Bytes of whole files read from stores."),
-    Family("fpe_store_written_bytes_total", ("station",), "Bytes written to stores."),
+    Family(
+        "fpe_worker_deaths_total", ("stage",), "Processes that died while they processed a block."
+    ),
+    Family("fpe_store_requests_total", ("stage",), "Requests to stores, each once."),
+    Family("fpe_store_retries_total", ("stage",), "Further tries of requests to stores."),
+    Family("fpe_store_read_bytes_total", ("stage",), "Bytes of whole files read from stores."),
+    Family("fpe_store_written_bytes_total", ("stage",), "Bytes written to stores."),
 )
 """Everything there is. The dashboard and the documentation name these and no others."""
 
-_OF_STATIONS = {
-    "rows": "fpe_station_rows_total",
+_OF_STAGES = {
+    "rows": "fpe_stage_rows_total",
     "blocks": "fpe_blocks_total",
     "block_seconds": "fpe_block_seconds_total",
     "lost_blocks": "fpe_blocks_lost_total",
@@ -115,7 +117,7 @@ _OF_STATIONS = {
     "bytes_written": "fpe_store_written_bytes_total",
 }
 _OF_ROWS = {"unet_rows": "fpe_unet_rows_made_total", "lost_unet_rows": "fpe_unet_rows_lost_total"}
-_PHASES = {
+_PHASE_OF_FIGURE = {
     ("load", "seconds"): "load",
     ("decode", "seconds"): "read",
     ("edit", "encode_seconds"): "encode",
@@ -126,16 +128,9 @@ _PHASES = {
     ("write", "seconds"): "write",
     ("commit", "seconds"): "commit",
 }
-"""Which figure of which station is the time of which phase."""
+"""(stage, figure) to the phase whose time it is."""
 
 _Series = tuple[str, tuple[tuple[str, str], ...]]  # a family's name, and its labels
-
-
-class Books(Protocol):
-    """The way to a supervisor's books: an `oversight.Line`."""
-
-    def peek(self) -> tuple[StationFigures, StationFigures] | None:
-        """`Supervisor.figures` and `Supervisor.queues`; None where it does not answer."""
 
 
 @dataclass
@@ -144,7 +139,7 @@ class RunMetrics:
 
     run: str
     blocks_to_do: int = 0
-    """Handed to the stations since a supervisor is watched, those that are made again twice."""
+    """Handed to the stages since a supervisor is watched, those that are made again twice."""
     _counted: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
     _exported: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
     _levels: dict[_Series, float] = field(default_factory=dict)
@@ -163,7 +158,7 @@ class RunMetrics:
             self._count("fpe_edits_total", count, outcome=outcome, reason=reason)
         self._count("fpe_unet_rows_total", float(np.nansum(outcomes["unet_rows"].to_numpy())))
         tries = outcomes["tries"].drop_null().to_pylist()
-        self._count("fpe_further_tries_total", sum(len(each) - 1 for each in tries))
+        self._count("fpe_edit_retries_total", sum(len(each) - 1 for each in tries))
 
     def planned(self, edits: int, left: int, actors: int) -> None:
         """What the run is to do, and with how many."""
@@ -174,28 +169,30 @@ class RunMetrics:
     def arrived(self, left: int, blocks_to_commit: int) -> None:
         """Outcomes came in: edits left, and blocks that the next commit has to take."""
         self._set("fpe_edits_left", left)
-        self._set("fpe_queue_blocks", blocks_to_commit, station="commit")
+        self._set("fpe_queue_blocks", blocks_to_commit, stage="commit")
 
-    def spent(self, figures: StationFigures) -> None:
-        """What stations cost since this was last told."""
-        for station, of_station in figures.items():
-            for name, value in of_station.items():
-                if name in _OF_STATIONS:
-                    self._count(_OF_STATIONS[name], value, station=station)
+    def spent(self, figures: StageFigures) -> None:
+        """What stages cost since the last call."""
+        for stage, of_stage in figures.items():
+            for name, value in of_stage.items():
+                if name in _OF_STAGES:
+                    self._count(_OF_STAGES[name], value, stage=stage)
                 if name in _OF_ROWS:
                     self._count(_OF_ROWS[name], value)
-                if (station, name) in _PHASES:
-                    self._count("fpe_phase_seconds_total", value, phase=_PHASES[station, name])
+                if (stage, name) in _PHASE_OF_FIGURE:
+                    self._count(
+                        "fpe_phase_seconds_total", value, phase=_PHASE_OF_FIGURE[stage, name]
+                    )
 
-    def queued(self, queues: StationFigures, to_read: float) -> None:
-        """Blocks in hand and waiting, workers; `to_read`: blocks that no reader is through with."""
-        for station in ("decode", "edit"):
-            in_hand = queues.get(station, {}).get("in_hand", 0.0)
-            waiting = queues.get(station, {}).get("waiting", 0.0)
-            if station == "decode":
+    def queued(self, queues: StageFigures, to_read: float) -> None:
+        """Blocks in hand and waiting, workers; `to_read`: blocks that no reader has finished."""
+        for stage in ("decode", "edit"):
+            in_hand = queues.get(stage, {}).get("in_hand", 0.0)
+            waiting = queues.get(stage, {}).get("waiting", 0.0)
+            if stage == "decode":
                 waiting = max(0.0, to_read - in_hand)
-            self._set("fpe_blocks_in_hand", in_hand, station=station)
-            self._set("fpe_queue_blocks", waiting, station=station)
+            self._set("fpe_blocks_in_hand", in_hand, stage=stage)
+            self._set("fpe_queue_blocks", waiting, stage=stage)
         self._set("fpe_actors_there", queues.get("edit", {}).get("workers", 0.0))
 
     def export(self) -> None:
@@ -234,26 +231,31 @@ class RunMetrics:
             self._levels[name, tuple(sorted(labels.items()))] = value
 
 
-class Looks:
-    """Looks at a supervisor's books, one after the other, each told by what is new in it."""
+class FiguresPoller:
+    """Polls the supervisor's figures, updates the metrics with what changed since the last poll."""
 
-    def __init__(self, metrics: RunMetrics, books: Books) -> None:
+    def __init__(
+        self,
+        metrics: RunMetrics,
+        poll: Callable[[], tuple[StageFigures, StageFigures] | None],
+    ) -> None:
+        """`poll` returns `Supervisor.state`, or None if the supervisor does not answer."""
         self._metrics = metrics
-        self._books = books
+        self._poll = poll
         self._seen: Mapping[str, Mapping[str, float]] = {}
         metrics.blocks_to_do = 0
 
     @contextmanager
-    def every_few_seconds(self) -> Iterator[None]:
-        """Exports what the supervisor knows, on a thread, for the length of the context."""
+    def polling(self) -> Iterator[None]:
+        """Polls every few seconds, on a thread, for the length of the context."""
         ended = threading.Event()
 
-        def keep_looking() -> None:
-            while not ended.wait(LOOK_INTERVAL_S):
-                self.look()
+        def keep_polling() -> None:
+            while not ended.wait(POLL_INTERVAL_S):
+                self.poll()
 
         self._metrics.export()
-        thread = threading.Thread(target=keep_looking, name="metrics", daemon=True)
+        thread = threading.Thread(target=keep_polling, name="metrics", daemon=True)
         thread.start()
         try:
             yield
@@ -261,30 +263,30 @@ class Looks:
             ended.set()
             thread.join()
 
-    def look(self) -> None:
-        """Asks, and exports what is new."""
-        answer = self._books.peek()
+    def poll(self) -> None:
+        """Polls once, and exports what changed."""
+        answer = self._poll()
         if answer is not None:
             self._take(*answer)
         self._metrics.export()
 
-    def last(self, figures: StationFigures) -> None:
-        """The supervisor's last word; nothing is in hand any more."""
+    def finish(self, figures: StageFigures) -> None:
+        """Exports the supervisor's last figures; no block is being processed any more."""
         self._metrics.blocks_to_do = 0
         self._take(figures, {})
         self._metrics.export()
 
-    def _take(self, figures: StationFigures, queues: StationFigures) -> None:
+    def _take(self, figures: StageFigures, queues: StageFigures) -> None:
         self._metrics.spent(_new_since(self._seen, figures))
         self._seen = figures
         through = figures.get("decode", {}).get("blocks", 0.0)
         self._metrics.queued(queues, to_read=self._metrics.blocks_to_do - through)
 
 
-def _new_since(before: StationFigures, now: StationFigures) -> dict[str, dict[str, float]]:
+def _new_since(before: StageFigures, now: StageFigures) -> dict[str, dict[str, float]]:
     return {
-        station: {
-            name: value - before.get(station, {}).get(name, 0.0) for name, value in values.items()
+        stage: {
+            name: value - before.get(stage, {}).get(name, 0.0) for name, value in values.items()
         }
-        for station, values in now.items()
+        for stage, values in now.items()
     }

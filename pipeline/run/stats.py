@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,14 +17,15 @@ import pyarrow.compute as pc
 from fpe_core.judging.rules import Rules
 from pipeline.cluster.pool import Pool
 from pipeline.errors import TooManyFailuresError
+from pipeline.job.job import FailuresSection
 from pipeline.ledger.ledger import LedgerCounts
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.plan import Plan
 from pipeline.plan.quotas import QuotaRow
-from pipeline.supervision.supervisor import StationFigures, merged
+from pipeline.supervision.supervisor import StageFigures, merged
 
 STATS_FILE = "stats.json"
-STATION_FIGURES = {
+STAGE_FIGURES = {
     "rows": "models loaded, sources decoded, edits attempted, images written, outcomes committed",
     "seconds": "of all workers together; of editing, what the model took",
     "block_seconds": "the same with everything around it: waiting for writes, for one",
@@ -42,42 +43,31 @@ STATION_FIGURES = {
     "retries": "further tries of them",
     "bytes_read": "from stores",
     "bytes_written": "to stores",
-    "worker_deaths": "of processes that had a block in hand",
+    "worker_deaths": "of processes that were processing a block",
 }
-"""The figures of a station in stats.json; one that is missing is zero."""
-
-
-class FailureLimits(Protocol):
-    """The `failures` section of a job."""
-
-    @property
-    def max_in_a_row(self) -> int: ...
-    @property
-    def max_share(self) -> float: ...
-    @property
-    def min_sources_for_share(self) -> int: ...
+"""The figures of a stage in stats.json; one that is missing is zero."""
 
 
 @dataclass
-class SecondTries:
-    """What trying rejected edits again came to.
+class Retries:
+    """What attempting rejected edits again came to.
 
     Attributes:
-        edits: that were tried more than once.
-        tries: further ones, of all of them.
+        edits: that were attempted more than once.
+        attempts: of all of them, the first ones not counted.
         accepted: edits that one of these made acceptable.
-        unet_rows: what these tries cost.
+        unet_rows: what these attempts cost.
     """
 
     edits: int = 0
-    tries: int = 0
+    attempts: int = 0
     accepted: int = 0
     unet_rows: float = 0.0
 
     def add(self, tries: Sequence[Mapping[str, Any]]) -> None:
-        """`tries` of an outcome, the first one included."""
+        """`tries`: that column of an outcome, attempt 1 included."""
         self.edits += 1
-        self.tries += len(tries) - 1
+        self.attempts += len(tries) - 1
         self.accepted += any(not each["reason"] for each in tries)
         self.unet_rows += sum(each["unet_rows"] for each in tries[1:])
 
@@ -86,18 +76,18 @@ class SecondTries:
 class RunSummary:
     """One run. Counts are of this run, but `edits_planned` and `already_done` of the whole job.
 
-    `edits_planned` = `already_done` + accepted + rejected + failed + `spared` once a run has come
-    to its end.
+    `edits_planned` = `already_done` + accepted + rejected + failed + `edits_skipped_by_quota` once
+    a run has ended.
 
     Attributes:
-        spared: edits that quotas leave out, in a retry failed ones.
+        edits_skipped_by_quota: edits that quotas leave out, in a retry failed ones.
         quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
         approximation: what the edits leave out, for people; "" where they are exact.
         failure_examples: by code, what the first edit that failed so said.
         scores_missing: by score, accepted edits that have none although a rule looks at it: that
             rule could not reject them.
         judge_fingerprints: hash of the files of each of the judge's models.
-        stations: what decoding, editing, writing and committing cost (see `STATION_FIGURES`).
+        stages: what decoding, editing, writing and committing cost (see `STAGE_FIGURES`).
         run: its name in logs and metrics (`Lease.run_id`).
         unet_rows: of its outcomes.
         unet_rows_wasted: rows that models evaluated beyond those: in blocks that were lost, in
@@ -122,10 +112,10 @@ class RunSummary:
     rejections_by_reason: Mapping[str, int] = field(default_factory=dict)
     scores_missing: Mapping[str, int] = field(default_factory=dict)
     judge_fingerprints: Mapping[str, str] = field(default_factory=dict)
-    stations: StationFigures = field(default_factory=dict)
+    stages: StageFigures = field(default_factory=dict)
     busy_share: float | None = None
-    second_tries: SecondTries = field(default_factory=SecondTries)
-    spared: int = 0
+    retries: Retries = field(default_factory=Retries)
+    edits_skipped_by_quota: int = 0
     quotas: tuple[QuotaRow, ...] = ()
     approximation: str = ""
     unet_rows_wasted: float = 0.0
@@ -144,7 +134,7 @@ class RunSummary:
 
 
 @dataclass
-class Tally:
+class RunTotals:
     """Counts the outcomes of a run as they arrive. `rules`: the judge's."""
 
     rules: Rules = field(default_factory=Rules)
@@ -160,8 +150,8 @@ class Tally:
     failed_sources: int = 0
     failed_in_a_row: int = 0
     last_failure: str = ""
-    stations: StationFigures = field(default_factory=dict)
-    second_tries: SecondTries = field(default_factory=SecondTries)
+    stages: StageFigures = field(default_factory=dict)
+    retries: Retries = field(default_factory=Retries)
     before_round: int = 0
     """Outcomes that had arrived when the plan was made; 0 but for the later rounds of quotas."""
 
@@ -171,7 +161,7 @@ class Tally:
         if "worker" in table.column_names:
             self.edits_by_worker.update(table["worker"].to_pylist())
         for tries in table["tries"].drop_null().to_pylist():
-            self.second_tries.add(tries)
+            self.retries.add(tries)
         if self.rules.by_type:
             self._look_for_scores(table)
         names = ("group_id", "outcome", "reason", "message")
@@ -207,7 +197,7 @@ class Tally:
         else:
             self.failed_in_a_row = 0
 
-    def check(self, limits: FailureLimits) -> None:
+    def check(self, limits: FailuresSection) -> None:
         """Raises TooManyFailuresError past the limits."""
         failed, tried = self.failed_sources, self.sources
         reason = ""
@@ -218,12 +208,12 @@ class Tally:
         if reason:
             raise TooManyFailuresError(
                 f"stopped: {reason}. The last one: {self.last_failure}. What had arrived is "
-                "committed; mend the cause, or raise the limit, and start the same command again."
+                "committed; fix the cause, or raise the limit, and start the same command again."
             )
 
-    def add_stations(self, figures: StationFigures) -> None:
-        """Takes in what the stations cost."""
-        self.stations = merged(self.stations, figures)
+    def add_stages(self, figures: StageFigures) -> None:
+        """Takes in what the stages cost."""
+        self.stages = merged(self.stages, figures)
 
     def next_round(self) -> None:
         """What has arrived by now is done before the plan that is made now."""
@@ -235,7 +225,7 @@ class Tally:
 
     def summary(self, plan: Plan, output: str, quotas: Sequence[QuotaRow] = ()) -> RunSummary:
         """The run so far."""
-        editing = self.stations.get("edit", {})
+        editing = self.stages.get("edit", {})
         model_s, there_s = editing.get("seconds", 0.0), editing.get("worker_seconds", 0.0)
         seconds, made = time.monotonic() - self.started, self.outcomes.total()
         evaluated = editing.get("unet_rows", 0.0)
@@ -255,14 +245,18 @@ class Tally:
             unet_rows=self.unet_rows,
             unet_rows_per_edit=self.unet_rows / made if made else 0.0,
             output=output,
-            stations=self.stations,
+            stages=self.stages,
             busy_share=model_s / there_s if there_s else None,
-            second_tries=replace(self.second_tries),
-            spared=plan.edits_spared,
+            retries=replace(self.retries),
+            edits_skipped_by_quota=plan.edits_skipped_by_quota,
             quotas=tuple(quotas),
             unet_rows_wasted=max(0.0, evaluated - self.unet_rows),
             approximation=plan.approximation,
         )
+
+
+def _resources(pool: Pool) -> dict[str, Any]:
+    return {"actors": pool.actors, "later": pool.later, **asdict(pool)}
 
 
 def encode_stats(
@@ -273,7 +267,7 @@ def encode_stats(
     quotas = last_run.pop("quotas")
     values = {
         "last_run": last_run,
-        "resources": None if pool is None else asdict(pool),
+        "resources": None if pool is None else _resources(pool),
         "edits_by_worker": dict(sorted(workers.items())),
         "quotas": quotas,
         "total": asdict(totals) | {"edits": totals.total},

@@ -1,4 +1,4 @@
-"""What the workers of a run are told of its job: how to read, to edit, to judge and to write."""
+"""What the workers of a run know of its job: how to read, to edit, to judge and to write."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def judge_settings(
         rules=judge.to_rules(),
         edit_type=judge.edit_type,
         keep_rejected=judge.rejected == "keep",
-        ladder=None if judge.second_tries is None else judge.second_tries.to_ladder(),
-        reproduction=judge.reproduction.to_limits(),
+        ladder=None if judge.retries is None else judge.retries.to_ladder(),
+        reconstruction=judge.reconstruction.to_limits(),
     )

@@ -68,7 +68,7 @@ class SourceRules:
     def real_path(self, path: str) -> str:
         """The file that an absolute local path leads to: what was checked, so the one to open.
 
-        Raises SourceForbiddenError. Without rules the path comes back as it is.
+        Raises SourceForbiddenError. Without rules the path is returned as it is.
         """
         if self.allowed is None:
             return path
@@ -114,7 +114,7 @@ class SourceRules:
 
 
 def check_rule(rule: str) -> None:
-    """Raises ValueError, with what to write, for text that is no rule."""
+    """Raises ValueError, with what to write, for text that is not a rule."""
     if "://" not in rule and not rule.startswith("/"):
         raise ValueError(
             f"{rule!r} is relative, and a rule has to mean the same on every machine: write an "
@@ -156,7 +156,7 @@ def _place_of_rule(rule: str) -> _Place:
 
 
 def _place_of(url: str) -> _Place:
-    """A URL taken apart. Raises ValueError for one that can be read in more than one way."""
+    """The parts of a URL. Raises ValueError for one that can be read in more than one way."""
     if re.search(r"[\x00-\x1f\x7f]", url):
         raise ValueError("the URL holds control characters")
     scheme, _, rest = url.partition("://")

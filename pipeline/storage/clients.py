@@ -1,6 +1,6 @@
 """The client of a store: by default one try of a request, and never without a time limit.
 
-Trying again is for `store_requests` alone, which counts it. What the clients do on their own:
+Trying again is for `requests` alone, which counts it. What the clients do on their own:
 
 - S3 (s3fs): one try. botocore tries once and s3fs's own loop is off. Connecting takes at most
   CONNECT_TIMEOUT_S, and a server may be silent for READ_TIMEOUT_S. A job has its own way with

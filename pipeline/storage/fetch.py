@@ -2,8 +2,8 @@
 
 A store is asked for the size first. The web is read as it comes and cut off at the limit, for what
 a server says about sizes need not be true; redirects are followed here, each by the job's rules.
-Time limits are those of the clients, see `store_clients`; how often a request is tried, of
-`store_requests`.
+Time limits are those of the clients, see `clients`; how often a request is tried, of
+`requests`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 import fsspec
 from fsspec.asyn import sync
-from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from fpe_core import ImageTooLargeError
@@ -27,6 +26,9 @@ from pipeline.storage.allowed_sources import SourceRules
 from pipeline.storage.clients import filesystem_of
 from pipeline.storage.folder import resolve_uri
 from pipeline.storage.requests import count_bytes, explain, is_forbidden, with_retries
+
+if TYPE_CHECKING:
+    from fsspec.implementations.http import HTTPFileSystem
 
 MAX_BYTES = 256_000_000
 _MOST_REDIRECTS = 10
@@ -69,6 +71,8 @@ def _read(url: str, options: Mapping[str, Any], rules: SourceRules, max_bytes: i
     fs, path = filesystem_of(url, options)
     if isinstance(fs, LocalFileSystem):
         return with_retries(fs, lambda: _read_local(Path(rules.real_path(path)), max_bytes))
+    from fsspec.implementations.http import HTTPFileSystem  # loads aiohttp: not for local files
+
     if isinstance(fs, HTTPFileSystem):
         return with_retries(fs, lambda: _read_http(fs, path, rules, max_bytes))
     return with_retries(fs, lambda: _read_store(fs, path, max_bytes))
@@ -94,7 +98,7 @@ def _read_store(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int) -> byt
 
 
 class _WebError(OSError):
-    """A web server's answer that is no file. Says nothing of the URL, which may hold a secret."""
+    """A web server's answer that is not a file. Does not show the URL, which may hold a secret."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

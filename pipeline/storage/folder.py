@@ -2,7 +2,7 @@
 
 Nothing that exists is overwritten, except the derived summaries and the heartbeats that
 `Folder.replace` is for. A file of zero bytes does not exist: it is what a failed write left, and
-its name is free. `store_requests` tries requests again and counts them.
+its name is free. `requests` tries requests again and counts them.
 
 What an exclusive create (`Folder.write_new`) guarantees, by store:
 
@@ -78,7 +78,7 @@ class Folder:
     def path_of(self, path: str) -> str:
         """A path in the folder as its file system names it. Raises StorageError for one outside."""
         if path.startswith("/") or "\\" in path or ".." in path.split("/"):
-            raise StorageError(f"{path!r} is no path inside {self.url}")
+            raise StorageError(f"{path!r} is not a path inside {self.url}")
         return f"{self.root}/{path}" if path else self.root
 
     def url_of(self, path: str) -> str:
@@ -142,9 +142,9 @@ class Folder:
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
-        """The file for reading piece by piece. Raises StorageError where it cannot be opened.
+        """The file for reading piece by piece.
 
-        Nor, on a store, where a piece cannot be read.
+        Raises StorageError if it cannot be opened, or on an object store if a piece cannot be read.
         """
         full = self.path_of(path)
         file = self._ask(path, lambda: cast(BinaryIO, self.fs.open(full, "rb")))

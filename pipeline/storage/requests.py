@@ -1,6 +1,6 @@
 """Requests to a store: tried again where that can help, counted, and their errors understood.
 
-This is the only loop that tries a request again, see `store_clients`. It stands around requests and
+This is the only loop that tries a request again, see `clients`. It stands around requests and
 never around work. Every client library has a tree of errors of its own; this file knows them, so
 that no other must.
 """

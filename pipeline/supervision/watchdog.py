@@ -1,4 +1,4 @@
-"""Ends a worker that stands still: Ray starts another, and `supervisor` finds the row to blame.
+"""Ends a worker that makes no progress: Ray starts another, `supervisor` finds the row to blame.
 
 A call that hangs in C code can neither be interrupted nor abandoned from Python, and it may hold
 the interpreter's lock. So the process ends as a whole, by `faulthandler`, whose thread needs no
@@ -56,7 +56,7 @@ class Watchdog:
                 self._set_timer()
 
     def limit(self, groups: int) -> None:
-        """From now on, so many groups have their time."""
+        """From now on the time limit is that of this many groups."""
         self._deadline = time.monotonic() + self._limits.group_s * max(1, groups)
         self._arm()
 

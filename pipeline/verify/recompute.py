@@ -1,6 +1,6 @@
 """Makes a sample of a run's edits again and compares: `fpe verify --recompute N`.
 
-Each edit goes through the run's own stations once more, from the manifest on, alone instead of in a
+Each edit goes through the run's own stages once more, from the manifest on, alone instead of in a
 block, in this process and into a scratch folder; the run folder is only read. What comes out is
 held against the stored image, to the tolerance in `fpe_core.agreement`; where the format is a lossy
 one, after the same encoding (with the job's `images.quality`).
@@ -38,7 +38,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import FailureCode, Outcome
 from pipeline.ledger.parts import METADATA_FILE
 from pipeline.manifest.rows import Problems, SourceRow
-from pipeline.plan.resolved_job import NO_EDITOR, Intent, understand
+from pipeline.plan.resolved_job import NO_EDITOR, ResolvedJob, resolve_job
 from pipeline.plan.work_list import work_schema, work_table
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.run.worker_settings import decode_settings
@@ -120,17 +120,17 @@ def recompute_sample(
     folder = Folder.open(job.output, job.storage_options)
     if job.editor == NO_EDITOR:
         raise JobError("editor: none: nothing was edited, so there is nothing to make again")
-    intent = understand(job)
+    resolved = resolve_job(job)
     torch_device = choose_device(device or job.model.device)
     dtype = choose_dtype(job.model.dtype, torch_device)
-    by_part = _accepted_by_part(folder, intent)
+    by_part = _accepted_by_part(folder, resolved)
     sample = choose_sample(by_part, count)
     comparisons: list[Comparison] = []
     if sample:
         rows = _stored_rows(folder, by_part, sample)
-        work = _work_of_each(intent, rows)
+        work = _work_of_each(resolved, rows)
         with TemporaryDirectory(prefix="fpe-recompute-") as scratch:
-            bench = _Bench(folder, intent, Folder.open(scratch), str(torch_device), dtype)
+            bench = _Bench(folder, resolved, Folder.open(scratch), str(torch_device), dtype)
             for edit_id in sample:
                 comparisons.append(bench.compare(rows[edit_id], work[edit_id]))
                 if progress is not None:
@@ -152,7 +152,7 @@ def choose_sample(by_part: Mapping[str, Collection[bytes]], count: int) -> list[
     return [edit_id for _, edit_id in heapq.nsmallest(count, ranked)]
 
 
-def _accepted_by_part(folder: Folder, intent: Intent) -> dict[str, list[bytes]]:
+def _accepted_by_part(folder: Folder, resolved: ResolvedJob) -> dict[str, list[bytes]]:
     """The accepted edits of the job, by their part. Raises CheckpointError, see above."""
     part_of: dict[bytes, str] = {}
     for outcomes in Ledger.open(folder).outcomes():
@@ -161,15 +161,15 @@ def _accepted_by_part(folder: Folder, intent: Intent) -> dict[str, list[bytes]]:
             zip(accepted["edit_id"].to_pylist(), accepted["part"].to_pylist(), strict=True)
         )
     by_part: dict[str, list[bytes]] = defaultdict(list)
-    for edit_id in intent.edit_ids():
+    for edit_id in resolved.edit_ids():
         if edit_id in part_of:
             by_part[part_of[edit_id]].append(edit_id)
     if part_of and not by_part:
-        _refuse_another_checkpoint(folder, intent, set(part_of.values()))
+        _refuse_another_checkpoint(folder, resolved, set(part_of.values()))
     return by_part
 
 
-def _refuse_another_checkpoint(folder: Folder, intent: Intent, parts: Iterable[str]) -> None:
+def _refuse_another_checkpoint(folder: Folder, resolved: ResolvedJob, parts: Iterable[str]) -> None:
     """Raises CheckpointError where no part was made with the job's checkpoint."""
     found: set[str] = set()
     for part in sorted(parts):
@@ -177,12 +177,12 @@ def _refuse_another_checkpoint(folder: Folder, intent: Intent, parts: Iterable[s
         if "checkpoint_fingerprint" in pq.read_schema(file).names:
             column = pq.read_table(file, columns=["checkpoint_fingerprint"])[0]
             found.update(column.unique().to_pylist())
-    if found and intent.context.fingerprint not in found:
+    if found and resolved.context.fingerprint not in found:
         raise CheckpointError(
-            f"{intent.job.model.checkpoint} is another checkpoint now "
-            f"({intent.context.fingerprint}) than the one that the edits in {folder.url} were made "
-            f"with ({', '.join(sorted(found))}): they cannot be made again with it; name the one "
-            "they were made with (model.checkpoint, model.revision)"
+            f"{resolved.job.model.checkpoint} is another checkpoint now "
+            f"({resolved.context.fingerprint}) than the one that the edits in {folder.url} were "
+            f"made with ({', '.join(sorted(found))}): they cannot be made again with it; name "
+            "the one they were made with (model.checkpoint, model.revision)"
         )
 
 
@@ -206,15 +206,17 @@ def _stored_rows(
     return rows
 
 
-def _work_of_each(intent: Intent, rows: Mapping[bytes, MetadataRow]) -> dict[bytes, pa.Table]:
+def _work_of_each(
+    resolved: ResolvedJob, rows: Mapping[bytes, MetadataRow]
+) -> dict[bytes, pa.Table]:
     """For each edit a work list of its own, with one row and this edit alone.
 
-    One that was accepted at a later try was made with other parameters than the job's: those are
+    One that was accepted on a retry was made with other parameters than the job's: those are
     in its metadata.
     """
     schema, problems = work_schema(pa.schema([])), Problems()
     work: dict[bytes, pa.Table] = {}
-    for groups, carried in intent.groups(problems):
+    for groups, carried in resolved.groups(problems):
         for group in groups:
             for edit in group.edits:
                 if edit[0] in rows:
@@ -232,30 +234,35 @@ def _as_made(source: SourceRow, stored: MetadataRow) -> SourceRow:
 
 
 class _Bench:
-    """The stations of a run, set up for one edit at a time."""
+    """The stages of a run, set up for one edit at a time."""
 
     def __init__(
-        self, folder: Folder, intent: Intent, scratch: Folder, device: str, dtype: torch.dtype
+        self,
+        folder: Folder,
+        resolved: ResolvedJob,
+        scratch: Folder,
+        device: str,
+        dtype: torch.dtype,
     ) -> None:
         """Loads the model. Raises CheckpointError."""
         self._folder, self._scratch = folder, scratch
         self._dtype = dtype
-        self._quality = intent.job.images.quality
-        self._decoding: DecodeSettings = decode_settings(intent.job)
-        model = intent.job.model
+        self._quality = resolved.job.images.quality
+        self._decoding: DecodeSettings = decode_settings(resolved.job)
+        model = resolved.job.model
         self._actor = EditActor(
             EditSettings(
                 output=scratch.url,
                 checkpoint=model.checkpoint,
-                checkpoint_fingerprint=intent.context.fingerprint,
+                checkpoint_fingerprint=resolved.context.fingerprint,
                 device=device,
                 dtype=model.dtype,
                 allow_pickle=model.allow_pickle,
                 revision=model.revision,
                 config=model.config,
-                max_rows=intent.job.resources.max_rows,
+                max_rows=resolved.job.resources.max_rows,
                 image_format=ImageFormat("png"),
-                layout=MetadataLayout(intent.label_names),
+                layout=MetadataLayout(resolved.label_names),
             )
         )
 

@@ -20,11 +20,11 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.ledger.parts import METADATA_FILE, committing_folders, finished_parts, uncommitted
 from pipeline.manifest.annotations import mask_names
+from pipeline.manifest.files import MAX_PROBLEMS
 from pipeline.plan.quotas import QuotaRow, quota_table, select_round
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.storage.folder import Folder
 
-MAX_PROBLEMS = 20
 _LEDGER_COLUMNS = ("edit_id", "outcome", "part", "edited_file_name")
 _READ_THREADS = 8
 _MOST_PIXELS = 2**31  # what we wrote ourselves is no bomb, whatever the job's limit for sources
@@ -37,8 +37,9 @@ class Verification:
     `not_planned` edits are in the ledger and not in this job: an earlier job wrote to the same run
     folder, or the manifest has changed. They are checked all the same. `problems` holds a page.
 
-    Under quotas `pending` are the edits that the next round takes, `spared` those that could be
-    made and are not in it. Nothing pending: every cell is full or has no more candidates.
+    Under quotas `pending` are the edits that the next round takes, `edits_skipped_by_quota`
+    those that could be made and are not in it. Nothing pending: every cell is full or has no more
+    candidates.
     """
 
     planned: int
@@ -50,7 +51,7 @@ class Verification:
     images_checked: int
     problems: tuple[str, ...]
     problems_total: int
-    spared: int = 0
+    edits_skipped_by_quota: int = 0
     quotas: tuple[QuotaRow, ...] = ()
 
     @property
@@ -62,14 +63,13 @@ class Verification:
 def verify_run(job: Job) -> Verification:
     """Checks the run folder of a job against its manifest; writes nothing.
 
-    - planned = accepted + rejected + failed + pending + spared, by id;
+    - planned = accepted + rejected + failed + pending + skipped by quota, by id;
     - no cell of the job's quotas has more accepted edits than its quota;
     - every edit has one standing outcome: in the ledger nothing comes after an accepted or rejected
       one, and in the parts' metadata it is once;
     - accepted edits of the ledger and rows of the metadata are the same, with the same file names,
       and so are rejected edits that were kept and rows of their own metadata;
-    - every image that the metadata names, and every rejected one of a run from before there was
-      such metadata, is there and decodes;
+    - every image that the metadata names is there and decodes;
     - no finished part waits to be adopted by the ledger.
 
     Raises JobError, ManifestError, LedgerError and StorageError where it cannot check.
@@ -77,7 +77,7 @@ def verify_run(job: Job) -> Verification:
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder)
     problems = _Problems()
-    outcome_of, file_of, rejected_files = _read_ledger(ledger, problems)
+    outcome_of, file_of = _read_ledger(ledger, problems)
     images = 0
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="verify") as pool:
         seen: set[bytes] = set()
@@ -86,7 +86,6 @@ def verify_run(job: Job) -> Verification:
             committed = part in ledger.parts()
             problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
             images += _check_images(folder, _images_of(rows), pool, problems)
-        images += _check_images(folder, rejected_files, pool, problems)
     for edit_id in file_of.keys() - seen:
         problems.add(
             f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
@@ -106,14 +105,10 @@ class _Problems:
         self.lines.extend(problems[: max(0, MAX_PROBLEMS - len(self.lines))])
 
 
-def _read_ledger(
-    ledger: Ledger, problems: _Problems
-) -> tuple[dict[bytes, str], dict[bytes, int], list[str]]:
-    """The standing outcome of every edit; of those in a part the hash of their file's name; the
-    files of rejected ones in none."""
+def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str], dict[bytes, int]]:
+    """The standing outcome of every edit; of those in a part the hash of their file's name."""
     outcome_of: dict[bytes, str] = {}
     file_of: dict[bytes, int] = {}
-    rejected_files: list[str] = []
     for table in ledger.outcomes():
         columns = (table[name].to_pylist() for name in _LEDGER_COLUMNS)
         for edit_id, outcome, part, name in zip(*columns, strict=True):
@@ -123,15 +118,13 @@ def _read_ledger(
             outcome_of[edit_id] = Outcome(outcome)
             if part:
                 file_of[edit_id] = hash(name)
-            elif outcome == Outcome.REJECTED and name:
-                rejected_files.append(name)
-    return outcome_of, file_of, rejected_files
+    return outcome_of, file_of
 
 
 @dataclass(frozen=True)
 class MetadataRow:
     """An edit of a part. File names are relative to the run folder; "" for a source not kept, and
-    for the edit of a source that did not come back.
+    for the edit of a source that the gate refused.
 
     `columns`: what the metadata says besides.
     """
@@ -255,25 +248,25 @@ def _sum_up(
     """Counts the job's edits by outcome, in one stream over the manifest, two under quotas."""
     counts: Counter[str] = Counter()
     planned = 0
-    for edit_id in understand(job).edit_ids():
+    for edit_id in resolve_job(job).edit_ids():
         planned += 1
         counts[outcome_of.get(edit_id, "pending")] += 1
     known = planned - counts["pending"]
     if sum(counts.values()) != planned:
         raise AssertionError("every planned edit has one outcome or is pending")
     quotas = _quota_rows(job, outcome_of, problems)
-    spared = 0 if job.quotas is None else counts["pending"] - sum(row.to_do for row in quotas)
+    skipped = 0 if job.quotas is None else counts["pending"] - sum(row.to_do for row in quotas)
     return Verification(
         planned=planned,
         accepted=counts[Outcome.ACCEPTED],
         rejected=counts[Outcome.REJECTED],
         failed=counts[Outcome.FAILED],
-        pending=counts["pending"] - spared,
+        pending=counts["pending"] - skipped,
         not_planned=len(outcome_of) - known,
         images_checked=images,
         problems=tuple(problems.lines),
         problems_total=problems.total,
-        spared=spared,
+        edits_skipped_by_quota=skipped,
         quotas=tuple(quotas),
     )
 
@@ -286,7 +279,7 @@ def _quota_rows(job: Job, outcome_of: dict[bytes, str], problems: _Problems) -> 
     def is_open(edit_id: bytes) -> bool:
         return edit_id not in outcome_of
 
-    selection = select_round(understand(job), job.quotas.to_quotas(), outcome_of.get, is_open)
+    selection = select_round(resolve_job(job), job.quotas.to_quotas(), outcome_of.get, is_open)
     rows = quota_table(selection, outcome_of.get, is_open)
     for row in rows:
         if row.over_by:

@@ -1,6 +1,6 @@
-"""What a run writes of an edit: how its image is encoded, and the columns that its metadata has.
+"""The columns of a run's metadata files, and their values for an edit.
 
-`part_writer` says which file goes where, and when.
+`part` describes which file goes where, and when.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from fpe_core import EditParameters
 from fpe_core.image.fit import Fit
 from fpe_core.parameters import layer_rule_from_text
-from pipeline.ledger.outcome import REPRODUCTION_COLUMNS, SCORE_COLUMNS, EditOutcome
+from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS, EditOutcome
 
 _FIT_FIELDS = (
     pa.field("fit_policy", pa.string()),
@@ -41,7 +41,7 @@ PARAMETER_COLUMNS = (
 )
 """The metadata columns that say how an edit was made, in every run."""
 _GUIDANCE_INTERVAL = pa.field("guidance_interval", pa.list_(pa.float64()))
-_REPRODUCTION_FIELDS = tuple(pa.field(name, pa.float64()) for name in REPRODUCTION_COLUMNS)
+_GATE_FIELD = pa.field(GATE_COLUMN, pa.float64())
 _IMAGE_ENDINGS = ("file_name", "file_names")
 """`datasets` opens a column x_file_name as images and calls it x."""
 
@@ -65,8 +65,6 @@ class MetadataLayout:
     """Whether the manifest says of each edit what type it is of; a judged run has that column."""
     label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Of labels that are not text."""
-    says_verdict: bool = True
-    """False for a judged run folder that was begun when its metadata had no verdicts."""
     edited: bool = True
     """False for `editor: none`: a column `editor` says so, and none has parameters or a checkpoint.
     So such a folder has other columns than one with edits, and refuses them."""
@@ -96,7 +94,7 @@ class MetadataLayout:
         return result
 
     def table(self, rows: Sequence[Mapping[str, Any]], carried: pa.Table | None) -> pa.Table:
-        """Metadata rows in `schema`: ours and the labels from `rows`, the carried columns beside.
+        """Metadata rows in `schema`: ours and the labels from `rows`, then the carried columns.
 
         `carried` has one row per row, in the same order; its values never become Python objects.
         """
@@ -120,9 +118,8 @@ class MetadataLayout:
 
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
         typed = (_EDIT_TYPE,) if self.judged or self.typed else ()
-        verdict = _VERDICT_FIELDS if self.judged and self.says_verdict else ()
-        judged = (*verdict, *_JUDGED_FIELDS) if self.judged else ()
-        gated = _REPRODUCTION_FIELDS if self.gated else ()
+        judged = (*_VERDICT_FIELDS, *_JUDGED_FIELDS) if self.judged else ()
+        gated = (_GATE_FIELD,) if self.gated else ()
         made = _made_fields(keep_source) if self.edited else _copied_fields(keep_source)
         limited = (_GUIDANCE_INTERVAL,) if self.limits_guidance and self.edited else ()
         return [*made, *limited, *typed, *judged, *gated, *self.annotations]
@@ -135,13 +132,6 @@ class MetadataLayout:
     @property
     def _label_fields(self) -> list[pa.Field]:
         return [pa.field(name, self.label_types.get(name, pa.string())) for name in self.labels]
-
-    @property
-    def of_before(self) -> tuple[MetadataLayout, ...]:
-        """The same run's in folders that were begun before verdicts were columns, or while all
-        labels were text."""
-        as_text = replace(self, label_types={})
-        return (as_text, replace(self, says_verdict=False), replace(as_text, says_verdict=False))
 
 
 def _made_fields(keep_source: bool) -> list[pa.Field]:
@@ -199,7 +189,7 @@ def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
 
 def parameters_of_columns(row: Mapping[str, Any], planned: EditParameters) -> EditParameters:
     """The reverse of `parameter_columns`: with what an edit was made; size and guidance interval,
-    which no further try changes, are the planned ones.
+    which no retry changes, are the planned ones.
 
     Raises fpe_core.ParameterError and KeyError for columns that say nothing of the kind.
     """
@@ -222,7 +212,7 @@ def fit_columns(fit: Fit | None) -> dict[str, Any]:
 def judged_columns(outcome: EditOutcome) -> dict[str, Any]:
     """The metadata columns of the judge; null where there was none.
 
-    `tries` is how many it took; the parameter columns are those of the kept one.
+    `tries` is how many attempts it took; the parameter columns are those of the kept one.
     """
     return {
         _EDIT_TYPE.name: outcome.key.edit_type or None,
@@ -230,7 +220,7 @@ def judged_columns(outcome: EditOutcome) -> dict[str, Any]:
         "reject_reason": outcome.reason or None,
         "tries": max(1, len(outcome.tries)) if outcome.edited_file_name else None,
         **vars(outcome.scores),
-        **vars(outcome.reproduction),
+        _GATE_FIELD.name: outcome.autoencoder_psnr_db,
     }
 
 

@@ -1,4 +1,4 @@
-"""Fourth station: the files of a part. Images first, then the metadata that makes them exist.
+"""The files of a part. Images first, then the metadata that makes them exist.
 
     part-<id>/edited/<stem>__<edit_id>.<ext>
               source/<stem>__<source_id>.<ext>
@@ -10,8 +10,8 @@
 `datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so images of a part
 that was never finished are invisible, once one part is finished. Every name comes from content:
 whoever writes a file a second time writes the same file, and leaves it as it is. All metadata files
-of a run folder have one schema (`MetadataLayout`). Metadata names files beside it only, so a source
-with accepted and rejected edits is written to both folders.
+of a run folder have one schema (`MetadataLayout`). Metadata names files in its own folder only, so
+a source with accepted and rejected edits is written to both folders.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class PartWriter:
         `accepted` and `rejected` describe the edits that have files; not both are empty. The part's
         own metadata commits it; without an accepted edit it has none, and that of the rejected ones
         does. If another attempt at the same work finished first, its file stays and its outcomes
-        come back: what is returned is what the folder says. Raises LeaseError, and writes nothing,
-        where another run has the folder by now.
+        are returned: they are always those that the folder holds. Raises LeaseError, and writes
+        nothing, if another run has taken the folder over.
         """
         if self._right is not None:
             self._right.check()
@@ -193,7 +193,7 @@ def encode_metadata(
     """A metadata.parquet, with all outcomes of the part in its key-values.
 
     `rejected`: rows of the part's rejected edits, whose own file is written after this one; it is
-    in the key-values too (`commit.restore_rejected_metadata`).
+    in the key-values too (`ledger.parts.restore_rejected_metadata`).
     """
     values = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
     if rejected is not None and rejected.num_rows:

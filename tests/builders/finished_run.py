@@ -24,7 +24,7 @@ from pipeline.ledger.outcome import (
 )
 from pipeline.manifest.rows import Problems
 from pipeline.plan.plan import make_plan
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.plan.work_list import cut_work, read_slice
 from pipeline.read.decode import decode
 from pipeline.run.worker_settings import decode_settings
@@ -62,7 +62,7 @@ class FinishedRun:
         """All edits of the job, in order."""
         return [
             EditKey(identity, group.group_id, group.source_id, group.source.row, edit.target_prompt)
-            for groups, _ in understand(self.job).groups(Problems())
+            for groups, _ in resolve_job(self.job).groups(Problems())
             for group in groups
             for identity, edit in group.edits
         ]
@@ -124,7 +124,7 @@ def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = No
                 plan.carried_schema,
                 job.images.keep_source,
                 judged=judge is not None,
-                gated=judge is not None and judge.reproduction.is_on,
+                gated=judge is not None and judge.reconstruction.is_on,
                 annotations=() if plan.annotations is None else plan.annotations.fields,
                 typed=plan.has_edit_types,
                 label_types=plan.label_types,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.job.job import Job
-from pipeline.ledger.lease import Holder
+from pipeline.ledger.holder import Holder
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import EditKey
 from pipeline.storage.folder import Folder

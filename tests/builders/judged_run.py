@@ -20,7 +20,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import EditKey, EditOutcome, outcomes_table
 from pipeline.plan.plan import make_plan
 from pipeline.run.folder import CONFIG_FILE
-from pipeline.run.stats import STATS_FILE, Tally, encode_stats
+from pipeline.run.stats import STATS_FILE, RunTotals, encode_stats
 from pipeline.storage.folder import Folder
 from pipeline.write.metadata import MetadataLayout
 from pipeline.write.part import encode_metadata
@@ -103,10 +103,10 @@ def write_run(job: Job, image: bytes, judgement: Judgement) -> list[EditOutcome]
     table = outcomes_table(outcomes)
     write_metadata(run.folder, outcomes, plan.label_names)
     ledger.commit(table)
-    tally = Tally()
-    tally.add(table)
-    tally.add_stations({"edit": {"rows": 6, "seconds": 3.0, "worker_seconds": 6.0}})
-    stats = encode_stats(tally.summary(plan, job.output), ledger.counts(), pool=None, workers={})
+    totals = RunTotals()
+    totals.add(table)
+    totals.add_stages({"edit": {"rows": 6, "seconds": 3.0, "worker_seconds": 6.0}})
+    stats = encode_stats(totals.summary(plan, job.output), ledger.counts(), pool=None, workers={})
     run.folder.replace(STATS_FILE, stats)
     run.folder.replace(CONFIG_FILE, yaml.safe_dump(job.model_dump(mode="json")).encode())
     return outcomes

@@ -1,4 +1,4 @@
-"""Pictures of every kind of damage through the decode station: pixels or a code, and no memory."""
+"""Pictures of every kind of damage through the decode stage: pixels or a code, and no memory."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pipeline.job.job import Job
 from pipeline.manifest.columns import KNOWN_COLUMNS
 from pipeline.manifest.files import Manifest
 from pipeline.plan.ids import EditContext
-from pipeline.plan.resolved_job import Intent
+from pipeline.plan.resolved_job import ResolvedJob
 from pipeline.plan.survey import survey_manifest
 from pipeline.plan.work_list import pending_batches, work_files, work_schema
 from tests.builders.hostile_texts import hostile_text
@@ -38,7 +38,7 @@ def plan_rows(path: Path, target: str = "") -> int:
     job = Job.model_validate(values)
     prompts = None if job.prompts is None else job.prompts.to_plan()
     manifest = Manifest.open(str(path), needs_target_prompt=prompts is None)
-    intent = Intent(
+    resolved = ResolvedJob(
         job,
         manifest,
         EditParameters(),
@@ -46,10 +46,10 @@ def plan_rows(path: Path, target: str = "") -> int:
         EditContext("fingerprint", "crop"),
         prompts,
     )
-    edits = sum(1 for _ in intent.edit_ids())
-    survey = survey_manifest(intent)
-    batches = pending_batches(intent, frozenset(), survey.repeats)
-    files = work_files(batches, work_schema(intent.carried_schema))
+    edits = sum(1 for _ in resolved.edit_ids())
+    survey = survey_manifest(resolved)
+    batches = pending_batches(resolved, frozenset(), survey.repeats)
+    files = work_files(batches, work_schema(resolved.carried_schema))
     written = [pq.read_table(io.BytesIO(data)) for data in files]
     assert sum(len(row) for table in written for row in table["edits"]) == edits
     return edits
@@ -184,15 +184,15 @@ def test_columns_of_any_type_are_rows_or_an_error_that_names_the_file(tmp_path: 
 def test_files_that_are_no_parquet(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "manifest.parquet").write_bytes(data)
     for url in (tmp_path, tmp_path / "manifest.parquet"):
-        with pytest.raises(ManifestError, match=r"manifest\.parquet is no Parquet file"):
+        with pytest.raises(ManifestError, match=r"manifest\.parquet is not a Parquet file"):
             Manifest.open(str(url))
 
 
 def test_a_folder_with_the_name_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "manifest.parquet").mkdir()
-    with pytest.raises(ManifestError, match=r"manifest\.parquet is no Parquet file, no folder"):
+    with pytest.raises(ManifestError, match=r"manifest\.parquet is not a Parquet file, a folder"):
         Manifest.open(str(tmp_path / "manifest.parquet"))
-    with pytest.raises(ManifestError, match="is no Parquet file, no folder"):
+    with pytest.raises(ManifestError, match="is not a Parquet file, a folder"):
         Manifest.open(str(tmp_path))
 
 

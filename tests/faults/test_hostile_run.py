@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.job_file.load import load_job_of_run
 from pipeline.errors import JobError
+from pipeline.job.file import load_job_of_run
 from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.run.driver import run_job

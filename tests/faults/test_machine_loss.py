@@ -94,7 +94,7 @@ def test_kinds_of_devices_work_side_by_side_and_a_machine_without_one_only_reads
     did = run_program("tests.faults.cluster_of_kinds", job, tmp_path)
     assert sorted(did["machines"]) == ["A10G", "A10G", "H100"]
     assert (did["accepted"], did["failed"]) == (8, 0)
-    assert did["stations"]["decode"]["rows"] == 8
+    assert did["stages"]["decode"]["rows"] == 8
     assert did["unet_rows"] == pytest.approx(8 * (SOURCE_ROWS + EDIT_ROWS))
     found = verify_run(job)
     assert found.ok, found.problems

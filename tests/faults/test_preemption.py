@@ -79,7 +79,7 @@ def test_machines_that_come_and_go_cost_little_and_it_is_said_how_much(
     assert (found.accepted, found.pending) == (2 * SOURCES, 0)
 
     stats = json.loads(Path(job.output, "stats.json").read_bytes())["last_run"]
-    edit = stats["stations"]["edit"]
+    edit = stats["stages"]["edit"]
     made, wasted = edit["unet_rows"], stats["unet_rows_wasted"]
     assert made == pytest.approx(stats["unet_rows"] + wasted), "each row is one or the other"
     assert wasted > 0

@@ -21,7 +21,7 @@ from tests.builders.job_on_s3 import (
 from tests.faults.injected import RETRIED, WENT_ON, survived
 from tests.faults.nobody import Nobody
 from tests.servers.faulty_s3 import Fault, FaultyS3, Kind
-from tests.servers.prometheus import Samples, by_station, scrape
+from tests.servers.prometheus import Samples, by_stage, scrape
 
 DRIVER_WRITES = (
     *("lease", "clock", "fence", "work list", "plan", "schema", "config", "card"),
@@ -94,14 +94,12 @@ def test_a_run_goes_on_by_itself_when(
     assert verification.ok, verification.problems
     assert (verification.accepted, verification.pending) == (10, 0)
     survived(faults, WENT_ON)
-    retries = {
-        name: each["retries"] for name, each in summary.stations.items() if "retries" in each
-    }
+    retries = {name: each["retries"] for name, each in summary.stages.items() if "retries" in each}
     assert sum(retries.values()) > 0
 
     def is_told(samples: Samples) -> bool:
-        told = by_station(samples, "fpe_store_retries_total")
-        return all(told.get(station, 0.0) == tries for station, tries in retries.items())
+        told = by_stage(samples, "fpe_store_retries_total")
+        return all(told.get(stage, 0.0) == tries for stage, tries in retries.items())
 
     scrape(summary.run, is_told)
 

@@ -54,19 +54,19 @@ def test_a_worker_that_is_killed_before_or_after_any_of_its_writes_costs_nothing
     survived(faults, WENT_ON)
 
 
-@pytest.mark.parametrize("station", ["edit", "decode"])
+@pytest.mark.parametrize("stage", ["edit", "decode"])
 def test_a_row_that_kills_two_workers_is_quarantined_and_its_neighbours_are_edited(
-    station: str, faulty_s3: FaultyS3, picture: Callable[..., Image.Image], tiny_checkpoint: Path
+    stage: str, faulty_s3: FaultyS3, picture: Callable[..., Image.Image], tiny_checkpoint: Path
 ) -> None:
     target = write_job(
-        faulty_s3, f"poison-{station}", picture, tiny_checkpoint, sources=4, groups_per_block=4
+        faulty_s3, f"poison-{stage}", picture, tiny_checkpoint, sources=4, groups_per_block=4
     )
     keys = target.keys()
     of = [[key for key in keys if key.row == row] for row in range(4)]
     poison = {
         "edit": Fault("edited image", Kind.KILL_BEFORE, lasting=True, key=of[2][0].edit_id.hex()),
         "decode": Fault("read picture", Kind.KILL_AFTER, lasting=True, key="pictures/2.png"),
-    }[station]
+    }[stage]
     faulty_s3.inject(poison)
     summary = run_job(target.job, progress=Nobody())
     faults = faulty_s3.disarm()

@@ -13,7 +13,7 @@ from fpe_core import Editor, load_checkpoint
 from fpe_core.still_life.benchmark.benchmark import (
     FactorFigures,
     Floors,
-    JudgedEdit,
+    JudgedOutput,
     figures_by_factor,
     mean_scores,
     measure_floors,
@@ -33,13 +33,13 @@ def editor() -> Editor:
 
 
 @pytest.fixture(scope="module")
-def judged(editor: Editor) -> list[JudgedEdit]:
+def judged(editor: Editor) -> list[JudgedOutput]:
     arms = three_arms(editor, editor.checkpoint.default_parameters)
     return list(run_benchmark(editor, SEEDS, arms))
 
 
 @pytest.fixture(scope="module")
-def figures(judged: list[JudgedEdit]) -> Figures:
+def figures(judged: list[JudgedOutput]) -> Figures:
     return figures_by_factor(judged)
 
 
@@ -76,7 +76,7 @@ def test_all_layers_block_edits_of_shape_and_the_middle_does_not(figures: Figure
     assert every <= middle
 
 
-def test_the_middle_is_better_than_none(judged: list[JudgedEdit]) -> None:
+def test_the_middle_is_better_than_none(judged: list[JudgedOutput]) -> None:
     scores = mean_scores(judged)
     assert scores[CHOSEN] > scores[NONE] + 0.01
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from jobs.demo_scenes import write_scenes
-from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from jobs.job_file.ready_made import BUILTIN_FOLDER
+from pipeline.job.file import load_job
 from pipeline.job.job import Job
 from pipeline.run.driver import run_job
 from pipeline.run.stats import RunSummary
@@ -82,4 +83,4 @@ def test_a_judge_works_beside_the_model(manifest: Path, tmp_path: Path) -> None:
     assert summary.accepted > 0
     assert summary.accepted + summary.rejected == summary.edits_planned
     assert verify_run(job).ok
-    assert summary.stations["judge"]["seconds"] > 0
+    assert summary.stages["judge"]["seconds"] > 0

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from tests.servers.forked_workers import FPE
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -65,11 +66,11 @@ def test_the_entry_point_is_the_command() -> None:
     assert project["scripts"] == {"fpe": "jobs.cli:main"}
 
 
-def test_help_answers_without_torch_and_ray() -> None:
-    """Two seconds of imports are not for somebody who asks for help."""
+def help_without_slow_modules(*words: str) -> str:
+    """What `fpe WORDS --help` prints, in a process that must not import torch, Ray or pyarrow."""
     code = (
         "import sys, jobs.cli\n"
-        "sys.argv = ['fpe', '--help']\n"
+        f"sys.argv = ['fpe', *{words!r}, '--help']\n"
         "try:\n    jobs.cli.main()\n"
         "except SystemExit as end:\n    assert not end.code\n"
         "assert not {'torch', 'ray', 'pyarrow'} & set(sys.modules)\n"
@@ -79,6 +80,17 @@ def test_help_answers_without_torch_and_ray() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [("run",), ("plan",), ("bench",), ("bench", "speed")])
+def test_help_of_commands_answers_at_once(words: tuple[str, ...]) -> None:
+    assert " ".join(("fpe", *words)) in help_without_slow_modules(*words)
+
+
+def test_help_answers_without_torch_and_ray() -> None:
+    """Two seconds of imports are not for somebody who asks for help."""
+    printed = help_without_slow_modules()
     for command in (
         "run",
         "submit",
@@ -91,8 +103,8 @@ def test_help_answers_without_torch_and_ray() -> None:
         "config",
         "demo",
     ):
-        assert command in done.stdout
-    assert "Exit codes" in done.stdout
+        assert command in printed
+    assert "Exit codes" in printed
 
 
 def test_config_show_prints_defaults() -> None:
@@ -202,7 +214,7 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     code, printed, errors = fpe("run", str(small_job), "images.format=webp")
     assert code == 0, errors
     row = figures(printed)
-    assert (row["edits planned"], row["done before"], row["accepted"]) == ("6", "0", "6")
+    assert (row["edits planned"], row["already done"], row["accepted"]) == ("6", "0", "6")
     # four steps recommended, two of them replaced, two edits: (4 + 2 + 2 * (2 * 4 - 1)) / 2
     assert row["UNet rows per edit"] == "10.0"
     assert float(row["edits/s"]) > 0
@@ -220,7 +232,7 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
         assert code == 0, printed
         row = figures(printed)
         assert (row["edits planned"], row["accepted"], row["pending"]) == ("6", "6", "0")
-        assert row["pictures decoded"] == "9"
+        assert row["images decoded"] == "9"
         assert "The run is in order." in printed
         code, printed, _ = fpe("status", target)
         assert code == 0
@@ -231,8 +243,8 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     row = figures(printed)
     assert row["edits compared"] == "4"
     assert int(row["equal bit for bit"]) + int(row["equal within tolerance"]) == 4
-    assert (row["different"], row["could not be made again"]) == ("0", "0")
-    assert "Made again on cpu in float32" in printed
+    assert (row["different"], row["could not be recomputed"]) == ("0", "0")
+    assert "Recomputed on cpu in float32" in printed
 
     code, printed, _ = fpe("sheet", output)
     assert code == 0
@@ -259,7 +271,7 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     code, printed, _ = fpe("verify", output, "--recompute", "20")
     assert code == 0, "what cannot be made again is no difference"
     row = figures(printed)
-    assert (row["edits compared"], row["could not be made again"]) == ("4", "2")
+    assert (row["edits compared"], row["could not be recomputed"]) == ("4", "2")
     assert printed.count("could not be made again: source_missing: ") == 2
 
     written[0].unlink()
@@ -302,7 +314,7 @@ def test_a_bad_picture_costs_its_row_and_not_the_exit_code(small_job: pathlib.Pa
     assert "No edit of this job has failed as nan_latent or write_failed: nothing to" in printed
     code, _, errors = fpe("retry", output, "--only", "bad_luck")
     assert code == 2
-    assert "--only bad_luck: no failure code; there are source_missing, " in errors
+    assert "--only bad_luck: not a failure code; known are source_missing, " in errors
 
     (small_job.parent / "0.png").rename(small_job.parent / "2.png")
     code, printed, errors = fpe("retry", output, "--only", "source_missing")
@@ -351,9 +363,8 @@ def test_a_run_that_is_killed_blocks_nobody_and_a_running_one_does(
     small_job: pathlib.Path,
 ) -> None:
     """Two runs on one folder: the second is refused while the first lives, and then goes on."""
-    code = "from jobs.cli import main; main()"
     running = subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(small_job)],
+        [*FPE, "run", str(small_job)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -376,18 +387,19 @@ def test_a_run_that_is_killed_blocks_nobody_and_a_running_one_does(
     code, printed, errors = fpe("run", str(small_job))
     assert code == 0, errors
     row = figures(printed)
-    assert int(row["done before"]) + int(row["accepted"]) == 6
+    assert int(row["already done"]) + int(row["accepted"]) == 6
     code, printed, _ = fpe("verify", str(small_job))
     assert code == 0, printed
     assert figures(printed)["accepted"] == "6"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_in_order(job_file: pathlib.Path, number: signal.Signals) -> None:
+def test_a_signal_ends_a_run_in_order(
+    job_file: pathlib.Path, number: signal.Signals, fork_server: None
+) -> None:
     """The process of its own that a person or a scheduler starts, with a Ray of its own."""
-    code = "from jobs.cli import main; main()"
     running = subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(job_file)],
+        [*FPE, "run", str(job_file)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -76,7 +76,7 @@ def test_a_line_says_when_how_bad_what_who_and_of_which_edit(lines: Lines) -> No
         "message": "edit 7\nfailed",
         "logger": "pipeline.somewhere",
         "run": "recoloured-1f2e3d4c-3",
-        "station": "edit",
+        "stage": "edit",
         "edit_id": "01" * 16,
         "code": "nan_latent",
     }
@@ -96,12 +96,12 @@ def test_no_secret_of_a_url_comes_through(lines: Lines) -> None:
     assert "Traceback" in lines.text
 
 
-def test_stations_and_runs_can_change_and_a_line_can_say_its_own(lines: Lines) -> None:
+def test_stages_and_runs_can_change_and_a_line_can_say_its_own(lines: Lines) -> None:
     log = logging.getLogger("pipeline.somewhere")
-    label_lines(run="other-2", station="decode")
+    label_lines(run="other-2", stage="decode")
     log.info("one")
-    log.info("two", extra=about(station="lease", figures={"edit": {"rows": 2.0}}))
-    assert [(line["run"], line["station"]) for line in lines.objects] == [
+    log.info("two", extra=about(stage="lease", figures={"edit": {"rows": 2.0}}))
+    assert [(line["run"], line["stage"]) for line in lines.objects] == [
         ("other-2", "decode"),
         ("other-2", "lease"),
     ]
@@ -145,7 +145,7 @@ def test_in_detail_every_edit_and_commit_is_named(
         "edit failed: decode_failed: edit 2 is broken": failed(2).edit_id.hex(),
     }
     last = lines.objects[-1]
-    assert (last["edits"], last["station"], last["level"]) == (2, "commit", "debug")
+    assert (last["edits"], last["stage"], last["level"]) == (2, "commit", "debug")
 
 
 def test_deaths_and_leases_are_told(lines: Lines, tmp_path: Path) -> None:
@@ -153,12 +153,12 @@ def test_deaths_and_leases_are_told(lines: Lines, tmp_path: Path) -> None:
     supervisor.begin("edit", Worker("here:1", "node"), [b"a" * 16])
     supervisor.begin("edit", Worker("here:2", "node"), [b"a" * 16])
     (death,) = lines.objects
-    assert (death["level"], death["worker"], death["station"]) == ("warning", "here:1", "edit")
+    assert (death["level"], death["worker"], death["stage"]) == ("warning", "here:1", "edit")
     assert death["group_id"] == (b"a" * 16).hex()
     with hold_lease(Folder.open(str(tmp_path)), expiry_s=60.0, heartbeat_s=20.0) as lease:
         pass
     taken, given = lines.objects[1:]
-    assert (taken["station"], taken["run"]) == ("lease", lease.run_id)
+    assert (taken["stage"], taken["run"]) == ("lease", lease.run_id)
     assert "released" in given["message"]
 
 
@@ -183,8 +183,8 @@ def test_a_worker_writes_each_line_once_however_often_it_is_told(
     loggers = [logging.getLogger(name) for name in (*FLOORS, TRIED_AGAIN)]
     before = [(each.handlers[:], each.level, each.propagate, each.filters[:]) for each in loggers]
     try:
-        for station in ("decode", "edit"):
-            log_to_stderr(LogSettings("json", "run-1"), station)
+        for stage in ("decode", "edit"):
+            log_to_stderr(LogSettings("json", "run-1"), stage)
         logging.getLogger("pipeline.somewhere").info("once")
     finally:
         for logger, (handlers, level, propagate, filters) in zip(loggers, before, strict=True):
@@ -192,4 +192,4 @@ def test_a_worker_writes_each_line_once_however_often_it_is_told(
             logger.setLevel(level)
             logger.propagate = propagate
     (line,) = [json.loads(text) for text in capfd.readouterr().err.splitlines()]
-    assert (line["message"], line["station"], line["run"]) == ("once", "edit", "run-1")
+    assert (line["message"], line["stage"], line["run"]) == ("once", "edit", "run-1")

@@ -50,10 +50,10 @@ def scrape(run: str, until: Callable[[Samples], bool]) -> Samples:
     raise AssertionError(f"never came: {samples}")
 
 
-def by_station(samples: Samples, name: str) -> dict[str, float]:
-    """The values of one metric that has a label `station`, by it."""
+def by_stage(samples: Samples, name: str) -> dict[str, float]:
+    """The values of one metric that has a label `stage`, by it."""
     return {
-        dict(labels)["station"]: value
+        dict(labels)["stage"]: value
         for (sample, labels), value in samples.items()
         if sample == f"{RAY_PREFIX}{name}"
     }

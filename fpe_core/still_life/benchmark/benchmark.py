@@ -37,7 +37,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Floors:
-    """How well a scene comes back without being edited: PSNR to the source, dB.
+    """How well a scene is reconstructed without being edited: PSNR to the source, dB.
 
     Attributes:
         autoencoder_psnr_db: encoded and decoded.
@@ -51,7 +51,7 @@ class Floors:
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgedEdit:
+class JudgedOutput:
     """One output of one arm."""
 
     arm: str
@@ -79,7 +79,7 @@ def run_benchmark(
     *,
     factors: Iterable[str] = FACTORS,
     with_source_prompt: bool = True,
-) -> Iterator[JudgedEdit]:
+) -> Iterator[JudgedOutput]:
     """Edits every factor of every scene with every arm; a few scenes at a time, arms in turn.
 
     `with_source_prompt` False inverts without a prompt, as for a picture nothing is known about.
@@ -96,7 +96,7 @@ def run_benchmark(
             result = editor.edit(inversions[key], prompts, arm.parameters)
             for of_scene, outputs in zip(edits, result.edits, strict=True):
                 for edit, output in zip(of_scene, outputs, strict=True):
-                    yield JudgedEdit(arm.name, edit, output.image, judge(edit, output.image))
+                    yield JudgedOutput(arm.name, edit, output.image, judge(edit, output.image))
 
 
 def measure_floors(
@@ -120,7 +120,7 @@ def measure_floors(
             )
 
 
-def figures_by_factor(edits: Iterable[JudgedEdit]) -> dict[tuple[str, str], FactorFigures]:
+def figures_by_factor(edits: Iterable[JudgedOutput]) -> dict[tuple[str, str], FactorFigures]:
     """(arm, factor) to its means, in the order in which they first came."""
     groups: dict[tuple[str, str], list[Judgement]] = {}
     for judged in edits:
@@ -128,7 +128,7 @@ def figures_by_factor(edits: Iterable[JudgedEdit]) -> dict[tuple[str, str], Fact
     return {key: _means(judgements) for key, judgements in groups.items()}
 
 
-def mean_scores(edits: Iterable[JudgedEdit]) -> dict[str, float]:
+def mean_scores(edits: Iterable[JudgedOutput]) -> dict[str, float]:
     """Arm to its success x structure, each factor counting the same, 0..1."""
     scores: dict[str, list[float]] = {}
     for (arm, _), figures in figures_by_factor(edits).items():

@@ -6,7 +6,6 @@ core; two single-threaded processes with half of the batch each do neither.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterable
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
+
+from fpe_core.device import usable_cores
 
 
 def run_on_workers(
@@ -70,7 +71,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def _sensible_count() -> int:
-    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+    return 1 if torch.cuda.is_available() else usable_cores()
 
 
 def _work(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.bench.options import require_matplotlib, whole_numbers
 from jobs.terminal import console
 from jobs.terminal.exits import guarded
 
@@ -16,18 +17,18 @@ from jobs.terminal.exits import guarded
 def scale(
     *,
     rows: Annotated[
-        str, typer.Option(help="Of the manifests, such as 1000,25000.")
+        str, typer.Option(help="Numbers of manifest rows, such as 1000,25000.")
     ] = "1000,25000,250000,2500000",
-    edits_per_row: Annotated[int, typer.Option(min=1, help="Prompts of each row.")] = 4,
+    edits_per_row: Annotated[int, typer.Option(min=1, help="Prompts per row.")] = 4,
     run_edits: Annotated[
-        int, typer.Option(min=0, help="Most edits of a run that is made whole.")
+        int, typer.Option(min=0, help="Largest run that is made in full, in edits.")
     ] = 100_000,
     resume_edits: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Most edits of a run that is resumed; beyond run-edits its outcomes are committed "
-            "without making pictures.",
+            help="Largest run that is resumed, in edits; above --run-edits its outcomes are "
+            "committed without making images.",
         ),
     ] = 1_000_000,
     out: Annotated[
@@ -36,19 +37,18 @@ def scale(
 ) -> None:
     """Measure planning, running and resuming without an editor (editor: none), size by size.
 
-    Each phase is a process of its own. Nothing is edited: the pictures are copies.
+    Each phase is a process of its own. Nothing is edited: outputs are copies.
     """
     from jobs.bench.scale import tables
     from jobs.bench.scale.figures import aims, as_json
     from jobs.bench.scale.measure import Limits, measure
     from jobs.bench.scale.plot import scale_plot
-    from jobs.bench.speed.plot import require_matplotlib
 
     require_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
     limits, sizes = Limits(run_edits, resume_edits), []
     with console.err().status("Measuring") as status:
-        for count in _counts(rows):
+        for count in sorted(set(whole_numbers("--rows", rows, "1000,25000"))):
             sizes.append(measure(out.resolve(), count, edits_per_row, limits, status.update))
             report = as_json(sizes)  # what was measured is kept, however it ends
             (out / "scale.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -63,18 +63,3 @@ def scale(
     console.out().print(tables.costs_note(sizes))
     scale_plot(sizes, out / "scale.png")
     console.out().print(f"{out}/scale.json, scale.png")
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """Sizes in rising order."""
-    from fpe_core import ParameterError
-
-    try:
-        counts = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        counts = (0,)
-    if min(counts) < 1:
-        raise ParameterError(
-            f"--rows must be whole numbers from 1, such as 1000,25000; got {text!r}"
-        )
-    return counts

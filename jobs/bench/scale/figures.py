@@ -1,7 +1,4 @@
-"""What is measured at one size, as values that JSON can hold.
-
-What the engine has to reach, and what it reached.
-"""
+"""What is measured at one size, and the aims that it is compared with; JSON can hold all of it."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from fpe_core.device import device_name
 
 
 @dataclass(frozen=True)
-class Cost:
+class PhaseCost:
     """What a phase took of the driver, a process of its own: wall and CPU seconds, peak of memory.
 
     Attributes:
         start_bytes: what it held before the phase, its libraries loaded.
         peak_bytes: without pages of Ray's object store, which are not the driver's.
-        shared_bytes: the most of those that it had mapped beside.
+        shared_bytes: the most pages of the object store that it had mapped, in addition.
     """
 
     seconds: float
@@ -39,7 +36,7 @@ class Cost:
 class Planned:
     """Planning: the manifest checked, ids made, the work list written."""
 
-    cost: Cost
+    cost: PhaseCost
     edits: int
     work_files: int
     work_bytes: int
@@ -53,7 +50,7 @@ class Planned:
 class Objects:
     """Files of a run folder by kind.
 
-    `in_parts` are those of parts beside images; `others` the lease, card, config and statistics.
+    `in_parts` are those of parts, without images; `others` the lease, card, config, statistics.
     """
 
     parts: int
@@ -80,12 +77,12 @@ class RunThrough:
 
     Attributes:
         start_s: until the first outcomes arrived: lease, plan, Ray, its workers' imports.
-        store_bytes: the most that Ray's object store held at a look, one a second; None where Ray
-            did not tell.
-        requests: to the store, by station of the run.
+        store_bytes: the most that Ray's object store held, polled once a second; None if Ray did
+            not report it.
+        requests: to the store, by stage of the run.
     """
 
-    cost: Cost
+    cost: PhaseCost
     edits: int
     start_s: float
     store_bytes: int | None
@@ -110,7 +107,7 @@ class Resumed:
     `is_run_whole`: False where the outcomes were committed to the ledger without making pictures.
     """
 
-    cost: Cost
+    cost: PhaseCost
     edits: int
     ledger_files: int
     ledger_bytes: int
@@ -160,7 +157,7 @@ OBJECTS_PER_PART = 1.0
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim beside what was reached; None where nothing was measured that tells."""
+    """One aim with what was reached; None if nothing was measured that shows it."""
 
     text: str
     reached: float | None
@@ -196,7 +193,7 @@ def aims(sizes: Sequence[SizeFigures]) -> list[Aim]:
             most=RESUME_S,
         ),
         Aim(
-            "small objects in a part beside its images",
+            "small objects per part, images not counted",
             max((run.objects.small_per_part for run in runs), default=None),
             most=OBJECTS_PER_PART,
         ),
@@ -208,14 +205,14 @@ def aims(sizes: Sequence[SizeFigures]) -> list[Aim]:
     ]
 
 
-def _costs(size: SizeFigures) -> Iterator[Cost]:
+def _costs(size: SizeFigures) -> Iterator[PhaseCost]:
     for phase in (size.planned, size.run, size.resumed):
         if phase is not None:
             yield phase.cost
 
 
 def _flatness(large: Sequence[SizeFigures]) -> Iterator[Aim]:
-    phases: dict[str, Callable[[SizeFigures], Cost | None]] = {
+    phases: dict[str, Callable[[SizeFigures], PhaseCost | None]] = {
         "planning": lambda size: size.planned.cost,
         "running": lambda size: None if size.run is None else size.run.cost,
         "resuming": lambda size: None if size.resumed is None else size.resumed.cost,

@@ -1,4 +1,4 @@
-"""All phases at one size, each in a process of its own, and the files that it left counted."""
+"""Runs all phases at one size, each in its own process, and counts the files they leave."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.scale.figures import Cost, Objects, Planned, Resumed, RunThrough, SizeFigures
+from jobs.bench.scale.figures import Objects, PhaseCost, Planned, Resumed, RunThrough, SizeFigures
 from jobs.bench.scale.workload import write_manifest
 from pipeline.errors import ResourceError
 from pipeline.ledger.ledger import LEDGER_FOLDER
 from pipeline.ledger.parts import PART_PREFIX
 from pipeline.plan.plan import PLAN_FOLDER
 
-_TOLD_CHARS = 2000
+_OUTPUT_CHARS = 2000
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,32 @@ class Limits:
 
 
 def measure(
-    folder: Path, rows: int, edits_per_row: int, limits: Limits, tell: Callable[[str], None]
+    folder: Path, rows: int, edits_per_row: int, limits: Limits, report: Callable[[str], None]
 ) -> SizeFigures:
     """Everything at one size. `folder` is for scratch; run folders in it are deleted afterwards.
 
-    Raises ResourceError where a phase fails.
+    `report` gets a line for each phase. Raises ResourceError if a phase fails.
     """
     edits = rows * edits_per_row
-    tell(f"{rows:,} rows: manifest")
+    report(f"{rows:,} rows: manifest")
     manifest = write_manifest(folder, rows, edits_per_row)
     scratch = folder / f"size-{rows}x{edits_per_row}"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        tell(f"{rows:,} rows: planning {edits:,} edits")
+        report(f"{rows:,} rows: planning {edits:,} edits")
         planned = Planned(**_with_cost(_phase("plan", manifest, scratch / "plan")))
         shutil.rmtree(scratch / "plan")
         run = resumed = None
         output = scratch / "run"
         if edits <= limits.run_edits:
-            tell(f"{rows:,} rows: running {edits:,} edits")
+            report(f"{rows:,} rows: running {edits:,} edits")
             found = _with_cost(_phase("run", manifest, output))
             run = RunThrough(**found, objects=count_objects(output))
         elif edits <= limits.resume_edits:
-            tell(f"{rows:,} rows: committing {edits:,} outcomes without pictures")
+            report(f"{rows:,} rows: committing {edits:,} outcomes without images")
             _phase("fill", manifest, output)
         if output.exists():
-            tell(f"{rows:,} rows: resuming")
+            report(f"{rows:,} rows: resuming")
             if run is None:  # the first one writes the summaries, as the end of a run would have
                 _phase("resume", manifest, output)
             found = _with_cost(_phase("resume", manifest, output))
@@ -82,7 +82,7 @@ def count_objects(run_folder: Path) -> Objects:
 
 
 def _with_cost(found: dict[str, Any]) -> dict[str, Any]:
-    return found | {"cost": Cost(**found["cost"])}
+    return found | {"cost": PhaseCost(**found["cost"])}
 
 
 def _phase(name: str, manifest: Path, output: Path) -> dict[str, Any]:
@@ -94,7 +94,9 @@ def _phase(name: str, manifest: Path, output: Path) -> dict[str, Any]:
         command, stdout=subprocess.PIPE, check=False, env=environment
     )
     if ended.returncode:
-        said = ended.stdout.decode(errors="replace")[-_TOLD_CHARS:]
-        raise ResourceError(f"the phase {name} ended with code {ended.returncode}. {said}".strip())
+        output_tail = ended.stdout.decode(errors="replace")[-_OUTPUT_CHARS:]
+        raise ResourceError(
+            f"the phase {name} ended with code {ended.returncode}. {output_tail}".strip()
+        )
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found

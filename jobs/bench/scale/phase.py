@@ -4,12 +4,10 @@
 
 The last line that it prints is what it found, as JSON.
 
-A ledger as a finished run leaves it, without the run: for sizes that would take hours.
-
-Plan, parts, outcomes and commits are the real ones; only pictures and metadata are missing, which a
-run that finds nothing to do does not look at. The folders of the parts are there, empty, because
-they are listed.
-
+`fill` makes a ledger as a finished run leaves it, without the run, for sizes that would take hours:
+plan, parts, outcomes and commits are the real ones; only images and metadata are missing, which a
+run that finds nothing to do does not read. The folders of the parts exist, empty, because they are
+listed.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.bench.scale.figures import Cost
+from jobs.bench.scale.figures import PhaseCost
 from jobs.bench.scale.workload import scale_job
 from pipeline.cluster.actor_kinds import Node
 from pipeline.cluster.pool import size_pool
@@ -37,7 +35,8 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.work_list import cut_work, read_slice
-from pipeline.run.driver import COMMIT_EDITS, run_job
+from pipeline.run.commits import COMMIT_EDITS
+from pipeline.run.driver import run_job
 from pipeline.storage.folder import Folder
 from pipeline.write.part import part_name
 
@@ -72,13 +71,13 @@ class _Progress:
 
 
 def _store_bytes() -> int | None:
-    """What Ray's object store holds now; None where there is no Ray, or it does not tell."""
+    """What Ray's object store holds now; None if Ray does not run or does not report it."""
     import ray
 
     if not ray.is_initialized():
         return None
     try:
-        from ray._private import internal_api  # no public call tells it without a dashboard
+        from ray._private import internal_api  # no public call reports it without a dashboard
 
         ask: Any = internal_api
         state = ask.get_state_from_address(ray.get_runtime_context().gcs_address)
@@ -99,7 +98,7 @@ def _costing(found: dict[str, Any]) -> Iterator[None]:
         ended.set()
         looking.join()
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
-    cost = Cost(seconds, cpu_seconds, start, memory.peak_bytes(), memory.shared_bytes)
+    cost = PhaseCost(seconds, cpu_seconds, start, memory.peak_bytes(), memory.shared_bytes)
     found["cost"] = asdict(cost)
 
 
@@ -122,7 +121,7 @@ class _Memory:
 
 
 def _memory_bytes(*keys: str) -> tuple[int, ...]:
-    """Lines of this process's status; zeros where the system does not tell."""
+    """Lines of this process's status, in bytes; zeros if the system does not report them."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -156,7 +155,7 @@ def run(manifest: Path, output: Path) -> dict[str, Any]:
         "edits": summary.accepted,
         "start_s": (progress.first_at or time.monotonic()) - began,
         "store_bytes": progress.store_bytes,
-        "requests": {name: of.get("requests", 0.0) for name, of in summary.stations.items()},
+        "requests": {name: of.get("requests", 0.0) for name, of in summary.stages.items()},
     }
 
 
@@ -182,7 +181,7 @@ def resume(manifest: Path, output: Path) -> dict[str, Any]:
     }
 
 
-PHASES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+PHASE_FUNCTIONS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "plan": plan,
     "run": run,
     "fill": fill,
@@ -191,7 +190,7 @@ PHASES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 
 
 def main(phase: str, manifest: str, output: str) -> None:
-    found = PHASES[phase](Path(manifest), Path(output))
+    found = PHASE_FUNCTIONS[phase](Path(manifest), Path(output))
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from jobs.bench.scale.figures import Aim, Cost, SizeFigures
+from jobs.bench.scale.figures import Aim, PhaseCost, SizeFigures
+from jobs.terminal.titled_table import titled_table
 
 
 def planning_table(sizes: Sequence[SizeFigures]) -> Table:
     """Manifest to work list."""
     columns = ("rows", "edits", "seconds", "edits/s", "per CPU second", "driver MB", "work MB")
-    table = _table("Planning", columns)
+    table = titled_table("Planning", columns)
     for size in sizes:
         planned = size.planned
         table.add_row(
@@ -34,14 +33,14 @@ def run_table(sizes: Sequence[SizeFigures]) -> Table:
     columns = (
         "edits",
         "seconds",
-        "of these to start",
+        "start-up",
         "edits/s",
         "ms per edit",
         "ms once started",
         "driver MB",
         "object store MB",
     )
-    table = _table("Running without an editor", columns)
+    table = titled_table("Running without an editor", columns)
     for size in sizes:
         if (run := size.run) is not None:
             table.add_row(
@@ -70,7 +69,7 @@ def objects_table(sizes: Sequence[SizeFigures]) -> Table:
         "small per part",
         "requests per edit",
     )
-    table = _table("Objects written", columns)
+    table = titled_table("Objects written", columns)
     for size in sizes:
         if (run := size.run) is not None:
             objects = run.objects
@@ -88,12 +87,12 @@ def objects_table(sizes: Sequence[SizeFigures]) -> Table:
 def resume_table(sizes: Sequence[SizeFigures]) -> Table:
     """The same command on a finished run."""
     columns = ("edits", "ledger by", "ledger files", "ledger MB", "seconds", "driver MB")
-    table = _table("Resuming a finished run", columns)
+    table = titled_table("Resuming a finished run", columns)
     for size in sizes:
         if (resumed := size.resumed) is not None:
             table.add_row(
                 f"{resumed.edits:,}",
-                "run" if resumed.is_run_whole else "commits alone",
+                "run" if resumed.is_run_whole else "commits only",
                 f"{resumed.ledger_files:,}",
                 _megabytes(resumed.ledger_bytes),
                 f"{resumed.cost.seconds:,.1f}",
@@ -103,8 +102,8 @@ def resume_table(sizes: Sequence[SizeFigures]) -> Table:
 
 
 def aims_table(aims: Sequence[Aim]) -> Table:
-    """Every aim beside what was reached."""
-    table = _table("Aims", ("aim", "wanted", "reached", ""))
+    """Every aim with what was reached."""
+    table = titled_table("Aims", ("aim", "wanted", "reached", ""))
     for aim in aims:
         wanted = f">= {aim.least:,g}" if aim.least is not None else f"<= {aim.most:,g}"
         reached = "not measured" if aim.reached is None else f"{aim.reached:,.4g}"
@@ -115,16 +114,9 @@ def aims_table(aims: Sequence[Aim]) -> Table:
 
 def costs_note(sizes: Sequence[SizeFigures]) -> str:
     """How large the driver is before it does anything."""
-    costs: list[Cost] = [size.planned.cost for size in sizes]
+    costs: list[PhaseCost] = [size.planned.cost for size in sizes]
     return f"The driver holds {_megabytes(costs[0].start_bytes)} MB before it reads anything."
 
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f}" if size >= 10e6 else f"{size / 1e6:,.1f}"
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

@@ -1,1 +1,1 @@
-"""`fpe bench speed`: what an edit costs, beside the authors' procedure and a plain loop."""
+"""`fpe bench speed`: what an edit costs, compared with the authors' procedure and a plain loop."""

@@ -1,4 +1,4 @@
-"""`fpe bench speed`: what an edit costs, beside the authors' procedure and a plain loop."""
+"""`fpe bench speed`: what an edit costs, compared with the authors' procedure and a plain loop."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.bench.options import whole_numbers
 from jobs.terminal import console
 from jobs.terminal.exits import STOPPED, guarded
 
 if TYPE_CHECKING:
-    from jobs.bench.speed.presets import Preset
+    from collections.abc import Sequence
+
+    from jobs.bench.speed.presets import BenchPreset, Target
+    from jobs.bench.speed.session import Session
 
 
 class PresetName(enum.StrEnum):
@@ -24,75 +28,93 @@ class PresetName(enum.StrEnum):
     MICRO = "micro"
 
 
+PresetOption = Annotated[
+    PresetName | None,
+    typer.Option(help="Values of the options not given; if left out, by the device."),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="sd15, sd21, cpu-512, micro (random weights), still-life, or a checkpoint; "
+        "may be given repeatedly.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16; A always runs in float32.")
+]
+Steps = Annotated[int | None, typer.Option(min=3, max=999, help="At least 3.")]
+Size = Annotated[
+    int | None, typer.Option(min=8, help="Pixels; if left out, the size of the model.")
+]
+GateSize = Annotated[
+    int | None, typer.Option(min=8, help="Pixels in the gate; if left out, the same size.")
+]
+Sources = Annotated[str | None, typer.Option(help="Numbers of sources, such as 1,4.")]
+EditsPerSource = Annotated[str | None, typer.Option(help="Edits of each source, such as 1,4,16.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="How often each arm is timed.")]
+BaselineEdits = Annotated[
+    int, typer.Option(min=1, help="Most edits per round of A and B, which share nothing.")
+]
+Arms = Annotated[
+    str | None, typer.Option(metavar="A,B,..", help="Arms to measure; A is always included.")
+]
+PricePerHour = Annotated[
+    float | None, typer.Option(min=0, help="Of the device; prints the price of 1,000 edits.")
+]
+Tolerance = Annotated[
+    float | None, typer.Option(min=0, help="Of the gate, as a share of the latents' norm.")
+]
+Authors = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Run the authors' own code as A: diffusion/FreePromptEditing of a checkout of "
+        "alibaba/EasyNLP.",
+    ),
+]
+Profile = Annotated[
+    bool, typer.Option(help="Profile the fastest of our arms in each cell, with torch's profiler.")
+]
+Resume = Annotated[
+    bool, typer.Option(help="Continue speed.json in --out: its cells are not measured again.")
+]
+OutFolder = Annotated[pathlib.Path, typer.Option(help="Folder for speed.json and speed.png.")]
+
+
 @guarded
 def speed(
     *,
-    preset: Annotated[
-        PresetName | None,
-        typer.Option(help="What the other options are unless given; by the device if left out."),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="sd15, sd21, cpu-512, micro (random weights), still-life, or a checkpoint; "
-            "may be given repeatedly.",
-        ),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16; A is float32 always.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=3, max=999, help="At least 3.")] = None,
-    size: Annotated[int | None, typer.Option(min=8, help="Pixels; else the model's own.")] = None,
-    gate_size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels in the gate, where that should be fewer.")
-    ] = None,
-    sources: Annotated[str | None, typer.Option(help="How many, such as 1,4.")] = None,
-    edits: Annotated[str | None, typer.Option(help="Of each source, such as 1,4,16.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Times of each arm.")] = None,
-    baseline_edits: Annotated[
-        int, typer.Option(min=1, help="Most edits of A and of B, which share nothing, in a round.")
-    ] = 1,
-    arms: Annotated[
-        str | None, typer.Option(metavar="A,B,..", help="Those to measure; A is always there.")
-    ] = None,
-    price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="Of the device; prints the price of 1,000 edits.")
-    ] = None,
-    tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Of the gate, a share of the latents' norm.")
-    ] = None,
-    authors: Annotated[
-        pathlib.Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="A is the authors' own code: diffusion/FreePromptEditing of a checkout of "
-            "alibaba/EasyNLP.",
-        ),
-    ] = None,
-    profile: Annotated[
-        bool, typer.Option(help="What the device does with our fastest arm's time, by torch.")
-    ] = True,
-    resume: Annotated[
-        bool, typer.Option(help="Go on from --out's speed.json: its cells are not measured again.")
-    ] = False,
-    out: Annotated[
-        pathlib.Path, typer.Option(help="Folder for speed.json and speed.png.")
-    ] = pathlib.Path("out/bench-speed"),
+    preset: PresetOption = None,
+    model: Models = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    steps: Steps = None,
+    size: Size = None,
+    gate_size: GateSize = None,
+    sources: Sources = None,
+    edits: EditsPerSource = None,
+    rounds: Rounds = None,
+    baseline_edits: BaselineEdits = 1,
+    arms: Arms = None,
+    price_per_hour: PricePerHour = None,
+    tolerance: Tolerance = None,
+    authors: Authors = None,
+    profile: Profile = True,
+    resume: Resume = False,
+    out: OutFolder = pathlib.Path("out/bench-speed"),
 ) -> None:
     """Compare the editor's speed with the authors' procedure and a plain diffusers loop.
 
-    First every way has to give the same latents, and mistakes other ones; else nothing is timed.
-    Results are written after every cell. Exit code 1: a model or an arm is missing among them.
+    Before anything is timed, every arm must produce the same latents, and known mistakes different
+    ones. Results are written after every cell. Exit code 1: a model or an arm has no result.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells each start and stop
-    from jobs.bench.speed.plot import require_matplotlib
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler logs each start and stop
     from jobs.bench.speed.presets import PRESETS
     from jobs.bench.speed.session import Session
     from jobs.bench.speed.sweep import Settings
 
-    require_matplotlib()
     chosen = PRESETS[preset or _preset_of(device)]
     settings = Settings(
         device=device or chosen.device,
@@ -100,7 +122,7 @@ def speed(
         steps=steps or chosen.steps,
         size_px=size,
         gate_size_px=gate_size or chosen.gate_size_px,
-        cells=_cells(_counts("sources", sources), _counts("edits", edits), chosen),
+        cells=_cells(sources, edits, chosen),
         rounds=rounds or chosen.rounds,
         baseline_edits=baseline_edits,
         arms=_arms(arms),
@@ -109,21 +131,27 @@ def speed(
         profiles=profile,
     )
     session = Session(settings, out, price_per_hour, console.out(), resumes=resume)
-    complete = [session.measure(name) for name in dict.fromkeys(model or chosen.models)]
-    session.print_aims(chosen.targets)
+    _measure(session, model or chosen.models, chosen.targets)
+
+
+def _measure(session: Session, models: Sequence[str], targets: Sequence[Target]) -> None:
+    """Measures, prints and writes model after model. Exits with 1 if one has no result."""
+    complete = [session.measure(name) for name in dict.fromkeys(models)]
+    session.print_aims(targets)
     if not all(complete):
         raise typer.Exit(STOPPED)
 
 
 def _cells(
-    sources: tuple[int, ...], edits: tuple[int, ...], preset: Preset
+    sources: str | None, edits: str | None, preset: BenchPreset
 ) -> tuple[tuple[int, int], ...]:
-    """The preset's own; where numbers are given, all sources with all edits."""
-    if not sources and not edits:
+    """The preset's own; if numbers are given, all sources with all edits."""
+    if sources is None and edits is None:
         return preset.cells
-    sources = sources or tuple(sorted({s for s, _ in preset.cells}))
-    edits = edits or tuple(sorted({n for _, n in preset.cells}))
-    return tuple(dict.fromkeys((s, n) for n in edits for s in sources))
+    of_preset = [sorted(set(numbers)) for numbers in zip(*preset.cells, strict=True)]
+    own_sources = whole_numbers("--sources", sources, "1,4") if sources else of_preset[0]
+    own_edits = whole_numbers("--edits", edits, "1,4") if edits else of_preset[1]
+    return tuple(dict.fromkeys((s, n) for n in own_edits for s in own_sources))
 
 
 def _arms(text: str | None) -> str:
@@ -140,18 +168,3 @@ def _preset_of(device: str | None) -> str:
     from fpe_core.device import choose_device
 
     return "gpu" if choose_device(device or "auto").type == "cuda" else "cpu"
-
-
-def _counts(name: str, text: str | None) -> tuple[int, ...]:
-    """ "1,4,16" to numbers; nothing for None."""
-    from fpe_core import ParameterError
-
-    if text is None:
-        return ()
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        counts = (0,)
-    if min(counts) < 1:
-        raise ParameterError(f"--{name} must be whole numbers from 1, such as 1,4; got {text!r}")
-    return counts

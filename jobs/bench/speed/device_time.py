@@ -1,6 +1,6 @@
 """What the device does with an arm's time: shares by kind of operation, by torch's profiler.
 
-On CUDA kernels are told apart by their names; on a CPU torch's operators are.
+On CUDA kernels are classified by their names; on a CPU torch's operators are.
 """
 
 from __future__ import annotations

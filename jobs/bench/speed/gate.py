@@ -3,11 +3,9 @@
 Each arm's latents have to agree with A's, and each of A's deliberate mistakes has to disagree: a
 gate that lets a mistake through proves nothing about the arms.
 
-Whether what is timed in a cell is right, in the type it is timed in.
-
-The gate compares in float32, at a size and with sources of its own. Here every arm's latents from
-its first run in a cell are compared, all of them: an arm that is wrong there has no speed.
-
+The gate compares in float32, at a size and with sources of its own. In addition, every arm's
+latents from its first run in a cell are compared in the type that is timed (`agreements`): an arm
+that is wrong there has no speed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Where an arm's time goes and how many UNet rows it evaluates: seen from outside, by hooks.
 
 Every arm is watched in the same way, whatever its code looks like. On CUDA the spans are measured
-by events on the stream, so that watching makes no step wait for the device.
-
-The most memory that something took.
+by events on the stream, so that watching makes no step wait for the device. Also: peak memory.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ LAYERS = LayersByRange(3, 13)
 
 @dataclass(frozen=True)
 class Shape:
-    """What tells one model of the Stable Diffusion family from another.
+    """How one model of the Stable Diffusion family differs from another.
 
     Attributes:
         size_px: edge of the pictures it was made for.
@@ -212,7 +212,7 @@ def _tokenizer() -> Any:
 @torch.no_grad()
 def _sharpen_maps(unet: Any) -> None:
     """Freshly initialised queries and keys give nearly even maps: replacing one would change next
-    to nothing, and no gate could tell right from wrong."""
+    to nothing, and no gate could distinguish right from wrong."""
     for name, parameter in unet.named_parameters():
         if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")):
             parameter.mul_(3.0)

@@ -9,21 +9,10 @@ import numpy as np
 
 from jobs.bench.speed.arms import OURS
 from jobs.bench.speed.results import Sweep
-from pipeline.errors import UserError
 
 _ARMS = ("A", "B", "B+", *OURS)
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D")
-
-
-def require_matplotlib() -> None:
-    """Said before anything is measured. Raises UserError where matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "the plot needs matplotlib: pip install 'free-prompt-editing-batch[bench]'"
-        ) from error
 
 
 def speed_plot(sweeps: Sequence[Sweep], path: pathlib.Path) -> None:

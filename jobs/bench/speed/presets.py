@@ -56,7 +56,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Preset:
+class BenchPreset:
     """What the options of `fpe bench speed` are where they are not given.
 
     Attributes:
@@ -77,7 +77,7 @@ class Preset:
 
 PRESETS = MappingProxyType(
     {
-        "cpu": Preset(
+        "cpu": BenchPreset(
             models=("cpu-512",),
             device="cpu",
             dtype="float32",
@@ -92,7 +92,7 @@ PRESETS = MappingProxyType(
                 Target("cpu-512", 4, "B", 2.2),
             ),
         ),
-        "gpu": Preset(
+        "gpu": BenchPreset(
             models=("sd15", "sd21", "still-life"),
             device="cuda",
             dtype="bfloat16",
@@ -110,7 +110,7 @@ PRESETS = MappingProxyType(
                 Target("sd15", 4, "B", 6.5),
             ),
         ),
-        "micro": Preset(
+        "micro": BenchPreset(
             models=("micro",),
             device="cpu",
             dtype="float32",

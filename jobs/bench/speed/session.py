@@ -1,4 +1,4 @@
-"""One run of `fpe bench speed`: model after model, each printed and written as far as it is.
+"""One run of `fpe bench speed`: model after model, each printed and written cell by cell.
 
 speed.json: written after every cell, and read again by a run that goes on.
 """
@@ -17,6 +17,7 @@ from rich.console import Console
 from fpe_core.device import choose_device
 from fpe_core.errors import RowsOutOfMemoryError
 from jobs.bench.machine import Machine, this_machine
+from jobs.bench.options import require_matplotlib
 from jobs.bench.speed import tables
 from jobs.bench.speed.device_time import DeviceTime
 from jobs.bench.speed.gate import Comparison
@@ -52,9 +53,10 @@ class Session:
             resumes: whether cells that speed.json has are taken from there.
 
         Raises:
-            UserError: speed.json has other settings, or cannot be read.
+            UserError: speed.json has other settings, or cannot be read; no matplotlib.
             CheckpointError: there is no such device.
         """
+        require_matplotlib()
         self._settings = settings
         self._folder = folder
         self._price_per_hour = price_per_hour
@@ -151,7 +153,7 @@ def read_report(folder: pathlib.Path, machine: Machine, settings: Settings) -> d
         return {each["model"]: _sweep(each) for each in report["models"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be gone on from ({type(error).__name__}: {error}): it is damaged or of "
+            f"{path} cannot be resumed ({type(error).__name__}: {error}): it is damaged or of "
             "another version of this program; give another --out, or leave out --resume"
         ) from error
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from jobs.bench.machine import Machine
 from jobs.bench.speed.device_time import KINDS
@@ -14,11 +12,14 @@ from jobs.bench.speed.gate import Comparison
 from jobs.bench.speed.instruments import PHASES
 from jobs.bench.speed.presets import Target
 from jobs.bench.speed.results import REST, Sweep, price_per_thousand
+from jobs.terminal.titled_table import titled_table
 
 
 def gate_table(model: str, gate: Sequence[Comparison]) -> Table:
     """How far each arm is from A, and each mistake."""
-    table = _table(f"{model}: final latents against A, float32", ("", "distance", "wanted", ""))
+    table = titled_table(
+        f"{model}: final latents against A, float32", ("", "distance", "wanted", "")
+    )
     for each in gate:
         table.add_row(
             each.title if each.is_control else f"{each.name}  {each.title}",
@@ -48,7 +49,7 @@ def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
     ]
     if price_per_hour is not None:
         columns.append("per 1,000")
-    table = _table(f"{sweep.model}: speed", columns)
+    table = titled_table(f"{sweep.model}: speed", columns)
     for sources, edits in sweep.cells:
         cell = sweep.of(sources, edits)
         speed = {each.arm: each.edits_per_s for each in cell}
@@ -75,7 +76,7 @@ def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
 
 def phase_table(sweep: Sweep) -> Table:
     """Milliseconds per edit, phase by phase."""
-    table = _table(
+    table = titled_table(
         f"{sweep.model}: milliseconds per edit", ("sources x edits", "arm", *PHASES, REST)
     )
     for sources, edits in sweep.cells:
@@ -88,7 +89,7 @@ def phase_table(sweep: Sweep) -> Table:
 
 def profile_table(sweep: Sweep) -> Table:
     """What the device did with the time of our fastest arm, cell by cell."""
-    table = _table(
+    table = titled_table(
         f"{sweep.model}: the device's time, our fastest arm", ("sources x edits", "arm", *KINDS)
     )
     for each in sweep.profiles:
@@ -147,10 +148,3 @@ def _distance(distance: float | None) -> str:
 
 def _share(share: float | None) -> str:
     return "unknown, D failed" if share is None else f"{share:.1%}"
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -249,7 +250,9 @@ def test_the_lower_bound_is_where_the_share_would_just_be_a_surprise(
 ) -> None:
     bound = lower_bound(good, accepted)
     deviation = math.sqrt(bound * (1 - bound) / accepted)
-    assert (good / accepted - bound) / deviation == pytest.approx(1.2816, abs=1e-6)
+    assert (good / accepted - bound) / deviation == pytest.approx(
+        NormalDist().inv_cdf(0.9), abs=1e-6
+    )
 
 
 def test_nothing_accepted_is_sure_of_nothing() -> None:

@@ -83,7 +83,7 @@ def test_rules_travel_as_plain_values() -> None:
     [
         ({**CHANGE, "score": "beauty"}, "no score 'beauty'"),
         ({**CHANGE, "reason": "dull"}, "no reason 'dull'"),
-        ({**CHANGE, "reason": "source_not_reproduced"}, "no reason 'source_not_reproduced'"),
+        ({**CHANGE, "reason": "source_not_reconstructed"}, "no reason 'source_not_reconstructed'"),
         ({**CHANGE, "at_most": 1.0}, "one of at_least and at_most"),
         ({"score": "ssim", "reason": "no_change"}, "one of at_least and at_most"),
         ({**CHANGE, "colour": 1}, "colour"),

@@ -22,7 +22,7 @@ from fpe_core.scores.clip import (
     load_scorer,
     text_score,
 )
-from fpe_core.scores.edit_scores import SCORES, EditScores, score_edits
+from fpe_core.scores.edit_scores import SCORES, EditScores
 from fpe_core.scores.lpips import LpipsModel, load_lpips, lpips
 from fpe_core.scores.pixels import (
     changed_share,
@@ -32,6 +32,7 @@ from fpe_core.scores.pixels import (
     sharpness_ratio,
     ssim,
 )
+from fpe_core.scores.score import score_edits
 from fpe_core.scores.structure import StructureModel, load_structure_model, structure_distance
 from fpe_core.still_life import caption, counterfactual, render, sample_scene
 

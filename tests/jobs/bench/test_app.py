@@ -20,7 +20,7 @@ from fpe_core import (
     load_scorer,
 )
 from fpe_core.still_life import FACTORS, render
-from fpe_core.still_life.benchmark.benchmark import JudgedEdit
+from fpe_core.still_life.benchmark.benchmark import JudgedOutput
 from fpe_core.still_life.benchmark.edits import edits_of_scene
 from fpe_core.still_life.benchmark.judgement import judge
 from jobs.bench import tables as bench_tables
@@ -78,8 +78,8 @@ def test_edits_are_judged_printed_and_written(
 
 def test_a_clip_sees_which_edits_are_right() -> None:
     edits = [edit for seed in (3000, 3001) for edit in edits_of_scene(seed)]
-    right = [JudgedEdit("a", e, render(e.answer), judge(e, render(e.answer))) for e in edits]
-    left = [JudgedEdit("a", e, render(e.source), judge(e, render(e.source))) for e in edits]
+    right = [JudgedOutput("a", e, render(e.answer), judge(e, render(e.answer))) for e in edits]
+    left = [JudgedOutput("a", e, render(e.source), judge(e, render(e.source))) for e in edits]
     scorer = load_scorer("builtin:still-life", device="cpu")
     scores = clip_scores(scorer, [*right, *left])
     assert [score.directional for score in scores[len(right) :]] == [None] * len(left)

@@ -10,10 +10,11 @@ from PIL import Image
 
 from fpe_core.still_life import FACTORS, caption, factors_in, object_mask, sample_scene
 from jobs.demo_scenes import SIZE_PX, edits_of, object_box, write_scenes
-from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from jobs.job_file.ready_made import BUILTIN_FOLDER
+from pipeline.job.file import load_job
 from pipeline.manifest.rows import Problems
 from pipeline.plan.plan import make_plan
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 
 
 def test_every_row_has_a_picture_a_caption_and_five_targets(tmp_path: pathlib.Path) -> None:
@@ -50,7 +51,7 @@ def test_the_demo_plans_each_edit_with_its_labels_and_its_type(tmp_path: pathlib
     assert plan.has_edit_types
     assert plan.carried_schema is not None
     assert [f"source_{name}" for name in FACTORS] == plan.carried_schema.names[: len(FACTORS)]
-    ((group,),) = (groups for groups, _ in understand(job).groups(Problems()))
+    ((group,),) = (groups for groups, _ in resolve_job(job).groups(Problems()))
     for (_, edit), labels in zip(group.edits, row["target_labels"], strict=True):
         (changed,) = (name for name in FACTORS if labels[name] is not None)
         new = dict(zip(FACTORS, edit.labels, strict=True))

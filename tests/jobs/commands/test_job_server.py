@@ -257,7 +257,7 @@ def test_a_job_that_is_stopped_keeps_what_arrived_and_the_same_submit_goes_on(
     assert following.returncode == 130, "".join(seen) + said
     submission_id = seen[0].removeprefix("Submitted ").strip()
     assert submission_id.startswith("fpe-run-")
-    assert f"no longer following {submission_id}, which goes on" in said
+    assert f"no longer following {submission_id}, which continues" in said
     assert f"ray job stop --address {address} {submission_id}" in said
 
     client = connect(address)

@@ -46,7 +46,7 @@ def test_a_plan_is_priced_by_a_probe_that_is_kept(job_file: str, tmp_path: pathl
     assert row["UNet rows to do"] == "40"
     assert float(row["seconds per UNet row"]) > 0
     assert float(row["device-hours"]) > 0
-    assert {"money", "time with 1 worker", "UNet"} <= set(row)
+    assert {"cost", "time with 1 worker", "UNet"} <= set(row)
     assert "judge" not in row
     assert "measured just now; 64 x 64 px, float32" in printed
     for knob in ("edit.steps 4 → 2", "images.format png → webp", "images.keep_source true → false"):
@@ -57,7 +57,7 @@ def test_a_plan_is_priced_by_a_probe_that_is_kept(job_file: str, tmp_path: pathl
     code, printed, _ = fpe("plan", job_file)
     assert code == 0
     assert "by its probe of 20" in printed
-    assert "money" not in figures(printed)
+    assert "cost" not in figures(printed)
 
 
 def test_json_has_the_counts_the_price_and_the_probe(job_file: str, tmp_path: pathlib.Path) -> None:

@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from jobs.job_file.load import load_job
 from jobs.terminal.tables import MOST_CELLS, quotas_table
+from pipeline.job.file import load_job
 from pipeline.plan.quotas import QuotaRow
 from tests.builders.finished_run import FinishedRun
 from tests.jobs.test_cli import figures, fpe
@@ -71,7 +71,7 @@ def test_commands_tell_what_quotas_leave_out(
 
     code, shown, _ = fpe("retry", job_file)
     assert code == 0
-    assert "1 failed edits are of full cells (quotas): left alone." in shown
+    assert "1 failed edits are in cells whose quota is filled: not retried." in shown
     code, shown, _ = fpe("verify", job_file, "quotas.accepted=1")
     assert code == 1
     assert "the cell colour=red has 2 accepted edits, and its quota is 1" in shown

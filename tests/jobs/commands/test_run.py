@@ -48,7 +48,7 @@ def test_a_run_that_is_alive_is_left_alone(job_file: Path, folder: Folder) -> No
     with hold_lease(folder, expiry_s=3600, heartbeat_s=600) as lease:
         assert fpe("run", str(job_file))[0] == IN_USE
         code, said = fpe("run", str(job_file), "--skip-if-in-use")
-        assert (code, f"Another run has {folder.url}: left to it." in said) == (0, True)
+        assert (code, f"Another run is using {folder.url}: nothing was done." in said) == (0, True)
         state = lease_state(folder)
         assert state is not None
         assert state.token == lease.token
@@ -59,7 +59,7 @@ def test_a_run_that_died_on_another_machine_is_waited_out(job_file: Path, folder
     holder = Path(folder.path_of(f"{LEASE_FOLDER}/holder-00000001.json"))
     holder.write_text(json.dumps(json.loads(holder.read_text()) | {"host": "lost", "machine": ""}))
     code, said = fpe("run", str(job_file), "--skip-if-in-use")
-    assert (code, "left to it" in said) == (0, False)
+    assert (code, "nothing was done" in said) == (0, False)
     state = lease_state(folder)
     assert state is not None
     assert (state.token, state.is_released) == (2, True)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import yaml
 from pydantic import BaseModel
 
-from jobs.job_file.errors import models_in
-from jobs.job_file.load import BUILTIN_FOLDER, load_job
+from jobs.job_file.ready_made import BUILTIN_FOLDER
 from jobs.job_file.show import job_as_yaml
+from pipeline.job.file import load_job
 from pipeline.job.job import Job
+from pipeline.job.problems import models_in
 
 
 def fields_of(model: type[BaseModel]) -> Iterator[tuple[str, str]]:

@@ -18,14 +18,13 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from fpe_core.judging.reproduction import Reproduction
 from fpe_core.scores.edit_scores import EditScores
 from jobs.cli import app
 from jobs.report.page import render_report, write_comparison, write_report
 from jobs.report.words import MEANINGS, percent_text, score_text, signed_text
 from pipeline.errors import JobError
 from pipeline.job.job import Job
-from pipeline.ledger.outcome import SCORE_COLUMNS, EditKey, EditOutcome, TryRecord
+from pipeline.ledger.outcome import SCORE_COLUMNS, AttemptRecord, EditKey, EditOutcome
 from pipeline.plan.quotas import QuotaRow
 from pipeline.report.facts import read_report
 from pipeline.run.stats import STATS_FILE
@@ -129,17 +128,17 @@ def test_tiles_carry_scores_as_scripts_read_numbers(
 def test_judging_is_told_in_tables_where_the_run_has_it(
     job: Job, tmp_path: pathlib.Path, image: bytes
 ) -> None:
-    titles = ("Second tries", "Boxes and masks of accepted edits", "How sources come back")
+    titles = ("Retries", "Boxes and masks of accepted edits", "Reconstruction of sources")
     plain = page_of(job).texts.get("caption", "")
     assert not [title for title in titles if title in plain]
 
     def tried(number: int, key: EditKey) -> EditOutcome:
-        first = TryRecord("{}", "off_target", "", 7_001.0, 0.5, EditScores())
+        first = AttemptRecord("{}", "off_target", "", 7_001.0, 0.5, EditScores())
         second = dataclasses.replace(first, reason="", unet_rows=3_003.0)
         return dataclasses.replace(
             accepted(number, key),
             tries=(first, second),
-            reproduction=Reproduction(31.5),
+            autoencoder_psnr_db=31.5,
         )
 
     run = job.model_copy(update={"output": str(tmp_path / "judged")})
@@ -154,7 +153,7 @@ def test_judging_is_told_in_tables_where_the_run_has_it(
     folder.replace(part, sink.getvalue())
     config = yaml.safe_load(folder.read("config.yaml"))
     config["annotations"] = {"boxes": {"column": "box", "keep_at_least": 0.815}}
-    config["judge"]["reproduction"]["autoencoder_psnr_db_at_least"] = 19.25
+    config["judge"]["reconstruction"]["autoencoder_psnr_db_at_least"] = 19.25
     folder.replace("config.yaml", yaml.safe_dump(config).encode())
     page = page_of(run)
     for title in titles:
@@ -254,7 +253,7 @@ def test_a_hundred_thousand_edits_stay_small(tmp_path: pathlib.Path) -> None:
                     assert max(opened.size) <= 144
     parsed = Parsed(page)
     assert parsed.outside() == []
-    assert "Of the 12 commonest types; 28 more have no histograms here." in parsed.texts["p"]
+    assert "Only the 12 most common types; 28 more are not shown." in parsed.texts["p"]
     assert {tile["data-verdict"] for tile in parsed.tiles()} == {"accepted", "rejected", "failed"}
 
 
@@ -301,7 +300,7 @@ def test_only_html_is_written_over(job: Job) -> None:
 def test_templates_lie_in_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["jobs"]
-    files = list((ROOT / "jobs" / "templates").iterdir())
+    files = list((ROOT / "jobs" / "report" / "templates").iterdir())
     assert len(files) >= 5
     for file in files:
         name = file.relative_to(ROOT / "jobs").as_posix()

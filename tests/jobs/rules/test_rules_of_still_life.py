@@ -19,7 +19,7 @@ from fpe_core.still_life import render, sample_scene
 from fpe_core.still_life.degrade import compressed
 from jobs.commands.fit_rules import fit, rules_of
 from jobs.commands.judgements import read_judgements
-from jobs.job_file.load import BUILTIN_FOLDER
+from jobs.job_file.ready_made import BUILTIN_FOLDER
 
 JUDGED = pathlib.Path(__file__).parent / "judged"
 TYPES = ("colour", "background")

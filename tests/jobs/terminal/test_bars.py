@@ -8,7 +8,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,11 +21,11 @@ from rich.live import Live
 
 from pipeline.job.job import LogsSection
 from pipeline.logs import LogSettings, stderr_handler
+from tests.servers.forked_workers import FPE
 
 ROOT = Path(__file__).parent.parent.parent.parent
 EDITS = 6
 BAR = "MapBatches(RayEditActor)"
-FPE = [sys.executable, "-c", "from jobs.cli import main; main()", "run"]
 
 
 @pytest.fixture
@@ -54,12 +54,14 @@ def read_terminal(terminal: int) -> str:
     return said.decode(errors="replace")
 
 
-def run_on_terminal(job_file: Path, *, errors: Path | None) -> str:
+def run_on_terminal(
+    job_file: Path, *, errors: Path | None, command: Sequence[str] = (sys.executable, "-m", "jobs")
+) -> str:
     """What a terminal shows of a run whose stderr is there too, or goes to a file."""
     ours, its = pty.openpty()
     with (errors or job_file).open("ab") as sink:
         program = subprocess.Popen(
-            [*FPE, str(job_file)],
+            [*command, "run", str(job_file)],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"},
             stdin=subprocess.DEVNULL,
@@ -73,6 +75,7 @@ def run_on_terminal(job_file: Path, *, errors: Path | None) -> str:
 
 
 def test_a_terminal_has_rays_bars_one_line_and_the_summary(job_file: Path) -> None:
+    """Of the command as it is started everywhere, with Ray's usual workers."""
     said = run_on_terminal(job_file, errors=None)
     assert BAR in said
     assert "_decode_block" in said
@@ -81,8 +84,10 @@ def test_a_terminal_has_rays_bars_one_line_and_the_summary(job_file: Path) -> No
     assert after.index(f"{EDITS}/{EDITS} edits, ") < after.index("edits planned")
 
 
-def test_errors_in_a_file_have_lines_and_no_bars(job_file: Path, tmp_path: Path) -> None:
-    said = run_on_terminal(job_file, errors=tmp_path / "errors")
+def test_errors_in_a_file_have_lines_and_no_bars(
+    job_file: Path, tmp_path: Path, fork_server: None
+) -> None:
+    said = run_on_terminal(job_file, errors=tmp_path / "errors", command=FPE)
     errors = (tmp_path / "errors").read_text()
     assert BAR not in said + errors
     assert "edits planned" in said

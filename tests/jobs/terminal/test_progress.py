@@ -39,8 +39,8 @@ def test_a_line_comes_when_half_a_minute_has_passed(caplog: pytest.LogCaptureFix
         clock.now = 60.0
         progress.tick()
     assert caplog.messages[1:] == [
-        "3/10 edits, 0.10 edits/s, 30 s gone, about 10 s left, 1 failed",
-        "4/10 edits, 0.07 edits/s, 60 s gone, about 66 s left, 1 rejected, 1 failed",
+        "3/10 edits, 0.10 edits/s, 30 s elapsed, about 10 s left, 1 failed",
+        "4/10 edits, 0.07 edits/s, 60 s elapsed, about 66 s left, 1 rejected, 1 failed",
     ]
 
 

@@ -9,9 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster.actor_kinds import ActorKind, InTurn, Node, first_actors, size_kinds
+from pipeline.cluster.actor_kinds import (
+    ActorKind,
+    Node,
+    RemoteArgsPerActor,
+    first_actors,
+    place_actors,
+)
 from pipeline.cluster.pool import Pool, size_pool
-from pipeline.errors import NoRoomError, ResourceError
+from pipeline.errors import InsufficientCapacityError, ResourceError
 from pipeline.job.job import Job
 from pipeline.job.resources import PoolSection, ResourcesSection
 
@@ -19,11 +25,13 @@ A10G, H100 = Node(8, 4, "A10G"), Node(16, 2, "H100")
 READER = Node(4)
 
 
-def kinds_of(*nodes: Node, free: float = 1, device: str = "auto", **wishes: Any) -> Any:
-    pools = [PoolSection(**wish) for wish in wishes.pop("pools")]
-    return size_kinds(
-        nodes, pools, free_cpus=free, device=device, can_grow=wishes.get("can_grow", False)
-    )
+def placed(*nodes: Node, free: float = 1, can_grow: bool = False, pools: Any) -> Any:
+    sections = [PoolSection(**each) for each in pools]
+    return place_actors(nodes, sections, free_cpus=free, can_grow=can_grow)
+
+
+def kinds_of(*nodes: Node, **options: Any) -> tuple[ActorKind, ...]:
+    return tuple(each.to_kind(nodes) for each in placed(*nodes, **options))
 
 
 def test_each_kind_gets_what_is_there_of_it() -> None:
@@ -66,10 +74,10 @@ def test_a_machine_without_a_gpu_has_no_actor_and_all_its_cpus_for_reading() -> 
 @pytest.mark.parametrize(
     ("pools", "missing"),
     [
-        ([{"accelerator": "H100"}], "1 actors on H100 .* room for 0"),
-        ([{"accelerator": "A10G", "actors": 5}], "5 actors on A10G .* room for 4"),
-        ([{"cpus_per_actor": 9}], "1 actors with 9 CPUs"),
-        ([{"actors": 4}, {"actors": 9, "gpus_per_actor": 0}], "9 actors with 1 CPUs and 0 GPUs"),
+        ([{"accelerator": "H100"}], "an actor on H100 needs .* room for 0"),
+        ([{"accelerator": "A10G", "actors": 5}], "5 actors on A10G need .* room for 4"),
+        ([{"cpus_per_actor": 9}], "an actor needs 9 CPUs"),
+        ([{"actors": 4}, {"actors": 9, "gpus_per_actor": 0}], "9 actors need 9 CPUs and 0 GPUs"),
     ],
 )
 def test_what_is_missing_is_said(pools: list[dict[str, Any]], missing: str) -> None:
@@ -121,7 +129,7 @@ def test_an_actor_knows_its_kind_by_what_it_was_given() -> None:
 
 def test_ray_is_asked_for_each_actor_of_each_kind_once() -> None:
     kinds = (ActorKind(2, 1, 1, 1, 1.0, "A10G"), ActorKind(1, 2, 0, 1, 1.0))
-    next_args = InTurn(kinds)
+    next_args = RemoteArgsPerActor(kinds)
     asked = [next_args() for _ in range(3)]
     assert asked == [
         {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A10G"},
@@ -131,11 +139,12 @@ def test_ray_is_asked_for_each_actor_of_each_kind_once() -> None:
 
 
 def test_few_blocks_need_few_actors_of_the_first_kinds() -> None:
-    kinds = (ActorKind(2, 1, 1, 1, 1.0, "A10G"), ActorKind(3, 1, 0, 1, 1.0))
+    pools = [{"accelerator": "A10G"}, {"gpus_per_actor": 0, "actors": 3}]
+    placements = placed(Node(2, 2, "A10G"), READER, pools=pools)
     for most in range(1, 8):
-        kept = first_actors(kinds, most)
-        assert sum(kind.actors for kind in kept) == min(most, 5)
-        assert kept[0].accelerator == "A10G"
+        kept = first_actors(placements, most)
+        assert sum(each.actors for each in kept) == min(most, 5)
+        assert kept[0].pool.accelerator == "A10G"
     section = ResourcesSection(pools=(PoolSection(accelerator="A10G"), PoolSection()))
     pool = size_pool(
         [A10G, H100, READER], section, device="auto", groups=5, pixels_per_image=512 * 512
@@ -152,12 +161,30 @@ def test_each_kind_may_grow_by_itself() -> None:
     assert (h100.accelerator, h100.actors, h100.later) == ("H100", 3, 3)
     assert (a10g.accelerator, a10g.actors, a10g.later) == ("A10G", 6, 2)
     assert [k.actors for k in kinds_of(A10G, READER, pools=pools)] == [4], "a local Ray does not"
-    with pytest.raises(NoRoomError, match="room for 0"):
+    with pytest.raises(InsufficientCapacityError, match="room for 0"):
         kinds_of(READER, pools=pools, can_grow=True)
-    with pytest.raises(NoRoomError, match="room for 3"):
+    with pytest.raises(InsufficientCapacityError, match="room for 3"):
         kinds_of(Node(4, 4), pools=[{"max_actors": 9}], can_grow=True)
-    first = first_actors((h100, a10g), 5)
-    assert [(k.accelerator, k.actors, k.later) for k in first] == [("H100", 1, 1), ("A10G", 4, 0)]
+    first = first_actors(placed(A10G, READER, pools=pools, can_grow=True), 5)
+    found = [(each.pool.accelerator, each.actors, each.later) for each in first]
+    assert found == [("H100", 1, 1), ("A10G", 4, 0)]
+
+
+def test_fewer_actors_have_more_threads_each() -> None:
+    section = ResourcesSection(groups_per_block=1)
+    few = size_pool([Node(16)], section, device="cpu", groups=3, pixels_per_image=64)
+    assert (few.actors, few.threads_per_actor, few.memory_share) == (3, 5, pytest.approx(1 / 3))
+
+
+def test_a_pool_without_a_gpu_does_not_fit_a_device_with_one() -> None:
+    section = ResourcesSection(pools=(PoolSection(), PoolSection(gpus_per_actor=0)))
+    with pytest.raises(ResourceError, match="a pool has gpus_per_actor: 0"):
+        size_pool([A10G], section, device="cuda", groups=3, pixels_per_image=64)
+
+
+def test_part_of_a_gpu_that_ray_has_is_given_out() -> None:
+    (half,) = kinds_of(Node(4, 1.5), pools=[{"gpus_per_actor": 0.5}])
+    assert half.actors == 3
 
 
 @pytest.mark.parametrize(
@@ -166,7 +193,7 @@ def test_each_kind_may_grow_by_itself() -> None:
         ({"pools": []}, "pools is empty"),
         ({"actors": 3, "max_actors": 2}, "max_actors is 2, and actors 3"),
         ({"pools": [{"actors": 3, "max_actors": 2}]}, "max_actors is 2, and actors 3"),
-        ({"pools": [{}], "actors": 2}, "actors is said by each of the pools"),
+        ({"pools": [{}], "actors": 2}, "actors is set by each of the pools"),
         ({"pools": [{}, {"actors": 2}]}, "two pools have 1 GPUs an actor"),
         ({"pools": [{"accelerator": "H100", "gpus_per_actor": 0}]}, "have no accelerator"),
         ({"pools": [{}, {"gpus_per_actor": 0}]}, "say model.dtype=float32"),

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster.actor_kinds import Node
+from pipeline.cluster.actor_kinds import ActorKind, Node
 from pipeline.cluster.pool import Pool, bundles_of, size_pool
-from pipeline.cluster.session import check_reachable, nodes_alive, pool_with_room, ray_session
-from pipeline.errors import NoRoomError, ResourceError
+from pipeline.cluster.session import check_reachable, nodes_alive, ray_session, wait_for_capacity
+from pipeline.errors import InsufficientCapacityError, ResourceError
 from pipeline.job.resources import PoolSection, ResourcesSection
 
 
@@ -39,7 +39,7 @@ def pool_of(
         ([Node(16, 1)], 1, 1, 16),
         ([Node(32, 8)], 8, 1, 4),
         ([Node(16, 4), Node(16, 4)], 8, 1, 4),
-        ([Node(8), Node(8, 2)], 2, 1, 8),
+        ([Node(8), Node(8, 2)], 2, 1, 4),
     ],
 )
 def test_automatic_sizes(nodes: list[Node], actors: int, gpus_each: int, threads: int) -> None:
@@ -64,7 +64,7 @@ def test_a_reader_always_fits_beside_the_actors(
         assert sum(cpus) < 1 + max(1, free)
         return
     assert 1 <= pool.actors <= groups
-    assert pool.actors * pool.cpus_per_actor + max(1, free) <= sum(cpus)
+    assert pool.actors * pool.kinds[0].cpus_per_actor + max(1, free) <= sum(cpus)
     assert pool.actors * pool.gpus_per_actor <= gpus * len(cpus)
     assert pool.threads_per_actor * pool.actors <= max(sum(cpus), pool.actors)
     assert math.ceil(groups / pool.groups_per_block) >= min(pool.actors, groups)
@@ -108,7 +108,7 @@ def test_wishes_are_kept() -> None:
         threads_per_actor=3,
         groups_per_block=5,
     )
-    assert pool == Pool(4, 2, 0.5, 3, 0.5, 5)
+    assert pool == Pool((ActorKind(4, 2, 0.5, 3, 0.5),), 5)
 
 
 def test_a_fraction_of_a_gpu_does_not_span_two() -> None:
@@ -136,7 +136,7 @@ def test_memory_is_shared_out() -> None:
         ([Node(4)], {"free_cpus": 4}, "4 CPUs must stay free"),
         ([Node(4), Node(4)], {"cpus_per_actor": 5}, "an actor needs 5 CPUs"),
         ([Node(8, 1)], {"actors": 2}, "2 actors need 2 CPUs and 2 GPUs"),
-        ([Node(8)], {"gpus_per_actor": 1}, "the cluster has 8 CPUs and 0 GPUs on 1 nodes"),
+        ([Node(8)], {"gpus_per_actor": 1}, "the cluster has 8 CPUs, 0 GPUs: room for 0"),
     ],
 )
 def test_what_is_missing_is_said(nodes: list[Node], wishes: dict[str, Any], missing: str) -> None:
@@ -191,15 +191,15 @@ def test_a_local_ray_has_no_more_than_it_has() -> None:
 def test_actors_without_a_gpu_do_not_wait_for_the_readers_cpus() -> None:
     pool = pool_of(Node(4), device="cpu", **GROWS)
     assert (pool.actors, pool.later) == (3, 0)
-    with pytest.raises(NoRoomError, match="1 CPUs must stay free"):
+    with pytest.raises(InsufficientCapacityError, match="1 CPUs must stay free"):
         pool_of(Node(2, 2), **GROWS)  # the second would take the last one
     assert pool_of(Node(2, 2), Node(1), **GROWS).later == 6
 
 
 def test_nobody_starts_before_there_is_a_place() -> None:
-    with pytest.raises(NoRoomError, match="an actor needs 1 CPUs and 1 GPUs"):
+    with pytest.raises(InsufficientCapacityError, match="an actor needs 1 CPUs and 1 GPUs"):
         pool_of(Node(16), **GROWS)
-    with pytest.raises(NoRoomError, match="2 actors need"):
+    with pytest.raises(InsufficientCapacityError, match="2 actors need"):
         pool_of(Node(16), Node(8, 1), actors=2, **GROWS)
 
 
@@ -235,8 +235,8 @@ def test_room_that_does_not_come_is_said_after_the_time(
     def size(nodes: Sequence[Node]) -> Pool:
         return size_pool(nodes, section, device="cpu", groups=9, pixels_per_image=64)
 
-    with pytest.raises(NoRoomError, match="9 actors need 9 CPUs"):
-        pool_with_room(size, [{"CPU": 10.0}], wait_s=0)
+    with pytest.raises(InsufficientCapacityError, match="9 actors need 9 CPUs"):
+        wait_for_capacity(size, [{"CPU": 10.0}], wait_s=0)
     with pytest.raises(ResourceError, match=r"9 actors need .* in 0.1 s \(resources.wait_s\)"):
-        pool_with_room(size, [{"CPU": 10.0}], wait_s=0.1)
+        wait_for_capacity(size, [{"CPU": 10.0}], wait_s=0.1)
     assert "waiting for the cluster to have room, for at most 0.1 s" in caplog.text

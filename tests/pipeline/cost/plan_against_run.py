@@ -22,10 +22,10 @@ from pathlib import Path
 import psutil
 
 import pipeline.cost.measure
-from jobs.job_file.load import load_job
 from pipeline.cost.estimate import Estimate
 from pipeline.cost.price import price
 from pipeline.cost.probe import ProbeStore
+from pipeline.job.file import load_job
 from pipeline.ledger.ledger import Ledger
 from pipeline.plan.plan import make_plan
 from pipeline.storage.folder import Folder
@@ -70,7 +70,7 @@ def run(arguments: list[str], output: Path) -> dict[str, float]:
     return {
         "unet_rows": round(last_run["unet_rows"]),
         "output_bytes": sum(path.stat().st_size for path in pictures),
-        "wall_s": last_run["stations"]["edit"]["block_seconds"] / max(1, len(workers)),
+        "wall_s": last_run["stages"]["edit"]["block_seconds"] / max(1, len(workers)),
         "processor_s": sum(each.last_s - each.loaded_s for each in workers.values()),
     }
 

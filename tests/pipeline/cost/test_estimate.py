@@ -122,7 +122,7 @@ def test_each_knob_counts_the_rows_that_a_job_with_that_key_is_planned_with() ->
         "edit.guidance_scale": rows_if(replace(PARAMETERS, guidance_scale=1.0)),
         "edit.guidance_interval": rows_if(replace(PARAMETERS, guidance_interval=(0.0, 0.8))),
         "edits of a source": rows_if(PARAMETERS, edits=4),
-        "judge.second_tries": 2 * rows_if(PARAMETERS) - 100 * 20,  # without another inversion
+        "judge.retries": 2 * rows_if(PARAMETERS) - 100 * 20,  # without another inversion
     }
     assert {key: found[key].estimate.unet_rows for key in expected} == expected
     now = estimate(replace(WORK, is_judged=True), PROBE)

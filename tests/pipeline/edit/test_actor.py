@@ -27,10 +27,10 @@ from fpe_core import (
     RowsOutOfMemoryError,
     checkpoint_fingerprint,
 )
-from pipeline.edit.actor import WORKER_FIELD, EditActor, EditedBlock
-from pipeline.edit.model_sharing import ModelThread, Turns
+from pipeline.edit.actor import EditActor, EditedBlock
+from pipeline.edit.model_sharing import ModelLock, ModelThread
 from pipeline.edit.phase_clock import PHASES
-from pipeline.edit.settings import EditSettings
+from pipeline.edit.settings import WORKER_FIELD, EditSettings
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.outcome import OUTCOME_SCHEMA
 from pipeline.read.decode import DecodeSettings, decode
@@ -316,15 +316,16 @@ def test_the_next_block_has_the_model_while_one_is_judged_and_written(
     torch.set_num_threads(before)
     gate = _Gate(getattr(actor, at_work))
     setattr(actor, at_work, gate)
-    turns, written = Turns(), []
+    lock, begun, written = ModelLock(), [], []
     blocks = [decode(work_table([row]), DecodeSettings()) for row in rows(2)]
 
     def edit(block: pa.Table) -> EditedBlock:
-        with turns.take(alone=False) as turn:
-            if turns.blocks_in_hand == 2:
+        with lock.acquire(exclusive=False) as hold:
+            begun.append(block)
+            if len(begun) == 2:  # the first waits for the gate, so it is not through
                 written.append(len(list(Path(settings.output).rglob("*.png"))))
                 gate.open.set()
-            return actor.edit(actor.prepare(block), Watched(Orders()), turn.pass_on)
+            return actor.edit(actor.prepare(block), Watched(Orders()), hold.release_model)
 
     with ThreadPoolExecutor(2) as threads:
         edited = list(threads.map(edit, blocks))

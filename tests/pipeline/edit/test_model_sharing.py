@@ -18,7 +18,13 @@ import torch
 from PIL import Image
 
 from fpe_core import Editor, load_checkpoint
-from pipeline.edit.model_sharing import ModelThread, ThisThread, Turn, Turns, loop_alone
+from pipeline.edit.model_sharing import (
+    ModelHold,
+    ModelLock,
+    ModelThread,
+    ThisThread,
+    use_one_openmp_thread,
+)
 from pipeline.edit.phase_clock import ClockedEditor
 
 
@@ -61,12 +67,12 @@ def test_all_calls_are_one_thread_s_and_it_may_call_itself(elsewhere: ThreadPool
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_a_thread_that_loops_alone_has_no_team_and_the_others_keep_theirs(
+def test_a_thread_can_use_one_openmp_thread_while_the_others_keep_theirs(
     elsewhere: ThreadPoolExecutor,
 ) -> None:
     thread = ModelThread()
     assert thread.run(torch.get_num_threads) == 3
-    elsewhere.submit(loop_alone).result()
+    elsewhere.submit(use_one_openmp_thread).result()
     assert elsewhere.submit(torch.get_num_threads).result() == 1
     assert thread.run(torch.get_num_threads) == torch.get_num_threads() == 3
 
@@ -76,12 +82,13 @@ def test_an_editor_computes_in_the_thread_it_was_given(
 ) -> None:
     thread = ModelThread()
     checkpoint = load_checkpoint(tiny_checkpoint, device="cpu")
-    editor, seen = ClockedEditor(checkpoint, thread=thread), set[int]()
+    within, seen = Editor(checkpoint), set[int]()
+    editor = ClockedEditor(within, thread)
     networks = (
         checkpoint.text_encoder,
-        editor.unet,
-        editor.autoencoder.encoder,
-        editor.autoencoder.decoder,
+        within.unet,
+        within.autoencoder.encoder,
+        within.autoencoder.decoder,
     )
     for network in networks:
         network.register_forward_hook(lambda *_: seen.add(threading.get_ident()))
@@ -89,8 +96,6 @@ def test_an_editor_computes_in_the_thread_it_was_given(
     inversion = editor.invert([picture(1)], parameters=parameters)
     made = editor.edit(inversion, [["a red cat"]]).edits[0][0]
     editor.through_autoencoder([picture(1)], parameters)
-    editor.step_back(inversion, 1)
-    editor.decode(inversion.trajectory[:, 0], parameters)
     assert seen == {thread.run(threading.get_ident)}
     plain = Editor(load_checkpoint(tiny_checkpoint, device="cpu"))
     expected = plain.edit(plain.invert([picture(1)], parameters=parameters), [["a red cat"]])
@@ -104,35 +109,37 @@ PATIENCE_S = 60.0
 class Block:
     """A block in a thread of its own, which does what it is told when it is told."""
 
-    def __init__(self, turns: Turns, pool: ThreadPoolExecutor, log: list[str], name: str) -> None:
+    def __init__(
+        self, lock: ModelLock, pool: ThreadPoolExecutor, log: list[str], name: str
+    ) -> None:
         self.has_model = threading.Event()
-        self._pass_on, self._passed, self._end = (threading.Event() for _ in range(3))
-        self._turns, self._log, self._name = turns, log, name
+        self._release, self._released, self._end = (threading.Event() for _ in range(3))
+        self._lock, self._log, self._name = lock, log, name
         self._pool = pool
         self._thread: Future[None] | None = None
 
-    def start(self, *, alone: bool = False) -> Block:
-        self._thread = self._pool.submit(self._run, alone)
+    def start(self, *, exclusive: bool = False) -> Block:
+        self._thread = self._pool.submit(self._run, exclusive)
         return self
 
-    def pass_on(self) -> None:
-        self._pass_on.set()
-        assert self._passed.wait(PATIENCE_S)
+    def release_model(self) -> None:
+        self._release.set()
+        assert self._released.wait(PATIENCE_S)
 
     def end(self) -> None:
-        self._pass_on.set()
+        self._release.set()
         self._end.set()
         assert self._thread is not None
         self._thread.result(PATIENCE_S)
 
-    def _run(self, alone: bool) -> None:
-        with self._turns.take(alone=alone) as turn:
+    def _run(self, exclusive: bool) -> None:
+        with self._lock.acquire(exclusive=exclusive) as hold:
             self._log.append(self._name)
             self.has_model.set()
-            assert self._pass_on.wait(PATIENCE_S)
+            assert self._release.wait(PATIENCE_S)
             if not self._end.is_set():
-                turn.pass_on()
-            self._passed.set()
+                hold.release_model()
+            self._released.set()
             assert self._end.wait(PATIENCE_S)
             self._log.append(f"{self._name} ended")
 
@@ -144,18 +151,18 @@ def log() -> list[str]:
 
 @pytest.fixture
 def make(log: list[str]) -> Iterator[Callable[[str], Block]]:
-    turns = Turns()
+    lock = ModelLock()
     with ThreadPoolExecutor(4) as pool:
-        yield lambda name: Block(turns, pool, log, name)
+        yield lambda name: Block(lock, pool, log, name)
 
 
-def test_the_model_is_free_when_it_is_passed_on(
+def test_the_model_is_free_when_it_is_released(
     make: Callable[[str], Block], log: list[str]
 ) -> None:
     first, second = make("first").start(), make("second")
     assert first.has_model.wait(PATIENCE_S)
     second.start()
-    first.pass_on()
+    first.release_model()
     assert second.has_model.wait(PATIENCE_S), "while the first has not ended"
     second.end()
     first.end()
@@ -179,8 +186,8 @@ def test_a_suspect_is_alone_and_nobody_overtakes_it(
 ) -> None:
     first, suspect, third = make("first").start(), make("suspect"), make("third")
     assert first.has_model.wait(PATIENCE_S)
-    first.pass_on()
-    suspect.start(alone=True)
+    first.release_model()
+    suspect.start(exclusive=True)
     first.end()
     assert suspect.has_model.wait(PATIENCE_S)
     third.start()
@@ -191,16 +198,16 @@ def test_a_suspect_is_alone_and_nobody_overtakes_it(
 
 
 @contextmanager
-def _taken(turns: Turns) -> Iterator[Turn]:
-    with turns.take(alone=True) as turn:
-        yield turn
+def _taken(lock: ModelLock) -> Iterator[ModelHold]:
+    with lock.acquire(exclusive=True) as hold:
+        yield hold
 
 
 def test_a_block_that_raises_frees_the_model() -> None:
-    turns = Turns()
-    with pytest.raises(ZeroDivisionError), _taken(turns):
+    lock = ModelLock()
+    with pytest.raises(ZeroDivisionError), _taken(lock):
         raise ZeroDivisionError
-    with _taken(turns) as turn:
-        turn.pass_on()
-        turn.pass_on()
-        assert not turn.has_model
+    with _taken(lock) as hold:
+        hold.release_model()
+        hold.release_model()
+        assert not hold.has_model

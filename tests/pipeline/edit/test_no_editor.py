@@ -23,7 +23,7 @@ from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.plan import make_plan
-from pipeline.plan.resolved_job import NO_EDITOR, understand
+from pipeline.plan.resolved_job import NO_EDITOR, resolve_job
 from pipeline.read.decode import decode
 from pipeline.run.dataset_card import CARD_FILE
 from pipeline.run.driver import run_job
@@ -111,10 +111,10 @@ def test_a_run_makes_copies_that_claim_nothing(make_job: Callable[..., Job]) -> 
 
 def test_ids_are_not_those_of_edits(make_job: Callable[..., Job]) -> None:
     """Also where a job names the same parameters."""
-    copies = understand(make_job())
-    edits = understand(make_job(editor="fpe", edit=copies.job.edit.model_dump()))
-    same = understand(make_job(editor="fpe")).job.with_parameters(copies.parameters)
-    assert not set(copies.edit_ids()) & {*edits.edit_ids(), *understand(same).edit_ids()}
+    copies = resolve_job(make_job())
+    edits = resolve_job(make_job(editor="fpe", edit=copies.job.edit.model_dump()))
+    same = resolve_job(make_job(editor="fpe")).job.with_parameters(copies.parameters)
+    assert not set(copies.edit_ids()) & {*edits.edit_ids(), *resolve_job(same).edit_ids()}
     assert copies.context.fingerprint == NO_EDITOR
 
 
@@ -159,7 +159,12 @@ def test_a_synthetic_source_fails_alone(tmp_path: Path, picture: Callable[..., A
         pq.read_table(io.BytesIO(folder.read(name))) for name in plan.work_files
     )
     actor = EditActor(
-        EditSettings(job.output, checkpoint="none", checkpoint_fingerprint=plan.fingerprint)
+        EditSettings(
+            job.output,
+            checkpoint="none",
+            checkpoint_fingerprint=plan.fingerprint,
+            makes_edits=plan.makes_edits,
+        )
     )
     outcomes = actor(decode(work, decode_settings(job))).to_pylist()
     assert [row["outcome"] for row in outcomes] == [Outcome.ACCEPTED, Outcome.FAILED]

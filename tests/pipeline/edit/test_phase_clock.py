@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fpe_core import Editor, load_checkpoint
+from fpe_core import Checkpoint, Editor, load_checkpoint
 from pipeline.edit.phase_clock import PHASES, ClockedEditor
 
 
 @pytest.fixture(scope="module")
-def editor(tiny_checkpoint: Path) -> ClockedEditor:
-    return ClockedEditor(load_checkpoint(tiny_checkpoint, device="cpu"))
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def editor(checkpoint: Checkpoint) -> ClockedEditor:
+    return ClockedEditor(Editor(checkpoint))
 
 
 def test_every_phase_of_an_edit_has_its_seconds_and_together_they_are_its_time(
@@ -35,9 +40,9 @@ def test_every_phase_of_an_edit_has_its_seconds_and_together_they_are_its_time(
 
 
 def test_it_edits_like_any_editor(
-    editor: ClockedEditor, picture: Callable[..., Image.Image]
+    editor: ClockedEditor, checkpoint: Checkpoint, picture: Callable[..., Image.Image]
 ) -> None:
-    plain = Editor(editor.checkpoint)
+    plain = Editor(checkpoint)
     pictures = [
         each.edit(each.invert([picture(1)]), [["a red cat"]]).edits[0][0].image
         for each in (plain, editor)
@@ -46,10 +51,10 @@ def test_it_edits_like_any_editor(
 
 
 def test_the_autoencoder_alone_is_encoding_and_decoding(
-    editor: ClockedEditor, picture: Callable[..., Image.Image]
+    editor: ClockedEditor, checkpoint: Checkpoint, picture: Callable[..., Image.Image]
 ) -> None:
     editor.take_seconds()
-    editor.through_autoencoder([picture(1)], editor.checkpoint.default_parameters)
+    editor.through_autoencoder([picture(1)], checkpoint.default_parameters)
     seconds = editor.take_seconds()
     assert seconds["encode"] > 0
     assert seconds["decode"] > 0
@@ -57,7 +62,7 @@ def test_the_autoencoder_alone_is_encoding_and_decoding(
 
 
 def test_a_call_that_raises_is_timed_and_its_rows_are_counted(
-    editor: ClockedEditor, picture: Callable[..., Image.Image]
+    editor: ClockedEditor, checkpoint: Checkpoint, picture: Callable[..., Image.Image]
 ) -> None:
     inversion = editor.invert([picture(1)])
     calls = 0
@@ -70,7 +75,7 @@ def test_a_call_that_raises_is_timed_and_its_rows_are_counted(
 
     editor.take_seconds()
     rows_before = editor.unet_rows
-    hook = editor.checkpoint.unet.get_submodule("conv_in").register_forward_hook(fail_late)
+    hook = checkpoint.unet.get_submodule("conv_in").register_forward_hook(fail_late)
     try:
         with pytest.raises(RuntimeError, match="third step"):
             editor.edit(inversion, [["a red cat"]])

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
-from fpe_core.judging.reproduction import ReproductionLimits
+from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.judging.rules import Rules
 from fpe_core.speed import PRESETS
 from pipeline.job.job import Job
@@ -143,12 +143,16 @@ def test_every_field_is_described_and_every_section_closed(model: type[BaseModel
         ({"manifest": ["a", " "]}, ("manifest",), "names no file"),
         ({"output": ""}, ("output",), "at least 1"),
         ({"prompts": {"target": " "}}, ("prompts",), "empty"),
-        ({"prompts": {"target": "{a.b}"}}, ("prompts",), "no name of a label"),
+        ({"prompts": {"target": "{a.b}"}}, ("prompts",), "does not name a label"),
         ({"prompts": {"target": "x", "source": "{"}}, ("prompts",), "template"),
         ({"prompts": {"target": "{x}", "labels": {"x": []}}}, ("prompts",), "no values"),
         ({"prompts": {"target": "{x}", "labels": {"x": [" "]}}}, ("prompts",), "empty value"),
         ({"prompts": {"target": "{x}", "labels": {"x": [1]}}}, ("prompts",), "valid string"),
-        ({"prompts": {"target": "x", "labels": {"a b": ["1"]}}}, ("prompts",), "is no name"),
+        (
+            {"prompts": {"target": "x", "labels": {"a b": ["1"]}}},
+            ("prompts",),
+            "is not a valid name",
+        ),
         ({"prompts": {"target": "{x}", "labels": {"x": ["1", "1"]}}}, ("prompts",), "comes twice"),
         ({"prompts": {"target": "x", "labels": {"x": ["1", "2"]}}}, ("prompts",), "add {x} to"),
         (
@@ -345,12 +349,15 @@ def test_a_judge_that_cannot_judge_is_refused(judge: dict[str, Any], message: st
 
 
 def test_the_gate_on_sources_is_off_unless_a_limit_is_set() -> None:
-    off, on = job(judge={}).judge, job(judge={"reproduction": {"autoencoder_psnr_db_at_least": 20}})
+    off, on = (
+        job(judge={}).judge,
+        job(judge={"reconstruction": {"autoencoder_psnr_db_at_least": 20}}),
+    )
     assert off is not None
     assert on.judge is not None
-    assert not off.reproduction.is_on
-    assert on.judge.reproduction.is_on
-    assert on.judge.reproduction.to_limits() == ReproductionLimits(20.0, None)
+    assert not off.reconstruction.is_on
+    assert on.judge.reconstruction.is_on
+    assert on.judge.reconstruction.to_limits() == ReconstructionLimits(20.0)
 
 
 def test_rules_of_a_job_are_rules() -> None:

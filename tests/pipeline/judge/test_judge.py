@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import pipeline.judge.judge
-import pipeline.judge.models
+import fpe_core.device
 from fpe_core import (
     CheckpointError,
     checkpoint_fingerprint,
@@ -181,9 +180,7 @@ def test_only_chosen_scores_are_computed(
     assert {name for name in SCORE_COLUMNS if first[name] is not None} == set(CHEAP)
 
 
-def test_the_station_says_what_it_cost(
-    make_actor: MakeActor, block: Callable[..., pa.Table]
-) -> None:
+def test_the_stage_says_what_it_cost(make_actor: MakeActor, block: Callable[..., pa.Table]) -> None:
     actor = make_actor()
     edited = actor.edit(actor.prepare(block("colour", "style")), Unwatched())
     assert edited.figures["judge"]["rows"] == 4
@@ -197,7 +194,7 @@ def test_an_edit_that_cannot_be_judged_has_failed_and_says_so(
     def broken(*_args: object, **_options: object) -> None:
         raise ValueError("no such kernel")
 
-    monkeypatch.setattr(pipeline.judge.judge, "score_edits", broken)
+    monkeypatch.setattr(fpe_core, "score_edits", broken)
     outcomes = make_actor()(block("colour")).to_pylist()
     assert [o["outcome"] for o in outcomes] == ["failed", "failed"]
     assert {o["reason"] for o in outcomes} == {FailureCode.JUDGE_FAILED}
@@ -264,7 +261,7 @@ def test_auto_is_where_the_checkpoint_is_if_there_is_room() -> None:
 def test_a_crowded_gpu_leaves_the_judge_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights of the built-in models take some 14 MB, so that 56 MB are just enough."""
     needed = 2 * scorer_bytes(SCORER_DIR)
-    monkeypatch.setattr(pipeline.judge.models, "free_memory_bytes", lambda *_: 3.95 * needed)
+    monkeypatch.setattr(fpe_core.device, "free_memory_bytes", lambda *_: 3.95 * needed)
     crowded = Judge(JudgeSettings(), torch.device("cuda", 0), memory_share=0.5)
     assert crowded.models.device == torch.device("cpu")
     assert crowded.models.clip is not None

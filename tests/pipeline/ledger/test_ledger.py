@@ -10,7 +10,7 @@ import pytest
 
 from fpe_core.judging.rules import RejectReason
 from pipeline.errors import LeaseError, LedgerError
-from pipeline.ledger.ledger import Ledger, LedgerCounts, fence
+from pipeline.ledger.ledger import Ledger, LedgerCounts, fence, number_of
 from pipeline.ledger.outcome import OUTCOME_SCHEMA
 from pipeline.storage.folder import Folder
 from tests.builders.outcome_rows import accepted, failed, key, rejected, table_of
@@ -38,7 +38,7 @@ def test_what_is_committed_is_done_and_counted_now_and_after_reopening(folder: F
     for view in (ledger, Ledger.open(folder)):
         assert view.done_ids() == {key(n).edit_id for n in range(1, 6)}
         assert view.parts() == {"part-a"}
-        assert view.next_number == 2
+        assert [number_of(name) for name in view.files()] == [0, 1]
         assert view.counts() == LedgerCounts(
             accepted=1,
             rejected=1,
@@ -109,15 +109,15 @@ def test_a_file_of_zero_bytes_does_not_exist_and_its_number_is_free(
     """As a write that failed leaves it, wherever it lies in the row."""
     store.put("run/.ledger/outcomes-00000000.parquet", b"")
     ledger = Ledger.open(folder)
-    assert (ledger.next_number, ledger.files(), list(ledger.outcomes())) == (0, [], [])
+    assert (ledger.files(), list(ledger.outcomes())) == ([], [])
     ledger.commit(table_of(accepted(1)))
     ledger.commit(table_of(accepted(2)))
     store.put("run/.ledger/outcomes-00000000.parquet", b"")  # as if it had never been written
     store.put("run/.ledger/outcomes-00000002.parquet", b"")
     again = Ledger.open(folder)
-    assert again.next_number == 2
     assert again.done_ids() == {key(2).edit_id}
     again.commit(table_of(accepted(3)))
+    assert [number_of(name) for name in again.files()] == [1, 2]
     assert Ledger.open(folder).done_ids() == {key(2).edit_id, key(3).edit_id}
     assert Ledger.open(folder).counts().accepted == 2
 
@@ -136,7 +136,9 @@ def test_a_fence_takes_the_number_of_a_file_of_zero_bytes(folder: Folder, store:
 def test_files_that_are_none_of_the_ledgers_are_left_alone(folder: Folder) -> None:
     folder.replace(".ledger/notes.txt", b"")
     folder.replace(".ledger/outcomes-x.parquet", b"")
-    assert Ledger.open(folder).next_number == 0
+    ledger = Ledger.open(folder)
+    ledger.commit(table_of(accepted(1)))
+    assert ledger.files() == [".ledger/outcomes-00000000.parquet"]
 
 
 def test_a_gap_in_the_numbers_is_not_filled(folder: Folder) -> None:
@@ -145,7 +147,9 @@ def test_a_gap_in_the_numbers_is_not_filled(folder: Folder) -> None:
     folder.write_new(
         ".ledger/outcomes-00000007.parquet", folder.read(".ledger/outcomes-00000000.parquet")
     )
-    assert Ledger.open(folder).next_number == 8
+    again = Ledger.open(folder)
+    again.commit(table_of(accepted(2)))
+    assert [number_of(name) for name in again.files()] == [0, 7, 8]
 
 
 def test_behind_a_fence_an_old_driver_cannot_commit(folder: Folder) -> None:
@@ -232,3 +236,19 @@ def test_a_better_outcome_needs_no_reopening(folder: Folder) -> None:
     assert ledger.commit(better).num_rows == 1
     assert ledger.lacks(better) == [False, False]
     assert ledger.failed_ids() == {key(2).edit_id}
+
+
+def test_a_ledger_of_0_1_is_counted_and_read_in_the_words_of_now(folder: Folder) -> None:
+    refused = key(1).rejected(RejectReason.SOURCE_NOT_RECONSTRUCTED, unet_rows=0, seconds=0)
+    now = table_of(refused, accepted(2))
+    column = now.column_names.index("reason")
+    of_0_1 = now.set_column(
+        column, OUTCOME_SCHEMA.field("reason"), pa.array(["source_not_reproduced", ""])
+    ).append_column("inversion_psnr_db", pa.array([18.5, None], pa.float64()))
+    sink = io.BytesIO()
+    pq.write_table(of_0_1, sink)
+    folder.write_new(".ledger/outcomes-00000000.parquet", sink.getvalue())
+    ledger = Ledger.open(folder)
+    assert ledger.counts().rejected_by_reason == {"source_not_reconstructed": 1}
+    (read,) = ledger.outcomes()
+    assert read.equals(now)

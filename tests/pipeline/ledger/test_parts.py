@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import LedgerError
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import OUTCOME_SCHEMA, OUTCOMES_METADATA_KEY, outcomes_to_bytes
-from pipeline.ledger.parts import adopt_orphan_parts, orphan_parts, read_part_outcomes
+from pipeline.ledger.outcome import OUTCOMES_METADATA_KEY, outcomes_to_bytes
+from pipeline.ledger.parts import adopt_orphan_parts, orphan_parts
 from pipeline.storage.folder import Folder
 from tests.builders.outcome_rows import accepted, failed, key, table_of
 from tests.servers.stores import Store
@@ -22,9 +22,7 @@ def folder(store: Store) -> Folder:
     return store.folder("run")
 
 
-def write_part(
-    folder: Folder, part: str, outcomes: pa.Table, *, with_outcomes: bool = True
-) -> None:
+def write_part(folder: Folder, part: str, outcomes: pa.Table) -> None:
     """metadata.parquet as the writer leaves it."""
     rows = [row for row in outcomes.to_pylist() if row["part"]]
     metadata = pa.table(
@@ -36,11 +34,9 @@ def write_part(
             "target_prompt": [row["target_prompt"] for row in rows],
         }
     )
-    if with_outcomes:
-        stored = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
-        metadata = metadata.replace_schema_metadata(stored)
+    stored = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
     sink = io.BytesIO()
-    pq.write_table(metadata, sink)
+    pq.write_table(metadata.replace_schema_metadata(stored), sink)
     folder.write_new(f"{part}/metadata.parquet", sink.getvalue())
 
 
@@ -81,16 +77,6 @@ def test_edits_that_are_done_elsewhere_are_not_adopted_again(folder: Folder) -> 
     write_part(folder, "part-b", table_of(accepted(1, "part-b"), accepted(2, "part-b")))
     assert adopt_orphan_parts(folder, ledger) == 1
     assert ledger.counts().accepted == 2
-
-
-def test_metadata_without_outcomes_gives_the_accepted_ones(folder: Folder) -> None:
-    outcomes = table_of(accepted(1, "part-a"), failed(2))
-    write_part(folder, "part-a", outcomes, with_outcomes=False)
-    found = read_part_outcomes(folder, "part-a")
-    assert found.schema.equals(OUTCOME_SCHEMA)
-    [row] = found.to_pylist()
-    expected = outcomes.to_pylist()[0] | {"row": -1, "unet_rows": 0.0, "seconds": 0.0}
-    assert row == expected
 
 
 def test_metadata_of_zero_bytes_finishes_no_part(folder: Folder) -> None:

@@ -104,18 +104,20 @@ class TestFiles:
         store.put("data/day3/m.parquet", b"")
         for url in (data, f"{data}/*/*.parquet", f"{data}/day3/m.parquet"):
             with pytest.raises(
-                ManifestError, match=r"day3/m\.parquet is no Parquet file, or is cut"
+                ManifestError, match=r"day3/m\.parquet is not a Parquet file, or is cut"
             ):
                 Manifest.open(url, store.storage_options)
 
     @pytest.mark.parametrize("name", ["nothing.parquet", "nothing/", "data/*.csv", "data/day3"])
     def test_what_finds_nothing(self, data: str, store: Store, name: str) -> None:
-        with pytest.raises(ManifestError, match=r"is no Parquet file, no folder.*check the path"):
+        with pytest.raises(ManifestError, match=r"is not a Parquet file, a folder.*check the path"):
             Manifest.open(store.url(name), store.storage_options)
 
     def test_what_is_not_parquet(self, store: Store) -> None:
         store.put("m/a.parquet", b"image,target_prompt\n")
-        with pytest.raises(ManifestError, match=r"a\.parquet is no Parquet file, or is cut short"):
+        with pytest.raises(
+            ManifestError, match=r"a\.parquet is not a Parquet file, or is cut short"
+        ):
             Manifest.open(store.url("m"), store.storage_options)
 
     def test_a_file_that_is_damaged_inside(self, tmp_path: Path, store: Store) -> None:
@@ -484,5 +486,7 @@ def test_names_of_columns_that_are_no_utf8_name_the_file(tmp_path: Path, name: b
     url = write(tmp_path / "m.parquet", pa.table(columns), store_schema=False)
     content = Path(url).read_bytes()
     Path(url).write_bytes(content.replace(name, b"\xff" * len(name)))
-    with pytest.raises(ManifestError, match=r"m\.parquet is no Parquet file, or is cut short.*utf"):
+    with pytest.raises(
+        ManifestError, match=r"m\.parquet is not a Parquet file, or is cut short.*utf"
+    ):
         Manifest.open(url)

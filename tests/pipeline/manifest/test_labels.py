@@ -18,7 +18,7 @@ from pipeline.judge.judge import JudgeSettings
 from pipeline.manifest.files import Manifest
 from pipeline.manifest.rows import Problems, RowReader, WantedEdit
 from pipeline.plan.plan import make_plan
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.verify.verify import verify_run
 from tests.builders.finished_run import make_edits
 
@@ -117,7 +117,7 @@ def test_a_row_that_does_not_fit_its_prompts(
     [
         (["blue"], "must be a struct of text or numbers"),
         ([[{"colour": ["blue"]}, {"colour": []}]], "must be a struct of text or numbers"),
-        ([[{"a b": "x"}, {"a b": "y"}]], "is no name"),
+        ([[{"a b": "x"}, {"a b": "y"}]], "is not a valid name"),
     ],
 )
 def test_a_column_that_cannot_be_labels(
@@ -142,12 +142,12 @@ def test_a_job_with_prompts_leaves_them_alone(
 ) -> None:
     url = manifest(edit_type=[["colour", "shape"]])
     prompts = {"target": "a {colour} {shape}", "labels": {"colour": ["green"]}}
-    intent = understand(job_of(url, prompts=prompts))
-    assert intent.label_names == ("colour",)
-    assert {"target_prompt", "target_labels", "edit_type"} <= set(intent.carried_schema.names)
+    resolved = resolve_job(job_of(url, prompts=prompts))
+    assert resolved.label_names == ("colour",)
+    assert {"target_prompt", "target_labels", "edit_type"} <= set(resolved.carried_schema.names)
     with pytest.raises(JobError, match="say here what type of edits"):
-        understand(job_of(url, prompts=prompts, judge=UNJUDGED))
-    understand(job_of(url, prompts=prompts, judge={**UNJUDGED, "edit_type": "colour"}))
+        resolve_job(job_of(url, prompts=prompts, judge=UNJUDGED))
+    resolve_job(job_of(url, prompts=prompts, judge={**UNJUDGED, "edit_type": "colour"}))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_whole_numbers_stay_whole_numbers(
     """Else a label is text, in which no value is lost."""
     url = manifest(doors=own)
     prompts = {"target": "a car with {doors} doors", "labels": {"doors": new}}
-    types = understand(job_of(url, prompts=prompts)).label_types
+    types = resolve_job(job_of(url, prompts=prompts)).label_types
     assert types == ({} if becomes is None else {"doors": becomes})
 
 

@@ -20,7 +20,7 @@ from pipeline.job.section import LayerRange
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import EditKey, outcomes_table
 from pipeline.plan.plan import Plan, make_plan, unet_rows_of
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.plan.work_list import work_schema
 from pipeline.storage.folder import Folder
 from tests.servers.stores import Store
@@ -102,7 +102,7 @@ def work(job: Job, plan: Plan) -> pa.Table:
 
 
 def edit_ids(job: Job) -> list[bytes]:
-    return list(understand(job).edit_ids())
+    return list(resolve_job(job).edit_ids())
 
 
 def finish(job: Job, edits: list[bytes]) -> None:

@@ -26,7 +26,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.plan import Plan, make_plan, quota_rows
 from pipeline.plan.quotas import QuotaRow, Selection, cells_of_edits, quota_table, select_edits
-from pipeline.plan.resolved_job import understand
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.report.status import run_status
 from pipeline.run.driver import run_job
 from pipeline.verify.verify import verify_run
@@ -116,7 +116,7 @@ def test_a_round_takes_what_is_lacking_in_the_order_of_the_manifest(
         lacking = max(0, (QUOTAS.quota_of((colour,)) or 0) - len(accepted))
         waiting = [edit for edit in of_cell if edit not in ledger]
         assert [edit for edit in of_cell if edit in selection.edits] == waiting[:lacking]
-    assert len(selection.edits) + selection.spared + len(ledger) == len(world.edits)
+    assert len(selection.edits) + selection.edits_skipped_by_quota + len(ledger) == len(world.edits)
 
 
 @given(worlds(), st.data())
@@ -146,7 +146,7 @@ def test_a_retry_fills_what_is_lacking_and_nothing_beyond(
     tried: set[bytes] = set()
     while True:
         selection = select_edits(world.edits, QUOTAS, ledger.get, reopened.__contains__)
-        assert len(selection.edits) + selection.spared == len(reopened)
+        assert len(selection.edits) + selection.edits_skipped_by_quota == len(reopened)
         if not selection.edits:
             break
         for edit in selection.edits:
@@ -257,7 +257,7 @@ def make_run(
 
 
 def cells(run: FinishedRun, *by: str) -> list[Cell]:
-    return [cell for cell, _ in cells_of_edits(understand(run.job), by)]
+    return [cell for cell, _ in cells_of_edits(resolve_job(run.job), by)]
 
 
 def planned(run: FinishedRun) -> Plan:
@@ -277,7 +277,7 @@ def test_values_come_from_labels_and_columns(make_run: MakeRun) -> None:
         ("red", "", "1.5", "", "2", red),
         ("green", "", "1.5", "", "2", green),
     ]
-    ids, keys = [e for _, e in cells_of_edits(understand(run.job), ["split"])], run.keys()
+    ids, keys = [e for _, e in cells_of_edits(resolve_job(run.job), ["split"])], run.keys()
     assert ids == [key.edit_id for key in keys]
 
 
@@ -288,9 +288,9 @@ def test_without_labels_a_column_is_itself(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("color", r"'color' is no label and no column of the manifest; there are boxes, colour"),
-        ("image", "'image' is no label"),
-        ("seed", "'seed' is no label"),
+        ("color", r"'color' is not a label or a column of the manifest; there are boxes, colour"),
+        ("image", "'image' is not a label"),
+        ("seed", "'seed' is not a label"),
         ("boxes", r"column boxes is list<.*>; a cell needs text or numbers"),
     ],
 )
@@ -308,7 +308,7 @@ def test_what_makes_no_cells_is_a_mistake_in_the_job(
     [
         ({"by": [], "accepted": 1}, "at least 1 item"),
         ({"by": ["a", "a"], "accepted": 1}, "names a column twice"),
-        ({"by": ["a"]}, "there is no number"),
+        ({"by": ["a"]}, "no number is given"),
         ({"by": ["a"], "accepted": -1}, "greater than or equal to 0"),
         ({"by": ["a"], "cells": [{"where": {"b": 1}, "accepted": 1}]}, "b is not among by"),
         ({"by": ["a"], "cells": [{"where": {}, "accepted": 1}]}, "at least 1 item"),
@@ -320,13 +320,13 @@ def test_quotas_that_are_none_are_refused(quotas: dict[str, Any], message: str) 
         Job.model_validate({"manifest": "m", "output": "o", "quotas": quotas})
 
 
-def test_a_plan_is_of_a_round_and_the_rest_is_spared(
+def test_a_plan_is_of_a_round_and_the_rest_is_left_out(
     make_run: MakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     numbers = [{"where": {"size": 1}, "accepted": 0}, {"where": {"size": 7}, "accepted": 5}]
     run = make_run(COLUMNS, quotas={"by": ["colour", "size"], "accepted": 1, "cells": numbers})
     plan = make_plan(run.job)
-    assert (plan.edits_total, plan.edits_done, plan.edits_spared, plan.edits_pending) == (
+    assert (plan.edits_total, plan.edits_done, plan.edits_skipped_by_quota, plan.edits_pending) == (
         4,
         0,
         1,
@@ -336,7 +336,7 @@ def test_a_plan_is_of_a_round_and_the_rest_is_spared(
     assert "no edit of this job has size=7" in caplog.text
     assert "size=1 " not in caplog.text
     stored = json.loads(run.folder.read(f".plan/{plan.plan_id}/plan.json"))
-    assert (stored["edits_pending"], stored["edits_spared"]) == (3, 1)
+    assert (stored["edits_pending"], stored["edits_skipped_by_quota"]) == (3, 1)
     rows = quota_rows(plan, Ledger.open(run.folder))
     assert [(*row.cell.values(), row.quota, row.to_do) for row in rows] == [
         ("", "1.5", 1, 1),
@@ -361,14 +361,19 @@ def test_a_run_is_in_order_while_and_when_its_cells_are_filled(make_run: MakeRun
     found = verify_run(run.job)
     assert found.ok, found.problems
     assert (found.planned, found.accepted, found.failed) == (6, 2, 1)
-    assert (found.pending, found.spared) == (2, 1), "one of each colour"
+    assert (found.pending, found.edits_skipped_by_quota) == (2, 1), "one of each colour"
     plan = planned(run)
     assert plan.round is not None
     assert list(plan.round.edits) == [keys[2].edit_id, keys[5].edit_id]
     run.commit(run.write_part("part-b", [keys[2]], failed=[keys[5]]))
     found = verify_run(run.job)
     assert found.ok, found.problems
-    assert (found.accepted, found.failed, found.pending, found.spared) == (3, 2, 0, 1)
+    assert (found.accepted, found.failed, found.pending, found.edits_skipped_by_quota) == (
+        3,
+        2,
+        0,
+        1,
+    )
     assert [(row.cell["colour"], row.accepted, row.short_by) for row in found.quotas] == [
         ("blue", 1, 1),
         ("red", 2, 0),
@@ -393,18 +398,18 @@ def test_status_says_when_another_round_may_follow(make_run: MakeRun) -> None:
     keys, output = run.keys(), run.job.output
     make_plan(run.job)
     status = run_status(output)
-    assert (status.pending, status.spared, status.is_in_rounds) == (4, 2, True)
+    assert (status.pending, status.edits_skipped_by_quota, status.is_in_rounds) == (4, 2, True)
     run.commit(run.write_part("part-a", keys[:1], failed=[keys[1], *keys[4:]]))
     status = run_status(output)
-    assert (status.pending, status.is_in_rounds, status.is_complete) == (0, True, False)
+    assert (status.pending, status.is_in_rounds) == (0, True)
     make_plan(run.job)
     assert run_status(output).pending == 1
     run.commit(run.write_part("part-b", [keys[2]]))
     summary = run_job(run.job, progress=_NO_PROGRESS)
-    assert (summary.edits_made, summary.already_done, summary.spared) == (0, 5, 1)
+    assert (summary.edits_made, summary.already_done, summary.edits_skipped_by_quota) == (0, 5, 1)
     status = run_status(output)
-    assert (status.pending, status.spared, status.is_in_rounds) == (0, 1, False)
-    assert status.is_complete
+    assert (status.pending, status.edits_skipped_by_quota, status.is_in_rounds) == (0, 1, False)
+    assert not status.unadopted_parts
     assert [row["short_by"] for row in status.stats["quotas"]] == [2, 0]
 
 

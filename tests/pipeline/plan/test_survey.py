@@ -17,29 +17,31 @@ from pipeline.job.job import Job
 from pipeline.manifest.rows import Problems
 from pipeline.plan.ids import Occurrences
 from pipeline.plan.plan import make_plan
-from pipeline.plan.resolved_job import Intent, Repeats, understand
+from pipeline.plan.resolved_job import Repeats, ResolvedJob, resolve_job
 from pipeline.plan.survey import survey_manifest
 
-MakeIntent = Callable[..., Intent]
+MakeResolved = Callable[..., ResolvedJob]
 
 
 @pytest.fixture(scope="module")
-def make_intent(tmp_path_factory: pytest.TempPathFactory) -> MakeIntent:
-    """make_intent(columns): what a job over a manifest with these columns means."""
+def make_resolved(tmp_path_factory: pytest.TempPathFactory) -> MakeResolved:
+    """make_resolved(columns): what a job over a manifest with these columns means."""
 
-    def make(columns: dict[str, Any], **sections: Any) -> Intent:
+    def make(columns: dict[str, Any], **sections: Any) -> ResolvedJob:
         folder = tmp_path_factory.mktemp("survey")
         pq.write_table(pa.table(columns), folder / "m.parquet")
         values = {"manifest": str(folder / "m.parquet"), "output": str(folder / "run")}
-        return understand(Job.model_validate(values | {"editor": "none"} | sections))
+        return resolve_job(Job.model_validate(values | {"editor": "none"} | sections))
 
     return make
 
 
-def ids_of(intent: Intent, repeats: Repeats | None) -> list[tuple[bytes, bytes, list[bytes]]]:
+def ids_of(
+    resolved: ResolvedJob, repeats: Repeats | None
+) -> list[tuple[bytes, bytes, list[bytes]]]:
     return [
         (group.group_id, group.source_id, [identity for identity, _ in group.edits])
-        for groups, _ in intent.groups(Problems(), repeats)
+        for groups, _ in resolved.groups(Problems(), repeats)
         for group in groups
     ]
 
@@ -57,22 +59,22 @@ rows = st.lists(
 @settings(max_examples=40)
 @given(rows)
 def test_ids_are_those_of_one_who_remembers_everything(
-    make_intent: MakeIntent, rows: Sequence[tuple[str, list[str]]]
+    make_resolved: MakeResolved, rows: Sequence[tuple[str, list[str]]]
 ) -> None:
     """Rows that are equal but for their prompts, in any order."""
     images, prompts = zip(*rows, strict=True)
-    intent = make_intent({"image": list(images), "target_prompt": list(prompts)})
-    survey = survey_manifest(intent)
-    everything = ids_of(intent, None)
-    assert ids_of(intent, survey.repeats) == everything
+    resolved = make_resolved({"image": list(images), "target_prompt": list(prompts)})
+    survey = survey_manifest(resolved)
+    everything = ids_of(resolved, None)
+    assert ids_of(resolved, survey.repeats) == everything
     assert survey.sources == len({source for _, source, _ in everything})
     edits = [identity for *_, of in everything for identity in of]
     assert len(set(edits)) == len(edits)
 
 
-def test_rows_with_ids_are_not_remembered(make_intent: MakeIntent) -> None:
+def test_rows_with_ids_are_not_remembered(make_resolved: MakeResolved) -> None:
     columns = {"id": ["1", "2"], "image": ["a.png", "a.png"], "target_prompt": ["x", "x"]}
-    survey = survey_manifest(make_intent(columns))
+    survey = survey_manifest(make_resolved(columns))
     assert survey.repeats == Repeats()
     assert survey.sources == 2
     counter = Occurrences(survey.repeats.bases)
@@ -80,14 +82,14 @@ def test_rows_with_ids_are_not_remembered(make_intent: MakeIntent) -> None:
     assert len(counter) == 0
 
 
-def test_ids_that_come_twice_are_told_in_the_order_of_rows(make_intent: MakeIntent) -> None:
+def test_ids_that_come_twice_are_told_in_the_order_of_rows(make_resolved: MakeResolved) -> None:
     columns = {
         "id": ["a", "b", "a", "c", "b", "a"],
         "image": ["0.png"] * 6,
         "target_prompt": ["x", "x", "x", "", "x", "x"],
     }
     with pytest.raises(ManifestError) as caught:
-        survey_manifest(make_intent(columns))
+        survey_manifest(make_resolved(columns))
     assert caught.value.total == 4
     assert [line.partition(": ")[2] for line in caught.value.problems] == [
         "id 'a' is that of row 0 too",
@@ -97,7 +99,7 @@ def test_ids_that_come_twice_are_told_in_the_order_of_rows(make_intent: MakeInte
     ]
 
 
-def test_other_work_has_another_digest(make_intent: MakeIntent) -> None:
+def test_other_work_has_another_digest(make_resolved: MakeResolved) -> None:
     """Whatever the work list would show: also what is in no id."""
     columns: dict[str, Any] = {
         "id": ["1", "2"],
@@ -114,20 +116,20 @@ def test_other_work_has_another_digest(make_intent: MakeIntent) -> None:
         {"split": ["train", "train"]},
         {"weather": ["rain", None]},
     ]
-    intents = [make_intent(columns | change) for change in changes]
+    resolved_jobs = [make_resolved(columns | change) for change in changes]
     # A file in another folder has other places of its pictures, so all are moved into one.
     digests = []
-    for intent in intents:
-        folder = Path(intents[0].job.manifest_urls[0]).parent
-        (folder / "m.parquet").write_bytes(Path(intent.job.manifest_urls[0]).read_bytes())
-        digests.append(survey_manifest(understand(intents[0].job)).digest)
+    for resolved in resolved_jobs:
+        folder = Path(resolved_jobs[0].job.manifest_urls[0]).parent
+        (folder / "m.parquet").write_bytes(Path(resolved.job.manifest_urls[0]).read_bytes())
+        digests.append(survey_manifest(resolve_job(resolved_jobs[0].job)).digest)
     assert len(set(digests)) == len(changes)
 
 
-def test_a_plan_is_the_same_whatever_the_order_of_commits(make_intent: MakeIntent) -> None:
+def test_a_plan_is_the_same_whatever_the_order_of_commits(make_resolved: MakeResolved) -> None:
     """Its id depends on which edits are left out, not on how the ledger got to know them."""
-    job = make_intent({"image": ["a.png", "b.png"], "target_prompt": ["x", "y"]}).job
-    first, second = understand(job).edit_ids()
+    job = make_resolved({"image": ["a.png", "b.png"], "target_prompt": ["x", "y"]}).job
+    first, second = resolve_job(job).edit_ids()
     both = [
         make_plan(job, write=False, only=set(pair)).plan_id
         for pair in ([first, second], [second, first])

@@ -67,7 +67,7 @@ def test_the_facts_are_those_of_the_run(stored_job: Job, image: bytes) -> None:
     assert facts.cost.unet_rows == sum(each.unet_rows for each in outcomes) == 50.0
     assert facts.cost.unet_rows_rejected == 10.0
     assert facts.cost.model_seconds == 2.5
-    assert facts.cost.stations["edit"]["seconds"] == 3.0
+    assert facts.cost.stages["edit"]["seconds"] == 3.0
     assert facts.cost.last_run_edits == 6
 
 
@@ -214,7 +214,7 @@ def test_rejections_alone_tell_that_there_was_a_judge(
     """The gate's, for one: nothing has a score then."""
 
     def gated(number: int, key: EditKey) -> EditOutcome:
-        return rejected(number, key, RejectReason.SOURCE_NOT_REPRODUCED)
+        return rejected(number, key, RejectReason.SOURCE_NOT_RECONSTRUCTED)
 
     store = store_on_disk(tmp_path / "store")
     job = labelled_job(store, str(tiny_checkpoint))

@@ -1,4 +1,4 @@
-"""Second tries, reproduction figures and verdicts on regions are counted as the run has them."""
+"""Retries, reconstruction figures and verdicts on regions are counted as the run has them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fpe_core.judging.reproduction import Reproduction
 from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
 from pipeline.errors import StorageError
-from pipeline.ledger.outcome import EditKey, EditOutcome, TryRecord, outcomes_table
-from pipeline.report.judging import region_counts, reproduction_figures, second_tries_by_reason
-from pipeline.run.stats import SecondTries
+from pipeline.ledger.outcome import AttemptRecord, EditKey, EditOutcome, outcomes_table
+from pipeline.report.judging import reconstruction_figures, region_counts, retries_by_reason
+from pipeline.run.stats import Retries
 from pipeline.storage.folder import Folder
 
 
@@ -27,46 +26,47 @@ def accepted(number: int, *, source: int = 0, part: str = "part-a") -> EditOutco
     return key.accepted(part=part, edited_file_name=name, unet_rows=30.0, seconds=1.0)
 
 
-def tries(*reasons: str) -> tuple[TryRecord, ...]:
-    return tuple(TryRecord("{}", reason, "", 10.0, 0.5, EditScores()) for reason in reasons)
+def tries(*reasons: str) -> tuple[AttemptRecord, ...]:
+    return tuple(AttemptRecord("{}", reason, "", 10.0, 0.5, EditScores()) for reason in reasons)
 
 
-def test_second_tries_are_told_by_the_first_reason() -> None:
+def test_retries_are_counted_by_the_first_reason() -> None:
     outcomes = [
         dataclasses.replace(accepted(1), tries=tries("no_change", "off_target", "")),
         dataclasses.replace(accepted(2), tries=tries("no_change", "no_change")),
         dataclasses.replace(accepted(3), tries=tries("off_target", "")),
         accepted(4),
     ]
-    found = second_tries_by_reason(outcomes_table(outcomes))
+    found = retries_by_reason(outcomes_table(outcomes))
     assert list(found) == ["no_change", "off_target"]
-    assert found["no_change"] == SecondTries(edits=2, tries=3, accepted=1, unet_rows=30.0)
-    assert found["off_target"] == SecondTries(edits=1, tries=1, accepted=1, unet_rows=10.0)
-    assert second_tries_by_reason(outcomes_table([accepted(4)])) == {}
+    assert found["no_change"] == Retries(edits=2, attempts=3, accepted=1, unet_rows=30.0)
+    assert found["off_target"] == Retries(edits=1, attempts=1, accepted=1, unet_rows=10.0)
+    assert retries_by_reason(outcomes_table([accepted(4)])) == {}
 
 
 def test_a_source_has_its_figures_once() -> None:
     figures = {0: 30.0, 1: 18.0, 2: math.inf}
     outcomes = [
         dataclasses.replace(
-            accepted(3 * source + number, source=source), reproduction=Reproduction(figure)
+            accepted(3 * source + number, source=source), autoencoder_psnr_db=figure
         )
         for source, figure in figures.items()
         for number in (1, 2, 3)
     ]
-    judge = {"reproduction": {"autoencoder_psnr_db_at_least": 20}}
-    (found,) = reproduction_figures(outcomes_table(outcomes), judge)
-    assert found.name == "autoencoder_psnr_db"
+    judge = {"reconstruction": {"autoencoder_psnr_db_at_least": 20}}
+    found = reconstruction_figures(outcomes_table(outcomes), judge)
+    assert found is not None
     assert (found.sources, found.lowest, found.median) == (3, 18.0, 30.0)
     assert (found.at_least, found.below) == (20.0, 1)
-    assert reproduction_figures(outcomes_table([accepted(1)]), judge) == ()
+    assert reconstruction_figures(outcomes_table([accepted(1)]), judge) is None
 
 
 def test_a_source_without_a_number_is_below_every_threshold() -> None:
-    outcome = dataclasses.replace(accepted(1), reproduction=Reproduction(None, math.nan))
-    judge = {"reproduction": {"inversion_psnr_db_at_least": 20}}
-    (found,) = reproduction_figures(outcomes_table([outcome]), judge)
-    assert (found.name, found.below) == ("inversion_psnr_db", 1)
+    outcome = dataclasses.replace(accepted(1), autoencoder_psnr_db=math.nan)
+    judge = {"reconstruction": {"autoencoder_psnr_db_at_least": 20}}
+    found = reconstruction_figures(outcomes_table([outcome]), judge)
+    assert found is not None
+    assert (found.sources, found.below) == (1, 1)
     assert math.isnan(found.median)
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent.parent
 _HOLES = """
 import psutil
-from pipeline.free_memory import give_back_memory
+from pipeline.run.commits import give_back_memory
 kept = [bytes(50_000) for _ in range(4_000)][::10]  # 200 MB; a tenth of it stays
 before = psutil.Process().memory_info().rss
 give_back_memory()
@@ -28,12 +28,12 @@ def test_holes_between_what_stays_are_given_back() -> None:
 
 
 def test_another_c_library_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.run import commits as free_memory
+    from pipeline.run import commits
 
-    monkeypatch.setattr(free_memory.ctypes, "CDLL", lambda _: object())
-    free_memory._malloc_trim.cache_clear()
+    monkeypatch.setattr(commits.ctypes, "CDLL", lambda _: object())
+    commits._malloc_trim.cache_clear()
     try:
-        assert free_memory._malloc_trim() is None
-        free_memory.give_back_memory()
+        assert commits._malloc_trim() is None
+        commits.give_back_memory()
     finally:
-        free_memory._malloc_trim.cache_clear()
+        commits._malloc_trim.cache_clear()

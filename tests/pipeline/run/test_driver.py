@@ -222,18 +222,18 @@ def test_sources_are_inverted_once(finished: Finished) -> None:
     assert finished.summary.unet_rows == pytest.approx(expected)
 
 
-def test_every_station_says_what_it_cost(finished: Finished) -> None:
-    stations = stats_of(finished.job)["last_run"]["stations"]
-    rows = {name: figures["rows"] for name, figures in stations.items()}
+def test_every_stage_says_what_it_cost(finished: Finished) -> None:
+    stages = stats_of(finished.job)["last_run"]["stages"]
+    rows = {name: figures["rows"] for name, figures in stages.items()}
     # 8 sources; the edits of the two bad ones pass through too; images of 9 edits and 6 sources.
     assert rows == {"load": 1, "decode": 8, "edit": 11, "write": 15, "commit": 11}
-    assert all(figures["seconds"] > 0 for figures in stations.values())
+    assert all(figures["seconds"] > 0 for figures in stages.values())
     pictures = sum(path.stat().st_size for path in Path(finished.job.output).rglob("*.png"))
-    assert stations["write"]["bytes_written"] > pictures
-    assert stations["decode"]["bytes_read"] > 0
-    assert sum(figures.get("retries", 0) for figures in stations.values()) == 0
+    assert stages["write"]["bytes_written"] > pictures
+    assert stages["decode"]["bytes_read"] > 0
+    assert sum(figures.get("retries", 0) for figures in stages.values()) == 0
     assert 0 < finished.summary.busy_share < 1
-    assert stations["edit"]["unet_rows"] == pytest.approx(finished.summary.unet_rows)
+    assert stages["edit"]["unet_rows"] == pytest.approx(finished.summary.unet_rows)
     assert finished.summary.unet_rows_wasted == pytest.approx(0)
     examples = finished.summary.failure_examples
     assert "absent.png" in examples["source_missing"]
@@ -249,7 +249,7 @@ def test_rejected_edits_are_in_the_ledger_and_not_in_the_dataset(
     summary = run_job(job, progress=Recorder())
     assert (summary.accepted, summary.rejected, summary.failed) == (2, 2, 0)
     assert summary.rejections_by_reason == {"no_change": 2}
-    assert summary.stations["judge"]["rows"] == 4
+    assert summary.stages["judge"]["rows"] == 4
     rejected = [row for row in outcomes_of(job) if row["outcome"] == "rejected"]
     assert {(r["edit_type"], r["reason"]) for r in rejected} == {("style", "no_change")}
     assert all(row["psnr_db"] is not None for row in outcomes_of(job))
@@ -557,7 +557,7 @@ def test_a_worker_that_is_killed_costs_nothing(
     verification = verify_run(job)
     assert verification.ok, verification.problems
     assert len(stats_of(job)["edits_by_worker"]) == 2
-    edit = summary.stations["edit"]
+    edit = summary.stages["edit"]
     assert edit["unet_rows"] == pytest.approx(summary.unet_rows + summary.unet_rows_wasted)
     assert summary.unet_rows_wasted <= 2 * (SOURCE_ROWS + EDIT_ROWS) * edit.get("lost_blocks", 0)
 
@@ -650,6 +650,7 @@ def test_a_whole_job_with_credentials_from_a_file(
     s3_process: S3Server,
     picture: Callable[..., Image.Image],
     tmp_path: Path,
+    fork_server: None,
 ) -> None:
     """In processes of its own, which have no others: a profile of the standard file, and a Ray."""
     server = s3_process.with_fresh_prefix()
@@ -663,11 +664,12 @@ def test_a_whole_job_with_credentials_from_a_file(
         "from pipeline.job.job import Job\n"
         "from pipeline.run.driver import run_job\n"
         "from pipeline.verify.verify import verify_run\n"
+        "from tests.servers.forked_workers import forked_workers\n"
         "logging.basicConfig()\n"
         "for floor in ('fpe_core', 'pipeline', 'jobs', 'stamina'):\n"
         "    logging.getLogger(floor).setLevel(logging.DEBUG)\n"
         f"job = Job.model_validate_json({job.model_dump_json()!r})\n"
-        "with LogProgress() as progress:\n"
+        "with forked_workers(), LogProgress() as progress:\n"
         "    print(run_job(job, progress=progress).accepted)\n"
         "print(verify_run(job).ok)\n"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from fpe_core.judging.rules import RejectReason
@@ -59,7 +60,7 @@ def refuse(job: Job, judge: JudgeSection) -> None:
         ({"rules": {}}, "other judge.rules for edits of colour"),
         ({"structure": None}, "judge.structure was builtin:still-life, is None"),
         ({"clip": "openai/clip"}, "judge.clip was builtin:still-life, is openai/clip"),
-        ({"reproduction": {"autoencoder_psnr_db_at_least": 22.0}}, "judge.reproduction was"),
+        ({"reconstruction": {"autoencoder_psnr_db_at_least": 22.0}}, "judge.reconstruction was"),
     ],
 )
 def test_another_judge_is_refused(job: Job, values: dict[str, Any], named: str) -> None:
@@ -75,11 +76,23 @@ def test_another_judge_is_refused(job: Job, values: dict[str, Any], named: str) 
         {"rules": RULES | STYLE, "edit_type": "style"},
         {"device": "cpu"},
         {"rejected": "drop"},
-        {"second_tries": {"most": 1}},
+        {"retries": {"most": 1}},
     ],
 )
 def test_what_no_verdict_depends_on_may_change(job: Job, values: dict[str, Any]) -> None:
     refuse(job, judge_of(**values))
+
+
+def test_a_judge_that_0_1_stored_is_compared_as_any(job: Job) -> None:
+    """A section that could not be read would be no reason to refuse, whatever it said."""
+    folder = Folder.open(job.output, job.storage_options)
+    config = yaml.safe_load(folder.read(CONFIG_FILE))
+    gate = config["judge"].pop("reconstruction")
+    config["judge"]["reproduction"] = {**gate, "inversion_psnr_db_at_least": None}
+    folder.replace(CONFIG_FILE, yaml.safe_dump(config).encode())
+    refuse(job, judge_of())
+    with pytest.raises(JobError, match=r"other judge\.rules for edits of colour"):
+        refuse(job, judge_of(rules=STRICTER))
 
 
 def test_without_verdicts_any_judge_may_come(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.ledger.outcome import outcomes_table
-from pipeline.run.metrics import FAMILIES, Looks, RunMetrics
-from pipeline.supervision.supervisor import StationFigures
+from pipeline.run.metrics import FAMILIES, FiguresPoller, RunMetrics
+from pipeline.supervision.supervisor import StageFigures
 from tests.builders.outcome_rows import accepted, failed, rejected
 
 
@@ -31,33 +31,33 @@ def test_every_series_is_of_a_family_and_has_its_labels() -> None:
         assert {label for label, _ in of_series} == labels[name]
 
 
-class Books:
-    """A supervisor's books that are what they are set to."""
+class Answers:
+    """What a supervisor answers, as it is set."""
 
     def __init__(self) -> None:
-        self.answer: tuple[StationFigures, StationFigures] | None = None
+        self.next: tuple[StageFigures, StageFigures] | None = None
 
-    def peek(self) -> tuple[StationFigures, StationFigures] | None:
-        return self.answer
+    def poll(self) -> tuple[StageFigures, StageFigures] | None:
+        return self.next
 
 
-def test_figures_are_counted_once_however_often_they_are_looked_at() -> None:
-    books, metrics = Books(), RunMetrics("run-1")
+def test_figures_are_counted_once_however_often_they_are_polled() -> None:
+    answers, metrics = Answers(), RunMetrics("run-1")
     for _ in range(2):  # two rounds, with a supervisor each
-        looks = Looks(metrics, books)
+        poller = FiguresPoller(metrics, answers.poll)
         metrics.blocks_to_do = 5
         edit = {"rows": 3.0, "blocks": 2.0, "unet_rows": 50.0, "lost_unet_rows": 10.0}
         queues = {"decode": {"in_hand": 1.0}, "edit": {"in_hand": 1.0, "waiting": 3.0}}
-        books.answer = ({"edit": edit, "decode": {"blocks": 2.0}}, queues)
-        looks.look()
-        looks.look()
+        answers.next = ({"edit": edit, "decode": {"blocks": 2.0}}, queues)
+        poller.poll()
+        poller.poll()
         values = metrics.values()
-        assert values["fpe_queue_blocks", (("station", "edit"),)] == 3
-        assert values["fpe_queue_blocks", (("station", "decode"),)] == 2, "5, less 2 and 1 in hand"
-        looks.last({"edit": edit | {"rows": 4.0}, "decode": {"blocks": 5.0}})
+        assert values["fpe_queue_blocks", (("stage", "edit"),)] == 3
+        assert values["fpe_queue_blocks", (("stage", "decode"),)] == 2, "5, less 2 and 1 in hand"
+        poller.finish({"edit": edit | {"rows": 4.0}, "decode": {"blocks": 5.0}})
     values = metrics.values()
-    of_edit = (("station", "edit"),)
-    assert values["fpe_station_rows_total", of_edit] == 8
+    of_edit = (("stage", "edit"),)
+    assert values["fpe_stage_rows_total", of_edit] == 8
     assert values["fpe_unet_rows_made_total", ()] == 100
     assert values["fpe_unet_rows_lost_total", ()] == 20
     assert values["fpe_queue_blocks", of_edit] == 0
@@ -66,11 +66,11 @@ def test_figures_are_counted_once_however_often_they_are_looked_at() -> None:
 
 def test_a_supervisor_that_forgot_takes_nothing_back() -> None:
     """Ray may have started it anew."""
-    books, metrics = Books(), RunMetrics("run-1")
-    looks = Looks(metrics, books)
+    answers, metrics = Answers(), RunMetrics("run-1")
+    poller = FiguresPoller(metrics, answers.poll)
     for rows in (4.0, 1.0, 3.0):
-        books.answer = ({"edit": {"rows": rows}}, {})
-        looks.look()
-    books.answer = None
-    looks.look()
-    assert metrics.values()["fpe_station_rows_total", (("station", "edit"),)] == 6
+        answers.next = ({"edit": {"rows": rows}}, {})
+        poller.poll()
+    answers.next = None
+    poller.poll()
+    assert metrics.values()["fpe_stage_rows_total", (("stage", "edit"),)] == 6

@@ -21,7 +21,7 @@ from pipeline.run.metrics import FAMILIES, RAY_PREFIX
 from pipeline.run.stats import RunSummary
 from pipeline.storage.folder import Folder
 from tests.faults.nobody import Nobody
-from tests.servers.prometheus import Samples, by_station, scrape
+from tests.servers.prometheus import Samples, by_stage, scrape
 
 
 def edits(samples: Samples) -> Counter[tuple[str, str]]:
@@ -78,12 +78,12 @@ def test_the_endpoint_counts_what_the_ledger_has(ran: Ran) -> None:
     in_ledger = Counter((row["outcome"], row["reason"]) for row in entered)
     assert in_ledger == {("accepted", ""): 6, ("failed", "source_missing"): 2}
 
-    rows = {name: figures["rows"] for name, figures in summary.stations.items()}
+    rows = {name: figures["rows"] for name, figures in summary.stages.items()}
     made, rows_made = (f"{RAY_PREFIX}fpe_unet_rows_made_total", ()), summary.unet_rows
     left = (f"{RAY_PREFIX}fpe_edits_left", ())
 
     def is_complete(samples: Samples) -> bool:
-        counts = (edits(samples), by_station(samples, "fpe_station_rows_total"))
+        counts = (edits(samples), by_stage(samples, "fpe_stage_rows_total"))
         is_over = samples.get(left) == 0  # every metric is told when its turn comes
         return is_over and counts == (in_ledger, rows) and samples.get(made, 0.0) >= rows_made
 
@@ -97,10 +97,10 @@ def test_the_endpoint_counts_what_the_ledger_has(ran: Ran) -> None:
     assert value("fpe_unet_rows_total") == pytest.approx(ledger.counts().unet_rows)
     assert value("fpe_unet_rows_made_total") == pytest.approx(ledger.counts().unet_rows)
     assert (value("fpe_edits_planned"), value("fpe_edits_left")) == (8, 0)
-    assert value("fpe_blocks_total", station="edit") == 2
-    for station in ("decode", "edit"):
-        assert value("fpe_queue_blocks", station=station) == 0
-        assert value("fpe_blocks_in_hand", station=station) == 0
+    assert value("fpe_blocks_total", stage="edit") == 2
+    for stage in ("decode", "edit"):
+        assert value("fpe_queue_blocks", stage=stage) == 0
+        assert value("fpe_blocks_in_hand", stage=stage) == 0
     as_summed_up(samples, summary)
     stats = json.loads(Path(job.output, "stats.json").read_bytes())
     assert stats["last_run"]["run"] == summary.run
@@ -116,7 +116,7 @@ def as_summed_up(samples: Samples, summary: RunSummary) -> None:
     phases = {"load", "read", "encode", "invert", "sample", "decode", "write", "commit"}
     assert seconds.keys() == phases
     of_model = sum(seconds[phase] for phase in ("encode", "invert", "sample", "decode"))
-    assert of_model <= summary.stations["edit"]["seconds"]
+    assert of_model <= summary.stages["edit"]["seconds"]
     assert all(value > 0 for value in seconds.values())
 
 
@@ -128,7 +128,7 @@ def test_workers_log_one_object_a_line_in_rays_folder(ran: Ran) -> None:
         for line in file.read_text().splitlines()
         if ran.summary.run in line
     ]
-    said = Counter((line["station"], line["message"]) for line in lines)
+    said = Counter((line["stage"], line["message"]) for line in lines)
     assert said == {
         ("load", "a block of 1 begun"): 1,
         ("load", "a block of 1 ended"): 1,
@@ -137,7 +137,7 @@ def test_workers_log_one_object_a_line_in_rays_folder(ran: Ran) -> None:
         ("edit", "a block of 2 begun"): 2,
         ("edit", "a block of 2 ended"): 2,
     }
-    of_edit = [line for line in lines if line["station"] == "edit" and "figures" in line]
+    of_edit = [line for line in lines if line["stage"] == "edit" and "figures" in line]
     assert sum(line["figures"]["edit"]["rows"] for line in of_edit) == 8
     assert {line["worker"] for line in of_edit} <= {line["worker"] for line in lines}
     assert all(line["level"] == "info" and line["time"].endswith("Z") for line in lines)

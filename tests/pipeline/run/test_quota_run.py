@@ -99,14 +99,22 @@ def test_rounds_go_on_until_cells_are_full_or_exhausted(finished: Finished, tmp_
     assert finished.progress.started == ROUNDS
     assert finished.progress.finished == len(ROUNDS)
     summary = finished.summary
-    assert (summary.edits_planned, summary.already_done, summary.spared) == (12, 0, 3)
+    assert (summary.edits_planned, summary.already_done, summary.edits_skipped_by_quota) == (
+        12,
+        0,
+        3,
+    )
     assert (summary.accepted, summary.rejected, summary.failed) == (5, 2, 2)
     assert accepted(finished.job) == ACCEPTED
     assert made(finished.job).keys() == set(range(len(ROWS))) - SPARED
 
     verification = verify_run(finished.job)
     assert verification.ok, verification.problems
-    assert (verification.accepted, verification.pending, verification.spared) == (5, 0, 3)
+    assert (verification.accepted, verification.pending, verification.edits_skipped_by_quota) == (
+        5,
+        0,
+        3,
+    )
     loaded = datasets.load_dataset(finished.job.output, cache_dir=str(tmp_path))["train"]
     assert sorted(loaded["colour"]) == ["blue", "green", "green", "red", "red"]
     assert "5 images of" in Path(finished.job.output, "README.md").read_text()
@@ -120,13 +128,13 @@ def test_the_table_is_in_the_stats(finished: Finished) -> None:
         for r in rows
     ]
     assert shown == [("blue", 4, 4, 1, 1, 0), ("green", 3, 2, 2, 0, 0), ("red", 5, 3, 2, 0, 0)]
-    assert stats_of(finished.job)["last_run"]["stations"]["edit"]["rows"] == 9
+    assert stats_of(finished.job)["last_run"]["stages"]["edit"]["rows"] == 9
 
 
 def test_the_same_command_again_makes_nothing(finished: Finished) -> None:
     progress = Recorder()
     again = run_job(finished.job, progress=progress)
-    assert (again.edits_made, again.already_done, again.spared) == (0, 9, 3)
+    assert (again.edits_made, again.already_done, again.edits_skipped_by_quota) == (0, 9, 3)
     assert again.quotas == finished.summary.quotas
     assert progress.started == []
 
@@ -163,7 +171,7 @@ def test_a_retry_fills_cells_that_are_short_and_no_others(
     for number in (0, 5):
         picture(7).save(tmp_path / "input" / "pictures" / f"{LATE}{number}.png")
     summary = retry_failed(job, progress=Recorder())
-    assert (summary.accepted, summary.edits_made, summary.spared) == (1, 1, 1)
+    assert (summary.accepted, summary.edits_made, summary.edits_skipped_by_quota) == (1, 1, 1)
     assert [(row.cell["colour"], row.accepted) for row in summary.quotas] == [
         ("blue", 2),
         ("green", 2),
@@ -173,7 +181,11 @@ def test_a_retry_fills_cells_that_are_short_and_no_others(
     assert outcomes[5] == "accepted"
     assert outcomes[0] == "failed", "red is full"
     nothing = retry_failed(job, progress=Recorder())
-    assert (nothing.edits_made, nothing.spared) == (0, 1)
+    assert (nothing.edits_made, nothing.edits_skipped_by_quota) == (0, 1)
     verification = verify_run(job)
     assert verification.ok, verification.problems
-    assert (verification.accepted, verification.failed, verification.spared) == (6, 1, 3)
+    assert (verification.accepted, verification.failed, verification.edits_skipped_by_quota) == (
+        6,
+        1,
+        3,
+    )

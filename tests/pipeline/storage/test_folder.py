@@ -119,7 +119,7 @@ def test_what_somebody_else_writes_is_seen(folder: Folder, store: Store) -> None
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "a\\..\\x", ".."])
 def test_no_path_leaves_the_folder(folder: Folder, path: str) -> None:
     for act in (folder.read, folder.exists, lambda p: folder.write_new(p, b"")):
-        with pytest.raises(StorageError, match="is no path inside"):
+        with pytest.raises(StorageError, match="is not a path inside"):
             act(path)
 
 

@@ -108,7 +108,7 @@ def test_a_block_is_known_as_a_suspect_before_it_is_begun() -> None:
     assert not supervisor.is_suspect("decode", [A])
 
 
-def test_stations_have_books_of_their_own() -> None:
+def test_stages_have_state_of_their_own() -> None:
     supervisor = Supervisor()
     supervisor.begin("decode", worker(1), BLOCK)
     supervisor.begin("decode", worker(2), BLOCK)
@@ -146,8 +146,8 @@ def test_what_ended_is_summed_up() -> None:
 def test_rows_of_a_block_are_counted_once_whether_it_ends_or_is_lost() -> None:
     supervisor = Supervisor()
     supervisor.begin("edit", worker(1), [A])
-    supervisor.tell(worker(1), 30)
-    supervisor.tell(worker(1), 50)
+    supervisor.report(worker(1), 30)
+    supervisor.report(worker(1), 50)
     assert supervisor.figures()["edit"] == {"unet_rows": 50}, "in hand, as last told"
     supervisor.begin("edit", worker(2), [A])  # worker 1 is dead
     assert supervisor.figures()["edit"] == {
@@ -156,13 +156,13 @@ def test_rows_of_a_block_are_counted_once_whether_it_ends_or_is_lost() -> None:
         "lost_unet_rows": 50,
         "worker_deaths": 1,
     }
-    supervisor.tell(worker(2), 60)
+    supervisor.report(worker(2), 60)
     supervisor.end("edit", worker(2), {"edit": {"unet_rows": 70}})
     edit = supervisor.figures()["edit"]
     assert (edit["unet_rows"], edit["lost_unet_rows"]) == (120, 50)
 
 
-def test_a_block_waits_between_its_stations() -> None:
+def test_a_block_waits_between_its_stages() -> None:
     supervisor = Supervisor()
     for number, block in enumerate(([A], [B, C])):
         supervisor.begin("decode", worker(number), block)

@@ -22,8 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fpe_core import CheckpointError
+from fpe_core.judging.retry_ladder import Change, RetryLadder
 from fpe_core.judging.rules import RejectReason, Rule, Rules
-from fpe_core.judging.second_tries import Change, Ladder
 from pipeline.job.job import Job
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.ledger import Ledger
@@ -120,15 +120,15 @@ def raise_a_patch(pixels: np.ndarray, levels: int) -> None:
     pixels[8:16, 24:32] = np.where(patch < 128, patch + levels, patch - levels)
 
 
-def test_an_edit_accepted_at_a_further_try_comes_out_again(
+def test_an_edit_accepted_on_a_retry_is_made_the_same_again(
     sources: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     """It was made with other parameters than the job's; which, is in its metadata."""
     job = job_of(sources, tmp_path / "run", tiny_checkpoint)
-    rung = Change(replaced_fraction=0.0)
+    change = Change(replaced_fraction=0.0)
     judge = JudgeSettings(clip=None, structure=None, scores=("psnr_db",))
     once = {"rules": Rules({"other": (Rule("psnr_db", NO_CHANGE, at_least=1000.0),)})}
-    ladder = Ladder({NO_CHANGE: (rung,)}, most=1)
+    ladder = RetryLadder({NO_CHANGE: (change,)}, most=1)
     make_edits(job, 2, replace(judge, **once, ladder=ladder))
     ((first, second), *_) = (
         [each["psnr_db"] for each in tries]

@@ -84,7 +84,7 @@ def test_moved_names_stay_distinct() -> None:
 
 
 def test_only_a_job_that_limits_guidance_has_a_column_of_it() -> None:
-    """A folder of before keeps its columns, and takes no edits of such a job."""
+    """A folder of another job keeps its columns, and takes no edits of such a job."""
     limited = EditParameters(guidance_interval=(0.0, 0.6))
     row = one_row(**parameter_columns(limited))
     table = MetadataLayout(limits_guidance=True).table([row], None)

@@ -12,7 +12,7 @@ from fpe_core import Checkpoint, Editor, EditParameters, LayersByRange
 from fpe_core.still_life import FACTORS, render, sample_scene
 from fpe_core.still_life.benchmark.benchmark import (
     Arm,
-    JudgedEdit,
+    JudgedOutput,
     figures_by_factor,
     mean_scores,
     measure_floors,
@@ -74,10 +74,10 @@ def test_floors_of_one_step_chains(editor: Editor) -> None:
 
 
 def test_means_are_by_arm_and_factor_and_factors_count_the_same() -> None:
-    def judged(arm: str, factor: str, seed: int, right: bool) -> JudgedEdit:
+    def judged(arm: str, factor: str, seed: int, right: bool) -> JudgedOutput:
         (edit,) = edits_of_scene(seed, [factor])
         output = render(edit.answer if right else sample_scene(seed))
-        return JudgedEdit(arm, edit, output, judge(edit, output))
+        return JudgedOutput(arm, edit, output, judge(edit, output))
 
     results = [
         judged("a", "colour", 2000, True),

@@ -7,19 +7,16 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from fpe_core import Checkpoint, Editor, EditParameters
+from fpe_core.judging.reconstruction import measure_autoencoder
 from fpe_core.still_life import render
 from fpe_core.still_life.benchmark.edits import edits_of_scene
 from fpe_core.still_life.benchmark.gate import (
-    FULL,
     TriedEdit,
     TriedSource,
-    estimate_figures,
-    estimates_of,
+    gate_figures,
     is_good,
-    rows_of_estimates,
     run_gate_benchmark,
 )
 from fpe_core.still_life.benchmark.hard_sources import (
@@ -75,74 +72,39 @@ def test_sources_are_edited_and_judged_and_foreign_ones_are_not(editor: Editor) 
     for each in tried:
         asked = [] if each.source.is_foreign else edits_of_scene(each.source.seed, ["colour"])
         assert [edit.edit for edit in each.edits] == asked
-        assert list(each.estimates) == list(rows_of_estimates(SMALL.steps))
-        assert all(math.isfinite(value) for value in each.estimates.values())
+        (alone,) = measure_autoencoder(editor, [each.source.picture(64)], SMALL)
+        assert each.autoencoder_psnr_db == pytest.approx(alone, abs=1e-3)
         for edit in each.edits:
             answer = each.source.spoil(render(edit.edit.answer, 64))
             assert edit.is_askable == is_good(judge(edit.edit, answer))
 
 
-def test_estimates_cost_the_rows_that_they_say(editor: Editor) -> None:
-    sources = [HardSource(kind, 3000, "a cat") for kind in ("clean", "only_noise")]
-    steps = 6
-    inversion = editor.invert(
-        [s.picture(64) for s in sources], ["", "x"], dataclasses.replace(SMALL, steps=steps)
-    )
-    limit, _ = editor._row_limits(inversion.parameters)
-    before = limit.evaluated
-    estimates = estimates_of(editor, inversion)
-    costs = rows_of_estimates(steps)
-    assert limit.evaluated - before == len(sources) * sum(costs.values())
-    assert (costs["probed_steps_db"], costs[FULL], costs["walked_psnr_db"]) == (4, steps, 0)
-    probed = estimates["probed_steps_db"]
-    assert len(probed) == 2
-
-
-def test_white_noise_is_no_deviation(editor: Editor) -> None:
-    inversion = editor.invert([HardSource("clean", 3000, "").picture(64)] * 2, None, SMALL)
-    trajectory = inversion.trajectory.clone()
-    trajectory[0, -1] = torch.randn(
-        trajectory.shape[2:], generator=torch.Generator().manual_seed(0)
-    )
-    trajectory[1, -1] = torch.linspace(0, 4, trajectory.shape[-1])
-    estimates = estimates_of(editor, dataclasses.replace(inversion, trajectory=trajectory))
-    for name in ("noise_deviation", "noise_correlation"):
-        white, ramp = estimates[name]
-        assert white > ramp
-        assert -0.3 < white <= 0
-
-
 def tried_by_hand(kind: str, seed: int, value: float, rights: list[bool]) -> TriedSource:
     edits = edits_of_scene(seed)[: len(rights)]
-    names = rows_of_estimates(2)
     outputs = [
         render(e.answer if right else e.source) for e, right in zip(edits, rights, strict=True)
     ]
     return TriedSource(
         HardSource(kind, seed, ""),
-        {**dict.fromkeys(names, 1.0), FULL: value},
+        value,
         tuple(TriedEdit(e, judge(e, o), True) for e, o in zip(edits, outputs, strict=True)),
     )
 
 
-def test_an_estimate_that_knows_and_one_that_does_not() -> None:
+def test_a_figure_that_knows_and_one_that_does_not() -> None:
     tried = [
         tried_by_hand("clean", 3000, 40.0, [True, True]),
         tried_by_hand("clean", 3001, 35.0, [True]),
         tried_by_hand("jpeg", 3002, 20.0, [False]),
         tried_by_hand("jpeg", 3003, 15.0, [False, False]),
-        TriedSource(
-            HardSource("only_noise", 3004, ""),
-            dict(tried_by_hand("clean", 3004, 10.0, []).estimates),
-            (),
-        ),
+        TriedSource(HardSource("only_noise", 3004, ""), 10.0, ()),
     ]
     assert [is_good(e.judgement) for t in tried for e in t.edits] == [True] * 3 + [False] * 3
-    figures = {each.name: each for each in estimate_figures(tried, 2)}
-    knows, blind = figures[FULL], figures["autoencoder_psnr_db"]
+    knows = gate_figures(tried)
+    blind = gate_figures([dataclasses.replace(each, autoencoder_psnr_db=1.0) for each in tried])
     assert (knows.auc, knows.caught, knows.auc_foreign) == (1.0, 1.0, 1.0)
+    assert (knows.scenes_lowest_db, knows.foreign_highest_db) == (15.0, 10.0)
     assert (blind.auc, blind.caught, blind.auc_foreign) == (0.5, 0.0, 0.5)
-    assert knows.rank_correlation == pytest.approx(1.0)
     assert math.isnan(knows.auc_within_kinds), "no kind has both"
     assert knows.auc_low <= knows.auc <= knows.auc_high
 
@@ -156,10 +118,7 @@ def test_edits_that_cannot_be_judged_do_not_count() -> None:
         tried_by_hand("clean", 3000, 40.0, [True]),
         tried_by_hand("clean", 3002, 20.0, [False]),
     ]
-    (full, with_it) = (
-        next(f for f in estimate_figures(rows, 2) if f.name == FULL)
-        for rows in (tried, [*tried, unaskable])
-    )
-    assert full.auc == with_it.auc == full.auc_within_kinds == 1.0
-    counted = next(f for f in estimate_figures([*tried, bad], 2) if f.name == FULL)
-    assert counted.auc == 0.5
+    without, with_it = gate_figures(tried), gate_figures([*tried, unaskable])
+    assert without.auc == with_it.auc == without.auc_within_kinds == 1.0
+    assert math.isnan(without.foreign_highest_db)
+    assert gate_figures([*tried, bad]).auc == 0.5

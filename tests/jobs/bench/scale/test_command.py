@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jobs.bench.scale.figures import Cost, Objects, Planned, Resumed, RunThrough, SizeFigures, aims
+from jobs.bench.scale.figures import (
+    Objects,
+    PhaseCost,
+    Planned,
+    Resumed,
+    RunThrough,
+    SizeFigures,
+    aims,
+)
 from jobs.bench.scale.measure import count_objects
 from jobs.bench.scale.phase import _Memory, _memory_bytes, fill_ledger
 from jobs.bench.scale.workload import scale_job, write_manifest
@@ -141,17 +149,19 @@ def figures(rows: int, **changes: Any) -> SizeFigures:
     """One size at which every aim is met, unless changed."""
     megabyte = 10**6
     peak, seconds = changes.get("peak", 500 * megabyte), changes.get("seconds", rows / 60_000)
-    cost = Cost(seconds, seconds, 300 * megabyte, peak)
+    cost = PhaseCost(seconds, seconds, 300 * megabyte, peak)
     objects = Objects(
         parts=10, images=rows, in_parts=changes.get("in_parts", 10), ledger=1, work=1, others=5
     )
-    run = Cost(rows * changes.get("ms", 4.0) / 1000, 1.0, 300 * megabyte, peak)
+    run = PhaseCost(rows * changes.get("ms", 4.0) / 1000, 1.0, 300 * megabyte, peak)
     return SizeFigures(
         rows,
         1,
         Planned(cost, rows, 1, 1),
         RunThrough(run, rows, 1.0, None, objects, {}),
-        Resumed(Cost(changes.get("resume_s", 20.0), 1.0, 1, peak), rows, 1, 1, is_run_whole=False),
+        Resumed(
+            PhaseCost(changes.get("resume_s", 20.0), 1.0, 1, peak), rows, 1, 1, is_run_whole=False
+        ),
     )
 
 

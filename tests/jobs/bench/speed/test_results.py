@@ -89,7 +89,7 @@ def test_what_was_written_is_read_again(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"has device .*, this run has H100: give the same"):
         read_report(tmp_path, dataclasses.replace(machine, device="H100"), settings)
     (tmp_path / "speed.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be gone on from"):
+    with pytest.raises(UserError, match="cannot be resumed"):
         read_report(tmp_path, machine, settings)
 
 

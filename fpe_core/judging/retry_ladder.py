@@ -1,0 +1,119 @@
+"""The retry ladder: the parameters of the next attempt at a rejected edit, by the reason.
+
+    RetryLadder(most=2).next_parameters(parameters, [(parameters, RejectReason.NO_CHANGE)])
+
+More of the source's attention maps keep more of its structure and allow less change (FPE, arXiv
+2403.03431, sec. 4): an edit that changed nothing asks for fewer of them, one that lost the
+structure for more, one that shows something else for more guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fpe_core.errors import ParameterError
+from fpe_core.judging.rules import RejectReason
+from fpe_core.parameters import EditParameters, LayerRule, LayersByTokens
+
+MOST_RETRIES = 10
+_EVERY_LAYER = LayersByTokens(2**31)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one step of the ladder sets; None leaves it as it was in attempt 1.
+
+    Raises ParameterError for a change of nothing.
+    """
+
+    replaced_fraction: float | None = None
+    layers: LayerRule | None = None
+    guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.replaced_fraction is None and self.layers is None and self.guidance_scale is None:
+            raise ParameterError(
+                "a retry changes at least one of replaced_fraction, layers and guidance_scale"
+            )
+
+    def applied_to(self, first: EditParameters, *, keeps_guidance: bool = False) -> EditParameters:
+        """The parameters of the attempt. `first`: those of attempt 1.
+
+        `keeps_guidance`: a synthetic source is sampled with the guidance of its edits, so another
+        one would make another source.
+        """
+        changed = first
+        if self.replaced_fraction is not None:
+            changed = replace(changed, replaced_fraction=self.replaced_fraction)
+        if self.layers is not None:
+            changed = replace(changed, layers=self.layers)
+        if self.guidance_scale is not None and not keeps_guidance:
+            changed = replace(changed, guidance_scale=self.guidance_scale)
+        return changed
+
+
+@dataclass(frozen=True)
+class RetryLadder:
+    """Changes by reason of rejection, in the order in which they are tried.
+
+    Attributes:
+        by_reason: None: `default_changes` of the parameters of attempt 1.
+        most: attempts of an edit after the first, 1..MOST_RETRIES; others raise ParameterError.
+    """
+
+    by_reason: Mapping[RejectReason, tuple[Change, ...]] | None = None
+    most: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.most <= MOST_RETRIES:
+            raise ParameterError(f"retries must be 1 to {MOST_RETRIES}, got {self.most}")
+
+    def next_parameters(
+        self,
+        first: EditParameters,
+        tried: Sequence[tuple[EditParameters, RejectReason]],
+        *,
+        keeps_guidance: bool = False,
+    ) -> EditParameters | None:
+        """The first change for the latest reason that was not tried yet; None where there is none.
+
+        `tried`: parameters and reason of every attempt so far, the first included.
+        """
+        if len(tried) > self.most:
+            return None
+        _, reason = tried[-1]
+        before = [parameters for parameters, _ in tried]
+        changes = default_changes(first) if self.by_reason is None else self.by_reason
+        for change in changes.get(reason, ()):
+            parameters = change.applied_to(first, keeps_guidance=keeps_guidance)
+            if parameters not in before:
+                return parameters
+        return None
+
+
+def default_changes(first: EditParameters) -> dict[RejectReason, tuple[Change, ...]]:
+    """The ladder of a job that has none of its own. `first`: the parameters of attempt 1.
+
+    More replacement alone keeps the structure of what should have changed, too; with more guidance
+    less so (`fpe bench retries`).
+    """
+    fraction, louder = first.replaced_fraction, 1.5 * first.guidance_scale
+    less = [max(0.0, fraction - by) for by in (0.2, 0.4)]
+    more = min(1.0, fraction + 0.2)
+    return {
+        RejectReason.NO_CHANGE: tuple(Change(replaced_fraction=share) for share in less),
+        RejectReason.STRUCTURE_LOST: (
+            Change(replaced_fraction=more, guidance_scale=louder),
+            Change(replaced_fraction=more),
+            Change(replaced_fraction=more, layers=_EVERY_LAYER),
+        ),
+        RejectReason.WRONG_DIRECTION: (
+            Change(guidance_scale=louder),
+            Change(replaced_fraction=less[0], guidance_scale=louder),
+        ),
+        RejectReason.OFF_TARGET: (
+            Change(guidance_scale=louder),
+            Change(replaced_fraction=less[0], guidance_scale=louder),
+        ),
+    }

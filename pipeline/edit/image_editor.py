@@ -1,0 +1,40 @@
+"""What a block needs of an editor, whether it computes or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from PIL import Image
+
+from fpe_core import EditParameters, EditResult, Inversion, SyntheticSources
+from fpe_core.inversion import Sources
+
+
+class ImageEditor(Protocol):
+    """These four methods, with the arguments, results and errors of `fpe_core.Editor`."""
+
+    def invert(
+        self,
+        images: Sequence[Image.Image],
+        source_prompts: Sequence[str] | None = None,
+        parameters: EditParameters | None = None,
+    ) -> Inversion: ...
+
+    def synthesise(
+        self,
+        source_prompts: Sequence[str],
+        seeds: Sequence[int],
+        parameters: EditParameters | None = None,
+    ) -> SyntheticSources: ...
+
+    def edit(
+        self,
+        sources: Sources,
+        target_prompts: Sequence[Sequence[str]],
+        parameters: EditParameters | None = None,
+    ) -> EditResult: ...
+
+    def through_autoencoder(
+        self, images: Sequence[Image.Image], parameters: EditParameters
+    ) -> tuple[Image.Image, ...]: ...

@@ -1,0 +1,169 @@
+"""What becomes of the edits of one block: their pictures are written, or they have failed.
+
+`ResultWriter` takes edits whose attempts are judged. It looks at the boxes and masks of each, hands
+its pictures to the writer's threads, and returns what the block's metadata and outcomes are made
+from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+
+from fpe_core.judging.rules import Verdict
+from pipeline.edit.attempt import (
+    Attempt,
+    AttemptedEdit,
+    MadeEdit,
+    Result,
+    UnmadeEdit,
+    code_of,
+    message_of,
+)
+from pipeline.judge.regions import Annotated, SourceRegions, annotate, look_at_source
+from pipeline.ledger.outcome import FailureCode
+from pipeline.manifest.annotations import AnnotationSettings
+from pipeline.read.group import Group
+from pipeline.write.part import PartWriter
+from pipeline.write.provenance import edit_packet, synthetic_source_packet
+
+
+class ResultWriter:
+    """Writes the pictures of one block's edits. Used by one thread; files are written by others."""
+
+    def __init__(
+        self,
+        writer: PartWriter,
+        *,
+        fingerprint: str,
+        keep_source: bool,
+        keeps_rejected: bool = True,
+        annotations: AnnotationSettings | None = None,
+        makes_edits: bool = True,
+    ) -> None:
+        """`makes_edits`: False for a `NoEditor`, whose pictures must not say that a model made
+        them."""
+        self._writer = writer
+        self._fingerprint = fingerprint
+        self._keep_source = keep_source
+        self._keeps_rejected = keeps_rejected
+        self._annotations = annotations
+        self._makes_edits = makes_edits
+
+    def write(self, tried: Sequence[AttemptedEdit]) -> Iterator[Result]:
+        """The results of one call of the editor, with their files on the way to the storage.
+
+        A source or a mask is written once for all edits of it that are accepted, and once for all
+        that are rejected.
+        """
+        source_files: dict[tuple[int, bool], Future[str]] = {}
+        mask_files: dict[tuple[int, bool], tuple[Future[str], ...]] = {}
+        seen: dict[int, SourceRegions] = {}
+        for each in tried:
+            kept = each.kept
+            if not kept.made.is_finite:
+                yield _not_finite(each)
+                continue
+            if isinstance(kept.judged, Exception):
+                yield _unjudged(each, kept.judged, "the judge")
+                continue
+            annotated = self._annotated(each, seen)
+            if isinstance(annotated, Exception):
+                yield _unjudged(each, annotated, "looking at boxes and masks")
+                continue
+            is_rejected = kept.reason is not None
+            if is_rejected and not self._keeps_rejected:
+                yield MadeEdit(each, None, None, annotated)
+                continue
+            place = (each.source, is_rejected)
+            if self._keep_source and place not in source_files:
+                source_files[place] = self._put_source(each.group, kept, is_rejected)
+            if place not in mask_files:
+                mask_files[place] = self._put_masks(each.group, is_rejected)
+            yield MadeEdit(
+                each,
+                self._put_edit(each, is_rejected),
+                source_files.get(place),
+                annotated,
+                mask_files[place],
+            )
+
+    def refuse(
+        self, group: Group, verdict: Verdict, autoencoder_psnr_db: float | None
+    ) -> Iterator[UnmadeEdit]:
+        """The edits of a source that the gate refused: rejected, and never made.
+
+        The source is written where rejected edits are, so that somebody can look at it.
+        """
+        assert verdict.reason is not None
+        source_file = None
+        if self._keep_source and self._keeps_rejected and group.image is not None:
+            source_file = self._writer.put_source(
+                group.stem, group.source_id, group.image, is_rejected=True
+            )
+        for edit in group.edits:
+            yield UnmadeEdit(
+                group,
+                edit,
+                verdict.reason,
+                verdict.message,
+                autoencoder_psnr_db=autoencoder_psnr_db,
+                source_file=source_file,
+            )
+
+    def _annotated(
+        self, tried: AttemptedEdit, seen: dict[int, SourceRegions]
+    ) -> Annotated | Exception | None:
+        """The verdicts on its boxes and masks, or why not; a source is looked at once."""
+        settings, kept = self._annotations, tried.kept
+        if settings is None:
+            return None
+        try:
+            if tried.source not in seen:
+                seen[tried.source] = look_at_source(tried.group, kept.source)
+            return annotate(seen[tried.source], kept.made.image, settings)
+        except Exception as error:  # noqa: BLE001 - it costs this edit only
+            return error
+
+    def _put_masks(self, group: Group, is_rejected: bool) -> tuple[Future[str], ...]:
+        return tuple(
+            self._writer.put_mask(group.stem, mask.png, is_rejected=is_rejected)
+            for mask in group.regions.masks
+        )
+
+    def _put_source(self, group: Group, attempt: Attempt, is_rejected: bool) -> Future[str]:
+        is_synthetic = group.image is None
+        xmp = synthetic_source_packet(group, self._fingerprint) if is_synthetic else None
+        return self._writer.put_source(
+            group.stem, group.source_id, attempt.source, xmp, is_rejected=is_rejected
+        )
+
+    def _put_edit(self, tried: AttemptedEdit, is_rejected: bool) -> Future[str]:
+        group, key, kept = tried.group, tried.edit.key, tried.kept
+        xmp = None
+        if self._makes_edits:
+            xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
+        return self._writer.put_edited(
+            group.stem, key.edit_id, kept.made.image, xmp, is_rejected=is_rejected
+        )
+
+
+def _not_finite(tried: AttemptedEdit) -> UnmadeEdit:
+    return UnmadeEdit.failed(
+        tried.group,
+        tried.edit,
+        FailureCode.NAN_LATENT,
+        "latent or picture is not finite; try float32 or a lower guidance_scale",
+        tried.kept.cost,
+    )
+
+
+def _unjudged(tried: AttemptedEdit, error: Exception, raised_by: str) -> UnmadeEdit:
+    """An edit that was made, but `raised_by` raised while it was judged."""
+    return UnmadeEdit.failed(
+        tried.group,
+        tried.edit,
+        code_of(error, FailureCode.JUDGE_FAILED),
+        message_of(error, raised_by),
+        tried.kept.cost,
+    )

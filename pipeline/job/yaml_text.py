@@ -1,0 +1,132 @@
+"""Reads YAML and remembers the line of every value, so that an error can say where to look.
+
+By PyYAML, and not by ruamel.yaml, which keeps places too: even as YAML 1.1 that reads y and n as
+switches and 1.0e3 and 1e3 as numbers, where job files have had text, and it passes on unknown tags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from pipeline.errors import JobError
+
+Path = tuple[str | int, ...]
+"""Where a value stands in a document: keys of mappings and 0-based places in lists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A mapping read from YAML; `lines` holds the 1-based line of every value by its path."""
+
+    name: str
+    data: Mapping[str, Any]
+    lines: Mapping[Path, int]
+
+    def place(self, path: Path) -> str:
+        """Where a value was written, or what holds it if it is missing: "job.yaml:12"."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines:
+                return f"{self.name}:{self.lines[path[:length]]}"
+        return self.name
+
+
+# What YAML's own constructors raise for a date like 2026-99-99 is no YAMLError.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def read_document(name: str, text: str) -> Document:
+    """The document of a text. Raises JobError for no YAML, no mapping, or a key written twice."""
+    loader = yaml.SafeLoader(text)  # builds plain values only
+    try:
+        node = loader.get_single_node()
+        lines: dict[Path, int] = {}
+        if node is not None:
+            _walk(node, (), lines, name, ())
+        data = {} if node is None else loader.construct_document(node)
+    except _NOT_YAML as error:
+        raise JobError(_what_is_wrong(name, error)) from error
+    finally:
+        loader.dispose()
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise JobError(
+            f"{name}: a job file is a mapping of keys to values, this one holds {kind_of(data)}"
+        )
+    return Document(name, data, lines)
+
+
+def read_value(name: str, text: str) -> Any:
+    """The value of a YAML text. Raises JobError if it is not valid YAML."""
+    try:
+        return yaml.safe_load(text)
+    except _NOT_YAML as error:
+        raise JobError(_what_is_wrong(name, error)) from error
+
+
+def dotted(path: Path) -> str:
+    """A path as it is typed in an override: ("prompts", "labels", 0) -> prompts.labels[0]."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += f".{step}" if text else step
+    return text
+
+
+def kind_of(value: object) -> str:
+    """What a YAML value is, in words: "a list", "text"."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"the switch {str(value).lower()}"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    return "a list" if isinstance(value, list) else "a mapping"
+
+
+def _walk(
+    node: yaml.Node, path: Path, lines: dict[Path, int], name: str, around: tuple[yaml.Node, ...]
+) -> None:
+    lines[path] = node.start_mark.line + 1
+    if node in around:  # nodes compare by identity
+        raise JobError(
+            f"{name}:{lines[path]}: {dotted(path)}: an alias (*) refers to what contains it"
+        )
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            _walk(item, (*path, number), lines, name, (*around, node))
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                where = dotted((*path, key))
+                raise JobError(
+                    f"{name}:{line}: {where}: this key is written twice; keep one of them"
+                )
+            seen.add(key)
+            _walk(value_node, (*path, key), lines, name, (*around, node))
+            lines[(*path, key)] = key_node.start_mark.line + 1
+
+
+def _what_is_wrong(name: str, error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return f"{name}: nested too deeply to be a job file"
+    if isinstance(error, ValueError):
+        return f"{name}: a value is not what it looks like: {error}. Quote it if it is text"
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or "not readable as YAML"
+    context = getattr(error, "context", None)
+    if mark is None:
+        return f"{name}: {what}"
+    because = f" ({context})" if context else ""
+    return f"{name}:{mark.line + 1}: not YAML, column {mark.column + 1}: {what}{because}"

@@ -1,0 +1,185 @@
+"""A run folder as an object, for notebooks: its edits as tables, its pictures, how far it is.
+
+    run = OpenedRun.open("out/recoloured")
+    run.edits().to_pandas().groupby("colour").size()
+    run.picture(run.edits().to_pylist()[0])
+
+Everything is read when it is asked for and nothing is written, so a run may be at work meanwhile.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fpe_core import decode_image
+from pipeline.errors import StorageError
+from pipeline.job.file import CONFIG_NAME, load_job_of_run
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import Outcome
+from pipeline.ledger.parts import METADATA_FILE
+from pipeline.report.edit_table import edits_so_far, planned_labels, standing_outcomes
+from pipeline.report.status import RunStatus, require_run, run_status
+from pipeline.run.folder import SCHEMA_FILE
+from pipeline.run.stats import STATS_FILE
+from pipeline.storage.folder import Folder
+
+_THREADS = 16
+_MOST_PIXELS = 2**31  # the pipeline wrote these pictures, whatever limit it had for sources
+_IDS = ("edit_id", "group_id", "source_id")
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run folder, local or on an object store. `open` makes one."""
+
+    folder: Folder
+
+    @classmethod
+    def open(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Self:
+        """The run folder at a URL or local path; `storage_options` as in a job file.
+
+        Raises StorageError where there is no run, or the store does not answer.
+        """
+        folder = Folder.open(url, storage_options)
+        require_run(folder)
+        return cls(folder)
+
+    @property
+    def url(self) -> str:
+        """The folder's URL; an absolute path for a local one."""
+        return self.folder.url
+
+    def edits(self) -> pa.Table:
+        """The metadata of the accepted edits, one row per edit, with the columns of the output.
+
+        Names of files (`edited_file_name`, `source_file_name`, masks) are relative to the run
+        folder. Ids are text, as in `outcomes`. Raises StorageError and LedgerError.
+        """
+        return self._metadata_of(Outcome.ACCEPTED)
+
+    def rejected(self) -> pa.Table:
+        """The same of the rejected edits whose pictures were kept (`judge.rejected: keep`)."""
+        return self._metadata_of(Outcome.REJECTED)
+
+    def outcomes(self) -> pa.Table:
+        """What became of every edit, one row per edit, by edit_id: the latest of its attempts.
+
+        The columns of a ledger (pipeline/ledger/outcome.py: `outcome`, `reason`, `message`, scores,
+        file names, `unet_rows`, `seconds`, ...), with ids as hexadecimal text, and what the plan
+        says of the edit: `id`, `source_prompt` and "label:<name>" for every label of the job.
+        Raises StorageError and LedgerError.
+        """
+        rows = edits_so_far(self.folder, planned_labels(self.folder)).rows
+        for name in _IDS:
+            at = rows.column_names.index(name)
+            text = [identity.hex() for identity in rows[name].to_pylist()]
+            rows = rows.set_column(at, name, pa.array(text, pa.string()))
+        return rows.drop_columns(["source_key"])
+
+    def picture_path(self, edit: Mapping[str, Any]) -> str:
+        """Where the picture of an edit is: a local path, or a URL on the store.
+
+        `edit`: a row of `edits`, `rejected` or `outcomes`, as `to_pylist` gives it. Raises
+        ValueError where the edit has no picture: failed, or rejected and not kept.
+        """
+        return self.folder.url_of(_name_of("edited_file_name", edit))
+
+    def source_path(self, edit: Mapping[str, Any]) -> str:
+        """The same for the source as the model saw it, cropped or padded to its size."""
+        return self.folder.url_of(_name_of("source_file_name", edit))
+
+    def picture(self, edit: Mapping[str, Any]) -> Image.Image:
+        """The picture of an edit, RGB. Raises what `picture_path` raises, and StorageError."""
+        data = self.folder.read(_name_of("edited_file_name", edit))
+        return decode_image(data, max_pixels=_MOST_PIXELS)
+
+    @property
+    def statistics(self) -> Mapping[str, Any]:
+        """stats.json, read now: the last run in numbers and totals; {} before a run has ended."""
+        if not self.folder.exists(STATS_FILE):
+            return {}
+        try:
+            return dict(json.loads(self.folder.read(STATS_FILE)))
+        except (TypeError, ValueError) as error:
+            raise StorageError(f"{self.folder.url_of(STATS_FILE)} is damaged: {error}") from error
+
+    def status(self) -> RunStatus:
+        """How far the run is, and whether one is at work now. Raises StorageError, LedgerError."""
+        return run_status(self.folder.url, self.folder.options)
+
+    @property
+    def job(self) -> Job | None:
+        """The job as it last ran, every default filled in; None where no config.yaml is there.
+
+        Its output is this folder, wherever it lies now. Raises JobError where config.yaml is no job
+        of this release, or the URL of the manifest had a secret in it that was not written down.
+        """
+        if not self.folder.exists(CONFIG_NAME):
+            return None
+        return load_job_of_run(self.folder.url, storage_options=self.folder.options)
+
+    def _metadata_of(self, outcome: Outcome) -> pa.Table:
+        """Rows of the parts' metadata whose edits stand so in the ledger, part by part."""
+        columns = ["edit_id", "outcome", "part"]
+        files = [table.select(columns) for table in Ledger(self.folder).outcomes()]
+        standing = standing_outcomes(files)
+        chosen = standing.filter(pc.equal(standing["outcome"], outcome.value))
+        ids_of: dict[str, list[str]] = {}
+        for part, edit_id in zip(
+            chosen["part"].to_pylist(), chosen["edit_id"].to_pylist(), strict=True
+        ):
+            if part:
+                ids_of.setdefault(part, []).append(edit_id.hex())
+        if not ids_of:
+            return self._schema().empty_table()
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as pool:
+            tables = pool.map(lambda part: self._rows_of_part(part, ids_of[part]), sorted(ids_of))
+            return pa.concat_tables(list(tables))
+
+    def _rows_of_part(self, part: str, edit_ids: list[str]) -> pa.Table:
+        """The metadata of these edits of a part, with its file names relative to the run folder."""
+        path = f"{part}/{METADATA_FILE}"
+        data = self.folder.read(path)
+        try:
+            table = pq.read_table(io.BytesIO(data)).replace_schema_metadata(None)
+            table = table.filter(pc.is_in(table["edit_id"], value_set=pa.array(edit_ids)))
+        except (pa.ArrowException, KeyError) as error:
+            raise StorageError(f"{self.folder.url_of(path)} is damaged: {error}") from error
+        for at, item in enumerate(table.schema):
+            if item.name.endswith("_file_name"):
+                names = pc.binary_join_element_wise(part, table[item.name], "/")
+                table = table.set_column(at, item, names)
+            elif item.name.endswith("_file_names"):
+                lists = [
+                    None if names is None else [f"{part}/{name}" for name in names]
+                    for names in table[item.name].to_pylist()
+                ]
+                table = table.set_column(at, item, pa.array(lists, item.type))
+        return table
+
+    def _schema(self) -> pa.Schema:
+        """The columns of this folder's metadata; none before a run has begun to edit."""
+        if not self.folder.exists(SCHEMA_FILE):
+            return pa.schema([])
+        return pa.ipc.read_schema(pa.py_buffer(self.folder.read(SCHEMA_FILE)))
+
+
+def _name_of(column: str, edit: Mapping[str, Any]) -> str:
+    name = edit.get(column)
+    if not name:
+        raise ValueError(
+            f"this edit has no {column}: it failed, or it was rejected and not kept, or the job "
+            "has images.keep_source: false"
+        )
+    return str(name)
