@@ -281,7 +281,7 @@ def test_the_public_surface() -> None:
         ("fpe_core", {"torch", "numpy", "PIL"}),
         # What a run imports that finds nothing to do.
         (
-            "jobs.job_file.load, jobs.terminal.progress, jobs.terminal.tables, pipeline.run.driver",
+            "pipeline.job.file, jobs.terminal.progress, jobs.terminal.tables, pipeline.run.driver",
             {"torch", "ray", "transformers", "diffusers", "aiohttp"},
         ),
         # What the driver of a run imports, and a worker that reads.

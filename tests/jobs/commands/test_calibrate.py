@@ -150,7 +150,7 @@ def test_the_benchmark_judges_where_nobody_has(
     ("arguments", "message"),
     [
         ([], "name a TABLE of judged edits, or give --benchmark"),
-        (["judged.parquet", "--benchmark"], "--benchmark makes the judgements"),
+        (["judged.parquet", "--benchmark"], "--benchmark judges its own edits"),
         (["--benchmark", "--type", "mood"], "--type mood: the benchmark has shape, colour"),
         (["--benchmark", "--scenes", "0"], "greater than or equal to 1"),
         (["--benchmark", "--clip", "/nowhere/at/all"], "/nowhere/at/all"),

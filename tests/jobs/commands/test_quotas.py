@@ -57,7 +57,7 @@ def test_commands_tell_what_quotas_leave_out(
     run.commit(run.write_part("part-a", [keys[0], keys[2], keys[3]], failed=[keys[1]]))
     code, shown, _ = fpe("run", job_file)
     assert code == 0
-    assert "4 of 5 edits are done, and the quotas call for no more" in shown
+    assert "4 of 5 edits are done, and the quotas ask for no more" in shown
     assert figures(shown)["left out by quotas"] == "1"
     assert cells(shown)["red"] == ["4", "3", "0", "1", "2", "2", "0"]
     assert cells(shown)["blue"] == ["1", "1", "0", "0", "1", "2", "1"]
