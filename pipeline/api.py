@@ -37,7 +37,7 @@ def run_job(
     Args:
         job: a Job, the path of a job file, or a mapping with its keys.
         overrides: texts such as "edit.steps=20", applied in their order.
-        progress: receives the outcomes as they arrive; None: nobody does.
+        progress: receives the outcomes as they arrive; None: no progress is shown.
 
     Raises:
         UserError: JobError and ManifestError before any work, with one line per problem; LeaseError
