@@ -28,7 +28,7 @@ def tiny_float64(tiny_folder: Path) -> Checkpoint:
     return load_checkpoint(tiny_folder, device="cpu", dtype=torch.float64)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photos() -> list[Image.Image]:
     """Three different smooth pictures of 64 x 64 pixels."""
     y, x = np.mgrid[0:64, 0:64] / 64

@@ -60,31 +60,49 @@ def reference_for(checkpoint, rule: str, **changes) -> Reference:
     )
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(scope="module", params=["float32", "float64"])
 def checkpoint(request, tiny, tiny_float64):
     return tiny if request.param == "float32" else tiny_float64
 
 
-@pytest.fixture(params=["tokens", "range"])
+@pytest.fixture(scope="module", params=["tokens", "range"])
 def rule(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("max_rows", [64, 3], ids=["one chunk", "chunks of 3"])
-def test_real_edits_equal_the_reference(checkpoint, rule, photos, max_rows):
-    editor = Editor(checkpoint, max_rows=max_rows)
-    inversion = editor.invert(photos, SOURCE_PROMPTS, parameters_for(rule))
-    result = editor.edit(inversion, TARGETS)
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """Trajectories of the photos and latents of their edits, (steps + 1, C, h, w) and (C, h, w)."""
+
+    trajectories: list[Tensor]
+    edits: list[list[Tensor]]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, rule, photos) -> Made:
+    """The photos, inverted and edited by the reference, which begins with the editor's z_0."""
+    inversion = Editor(checkpoint).invert(photos, SOURCE_PROMPTS, parameters_for(rule))
     reference = reference_for(checkpoint, rule)
+    made = Made([], [])
     for s, targets in enumerate(TARGETS):
         z_0 = inversion.trajectory[s : s + 1, 0]
         trajectory, _ = reference.invert(z_0, SOURCE_PROMPTS[s])
-        expected = torch.stack(trajectory, dim=1)[0]
-        tolerance = TOLERANCE[checkpoint.dtype]
-        assert relative_difference(inversion.trajectory[s], expected) <= tolerance
-        for edit, target in zip(result.edits[s], targets, strict=True):
-            expected = reference.edit_real(z_0, SOURCE_PROMPTS[s], target)[0]
-            assert relative_difference(edit.latent, expected) <= tolerance, target
+        made.trajectories.append(torch.stack(trajectory, dim=1)[0])
+        edits = (reference.edit_real(z_0, SOURCE_PROMPTS[s], target) for target in targets)
+        made.edits.append([latents[0] for latents in edits])
+    return made
+
+
+@pytest.mark.parametrize("max_rows", [64, 3], ids=["one chunk", "chunks of 3"])
+def test_real_edits_equal_the_reference(checkpoint, rule, photos, expected, max_rows):
+    editor = Editor(checkpoint, max_rows=max_rows)
+    inversion = editor.invert(photos, SOURCE_PROMPTS, parameters_for(rule))
+    result = editor.edit(inversion, TARGETS)
+    tolerance = TOLERANCE[checkpoint.dtype]
+    for s, targets in enumerate(TARGETS):
+        assert relative_difference(inversion.trajectory[s], expected.trajectories[s]) <= tolerance
+        for edit, latent, target in zip(result.edits[s], expected.edits[s], targets, strict=True):
+            assert relative_difference(edit.latent, latent) <= tolerance, target
 
 
 def test_synthetic_edits_equal_the_reference(checkpoint, rule):
@@ -153,15 +171,21 @@ def test_the_synthesised_source_is_the_reference_s(checkpoint):
     assert (torch.from_numpy(np.array(image)).int() - pixels.int()).abs().max() <= 1
 
 
+@pytest.fixture(scope="module")
+def real_edits(tiny, rule, photos):
+    """The inversion of the photos, and the result of the editor for it."""
+    editor = Editor(tiny)
+    inversion = editor.invert(photos, SOURCE_PROMPTS, parameters_for(rule))
+    return inversion, editor.edit(inversion, TARGETS)
+
+
 @pytest.mark.parametrize(
     "wrong",
     MISTAKES,
 )
-def test_a_wrong_procedure_misses_by_a_hundred_tolerances(tiny, rule, photos, wrong):
+def test_a_wrong_procedure_misses_by_a_hundred_tolerances(tiny, rule, real_edits, wrong):
     """Negative controls: the comparison above would notice each of these mistakes."""
-    editor = Editor(tiny)
-    inversion = editor.invert(photos, SOURCE_PROMPTS, parameters_for(rule))
-    result = editor.edit(inversion, TARGETS)
+    inversion, result = real_edits
     reference = reference_for(tiny, rule, wrong=wrong)
     for s, target in itertools.product(range(3), [0]):
         expected = reference.edit_real(

@@ -21,6 +21,7 @@ from fpe_core import (
     RowsOutOfMemoryError,
     load_checkpoint,
 )
+from fpe_core.inversion import Inversion
 from fpe_core.schedule import seeded_noise
 from tests.builders.tiny_checkpoint import build_tiny_checkpoint
 
@@ -128,20 +129,25 @@ def test_inversion_then_unguided_denoising_returns_the_latent(tiny, photos):
     editor = Editor(tiny)
     prompts = ["the cat", "", "snow"]
 
-    def relative_errors(steps: int, targets: list[str]) -> torch.Tensor:
+    def inverted(steps: int) -> Inversion:
         parameters = dataclasses.replace(
             SMALL, steps=steps, guidance_scale=1.0, layers=LayersByTokens(0)
         )
-        inversion = editor.invert(photos, prompts, parameters)
+        return editor.invert(photos, prompts, parameters)
+
+    def relative_errors(inversion: Inversion, targets: list[str]) -> torch.Tensor:
         result = editor.edit(inversion, [[target] for target in targets])
         final = torch.stack([edits[0].latent for edits in result.edits])
         start = inversion.trajectory[:, 0]
         return (final - start).flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1)
 
-    fine = relative_errors(200, prompts)
+    of_200_steps = inverted(200)
+    fine = relative_errors(of_200_steps, prompts)
     assert (fine < 0.2).all()
-    assert (fine < 0.6 * relative_errors(50, prompts)).all()
-    assert (fine < 0.6 * relative_errors(200, ["a red car"] * 3)).all(), "another prompt must not"
+    assert (fine < 0.6 * relative_errors(inverted(50), prompts)).all()
+    assert (fine < 0.6 * relative_errors(of_200_steps, ["a red car"] * 3)).all(), (
+        "another prompt must not"
+    )
 
 
 def test_selected_inversions_give_the_same_edits(tiny, photos):
