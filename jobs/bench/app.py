@@ -11,6 +11,7 @@ from jobs.bench.pipeline import pipeline
 from jobs.bench.presets import presets
 from jobs.bench.scale.command import scale
 from jobs.bench.speed.command import speed
+from jobs.bench.startup import startup
 from jobs.bench.threads import threads
 from jobs.bench.tries import tries
 
@@ -18,5 +19,17 @@ app = typer.Typer(
     help="Measure how well a checkpoint edits, where the right answers are known, and how fast.",
     no_args_is_help=True,
 )
-for command in (speed, pipeline, threads, scale, edits, findings, presets, tries, gate, boxes):
+for command in (
+    speed,
+    pipeline,
+    startup,
+    threads,
+    scale,
+    edits,
+    findings,
+    presets,
+    tries,
+    gate,
+    boxes,
+):
     app.command()(command)
