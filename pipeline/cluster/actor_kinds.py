@@ -78,7 +78,7 @@ class ActorKind:
         args: dict[str, Any] = {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
         return args if self.accelerator is None else args | {"accelerator_type": self.accelerator}
 
-    def was_given(self, resources: Mapping[str, float]) -> bool:
+    def matches(self, resources: Mapping[str, float]) -> bool:
         """Whether an actor with these assigned resources is of this kind."""
         named = {n.removeprefix(_ACCELERATOR) for n in resources if n.startswith(_ACCELERATOR)}
         wanted = set() if self.accelerator is None else {self.accelerator}
@@ -143,7 +143,7 @@ def place_actors(
     """
     places = [_Place.of(node) for node in nodes]
     placements: list[Placement] = []
-    for pool in sorted(pools, key=_least_choosy):
+    for pool in sorted(pools, key=_by_requirements):
         homes = tuple(islice(_homes(places, pool, free_cpus), pool.max_actors or pool.actors))
         grows = can_grow and pool.max_actors is not None and pool.gpus_per_actor > 0
         later = (pool.max_actors or 0) - len(homes) if grows else 0
@@ -178,7 +178,7 @@ def pool_bundle(pool: PoolSection) -> dict[str, float]:
     return {name: amount for name, amount in bundle.items() if amount}
 
 
-def _least_choosy(pool: PoolSection) -> tuple[bool, bool, bool]:
+def _by_requirements(pool: PoolSection) -> tuple[bool, bool, bool]:
     return not pool.gpus_per_actor, pool.accelerator is None, pool.actors is None
 
 

@@ -19,7 +19,7 @@ from pipeline.cluster.actor_kinds import Node
 from pipeline.cluster.pool import Pool
 from pipeline.errors import InsufficientCapacityError, ResourceError
 
-_LOOK_INTERVAL_S = 1.0
+_POLL_INTERVAL_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +45,7 @@ def wait_for_capacity(
     until = time.monotonic() + wait_s
     with _requested(bundles):
         while time.monotonic() < until:
-            time.sleep(_LOOK_INTERVAL_S)
+            time.sleep(_POLL_INTERVAL_S)
             try:
                 return size(nodes_alive())
             except InsufficientCapacityError as error:

@@ -119,7 +119,7 @@ def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSe
     if len(kinds) < 2:
         return settings  # they are those of the first kind
     given = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-    (kind,) = (kind for kind in kinds if kind.was_given(given))
+    (kind,) = (kind for kind in kinds if kind.matches(given))
     return replace(
         settings,
         device=settings.device if kind.gpus_per_actor else "cpu",

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
-from pipeline.redact import tellable
+from pipeline.redact import safe_text
 
 MAX_MESSAGE_CHARS = 500
 OUTCOMES_METADATA_KEY = b"fpe.outcomes"
@@ -256,7 +256,7 @@ class EditOutcome:
 
 def short_message(message: str) -> str:
     """One line of at most MAX_MESSAGE_CHARS that any encoder accepts, without secrets of URLs."""
-    line = tellable(" ".join(message.split())).encode("utf-8", "replace").decode("utf-8")
+    line = safe_text(" ".join(message.split())).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
 
 

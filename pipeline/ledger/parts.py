@@ -32,20 +32,20 @@ def rejected_part(part: str) -> str:
     return f"{REJECTED_FOLDER}/{part}"
 
 
-def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """The folders that have metadata, of accepted edits and of rejected ones, except `besides`."""
+def finished_parts(folder: Folder, skip: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """The folders that have metadata, of accepted edits and of rejected ones, except `skip`."""
     rejected = (rejected_part(name) for name in folder.list_folders(REJECTED_FOLDER))
     for name in itertools.chain(folder.list_folders(), rejected):
-        if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in besides:
+        if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in skip:
             continue
         if folder.exists(f"{name}/{METADATA_FILE}"):
             yield name
 
 
-def committing_folders(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """Of every finished part the folder whose metadata commits it, except those in `besides`."""
+def committing_folders(folder: Folder, skip: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """Of every finished part the folder whose metadata commits it, except those in `skip`."""
     seen: set[str] = set()
-    for name in finished_parts(folder, besides):  # those of the parts themselves come first
+    for name in finished_parts(folder, skip):  # those of the parts themselves come first
         part = name.rpartition("/")[2]
         if part not in seen:
             yield name
@@ -82,7 +82,7 @@ def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table
 
     A run that is killed between writing a part's metadata and committing it leaves one.
     """
-    for part in committing_folders(folder, besides=ledger.settled_parts()):
+    for part in committing_folders(folder, skip=ledger.settled_parts()):
         outcomes = uncommitted(folder, ledger, part)
         if outcomes.num_rows:
             yield part, outcomes

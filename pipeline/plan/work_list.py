@@ -214,9 +214,9 @@ def lost_slices(
     for path, of_file in itertools.groupby(slices, key=lambda part: part.path):
         with folder.open_read(path) as source:
             groups = pq.ParquetFile(source).read(columns=["group_id"])["group_id"].to_pylist()
-        is_back = which_are_in(groups, groups_done)
+        is_done = which_are_in(groups, groups_done)
         lost.extend(
-            part for part in of_file if not all(is_back[part.first : part.first + part.rows])
+            part for part in of_file if not all(is_done[part.first : part.first + part.rows])
         )
     return lost
 

@@ -38,7 +38,7 @@ from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
 from pipeline.storage.clients import content_type_options, filesystem_of
-from pipeline.storage.requests import AskedFile, count_bytes, explain, means_taken, with_retries
+from pipeline.storage.requests import RetryingFile, count_bytes, explain, means_taken, with_retries
 
 _TEMPORARY_PREFIX = ".tmp-"
 _T = TypeVar("_T")
@@ -152,7 +152,7 @@ class Folder:
             if self._is_local or not file.seekable():
                 yield file
                 return
-            asked = AskedFile(file, lambda read: self._ask(path, read, is_counted=False))
+            asked = RetryingFile(file, lambda read: self._ask(path, read, is_counted=False))
             with io.BufferedReader(asked) as buffered:
                 yield cast(BinaryIO, buffered)
 

@@ -118,7 +118,7 @@ def with_retries(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-class AskedFile(io.RawIOBase):
+class RetryingFile(io.RawIOBase):
     """A file, open for reading, of which every single read goes through `ask`, which may repeat it.
 
     The file must be able to seek.

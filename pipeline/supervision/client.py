@@ -80,12 +80,12 @@ class SupervisorClient:
     def stop(self, stage: str) -> frozenset[bytes]:
         """From now on no block is begun; returns the groups that a stage is processing."""
         self.actor.stop.remote()  # one caller's calls arrive in order
-        in_hand = ray.get(self.actor.in_hand.remote(stage), timeout=ANSWER_TIMEOUT_S)
-        return frozenset(in_hand)
+        in_progress = ray.get(self.actor.in_progress.remote(stage), timeout=ANSWER_TIMEOUT_S)
+        return frozenset(in_progress)
 
-    def raise_if_hopeless(self) -> None:
+    def raise_if_too_many_deaths(self) -> None:
         """Raises TooManyFailuresError if too many workers in a row have died."""
-        if self._ask(self.actor.is_hopeless, default=False):
+        if self._ask(self.actor.has_too_many_deaths, default=False):
             raise TooManyFailuresError(
                 "stopped: one worker after the other died with a block in hand "
                 "(failures.max_in_a_row). Is there enough memory for the model? The workers' logs "

@@ -108,7 +108,7 @@ def merged(*figures: StageFigures) -> dict[str, dict[str, float]]:
 
 
 @dataclass
-class _InHand:
+class _BlockInProgress:
     """A block that a worker has begun, and the part of it that it processes now."""
 
     groups: frozenset[bytes]
@@ -124,7 +124,7 @@ class _Stage:
     """The state of one stage."""
 
     def __init__(self) -> None:
-        self.in_hand: dict[Worker, _InHand] = {}
+        self.in_progress: dict[Worker, _BlockInProgress] = {}
         self.first_began: float | None = None
         self.last_ended = 0.0
         self.died_on: dict[bytes, list[str]] = {}
@@ -135,8 +135,8 @@ class _Stage:
         self.waiting: set[bytes] = set()
         """One group of each block that the stage before has finished and this one has not begun."""
 
-    def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _InHand]]:
-        return ((w, held) for w, held in [*self.in_hand.items()] if held.groups & groups)
+    def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _BlockInProgress]]:
+        return ((w, held) for w, held in [*self.in_progress.items()] if held.groups & groups)
 
 
 class Supervisor:
@@ -159,7 +159,7 @@ class Supervisor:
         # One row may kill two workers alone, and one more together with another block.
         self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 2)
         self._figures: StageFigures = {}
-        self._rows_in_hand: dict[Worker, int] = {}
+        self._unfinished_rows: dict[Worker, int] = {}
         self._working_since: dict[tuple[str, str], float] = {}
         """When each living editing worker began to load its model."""
 
@@ -172,7 +172,7 @@ class Supervisor:
         at, now = self._stage(stage), self._clock()
         if stage == "load":
             self._working_since[worker.name, worker.node] = now
-        at.in_hand[worker] = _InHand(frozenset(groups), now)
+        at.in_progress[worker] = _BlockInProgress(frozenset(groups), now)
         at.first_began = now if at.first_began is None else at.first_began
         return Orders(
             is_careful=self._is_suspect(stage, groups),
@@ -210,13 +210,13 @@ class Supervisor:
 
     def focus(self, stage: str, worker: Worker, groups: Collection[bytes]) -> None:
         """The worker processes these groups of its block now; [] means all of them."""
-        held = self._stage(stage).in_hand.get(worker)
+        held = self._stage(stage).in_progress.get(worker)
         if held is not None:
             held.focus = frozenset(groups)
 
     def report(self, worker: Worker, unet_rows: int) -> None:
         """How many UNet rows the worker has made since it last ended a block."""
-        self._rows_in_hand[worker] = unet_rows
+        self._unfinished_rows[worker] = unet_rows
 
     def end(self, stage: str, worker: Worker, figures: StageFigures) -> None:
         """The worker has finished its block; any death before was not the groups' fault.
@@ -224,7 +224,7 @@ class Supervisor:
         `figures` is what the block cost.
         """
         at = self._stage(stage)
-        held = at.in_hand.pop(worker, None)
+        held = at.in_progress.pop(worker, None)
         if held is None:
             return
         at.deaths_in_a_row = 0
@@ -233,7 +233,7 @@ class Supervisor:
             at.died_with_another.pop(group, None)
         if held.groups and stage in _NEXT_STAGE:
             self._stage(_NEXT_STAGE[stage]).waiting.add(min(held.groups))
-        self._rows_in_hand.pop(worker, None)  # they are in its figures
+        self._unfinished_rows.pop(worker, None)  # they are in its figures
         at.last_ended = self._clock()
         block = {stage: {"blocks": 1.0, "block_seconds": at.last_ended - held.began}}
         self._figures = merged(self._figures, block, figures)
@@ -242,19 +242,19 @@ class Supervisor:
         """From now on no block is begun."""
         self._is_stopping = True
 
-    def is_hopeless(self) -> bool:
+    def has_too_many_deaths(self) -> bool:
         """Whether more workers of a stage have died in a row than any row can be to blame for."""
         most = self._most_deaths_in_a_row
         return any(at.deaths_in_a_row >= most for at in self._stages.values())
 
-    def in_hand(self, stage: str) -> frozenset[bytes]:
+    def in_progress(self, stage: str) -> frozenset[bytes]:
         """The groups that workers of a stage have begun and not ended."""
-        return frozenset().union(*(h.groups for h in self._stage(stage).in_hand.values()))
+        return frozenset().union(*(h.groups for h in self._stage(stage).in_progress.values()))
 
     def queues(self) -> StageFigures:
         """Per stage how many blocks it is processing and how many wait for it; editing workers."""
         queues = {
-            name: {"in_hand": float(len(at.in_hand)), "waiting": float(len(at.waiting))}
+            name: {"in_progress": float(len(at.in_progress)), "waiting": float(len(at.waiting))}
             for name, at in self._stages.items()
         }
         there = {"edit": {"workers": float(len(self._working_since))}}
@@ -272,8 +272,8 @@ class Supervisor:
             for name, at in self._stages.items()
             if at.first_began is not None and at.last_ended > at.first_began
         }
-        in_hand = sum(self._rows_in_hand.values())
-        rows = {"edit": {"unet_rows": in_hand}} if in_hand else {}
+        in_progress = sum(self._unfinished_rows.values())
+        rows = {"edit": {"unet_rows": in_progress}} if in_progress else {}
         now = self._clock()
         there = {
             "edit": {"worker_seconds": sum(now - came for came in self._working_since.values())}
@@ -284,11 +284,11 @@ class Supervisor:
         """`figures` and `queues`."""
         return self.figures(), self.queues()
 
-    def _record_death(self, stage: str, dead: Worker, held: _InHand) -> None:
+    def _record_death(self, stage: str, dead: Worker, held: _BlockInProgress) -> None:
         at = self._stage(stage)
-        del at.in_hand[dead]
+        del at.in_progress[dead]
         process = (dead.name, dead.node)
-        if any((each.name, each.node) == process for each in at.in_hand):
+        if any((each.name, each.node) == process for each in at.in_progress):
             self._died_of_either.add(process)
         known = at.died_with_another if process in self._died_of_either else at.died_on
         for group in held.suspects:
@@ -297,7 +297,7 @@ class Supervisor:
         if came is not None:
             there = {"edit": {"worker_seconds": self._clock() - came}}
             self._figures = merged(self._figures, there)
-        rows = self._rows_in_hand.pop(dead, 0)
+        rows = self._unfinished_rows.pop(dead, 0)
         lost = {stage: {"lost_blocks": 1.0}}
         if rows:
             lost["edit"] = {**lost.get("edit", {}), "unet_rows": rows, "lost_unet_rows": rows}
@@ -319,7 +319,7 @@ class Supervisor:
             self._dead.add(process)
             self._figures = merged(self._figures, {stage: {"worker_deaths": 1}})
             at.deaths_in_a_row += 1
-            if self.is_hopeless():
+            if self.has_too_many_deaths():
                 self.stop()
 
     def _stage(self, name: str) -> _Stage:
