@@ -3,7 +3,7 @@
     job ──┐                        ┌─ judge ─┐
           ├─ plan ─ cluster ─ read ┤         ├─ write ─ ledger
  manifest ┘                        └─ edit ──┘
-                    run drives it;  verify and report read what it left;  cost estimates it beforehand
+                    run drives it;  verify and report read what it left;  cost estimates it first
                     storage and supervision are under all of it
 
 Imports run down this list (tests/test_house.py): cost, verify, report > run > cluster > plan, edit

@@ -119,7 +119,9 @@ def _run_with(
         _log.warning("editor: none: nothing is edited, every output is a copy of its fitted source")
     others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_skipped_by_quota
     if others:
-        _log.warning("%d failed edits belong to another job, manifest or model and are not retried", others)
+        _log.warning(
+            "%d failed edits belong to another job, manifest or model and are not retried", others
+        )
     layout = metadata_layout(job, plan)
     commits = Commits(plan, ledger, totals, metrics=metrics, progress=progress, requests=requests)
     run = _Driver(job, lease, ledger, layout, metrics, commits, is_retry=retry is not None)
@@ -351,7 +353,7 @@ class _Driver:
     def _outcomes(
         self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests
     ) -> Generator[pa.Table]:
-        """Yields the outcomes of all pending groups, with a column `worker` if a worker made them."""
+        """The outcomes of all pending groups, with a column `worker` if a worker made them."""
         from pipeline.cluster.graph import (  # loads Ray Data: only when needed
             WorkerError,
             stream_outcomes,
@@ -391,7 +393,9 @@ class _Driver:
             if without_progress > _MAX_PASSES_WITHOUT_PROGRESS + isolating:
                 break
             if slices:
-                _log.warning("%d blocks were lost with their workers and are processed again", len(slices))
+                _log.warning(
+                    "%d blocks were lost with their workers and are processed again", len(slices)
+                )
         for part in slices:
             yield quarantined(self.folder, part)
 

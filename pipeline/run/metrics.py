@@ -31,7 +31,7 @@ POLL_INTERVAL_S = 5.0
 
 @dataclass(frozen=True)
 class Family:
-    """One metric, with the label `run` and `labels`. If its name ends with _total, it is a counter."""
+    """One metric, with the label `run` and `labels`. A counter if the name ends with _total."""
 
     name: str
     labels: tuple[str, ...]
@@ -140,7 +140,7 @@ class RunMetrics:
 
     run: str
     blocks_to_do: int = 0
-    """Blocks handed to the stages since the poller began; one that is processed again counts twice."""
+    """Blocks given to the stages since the poller began; those processed again count twice."""
     _counted: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
     _exported: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
     _levels: dict[_Series, float] = field(default_factory=dict)
@@ -233,7 +233,7 @@ class RunMetrics:
 
 
 class FiguresPoller:
-    """Polls the supervisor's figures and updates the metrics with the changes since the last poll."""
+    """Polls the supervisor's figures; updates the metrics with the changes since the last poll."""
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ class StopRequests:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A context that no signal interrupts; one that arrives meanwhile takes effect at its end."""
+        """A context that no signal interrupts; signals that arrive take effect at its end."""
         self._is_holding = True
         try:
             yield
@@ -70,7 +70,7 @@ class StopRequests:
 
     @contextmanager
     def winding_up(self, wind_up: Callable[[], None]) -> Iterator[None]:
-        """A context in which the first signal calls `wind_up` on a thread, and takes effect after it.
+        """A context in which the first signal calls `wind_up` on a thread, then takes effect.
 
         If the context ends before that, the signal takes effect at its end. A second signal takes
         effect at once.

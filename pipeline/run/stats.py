@@ -28,7 +28,7 @@ STATS_FILE = "stats.json"
 STAGE_FIGURES = {
     "rows": "models loaded, sources decoded, edits attempted, images written, outcomes committed",
     "seconds": "of all workers added up; of the stage edit only the time of the model",
-    "block_seconds": "from the begin to the end of each block, added up; includes waiting for writes",
+    "block_seconds": "from begin to end of each block, added up; waiting for writes included",
     "worker_seconds": "for which editing workers existed, each since it began to load its model",
     "span_seconds": "from the begin of the first block to the end of the last one",
     "encode_seconds": "of editing: encoding prompts and images",
@@ -39,7 +39,7 @@ STAGE_FIGURES = {
     "lost_unet_rows": "of blocks whose worker died or went away with its machine",
     "blocks": "that were finished",
     "lost_blocks": "whose worker died or went away with its machine; they were processed again",
-    "requests": "to stores, not counting retries; those of the stage commit are all of the driver's",
+    "requests": "to stores, without retries; those of the stage commit are all of the driver's",
     "retries": "of these requests",
     "bytes_read": "from stores",
     "bytes_written": "to stores",

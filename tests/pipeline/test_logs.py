@@ -21,9 +21,9 @@ from pipeline.logs import (
     Formatter,
     LogSettings,
     about,
+    describe_retry,
     label_lines,
     log_to_stderr,
-    describe_retry,
 )
 from pipeline.storage.folder import Folder
 from pipeline.supervision.supervisor import Supervisor, Worker
