@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.logging import RichHandler
 
 from jobs.terminal import console
-from pipeline.logs import FLOORS, TRIED_AGAIN, LogSettings, say_what_is_tried_again, stderr_handler
+from pipeline.logs import PACKAGES, RETRY_LOGGER, LogSettings, describe_retry, stderr_handler
 
 if TYPE_CHECKING:
     from pipeline.job.job import Job
@@ -26,9 +26,9 @@ def log_to_stderr(logs: LogSettings | None = None) -> None:
     else:
         level = logging.INFO
         logging.basicConfig(handlers=[stderr_handler(logs)])
-    for floor in FLOORS:
-        logging.getLogger(floor).setLevel(level)
-    logging.getLogger(TRIED_AGAIN).addFilter(say_what_is_tried_again)
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(level)
+    logging.getLogger(RETRY_LOGGER).addFilter(describe_retry)
 
 
 def log_as_the_job_says(job: Job) -> bool:
@@ -39,6 +39,6 @@ def log_as_the_job_says(job: Job) -> bool:
         logging.basicConfig(handlers=[stderr_handler(LogSettings())], force=True)
         logging.getLogger("jobs.terminal.progress").setLevel(logging.INFO)
     if job.logs.level == "debug":
-        for floor in FLOORS:
-            logging.getLogger(floor).setLevel(logging.DEBUG)
+        for package in PACKAGES:
+            logging.getLogger(package).setLevel(logging.DEBUG)
     return job.logs.format == "json" or job.logs.shows_ray_bars
