@@ -1,8 +1,8 @@
-"""What a plan costs on a device that was probed, and what each knob of the job would change.
+"""What a plan costs on a device that was probed, and what each effect of the job would change.
 
 Rows are counted, by the formula in `group_shape`; seconds are rows, sources and edits times what
 the probe measured in calls as large as the run's. First attempts only: nobody knows beforehand how
-many edits a judge rejects, so what a retry adds is among the knobs.
+many edits a judge rejects, so what a retry adds is among the key_effects.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NO_CORE_LEFT = 1.2
 others of a run need them now and then, and a loop waits for its slowest thread. 1.14 to 1.29 was
 seen on two cores (docs/plan.md); with one thread, or a core to spare, it was 1."""
 _GUIDED_SHARE = 0.8
-"""Of the steps, in the knob that guides fewer of them."""
+"""Of the steps, in the effect that guides fewer of them."""
 
 
 @dataclass(frozen=True)
-class Workload:
+class PlannedWork:
     """What is left to do and how it is shared out.
 
     Attributes:
@@ -69,7 +69,7 @@ class Workload:
             for shape, count in self.shapes.items()
         )
 
-    def with_shapes(self, change: Callable[[GroupShape], GroupShape]) -> Workload:
+    def with_shapes(self, change: Callable[[GroupShape], GroupShape]) -> PlannedWork:
         """The same groups, each of another shape."""
         shapes: Counter[GroupShape] = Counter()
         for shape, count in self.shapes.items():
@@ -83,7 +83,7 @@ class Estimate:
 
     Attributes:
         unet_s, pictures_s, judge_s: rows; encoding, decoding and texts; scoring.
-        beside_s: sources fetched and fitted, pictures written as files: seconds of one core. On a
+        cpu_io_s: sources fetched and fitted, pictures written as files: seconds of one core. On a
             CPU they take their share of the device.
         device_s: all that a device is busy with.
         wall_s: from the first block to the last, without starting Ray and loading models.
@@ -95,7 +95,7 @@ class Estimate:
     unet_s: float
     pictures_s: float
     judge_s: float
-    beside_s: float
+    cpu_io_s: float
     device_s: float
     wall_s: float
     device_hours: float
@@ -114,7 +114,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Knob:
+class KeyEffect:
     """A key of the job file, what it is now, another value, and what the job would cost then."""
 
     key: str
@@ -123,7 +123,7 @@ class Knob:
     estimate: Estimate
 
 
-def estimate(work: Workload, probe: Probe) -> Estimate:
+def estimate(work: PlannedWork, probe: Probe) -> Estimate:
     """What the workload costs on the probed device."""
     unet_s = pictures_s = judge_s = 0.0
     tries = 1 + work.retries
@@ -139,10 +139,10 @@ def estimate(work: Workload, probe: Probe) -> Estimate:
         judge_s += count * tries * shape.edits * probe.judge_s if work.is_judged else 0.0
     picture = probe.formats[work.image_format]
     sources = work.sources if work.keep_source else 0
-    beside_s = work.sources * probe.fetch_s + (work.edits + sources) * picture.seconds
+    cpu_io_s = work.sources * probe.fetch_s + (work.edits + sources) * picture.seconds
     device_s = unet_s + pictures_s + judge_s
     if probe.device_type == "cpu":
-        device_s += beside_s / probe.threads
+        device_s += cpu_io_s / probe.threads
         device_s *= _NO_CORE_LEFT if work.leaves_no_core else 1.0
     share = min(1.0, work.gpus_per_actor) if work.gpus_per_actor else 1.0
     reserved = max(1.0, work.gpus_per_actor)
@@ -154,7 +154,7 @@ def estimate(work: Workload, probe: Probe) -> Estimate:
         unet_s=unet_s,
         pictures_s=pictures_s,
         judge_s=judge_s,
-        beside_s=beside_s,
+        cpu_io_s=cpu_io_s,
         device_s=device_s,
         wall_s=device_s / share * in_turn / blocks,
         device_hours=device_s * reserved / 3600,
@@ -162,19 +162,21 @@ def estimate(work: Workload, probe: Probe) -> Estimate:
     )
 
 
-def knobs(work: Workload, probe: Probe) -> list[Knob]:
+def key_effects(work: PlannedWork, probe: Probe) -> list[KeyEffect]:
     """What the job would cost with one key changed, everything else as it is.
 
     Where rows of the manifest set a key themselves, theirs change too.
     """
     changes = [*_of_edits(work), *_of_the_rest(work, probe)]
-    return [Knob(key, now, then, estimate(changed, probe)) for key, now, then, changed in changes]
+    return [
+        KeyEffect(key, now, then, estimate(changed, probe)) for key, now, then, changed in changes
+    ]
 
 
-_Change = tuple[str, str, str, Workload]
+_Change = tuple[str, str, str, PlannedWork]
 
 
-def _of_edits(work: Workload) -> Iterator[_Change]:
+def _of_edits(work: PlannedWork) -> Iterator[_Change]:
     """Keys that change how many UNet rows a group takes."""
     most = max(work.shapes, key=lambda shape: shape.unet_rows * work.shapes[shape])
     for speed, share in work.other_speeds.items():
@@ -209,7 +211,7 @@ def _half_the_replacement(shape: GroupShape) -> GroupShape:
     return shape.with_replacement(shape.steps, shape.replaced_fraction / 2)
 
 
-def _of_the_rest(work: Workload, probe: Probe) -> Iterator[_Change]:
+def _of_the_rest(work: PlannedWork, probe: Probe) -> Iterator[_Change]:
     """Keys that change what is done beside the UNet, or by how many."""
     if work.is_judged:
         yield "judge", "on", "null", replace(work, is_judged=False)

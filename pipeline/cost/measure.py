@@ -33,7 +33,7 @@ from fpe_core import (
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.device import device_name, usable_cores
 from pipeline.cluster.pool import Pool
-from pipeline.cost.probe import CallTimes, PictureCost, Probe, ProbeKey
+from pipeline.cost.probe import CallTimes, ImageFileCost, Probe, ProbeKey
 from pipeline.edit.block import EDITS_PER_CALL
 from pipeline.errors import ProbeError
 from pipeline.job.job import Job
@@ -62,7 +62,7 @@ _FORMATS: tuple[Literal["png", "jpeg", "webp"], ...] = ("png", "jpeg", "webp")
 _T = TypeVar("_T")
 
 
-def take_probe(
+def measure_device(
     resolved: ResolvedJob,
     done: Container[bytes],
     shape: GroupShape,
@@ -86,9 +86,9 @@ def take_probe(
             judge = Judge(judge_settings(job.judge), checkpoint.device, pool.memory_share)
         load_s = time.perf_counter() - began
         editor = Editor(checkpoint, max_rows=job.resources.max_rows, memory_share=pool.memory_share)
-        bench = _Bench(editor, judge, sample.groups[:per_call])
+        bench = _TimedModel(editor, judge, sample.groups[:per_call])
         calls = bench.time_calls(seconds)
-        formats: dict[str, PictureCost] = {
+        formats: dict[str, ImageFileCost] = {
             name: bench.encode(ImageFormat(name, job.images.quality), sample.groups[per_call:])
             for name in _FORMATS
         }
@@ -200,7 +200,7 @@ class _Times:
         return source_row_s, (row_s * all_rows - source_row_s * source_rows) / edit_rows
 
 
-class _Bench:
+class _TimedModel:
     """A model and a judge on some groups, and what they took."""
 
     def __init__(self, editor: Editor, judge: Judge | None, groups: Sequence[Group]) -> None:
@@ -299,7 +299,7 @@ class _Bench:
         self.unet_rows += into.rows[name]
         return made
 
-    def encode(self, image_format: ImageFormat, others: Sequence[Group]) -> PictureCost:
+    def encode(self, image_format: ImageFormat, others: Sequence[Group]) -> ImageFileCost:
         """The latest call's pictures as a run would write them: of few steps, if time allowed no
         more, but as rough as others. Sources of `others` are encoded too: the edits of a job are
         taken to be larger than these by as many bytes as its sources are."""
@@ -320,7 +320,7 @@ class _Bench:
         more = [len(image_format.encode(each.image)) for each in others if each.image is not None]
         source_bytes = fmean([*sources, *more])
         larger = source_bytes - fmean(sources)
-        return PictureCost(each_s, max(fmean(edited) + larger, min(edited)), source_bytes)
+        return ImageFileCost(each_s, max(fmean(edited) + larger, min(edited)), source_bytes)
 
 
 def _rows_of_a_round(groups: Sequence[Group], steps: int) -> int:

@@ -11,8 +11,8 @@ from fpe_core.device import choose_device, choose_dtype_name, device_name
 from fpe_core.speed import SPEEDS, Speed
 from pipeline.cluster.actor_kinds import Node
 from pipeline.cluster.pool import Pool, size_pool, this_machine
-from pipeline.cost.estimate import Estimate, Knob, Workload, estimate, knobs
-from pipeline.cost.measure import PROBE_S, probe_key, take_probe
+from pipeline.cost.estimate import Estimate, KeyEffect, PlannedWork, estimate, key_effects
+from pipeline.cost.measure import PROBE_S, measure_device, probe_key
 from pipeline.cost.probe import Probe, ProbeStore
 from pipeline.errors import ProbeError
 from pipeline.job.job import Job
@@ -31,7 +31,7 @@ class Price:
     `is_measured_now`: the probe was taken for this plan; else it was stored.
     """
 
-    work: Workload
+    work: PlannedWork
     probe: Probe
     is_measured_now: bool
 
@@ -43,8 +43,8 @@ class Price:
         return estimate(replace(self.work, actors=actors), self.probe)
 
     @property
-    def knobs(self) -> list[Knob]:
-        return knobs(self.work, self.probe)
+    def key_effects(self) -> list[KeyEffect]:
+        return key_effects(self.work, self.probe)
 
 
 def price(
@@ -80,7 +80,7 @@ def price(
     key = probe_key(resolved, choose_dtype_name(dtype, here.type), shape)
     threads = pool.threads_per_actor if here.type == "cpu" else None
     found_here = None if measure else store.find(device_name(here), key, dtype, threads)
-    probe = found_here or take_probe(
+    probe = found_here or measure_device(
         resolved, _left_out(plan, ledger), shape, pool, seconds=seconds
     )
     if found_here is None:
@@ -141,9 +141,9 @@ def _sized(job: Job, plan: Plan, node: Node, device: str) -> Pool:
     )
 
 
-def _workload(resolved: ResolvedJob, plan: Plan, pool: Pool) -> Workload:
+def _workload(resolved: ResolvedJob, plan: Plan, pool: Pool) -> PlannedWork:
     job = resolved.job
-    return Workload(
+    return PlannedWork(
         shapes=plan.shapes,
         groups_per_block=pool.groups_per_block,
         actors=pool.actors,

@@ -1,4 +1,4 @@
-"""What a device takes for a checkpoint's work: `take_probe` measures, `estimate` multiplies.
+"""What a device takes for a checkpoint's work: `measure_device` measures, `estimate` multiplies.
 
 Probes in one JSON file, so that a job can be priced for a device that is not here.
 
@@ -75,7 +75,7 @@ class CallTimes:
 
 
 @dataclass(frozen=True)
-class PictureCost:
+class ImageFileCost:
     """What a picture in some format takes: seconds of one core, and bytes."""
 
     seconds: float
@@ -108,7 +108,7 @@ class Probe:
     judge_s: float
     fetch_s: float
     load_s: float
-    formats: Mapping[str, PictureCost]
+    formats: Mapping[str, ImageFileCost]
     unet_rows: int
     date: str
 
@@ -136,7 +136,7 @@ class Probe:
         return cls(
             key=ProbeKey(**known.pop("key")),
             calls=tuple(CallTimes(**call) for call in known.pop("calls")),
-            formats={name: PictureCost(**cost) for name, cost in known.pop("formats").items()},
+            formats={name: ImageFileCost(**cost) for name, cost in known.pop("formats").items()},
             **known,
         )
 

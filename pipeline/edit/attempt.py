@@ -22,17 +22,17 @@ from pipeline.read.group import Group, PlannedEdit
 
 
 @dataclass(frozen=True)
-class Cost:
+class ModelCost:
     """What the model spent: UNet rows, and seconds of its time."""
 
     unet_rows: float = 0.0
     seconds: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.unet_rows + other.unet_rows, self.seconds + other.seconds)
+    def __add__(self, other: ModelCost) -> ModelCost:
+        return ModelCost(self.unet_rows + other.unet_rows, self.seconds + other.seconds)
 
-    def __truediv__(self, shares: int) -> Cost:
-        return Cost(self.unet_rows / shares, self.seconds / shares)
+    def __truediv__(self, shares: int) -> ModelCost:
+        return ModelCost(self.unet_rows / shares, self.seconds / shares)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PreparedSources:
 
     groups: tuple[Group, ...]
     start: Inversion | SyntheticSources
-    cost_each: Cost
+    cost_each: ModelCost
     autoencoder_psnr_db: tuple[float | None, ...]
 
     def select(self, indices: Sequence[int]) -> PreparedSources:
@@ -83,7 +83,7 @@ class Attempt:
     made: Edit
     source: Image.Image
     notes: str
-    cost: Cost
+    cost: ModelCost
     judged: Judged | Exception | None = None
     trouble: str = ""
 
@@ -159,9 +159,9 @@ class MadeEdit:
         return judged
 
     @property
-    def cost(self) -> Cost:
+    def cost(self) -> ModelCost:
         """Of all attempts together."""
-        return sum((attempt.cost for attempt in self.tried.attempts), Cost())
+        return sum((attempt.cost for attempt in self.tried.attempts), ModelCost())
 
     @property
     def parameters(self) -> EditParameters:
@@ -225,7 +225,7 @@ class UnmadeEdit:
     edit: PlannedEdit
     reason: RejectReason | FailureCode
     message: str
-    cost: Cost = Cost()
+    cost: ModelCost = ModelCost()
     autoencoder_psnr_db: float | None = None
     source_file: Future[str] | None = None
 
@@ -236,10 +236,10 @@ class UnmadeEdit:
 
     @classmethod
     def failed(
-        cls, group: Group, edit: PlannedEdit, code: str, message: str, cost: Cost | None = None
+        cls, group: Group, edit: PlannedEdit, code: str, message: str, cost: ModelCost | None = None
     ) -> Self:
         """Raises ValueError for a code outside FailureCode. `cost` None: it cost nothing."""
-        return cls(group, edit, FailureCode(code), message, cost or Cost())
+        return cls(group, edit, FailureCode(code), message, cost or ModelCost())
 
     @property
     def is_rejected(self) -> bool:

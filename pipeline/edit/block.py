@@ -23,7 +23,7 @@ from fpe_core.device import DEVICE_FAILED
 from pipeline.edit.attempt import (
     Attempt,
     AttemptedEdit,
-    Cost,
+    ModelCost,
     PreparedSources,
     Result,
     UnmadeEdit,
@@ -46,7 +46,7 @@ _NO_ROWS_FAULT: tuple[type[Exception], ...] = (*DEVICE_FAILED, ParameterError)
 """The device is gone for good, or what the job asks for does not fit the model."""
 
 _Asked = tuple[int, PlannedEdit]  # an edit, and the place of its source in the call
-_Verdict = Judged | Exception | None
+_Judgement = Judged | Exception | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Call:
 
     sources: PreparedSources
     tried: tuple[AttemptedEdit, ...]
-    verdicts: Future[list[_Verdict]] | None
+    verdicts: Future[list[_Judgement]] | None
 
 
 class BlockEditor:
@@ -166,7 +166,7 @@ class BlockEditor:
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
-            return PreparedSources(tuple(groups), start, Cost(), tuple(measured))
+            return PreparedSources(tuple(groups), start, ModelCost(), tuple(measured))
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
         seconds = time.monotonic() - began
@@ -174,7 +174,7 @@ class BlockEditor:
         return PreparedSources(
             tuple(groups),
             inversion,
-            cost_each=Cost(inversion.unet_rows, seconds) / len(groups),
+            cost_each=ModelCost(inversion.unet_rows, seconds) / len(groups),
             autoencoder_psnr_db=tuple(measured),
         )
 
@@ -232,13 +232,13 @@ class BlockEditor:
                 notes=truncation_notes(chosen.start, place, made)
                 if self._makes_edits
                 else NOT_EDITED,
-                cost=Cost(result.unet_rows, seconds) / len(asked),
+                cost=ModelCost(result.unet_rows, seconds) / len(asked),
             )
             for place, of_source in enumerate(result.edits)
             for made in of_source
         ]
 
-    def _judge_later(self, tried: Sequence[AttemptedEdit]) -> Future[list[_Verdict]] | None:
+    def _judge_later(self, tried: Sequence[AttemptedEdit]) -> Future[list[_Judgement]] | None:
         """Verdicts on the latest attempts, None for what is not finite; None without a judge."""
         judge = self._judge
         if judge is None or self._judging is None:
@@ -250,7 +250,7 @@ class BlockEditor:
         ]
         is_finite = [each.attempts[-1].made.is_finite for each in tried]
 
-        def verdicts() -> list[_Verdict]:
+        def verdicts() -> list[_Judgement]:
             answers = iter(judge.judge(candidates) if candidates else ())
             return [next(answers) if finite else None for finite in is_finite]
 
@@ -307,7 +307,7 @@ class BlockEditor:
 
 
 def _with_verdicts(
-    tried: Sequence[AttemptedEdit], verdicts: Sequence[_Verdict]
+    tried: Sequence[AttemptedEdit], verdicts: Sequence[_Judgement]
 ) -> list[AttemptedEdit]:
     """The edits with their latest attempts judged.
 

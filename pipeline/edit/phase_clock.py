@@ -28,7 +28,7 @@ from pipeline.edit.model_sharing import ModelThread, ThisThread
 from pipeline.edit.no_editor import NoEditor
 from pipeline.supervision.supervisor import Oversight
 
-PHASES = ("encode", "invert", "sample", "decode")
+MODEL_PHASES = ("encode", "invert", "sample", "decode")
 
 
 class ClockedEditor:
@@ -61,7 +61,7 @@ class ClockedEditor:
         """Seconds by phase since this was last asked."""
         with self._adding:
             taken, self._seconds = self._seconds, {}
-        return {phase: taken.get(phase, 0.0) for phase in PHASES}
+        return {phase: taken.get(phase, 0.0) for phase in MODEL_PHASES}
 
     def invert(
         self,
@@ -160,7 +160,7 @@ class _NetworkClock:
     def take(self) -> dict[str, float]:
         """Seconds by phase since this was last asked."""
         spans, self._spans = self._spans, []
-        taken = dict.fromkeys(PHASES, 0.0)
+        taken = dict.fromkeys(MODEL_PHASES, 0.0)
         for phase, start, end in spans:
             if isinstance(start, float):
                 taken[phase] += end - start

@@ -89,7 +89,7 @@ class LabelCounts:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """What all attempts of a run folder cost.
 
     `model_seconds` are those of inverting and editing, of all workers together.
@@ -163,7 +163,7 @@ class RunFacts:
     types_left_out: int
     labels: tuple[LabelCounts, ...]
     tiles: tuple[Tile, ...]
-    cost: Cost
+    cost: RunCost
     quotas: tuple[Mapping[str, Any], ...]
     quotas_left_out: int
     retries: Mapping[str, Retries]
@@ -356,11 +356,11 @@ def _histograms(rows: pa.Table, types: Sequence[str], rules: Rules) -> list[Hist
     return [each for each in found if each is not None]
 
 
-def _cost(edits: EditTable, stats: Mapping[str, Any]) -> Cost:
+def _cost(edits: EditTable, stats: Mapping[str, Any]) -> RunCost:
     last, pool = _mapping(stats.get("last_run")), _mapping(stats.get("resources"))
     rejected = edits.rows.filter(pc.equal(edits.rows["outcome"], Outcome.REJECTED.value))
     made = sum(int(last.get(name) or 0) for name in ("accepted", "rejected", "failed"))
-    return Cost(
+    return RunCost(
         unet_rows=edits.unet_rows,
         unet_rows_rejected=float(np.nansum(rejected["unet_rows"].to_numpy())),
         model_seconds=edits.seconds,

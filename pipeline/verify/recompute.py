@@ -60,7 +60,7 @@ _NOT_THE_MODELS = frozenset(
 _FORMATS: tuple[Literal["png", "jpeg", "webp"], ...] = ("png", "jpeg", "webp")
 
 
-class Verdict(StrEnum):
+class ComparisonVerdict(StrEnum):
     """What became of an edit of the sample."""
 
     EQUAL = "equal"
@@ -70,16 +70,18 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EditComparison:
     """One edit of the sample; `file` is relative to the run folder, `detail` is for people."""
 
     edit_id: bytes
     file: str
-    verdict: Verdict
+    verdict: ComparisonVerdict
     detail: str = ""
 
     def __str__(self) -> str:
-        what = "could not be made again" if self.verdict == Verdict.NOT_MADE else "differs"
+        what = (
+            "could not be made again" if self.verdict == ComparisonVerdict.NOT_MADE else "differs"
+        )
         return f"edit {self.edit_id.hex()} ({self.file}) {what}: {self.detail}"
 
 
@@ -87,21 +89,21 @@ class Comparison:
 class Recomputation:
     """What was found, in the order of the sample. `device` and `dtype`: what it was made with."""
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[EditComparison, ...]
     device: str
     dtype: str
 
-    def of(self, verdict: Verdict) -> tuple[Comparison, ...]:
+    def of(self, verdict: ComparisonVerdict) -> tuple[EditComparison, ...]:
         return tuple(item for item in self.comparisons if item.verdict == verdict)
 
     @property
     def compared(self) -> int:
-        return len(self.comparisons) - len(self.of(Verdict.NOT_MADE))
+        return len(self.comparisons) - len(self.of(ComparisonVerdict.NOT_MADE))
 
     @property
     def ok(self) -> bool:
         """Whether nothing differs; an edit that cannot be made again is no difference."""
-        return not self.of(Verdict.DIFFERENT)
+        return not self.of(ComparisonVerdict.DIFFERENT)
 
 
 def recompute_sample(
@@ -125,12 +127,12 @@ def recompute_sample(
     dtype = choose_dtype(job.model.dtype, torch_device)
     by_part = _accepted_by_part(folder, resolved)
     sample = choose_sample(by_part, count)
-    comparisons: list[Comparison] = []
+    comparisons: list[EditComparison] = []
     if sample:
         rows = _stored_rows(folder, by_part, sample)
         work = _work_of_each(resolved, rows)
         with TemporaryDirectory(prefix="fpe-recompute-") as scratch:
-            bench = _Bench(folder, resolved, Folder.open(scratch), str(torch_device), dtype)
+            bench = _Recomputer(folder, resolved, Folder.open(scratch), str(torch_device), dtype)
             for edit_id in sample:
                 comparisons.append(bench.compare(rows[edit_id], work[edit_id]))
                 if progress is not None:
@@ -233,7 +235,7 @@ def _as_made(source: SourceRow, stored: MetadataRow) -> SourceRow:
     return replace(source, parameters=parameters_of_columns(stored.columns, source.parameters))
 
 
-class _Bench:
+class _Recomputer:
     """The stages of a run, set up for one edit at a time."""
 
     def __init__(
@@ -266,18 +268,20 @@ class _Bench:
             )
         )
 
-    def compare(self, stored: MetadataRow, work: pa.Table) -> Comparison:
+    def compare(self, stored: MetadataRow, work: pa.Table) -> EditComparison:
         """Makes the one edit of a work list again and holds it against what is stored."""
 
-        def result(verdict: Verdict, detail: str = "") -> Comparison:
-            return Comparison(stored.edit_id, stored.edited_file, verdict, detail)
+        def result(verdict: ComparisonVerdict, detail: str = "") -> EditComparison:
+            return EditComparison(stored.edit_id, stored.edited_file, verdict, detail)
 
         if not stored.edited_file:
-            return result(Verdict.DIFFERENT, "the metadata of its part does not name its image")
+            return result(
+                ComparisonVerdict.DIFFERENT, "the metadata of its part does not name its image"
+            )
         (outcome,) = self._actor(decode(work, self._decoding)).to_pylist()
         if outcome["outcome"] != Outcome.ACCEPTED:
             excused = outcome["reason"] in _NOT_THE_MODELS
-            verdict = Verdict.NOT_MADE if excused else Verdict.DIFFERENT
+            verdict = ComparisonVerdict.NOT_MADE if excused else ComparisonVerdict.DIFFERENT
             return result(verdict, f"{outcome['reason']}: {outcome['message']}")
         (again,) = read_metadata(self._scratch, outcome["part"])
         verdict, detail = self._judge(stored.edited_file, again.edited_file, self._dtype)
@@ -287,29 +291,37 @@ class _Bench:
         # A real source never went through the model, so what that rounds is no excuse for it.
         source_dtype = self._dtype if is_synthetic else torch.float32
         source, source_detail = self._judge(stored.source_file, again.source_file, source_dtype)
-        if source == Verdict.DIFFERENT:
-            if verdict != Verdict.DIFFERENT:
+        if source == ComparisonVerdict.DIFFERENT:
+            if verdict != ComparisonVerdict.DIFFERENT:
                 return result(source, f"its source, {stored.source_file}: {source_detail}")
             if not is_synthetic:
-                return result(Verdict.NOT_MADE, f"its source is another one now: {source_detail}")
+                return result(
+                    ComparisonVerdict.NOT_MADE, f"its source is another one now: {source_detail}"
+                )
         return result(verdict, detail)
 
-    def _judge(self, stored_file: str, made_file: str, dtype: torch.dtype) -> tuple[Verdict, str]:
+    def _judge(
+        self, stored_file: str, made_file: str, dtype: torch.dtype
+    ) -> tuple[ComparisonVerdict, str]:
         """A stored image against the one made again, and where they differ, by how much."""
         try:
             stored = read_image(self._folder, stored_file)
         except (StorageError, FPEError) as error:
-            return Verdict.DIFFERENT, f"cannot be read: {error}"
+            return ComparisonVerdict.DIFFERENT, f"cannot be read: {error}"
         made = read_image(self._scratch, made_file)
         if stored.size != made.size:
             sizes = (f"{image.width} x {image.height} px" for image in (stored, made))
-            return Verdict.DIFFERENT, " instead of ".join(sizes)
+            return ComparisonVerdict.DIFFERENT, " instead of ".join(sizes)
         encoded = _as_stored(made, _format_of(stored_file, self._quality))
         difference, loss = image_difference(stored, encoded), image_difference(made, encoded)
         if not difference.largest_levels:
-            return Verdict.EQUAL, ""
+            return ComparisonVerdict.EQUAL, ""
         tolerance = image_tolerance(dtype, loss if loss.largest_levels else None)
-        verdict = Verdict.WITHIN_TOLERANCE if tolerance.admits(difference) else Verdict.DIFFERENT
+        verdict = (
+            ComparisonVerdict.WITHIN_TOLERANCE
+            if tolerance.admits(difference)
+            else ComparisonVerdict.DIFFERENT
+        )
         return verdict, str(difference)
 
 

@@ -156,7 +156,7 @@ def test_another_speed_costs_what_a_job_with_it_is_planned_with(
     make_job: MakeJob, store: ProbeStore
 ) -> None:
     def rows_by_speed(**edit: Any) -> dict[str, float]:
-        found = priced(make_job(edit=edit), store).knobs
+        found = priced(make_job(edit=edit), store).key_effects
         return {k.then: k.estimate.unet_rows for k in found if k.key == "edit.speed"}
 
     rows = {s: planned(make_job(edit={"speed": s}))[0].unet_rows for s in SPEEDS}
