@@ -22,7 +22,7 @@ def cost_table(price: Price, price_per_hour: float | None) -> Table:
         "UNet": duration_text(expected.unet_s),
         "encoders and decoder": duration_text(expected.pictures_s),
         "judge": duration_text(expected.judge_s) if work.is_judged else "",
-        "CPU time of reading and writing": duration_text(expected.beside_s),
+        "CPU time of reading and writing": duration_text(expected.cpu_io_s),
         "device-hours": f"{expected.device_hours:.3g}",
         "cost": "" if price_per_hour is None else _money(expected, price_per_hour),
         f"time with {workers}": duration_text(expected.wall_s),
@@ -43,9 +43,9 @@ def knobs_table(price: Price, price_per_hour: float | None) -> Table:
     table = titled_table("What each key would change", headings)
     now = price.estimate
     _add(table, "as in the job", now, now, price_per_hour)
-    for knob in price.knobs:
-        name = f"{knob.key} {knob.now} → {knob.then}"
-        _add(table, name, knob.estimate, now, price_per_hour)
+    for effect in price.key_effects:
+        name = f"{effect.key} {effect.now} → {effect.then}"
+        _add(table, name, effect.estimate, now, price_per_hour)
     return table
 
 

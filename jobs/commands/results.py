@@ -111,7 +111,7 @@ def report(
 def _recompute(job: Job, count: int, device: str | None) -> bool:
     """Makes a sample again and prints what differs. Returns whether nothing does."""
     from jobs.terminal.tables import recomputation_table
-    from pipeline.verify.recompute import Verdict, recompute_sample
+    from pipeline.verify.recompute import ComparisonVerdict, recompute_sample
 
     with console.err().status("Loading the model") as status:
         found = recompute_sample(
@@ -121,7 +121,10 @@ def _recompute(job: Job, count: int, device: str | None) -> bool:
             progress=lambda done, total: status.update(f"Made {done} of {total} edits again"),
         )
     console.out().print(recomputation_table(found))
-    for comparison in (*found.of(Verdict.DIFFERENT), *found.of(Verdict.NOT_MADE)):
+    for comparison in (
+        *found.of(ComparisonVerdict.DIFFERENT),
+        *found.of(ComparisonVerdict.NOT_MADE),
+    ):
         console.out().print(str(comparison), markup=False)
     if not found.compared:
         console.out().print("Nothing could be compared.")

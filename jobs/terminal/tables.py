@@ -171,13 +171,15 @@ def verification_table(verification: Verification, output: str) -> Table:
 
 def recomputation_table(found: Recomputation) -> Table:
     """What `verify --recompute` compared; the edits that differ are printed below."""
-    from pipeline.verify.recompute import Verdict  # loads torch
+    from pipeline.verify.recompute import ComparisonVerdict  # loads torch
 
     table = figures_table(f"Recomputed on {found.device} in {found.dtype}")
-    different, not_made = (len(found.of(v)) for v in (Verdict.DIFFERENT, Verdict.NOT_MADE))
+    different, not_made = (
+        len(found.of(v)) for v in (ComparisonVerdict.DIFFERENT, ComparisonVerdict.NOT_MADE)
+    )
     _row(table, "edits compared", _count(found.compared))
-    _row(table, "equal bit for bit", _count(len(found.of(Verdict.EQUAL))))
-    _row(table, "equal within tolerance", _count(len(found.of(Verdict.WITHIN_TOLERANCE))))
+    _row(table, "equal bit for bit", _count(len(found.of(ComparisonVerdict.EQUAL))))
+    _row(table, "equal within tolerance", _count(len(found.of(ComparisonVerdict.WITHIN_TOLERANCE))))
     _row(table, "different", _count(different), "red" if different else "")
     _row(table, "could not be recomputed", _count(not_made), "yellow" if not_made else "")
     return table

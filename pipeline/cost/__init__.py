@@ -1,1 +1,1 @@
-"""What a job will cost, before it runs: a probe of the device, multiplied by the plan."""
+"""Estimates the cost of a job before it runs, from a plan and times measured on a device."""

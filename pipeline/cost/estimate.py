@@ -1,8 +1,9 @@
-"""What a plan costs on a device that was probed, and what each knob of the job would change.
+"""Estimates what a plan costs on a measured device, and what each key of the job changes.
 
-Rows are counted, by the formula in `group_shape`; seconds are rows, sources and edits times what
-the probe measured in calls as large as the run's. First attempts only: nobody knows beforehand how
-many edits a judge rejects, so what a retry adds is among the knobs.
+UNet rows are counted by the formula in `group_shape`. Seconds are rows, sources and edits times the
+seconds that the probe measured, in calls as large as those of the run. Only first attempts are
+counted, because nobody can know how many edits a judge will reject; the cost of a retry is shown as
+the effect of the key `judge.retries`.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ from pipeline.edit.block import EDITS_PER_CALL
 from pipeline.plan.group_shape import GroupShape
 
 _NO_CORE_LEFT = 1.2
-"""How much longer loops of several threads take where they have all of a machine's cores: the
-others of a run need them now and then, and a loop waits for its slowest thread. 1.14 to 1.29 was
-seen on two cores (docs/plan.md); with one thread, or a core to spare, it was 1."""
+"""How much longer loops of several threads take if they use all cores of a machine: other processes
+of the run need a core now and then, and a loop waits for its slowest thread. 1.14 to 1.29 was
+measured on two cores (docs/plan.md); with one thread, or with a free core, it was 1."""
 _GUIDED_SHARE = 0.8
-"""Of the steps, in the knob that guides fewer of them."""
+"""The share of guided steps for which the effect of `edit.guidance_interval` is shown."""
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What is left to do and how it is shared out.
+class PlannedWork:
+    """The edits that are left to make, and how they are divided among workers.
 
     Attributes:
-        shapes: groups by what they cost.
-        gpus_per_actor: of each worker; several may share one, 0 is none.
-        leaves_no_core: whether the workers' threads have all cores of this machine, and each
-            worker several.
-        retries: of every edit.
+        shapes: number of groups by shape, which determines their cost.
+        gpus_per_actor: GPUs of each worker: below 1 several workers share one, 0 is a CPU.
+        leaves_no_core: whether the workers' threads use all cores of this machine, and each
+            worker has several threads.
+        retries: assumed for every edit.
         speed: `edit.speed`.
-        other_speeds: steps at each other speed, as a share of the steps now; none where the job
-            says itself how many there are.
+        other_speeds: number of steps at each other speed, relative to the present number; none if
+            the job itself sets the number of steps.
     """
 
     shapes: Mapping[GroupShape, int]
@@ -69,8 +70,8 @@ class Workload:
             for shape, count in self.shapes.items()
         )
 
-    def with_shapes(self, change: Callable[[GroupShape], GroupShape]) -> Workload:
-        """The same groups, each of another shape."""
+    def with_shapes(self, change: Callable[[GroupShape], GroupShape]) -> PlannedWork:
+        """The same groups, with each shape replaced by `change(shape)`."""
         shapes: Counter[GroupShape] = Counter()
         for shape, count in self.shapes.items():
             shapes[change(shape)] += count
@@ -79,15 +80,17 @@ class Workload:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A workload in numbers; seconds of all devices together, but for `wall_s`.
+    """The cost of planned work. Seconds are summed over all devices, except `wall_s`.
 
     Attributes:
-        unet_s, pictures_s, judge_s: rows; encoding, decoding and texts; scoring.
-        beside_s: sources fetched and fitted, pictures written as files: seconds of one core. On a
-            CPU they take their share of the device.
-        device_s: all that a device is busy with.
+        unet_s: evaluating UNet rows.
+        pictures_s: encoding prompts and images, and decoding images.
+        judge_s: scoring.
+        cpu_io_s: CPU time of downloading, resizing and encoding images, on one core. If the model
+            runs on a CPU, it is part of `device_s`.
+        device_s: all the time in which a device is busy.
         wall_s: from the first block to the last, without starting Ray and loading models.
-        device_hours: what is paid for.
+        device_hours: hours for which devices are reserved, which is what is paid for.
     """
 
     edits: int
@@ -95,7 +98,7 @@ class Estimate:
     unet_s: float
     pictures_s: float
     judge_s: float
-    beside_s: float
+    cpu_io_s: float
     device_s: float
     wall_s: float
     device_hours: float
@@ -103,7 +106,7 @@ class Estimate:
 
     @property
     def row_s(self) -> float:
-        """Of a UNet row, all kinds together."""
+        """Mean seconds of a UNet row, over all kinds of rows."""
         return self.unet_s / self.unet_rows if self.unet_rows else 0.0
 
     def money(self, price_per_hour: float) -> float:
@@ -114,8 +117,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Knob:
-    """A key of the job file, what it is now, another value, and what the job would cost then."""
+class KeyEffect:
+    """The effect of changing one key of the job file from `now` to `then`: the estimate with it."""
 
     key: str
     now: str
@@ -123,8 +126,8 @@ class Knob:
     estimate: Estimate
 
 
-def estimate(work: Workload, probe: Probe) -> Estimate:
-    """What the workload costs on the probed device."""
+def estimate(work: PlannedWork, probe: Probe) -> Estimate:
+    """The cost of planned work on the device of the probe."""
     unet_s = pictures_s = judge_s = 0.0
     tries = 1 + work.retries
     for shape, count in work.shapes.items():
@@ -139,10 +142,10 @@ def estimate(work: Workload, probe: Probe) -> Estimate:
         judge_s += count * tries * shape.edits * probe.judge_s if work.is_judged else 0.0
     picture = probe.formats[work.image_format]
     sources = work.sources if work.keep_source else 0
-    beside_s = work.sources * probe.fetch_s + (work.edits + sources) * picture.seconds
+    cpu_io_s = work.sources * probe.fetch_s + (work.edits + sources) * picture.seconds
     device_s = unet_s + pictures_s + judge_s
     if probe.device_type == "cpu":
-        device_s += beside_s / probe.threads
+        device_s += cpu_io_s / probe.threads
         device_s *= _NO_CORE_LEFT if work.leaves_no_core else 1.0
     share = min(1.0, work.gpus_per_actor) if work.gpus_per_actor else 1.0
     reserved = max(1.0, work.gpus_per_actor)
@@ -154,7 +157,7 @@ def estimate(work: Workload, probe: Probe) -> Estimate:
         unet_s=unet_s,
         pictures_s=pictures_s,
         judge_s=judge_s,
-        beside_s=beside_s,
+        cpu_io_s=cpu_io_s,
         device_s=device_s,
         wall_s=device_s / share * in_turn / blocks,
         device_hours=device_s * reserved / 3600,
@@ -162,19 +165,21 @@ def estimate(work: Workload, probe: Probe) -> Estimate:
     )
 
 
-def knobs(work: Workload, probe: Probe) -> list[Knob]:
-    """What the job would cost with one key changed, everything else as it is.
+def key_effects(work: PlannedWork, probe: Probe) -> list[KeyEffect]:
+    """What the job would cost with one key changed and all others unchanged.
 
-    Where rows of the manifest set a key themselves, theirs change too.
+    For rows of the manifest that set the key themselves, their value is changed too.
     """
     changes = [*_of_edits(work), *_of_the_rest(work, probe)]
-    return [Knob(key, now, then, estimate(changed, probe)) for key, now, then, changed in changes]
+    return [
+        KeyEffect(key, now, then, estimate(changed, probe)) for key, now, then, changed in changes
+    ]
 
 
-_Change = tuple[str, str, str, Workload]
+_Change = tuple[str, str, str, PlannedWork]
 
 
-def _of_edits(work: Workload) -> Iterator[_Change]:
+def _of_edits(work: PlannedWork) -> Iterator[_Change]:
     """Keys that change how many UNet rows a group takes."""
     most = max(work.shapes, key=lambda shape: shape.unet_rows * work.shapes[shape])
     for speed, share in work.other_speeds.items():
@@ -209,8 +214,8 @@ def _half_the_replacement(shape: GroupShape) -> GroupShape:
     return shape.with_replacement(shape.steps, shape.replaced_fraction / 2)
 
 
-def _of_the_rest(work: Workload, probe: Probe) -> Iterator[_Change]:
-    """Keys that change what is done beside the UNet, or by how many."""
+def _of_the_rest(work: PlannedWork, probe: Probe) -> Iterator[_Change]:
+    """Keys that change the work outside the UNet, or the number of attempts."""
     if work.is_judged:
         yield "judge", "on", "null", replace(work, is_judged=False)
         again = replace(work, retries=work.retries + 1)

@@ -1,12 +1,11 @@
-"""Measures what this device takes for a job: real calls of the editor on the job's own sources.
+"""Measures the times that a job takes on this device, with some of the job's own sources and edits.
 
-Calls of one step and of a few: time that grows with the steps is the UNet's, by kind of row
-(`group_shape`); what is left belongs to the sources (fit, encode) and the edits (texts, decode).
-Once with the edits of one source and once with those of a call that a run makes. Then the judge on
-these edits, and pictures in every format. Times are means and no medians: a run takes the sum of
-all its calls, the slow ones too.
-
-Some of a job's own sources and edits, read as a run would read them, for a probe.
+The sources are read as a run reads them. The editor is called with one step and with several: the
+time that grows with the steps is that of UNet rows, by kind of row (`group_shape`); the rest
+belongs to the sources (fit, encode) and the edits (texts, decode). There are calls with the edits
+of one source, and calls as large as those of a run. Then the judge scores these edits, and they are
+encoded in every format. Times are means, not medians, because a run takes the sum of all its calls,
+including the slow ones.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from fpe_core import (
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.device import device_name, usable_cores
 from pipeline.cluster.pool import Pool
-from pipeline.cost.probe import CallTimes, PictureCost, Probe, ProbeKey
+from pipeline.cost.probe import CallTimes, ImageFileCost, Probe, ProbeKey
 from pipeline.edit.block import EDITS_PER_CALL
 from pipeline.errors import ProbeError
 from pipeline.job.job import Job
@@ -51,18 +50,18 @@ from pipeline.write.image_format import ImageFormat
 from pipeline.write.provenance import edit_packet, synthetic_source_packet
 
 PROBE_S = 30.0
-"""What the timed calls may take, about; one of each is made at least."""
+"""About how many seconds the timed calls may take; each is made at least once."""
 _MOST_ROUNDS = 5
-_PICTURES = 24
-"""Sources that are read. The first of them are edited, and the sizes of all say what edits of the
-others are likely to have."""
+_IMAGES = 24
+"""How many sources are read. The first are edited. The file sizes of all of them are used to
+predict the sizes of other edits."""
 _STEPS = (10, 5, 3, 2)
-"""Steps of the longer calls where the time does not allow as many as the job's."""
+"""Numbers of steps to try for the longer calls, if there is no time for as many as the job has."""
 _FORMATS: tuple[Literal["png", "jpeg", "webp"], ...] = ("png", "jpeg", "webp")
 _T = TypeVar("_T")
 
 
-def take_probe(
+def measure_device(
     resolved: ResolvedJob,
     done: Container[bytes],
     shape: GroupShape,
@@ -72,12 +71,12 @@ def take_probe(
 ) -> Probe:
     """Loads the model and measures groups of `shape` whose edits are not in `done`.
 
-    `pool`: the sizes that the run would have. Raises CheckpointError where the model cannot be
-    loaded on the job's device, ProbeError where no source can be read.
+    `pool`: the sizes that the run would have. Raises CheckpointError if the model cannot be loaded
+    on the job's device, ProbeError if no source can be read.
     """
     job = resolved.job
     per_call = min(pool.groups_per_block, -(-EDITS_PER_CALL // shape.edits))
-    sample = sample_groups(resolved, done, shape, max(per_call, _PICTURES))
+    sample = sample_groups(resolved, done, shape, max(per_call, _IMAGES))
     with _threads(pool.threads_per_actor):
         began = time.perf_counter()
         checkpoint = _load(job)
@@ -86,9 +85,9 @@ def take_probe(
             judge = Judge(judge_settings(job.judge), checkpoint.device, pool.memory_share)
         load_s = time.perf_counter() - began
         editor = Editor(checkpoint, max_rows=job.resources.max_rows, memory_share=pool.memory_share)
-        bench = _Bench(editor, judge, sample.groups[:per_call])
+        bench = _TimedModel(editor, judge, sample.groups[:per_call])
         calls = bench.time_calls(seconds)
-        formats: dict[str, PictureCost] = {
+        formats: dict[str, ImageFileCost] = {
             name: bench.encode(ImageFormat(name, job.images.quality), sample.groups[per_call:])
             for name in _FORMATS
         }
@@ -108,7 +107,7 @@ def take_probe(
 
 
 def probe_key(resolved: ResolvedJob, dtype: str, shape: GroupShape) -> ProbeKey:
-    """What the job's times hold for; `dtype` as torch writes it."""
+    """The key under which the job's times are stored; `dtype` as torch writes it."""
     return ProbeKey(
         fingerprint=resolved.context.fingerprint,
         width_px=shape.width_px,
@@ -148,7 +147,7 @@ def _load(job: Job) -> Checkpoint:
 
 @dataclass
 class _Times:
-    """Seconds of the calls of one size, round by round, and the rows of each."""
+    """Seconds of calls with the same groups, by name and round, and the UNet rows of each call."""
 
     groups: Sequence[Group]
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -158,12 +157,12 @@ class _Times:
         return fmean(self.seconds[call])
 
     def per_row(self, more: str, fewer: str) -> float:
-        """Seconds of a row that one call has and the other has not."""
+        """Seconds of each row by which the longer call exceeds the shorter one."""
         rows = self.rows[more] - self.rows[fewer]
         seconds = self.mean_s(more) - self.mean_s(fewer)
         if rows > 0 and seconds > 0:
             return seconds / rows
-        # All noise, or no rows: every row of the call alike.
+        # Only noise, or no more rows: then all rows of the call take the same.
         return self.mean_s(more) / self.rows[more] if self.rows[more] else 0.0
 
     def beside_rows(self, call: str, row_s: float) -> float:
@@ -185,23 +184,23 @@ class _Times:
         )
 
     def _kinds(self, row_s: float) -> tuple[float, float]:
-        """What rows of the sources and of the edits take, where all together take `row_s`.
+        """Seconds of a row of a source and of a row of an edit, if the mean of all is `row_s`.
 
-        A call in which nothing is replaced, and no source has a row, tells them apart. Rows of
-        synthetic sources are like those of their edits.
+        They are separated with a call that replaces no maps, so that it has no rows of sources.
+        Rows of synthetic sources take as long as those of their edits.
         """
         all_rows, edit_rows = self.rows["edit"], self.rows["edit, none replaced"]
         source_rows = all_rows - edit_rows
         if source_rows <= 0:
             return row_s, row_s
         more_s = self.mean_s("edit") - self.mean_s("edit, none replaced")
-        # It stops at the last replaced layer, and saves its edits two projections in each.
+        # A source row stops at the last replaced layer; in each it saves its edits two projections.
         source_row_s = min(max(0.0, more_s / source_rows), row_s)
         return source_row_s, (row_s * all_rows - source_row_s * source_rows) / edit_rows
 
 
-class _Bench:
-    """A model and a judge on some groups, and what they took."""
+class _TimedModel:
+    """Calls a model and a judge on some groups, and measures their times."""
 
     def __init__(self, editor: Editor, judge: Judge | None, groups: Sequence[Group]) -> None:
         self._editor = editor
@@ -210,18 +209,18 @@ class _Bench:
         self._judged: list[float] = []
         self._latest: EditResult | None = None
         self.unet_rows = 0
-        """Evaluated so far."""
+        """UNet rows evaluated so far."""
         self.warm_up_s = 0.0
 
     @property
     def judge_s(self) -> float:
-        """Per edit."""
+        """Mean seconds of the judge per edit."""
         return fmean(self._judged) if self._judged else 0.0
 
     def time_calls(self, seconds: float) -> tuple[CallTimes, ...]:
-        """Of one group, and of all of them where there are more and the time allows it."""
+        """Times calls with one group, and with all groups if there are more and time allows it."""
         first_s, second_s = self._one_step_s(), self._one_step_s()
-        # The first calls pay for what torch puts off till then: every worker does, once.
+        # The first calls include one-time work of torch, which every worker does once.
         self.warm_up_s = max(0.0, first_s - second_s)
         row_s = second_s / (self.unet_rows / 2)
         sizes, steps = self._within(seconds, row_s)
@@ -241,7 +240,7 @@ class _Bench:
         return time.perf_counter() - began
 
     def _within(self, seconds: float, row_s: float) -> tuple[list[Sequence[Group]], int]:
-        """The sizes of calls and the steps of which a round can be made in that time."""
+        """The call sizes and the number of steps with which one round fits into that time."""
         one, groups = self._groups[:1], self._groups
         both = [one] if len(groups) == 1 else [one, groups]
         for steps in sorted({groups[0].parameters.steps, *_STEPS}, reverse=True):
@@ -252,7 +251,7 @@ class _Bench:
         return [one], _STEPS[-1]
 
     def _round(self, into: _Times, steps: int) -> None:
-        """Every call once."""
+        """Makes every call once."""
         longer = replace(into.groups[0].parameters, steps=steps)
         shorter = replace(longer, steps=1)
         first = self._start(into, "invert, one step", shorter)
@@ -299,10 +298,10 @@ class _Bench:
         self.unet_rows += into.rows[name]
         return made
 
-    def encode(self, image_format: ImageFormat, others: Sequence[Group]) -> PictureCost:
-        """The latest call's pictures as a run would write them: of few steps, if time allowed no
-        more, but as rough as others. Sources of `others` are encoded too: the edits of a job are
-        taken to be larger than these by as many bytes as its sources are."""
+    def encode(self, image_format: ImageFormat, others: Sequence[Group]) -> ImageFileCost:
+        """Encodes the images of the latest call as a run would. They may have fewer steps than the
+        job's, but have as much detail. The sources of `others` are encoded too: the job's edits are
+        assumed to be larger than these edits by as many bytes as its sources are larger."""
         assert self._latest is not None
         fingerprint = self._editor.checkpoint.fingerprint
         edited, sources = [], []
@@ -320,11 +319,12 @@ class _Bench:
         more = [len(image_format.encode(each.image)) for each in others if each.image is not None]
         source_bytes = fmean([*sources, *more])
         larger = source_bytes - fmean(sources)
-        return PictureCost(each_s, max(fmean(edited) + larger, min(edited)), source_bytes)
+        return ImageFileCost(each_s, max(fmean(edited) + larger, min(edited)), source_bytes)
 
 
 def _rows_of_a_round(groups: Sequence[Group], steps: int) -> int:
-    """About: both inversions, the edits with one step and twice with all of them, guided."""
+    """About how many UNet rows a round has: both inversions, the edits with one step, and twice the
+    edits with all steps, guided."""
     edits = sum(len(group.edits) for group in groups)
     return (1 + 2 * steps) * (len(groups) + 2 * edits)
 
@@ -339,7 +339,7 @@ def _candidates(groups: Sequence[Group], made: EditResult) -> list[Candidate]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """torch with as many threads as a worker of the run has."""
+    """Lets torch use as many threads as a worker of the run has."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(count, usable_cores()))
     try:
@@ -353,7 +353,7 @@ _MOST_UNREADABLE = 64
 
 @dataclass(frozen=True)
 class Sample:
-    """Decoded groups of one shape with equal parameters; `fetch_s`: what each took."""
+    """Decoded groups of one shape with equal parameters. `fetch_s`: mean seconds to read one."""
 
     groups: tuple[Group, ...]
     fetch_s: float
@@ -362,10 +362,10 @@ class Sample:
 def sample_groups(
     resolved: ResolvedJob, done: Container[bytes], shape: GroupShape, count: int
 ) -> Sample:
-    """The first `count` groups of a shape that can be read, without what is `done`; fewer where
-    there are no more.
+    """The first `count` groups of a shape that can be read, without edits in `done`; fewer if there
+    are not as many.
 
-    Raises ProbeError where none can be read.
+    Raises ProbeError if none can be read.
     """
     settings = decode_settings(resolved.job)
     found: list[Group] = []

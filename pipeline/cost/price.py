@@ -1,4 +1,4 @@
-"""Which probe a plan is priced by, and the work that it prices."""
+"""Prices a plan: chooses a stored probe or measures one, and derives the planned work."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fpe_core.device import choose_device, choose_dtype_name, device_name
 from fpe_core.speed import SPEEDS, Speed
 from pipeline.cluster.actor_kinds import Node
 from pipeline.cluster.pool import Pool, size_pool, this_machine
-from pipeline.cost.estimate import Estimate, Knob, Workload, estimate, knobs
-from pipeline.cost.measure import PROBE_S, probe_key, take_probe
+from pipeline.cost.estimate import Estimate, KeyEffect, PlannedWork, estimate, key_effects
+from pipeline.cost.measure import PROBE_S, measure_device, probe_key
 from pipeline.cost.probe import Probe, ProbeStore
 from pipeline.errors import ProbeError
 from pipeline.job.job import Job
@@ -26,12 +26,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Price:
-    """A plan's work, the probe it is priced by, and what comes of it.
+    """A plan's work, the probe with which it is priced, and the estimates that follow.
 
-    `is_measured_now`: the probe was taken for this plan; else it was stored.
+    `is_measured_now`: True if the probe was measured for this plan, False if it was stored.
     """
 
-    work: Workload
+    work: PlannedWork
     probe: Probe
     is_measured_now: bool
 
@@ -43,8 +43,8 @@ class Price:
         return estimate(replace(self.work, actors=actors), self.probe)
 
     @property
-    def knobs(self) -> list[Knob]:
-        return knobs(self.work, self.probe)
+    def key_effects(self) -> list[KeyEffect]:
+        return key_effects(self.work, self.probe)
 
 
 def price(
@@ -60,13 +60,15 @@ def price(
     """Prices a plan with pending edits.
 
     Args:
-        device: the name of one that has a stored probe; None: this one, by its stored probe, and
-            where there is none by one that is taken now, and stored.
-        measure: take one in any case; `seconds`: what its calls may take, about.
+        device: the name of a device with a stored probe; None: this device. If this device has no
+            stored probe, it is measured now, and the probe is stored.
+        measure: measure this device even if it has a stored probe.
+        seconds: about how many seconds the measuring calls may take.
 
     Raises:
-        ProbeError: there is no such probe; the file of probes is damaged; no source can be read.
-        CheckpointError: the model cannot be loaded here. ResourceError: this machine is too small.
+        ProbeError: there is no such probe, the file of probes is damaged, or no source can be read.
+        CheckpointError: the model cannot be loaded here.
+        ResourceError: this machine is too small.
     """
     resolved, shape = resolve_job(job), typical_shape(plan)
     dtype = job.model.dtype
@@ -80,7 +82,7 @@ def price(
     key = probe_key(resolved, choose_dtype_name(dtype, here.type), shape)
     threads = pool.threads_per_actor if here.type == "cpu" else None
     found_here = None if measure else store.find(device_name(here), key, dtype, threads)
-    probe = found_here or take_probe(
+    probe = found_here or measure_device(
         resolved, _left_out(plan, ledger), shape, pool, seconds=seconds
     )
     if found_here is None:
@@ -92,13 +94,13 @@ def price(
 
 
 def leaves_no_core(pool: Pool, node: Node) -> bool:
-    """Whether workers of several threads each have all cores of a machine."""
+    """Whether the workers' threads use all cores of a machine, and each worker has several."""
     threads = pool.threads_per_actor
     return threads > 1 and pool.actors * threads >= node.cpus
 
 
 def _keep(store: ProbeStore, probe: Probe) -> None:
-    """What was measured is good for this plan, whether it can be kept or not."""
+    """Stores a probe. If that fails, only warns: the probe can still be used for this plan."""
     try:
         store.add(probe)
     except ProbeError as error:
@@ -106,7 +108,7 @@ def _keep(store: ProbeStore, probe: Probe) -> None:
 
 
 def typical_shape(plan: Plan) -> GroupShape:
-    """That of the groups which together take the most UNet rows."""
+    """The shape of the groups that together take the most UNet rows."""
     return max(plan.shapes, key=lambda shape: shape.unet_rows * plan.shapes[shape])
 
 
@@ -119,8 +121,8 @@ def _pool_here(job: Job, plan: Plan) -> Pool:
 
 
 def _pool_elsewhere(job: Job, plan: Plan, device_type: str) -> Pool:
-    """On a cluster that nobody has asked: the actors that the job may have at most, or one; all of
-    the kind that was probed."""
+    """The pool on a cluster that cannot be inspected from here: as many actors as the job allows,
+    or one, all with the device type of the probe."""
     wishes, has_gpu = job.resources, device_type != "cpu"
     actors = sum(each.max_actors or each.actors or 1 for each in wishes.pools or (wishes,))
     wishes = wishes.model_copy(update={"pools": None, "actors": actors, "max_actors": None})
@@ -141,9 +143,9 @@ def _sized(job: Job, plan: Plan, node: Node, device: str) -> Pool:
     )
 
 
-def _workload(resolved: ResolvedJob, plan: Plan, pool: Pool) -> Workload:
+def _workload(resolved: ResolvedJob, plan: Plan, pool: Pool) -> PlannedWork:
     job = resolved.job
-    return Workload(
+    return PlannedWork(
         shapes=plan.shapes,
         groups_per_block=pool.groups_per_block,
         actors=pool.actors,
@@ -157,7 +159,8 @@ def _workload(resolved: ResolvedJob, plan: Plan, pool: Pool) -> Workload:
 
 
 def _other_speeds(resolved: ResolvedJob) -> dict[Speed, float]:
-    """Steps at each other speed, as a share of the job's own; none where those are the same."""
+    """The number of steps at each other speed, relative to the job's; without speeds for which it
+    is the same."""
     edit, now = resolved.job.edit, resolved.parameters.steps
     steps = {
         speed: edit.model_copy(update={"speed": speed}).resolve(resolved.recommended).steps

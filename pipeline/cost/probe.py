@@ -1,12 +1,12 @@
-"""What a device takes for a checkpoint's work: `take_probe` measures, `estimate` multiplies.
+"""A probe: the times that a device takes for the work with a checkpoint. `measure` makes it, and
+`estimate` multiplies it.
 
-Probes in one JSON file, so that a job can be priced for a device that is not here.
+Probes are stored in one JSON file, so that a job can be priced for a device of another machine:
 
     ~/.cache/fpe/probes.json    ($XDG_CACHE_HOME/fpe/probes.json), or the file that --probes names
 
-A newer probe of a device takes the place of the older one with the same key. The file can be
-carried to another machine as it is.
-
+A newer probe of a device replaces the older one with the same key. The file can be copied to
+another machine.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipeline.errors import ProbeError
 
 @dataclass(frozen=True)
 class ProbeKey:
-    """What the times of a probe hold for, beside the device.
+    """The conditions under which the times of a probe are valid, in addition to the device.
 
     Attributes:
         fingerprint: of the checkpoint.
         dtype: of the networks, as torch writes it without "torch.".
-        layers: those whose maps are replaced, as text.
+        layers: the layers whose attention maps are replaced, as text.
         judge: the models and scores of the judge, "" without one.
     """
 
@@ -57,12 +57,12 @@ class ProbeKey:
 
 @dataclass(frozen=True)
 class CallTimes:
-    """Seconds in calls of the editor with so many sources and edits, per row and per picture.
+    """Mean times in calls of the editor with this number of sources and edits.
 
     Attributes:
         inversion_row_s, source_row_s, edit_row_s: per UNet row, by kind (see `group_shape`).
-        source_s: per source beside its rows: fitted, encoded.
-        edit_s: per edit beside its rows: texts, decoded.
+        source_s: per source, in addition to its rows: fitting and encoding.
+        edit_s: per edit, in addition to its rows: encoding the texts, and decoding.
     """
 
     sources: int
@@ -75,8 +75,8 @@ class CallTimes:
 
 
 @dataclass(frozen=True)
-class PictureCost:
-    """What a picture in some format takes: seconds of one core, and bytes."""
+class ImageFileCost:
+    """The cost of writing an image in some format: seconds of one core, and bytes."""
 
     seconds: float
     edited_bytes: float
@@ -85,19 +85,20 @@ class PictureCost:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a device takes.
+    """The times that were measured on a device.
 
     Attributes:
-        device: its name, as its maker writes it; device_type as torch does (cpu, cuda, mps).
-        threads: of torch, which is what counts on a CPU.
-        calls: by size, the smallest first.
+        device: the maker's name of the device.
+        device_type: as torch names it (cpu, cuda, mps).
+        threads: torch's number of threads; it matters on a CPU only.
+        calls: times by call size, the smallest first.
         judge_s: per edit; 0 without a judge.
-        fetch_s: per source, from its place to pixels of the model's size, on a CPU.
-        load_s: the checkpoint, and the judge's models, and what their first calls take longer;
-            once per worker.
-        formats: by name, at the quality of the job that was probed.
-        unet_rows: that were evaluated to measure.
-        date: when, UTC.
+        fetch_s: per source, for downloading, decoding and fitting it on a CPU.
+        load_s: per worker, for loading the checkpoint and the judge's models, and for the extra
+            time of their first calls.
+        formats: cost of an image file by format, at the quality of the job that was measured.
+        unet_rows: number of UNet rows that were evaluated to measure.
+        date: of the measurement, in UTC.
     """
 
     key: ProbeKey
@@ -108,13 +109,14 @@ class Probe:
     judge_s: float
     fetch_s: float
     load_s: float
-    formats: Mapping[str, PictureCost]
+    formats: Mapping[str, ImageFileCost]
     unet_rows: int
     date: str
 
     def times_of(self, edits: float) -> CallTimes:
-        """Of a call with so many edits. Between two sizes what a call costs whatever is in it is
-        shared out to its edits; beyond them they stand."""
+        """The times in a call with this number of edits. Between two measured sizes they are
+        interpolated, with the fixed cost of a call divided among its edits. Outside, those of the
+        nearest size are returned."""
         low, high = self.calls[0], self.calls[-1]
         if edits <= low.edits or low.edits == high.edits:
             return low
@@ -126,23 +128,24 @@ class Probe:
         return CallTimes(**between | {"sources": high.sources, "edits": round(edits)})
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it back."""
+        """As values for JSON; `from_dict` reads them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Probe:
-        """Raises TypeError, KeyError or AttributeError for what `to_dict` did not write."""
+        """The reverse of `to_dict`. Raises TypeError, KeyError or AttributeError for other
+        values."""
         known = dict(values)
         return cls(
             key=ProbeKey(**known.pop("key")),
             calls=tuple(CallTimes(**call) for call in known.pop("calls")),
-            formats={name: PictureCost(**cost) for name, cost in known.pop("formats").items()},
+            formats={name: ImageFileCost(**cost) for name, cost in known.pop("formats").items()},
             **known,
         )
 
 
 def default_file() -> Path:
-    """Where probes are kept unless somebody says otherwise (XDG Base Directory Specification)."""
+    """The default file of probes (XDG Base Directory Specification)."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
     return base / "fpe" / "probes.json"
@@ -150,7 +153,7 @@ def default_file() -> Path:
 
 @dataclass(frozen=True)
 class ProbeStore:
-    """The probes of a file; a file that is not there holds none."""
+    """The probes in a file. A file that does not exist has none."""
 
     file: Path
 
@@ -163,12 +166,12 @@ class ProbeStore:
             return ()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProbeError(
-                f"{self.file} is no file of probes ({type(error).__name__}: {error}); name another "
-                "with --probes, or delete it"
+                f"{self.file} is not a file of probes ({type(error).__name__}: {error}); name "
+                "another with --probes, or delete it"
             ) from error
 
     def add(self, probe: Probe) -> None:
-        """Raises ProbeError where the file cannot be written."""
+        """Adds a probe to the file. Raises ProbeError if the file cannot be written."""
         others = [p for p in self.probes() if _identity(p) != _identity(probe)]
         values = {"probes": [each.to_dict() for each in (*others, probe)]}
         try:
@@ -177,15 +180,17 @@ class ProbeStore:
             beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             beside.replace(self.file)
         except OSError as error:
-            raise ProbeError(f"{self.file}: the probe cannot be kept: {error.strerror}") from error
+            raise ProbeError(
+                f"{self.file}: the probe cannot be stored: {error.strerror}"
+            ) from error
 
     def find(
         self, device: str, wanted: ProbeKey, dtype: str, threads: int | None = None
     ) -> Probe | None:
-        """The newest probe of a device for such a job.
+        """The newest probe of a device for a job with this key; None if there is none.
 
-        `dtype` is the job's `model.dtype` and stands instead of the one in `wanted`: auto depends
-        on the device. `threads`: those of a worker, None: any.
+        `dtype` is the job's `model.dtype`, and replaces the one in `wanted`, because auto depends
+        on the device. `threads`: number of threads of a worker; None: any.
         """
         fits = [
             probe
@@ -197,7 +202,7 @@ class ProbeStore:
         return fits[-1] if fits else None
 
     def of_device(self, device: str, wanted: ProbeKey, dtype: str) -> Probe:
-        """As `find`. Raises ProbeError, with what there is, where there is none."""
+        """As `find`. Raises ProbeError, with a list of the stored probes, if there is none."""
         found = self.find(device, wanted, dtype)
         if found is not None:
             return found

@@ -1,9 +1,9 @@
-"""Editing blocks: one model per actor. Inverts a source once, edits it with all its prompts, has
-the edits judged, writes.
+"""The editing worker. It loads one model and edits block after block: each source is inverted once
+and edited with all its prompts; the edits are judged and written.
 
-`EditActor` is a plain class, so it runs as well without Ray. It takes one block of decoded work
-rows and returns its outcomes: groups with equal parameters go through the model together
-(`block_editor`), their images and at last the part's metadata to the storage.
+`EditActor` is a plain class, so it runs without Ray as well. It takes one block of decoded work
+rows and returns its outcomes. Groups with equal parameters go through the model together
+(`block`). Their images are written to the storage, and then the part's metadata.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ class Block:
 
 @dataclass(frozen=True)
 class EditedBlock:
-    """OUTCOME_SCHEMA and the worker, one row per edit, and what they cost."""
+    """The result of editing one block.
+
+    Attributes:
+        outcomes: OUTCOME_SCHEMA and WORKER_FIELD, one row per edit.
+        figures: counts and seconds by stage.
+    """
 
     outcomes: pa.Table
     figures: StageFigures
@@ -64,13 +69,15 @@ class EditedBlock:
 class EditActor:
     """Loads the checkpoint once and edits block after block.
 
-    One thread at a time may have the model (`turns`); what comes before and after it, several.
+    Only one thread at a time may use the model (`ModelLock`); `prepare`, and what follows the
+    model's work, may run on several threads.
     """
 
     def __init__(self, settings: EditSettings, thread: ModelThread | None = None) -> None:
-        """`thread`: for the models; None for a program that calls this from one thread only.
+        """`thread`: where the models run; None if this actor is only called from one thread.
 
-        Raises CheckpointError and StorageError: without these nothing can be done.
+        Raises CheckpointError if the checkpoint cannot be loaded, StorageError if the run folder
+        cannot be opened.
         """
         self._settings = settings
         self._folder = Folder.open(settings.output, settings.storage_options)
@@ -79,7 +86,7 @@ class EditActor:
         limits = ReconstructionLimits() if settings.judge is None else settings.judge.reconstruction
         self._gate = ReconstructionGate(self._editor, limits)
         self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
-        self._judging = self._thread_of_judge()
+        self._judging = self._judge_executor()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
 
     def _load(self) -> tuple[ClockedEditor | NoEditor, Judge | None]:
@@ -93,8 +100,9 @@ class EditActor:
             return editor, None
         return editor, Judge(settings.judge, editor.device, settings.memory_share)
 
-    def _thread_of_judge(self) -> Executor:
-        """One of its own; but on a CPU no second one that has a team (`model_thread`)."""
+    def _judge_executor(self) -> Executor:
+        """A thread for the judge. On a CPU it is the model's own thread, because two threads with
+        an OpenMP team each slow each other down (`model_sharing`)."""
         editor, judge = self._editor, self._judge
         if self._settings.threads != 1 and judge is not None and isinstance(editor, ClockedEditor):
             devices = editor.device, judge.models.device
@@ -103,11 +111,11 @@ class EditActor:
         return ThreadPoolExecutor(1, thread_name_prefix="judge")
 
     def __call__(self, table: pa.Table, oversight: Oversight | None = None) -> pa.Table:
-        """The outcomes of decoded work rows, see `edit`."""
+        """Edits decoded work rows and returns their outcomes, see `edit`."""
         return self.edit(self.prepare(table), oversight or Unwatched()).outcomes
 
     def prepare(self, table: pa.Table) -> Block:
-        """What can be done before the model is free: decoded work rows as groups with pictures."""
+        """Turns decoded work rows into groups with images. Does not need the model."""
         carried = carried_columns(table)
         rows = table.drop_columns(["carried"] if carried is not None else []).to_pylist()
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
@@ -123,11 +131,14 @@ class EditActor:
         oversight: Oversight,
         done_with_model: Callable[[], None] = lambda: None,
     ) -> EditedBlock:
-        """The outcomes of a block and the worker, and what they cost.
+        """Edits a block and returns its outcomes and figures.
 
-        What is returned as accepted is on the storage and in the part's metadata. In a run that is
-        being stopped nothing is made and nothing returned. `done_with_model` is called, from then
-        on another thread may call this; not for a block that is made with care.
+        Every edit that is returned as accepted is on the storage and in the part's metadata. If the
+        run is being stopped, nothing is edited and no outcome is returned.
+
+        `done_with_model` is called once the model is no longer needed, so that another thread may
+        edit the next block. It may be called more than once. It is not called for a block whose
+        groups are edited one by one (`orders.is_careful`).
         """
         edited = EditedBlock(outcomes_table([]), {})
         if block.edit_ids and not oversight.orders.is_stopping:
@@ -198,7 +209,7 @@ class EditActor:
         carried: pa.Table | None,
         oversight: Oversight,
     ) -> pa.Table:
-        """Waits for the images, writes the part's metadata, returns the outcomes."""
+        """Waits for the images, writes the part's metadata and returns the outcomes."""
         rows = MetadataRows(self._settings)
         outcomes: list[EditOutcome] = []
         for made in results:
@@ -221,7 +232,7 @@ class EditActor:
             accepted, rejected = (rows.table(carried, is_rejected=which) for which in (False, True))
             table = writer.finish(accepted, table, rejected)
         except LeaseError:
-            raise  # no row is to blame, and nothing of ours may be written here any more
+            raise  # no row caused it, and this run must not write to the folder any more
         except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
             unwritten = {made.edit.key.edit_id: made for made in results}
             return outcomes_table(
@@ -244,8 +255,8 @@ def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> Cl
     if checkpoint.fingerprint != settings.checkpoint_fingerprint:
         raise CheckpointError(
             f"{settings.checkpoint} is another checkpoint here ({checkpoint.fingerprint}) than "
-            f"where the job was planned ({settings.checkpoint_fingerprint}); give all machines "
-            "the same files, or name a revision"
+            f"on the machine that planned the job ({settings.checkpoint_fingerprint}); give all "
+            "machines the same files, or name a revision"
         )
     editor = Editor(
         checkpoint,
@@ -261,7 +272,7 @@ def _results(
     oversight: Oversight,
     done_with_model: Callable[[], None],
 ) -> list[Result]:
-    """Of every edit, in no order; files may still be on their way."""
+    """The results of all edits, in no particular order; their files may still be being written."""
     orders = oversight.orders
     groups = [_unless_quarantined(group, orders) for group in groups]
     results: list[Result] = []
@@ -276,14 +287,14 @@ def _results(
         is_last = bucket is buckets[-1] and not orders.is_careful
         with oversight.focus([group.group_id for group in bucket]):
             made = list(editor.edit(bucket, *([done_with_model] if is_last else [])))
-            if orders.is_careful:  # then whatever a group causes is to happen in its focus
+            if orders.is_careful:  # so that a crash while writing is blamed on this group
                 wait(_files_of(made))
         results.extend(made)
     return results
 
 
 def _unless_quarantined(group: Group, orders: Orders) -> Group:
-    """A group that killed its workers fails like one whose image cannot be read."""
+    """Marks a quarantined group as failed: it crashed its workers, so it is not edited again."""
     if group.failure or group.group_id not in orders.quarantined:
         return group
     reason = orders.quarantined[group.group_id]
@@ -291,7 +302,8 @@ def _unless_quarantined(group: Group, orders: Orders) -> Group:
 
 
 def _buckets(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that may go through the model together: equal parameters, all real or synthetic."""
+    """Groups that may go through the model together: those with equal parameters, and either all
+    with real sources or all with synthetic ones."""
     buckets: dict[tuple[str, bool], list[Group]] = {}
     for group in groups:
         key = (json.dumps(group.parameters.to_dict(), sort_keys=True), group.image is None)
@@ -300,7 +312,7 @@ def _buckets(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def _files_of(results: Sequence[Result]) -> Iterator[Future[str]]:
-    """The writes that are on their way."""
+    """The pending writes of these results."""
     for made in results:
         if made.edited_file is not None:
             yield made.edited_file

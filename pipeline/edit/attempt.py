@@ -1,4 +1,4 @@
-"""What the model made of an edit, attempt by attempt, and the outcome that follows from it."""
+"""The attempts at an edit, what each cost, and the outcome that follows from them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pipeline.read.group import Group, PlannedEdit
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What the model spent: UNet rows, and seconds of its time."""
+class ModelCost:
+    """What an attempt or an edit cost: UNet rows, and seconds of the model's time."""
 
     unet_rows: float = 0.0
     seconds: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.unet_rows + other.unet_rows, self.seconds + other.seconds)
+    def __add__(self, other: ModelCost) -> ModelCost:
+        return ModelCost(self.unet_rows + other.unet_rows, self.seconds + other.seconds)
 
-    def __truediv__(self, shares: int) -> Cost:
-        return Cost(self.unet_rows / shares, self.seconds / shares)
+    def __truediv__(self, shares: int) -> ModelCost:
+        return ModelCost(self.unet_rows / shares, self.seconds / shares)
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,19 @@ class PreparedSources:
     """Groups ready to be edited.
 
     Attributes:
-        cost_each: what each has cost so far.
-        autoencoder_psnr_db: of each, as the gate measured it; None where no gate asks.
+        start: the inversions or the sampled noise, one per group.
+        cost_each: what each group has cost so far.
+        autoencoder_psnr_db: PSNR in dB of each source, as the gate measured it; None if it was not
+            measured.
     """
 
     groups: tuple[Group, ...]
     start: Inversion | SyntheticSources
-    cost_each: Cost
+    cost_each: ModelCost
     autoencoder_psnr_db: tuple[float | None, ...]
 
     def select(self, indices: Sequence[int]) -> PreparedSources:
-        """Some of them, in the given order."""
+        """The groups at these indices, in the given order."""
         start = self.start
         return replace(
             self,
@@ -72,10 +74,11 @@ class Attempt:
     """One attempt at an edit.
 
     Attributes:
-        source: the picture it was made from, as the model saw it.
-        notes: what the text encoder did not see, "" if it saw everything.
-        cost: its own share; that of attempt 1 includes a share of the source's.
-        judged: what the judge says, or why it cannot; None where it was not asked.
+        source: the image it was made from, as the model saw it.
+        notes: the parts of the prompts that were too long for the text encoder, "" if none were.
+        cost: its share of the call; that of attempt 1 includes a share of the source's inversion.
+        judged: the judge's scores and verdict, or the error that it raised; None if the attempt
+            was not judged.
         trouble: why a retry does not count: it is not finite, or could not be judged.
     """
 
@@ -83,22 +86,22 @@ class Attempt:
     made: Edit
     source: Image.Image
     notes: str
-    cost: Cost
+    cost: ModelCost
     judged: Judged | Exception | None = None
     trouble: str = ""
 
     @property
     def reason(self) -> RejectReason | None:
-        """Why it was rejected; None where it was not, or nobody could say."""
+        """Why it was rejected; None if it was accepted, or not judged."""
         return self.judged.verdict.reason if isinstance(self.judged, Judged) else None
 
     def to_record(self) -> AttemptRecord:
         judged = self.judged if isinstance(self.judged, Judged) else None
-        said = self.trouble if judged is None else judged.verdict.message
+        reported = self.trouble if judged is None else judged.verdict.message
         return AttemptRecord(
             parameters=json.dumps(self.parameters.to_dict(), sort_keys=True),
             reason=AttemptRecord.FAILED if judged is None else judged.verdict.reason or "",
-            message="; ".join(note for note in (said, self.notes) if note),
+            message="; ".join(note for note in (reported, self.notes) if note),
             unet_rows=self.cost.unet_rows,
             seconds=self.cost.seconds,
             scores=EditScores() if judged is None else judged.scores,
@@ -110,8 +113,8 @@ class AttemptedEdit:
     """An edit and its attempts so far.
 
     Attributes:
-        source: the place of its group among the sources of the call.
-        trouble: why the latest retry does not count.
+        source: index of its group among the sources of the call.
+        trouble: why the latest retry does not count; "" if it does.
     """
 
     group: Group
@@ -123,7 +126,7 @@ class AttemptedEdit:
 
     @property
     def kept(self) -> Attempt:
-        """The accepted attempt; without one attempt 1, which is what was asked for."""
+        """The accepted attempt. If none was accepted, attempt 1: it has the job's parameters."""
         latest = self.attempts[-1]
         return self.attempts[0] if latest.reason or latest.trouble else latest
 
@@ -136,7 +139,7 @@ class AttemptedEdit:
 
 @dataclass(frozen=True)
 class MadeEdit:
-    """An edit on its way to the storage; a rejected one may have no file."""
+    """An edit whose files are being written; a rejected one may have no files."""
 
     tried: AttemptedEdit
     edited_file: Future[str] | None
@@ -155,13 +158,13 @@ class MadeEdit:
     @property
     def judged(self) -> Judged | None:
         judged = self.tried.kept.judged
-        assert not isinstance(judged, Exception)  # such an edit has failed
+        assert not isinstance(judged, Exception)  # then it would be an UnmadeEdit
         return judged
 
     @property
-    def cost(self) -> Cost:
-        """Of all attempts together."""
-        return sum((attempt.cost for attempt in self.tried.attempts), Cost())
+    def cost(self) -> ModelCost:
+        """The cost of all attempts together."""
+        return sum((attempt.cost for attempt in self.tried.attempts), ModelCost())
 
     @property
     def parameters(self) -> EditParameters:
@@ -177,9 +180,9 @@ class MadeEdit:
         return "; ".join(n for n in (tried.group.message, tried.kept.notes, tried.trouble) if n)
 
     def outcome(self, part: str, edited_name: str, source_name: str) -> EditOutcome:
-        """Accepted or rejected, as the judge says; accepted without one.
+        """Accepted or rejected, as the judge decided; accepted if the run has no judge.
 
-        `part` is the folder of its files, "" where it has none.
+        `part` is the folder of its files, "" if it has none.
         """
         judged, attempts, cost = self.judged, self.tried.attempts, self.cost
         scores = judged.scores if judged else None
@@ -213,19 +216,19 @@ class MadeEdit:
 
 @dataclass(frozen=True)
 class UnmadeEdit:
-    """An edit without a picture: its source was refused by the gate, or something failed.
+    """An edit without an image: the gate rejected its source, or something failed.
 
     Attributes:
-        reason: a RejectReason of a source that was refused, a FailureCode otherwise.
-        cost: what was spent on it all the same.
-        source_file: the refused source on its way to the storage.
+        reason: a RejectReason if the gate rejected the source, a FailureCode otherwise.
+        cost: what was spent on it before it failed.
+        source_file: the rejected source, being written; None if it is not written.
     """
 
     group: Group
     edit: PlannedEdit
     reason: RejectReason | FailureCode
     message: str
-    cost: Cost = Cost()
+    cost: ModelCost = ModelCost()
     autoencoder_psnr_db: float | None = None
     source_file: Future[str] | None = None
 
@@ -236,10 +239,13 @@ class UnmadeEdit:
 
     @classmethod
     def failed(
-        cls, group: Group, edit: PlannedEdit, code: str, message: str, cost: Cost | None = None
+        cls, group: Group, edit: PlannedEdit, code: str, message: str, cost: ModelCost | None = None
     ) -> Self:
-        """Raises ValueError for a code outside FailureCode. `cost` None: it cost nothing."""
-        return cls(group, edit, FailureCode(code), message, cost or Cost())
+        """An edit that failed. `cost` None: nothing was spent on it.
+
+        Raises ValueError if `code` is not a FailureCode.
+        """
+        return cls(group, edit, FailureCode(code), message, cost or ModelCost())
 
     @property
     def is_rejected(self) -> bool:
@@ -247,11 +253,11 @@ class UnmadeEdit:
 
     @property
     def parameters(self) -> EditParameters:
-        """What it would have been made with."""
+        """The parameters that it would have been made with."""
         return self.group.parameters
 
     def outcome(self, part: str, edited_name: str, source_name: str) -> EditOutcome:
-        """Rejected or failed. `part` is the folder of its files, "" where it has none."""
+        """Rejected or failed. `part` is the folder of its files, "" if it has none."""
         rows, seconds = self.cost.unet_rows, self.cost.seconds
         if isinstance(self.reason, FailureCode):
             return self.edit.key.failed(self.reason, self.message, unet_rows=rows, seconds=seconds)
@@ -278,19 +284,20 @@ def write_failed(made: Result, error: Exception) -> EditOutcome:
 
 
 def code_of(error: Exception, otherwise: FailureCode = FailureCode.WORKER_DIED) -> str:
-    """The failure code of an error; `otherwise` for one that has none."""
+    """The failure code of an error; `otherwise` if the error has none."""
     code = error.code if isinstance(error, FPEError | RowError) else ""
     return FailureCode.OUT_OF_MEMORY if is_out_of_memory(error) else code or otherwise
 
 
 def message_of(error: Exception, raised_by: str = "the model") -> str:
-    """The message of an error; if it is not one of ours, with its kind and what raised it."""
+    """The message of an error. For errors of other libraries it names their type and
+    `raised_by`."""
     is_ours = isinstance(error, FPEError | RowError) or is_out_of_memory(error)
     return str(error) if is_ours else f"{raised_by} raised {type(error).__name__}: {error}"
 
 
 def truncation_notes(start: Inversion | SyntheticSources, index: int, made: Edit) -> str:
-    """What the text encoder did not see, "" if it saw everything."""
+    """Which prompts were too long for the text encoder, and where they were cut; "" if none was."""
     source = start.truncated_prompts[index] if isinstance(start, Inversion) else ""
     pairs = (("target", made.truncated_prompt), ("source", source))
     return "; ".join(f"{which} prompt cut before: {cut}" for which, cut in pairs if cut)

@@ -1,11 +1,12 @@
 """The calls of the editor for one block: which edits go into each, and which are attempted again.
 
-The model's thread never waits for the judge of the call it has just made: a call is judged, on a
-thread of its own, while the next one is edited. Then its rejected edits are attempted again along
-the retry ladder, from the same inversions, and the results go to `ResultWriter`.
+The model's thread never waits for the judge of the call it has just made: each call is judged on
+another thread while the next call is edited. Then the rejected edits of the judged call are
+attempted again along the retry ladder, from the same inversions, and the results go to
+`ResultWriter`.
 
-If a call raises, it is halved until the edit that caused it stands alone, and that edit alone
-fails. What no row is to blame for (a device gone for good, parameters that do not fit the model) is
+If a call raises, it is halved until only the edit that caused the error is left, and only that edit
+fails. Errors that no row caused (a device that is lost, parameters that do not fit the model) are
 raised instead.
 """
 
@@ -23,7 +24,7 @@ from fpe_core.device import DEVICE_FAILED
 from pipeline.edit.attempt import (
     Attempt,
     AttemptedEdit,
-    Cost,
+    ModelCost,
     PreparedSources,
     Result,
     UnmadeEdit,
@@ -40,29 +41,30 @@ from pipeline.ledger.outcome import FailureCode
 from pipeline.read.group import Group, PlannedEdit
 
 _T = TypeVar("_T")
-EDITS_PER_CALL = 64  # with guidance 128 rows, as many as fpe_core puts through a UNet at once
+EDITS_PER_CALL = 64  # with guidance 128 rows, the most that fpe_core puts through a UNet at once
 
 _NO_ROWS_FAULT: tuple[type[Exception], ...] = (*DEVICE_FAILED, ParameterError)
-"""The device is gone for good, or what the job asks for does not fit the model."""
+"""The device is lost, or the job's parameters do not fit the model."""
 
-_Asked = tuple[int, PlannedEdit]  # an edit, and the place of its source in the call
-_Verdict = Judged | Exception | None
+_Asked = tuple[int, PlannedEdit]  # index of the source in the call, and one of its edits
+_Judgement = Judged | Exception | None
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of the editor; `verdicts` come, one for each of `tried`."""
+    """One call of the editor. `verdicts` will hold one answer for each of `tried`; None: no
+    judge."""
 
     sources: PreparedSources
     tried: tuple[AttemptedEdit, ...]
-    verdicts: Future[list[_Verdict]] | None
+    verdicts: Future[list[_Judgement]] | None
 
 
 class BlockEditor:
     """Chooses the calls of the editor for one block. Used by one thread.
 
-    What goes into a call, what is tried again after a call raised, and which attempt follows a
-    rejection is decided here; what becomes of the results, by `ResultWriter`.
+    It decides what goes into a call, what is tried again after a call raised, and which attempt
+    follows a rejection. `ResultWriter` decides what is written.
     """
 
     def __init__(
@@ -77,7 +79,8 @@ class BlockEditor:
     ) -> None:
         """
         Args:
-            judging: has one thread, since models are not for two at a time; given with `judge`.
+            judging: an executor with one thread, because a model serves one thread at a time;
+                required if `judge` is given.
             makes_edits: False for a `NoEditor`.
         """
         self._editor = editor
@@ -88,14 +91,14 @@ class BlockEditor:
         self._judging = judging
         self._makes_edits = makes_edits
         self.model_seconds = 0.0
-        """What the editor took so far."""
+        """Seconds that the editor took so far."""
 
     def edit(
         self, groups: Sequence[Group], done_with_model: Callable[[], None] = lambda: None
     ) -> Iterator[Result]:
-        """All edits of groups with equal parameters.
+        """Makes all edits of groups with equal parameters and yields their results.
 
-        `done_with_model` is called when what remains is the judge's and the writer's work.
+        `done_with_model` is called when only judging and writing are left; it may be called twice.
         """
         waiting: _Call | None = None
         for call in self._calls(groups):
@@ -112,11 +115,12 @@ class BlockEditor:
         done_with_model()
 
     def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit]:
-        """Every group inverted and edited once; outcomes of what failed or is not to be made."""
+        """Inverts every group and makes its first attempts. Yields the calls, and an `UnmadeEdit`
+        for each edit that failed or whose source the gate rejected."""
         try:
             measured = self._measure(groups)
-            let_in = [i for i, each in enumerate(measured) if self._gate.verdict(each).is_accepted]
-            prepared = [(groups[i], measured[i]) for i in let_in]
+            passed = [i for i, each in enumerate(measured) if self._gate.verdict(each).is_accepted]
+            prepared = [(groups[i], measured[i]) for i in passed]
             sources = self._prepare(*zip(*prepared, strict=True)) if prepared else None
         except _NO_ROWS_FAULT:
             raise
@@ -129,7 +133,7 @@ class BlockEditor:
             for half in _halves(groups):
                 yield from self._calls(half)
             return
-        for index in sorted({*range(len(groups))} - {*let_in}):
+        for index in sorted({*range(len(groups))} - {*passed}):
             psnr_db = measured[index]
             yield from self._results.refuse(groups[index], self._gate.verdict(psnr_db), psnr_db)
         if sources is None:
@@ -160,13 +164,13 @@ class BlockEditor:
     def _prepare(
         self, groups: Sequence[Group], measured: Sequence[float | None]
     ) -> PreparedSources:
-        """Real sources are inverted, all together; synthetic ones cost nothing yet."""
+        """Inverts real sources, all in one call. Synthetic sources only get their noise here."""
         began, parameters = time.monotonic(), groups[0].parameters
         prompts = [group.source_prompt for group in groups]
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
-            return PreparedSources(tuple(groups), start, Cost(), tuple(measured))
+            return PreparedSources(tuple(groups), start, ModelCost(), tuple(measured))
         images = [group.image for group in groups if group.image is not None]
         inversion = self._editor.invert(images, prompts, parameters)
         seconds = time.monotonic() - began
@@ -174,7 +178,7 @@ class BlockEditor:
         return PreparedSources(
             tuple(groups),
             inversion,
-            cost_each=Cost(inversion.unet_rows, seconds) / len(groups),
+            cost_each=ModelCost(inversion.unet_rows, seconds) / len(groups),
             autoencoder_psnr_db=tuple(measured),
         )
 
@@ -201,7 +205,10 @@ class BlockEditor:
     def _attempts(
         self, sources: PreparedSources, asked: Sequence[_Asked], parameters: EditParameters
     ) -> list[Attempt | Exception]:
-        """One for each, in order, or what it raised. `asked` is in the order of the sources."""
+        """Makes each of `asked` with these parameters; returns an attempt or the error, in order.
+
+        `asked` is in the order of the sources.
+        """
         by_source: dict[int, list[PlannedEdit]] = defaultdict(list)
         for index, edit in asked:
             by_source[index].append(edit)
@@ -232,14 +239,17 @@ class BlockEditor:
                 notes=truncation_notes(chosen.start, place, made)
                 if self._makes_edits
                 else NOT_EDITED,
-                cost=Cost(result.unet_rows, seconds) / len(asked),
+                cost=ModelCost(result.unet_rows, seconds) / len(asked),
             )
             for place, of_source in enumerate(result.edits)
             for made in of_source
         ]
 
-    def _judge_later(self, tried: Sequence[AttemptedEdit]) -> Future[list[_Verdict]] | None:
-        """Verdicts on the latest attempts, None for what is not finite; None without a judge."""
+    def _judge_later(self, tried: Sequence[AttemptedEdit]) -> Future[list[_Judgement]] | None:
+        """Starts judging the latest attempts, and returns the future answers; None without a judge.
+
+        The answer for an attempt that is not finite is None.
+        """
         judge = self._judge
         if judge is None or self._judging is None:
             return None
@@ -250,14 +260,14 @@ class BlockEditor:
         ]
         is_finite = [each.attempts[-1].made.is_finite for each in tried]
 
-        def verdicts() -> list[_Verdict]:
+        def verdicts() -> list[_Judgement]:
             answers = iter(judge.judge(candidates) if candidates else ())
             return [next(answers) if finite else None for finite in is_finite]
 
         return self._judging.submit(verdicts)
 
     def _settle(self, call: _Call) -> Iterator[Result]:
-        """The results of a call, once it is judged and its rejected edits are attempted again."""
+        """Waits until a call is judged, retries its rejected edits, and yields the results."""
         tried = list(call.tried)
         if call.verdicts is not None:
             tried = _with_verdicts(tried, call.verdicts.result())
@@ -267,9 +277,9 @@ class BlockEditor:
     def _retry(
         self, sources: PreparedSources, tried: Sequence[AttemptedEdit]
     ) -> list[AttemptedEdit]:
-        """Rejected edits are attempted again along the ladder, until each is accepted or it ends.
+        """Attempts rejected edits again until each is accepted or the ladder ends.
 
-        Those with equal parameters go into one call.
+        Edits with equal parameters go into one call.
         """
         result = list(tried)
         while again := self._next_attempts(result):
@@ -290,7 +300,7 @@ class BlockEditor:
         return result
 
     def _next_attempts(self, tried: Sequence[AttemptedEdit]) -> dict[EditParameters, list[int]]:
-        """Which edits are attempted again, as places, by the parameters."""
+        """The indices of the edits that are attempted again, by the parameters of that attempt."""
         ladder = self._ladder
         chosen: dict[EditParameters, list[int]] = defaultdict(list)
         for place, each in enumerate(tried):
@@ -307,17 +317,17 @@ class BlockEditor:
 
 
 def _with_verdicts(
-    tried: Sequence[AttemptedEdit], verdicts: Sequence[_Verdict]
+    tried: Sequence[AttemptedEdit], verdicts: Sequence[_Judgement]
 ) -> list[AttemptedEdit]:
     """The edits with their latest attempts judged.
 
-    A retry that cannot be judged does not count, and no other follows it.
+    A retry that cannot be judged does not count, and no further retry follows it.
     """
     result = []
     for each, verdict in zip(tried, verdicts, strict=True):
         *before, latest = each.attempts
         if before and not latest.made.is_finite:
-            latest = replace(latest, trouble="latent or picture is not finite")
+            latest = replace(latest, trouble="latent or image is not finite")
         elif before and isinstance(verdict, Exception):
             latest = replace(latest, trouble=message_of(verdict, "the judge"))
         else:
@@ -328,9 +338,10 @@ def _with_verdicts(
 
 
 def call_by_call(edits: Sequence[int], indices: Sequence[int]) -> Iterator[list[int]]:
-    """Groups of one call of the editor, as indices, by the number of edits that each group has.
+    """Splits groups into calls of the editor: yields the indices of the groups of each call.
 
-    A call should fill the device, and its images should be on their way while the next computes.
+    `edits`: the number of edits of each group. A call should be large enough to fill the device,
+    and small enough that its images are written while the next call computes.
     """
     call: list[int] = []
     in_call = 0

@@ -1,4 +1,4 @@
-"""What a block needs of an editor, whether it computes or not."""
+"""The interface of an editor that edits a block: a real one, or the one of `editor: none`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fpe_core.inversion import Sources
 
 
 class ImageEditor(Protocol):
-    """These four methods, with the arguments, results and errors of `fpe_core.Editor`."""
+    """Four methods with the arguments, results and errors of `fpe_core.Editor`."""
 
     def invert(
         self,

@@ -1,4 +1,5 @@
-"""The metadata of a block: one row per edit with files, accepted and rejected ones apart."""
+"""The metadata of a block: one row per edit with files, in one table for accepted edits and one
+for rejected ones."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileNames:
-    """The files of an edit, as its metadata names them; "" and () for what it does not have."""
+    """The files of an edit, as its metadata names them; "" and () for files it does not have."""
 
     edited: str
     source: str
@@ -27,7 +28,7 @@ class FileNames:
 
     @classmethod
     def of(cls, made: MadeEdit | UnmadeEdit) -> Self:
-        """Waits for the files. Raises what writing one of them raised."""
+        """Waits until the files are written. Raises the error that writing one of them raised."""
         return cls(
             edited=made.edited_file.result() if made.edited_file else "",
             source=made.source_file.result() if made.source_file else "",
@@ -40,7 +41,7 @@ class FileNames:
 
 
 class MetadataRows:
-    """Collects the rows of a block."""
+    """Collects the metadata rows of a block."""
 
     def __init__(self, settings: EditSettings) -> None:
         self._settings = settings
@@ -85,7 +86,8 @@ class MetadataRows:
         }
 
     def _model_columns(self, made: MadeEdit | UnmadeEdit) -> dict[str, Any]:
-        """What it was made with; of a picture that nothing edited, that."""
+        """The parameters and checkpoint of an edit; with `editor: none`, a note that it is a
+        copy."""
         settings = self._settings
         if not settings.makes_edits:
             return {"editor": NOT_EDITED}

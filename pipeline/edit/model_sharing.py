@@ -1,15 +1,15 @@
 """How the blocks of one editing worker share its model: one thread computes, one block at a time.
 
-torch's loops on a CPU are OpenMP's, which keeps a team of threads for every thread that has begun
-one. Teams that together are larger than the machine no longer wait for work busily but fall asleep
-after every loop, and waking them takes longer than most loops do: with two teams on two cores a
-UNet was a sixth slower (docs/speed.md). So everything that computes with models, from loading them
-on, runs on one thread with one team (`ModelThread`), and other threads use one OpenMP thread.
+torch runs its loops on a CPU with OpenMP, which keeps a team of threads for every thread that ever
+ran such a loop. If the teams together have more threads than the machine has cores, their threads
+sleep after every loop instead of spinning, and waking them takes longer than most loops: with two
+teams on two cores a UNet was a sixth slower (docs/speed.md). So all work with models, loading them
+included, runs on one thread with one team (`ModelThread`), and other threads use one OpenMP thread.
 
-A block holds the `ModelLock` only until its edits are made. While its pictures are judged, encoded
+A block holds the `ModelLock` only until its edits are made. While its images are judged, encoded
 and written, the next block has the model, so the device does not wait. A block that is suspected of
-having crashed a worker (`supervisor`) holds the lock exclusively from beginning to end: whatever
-happens then was caused by it.
+having crashed a worker (`supervisor`) holds the lock exclusively from beginning to end, so another
+crash can only have been caused by it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class ModelThread(Executor):
-    """Calls of one thread, one after the other, in the order in which they are asked for."""
+    """An executor with one thread: calls run one after the other, in the order of submission."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -37,18 +37,18 @@ class ModelThread(Executor):
         return self._pool.submit(fn, *args, **kwargs)
 
     def run(self, call: Callable[[], _T]) -> _T:
-        """Its result, waited for; at once where this is the thread already."""
+        """Runs `call` on the thread and returns its result. May be called on that thread itself."""
         return call() if threading.get_ident() == self._me else self.submit(call).result()
 
 
 class ThisThread(Executor):
-    """Stands where a `ModelThread` does in a program that has no other thread with models."""
+    """Takes the place of a `ModelThread` in a program with one thread: runs calls right away."""
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         done: Future[_T] = Future()
         try:
             done.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+        except Exception as error:  # noqa: BLE001 - it is raised when the result is read
             done.set_exception(error)
         return done
 
@@ -60,12 +60,12 @@ def use_one_openmp_thread() -> None:
     """Limits OpenMP to one thread for code that runs on the calling thread."""
     import torch  # here, because the driver and the reading workers load this module too
 
-    torch.get_num_threads()  # torch's own number becomes a thread's when it is first asked
+    torch.get_num_threads()  # the first call on a thread sets torch's number, so it comes first
     threadpool_limits(limits=1, user_api="openmp")
 
 
 BLOCKS_AT_A_TIME = 2
-"""One has the model; the other is on its way to the storage, or ready and waiting."""
+"""One has the model; the other is being written, or is prepared and waits for the model."""
 
 
 class ModelHold:

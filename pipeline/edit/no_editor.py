@@ -1,8 +1,8 @@
-"""`editor: none`: the whole way of an edit but the model, for measuring the engine itself.
+"""`editor: none`: a job that makes no edits. All stages run except the model, to measure the rest.
 
-Nothing is edited. Every "edit" of a real source is a copy of its fitted picture, and nothing says
-otherwise: the pictures carry no word of a model, ids, metadata columns and the dataset card are
-others than those of edits, and a folder with the one refuses the other.
+Every output is a copy of its fitted source, and cannot be mistaken for an edit: the images carry no
+provenance of a model, ids, metadata columns and the dataset card differ from those of edits, and a
+run folder cannot hold both copies and edits.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _NO_LATENT = torch.empty(0)
 
 
 class NoEditor:
-    """An `ImageEditor` without a model: every edit is the picture of its source."""
+    """An `ImageEditor` without a model, which makes no edits: it returns copies of the sources."""
 
     unet_rows = 0
-    """Evaluated so far; as of `phase_clock.ClockedEditor`."""
+    """UNet rows evaluated so far, see `phase_clock.ClockedEditor`."""
 
     def take_seconds(self) -> dict[str, float]:
-        """By phase: none."""
+        """Seconds by phase: none, since there is no model."""
         return {}
 
-    def watch_calls(self, tell: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG002
-        """There are none."""
+    def watch_calls(self, on_call: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG002
+        """Never calls `on_call`: there are no UNet calls."""
         return lambda: None
 
     def invert(
@@ -40,7 +40,7 @@ class NoEditor:
         source_prompts: Sequence[str] | None = None,
         parameters: EditParameters | None = None,
     ) -> Inversion:
-        """The pictures, already fitted, with trajectories of no size."""
+        """The images, which are fitted already, with empty trajectories."""
         fits = (Fit("crop", *image.size, 1.0, 1.0, 0.0, 0.0) for image in images)
         return Inversion(
             trajectory=torch.empty((len(images), 1, 0)),
@@ -59,7 +59,7 @@ class NoEditor:
         seeds: Sequence[int],  # noqa: ARG002
         parameters: EditParameters | None = None,  # noqa: ARG002
     ) -> SyntheticSources:
-        """Raises SourceMissingError: there is no picture before a model made it."""
+        """Raises SourceMissingError: only a model can make a synthetic source."""
         raise SourceMissingError(
             "a synthetic source is made by the model, and there is none (editor: none); leave such "
             "rows out, or name an editor"
@@ -69,10 +69,10 @@ class NoEditor:
         self,
         sources: Sources,
         target_prompts: Sequence[Sequence[str]],
-        parameters: EditParameters | None = None,  # noqa: ARG002 - of no consequence
+        parameters: EditParameters | None = None,  # noqa: ARG002 - changes nothing
     ) -> EditResult:
-        """A copy of the source for each prompt; no UNet row."""
-        assert isinstance(sources, Inversion)  # `synthesise` gives none
+        """A copy of the source for each prompt; evaluates no UNet row."""
+        assert isinstance(sources, Inversion)  # `synthesise` always raises
         return EditResult(
             edits=tuple(
                 tuple(Edit(prompt, image, _NO_LATENT, True, "") for prompt in prompts)
@@ -85,7 +85,7 @@ class NoEditor:
     def through_autoencoder(
         self,
         images: Sequence[Image.Image],
-        parameters: EditParameters,  # noqa: ARG002 - of no consequence
+        parameters: EditParameters,  # noqa: ARG002 - changes nothing
     ) -> tuple[Image.Image, ...]:
-        """The images themselves: there is no autoencoder to lose anything."""
+        """The images unchanged: there is no autoencoder."""
         return tuple(images)

@@ -1,14 +1,14 @@
-"""An editor that knows what its time went into: encode, invert, sample, decode.
+"""Measures how an editor's time is divided among four phases: encode, invert, sample, decode.
 
-    encode    prompts and pictures into the networks' spaces
+    encode    prompts to embeddings and images to latents
     invert    the rest of inverting sources: the UNet, mostly
     sample    the rest of editing: the UNet with the sources' attention maps
-    decode    latents back to pictures
+    decode    latents to images
 
-A call of the editor ends with its results on the CPU, so a wall clock around it is right on any
-device. Within a call a CUDA device runs behind Python; the encoders and the decoder are timed by
-events in its own queue, which are read when the call is over. Nothing waits for the device that did
-not wait before.
+A call of the editor returns once its results are on the CPU, so a wall clock around the call is
+right on any device. Within a call a CUDA device runs behind Python; there the encoders and the
+decoder are timed by CUDA events, which are read when the call is over. Measuring adds no
+synchronisation with the device.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.edit.model_sharing import ModelThread, ThisThread
 from pipeline.edit.no_editor import NoEditor
 from pipeline.supervision.supervisor import Oversight
 
-PHASES = ("encode", "invert", "sample", "decode")
+MODEL_PHASES = ("encode", "invert", "sample", "decode")
 
 
 class ClockedEditor:
-    """An `ImageEditor` that has an `Editor`, and sums up its seconds by phase. One thread at a time
-    may call it; the calls are made on `thread`."""
+    """An `ImageEditor` that calls an `Editor` on `thread` and sums up its seconds by phase. One
+    thread at a time may use it."""
 
     def __init__(self, editor: Editor, thread: ModelThread | ThisThread | None = None) -> None:
         self._editor = editor
@@ -44,24 +44,24 @@ class ClockedEditor:
 
     @property
     def device(self) -> torch.device:
-        """Where the checkpoint is."""
+        """The device of the checkpoint."""
         return self._editor.checkpoint.device
 
     @property
     def unet_rows(self) -> int:
-        """UNet rows evaluated so far, those of calls that raised included."""
+        """UNet rows evaluated so far, including those of calls that raised."""
         return self._editor.unet_rows
 
-    def watch_calls(self, tell: Callable[[], None]) -> Callable[[], None]:
-        """Calls `tell` after every call of the UNet, until what is returned is called."""
-        hook = self._editor.unet.register_forward_hook(lambda *_: tell())
+    def watch_calls(self, on_call: Callable[[], None]) -> Callable[[], None]:
+        """Calls `on_call` after every call of the UNet, until the returned function is called."""
+        hook = self._editor.unet.register_forward_hook(lambda *_: on_call())
         return lambda: hook.remove()
 
     def take_seconds(self) -> dict[str, float]:
-        """Seconds by phase since this was last asked."""
+        """Seconds by phase since the last call of this method."""
         with self._adding:
             taken, self._seconds = self._seconds, {}
-        return {phase: taken.get(phase, 0.0) for phase in PHASES}
+        return {phase: taken.get(phase, 0.0) for phase in MODEL_PHASES}
 
     def invert(
         self,
@@ -97,7 +97,7 @@ class ClockedEditor:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        """What the encoders and the decoder took is theirs, the rest is the phase's."""
+        """Adds the encoders' and the decoder's seconds to their phases and the rest to `phase`."""
         began = time.monotonic()
         try:
             yield
@@ -110,10 +110,10 @@ class ClockedEditor:
 
 
 class ModelTime:
-    """What one block makes while it has the model: UNet rows and seconds by phase.
+    """Counts the UNet rows and the seconds by phase of one block while it has the model.
 
-    As long as it is open, every call of the UNet is a sign of life. `close` is for the moment in
-    which the model is handed over; what others make after it is theirs.
+    While it is open, every call of the UNet is reported as progress. `close` it when the model is
+    released, so that the work of the next block is not counted.
     """
 
     def __init__(self, editor: ClockedEditor | NoEditor, oversight: Oversight) -> None:
@@ -122,8 +122,8 @@ class ModelTime:
         self._is_open = True
         self.unet_rows = 0
         self.seconds: Mapping[str, float] = {}
-        editor.take_seconds()  # of a block that raised
-        self._unwatch = editor.watch_calls(self._tell)
+        editor.take_seconds()  # discards those of an earlier block that raised
+        self._unwatch = editor.watch_calls(self._report)
 
     def __enter__(self) -> Self:
         return self
@@ -132,20 +132,20 @@ class ModelTime:
         self.close()
 
     def close(self) -> None:
-        """Does nothing the second time."""
+        """Stops counting. Does nothing the second time."""
         if self._is_open:
             self._is_open = False
             self._unwatch()
             self.unet_rows = self._editor.unet_rows - self._rows_before
             self.seconds = self._editor.take_seconds()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._oversight.alive()
         self._oversight.made(self._editor.unet_rows - self._rows_before)
 
 
 class _NetworkClock:
-    """Seconds inside an editor's encoders and decoder, by hooks that stay on them."""
+    """Measures the seconds inside an editor's encoders and decoder, with hooks on these modules."""
 
     def __init__(self, editor: Editor) -> None:
         self._device = editor.checkpoint.device
@@ -158,13 +158,13 @@ class _NetworkClock:
             self._watch(network, phase)
 
     def take(self) -> dict[str, float]:
-        """Seconds by phase since this was last asked."""
+        """Seconds by phase since the last call of this method."""
         spans, self._spans = self._spans, []
-        taken = dict.fromkeys(PHASES, 0.0)
+        taken = dict.fromkeys(MODEL_PHASES, 0.0)
         for phase, start, end in spans:
             if isinstance(start, float):
                 taken[phase] += end - start
-            elif end.query():  # else the call raised, and the device is still at it
+            elif end.query():  # else the call raised, and the device is not done with it
                 taken[phase] += start.elapsed_time(end) / 1000
         return taken
 

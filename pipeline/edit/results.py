@@ -1,8 +1,8 @@
-"""What becomes of the edits of one block: their pictures are written, or they have failed.
+"""Writes the judged edits of one block, or marks them as failed.
 
-`ResultWriter` takes edits whose attempts are judged. It looks at the boxes and masks of each, hands
-its pictures to the writer's threads, and returns what the block's metadata and outcomes are made
-from.
+`ResultWriter` takes edits whose attempts are judged. It gives the boxes and masks of each their
+verdicts, hands its images to the writer's threads, and returns the results from which the block's
+metadata and outcomes are made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.edit.attempt import (
     code_of,
     message_of,
 )
-from pipeline.judge.regions import Annotated, SourceRegions, annotate, look_at_source
+from pipeline.judge.regions import Annotated, SourceRegions, annotate, source_regions
 from pipeline.ledger.outcome import FailureCode
 from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.read.group import Group
@@ -29,7 +29,7 @@ from pipeline.write.provenance import edit_packet, synthetic_source_packet
 
 
 class ResultWriter:
-    """Writes the pictures of one block's edits. Used by one thread; files are written by others."""
+    """Writes the images of one block's edits. Used by one thread; other threads write the files."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class ResultWriter:
         annotations: AnnotationSettings | None = None,
         makes_edits: bool = True,
     ) -> None:
-        """`makes_edits`: False for a `NoEditor`, whose pictures must not say that a model made
-        them."""
+        """`makes_edits`: False for a `NoEditor`, whose images must not be labelled as made by a
+        model."""
         self._writer = writer
         self._fingerprint = fingerprint
         self._keep_source = keep_source
@@ -51,10 +51,10 @@ class ResultWriter:
         self._makes_edits = makes_edits
 
     def write(self, tried: Sequence[AttemptedEdit]) -> Iterator[Result]:
-        """The results of one call of the editor, with their files on the way to the storage.
+        """The results of one call of the editor; their files are being written.
 
-        A source or a mask is written once for all edits of it that are accepted, and once for all
-        that are rejected.
+        A source or a mask is written once for all its accepted edits, and once for all its rejected
+        edits.
         """
         source_files: dict[tuple[int, bool], Future[str]] = {}
         mask_files: dict[tuple[int, bool], tuple[Future[str], ...]] = {}
@@ -69,7 +69,7 @@ class ResultWriter:
                 continue
             annotated = self._annotated(each, seen)
             if isinstance(annotated, Exception):
-                yield _unjudged(each, annotated, "looking at boxes and masks")
+                yield _unjudged(each, annotated, "judging boxes and masks")
                 continue
             is_rejected = kept.reason is not None
             if is_rejected and not self._keeps_rejected:
@@ -91,9 +91,9 @@ class ResultWriter:
     def refuse(
         self, group: Group, verdict: Verdict, autoencoder_psnr_db: float | None
     ) -> Iterator[UnmadeEdit]:
-        """The edits of a source that the gate refused: rejected, and never made.
+        """The edits of a source that the gate rejected: they are rejected without being made.
 
-        The source is written where rejected edits are, so that somebody can look at it.
+        The source is written next to rejected edits, so that a person can look at it.
         """
         assert verdict.reason is not None
         source_file = None
@@ -114,15 +114,16 @@ class ResultWriter:
     def _annotated(
         self, tried: AttemptedEdit, seen: dict[int, SourceRegions]
     ) -> Annotated | Exception | None:
-        """The verdicts on its boxes and masks, or why not; a source is looked at once."""
+        """The verdicts on its boxes and masks, or the error; each source is analysed once
+        (`seen`)."""
         settings, kept = self._annotations, tried.kept
         if settings is None:
             return None
         try:
             if tried.source not in seen:
-                seen[tried.source] = look_at_source(tried.group, kept.source)
+                seen[tried.source] = source_regions(tried.group, kept.source)
             return annotate(seen[tried.source], kept.made.image, settings)
-        except Exception as error:  # noqa: BLE001 - it costs this edit only
+        except Exception as error:  # noqa: BLE001 - only this edit fails
             return error
 
     def _put_masks(self, group: Group, is_rejected: bool) -> tuple[Future[str], ...]:
@@ -153,7 +154,7 @@ def _not_finite(tried: AttemptedEdit) -> UnmadeEdit:
         tried.group,
         tried.edit,
         FailureCode.NAN_LATENT,
-        "latent or picture is not finite; try float32 or a lower guidance_scale",
+        "latent or image is not finite; try float32 or a lower guidance_scale",
         tried.kept.cost,
     )
 

@@ -1,4 +1,4 @@
-"""What an editing worker is told of its job."""
+"""The settings of an editing worker, and the column that names the worker."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import MetadataLayout
 
 WORKER_FIELD = pa.field("worker", pa.string(), nullable=False)
-"""Which process made the edit: host:pid. The driver counts with it; the ledger does not keep it."""
+"""The process that made the edit, host:pid. The driver counts workers by it; the ledger has no such
+column."""
 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """Everything an actor needs to know. Small and picklable.
+    """The settings of an editing worker. Small and picklable.
 
     Attributes:
         makes_edits: False for `editor: none`.

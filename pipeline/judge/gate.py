@@ -22,14 +22,14 @@ from pipeline.read.group import Group
 
 @dataclass(frozen=True)
 class ReconstructionGate:
-    """Measures sources only where there is a limit."""
+    """Measures sources, if the job sets a limit, and decides whether they are edited."""
 
     editor: HasAutoencoder
     limits: ReconstructionLimits
 
     def measure(self, groups: Sequence[Group]) -> list[float | None]:
-        """PSNR in dB of each source, encoded and decoded, to itself; None for all of them where no
-        limit is set, and for synthetic sources.
+        """PSNR in dB of each source after encoding and decoding, against the source itself. None
+        for all of them if no limit is set, or if they are synthetic.
 
         Groups have equal parameters and are all real or all synthetic. Raises RowsOutOfMemoryError.
         """
@@ -39,5 +39,5 @@ class ReconstructionGate:
         return list(measure_autoencoder(self.editor, images, groups[0].parameters))
 
     def verdict(self, autoencoder_psnr_db: float | None) -> Verdict:
-        """Whether the edits of a source are made; always, where nothing was measured."""
+        """Whether the edits of a source are made. They are if nothing was measured."""
         return self.limits.verdict(autoencoder_psnr_db)

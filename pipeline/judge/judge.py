@@ -1,7 +1,7 @@
-"""Between edit and write: scores every edit and accepts or rejects it by the job's rules.
+"""Scores every edit, and accepts or rejects it by the job's rules, before it is written.
 
-Runs in the editing worker, on the device of the model or beside it (`judge.device`; `judge_models`
-chooses), because source and edit are at hand there as pictures that went through no encoder.
+Runs in the editing worker, where source and edit are still unencoded images: on the GPU of the
+model, or on the CPU (`judge.device`; `models` chooses).
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What a judge needs to know. Small and picklable. A model that is None has its scores off.
+    """The settings of a judge. Small and picklable. The scores of a model that is None are off.
 
-    `edit_type` is that of every edit; None: the manifest's column. `scores` None: all there are.
-    `ladder`: how rejected edits are attempted again; None: they are not. `fingerprints`: of the
-    models' files where the job was planned (`models.fingerprints`); empty: not compared.
+    Attributes:
+        fingerprints: of the models' files on the machine that planned the job
+            (`models.fingerprints`); empty: they are not compared.
+        scores: the scores to compute; None: all whose model is there.
+        edit_type: the type of every edit; None: as the manifest's column has it.
+        ladder: how rejected edits are attempted again; None: they are not.
     """
 
     clip: str | None = "builtin:still-life"
@@ -58,7 +61,7 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An edit to be judged; an empty source prompt is none."""
+    """An edit to be judged. An empty source prompt means that there is none."""
 
     key: EditKey
     source_prompt: str
@@ -68,7 +71,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judge says of one edit."""
+    """The judge's scores and verdict for one edit."""
 
     scores: EditScores
     verdict: Verdict
@@ -80,8 +83,8 @@ class Judge:
     def __init__(
         self, settings: JudgeSettings, model_device: torch.device, memory_share: float = 1.0
     ) -> None:
-        """Raises CheckpointError. `model_device`: where the checkpoint is; `memory_share`: the part
-        of it that is this process's."""
+        """`model_device`: the device of the checkpoint. `memory_share`: this process's share of its
+        memory, 0..1. Raises CheckpointError if a model cannot be loaded."""
         self.settings = settings
         self.models = load_models(
             settings,
@@ -95,15 +98,15 @@ class Judge:
         self._seconds = 0.0
 
     def take_figures(self) -> dict[str, float]:
-        """Edits judged and seconds taken since this was last asked."""
+        """Edits judged and seconds taken since the last call of this method."""
         figures = {"rows": self._edits, "seconds": self._seconds}
         self._edits, self._seconds = 0, 0.0
         return figures
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Judged | Exception]:
-        """One answer for each, in order; whatever one of them raises is its own answer.
+        """One answer per candidate, in order: scores and verdict, or the error that it caused.
 
-        Raises what a device raises that is gone for good.
+        Raises the errors in `fpe_core.device.DEVICE_FAILED`, after which the device is unusable.
         """
         began = time.monotonic()
         try:
@@ -118,7 +121,7 @@ class Judge:
             return list(self._judge_together(candidates))
         except DEVICE_FAILED:
             raise
-        except Exception as error:  # noqa: BLE001 - only the guilty edit fails
+        except Exception as error:  # noqa: BLE001 - only the edit that caused it fails
             if len(candidates) == 1:
                 return [error]
             middle = len(candidates) // 2
@@ -147,7 +150,7 @@ class Judge:
 def with_edit_types(
     groups: Sequence[Group], of_all: str | None, carried: pa.Table | None
 ) -> list[Group]:
-    """Groups whose edits know their type: that of all, else that of their row or their own."""
+    """Sets the type of each edit: `of_all` if given, else that of its row, else its own."""
     types = [of_all or ""] * len(groups)
     if of_all is None and carried is not None and EDIT_TYPE in carried.column_names:
         types = [str(each or "") for each in carried[EDIT_TYPE].to_pylist()]

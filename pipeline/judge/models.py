@@ -1,4 +1,5 @@
-"""The models of a judge: where their files lie, what is in them, and which device they go to."""
+"""The models of a judge: finds their files, computes fingerprints, chooses the device and loads
+them."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from fpe_core.scores.structure import StructureModel
 
 _SHARE_OF_FREE = 0.25
-"""Of the memory that the checkpoint leaves free, what weights of the judge may take: the rest is
-for the edits' rows, which take 0.6 at most, and for what scoring itself needs."""
+"""The share of the memory left free by the checkpoint that the judge's weights may take. The rest
+is for the edits' UNet rows, which take at most 0.6, and for scoring itself."""
 
 _log = logging.getLogger(__name__)
 
 
 class ModelNames(Protocol):
-    """What a job says of a judge's models. A source that is None is off."""
+    """Where a judge's models come from: a folder, a hub id or a built-in name; None: off."""
 
     @property
     def clip(self) -> str | None: ...
@@ -47,7 +48,7 @@ class ModelNames(Protocol):
 
 @dataclass(frozen=True)
 class JudgeModels:
-    """Loaded and ready; one that is None is off."""
+    """The loaded models; one that is None is off."""
 
     clip: ClipScorer | None
     structure: StructureModel | None
@@ -56,9 +57,9 @@ class JudgeModels:
 
 
 def fingerprints(names: ModelNames) -> dict[str, str]:
-    """`scorer_fingerprint` by model ("clip", "structure", "lpips"), of those that are on.
+    """`scorer_fingerprint` of each model that is on, by key ("clip", "structure", "lpips").
 
-    Raises CheckpointError, naming the key of the job.
+    Raises CheckpointError, with the key of the job file, if a model's files cannot be read.
     """
     return {key: scorer_fingerprint(path) for key, path in _files(names).items()}
 
@@ -71,17 +72,17 @@ def load_models(
     model_device: torch.device,
     memory_share: float = 1.0,
 ) -> JudgeModels:
-    """Loads what is on.
+    """Loads the models that are on.
 
     Args:
-        planned: fingerprints of the planning machine's files, to be the same here; empty: not
-            compared.
-        device: of the job; "auto": see `choose_judge_device`.
-        model_device: where the checkpoint is, loaded already.
-        memory_share: the part of that device that is this process's, 0..1.
+        planned: fingerprints of the files on the planning machine, which must be the same here;
+            empty: they are not compared.
+        device: the job's `judge.device`; "auto": see `choose_judge_device`.
+        model_device: the device of the checkpoint, which is loaded already.
+        memory_share: this process's share of that device's memory, 0..1.
 
     Raises:
-        CheckpointError: a model cannot be loaded, or is another one than was planned with.
+        CheckpointError: a model cannot be loaded, or differs from the one of the planning machine.
     """
     import torch  # here, because planning needs the fingerprints only
 
@@ -116,8 +117,8 @@ def load_models(
 def choose_judge_device(
     model_device: torch.device, weights_bytes: float, free_bytes: float
 ) -> torch.device:
-    """The checkpoint's GPU where the judge's weights take a quarter of its free memory at most, the
-    CPU beside it otherwise."""
+    """The checkpoint's GPU if the judge's weights take at most a quarter of its free memory, else
+    the CPU."""
     import torch
 
     if weights_bytes <= _SHARE_OF_FREE * free_bytes:
@@ -132,7 +133,7 @@ def choose_judge_device(
 
 
 def _files(names: ModelNames) -> dict[str, Path]:
-    """By key of the job; what lies on the hub is fetched."""
+    """The file of each model that is on, by key. Models on the hub are downloaded."""
     found = {}
     for key, source, revision in (
         ("clip", names.clip, names.clip_revision),
@@ -157,6 +158,6 @@ def _compare(names: ModelNames, planned: Mapping[str, str], found: Mapping[str, 
         if planned.get(key) != fingerprint:
             raise CheckpointError(
                 f"judge.{key}: {getattr(names, key)} is another model here ({fingerprint}) than "
-                f"where the job was planned ({planned.get(key)}); give all machines the same "
-                f"files, or set judge.{key}_revision"
+                f"on the machine that planned the job ({planned.get(key)}); give all machines the "
+                f"same files, or set judge.{key}_revision"
             )

@@ -1,10 +1,10 @@
-"""Beside the judge: what becomes of a source's boxes and masks in each of its edits.
+"""Gives each box and mask of a source a verdict in each of its edits: keep, review or drop.
 
-Boxes and masks follow the picture through the fit exactly, so they are the same for all edits of a
-source. Whether an edit still shows there what the source showed is another question, and its
-answer is the verdict: `region_verdict`, from the structure that `fpe_core.scores.regions` finds
-inside the region. A verdict is the box's, not the edit's: an edit whose boxes are all dropped is
-accepted all the same, unless the judge says no.
+Boxes and masks are fitted exactly like the image, so they are the same for all edits of a source.
+The verdict says whether an edit still shows what the source showed inside the region. It follows
+from the share of the source's structure that `fpe_core.scores.regions` finds there, by the rules in
+`region_verdict`. It concerns the box or mask only: an edit is accepted even if all its boxes are
+dropped, unless the judge rejects it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from pipeline.read.group import Group
 
 @dataclass(frozen=True)
 class SourceRegions:
-    """The regions of one source, looked at once for all of its edits; None: nothing left of it."""
+    """The regions of one source, analysed once for all of its edits. A region is None if nothing of
+    it is visible."""
 
     group: Group
     boxes: tuple[SourceRegion | None, ...]
@@ -35,7 +36,7 @@ class SourceRegions:
 
 @dataclass(frozen=True)
 class Annotated:
-    """Of one edit, (verdict, structure) of each box and of each mask of its source."""
+    """(verdict, structure) for each box and each mask of one edit; structure None: not visible."""
 
     boxes: tuple[tuple[str, float | None], ...]
     masks: tuple[tuple[str, float | None], ...]
@@ -44,7 +45,7 @@ class Annotated:
 def with_boxes(
     groups: Sequence[Group], settings: AnnotationSettings, carried: pa.Table | None
 ) -> list[Group]:
-    """Groups that know their boxes, in the pixels of the fitted picture."""
+    """The groups with their boxes, in the pixels of the fitted image."""
     column = settings.boxes
     if column is None or carried is None:
         return list(groups)
@@ -61,8 +62,8 @@ def _with_boxes(group: Group, column: BoxColumn, cell: Any) -> Group:
     return replace(group, regions=replace(group.regions, boxes=boxes))
 
 
-def look_at_source(group: Group, source: Image.Image) -> SourceRegions:
-    """`source` is the fitted picture."""
+def source_regions(group: Group, source: Image.Image) -> SourceRegions:
+    """Analyses the boxes and masks of a source; `source` is the fitted image."""
     regions = group.regions
     pixels = source.width * source.height
     return SourceRegions(
@@ -81,7 +82,7 @@ def look_at_source(group: Group, source: Image.Image) -> SourceRegions:
 
 
 def annotate(sources: SourceRegions, edit: Image.Image, settings: AnnotationSettings) -> Annotated:
-    """The verdict on every region of the source in one of its edits."""
+    """The verdict on every box and mask of the source in one of its edits."""
     regions = sources.group.regions
 
     def judged(
@@ -105,7 +106,7 @@ def annotate(sources: SourceRegions, edit: Image.Image, settings: AnnotationSett
 def annotation_columns(
     settings: AnnotationSettings, group: Group, annotated: Annotated, mask_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Values of `settings.fields` for one edit."""
+    """The values of the columns `settings.fields` for one edit."""
     columns: dict[str, Any] = {}
     regions = group.regions
     if settings.boxes is not None:

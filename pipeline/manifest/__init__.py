@@ -1,5 +1,6 @@
-"""What a person gives: Parquet files with one row per source, checked before anything starts.
+"""The input of a job: Parquet files with one row per source, checked before anything starts.
 
-`files` opens and streams them, `columns` knows the types, `rows` reads a row into a source and its
-edits, `prompts`, `labels` and `annotations` read what is special.
+`files` opens and streams them, `columns` defines the columns and their types, `rows` reads a row
+into a source and its edits. `prompts` expands templates, `labels` reads target labels, and
+`annotations` reads boxes and masks.
 """

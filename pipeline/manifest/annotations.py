@@ -1,6 +1,5 @@
-"""The manifest's column of boxes: found, checked, read; and what the output says of each box.
-
-The manifest's column of masks: found, checked, read; and what the output says of each mask.
+"""The manifest's columns of boxes and masks: finds, checks and reads them, and defines the output
+columns that hold the box or mask in the edit, its verdict and its scores.
 """
 
 from __future__ import annotations
@@ -27,9 +26,12 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class BoxColumn:
-    """Where the boxes are. `path` is a column and the fields below it.
+    """The manifest's column of boxes.
 
-    `is_list`: a row has a list of boxes; else one.
+    Attributes:
+        path: a column and the struct fields below it.
+        box_format: how the four numbers of a box are read, see `fpe_core.image.boxes`.
+        is_list: True if a row has a list of boxes, False if it has one box.
     """
 
     path: tuple[str, ...]
@@ -38,7 +40,7 @@ class BoxColumn:
 
     @classmethod
     def find(cls, schema: pa.Schema, column: str, box_format: str) -> Self:
-        """Raises JobError where there is no such column, or one without boxes."""
+        """Raises JobError if there is no such column, or if it does not hold boxes."""
         path = (column,) if column in schema.names else tuple(column.split("."))
         if path[0] not in schema.names:
             raise JobError(
@@ -63,12 +65,12 @@ class BoxColumn:
 
     @property
     def name(self) -> str:
-        """What its output columns are called after."""
+        """The name from which the names of its output columns are made."""
         return "_".join(self.path)
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
-        """The output's columns: box in the edited picture, verdict, structure, visible share."""
+        """The output's columns: box in the edited image, verdict, structure, visible share."""
 
         def of_each(kind: pa.DataType) -> pa.DataType:
             return pa.list_(kind) if self.is_list else kind
@@ -81,7 +83,7 @@ class BoxColumn:
         )
 
     def cells(self, table: pa.Table) -> list[Any]:
-        """The column's cells, row by row: None, a box, or a list of boxes; unchecked."""
+        """The column's cells, one per row: None, a box, or a list of boxes; not checked."""
         values: list[Any] = table[self.path[0]].to_pylist()
         for name in self.path[1:]:
             values = [_field_of(value, name) for value in values]
@@ -90,7 +92,7 @@ class BoxColumn:
     def boxes(self, cell: Any) -> tuple[Box, ...] | None:
         """The boxes of a cell; None for null.
 
-        Raises ParameterError for what is not a box; the message says which of the list.
+        Raises ParameterError for an invalid box; the message has its place in the list.
         """
         if cell is None:
             return None
@@ -106,7 +108,8 @@ class BoxColumn:
         return tuple(boxes)
 
     def columns(self, per_box: Sequence[tuple[Any, ...]] | None) -> dict[str, Any]:
-        """Values by output column of one row, from those of each box in the order of `fields`."""
+        """The values of one output row by column. `per_box`: for each box, its values in the order
+        of `fields`; None for a row without boxes."""
         names = [item.name for item in self.fields]
         if per_box is None:
             return dict.fromkeys(names)
@@ -117,7 +120,7 @@ class BoxColumn:
 
 
 def _plain_list(kind: pa.DataType) -> tuple[pa.DataType, int]:
-    """What is inside lists, and how many there are around it."""
+    """The type inside nested lists, and how many lists are around it."""
     lists = 0
     types = pa.types
     while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -136,7 +139,7 @@ def _field_of(value: Any, name: str) -> Any:
 
 
 MOST_MASKS = 1000
-"""Of one row. Each is a file of its own, fetched and decoded one after another."""
+"""The most masks of one row. Each is a file of its own; they are fetched one after another."""
 
 MASK_SOURCE_TYPE = pa.struct(
     [pa.field("uri", pa.string(), nullable=False), pa.field("bytes", pa.binary())]
@@ -149,12 +152,12 @@ FITTED_MASK_TYPE = pa.struct(
         pa.field("visible", pa.float64(), nullable=False),
     ]
 )
-"""A mask as `decode` leaves it: fitted, as PNG, and the share of its object that is left."""
+"""A mask as `decode` returns it: fitted, as PNG, and the visible share of its object."""
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """Where a mask is. `uri` is absolute, "" where the manifest has the bytes."""
+    """One mask of the manifest. `uri` is absolute, or "" if the manifest has the bytes (`data`)."""
 
     uri: str
     data: bytes | None
@@ -162,14 +165,14 @@ class MaskSource:
 
 @dataclass(frozen=True)
 class MaskColumn:
-    """Where the masks are. `is_list`: a row has a list of masks; else one."""
+    """The manifest's column of masks. `is_list`: a row has a list of masks, else one mask."""
 
     column: str
     is_list: bool
 
     @classmethod
     def find(cls, manifest: Manifest, column: str) -> Self:
-        """Raises JobError where there is no such column, or one without masks."""
+        """Raises JobError if there is no such column, or if it does not hold masks."""
         if column in KNOWN_COLUMNS:
             raise JobError(f"annotations.masks.column: {column} has a meaning of its own")
         kinds = {
@@ -193,12 +196,12 @@ class MaskColumn:
 
     @property
     def name(self) -> str:
-        """What its output columns are called after."""
+        """The name from which the names of its output columns are made."""
         return "mask"
 
     @property
     def fields(self) -> tuple[pa.Field, ...]:
-        """The output's columns: `datasets` opens the first as image, or images, called mask."""
+        """The output's columns. `datasets` opens the first as an image (or images) called mask."""
 
         def of_each(kind: pa.DataType) -> pa.DataType:
             return pa.list_(kind) if self.is_list else kind
@@ -212,9 +215,9 @@ class MaskColumn:
         )
 
     def masks(self, cell: Any, base: str) -> tuple[MaskSource, ...]:
-        """The masks of a cell, none for null; relative URIs are relative to `base`.
+        """The masks of a cell, none for null. Relative URIs are resolved against `base`.
 
-        Raises ValueError for an empty place in a list, and for more than `MOST_MASKS`.
+        Raises ValueError for an empty entry of a list, and for more than `MOST_MASKS` masks.
         """
         found = [ImageCell.of(value) for value in (cell or ())] if self.is_list else []
         if not self.is_list and not (single := ImageCell.of(cell)).is_empty:
@@ -222,7 +225,7 @@ class MaskColumn:
         if len(found) > MOST_MASKS:
             raise ValueError(
                 f"{self.column} has {len(found)} masks; a row may have {MOST_MASKS}: put the "
-                "objects of a picture into one mask"
+                "objects of an image into one mask"
             )
         for number, each in enumerate(found):
             if each.is_empty:
@@ -232,7 +235,8 @@ class MaskColumn:
         )
 
     def columns(self, per_mask: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
-        """Values by output column of one row, from those of each mask in the order of `fields`."""
+        """The values of one output row by column. `per_mask`: for each mask, its values in the
+        order of `fields`."""
         names = [item.name for item in self.fields]
         if not self.is_list:
             values = per_mask[0] if per_mask else (None,) * len(names)
@@ -242,7 +246,7 @@ class MaskColumn:
 
 
 def mask_names(metadata: pa.Table) -> list[list[str]]:
-    """The mask files of each row of a part's metadata, within the part."""
+    """The mask files of each row of a part's metadata, relative to the part."""
     if "mask_file_name" in metadata.column_names:
         return [[name] if name else [] for name in metadata["mask_file_name"].to_pylist()]
     if "mask_file_names" in metadata.column_names:
@@ -263,7 +267,7 @@ def _shape_of(kind: pa.DataType) -> str | None:
 
 @dataclass(frozen=True)
 class AnnotationSettings:
-    """Which columns of the manifest hold boxes and masks, and when they are kept. Picklable."""
+    """The manifest's columns of boxes and masks, and the rules of their verdicts. Picklable."""
 
     boxes: BoxColumn | None = None
     masks: MaskColumn | None = None

@@ -1,4 +1,6 @@
-"""A cell of the manifest that is an image, or a mask: a URI, bytes, or Hugging Face's struct."""
+"""The known columns of a manifest and their types, and cells that hold an image or a mask (a URI,
+bytes, or Hugging Face's struct of both).
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,12 @@ from pipeline.manifest.labels import TARGET_LABELS, is_target_labels
 
 @dataclass(frozen=True)
 class ImageCell:
-    """`uri` as the manifest has it, "" where the bytes are there; `path` names it for people.
+    """An image or a mask as a cell of the manifest gives it. For an empty cell all are empty.
 
-    Without an image all are empty.
+    Attributes:
+        uri: as the manifest has it; "" if the cell holds the bytes.
+        data: the encoded bytes; None if the cell holds a URI.
+        path: the name of the image in messages.
     """
 
     uri: str = ""
@@ -25,7 +30,7 @@ class ImageCell:
 
     @classmethod
     def of(cls, value: Any) -> ImageCell:
-        """Bytes win over a path beside them."""
+        """Reads a cell. If it has both bytes and a path, the bytes are used."""
         if isinstance(value, dict):
             data, path = value.get("bytes"), value.get("path") or ""
         elif isinstance(value, bytes):
@@ -53,11 +58,12 @@ KNOWN_COLUMNS = (
     "steps",
 )
 EDIT_TYPE = "edit_type"
-"""What kind of change a row's edits ask for: carried text, or a list with one for each prompt."""
+"""The kind of change that a row's edits ask for: a text that is carried, or a list with one per
+prompt."""
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that remains when dictionaries are decoded and extensions taken off."""
+    """The type without dictionary encoding and extension types."""
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
@@ -87,7 +93,7 @@ def _is_list_of_text(kind: pa.DataType) -> bool:
 
 
 def is_image_type(kind: pa.DataType) -> bool:
-    """Whether cells of this type can be images: see `image_cell`."""
+    """Whether cells of this type can hold images, see `ImageCell`."""
     if not pa.types.is_struct(kind):
         return _is_text(kind) or _is_bytes(kind)
     fields = {field.name: field.type for field in kind}
@@ -119,4 +125,4 @@ _EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "replaced_fraction": (_is_number, "numbers"),
     "steps": (_is_number, "whole numbers"),
 }
-"""The type of every known column: a test for it, and how it is called."""
+"""The type of every known column: a predicate, and its description for messages."""

@@ -1,8 +1,8 @@
-"""The manifest: some Parquet files that say what to edit. They are opened, checked and streamed.
+"""The manifest: Parquet files that list what to edit. Opens, checks and streams them.
 
-Columns that mean something here are in `KNOWN_COLUMNS`, or the job names them; every other one is
-carried to each edit of its row in its own type. `rows` reads what a row says; this file
-knows the files. Rows are numbered from 0 over all files in the order of their URLs.
+The pipeline reads the columns in `KNOWN_COLUMNS` and those that the job names; every other column
+is carried, in its own type, to each edit of its row. This module handles the files, `rows` the
+content of a row. Rows are numbered from 0 over all files, in the order of their URLs.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _READ_BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ManifestFile:
-    """One Parquet file of the manifest; `label` is how messages call it.
+    """One Parquet file of the manifest; `label` is its name in messages.
 
-    `key_base` is what relative URIs are joined to for ids: the file's folder as seen from the
-    manifest URL of the job, so that a dataset that moves with its manifest keeps its ids. A job
-    that lists several URLs has no such point of view; there it is the folder itself.
+    `key_base` is the base of relative URIs when ids are computed: the file's folder relative to the
+    job's manifest URL, so that a dataset that moves together with its manifest keeps its ids. If
+    the job lists several URLs it is the folder's own URL.
     """
 
     url: str
@@ -62,7 +62,7 @@ class ManifestFile:
 
 @dataclass(frozen=True)
 class ManifestBatch:
-    """Some rows of one file: `known` as Python values by column, `carried` in the fixed schema."""
+    """Some rows of one file: `known` as Python values by column, `carried` in `carried_schema`."""
 
     file: ManifestFile
     first_row: int
@@ -75,8 +75,8 @@ class ManifestBatch:
 class Manifest:
     """The files of a manifest, their schemas checked. Holds no rows.
 
-    `read_too` are columns that are read like the known ones, and not carried. `labels` are those
-    of `target_labels`, where its target prompts are the job's.
+    `read_too` are further columns that are read like the known ones and not carried. `labels` are
+    the fields of `target_labels`; none if the job's own templates make the prompts.
     """
 
     files: tuple[ManifestFile, ...]
@@ -97,8 +97,8 @@ class Manifest:
     ) -> Self:
         """Finds the files and checks their columns and types.
 
-        `carry` names known columns that are carried as well, `read_too` others that are not. Raises
-        ManifestError listing what is wrong with which file, and StorageError.
+        `carry`: known columns that are carried as well. `read_too`: other columns that are read and
+        not carried. Raises ManifestError, with the problems of each file, and StorageError.
         """
         options = dict(options or {})
         files = _open_files(urls, options)
@@ -111,7 +111,9 @@ class Manifest:
         ]
         if problems:
             raise ManifestError(
-                "the manifest's columns do not fit:", problems[:MAX_PROBLEMS], total=len(problems)
+                "the manifest's columns are not as they must be:",
+                problems[:MAX_PROBLEMS],
+                total=len(problems),
             )
         labels: tuple[pa.Field, ...] = ()
         if needs_target_prompt:
@@ -129,7 +131,7 @@ class Manifest:
         return frozenset(name for file in self.files for name in file.schema.names)
 
     def has_image_bytes(self, file: ManifestFile) -> bool:
-        """Whether rows may be large."""
+        """Whether a file holds encoded images, so that its rows may be large."""
         kinds = [
             plain_type(file.schema.field(name).type)
             for name in ("image", *self.read_too)
@@ -140,7 +142,7 @@ class Manifest:
     def batches(self) -> Iterator[ManifestBatch]:
         """All rows in order, a bounded number at a time. Raises ManifestError for damaged files.
 
-        Holds a few rows and a page of each column; pages are as large as their writer made them.
+        Keeps a few rows and one Parquet page per column in memory; the writer chose the page size.
         """
         for file in self.files:
             yield from self._batches_of(file)
@@ -157,7 +159,7 @@ class Manifest:
         rows = 0
         try:
             with folder.open_read(file.name) as source:
-                # Without a buffer a whole column of a row group, all its images, is read at once.
+                # Without a buffer Arrow reads a whole column of a row group at once, images too.
                 reader = pq.ParquetFile(source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
                 for batch in reader.iter_batches(size, use_threads=False):
                     yield batch
@@ -179,7 +181,9 @@ class Manifest:
                 name = field.name
                 if name in table.column_names:
                     columns.append(_cast(table[name], field.type))
-                    columns[-1].validate(full=True)  # text that is not UTF-8 would be written on
+                    columns[-1].validate(
+                        full=True
+                    )  # else text that is not UTF-8 would be passed on
                 else:
                     columns.append(pa.nulls(len(table), field.type))
         except (UnicodeDecodeError, pa.ArrowException) as error:
@@ -193,13 +197,13 @@ class Manifest:
 
 
 def _lists_of_types(files: Sequence[ManifestFile]) -> tuple[str, ...]:
-    """The column of edit types, where a row has one for each of its prompts."""
+    """(EDIT_TYPE,) if that column has a list with one type per prompt, else ()."""
     kinds = (f.schema.field(EDIT_TYPE).type for f in files if EDIT_TYPE in f.schema.names)
     return (EDIT_TYPE,) if any(_is_list_of_text(plain_type(kind)) for kind in kinds) else ()
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """The values in the type they are carried in."""
+    """The values, cast to the type in which they are carried."""
     if isinstance(column.type, pa.BaseExtensionType):
         column = column.cast(column.type.storage_type)
     return column if column.type.equals(kind) else column.cast(kind)
@@ -210,7 +214,7 @@ def _shown(urls: str | Sequence[str]) -> str:
 
 
 def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[ManifestFile]:
-    """The files with their row numbers, in the order of their URLs, none twice."""
+    """The files with their row numbers, in the order of their URLs, each once."""
     roots: dict[str, str] = {}
     for url in [urls] if isinstance(urls, str) else urls:
         root, paths = _find(absolute_url(url), options)
@@ -225,27 +229,29 @@ def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[M
 
 
 def _find(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
-    """The Parquet files that a manifest URL names, as paths in the folder they have in common."""
+    """The Parquet files that a manifest URL names: their common folder, and paths in it."""
     parent, name = _folder_and_name(url.rstrip("/"))
     folder = Folder.open(parent or "/", options)
     if folder.is_file(name):
         return folder, [name]
     folder = Folder.open(url, options)
-    paths = [path for path in folder.list(empty_too=True) if _is_data(path)]  # an error, not a gap
+    paths = [
+        path for path in folder.list(empty_too=True) if _is_data(path)
+    ]  # empty files are an error
     if not paths and any(mark in url for mark in "*?["):
         folder = Folder.open(_before_pattern(url), options)
         paths = folder.glob(url[len(_before_pattern(url)) + 1 :])
         paths = [path for path in paths if not _is_hidden(path)]
     if not paths:
         raise ManifestError(
-            f"the manifest {url} is not a Parquet file, a folder with some, or a pattern that "
-            "finds any: check the path, and whether these credentials may list it"
+            f"the manifest {url} is not a Parquet file, a folder with Parquet files, or a pattern "
+            "that matches some: check the path, and whether these credentials may list it"
         )
     return folder, paths
 
 
 def _folder_and_name(url: str) -> tuple[str, str]:
-    """A URL cut before its last name; a signature behind it may hold slashes of its own."""
+    """Splits a URL before its last name. The query after it may contain slashes too."""
     is_web = url.startswith(("http://", "https://"))
     bare = re.split("[?#]", url, maxsplit=1)[0] if is_web else url
     folder, _, name = bare.rpartition("/")
@@ -253,7 +259,7 @@ def _folder_and_name(url: str) -> tuple[str, str]:
 
 
 def _before_pattern(url: str) -> str:
-    """The folders of a glob before the first that has a wildcard."""
+    """The part of a glob before its first folder with a wildcard."""
     parts = url.split("/")
     first = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
     return "/".join(parts[:first])
@@ -277,7 +283,7 @@ def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) 
             _read_names(schema)
     except StorageError:
         raise
-    except Exception as error:  # damaged bytes make Arrow raise what they like
+    except Exception as error:  # Arrow may raise anything for damaged bytes
         raise ManifestError(f"{url} is not a Parquet file, or is cut short: {error}") from error
     key_base = base[len(root) :].strip("/") if root else base
     label = url[len(root) :].lstrip("/") if root else url
@@ -285,7 +291,7 @@ def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) 
 
 
 def _read_names(fields: Iterable[pa.Field]) -> None:
-    """Raises UnicodeDecodeError for a name that is not UTF-8, at any depth."""
+    """Reads all names, at any depth. Raises UnicodeDecodeError for one that is not UTF-8."""
     for item in fields:
         _ = item.name
         _read_names(item.type.field(index) for index in range(item.type.num_fields))
@@ -295,7 +301,7 @@ def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[s
     """What is wrong with the columns of one file."""
     names = schema.names
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"column {name} is there {names.count(name)} times"
+        yield f"column {name} appears {names.count(name)} times"
     if "image" not in names and not {"source_prompt", "seed"} <= set(names):
         near = _near("image", names)
         yield f"needs a column image{near}, or source_prompt and seed for synthetic sources"
@@ -304,7 +310,7 @@ def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[s
         yield f"needs a column target_prompt{near}, or a prompts section in the job"
     for name, (fits, expected) in _EXPECTED.items():
         if name == TARGET_LABELS and not needs_target_prompt:
-            continue  # the prompts they belong to are not used
+            continue  # not used, since the job makes the prompts
         if names.count(name) == 1 and not fits(plain_type(schema.field(name).type)):
             yield f"column {name} must be {expected}, it is {schema.field(name).type}"
 
@@ -318,7 +324,10 @@ def _near(name: str, names: Sequence[str]) -> str:
 def _carried_schema(
     files: Sequence[ManifestFile], carry: Sequence[str], read_too: Sequence[str]
 ) -> pa.Schema:
-    """The columns that edits inherit, each in one type over all files. Raises ManifestError."""
+    """The columns that are carried to the edits, each with one type in all files.
+
+    Raises ManifestError if a column has types that do not go together.
+    """
     schemas = []
     for file in files:
         names = set(file.schema.names) - {*KNOWN_COLUMNS, *read_too} | set(carry)

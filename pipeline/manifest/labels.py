@@ -1,7 +1,8 @@
-"""The manifest's `target_labels`: what the labels of each edit are, next to its target prompt.
+"""The manifest's column `target_labels`: the labels of each edit, next to its target prompt.
 
-A struct for every prompt, of new values by label; a value that is null stays that of the row's own
-column, which the edit has as `source_<label>`, as with the labels of a job's `prompts`.
+It has one struct per target prompt, with the new value of each label. If a value is null, the label
+keeps the value of the row's own column. The edit has that own value as `source_<label>`, as with
+the labels of a job's `prompts`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def is_target_labels(kind: pa.DataType) -> bool:
 
 
 def label_fields(schemas: Sequence[pa.Schema]) -> tuple[pa.Field, ...]:
-    """The labels of all files, in the order they come, each in one type. Raises ManifestError."""
+    """The labels of all files, in order of appearance, each with one type. Raises ManifestError."""
     found: dict[str, pa.Field] = {}
     for schema in schemas:
         if TARGET_LABELS not in schema.names:
@@ -47,7 +48,8 @@ def labels_of_row(
 ) -> list[tuple[str | None, ...]]:
     """The labels of every edit of a row, as text, in the order of `names`; None for no value.
 
-    `own`: the row's own columns, "" for null. Raises ValueError.
+    `own`: the values of the row's own columns, "" for null. Raises ValueError for a number of
+    entries that is not `prompts`, and for entries that are null or empty.
     """
     if not names:
         return [()] * prompts
@@ -79,15 +81,15 @@ def _labels(
 
 
 def label_type(own: pa.DataType | None, new: pa.DataType) -> pa.DataType:
-    """The type of an output label: that of the manifest's column and of the new values, if it is
-    the same; else text. `own`: None where there is no such column."""
+    """The type of an output label: that of the manifest's column if the new values have the same
+    type, else text. `own`: None if the manifest has no such column."""
     kind = new if own is None or pa.types.is_null(own) else _value_type(own)
     return kind if kind.equals(new) else pa.string()
 
 
 def type_of_texts(own: pa.DataType, values: Sequence[str]) -> pa.DataType:
-    """The type of a label whose new values are texts of a job: that of the manifest's column where
-    they are whole numbers as it has them, else text."""
+    """The type of a label whose new values are texts of a job file: that of the manifest's column
+    if that has whole numbers and the texts are whole numbers too, else text."""
     if not pa.types.is_integer(own):
         return pa.string()
     try:
@@ -105,7 +107,7 @@ def _struct_of(kind: pa.DataType) -> list[pa.Field] | None:
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
-    """As it is written: whole numbers in their type, all else as text."""
+    """The type in which values are written: whole numbers in their own type, all others as text."""
     return kind if pa.types.is_integer(kind) else pa.string()
 
 

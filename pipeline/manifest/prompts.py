@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from typing import Self
 
 SOURCE_PREFIX = "source_"
-"""A column that a label replaces is carried, and named in templates, with this before its name."""
+"""Prefix of a column that a label replaces, both in the output and in templates."""
 
 
 class TemplateError(ValueError):
-    """A template cannot be read, or a row lacks what it names."""
+    """A template is not valid, or a row has no value for one of its fields."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """Text with {fields}; {{ and }} are braces. Only plain names: no formats, no attributes."""
+    """Text with {fields}; {{ and }} are literal braces. Fields are plain names, without formats or
+    attributes."""
 
     text: str
     parts: tuple[tuple[str, str], ...]  # (literal text, name of the field after it or "")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises TemplateError that quotes the template and says what is wrong with it."""
+        """Raises TemplateError; the message quotes the template and the problem."""
         if not text.strip():
             raise TemplateError("the template is empty")
         try:
@@ -48,7 +49,7 @@ class Template:
         return frozenset(name for _, name in self.parts if name)
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The text with every field replaced. Raises TemplateError for a value that is missing."""
+        """The text with every field replaced. Raises TemplateError if a value is missing."""
         missing = sorted(name for name in self.fields if not values.get(name, "").strip())
         if missing:
             names = ", ".join(f"{{{name}}}" for name in missing)
@@ -100,7 +101,7 @@ class PromptPlan:
         return column if column != name and is_replaced else None
 
     def expand(self, row: Mapping[str, str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """(target prompt, values of the labels) of each edit of a row, in the job's order.
+        """The edits of a row as (target prompt, values of the labels), in the job's order.
 
         `row` maps columns to text, "" for null. Raises TemplateError.
         """
@@ -115,7 +116,7 @@ class PromptPlan:
         return tuple(edits)
 
     def source_prompt(self, row: Mapping[str, str]) -> str | None:
-        """The source prompt of a row, or None where the template leaves it to the manifest."""
+        """The source prompt of a row; None if the job has no template for it."""
         return None if self.source is None else self.source.fill(self._values(row))
 
     def _values(self, row: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What one row of the manifest says: a source and its edits, checked."""
+"""Reads a row of the manifest into a source and its edits, and checks it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _MAX_CACHED_PARAMETERS = 4096
 
 @dataclass(frozen=True)
 class WantedEdit:
-    """One edit of a row: its prompt, and the values of the labels in their order.
+    """One edit of a row: its prompt, and the values of the labels, in the order of the labels.
 
-    `edit_type` is what the manifest says of this edit alone, "" where it does not.
+    `edit_type` is set if the manifest has a list with one type per edit, else "".
     """
 
     target_prompt: str
@@ -41,9 +41,12 @@ class WantedEdit:
 class SourceRow:
     """A checked row.
 
-    `uri` is absolute and "" where the image is in the manifest (`image_bytes`) or there is none
-    (`is_synthetic`); `uri_key` is what ids take for it; `path` names the image for people.
-    `edits` is empty where every edit of the row would change nothing.
+    Attributes:
+        uri: absolute; "" if the manifest holds the image (`image_bytes`), or if there is none
+            (`is_synthetic`).
+        uri_key: the form of the URI that goes into ids.
+        path: the name of the image in messages.
+        edits: empty if no edit of the row would change anything.
     """
 
     row: int
@@ -66,7 +69,7 @@ class SourceRow:
 
 @dataclass
 class Problems:
-    """What is wrong with a manifest's rows: the first page of it, and how much there is."""
+    """The problems of a manifest's rows: the first MAX_PROBLEMS of them, and their total."""
 
     lines: list[str] = field(default_factory=list)
     total: int = 0
@@ -77,7 +80,7 @@ class Problems:
             self.lines.append(f"row {row} ({file.label}, row {row - file.first_row}): {text}")
 
     def raise_if_any(self) -> None:
-        """Raises ManifestError."""
+        """Raises ManifestError with the problems, if there are any."""
         if self.total:
             count = "1 problem" if self.total == 1 else f"{self.total} problems"
             raise ManifestError(
@@ -86,7 +89,7 @@ class Problems:
 
 
 class _Places:
-    """The folders that a file's URIs are relative to, worked out once and not for every row."""
+    """The folders that a file's URIs are relative to, computed once per file."""
 
     def __init__(self, file: ManifestFile) -> None:
         self.base, self.key_base = file.base, file.key_base
@@ -97,7 +100,7 @@ class _BadRowError(ValueError):
 
 
 class RowReader:
-    """Reads the rows of a manifest for one job, in order. Remembers ids, to find them twice."""
+    """Reads the rows of a manifest for one job, in order. Remembers ids, to find repeated ones."""
 
     def __init__(
         self,
@@ -109,10 +112,10 @@ class RowReader:
         *,
         repeated_ids: Container[bytes] | None = None,
     ) -> None:
-        """`repeated_ids`: digests (`row_id_digest`) of the ids that come more than once, where that
-        is known; only these are kept in mind.
+        """`repeated_ids`: digests (`row_id_digest`) of the ids that appear more than once, if they
+        are known already; then only these are remembered.
 
-        Raises JobError where the prompt templates and the manifest's columns do not fit.
+        Raises JobError if a prompt template names something that is not a label or column.
         """
         self._parameters = parameters
         self._prompts = prompts
@@ -128,7 +131,7 @@ class RowReader:
             self._text_columns = template_columns(manifest, prompts)
 
     def read(self, batch: ManifestBatch, problems: Problems) -> Iterator[SourceRow]:
-        """The rows of a batch; a row with a problem is reported and left out."""
+        """The rows of a batch. A row with a problem is added to `problems` and left out."""
         texts = {name: _texts_of(batch, name) for name in self._text_columns}
         boxes = self._boxes.cells(batch.carried) if self._boxes else [None] * batch.rows
         has_drawings = self._boxes is not None or self._masks is not None
@@ -158,7 +161,8 @@ class RowReader:
         text: Mapping[str, str],
         found: list[str],
     ) -> SourceRow | None:
-        """The row, with what is wrong added to `found`; what hides the rest is raised."""
+        """The row; adds its problems to `found`. Raises for a problem that prevents further
+        checks."""
         row_id = "" if known["id"] is None else str(known["id"])
         if row_id and self._repeated_ids != frozenset():
             self._check_id(row_id, row, found)
@@ -197,14 +201,14 @@ class RowReader:
             return ()
 
     def _check_boxes(self, row: SourceRow, cell: Any, found: list[str]) -> None:
-        """Also that nothing is drawn on a picture that nobody has seen yet."""
+        """Checks the boxes of a row, and that a synthetic source has no boxes and no masks."""
         try:
             boxes = self._boxes.boxes(cell) if self._boxes else None
         except ParameterError as error:
             found.append(str(error))
             return
         if row.is_synthetic and (boxes or row.masks):
-            found.append("has boxes or masks and no image that they could be drawn on")
+            found.append("has boxes or masks, but no image to which they could belong")
 
     def _check_id(self, row_id: str, row: int, found: list[str]) -> None:
         digest = row_id_digest(row_id)
@@ -212,7 +216,7 @@ class RowReader:
             return
         first = self._rows_of_ids.setdefault(digest, row)
         if first != row:
-            found.append(f"id {row_id!r} is that of row {first} too")
+            found.append(f"id {row_id!r} is also the id of row {first}")
 
     def _row_parameters(self, known: Mapping[str, Any]) -> EditParameters:
         if all(known[name] is None for name in OVERRIDES):
@@ -261,7 +265,7 @@ class RowReader:
 
 
 def row_id_digest(row_id: str) -> bytes:
-    """16 bytes of an id of the manifest: what is remembered of it."""
+    """A digest of 16 bytes by which an id of the manifest is remembered."""
     return hashlib.blake2b(row_id.encode(), digest_size=16).digest()
 
 
@@ -284,9 +288,9 @@ def template_columns(manifest: Manifest, prompts: PromptPlan) -> frozenset[str]:
 
 
 def refuse_label_names(where: str, labels: Sequence[str], columns: frozenset[str]) -> None:
-    """Raises JobError for a label that cannot stand beside the manifest's columns.
+    """Raises JobError for a label with the name of a column of the manifest or of the output.
 
-    `where` the labels are named.
+    `where`: the key or column that defines the labels, for the message.
     """
     for label in labels:
         if label in KNOWN_COLUMNS:
@@ -309,7 +313,7 @@ def _texts_of(batch: ManifestBatch, name: str) -> list[str]:
 
 
 def _uri_key(uri: str, key_base: str) -> str:
-    """The URI as ids take it: relative ones from where the job sees the manifest."""
+    """The form of a URI that goes into ids; relative ones are joined to `key_base`."""
     if "://" in uri or uri.startswith("/"):
         return uri
     if "://" in key_base:
@@ -330,7 +334,7 @@ def _prompts_of_column(value: Any) -> list[str]:
 
 
 def _types_of_column(value: Any, prompts: int) -> list[str]:
-    """The type of each edit: a text is that of all, null and "" are none."""
+    """The type of each edit. A text is the type of all edits; null and "" mean no type."""
     types = list(value) if isinstance(value, list) else [value] * prompts
     if len(types) != prompts:
         raise _BadRowError(f"{EDIT_TYPE} has {len(types)} entries for {prompts} target prompts")
@@ -340,7 +344,7 @@ def _types_of_column(value: Any, prompts: int) -> list[str]:
 def _refuse_repeated(prompts: list[str]) -> None:
     if len(set(prompts)) < len(prompts):
         repeated = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
-        raise _BadRowError(f"target prompt {repeated!r} comes twice in this row")
+        raise _BadRowError(f"target prompt {repeated!r} appears twice in this row")
 
 
 def _number(value: Any) -> float | None:

@@ -1,12 +1,11 @@
-"""Work rows to pixels: fetch, orient, fit; one typed failure per bad row.
+"""Turns work rows into pixels: fetches, orients and fits each source and its masks.
 
-Runs as Ray tasks on the CPUs that the editing actors leave free, so a device never waits for the
-network. What passes through Ray is small and even: 8-bit pixels at the model's own size, so every
-row of a run weighs the same (0.8 MB at 512 px) whatever the photo was, and a block never has a
-size-dependent reason to be split. The encoded bytes of the manifest end here. One free CPU is
-enough: a machine of two runs and resumes.
+A bad row becomes a row with a failure code. Runs as Ray tasks on the CPUs that the editing actors
+leave free, so a device never waits for the network; one free CPU is enough. Only 8-bit pixels of
+the model's size pass through Ray, not the encoded bytes: all rows of a run then have the same size
+(0.8 MB at 512 px) whatever the photo was, and Ray has no reason to split a block for its size.
 
-Masks of a source are read like sources, and fitted as their source was.
+Masks are fetched like sources, and fitted like the source that they belong to.
 """
 
 from __future__ import annotations
@@ -40,16 +39,17 @@ PIXEL_FIELDS = (
     pa.field("failure", pa.string(), nullable=False),
     pa.field("message", pa.string(), nullable=False),
 )
-"""What `decode` adds: height * width * 3 bytes of RGB (null where there is none), the fit as JSON,
-a FailureCode ("" = fine) and a message: why it failed, else what was done to its colours."""
+"""The columns that `decode` adds: height * width * 3 bytes of RGB (null without an image), the fit
+as JSON, a FailureCode ("": no failure), and a message: the cause of a failure, else what was done
+to the colours."""
 
 MASKS_FIELD = pa.field("masks", pa.list_(FITTED_MASK_TYPE), nullable=False)
-"""What `decode` makes of the column `masks`, where there is one."""
+"""The column of fitted masks, which replaces the work list's column `masks` if there is one."""
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Where sources are and what becomes of them. Small and picklable."""
+    """How sources are fetched, which are allowed, and how they are fitted. Small and picklable."""
 
     fit: str = "crop"
     max_pixels: int = 100_000_000
@@ -60,7 +60,7 @@ class DecodeSettings:
 
 @dataclass(frozen=True)
 class DecodedSource:
-    """The four PIXEL_FIELDS of one row, and MASKS_FIELD."""
+    """The values of PIXEL_FIELDS and MASKS_FIELD for one row."""
 
     pixels: bytes | None = None
     fit: str = ""
@@ -72,10 +72,10 @@ class DecodedSource:
 def decode(
     table: pa.Table, settings: DecodeSettings, oversight: Oversight | None = None
 ) -> pa.Table:
-    """Work rows with pixels in place of their encoded bytes; never raises for a bad row.
+    """Replaces the encoded bytes of work rows by pixels; never raises for a bad row.
 
-    Synthetic rows pass with pixels null. A row that failed has its code in `failure`. In a run that
-    is being stopped no row passes.
+    In synthetic rows the pixels are null. A row that failed has a FailureCode in `failure`. If the
+    run is being stopped, an empty table is returned.
     """
     oversight = oversight or Unwatched()
     orders = oversight.orders
@@ -145,7 +145,7 @@ def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
         )
     except (FPEError, RowError) as error:
         code, reason = error.code, str(error)
-    except Exception as error:  # noqa: BLE001 - a decoder may raise anything; it costs this row only
+    except Exception as error:  # noqa: BLE001 - a decoder may raise anything; only this row fails
         code, reason = "", f"{type(error).__name__}: {error}"
     return DecodedSource(
         failure=FailureCode(code or FailureCode.DECODE_FAILED),
@@ -154,7 +154,10 @@ def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
 
 
 def _read(uri: str, data: bytes | None, settings: DecodeSettings) -> bytes:
-    """The bytes of a picture or mask; `data` where the manifest has them. Raises as decoding."""
+    """The bytes of an image or mask: `data` if the manifest has them, else those at `uri`.
+
+    Raises RowError.
+    """
     if data is None:
         options, rules = settings.storage_options, settings.rules
         data = read_uri(uri, options=options, rules=rules, max_bytes=settings.max_bytes)
@@ -177,10 +180,10 @@ def decode_masks(
 ) -> tuple[dict[str, Any], ...]:
     """Masks of the work list (MASK_SOURCE_TYPE) as values of FITTED_MASK_TYPE, in their order.
 
-    `read` gives the bytes of a URI, or those that are there already, as for sources. Raises
-    FPEErrors and RowErrors like reading and decoding a source; the message says of which mask. One
-    that cannot be used costs the row: a picture with some of its masks would say that the other
-    objects are not there.
+    `read` returns the bytes for a mask's URI and bytes, as for sources. Raises the FPEErrors and
+    RowErrors that reading and decoding a source raises; the message names the mask. One mask that
+    cannot be used fails the whole row: with only some of its masks, an image would look as if the
+    other objects were not in it.
     """
     made = []
     for number, mask in enumerate(masks):

@@ -1,6 +1,5 @@
-"""A source and its edits, as they travel: one row of the work list with its pixels.
-
-What is annotated in a source: its boxes and masks, in the pixels of the fitted picture.
+"""One decoded row of the work list: a source, its edits, and its boxes and masks in the pixels of
+the fitted image.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pipeline.ledger.outcome import EditKey
 
 @dataclass(frozen=True)
 class RegionMask:
-    """A fitted mask as PNG, and the share of its object that is left, 0..1."""
+    """A fitted mask as PNG, and the share of its object that is still visible, 0..1."""
 
     png: bytes
     visible: float
@@ -27,15 +26,15 @@ class RegionMask:
 
 @dataclass(frozen=True)
 class Regions:
-    """The annotations of one source, in the order of its row. `boxes` is None where it has none:
-    an empty list is something else."""
+    """The annotations of one source, in the order of its row. `boxes` is None if the row has null,
+    which the output keeps apart from an empty list."""
 
     boxes: tuple[FittedBox, ...] | None = None
     masks: tuple[RegionMask, ...] = ()
 
     @classmethod
     def of_masks(cls, masks: Iterable[Mapping[str, Any]]) -> Regions:
-        """Masks as `decode` leaves them."""
+        """From the values of FITTED_MASK_TYPE, as `decode` returns them."""
         return cls(masks=tuple(RegionMask(mask["png"], mask["visible"]) for mask in masks))
 
 
@@ -49,9 +48,13 @@ class PlannedEdit:
 
 @dataclass(frozen=True)
 class Group:
-    """One decoded work row: a source and its edits. `place` is its row in the block.
+    """One decoded work row: a source and its edits.
 
-    `message` says why it failed; where `failure` is "", what was done to the source's colours.
+    Attributes:
+        place: its row in the block.
+        image: the fitted source; None for a synthetic one, and for one that failed.
+        failure: a FailureCode, or "".
+        message: the cause of the failure; without one, what was done to the source's colours.
     """
 
     place: int

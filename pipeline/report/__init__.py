@@ -1,1 +1,1 @@
-"""What a finished or running folder says of itself: facts, comparison, gallery, contact sheet."""
+"""Reads a run folder, finished or running: status, facts, comparison, gallery, contact sheet."""

@@ -1,7 +1,7 @@
-"""Two runs side by side: the same edits, made in two ways.
+"""Compares two runs that made the same edits in different ways.
 
-Edits are the same where source, target prompt and labels are: their ids differ as soon as a
-parameter does. Several that are equal in all of that are paired in the order of the manifest.
+Edits are paired by source, target prompt and labels, because their ids depend on the parameters.
+Edits that are equal in all three are paired in the order of the manifest.
 
     facts = read_comparison(Folder.open("out/a"), Folder.open("out/b"))
     facts.verdicts["accepted", "rejected"], facts.differences[0].mean_difference
@@ -38,15 +38,15 @@ from pipeline.storage.folder import Folder
 
 PAIR_GROUPS = ("flipped", "most changed", "only in A", "only in B", "sample")
 _RANKED_BY = ("directional_similarity", "structure_distance", *SCORE_COLUMNS)
-"""Pairs are ranked by the first of these that both runs have."""
+"""The scores by which pairs are ranked: the first that both runs have is used."""
 
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """One score of the pairs of one type that both have it: B less A.
+    """How one score differs (B minus A) over the pairs of one type that have it in both runs.
 
-    `higher_in_b` and `lower_in_b` are numbers of pairs. `histogram` is of the differences; its
-    `rejected` are the pairs that B did not accept.
+    `higher_in_b` and `lower_in_b` count pairs. `histogram` is that of the differences; its
+    `rejected` counts the pairs that B did not accept.
     """
 
     edit_type: str
@@ -63,7 +63,7 @@ class ScoreDifference:
 
 @dataclass(frozen=True)
 class PairTile:
-    """An edit in both runs, or in one of them; the source's picture is that of either."""
+    """An edit in both runs, or in one of them. The source's picture is taken from either run."""
 
     a: Edit | None
     b: Edit | None
@@ -84,10 +84,11 @@ class ComparisonFacts:
     """What differs between run A and run B.
 
     Attributes:
-        verdicts: pairs by (outcome in A, outcome in B).
-        flips: pairs with another outcome, by (type, outcome in A, outcome in B), commonest first.
-        types_left_out: types of the pairs that have no differences for want of room.
-        changed_keys: keys of config.yaml, dotted, with their values in A and B where they differ.
+        verdicts: number of pairs by (outcome in A, outcome in B).
+        flips: (type, outcome in A, outcome in B, number) of pairs whose outcomes differ, most
+            frequent first.
+        types_left_out: number of edit types without `differences`, because of the limits.
+        changed_keys: (dotted key, value in A, value in B) of keys in config.yaml that differ.
     """
 
     url_a: str
@@ -127,7 +128,7 @@ class _Side:
 
 
 def read_comparison(a: Folder, b: Folder, limits: ReportLimits | None = None) -> ComparisonFacts:
-    """Compares two run folders. Raises StorageError where one is none, and LedgerError."""
+    """Compares two run folders. Raises StorageError if one is not a run folder, and LedgerError."""
     limits = limits or ReportLimits()
     first, second = _Side.read(a, limits), _Side.read(b, limits)
     matched = _match(first.edits, second.edits)
@@ -163,7 +164,7 @@ def _commonest(item: tuple[Any, int]) -> tuple[int, Any]:
 
 
 def _match(a: EditTable, b: EditTable) -> _Matched:
-    """Pairs and what is left, in the order of A's ids."""
+    """The pairs, and the edits that only one run has, in the order of A's ids."""
     of_b = {key: row for row, key in enumerate(_keys(b))}
     pairs, only_a = [], []
     for row, key in enumerate(_keys(a)):
@@ -173,14 +174,15 @@ def _match(a: EditTable, b: EditTable) -> _Matched:
         else:
             pairs.append((row, other))
     in_a, in_b = (
-        each.rows.take(pa.array(places, pa.int64()))  # of no pairs too
+        each.rows.take(pa.array(places, pa.int64()))  # typed, for an empty list of pairs
         for each, places in ((a, [i for i, _ in pairs]), (b, [j for _, j in pairs]))
     )
     return _Matched(pairs, only_a, sorted(of_b.values()), in_a, in_b)
 
 
 def _keys(edits: EditTable) -> list[tuple[Any, ...]]:
-    """What identifies each edit in any run; equal ones are numbered in the manifest's order."""
+    """A key for each edit that is the same in any run. Equal ones get a number, in the manifest's
+    order."""
     names = sorted(edits.labels)
     columns = [
         edits.rows[name].to_pylist()
@@ -201,7 +203,7 @@ def _keys(edits: EditTable) -> list[tuple[Any, ...]]:
 
 
 def _differences(matched: _Matched, types: Sequence[str]) -> list[ScoreDifference]:
-    """By type, then score."""
+    """The differences by type, then by score."""
     in_a, in_b = matched.in_a, matched.in_b
     kinds = np.asarray(in_a["edit_type"].to_pylist(), object)
     is_accepted = np.asarray(in_b["outcome"].to_pylist(), object) == "accepted"
@@ -242,7 +244,8 @@ def _difference(
 
 @dataclass(frozen=True)
 class _Matched:
-    """Rows of A and B: `pairs` are the same edit, `in_a` and `in_b` their rows in that order."""
+    """Rows of A and B: `pairs` are the same edits; `in_a` and `in_b` are their rows, in that
+    order."""
 
     pairs: Sequence[tuple[int, int]]
     only_a: Sequence[int]
@@ -261,9 +264,9 @@ _Chosen = tuple[str, int | None, int | None]
 
 
 def _choose(matched: _Matched, limits: ReportLimits) -> list[_Chosen]:
-    """Flips of every kind, the pairs whose score moved most, and what only one run has.
+    """Chooses flips of every kind, the pairs whose score changed most, and edits of only one run.
 
-    Where no pair has scores, a sample in the order of ids.
+    If no pair has scores, a sample in the order of ids takes the place of the second group.
     """
     by_flip: dict[tuple[str, str], list[int]] = {}
     for number, both in enumerate(matched.outcomes):
@@ -289,7 +292,7 @@ def _choose(matched: _Matched, limits: ReportLimits) -> list[_Chosen]:
 
 
 def _moved(in_a: pa.Table, in_b: pa.Table) -> NDArray[np.float64]:
-    """How far the score of each pair moved, NaN where it has none on one side."""
+    """The change of the score of each pair, NaN if one side has none."""
     for score in _RANKED_BY:
         moved = np.abs(_numbers(in_b, score) - _numbers(in_a, score))
         if np.isfinite(moved).any():

@@ -1,7 +1,7 @@
-"""One picture of a run: a row per source, its edits beside it, captions underneath.
+"""Draws the contact sheet of a run: a row per source, with its edits next to it, and captions.
 
-Which sources are shown depends on their ids alone. Ids are content hashes, so the smallest ones
-are a fair sample, and the same run always gives the same sheet.
+The sources with the smallest ids are shown. Ids are content hashes, so this is a fair sample, and
+the same run always gives the same sheet.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EMPTY = (236, 237, 239)
 
 @dataclasses.dataclass(frozen=True)
 class SheetLayout:
-    """How much the sheet shows and how large it draws it."""
+    """How much the sheet shows, and in what size."""
 
     sources: int = 9
     edits_per_source: int = 5
@@ -48,7 +48,7 @@ class SheetLayout:
 
 @dataclasses.dataclass(frozen=True)
 class SheetEdit:
-    """One edited picture: its path in the run folder and what was asked for."""
+    """One edited picture: its path in the run folder and its target prompt."""
 
     path: str
     target_prompt: str
@@ -56,7 +56,7 @@ class SheetEdit:
 
 @dataclasses.dataclass(frozen=True)
 class SheetRow:
-    """One source with the edits that are shown; `source_path` is "" if no source was kept."""
+    """One source with the edits that are shown; `source_path` is "" if the source was not kept."""
 
     source_id: str
     name: str
@@ -97,7 +97,8 @@ def write_contact_sheet(
 
 
 def choose_rows(folder: Folder, layout: SheetLayout) -> list[SheetRow]:
-    """The `layout.sources` sources with the smallest ids, by name, with the edits written first."""
+    """The `layout.sources` sources with the smallest ids, sorted by name, each with its first
+    edits."""
     chosen: dict[str, SheetRow] = {}
     largest_first: list[_Reversed] = []
     for part, record in _accepted_edits(folder):
@@ -128,11 +129,11 @@ class _Reversed:
 
 
 def _accepted_edits(folder: Folder) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Every row of every part's metadata, "" for null, after its part's name; parts in order."""
+    """(part, metadata row) of every accepted edit, part by part; null values are ""."""
     for part in folder.list_folders():
         path = f"{part}/metadata.parquet"
         if not part.startswith("part-") or not folder.exists(path):
-            continue  # a part without metadata is one whose writer died; the next run makes it anew
+            continue  # its worker crashed before committing it; the next run makes it again
         with folder.open_read(path) as file:
             parquet = pq.ParquetFile(file)
             table = parquet.read([c for c in _COLUMNS if c in parquet.schema_arrow.names])
@@ -152,7 +153,7 @@ def _new_row(part: str, record: Mapping[str, str]) -> SheetRow:
 
 
 def _pictures(folder: Folder, row: SheetRow) -> list[Image.Image | None]:
-    """The source and the edits of a row; None for what was not kept or cannot be read."""
+    """The source and the edits of a row; None for a file that was not kept or cannot be read."""
     return [_picture(folder, path) for path in (row.source_path, *(e.path for e in row.edits))]
 
 
@@ -165,7 +166,7 @@ def _picture(folder: Folder, path: str) -> Image.Image | None:
     except (
         OSError,
         SyntaxError,
-    ):  # Pillow's two answers to a damaged file; `fpe verify` reports it
+    ):  # what Pillow raises for a damaged file; `fpe verify` reports it
         return None
 
 
@@ -179,11 +180,12 @@ def _stack(strips: Sequence[Image.Image]) -> Image.Image:
 
 
 Word = tuple[str, bool]
-"""A word of a caption and whether it differs from the source's prompt."""
+"""A word of a caption, and whether it differs from the source prompt."""
 
 
 def changed_words(source_prompt: str, target_prompt: str) -> list[Word]:
-    """The target's words, each with True where it is not in the source prompt at that place."""
+    """The words of the target prompt, each with True if the source prompt does not have it
+    there."""
     before, after = source_prompt.split(), target_prompt.split()
     if not before:
         return [(word, False) for word in after]
@@ -196,7 +198,7 @@ def changed_words(source_prompt: str, target_prompt: str) -> list[Word]:
 
 
 class _Pen:
-    """Draws the strips of one sheet: they share fonts, widths and the number of columns."""
+    """Draws the rows of one sheet, which share fonts, widths and the number of columns."""
 
     def __init__(self, layout: SheetLayout, columns: int) -> None:
         self._layout = layout
@@ -267,7 +269,7 @@ class _Pen:
             left += self._font.getlength(word + " ")
 
     def _wrap(self, words: Sequence[Word]) -> list[list[Word]]:
-        """Lines no wider than a picture, at most `caption_lines` of them."""
+        """Breaks words into at most `caption_lines` lines, each no wider than a picture."""
         width = self._layout.picture_px
         lines: list[list[Word]] = [[]]
         for word, changed in words:

@@ -1,7 +1,7 @@
-"""Every edit of a run as one table: its standing outcome, beside what the work list says of it.
+"""Reads all edits of a run into one table: their standing outcomes, with prompts and labels.
 
-Read from the run folder alone: `.ledger` for outcomes and scores, `.plan` for prompts and labels,
-and the parts' metadata for edits whose work list is gone. A row costs some 400 bytes.
+Only the run folder is read: `.ledger` for outcomes and scores, `.plan` for prompts and labels, and
+the parts' metadata for edits whose work list is gone. A row takes about 400 bytes of memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.plan.plan import PLAN_FILE, PLAN_FOLDER
 from pipeline.storage.folder import Folder
 
 LABEL_PREFIX = "label:"
-"""Of the columns with labels, so that one called `row` is in nobody's way."""
+"""Prefix of label columns, so that a label's name cannot clash with another column."""
 _THREADS = 16
 _WORK_COLUMNS = ["source_id", "id", "source_prompt", "seed", "synthetic", "edits"]
 
@@ -37,11 +37,11 @@ class EditTable:
     """The edits of a run.
 
     Attributes:
-        rows: OUTCOME_SCHEMA, one row per edit, by edit_id; and `id`, `source_prompt` ("" where
-            nothing is known), `source_key` (16 bytes that are the same in every run on that source)
-            and a column "label:<name>" of text or null for every label.
-        labels: their names, in the order of the job.
-        unet_rows, seconds: what all attempts cost, with those that were superseded.
+        rows: one row per edit, sorted by edit_id. It has the columns of OUTCOME_SCHEMA, `id`,
+            `source_prompt` ("" if unknown), `source_key` (16 bytes, the same in every run on that
+            source), and a column "label:<name>" (text or null) for every label.
+        labels: the names of the labels, in the order of the job.
+        unet_rows, seconds: the cost of all attempts, including outcomes that were replaced.
     """
 
     rows: pa.Table
@@ -51,14 +51,15 @@ class EditTable:
 
 
 def read_edits(folder: Folder, labels: Sequence[str] = ()) -> EditTable:
-    """All committed edits of a run folder. Raises StorageError where no run is, and LedgerError."""
+    """All committed edits of a run folder. Raises StorageError if there is no run, and
+    LedgerError."""
     if not folder.exists(LEDGER_FOLDER):
         raise StorageError(f"{folder.url}: no {LEDGER_FOLDER} there; give the output of a job")
     return edits_so_far(folder, labels)
 
 
 def edits_so_far(folder: Folder, labels: Sequence[str] = ()) -> EditTable:
-    """Same, without rows where nothing is committed yet. Raises StorageError and LedgerError."""
+    """Same, but an empty table if nothing is committed yet. Raises StorageError and LedgerError."""
     files = list(Ledger(folder).outcomes())
     outcomes = standing_outcomes(files)
     known = _described(folder, outcomes, labels)
@@ -79,7 +80,7 @@ def edits_so_far(folder: Folder, labels: Sequence[str] = ()) -> EditTable:
 
 
 def standing_outcomes(files: Sequence[pa.Table]) -> pa.Table:
-    """The latest outcome of every edit, by edit_id. `files`: a ledger's, in their order."""
+    """The latest outcome of every edit, sorted by edit_id. `files`: those of a ledger, in order."""
     seen: set[bytes] = set()
     kept = []
     for table in reversed(files):
@@ -93,7 +94,7 @@ def standing_outcomes(files: Sequence[pa.Table]) -> pa.Table:
 
 
 def _described(folder: Folder, outcomes: pa.Table, labels: Sequence[str]) -> pa.Table:
-    """What the work lists say, one row per edit; the metadata where they say nothing."""
+    """The description of every edit, from the work lists, or from the metadata if they lack it."""
     schema = _description_schema(labels)
     tables = [schema.empty_table(), *_of_work_lists(folder, schema)]
     ids = pa.concat_tables(tables)["edit_id"].combine_chunks()
@@ -117,7 +118,7 @@ def _description_schema(labels: Sequence[str]) -> pa.Schema:
 
 
 def planned_labels(folder: Folder) -> tuple[str, ...]:
-    """The labels of all jobs that planned here. Raises StorageError."""
+    """The labels of all jobs that were planned in this folder. Raises StorageError."""
     return tuple(dict.fromkeys(name for _, labels in _plans(folder) for name in labels))
 
 
@@ -144,7 +145,7 @@ def _plans(folder: Folder) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def _of_work_list(folder: Folder, path: str, schema: pa.Schema, labels: Sequence[str]) -> pa.Table:
-    """Its edits; of the images in it nothing is read. Raises StorageError."""
+    """The edits of a work list. Does not read the images in it. Raises StorageError."""
     try:
         with folder.open_read(path) as file:
             groups = pq.read_table(file, columns=_WORK_COLUMNS)
@@ -161,8 +162,8 @@ def _of_work_list(folder: Folder, path: str, schema: pa.Schema, labels: Sequence
             columns[f"{LABEL_PREFIX}{name}"] = pc.list_element(flat.field("labels"), number)
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise StorageError(
-            f"{folder.url_of(path)} is damaged or no work list ({error}); move it away: only what "
-            "it says of rejected and failed edits is missing then"
+            f"{folder.url_of(path)} is damaged or not a work list ({error}); move it away: then "
+            "only the prompts and labels of rejected and failed edits are missing"
         ) from error
     rows = len(flat)
     return pa.table(
@@ -171,14 +172,15 @@ def _of_work_list(folder: Folder, path: str, schema: pa.Schema, labels: Sequence
 
 
 def _source_key(row: Mapping[str, Any]) -> bytes:
-    """The source's id; of a synthetic one, whose id has the parameters in it, prompt and seed."""
+    """The source's id. For a synthetic source a hash of prompt and seed, because its id depends on
+    the parameters too."""
     if not row["synthetic"]:
         return cast(bytes, row["source_id"])
     return content_id("source", *source_key_of_prompt(row["id"], row["source_prompt"], row["seed"]))
 
 
 def _of_part(folder: Folder, part: str, schema: pa.Schema) -> pa.Table:
-    """The edits of a part, as far as its metadata goes; none where that is gone."""
+    """The edits of a part that its metadata describes; none if the metadata is gone."""
     path = f"{part}/{METADATA_FILE}"
     if not folder.exists(path):
         return schema.empty_table()
@@ -195,7 +197,7 @@ def _of_part(folder: Folder, part: str, schema: pa.Schema) -> pa.Table:
 
 
 def _column(table: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
-    """A metadata column; ids, which are text there, as bytes."""
+    """A metadata column. Ids, which are text there, are converted to bytes."""
     if name not in table.column_names:
         return pa.nulls(len(table), kind)
     if kind != ID_TYPE:

@@ -1,9 +1,9 @@
-"""What there is to say about a run, from its folder alone: counts, scores, labels, cost, pictures.
+"""Collects the facts about a run from its folder: counts, scores, labels, cost, pictures.
 
     facts = read_report(Folder.open("out/recoloured"))
     facts.types[0].accepted, facts.histograms[0].rules, facts.tiles[0].edit.data
 
-Only facts, bounded in number whatever the size of the run; how they are shown is not said here.
+Their number is bounded, whatever the size of the run. How they are shown is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -40,36 +40,37 @@ from pipeline.storage.folder import Folder
 
 @dataclass(frozen=True)
 class ReportLimits:
-    """What keeps a report small however large the run is."""
+    """Limits that keep a report small, however large the run is."""
 
     tiles_per_group: int = 24
-    """Edits of each type, group and reason."""
+    """The most edits of each type, group and reason."""
     tiles: int = 360
     thumbnail_px: int = 144
     picture_bytes: int = 9_000_000
-    """Of all thumbnails; as text in a page they take a third more."""
+    """The size of all thumbnails together; as base64 text in a page they take a third more."""
     types: int = 12
-    """Types of edit with a row and histograms of their own, the commonest; the others are one."""
+    """How many edit types get a row and histograms of their own, the most frequent first; the
+    others are counted together."""
     label_values: int = 60
     quota_cells: int = 200
-    """Cells of quotas, those that lack most."""
+    """Cells of quotas that are listed, those that lack most edits first."""
     job_chars: int = 100_000
 
 
 OTHER_ROWS = "(all others)"
-"""The name of what limits put together."""
+"""The name of the row that counts everything beyond a limit."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Edits by outcome, under a name: a type of edit, or a value of a label."""
+    """The number of edits by outcome. `name`: a type of edit, or a value of a label."""
 
     name: str
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
-    """Reject reasons and failure codes, the commonest first."""
+    """Reject reasons and failure codes, the most frequent first."""
 
     @property
     def total(self) -> int:
@@ -82,17 +83,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Edits by the values of one label, the commonest first."""
+    """The number of edits by the values of one label, the most frequent value first."""
 
     label: str
     values: tuple[Counts, ...]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What all attempts of a run folder cost.
+class RunCost:
+    """The cost of all attempts in a run folder.
 
-    `model_seconds` are those of inverting and editing, of all workers together.
+    `model_seconds`: seconds of inverting and editing, summed over all workers.
     """
 
     unet_rows: float
@@ -120,7 +121,7 @@ class Edit:
     labels: Mapping[str, str]
     scores: Mapping[str, float]
     rules: tuple[Rule, ...]
-    """Those of its type, whatever came of them."""
+    """The rules of its type, whether the edit breaks them or not."""
     edited_file_name: str
     source_file_name: str
 
@@ -137,22 +138,23 @@ class Tile:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run.
+    """The facts about a run.
 
     Attributes:
         counts: of all edits.
-        types: by type of edit, the commonest first; the name is "" where nobody said one.
-        histograms: by type, then score, those that a rule looks at first.
-        types_left_out: types of edit that have no histograms for want of room.
-        quotas: rows of stats.json's `quotas`, as they are, those that lack most first; none where
-            the job has no quotas.
-        quotas_left_out: rows that there was no room for.
-        retries: by the reason of the first rejection; {} where nothing was attempted again.
-        reconstruction: what the gate measured; None where it measured nothing.
-        regions: the verdicts on boxes and masks; () where the run has none.
-        is_judged: some edit has a score, or was rejected.
+        types: counts by type of edit, the most frequent first; the name is "" for edits without a
+            type.
+        histograms: by type, then score; scores with a rule come first.
+        types_left_out: number of edit types without histograms, because of the limits.
+        quotas: rows of `quotas` in stats.json, those that lack most edits first; () if the job has
+            no quotas.
+        quotas_left_out: number of rows beyond the limit.
+        retries: by the reason of the first rejection; {} if nothing was attempted again.
+        reconstruction: figures of the gate; None if it measured nothing.
+        regions: counts of the verdicts on boxes and masks; () if the run has none.
+        is_judged: whether some edit has a score or was rejected.
         job_text: config.yaml.
-        notes: what could not be read or was cut short, for people.
+        notes: messages about what could not be read or was cut short.
     """
 
     url: str
@@ -163,7 +165,7 @@ class RunFacts:
     types_left_out: int
     labels: tuple[LabelCounts, ...]
     tiles: tuple[Tile, ...]
-    cost: Cost
+    cost: RunCost
     quotas: tuple[Mapping[str, Any], ...]
     quotas_left_out: int
     retries: Mapping[str, Retries]
@@ -177,7 +179,8 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What the files at the top of a run folder say, as far as they are there and whole."""
+    """The content of a run folder's config.yaml and stats.json; empty for a file that is
+    missing."""
 
     folder: Folder
     job_text: str
@@ -188,7 +191,7 @@ class RunFolder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The job's, or those of its manifest."""
+        """The labels of the job, or of its manifest."""
         prompts = self.job.get("prompts")
         if prompts is None:
             return planned_labels(self.folder)
@@ -196,7 +199,7 @@ class RunFolder:
 
 
 def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
-    """The facts of a run folder. Raises StorageError where no run is, and LedgerError."""
+    """The facts of a run folder. Raises StorageError if there is no run, and LedgerError."""
     limits = limits or ReportLimits()
     run = read_run_folder(folder, limits)
     edits = read_edits(folder, run.labels)
@@ -229,7 +232,7 @@ def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
 
 
 def read_run_folder(folder: Folder, limits: ReportLimits) -> RunFolder:
-    """config.yaml and stats.json. What is missing or damaged is noted, not raised."""
+    """Reads config.yaml and stats.json. A missing or damaged file becomes a note, not an error."""
     notes: list[str] = []
     text = _text(folder, CONFIG_FILE, notes)
     job: Mapping[str, Any] = {}
@@ -251,7 +254,7 @@ def read_run_folder(folder: Folder, limits: ReportLimits) -> RunFolder:
 
 
 def edit_of(row: Mapping[str, Any], labels: Sequence[str], rules: Rules) -> Edit:
-    """A row of the table of edits."""
+    """Converts a row of the table of edits."""
     named = {name: row[f"{LABEL_PREFIX}{name}"] for name in labels}
     return Edit(
         edit_id=row["edit_id"].hex(),
@@ -273,7 +276,7 @@ def edit_of(row: Mapping[str, Any], labels: Sequence[str], rules: Rules) -> Edit
 def picture_of(
     path: str, read: Mapping[str, Thumbnail], *, of_source: bool, edit: Edit
 ) -> Thumbnail:
-    """What was read for a path, or why there was nothing to read."""
+    """The thumbnail of a path, or one that gives the reason why there is no picture."""
     if path:
         return read[path]
     if of_source:
@@ -306,7 +309,7 @@ def _tiles(
 
 
 def counts_of(name: str, rows: pa.Table) -> Counts:
-    """The rows of a table of edits, by outcome and reason."""
+    """Counts the rows of a table of edits by outcome and reason."""
     outcomes = Counter(rows["outcome"].to_pylist())
     reasons = Counter(reason for reason in rows["reason"].to_pylist() if reason)
     return Counts(
@@ -319,7 +322,8 @@ def counts_of(name: str, rows: pa.Table) -> Counts:
 
 
 def _by_value(rows: pa.Table, column: str, at_most: int) -> tuple[Counts, ...]:
-    """By the values of a column, null left out; the rare ones past `at_most` are one."""
+    """Counts by the values of a column, without null; values beyond the `at_most` most frequent are
+    counted together."""
     counted = Counter(value for value in rows[column].to_pylist() if value is not None)
     common = [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
     result = [
@@ -332,13 +336,13 @@ def _by_value(rows: pa.Table, column: str, at_most: int) -> tuple[Counts, ...]:
 
 
 def types_of(rows: pa.Table) -> list[str]:
-    """The types of edit that there are, the commonest first."""
+    """The types of the edits, the most frequent first."""
     counted = Counter(rows["edit_type"].to_pylist())
     return sorted(counted, key=lambda name: (-counted[name], name))
 
 
 def _is_judged(rows: pa.Table) -> bool:
-    """Also where the gate rejected all there was and nothing has a score."""
+    """Whether any edit has a score, or was rejected (the gate may reject all, without scores)."""
     has_scores = any(rows[name].null_count < len(rows) for name in SCORE_COLUMNS)
     return has_scores or Outcome.REJECTED.value in pc.unique(rows["outcome"]).to_pylist()
 
@@ -356,11 +360,11 @@ def _histograms(rows: pa.Table, types: Sequence[str], rules: Rules) -> list[Hist
     return [each for each in found if each is not None]
 
 
-def _cost(edits: EditTable, stats: Mapping[str, Any]) -> Cost:
+def _cost(edits: EditTable, stats: Mapping[str, Any]) -> RunCost:
     last, pool = _mapping(stats.get("last_run")), _mapping(stats.get("resources"))
     rejected = edits.rows.filter(pc.equal(edits.rows["outcome"], Outcome.REJECTED.value))
     made = sum(int(last.get(name) or 0) for name in ("accepted", "rejected", "failed"))
-    return Cost(
+    return RunCost(
         unet_rows=edits.unet_rows,
         unet_rows_rejected=float(np.nansum(rejected["unet_rows"].to_numpy())),
         model_seconds=edits.seconds,
@@ -373,7 +377,7 @@ def _cost(edits: EditTable, stats: Mapping[str, Any]) -> Cost:
 
 
 def _quotas(stats: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The emptiest cells first, equal ones in their order."""
+    """The rows of `quotas`, those that lack most edits first, otherwise in their order."""
     found = stats.get("quotas")
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     return tuple(sorted(rows, key=lambda row: -int(row.get("short_by") or 0)))
@@ -381,11 +385,11 @@ def _quotas(stats: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 def _text(folder: Folder, path: str, notes: list[str]) -> str:
     if not folder.exists(path):
-        notes.append(f"{path} is not there: the run has not ended once, or somebody moved it")
+        notes.append(f"{path} is not there: no run has ended yet, or the file was moved")
         return ""
     return folder.read(path).decode("utf-8", "replace")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """What should be a mapping, {} where it is none."""
+    """`value` if it is a mapping, else {}."""
     return value if isinstance(value, dict) else {}

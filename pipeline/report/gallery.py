@@ -1,14 +1,15 @@
-"""Which edits a person looks at: a bounded choice that depends on scores, outcomes and ids alone.
+"""Chooses the edits that a report shows, and makes their thumbnails.
 
-    best         accepted, farthest from every threshold of their type; a third of them at most
-    borderline   nearest to a threshold, on either side; a third at most
+The choice is bounded, and depends only on scores, outcomes and ids:
+
+    best         accepted, farthest from every threshold of their type; at most a third of them
+    borderline   nearest to a threshold, on either side; at most a third
     rejected     by reason, a sample
     failed       by failure code, a sample
     accepted     a sample, whatever their scores
 
-A sample is the smallest ids: they are content hashes, so it is a fair one and the same every time.
-
-Small pictures for reports. One that is missing or damaged says why, and costs nothing else.
+A sample has the smallest ids. Ids are content hashes, so it is fair, and the same every time. A
+picture that is missing or damaged is replaced by the reason; the report is made all the same.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.storage.folder import Folder
 
 GROUPS = ("best", "borderline", "rejected", "failed", "accepted")
 _WITHOUT_RULES = "directional_similarity"
-"""What accepted edits are ranked by where no rule looks at any score."""
+"""The scores by which accepted edits are ranked if no rule uses a score."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Chosen:
 def choose_edits(edits: pa.Table, rules: Rules, *, per_group: int, at_most: int) -> list[Chosen]:
     """At most `per_group` edits of every type, group and reason; at most `at_most` of all.
 
-    Where that is too few for all, each gets its first ones in turn. `edits` has OUTCOME_SCHEMA's
-    columns and is in the order of ids. The answer is in the order of groups.
+    If `at_most` does not suffice, the groups take turns, each with its best edits first. `edits`
+    has the columns of OUTCOME_SCHEMA and is sorted by id. The result is in the order of groups.
     """
     ranked = list(_ranked(edits, margins(edits, rules), per_group))
     groups_of: dict[int, list[str]] = {}
@@ -67,10 +68,10 @@ def choose_edits(edits: pa.Table, rules: Rules, *, per_group: int, at_most: int)
 
 
 def margins(edits: pa.Table, rules: Rules) -> NDArray[np.float64]:
-    """How far each edit is from being judged the other way, (N,): below 0, a rule is broken.
+    """How far each edit is from the opposite verdict, (N,); negative if it breaks a rule.
 
-    The least distance to a threshold of its type, in standard deviations of that score among the
-    edits of the type. NaN where no rule looked at it.
+    The smallest distance to a threshold of its type, in standard deviations of that score among the
+    edits of the type. NaN if no rule applies to it.
     """
     types = np.asarray(edits["edit_type"].to_pylist(), dtype=object)
     result = np.full(len(types), np.nan)
@@ -89,7 +90,7 @@ def margins(edits: pa.Table, rules: Rules) -> NDArray[np.float64]:
 def _ranked(
     edits: pa.Table, margin: NDArray[np.float64], per_group: int
 ) -> Iterable[tuple[str, Sequence[int]]]:
-    """The rows of every group, best first: of common types before those of rare ones."""
+    """The rows of every group, best first; groups of frequent types come before rare ones."""
     columns = (edits[name].to_pylist() for name in ("edit_type", "outcome", "reason"))
     members: dict[tuple[str, str, str], list[int]] = {}
     for row, key in enumerate(zip(*columns, strict=True)):
@@ -132,7 +133,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A WebP of at most a given side, or why there is none: exactly one of `data` and `missing`."""
+    """A small picture as WebP (`data`), or the reason why there is none (`missing`)."""
 
     data: bytes = b""
     width_px: int = 0
@@ -144,7 +145,7 @@ _LEFT_OUT = Thumbnail(missing="left out: the report would be too large")
 
 
 def read_thumbnails(folder: Folder, paths: Iterable[str], side_px: int) -> dict[str, Thumbnail]:
-    """By path, for files of a run folder, each read once; "" is not read."""
+    """The thumbnails of files of a run folder, by path. Each file is read once; "" is skipped."""
     wanted = [path for path in dict.fromkeys(paths) if path]
     with ThreadPoolExecutor(_THREADS) as pool:
         made = pool.map(lambda path: read_thumbnail(folder, path, side_px), wanted)
@@ -154,7 +155,8 @@ def read_thumbnails(folder: Folder, paths: Iterable[str], side_px: int) -> dict[
 def within_bytes(
     pictures: Sequence[Sequence[Thumbnail]], at_most_bytes: int
 ) -> list[tuple[Thumbnail, ...]]:
-    """The pictures of each tile, in order; those of tiles that do not fit any more are left out."""
+    """The pictures of each tile, in order. Once `at_most_bytes` is reached, pictures are left
+    out."""
     result, used = [], 0
     for tile in pictures:
         size = sum(len(picture.data) for picture in tile)
@@ -167,7 +169,7 @@ def within_bytes(
 
 
 def read_thumbnail(folder: Folder, path: str, side_px: int) -> Thumbnail:
-    """An sRGB picture of at most `side_px` x `side_px`; never enlarged."""
+    """An sRGB thumbnail of at most `side_px` x `side_px`; a small picture is not enlarged."""
     try:
         with Image.open(io.BytesIO(folder.read(path))) as opened:
             picture = opened.convert("RGB")
@@ -175,9 +177,9 @@ def read_thumbnail(folder: Folder, path: str, side_px: int) -> Thumbnail:
         if isinstance(error.__cause__, FileNotFoundError):
             return Thumbnail(missing="the file is gone")
         return Thumbnail(missing=f"cannot be read: {error}")
-    except UnidentifiedImageError:  # its message holds an address in memory
-        return Thumbnail(missing="damaged: no picture that Pillow knows")
-    # Pillow's answers to a damaged file, and to one that claims to be huge.
+    except UnidentifiedImageError:  # its message contains a memory address
+        return Thumbnail(missing="damaged: not a picture that Pillow can read")
+    # what Pillow raises for a damaged file, and for one that claims to be huge
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return Thumbnail(missing=f"damaged: {error}")
     picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)

@@ -12,20 +12,22 @@ from numpy.typing import NDArray
 from fpe_core.judging.rules import Rule
 
 MOST_BINS = 40
-_TAIL = 0.005  # of each side may lie outside the bins' range, so that one far value squeezes none
+# This share of the values may lie outside the range on each side, so that one outlier does not
+# squeeze all others into a few bins.
+_TAIL = 0.005
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """One score of the edits of one type.
+    """The distribution of one score over the edits of one type.
 
     Attributes:
-        low, high: the range of the bins, which are equally wide; low < high. Values outside are in
-            the first and the last bin, infinite ones too.
-        accepted, rejected: edits by bin.
-        rules: those of this type on this score, whose bounds lie in the range.
+        low, high: the range of the bins, which are equally wide; low < high. Values outside it,
+            including infinite ones, are counted in the first and the last bin.
+        accepted, rejected: number of edits by bin.
+        rules: the rules of this type on this score; their bounds lie in the range.
         median: of all values.
-        broken: edits that break one of these rules, whatever they were rejected as.
+        broken: number of edits that break one of these rules, whatever their reject reason.
     """
 
     score: str
@@ -44,12 +46,12 @@ class Histogram:
 
     @property
     def tallest(self) -> int:
-        """Edits in the fullest bin."""
+        """The number of edits in the fullest bin."""
         return max(a + r for a, r in zip(self.accepted, self.rejected, strict=True))
 
 
 def bound_of(rule: Rule) -> float:
-    """The value that a rule allows at least, or at most."""
+    """The threshold of a rule: its `at_least` or `at_most`."""
     return rule.at_least if rule.at_least is not None else float(rule.at_most or 0.0)
 
 
@@ -60,7 +62,7 @@ def histogram_of(
     is_accepted: NDArray[np.bool_],
     rules: Sequence[Rule],
 ) -> Histogram | None:
-    """Bins for N values, NaN where there is none. None where no value is left."""
+    """Bins for N values; NaN means no value. Returns None if there is no value at all."""
     is_value = ~np.isnan(values)
     values, is_accepted = values[is_value], is_accepted[is_value]
     if not len(values):
@@ -92,7 +94,7 @@ def _bins(edits: int) -> int:
 
 
 def _range(values: NDArray[np.float64], bounds: Sequence[float]) -> tuple[float, float]:
-    """Nearly all finite values and every threshold."""
+    """A range that contains nearly all finite values, and every threshold."""
     finite = values[np.isfinite(values)]
     ends = [*bounds, *(np.quantile(finite, (_TAIL, 1 - _TAIL)) if len(finite) else ())]
     low, high = float(min(ends, default=0.0)), float(max(ends, default=0.0))

@@ -1,6 +1,6 @@
-"""What there is to say of judging in addition to scores: retries, the gate, boxes and masks.
+"""Figures about judging, in addition to scores: retries, the reconstruction gate, boxes and masks.
 
-Read from the outcomes of a run, from its job and, for boxes and masks, from the parts' metadata.
+They are read from the outcomes of a run, its job and, for boxes and masks, the parts' metadata.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class ReconstructionFigures:
-    """PSNR in dB of the sources that the gate measured, encoded and decoded, to themselves.
+    """PSNR in dB of sources after encoding and decoding, against themselves, from the gate.
 
     Attributes:
-        sources: how many were measured.
-        lowest, median: NaN where no source's figure is a number.
-        at_least: the job's threshold; None where it has none.
-        below: sources under it; 0 without one.
+        sources: number of sources that were measured.
+        lowest, median: NaN if no source's figure is a number.
+        at_least: the job's threshold; None if it has none.
+        below: number of sources below the threshold; 0 without one.
     """
 
     sources: int
@@ -45,7 +45,7 @@ class ReconstructionFigures:
 
 @dataclass(frozen=True)
 class RegionCounts:
-    """The verdicts on boxes, or on masks, of the accepted edits.
+    """How many boxes, or masks, of the accepted edits have each verdict.
 
     `keep_at_least` and `review_at_least` are the job's thresholds of structure, 0..1.
     """
@@ -64,7 +64,7 @@ class RegionCounts:
 
 
 def retries_by_reason(rows: pa.Table) -> dict[str, Retries]:
-    """What attempting again came to, by the reason of the first rejection, the commonest first."""
+    """The results of retries, by the reason of the first rejection, the most frequent first."""
     found: dict[str, Retries] = {}
     for tries in rows["tries"].drop_null().to_pylist():
         if tries:
@@ -75,9 +75,9 @@ def retries_by_reason(rows: pa.Table) -> dict[str, Retries]:
 def reconstruction_figures(
     rows: pa.Table, judge: Mapping[str, Any]
 ) -> ReconstructionFigures | None:
-    """What the gate measured, each source once; None where it measured nothing.
+    """The figures of the gate, each source counted once; None if it measured nothing.
 
-    `rows`: a table with the columns of OUTCOME_SCHEMA. `judge`: that section of the job.
+    `rows`: a table with the columns of OUTCOME_SCHEMA. `judge`: the job's section `judge`.
     """
     measured = rows.filter(pc.is_valid(rows[GATE_COLUMN]))
     if not measured.num_rows:
@@ -98,9 +98,10 @@ def reconstruction_figures(
 def region_counts(
     folder: Folder, rows: pa.Table, annotations: Mapping[str, Any], notes: list[str]
 ) -> tuple[RegionCounts, ...]:
-    """Verdicts on boxes and on masks; `annotations` is that section of the job, {} without one.
+    """Counts of the verdicts on boxes and on masks.
 
-    A part whose metadata is gone is told in `notes`. Raises StorageError for one that is damaged.
+    `annotations`: the job's section of that name, {} without one. Adds a line to `notes` if parts
+    have no metadata. Raises StorageError if a part's metadata is damaged.
     """
     columns = _verdict_columns(annotations)
     if not columns:
@@ -122,7 +123,8 @@ def region_counts(
 
 
 def _verdict_columns(annotations: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """What the column of verdicts can be called; a dot can be a field's, or the name's own."""
+    """The possible names of each column of verdicts: a dot in the job's key can mean a struct
+    field or be part of the column's name."""
     columns: dict[str, tuple[str, ...]] = {}
     if boxes := _mapping(annotations.get("boxes")).get("column"):
         columns["boxes"] = (f"{boxes}_verdict", f"{boxes}_verdict".replace(".", "_"))
@@ -148,7 +150,7 @@ def _region_counts(
 def _verdicts(
     folder: Folder, part: str, columns: Mapping[str, Sequence[str]]
 ) -> dict[str, Mapping[str, int]] | None:
-    """The verdicts of a part by kind, counted; None where its metadata is gone."""
+    """The number of each verdict in a part, by kind; None if its metadata is gone."""
     path = f"{part}/{METADATA_FILE}"
     if not folder.exists(path):
         return None
@@ -164,7 +166,7 @@ def _verdicts(
 
 
 def _counted(verdicts: pa.ChunkedArray) -> Mapping[str, int]:
-    """One verdict a row, or a list of them."""
+    """Counts the verdicts of a column, which has one verdict or a list of them per row."""
     values = verdicts.combine_chunks()
     is_list = pa.types.is_list(values.type)
     return Counter((values.flatten() if is_list else values).drop_null().to_pylist())

@@ -1,10 +1,10 @@
-"""A run folder as an object, for notebooks: its edits as tables, its pictures, how far it is.
+"""A run folder as an object, for notebooks: its edits as tables, its pictures, its progress.
 
     run = OpenedRun.open("out/recoloured")
     run.edits().to_pandas().groupby("colour").size()
     run.picture(run.edits().to_pylist()[0])
 
-Everything is read when it is asked for and nothing is written, so a run may be at work meanwhile.
+Everything is read on demand and nothing is written, so a run may be in progress at the same time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.run.stats import STATS_FILE
 from pipeline.storage.folder import Folder
 
 _THREADS = 16
-_MOST_PIXELS = 2**31  # the pipeline wrote these pictures, whatever limit it had for sources
+_MOST_PIXELS = 2**31  # no limit is needed: the pipeline itself wrote these pictures
 _IDS = ("edit_id", "group_id", "source_id")
 
 
@@ -49,7 +49,7 @@ class OpenedRun:
     def open(cls, url: str, storage_options: Mapping[str, Any] | None = None) -> Self:
         """The run folder at a URL or local path; `storage_options` as in a job file.
 
-        Raises StorageError where there is no run, or the store does not answer.
+        Raises StorageError if there is no run, or if the store cannot be reached.
         """
         folder = Folder.open(url, storage_options)
         require_run(folder)
@@ -69,15 +69,15 @@ class OpenedRun:
         return self._metadata_of(Outcome.ACCEPTED)
 
     def rejected(self) -> pa.Table:
-        """The same of the rejected edits whose pictures were kept (`judge.rejected: keep`)."""
+        """The same for rejected edits whose pictures were kept (`judge.rejected: keep`)."""
         return self._metadata_of(Outcome.REJECTED)
 
     def outcomes(self) -> pa.Table:
-        """What became of every edit, one row per edit, by edit_id: the latest of its attempts.
+        """The standing outcome of every edit, one row per edit, sorted by edit_id.
 
         The columns of a ledger (pipeline/ledger/outcome.py: `outcome`, `reason`, `message`, scores,
-        file names, `unet_rows`, `seconds`, ...), with ids as hexadecimal text, and what the plan
-        says of the edit: `id`, `source_prompt` and "label:<name>" for every label of the job.
+        file names, `unet_rows`, `seconds`, ...), with ids as hexadecimal text, and columns from the
+        plan: `id`, `source_prompt` and "label:<name>" for every label of the job.
         Raises StorageError and LedgerError.
         """
         rows = edits_so_far(self.folder, planned_labels(self.folder)).rows
@@ -88,25 +88,27 @@ class OpenedRun:
         return rows.drop_columns(["source_key"])
 
     def picture_path(self, edit: Mapping[str, Any]) -> str:
-        """Where the picture of an edit is: a local path, or a URL on the store.
+        """The path of the picture of an edit: a local path, or a URL on the store.
 
         `edit`: a row of `edits`, `rejected` or `outcomes`, as `to_pylist` gives it. Raises
-        ValueError where the edit has no picture: failed, or rejected and not kept.
+        ValueError if the edit has no picture: it failed, or was rejected and not kept.
         """
         return self.folder.url_of(_name_of("edited_file_name", edit))
 
     def source_path(self, edit: Mapping[str, Any]) -> str:
-        """The same for the source as the model saw it, cropped or padded to its size."""
+        """The same for the source as the model saw it, cropped or padded to the model's size."""
         return self.folder.url_of(_name_of("source_file_name", edit))
 
     def picture(self, edit: Mapping[str, Any]) -> Image.Image:
-        """The picture of an edit, RGB. Raises what `picture_path` raises, and StorageError."""
+        """The picture of an edit, RGB. Raises ValueError as `picture_path` does, and
+        StorageError."""
         data = self.folder.read(_name_of("edited_file_name", edit))
         return decode_image(data, max_pixels=_MOST_PIXELS)
 
     @property
     def statistics(self) -> Mapping[str, Any]:
-        """stats.json, read now: the last run in numbers and totals; {} before a run has ended."""
+        """The content of stats.json: figures of the last run, and totals; {} before a run has
+        ended."""
         if not self.folder.exists(STATS_FILE):
             return {}
         try:
@@ -115,22 +117,22 @@ class OpenedRun:
             raise StorageError(f"{self.folder.url_of(STATS_FILE)} is damaged: {error}") from error
 
     def status(self) -> RunStatus:
-        """How far the run is, and whether one is at work now. Raises StorageError, LedgerError."""
+        """The progress of the run, and whether it is running. Raises StorageError, LedgerError."""
         return run_status(self.folder.url, self.folder.options)
 
     @property
     def job(self) -> Job | None:
-        """The job as it last ran, every default filled in; None where no config.yaml is there.
+        """The job as it last ran, with every default filled in; None if there is no config.yaml.
 
-        Its output is this folder, wherever it lies now. Raises JobError where config.yaml is no job
-        of this release, or the URL of the manifest had a secret in it that was not written down.
+        Its output is this folder, even if it was moved. Raises JobError if config.yaml is not a
+        valid job of this release, or if the manifest's URL had a secret, which was not stored.
         """
         if not self.folder.exists(CONFIG_NAME):
             return None
         return load_job_of_run(self.folder.url, storage_options=self.folder.options)
 
     def _metadata_of(self, outcome: Outcome) -> pa.Table:
-        """Rows of the parts' metadata whose edits stand so in the ledger, part by part."""
+        """Metadata rows of the edits with this standing outcome in the ledger, part by part."""
         columns = ["edit_id", "outcome", "part"]
         files = [table.select(columns) for table in Ledger(self.folder).outcomes()]
         standing = standing_outcomes(files)
@@ -148,7 +150,7 @@ class OpenedRun:
             return pa.concat_tables(list(tables))
 
     def _rows_of_part(self, part: str, edit_ids: list[str]) -> pa.Table:
-        """The metadata of these edits of a part, with its file names relative to the run folder."""
+        """The metadata of these edits of a part, with file names relative to the run folder."""
         path = f"{part}/{METADATA_FILE}"
         data = self.folder.read(path)
         try:
@@ -169,7 +171,7 @@ class OpenedRun:
         return table
 
     def _schema(self) -> pa.Schema:
-        """The columns of this folder's metadata; none before a run has begun to edit."""
+        """The columns of this folder's metadata; none before the first run has begun to edit."""
         if not self.folder.exists(SCHEMA_FILE):
             return pa.schema([])
         return pa.ipc.read_schema(pa.py_buffer(self.folder.read(SCHEMA_FILE)))

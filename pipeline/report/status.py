@@ -1,10 +1,7 @@
-"""How far a run is, told from its folder alone.
+"""The progress of a run, read from its folder: counts, edits per second, time left, who runs it.
 
-How fast a run goes, told from its ledger: rows of its files, and when the store got them.
-
-No clock of this machine is asked: a file's time is the store's, so the rate is the same from
-wherever one looks.
-
+The rate follows from the ledger's files: their rows, and the times at which the store got them.
+Those are the store's times, so the rate is the same on any machine.
 """
 
 from __future__ import annotations
@@ -29,18 +26,21 @@ from pipeline.storage.folder import Folder
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run folder in numbers.
+    """The state of a run folder in numbers.
 
-    `pending` is of the latest plan, less what was committed since; None before the first plan.
-    Under quotas that is a round, `edits_skipped_by_quota` are the edits that it left out, and
-    another round may take some of them (`is_in_rounds`). If a run has ended since, both are as its
-    quotas were then.
-    `parts` hold the accepted edits; `unadopted_parts` are finished and wait for the next run to
-    enter them into the ledger. `lease` says which run has the folder, or had it last; None where
-    none ever did. `edits_per_second` is of that run's latest commits, None while it has none.
-    `silent_s`: since its last heartbeat by the clock here, None while that is less than it
-    promised.
-    `stats` is stats.json, {} where the run has not ended once.
+    Attributes:
+        pending: edits of the latest plan that are not committed yet; None before the first plan.
+            Under quotas the plan is one round. If a run has ended since, the number follows from
+            the quotas at its end.
+        parts: number of parts with accepted edits.
+        unadopted_parts: parts that are finished, and that the next run will add to the ledger.
+        lease: the run that holds the folder, or held it last; None if there was none.
+        edits_per_second: rate of that run's latest commits; None while it has none.
+        stats: the content of stats.json; {} if no run has ended yet.
+        edits_skipped_by_quota: edits that the latest round left out because of quotas.
+        is_in_rounds: whether another round may take some of these edits.
+        silent_s: seconds since the last heartbeat by this machine's clock; None while that is
+            shorter than the lease's expiry.
     """
 
     output: str
@@ -63,17 +63,19 @@ class RunStatus:
 
     @property
     def is_running(self) -> bool:
-        """Whether a run has the folder. One whose machine went away has it until somebody asks."""
+        """Whether a run holds the folder. A run whose machine was lost holds it until another run
+        takes it over."""
         return self.lease is not None and not self.lease.is_over
 
     @property
     def is_silent(self) -> bool:
-        """Whether the run that has the folder was not heard of for longer than it promised."""
+        """Whether the run that holds the folder sent no heartbeat for longer than its expiry."""
         return self.is_running and self.silent_s is not None
 
     @property
     def seconds_left(self) -> float | None:
-        """At this pace; None where no run is at work, or no pace is known."""
+        """Seconds until the run is done, at its present rate; None if it is not running, or if the
+        rate is unknown."""
         if self.is_silent or not self.is_running:
             return None
         if self.pending is None or not self.edits_per_second:
@@ -82,7 +84,7 @@ class RunStatus:
 
 
 def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStatus:
-    """The state of a run folder; reads only. Raises StorageError where there is no run."""
+    """Reads the state of a run folder; writes nothing. Raises StorageError if there is no run."""
     folder = Folder.open(output, options)
     plans = require_run(folder)
     ledger, lease = Ledger.open(folder), lease_state(folder)
@@ -107,7 +109,7 @@ def run_status(output: str, options: Mapping[str, Any] | None = None) -> RunStat
 
 
 def require_run(folder: Folder) -> list[str]:
-    """The ids of the plans in a run folder. Raises StorageError where there is no run."""
+    """The ids of the plans in a run folder. Raises StorageError if there is no run."""
     plans = folder.list_folders(PLAN_FOLDER)
     if not plans and not folder.exists(LEDGER_FOLDER):
         raise StorageError(
@@ -118,7 +120,7 @@ def require_run(folder: Folder) -> list[str]:
 
 
 def _silent_s(lease: LeaseState) -> float | None:
-    """By the clock here: reading it off the store, as a run does that takes over, needs a write."""
+    """Uses this machine's clock: to get the store's time, one would have to write a file."""
     silent_s = time.time() - lease.heard_at
     return silent_s if silent_s > lease.holder.expiry_s else None
 
@@ -131,7 +133,8 @@ class _Work:
 
 
 def _work_left(folder: Folder, plan_ids: list[str], done: int, stats: Mapping[str, Any]) -> _Work:
-    """What the latest plan has left, or what quotas call for where a run has ended since."""
+    """The work left of the latest plan; if a run with quotas has ended since, what its quotas
+    still need."""
     plan, planned_at = _latest_plan(folder, plan_ids)
     rows = stats.get("quotas", [])
     if rows and (not plan or folder.modified(STATS_FILE) >= planned_at):
@@ -147,8 +150,8 @@ def _work_left(folder: Folder, plan_ids: list[str], done: int, stats: Mapping[st
 
 
 def _latest_plan(folder: Folder, plan_ids: list[str]) -> tuple[dict[str, Any], float]:
-    """plan.json and its time; {} without one. Plans have no dates: the latest knew the fullest
-    ledger."""
+    """The latest plan.json and its time; {} without one. Plans have no date: the latest is the one
+    that was made with the most edits in the ledger."""
     latest: dict[str, Any] = {}
     latest_age = (-1, 0.0)
     for plan_id in plan_ids:
@@ -163,7 +166,7 @@ def _latest_plan(folder: Folder, plan_ids: list[str]) -> tuple[dict[str, Any], f
 
 
 def _read_json(folder: Folder, path: str) -> dict[str, Any]:
-    """{} for a file that is not there."""
+    """The mapping in a JSON file; {} if there is no such file."""
     if not folder.exists(path):
         return {}
     try:
@@ -171,24 +174,24 @@ def _read_json(folder: Folder, path: str) -> dict[str, Any]:
     except ValueError as error:
         raise StorageError(f"{folder.url_of(path)} is damaged: {error}") from error
     if not isinstance(value, dict):
-        raise StorageError(f"{folder.url_of(path)} is damaged: it holds no mapping")
+        raise StorageError(f"{folder.url_of(path)} is damaged: it does not hold a mapping")
     return value
 
 
 RECENT_FILES = 20
-"""The latest commits, at least five seconds apart: what the rate is of, and what is read for it."""
+"""How many of the latest commits the rate is computed from, and how many files are read for it."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One file of a ledger: how many outcomes, and when, in seconds since 1970 by the store."""
+    """One file of a ledger: its number of outcomes, and its time in the store (Unix seconds)."""
 
     outcomes: int
     at_s: float
 
 
 def recent_commits(folder: Folder, files: Sequence[str]) -> list[Commit]:
-    """The latest commits of a ledger whose files these are, oldest first, without fences.
+    """The latest commits of a ledger, oldest first, without fences. `files`: the ledger's files.
 
     Raises StorageError.
     """
@@ -201,10 +204,10 @@ def recent_commits(folder: Folder, files: Sequence[str]) -> list[Commit]:
 
 
 def edits_per_second(commits: Sequence[Commit], since_s: float) -> float | None:
-    """Outcomes per second of the run that began at `since_s`; None while that cannot be told.
+    """Outcomes per second of the run that began at `since_s`; None if there is no commit yet.
 
-    Between the first of its commits and the last: what came before the first was loading models.
-    With one commit, since it began.
+    Measured from its first commit to its last, because models are loaded before the first. With one
+    commit, measured from the start of the run.
     """
     own = [commit for commit in commits if commit.at_s >= since_s]
     if len(own) > 1 and own[-1].at_s > own[0].at_s:

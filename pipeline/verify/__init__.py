@@ -1,1 +1,2 @@
-"""Proof after the fact: every planned edit accounted for, files readable, edits made again."""
+"""Checks a finished run: every planned edit has an outcome, files are readable, and a sample of the
+edits can be made again with the same result."""

@@ -1,13 +1,13 @@
 """Makes a sample of a run's edits again and compares: `fpe verify --recompute N`.
 
-Each edit goes through the run's own stages once more, from the manifest on, alone instead of in a
-block, in this process and into a scratch folder; the run folder is only read. What comes out is
-held against the stored image, to the tolerance in `fpe_core.agreement`; where the format is a lossy
-one, after the same encoding (with the job's `images.quality`).
+Each edit goes through the run's own stages again, from the manifest on. It is made alone instead of
+in a block, in this process, and written to a scratch folder; the run folder is only read. The new
+image is compared with the stored one, within the tolerance in `fpe_core.agreement`. For lossy
+formats both have gone through the same encoding (with the job's `images.quality`).
 
-The id of an edit holds all that its image depends on, but for what a URI leads to. So where an edit
-comes out differently, its source is compared too, if the run kept it: one that was replaced since
-is told as such, and is no difference.
+The id of an edit depends on everything that determines its image, except the content behind a URI.
+So if an edit differs, its source is compared too, if the run kept it. A source that was replaced
+since then is reported as such, and does not count as a difference.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ _NOT_THE_MODELS = frozenset(
         FailureCode.OUT_OF_MEMORY,
     }
 )
-"""Why an edit cannot be made again that says nothing against the stored one."""
+"""Failures of an edit that is made again that are no evidence against the stored one."""
 _FORMATS: tuple[Literal["png", "jpeg", "webp"], ...] = ("png", "jpeg", "webp")
 
 
-class Verdict(StrEnum):
-    """What became of an edit of the sample."""
+class ComparisonVerdict(StrEnum):
+    """The result of comparing one edit of the sample. NOT_MADE: it could not be made again."""
 
     EQUAL = "equal"
     WITHIN_TOLERANCE = "within_tolerance"
@@ -70,38 +70,41 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One edit of the sample; `file` is relative to the run folder, `detail` is for people."""
+class EditComparison:
+    """The comparison of one edit. `file` is relative to the run folder; `detail` is a message."""
 
     edit_id: bytes
     file: str
-    verdict: Verdict
+    verdict: ComparisonVerdict
     detail: str = ""
 
     def __str__(self) -> str:
-        what = "could not be made again" if self.verdict == Verdict.NOT_MADE else "differs"
+        what = (
+            "could not be made again" if self.verdict == ComparisonVerdict.NOT_MADE else "differs"
+        )
         return f"edit {self.edit_id.hex()} ({self.file}) {what}: {self.detail}"
 
 
 @dataclass(frozen=True)
 class Recomputation:
-    """What was found, in the order of the sample. `device` and `dtype`: what it was made with."""
+    """All comparisons, in the order of the sample, and the device and dtype they were made with."""
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[EditComparison, ...]
     device: str
     dtype: str
 
-    def of(self, verdict: Verdict) -> tuple[Comparison, ...]:
+    def of(self, verdict: ComparisonVerdict) -> tuple[EditComparison, ...]:
         return tuple(item for item in self.comparisons if item.verdict == verdict)
 
     @property
     def compared(self) -> int:
-        return len(self.comparisons) - len(self.of(Verdict.NOT_MADE))
+        return len(self.comparisons) - len(self.of(ComparisonVerdict.NOT_MADE))
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differs; an edit that cannot be made again is no difference."""
-        return not self.of(Verdict.DIFFERENT)
+        """Whether no edit differs. An edit that cannot be made again does not count as
+        different."""
+        return not self.of(ComparisonVerdict.DIFFERENT)
 
 
 def recompute_sample(
@@ -113,24 +116,24 @@ def recompute_sample(
 ) -> Recomputation:
     """Makes `count` accepted edits of a job again (all, if there are fewer) and compares them.
 
-    `device`: instead of the job's. `progress` is told how many of how many are done. Raises
-    JobError, ManifestError, LedgerError, StorageError, and CheckpointError where the edits were
-    made with another checkpoint than the job's is now.
+    `device`: used instead of the job's. `progress` is called with the number of edits done and the
+    number of all. Raises JobError, ManifestError, LedgerError, StorageError, and CheckpointError if
+    the edits were made with a checkpoint that is not the job's present one.
     """
     folder = Folder.open(job.output, job.storage_options)
     if job.editor == NO_EDITOR:
-        raise JobError("editor: none: nothing was edited, so there is nothing to make again")
+        raise JobError("editor: none: the job makes no edits, so there is nothing to make again")
     resolved = resolve_job(job)
     torch_device = choose_device(device or job.model.device)
     dtype = choose_dtype(job.model.dtype, torch_device)
     by_part = _accepted_by_part(folder, resolved)
     sample = choose_sample(by_part, count)
-    comparisons: list[Comparison] = []
+    comparisons: list[EditComparison] = []
     if sample:
         rows = _stored_rows(folder, by_part, sample)
         work = _work_of_each(resolved, rows)
         with TemporaryDirectory(prefix="fpe-recompute-") as scratch:
-            bench = _Bench(folder, resolved, Folder.open(scratch), str(torch_device), dtype)
+            bench = _Recomputer(folder, resolved, Folder.open(scratch), str(torch_device), dtype)
             for edit_id in sample:
                 comparisons.append(bench.compare(rows[edit_id], work[edit_id]))
                 if progress is not None:
@@ -139,10 +142,10 @@ def recompute_sample(
 
 
 def choose_sample(by_part: Mapping[str, Collection[bytes]], count: int) -> list[bytes]:
-    """`count` edits, or all: from all parts in turn, and of each those with the lowest ids.
+    """Chooses `count` edits, or all: from all parts in turn, those with the lowest ids first.
 
-    Ids are hashes, so this is as good as drawn, and the same every time, in whatever order they
-    are given.
+    Ids are hashes, so the choice is as good as random. It is the same every time, whatever the
+    order of the ids.
     """
     ranked = (
         (rank, edit_id)
@@ -153,7 +156,7 @@ def choose_sample(by_part: Mapping[str, Collection[bytes]], count: int) -> list[
 
 
 def _accepted_by_part(folder: Folder, resolved: ResolvedJob) -> dict[str, list[bytes]]:
-    """The accepted edits of the job, by their part. Raises CheckpointError, see above."""
+    """The accepted edits of the job by part. Raises CheckpointError as `recompute_sample` does."""
     part_of: dict[bytes, str] = {}
     for outcomes in Ledger.open(folder).outcomes():
         accepted = outcomes.filter(pc.equal(outcomes["outcome"], Outcome.ACCEPTED.value))
@@ -170,7 +173,7 @@ def _accepted_by_part(folder: Folder, resolved: ResolvedJob) -> dict[str, list[b
 
 
 def _refuse_another_checkpoint(folder: Folder, resolved: ResolvedJob, parts: Iterable[str]) -> None:
-    """Raises CheckpointError where no part was made with the job's checkpoint."""
+    """Raises CheckpointError if no part was made with the job's checkpoint."""
     found: set[str] = set()
     for part in sorted(parts):
         file = io.BytesIO(folder.read(f"{part}/{METADATA_FILE}"))
@@ -189,7 +192,7 @@ def _refuse_another_checkpoint(folder: Folder, resolved: ResolvedJob, parts: Ite
 def _stored_rows(
     folder: Folder, by_part: Mapping[str, Collection[bytes]], sample: Collection[bytes]
 ) -> dict[bytes, MetadataRow]:
-    """What the parts' metadata says of the sample; no file where it says nothing."""
+    """The metadata rows of the sample; file names are "" for an edit without a row."""
     rows = {edit_id: MetadataRow(edit_id, "", "") for edit_id in sample}
     for part, ids in by_part.items():
         wanted = rows.keys() & set(ids)
@@ -202,17 +205,17 @@ def _stored_rows(
                 if row.edit_id in wanted
             }
         except LedgerError:
-            continue  # `verify` tells it
+            continue  # `verify_run` reports it
     return rows
 
 
 def _work_of_each(
     resolved: ResolvedJob, rows: Mapping[bytes, MetadataRow]
 ) -> dict[bytes, pa.Table]:
-    """For each edit a work list of its own, with one row and this edit alone.
+    """A separate work list for each edit, with one row that has only this edit.
 
-    One that was accepted on a retry was made with other parameters than the job's: those are
-    in its metadata.
+    An edit that was accepted on a retry gets the parameters in its metadata, because they differ
+    from the job's.
     """
     schema, problems = work_schema(pa.schema([])), Problems()
     work: dict[bytes, pa.Table] = {}
@@ -233,8 +236,8 @@ def _as_made(source: SourceRow, stored: MetadataRow) -> SourceRow:
     return replace(source, parameters=parameters_of_columns(stored.columns, source.parameters))
 
 
-class _Bench:
-    """The stages of a run, set up for one edit at a time."""
+class _Recomputer:
+    """Makes edits again, one at a time, with the stages of a run, and compares each."""
 
     def __init__(
         self,
@@ -266,61 +269,71 @@ class _Bench:
             )
         )
 
-    def compare(self, stored: MetadataRow, work: pa.Table) -> Comparison:
-        """Makes the one edit of a work list again and holds it against what is stored."""
+    def compare(self, stored: MetadataRow, work: pa.Table) -> EditComparison:
+        """Makes the only edit of a work list again, and compares it with the stored one."""
 
-        def result(verdict: Verdict, detail: str = "") -> Comparison:
-            return Comparison(stored.edit_id, stored.edited_file, verdict, detail)
+        def result(verdict: ComparisonVerdict, detail: str = "") -> EditComparison:
+            return EditComparison(stored.edit_id, stored.edited_file, verdict, detail)
 
         if not stored.edited_file:
-            return result(Verdict.DIFFERENT, "the metadata of its part does not name its image")
+            return result(
+                ComparisonVerdict.DIFFERENT, "the metadata of its part does not name its image"
+            )
         (outcome,) = self._actor(decode(work, self._decoding)).to_pylist()
         if outcome["outcome"] != Outcome.ACCEPTED:
             excused = outcome["reason"] in _NOT_THE_MODELS
-            verdict = Verdict.NOT_MADE if excused else Verdict.DIFFERENT
+            verdict = ComparisonVerdict.NOT_MADE if excused else ComparisonVerdict.DIFFERENT
             return result(verdict, f"{outcome['reason']}: {outcome['message']}")
         (again,) = read_metadata(self._scratch, outcome["part"])
         verdict, detail = self._judge(stored.edited_file, again.edited_file, self._dtype)
         (is_synthetic,) = work["synthetic"].to_pylist()
         if not stored.source_file:
             return result(verdict, detail)
-        # A real source never went through the model, so what that rounds is no excuse for it.
+        # No tolerance for the model's rounding: a real source never went through the model.
         source_dtype = self._dtype if is_synthetic else torch.float32
         source, source_detail = self._judge(stored.source_file, again.source_file, source_dtype)
-        if source == Verdict.DIFFERENT:
-            if verdict != Verdict.DIFFERENT:
+        if source == ComparisonVerdict.DIFFERENT:
+            if verdict != ComparisonVerdict.DIFFERENT:
                 return result(source, f"its source, {stored.source_file}: {source_detail}")
             if not is_synthetic:
-                return result(Verdict.NOT_MADE, f"its source is another one now: {source_detail}")
+                return result(
+                    ComparisonVerdict.NOT_MADE, f"its source is another one now: {source_detail}"
+                )
         return result(verdict, detail)
 
-    def _judge(self, stored_file: str, made_file: str, dtype: torch.dtype) -> tuple[Verdict, str]:
-        """A stored image against the one made again, and where they differ, by how much."""
+    def _judge(
+        self, stored_file: str, made_file: str, dtype: torch.dtype
+    ) -> tuple[ComparisonVerdict, str]:
+        """Compares a stored image with the new one. The text says by how much they differ."""
         try:
             stored = read_image(self._folder, stored_file)
         except (StorageError, FPEError) as error:
-            return Verdict.DIFFERENT, f"cannot be read: {error}"
+            return ComparisonVerdict.DIFFERENT, f"cannot be read: {error}"
         made = read_image(self._scratch, made_file)
         if stored.size != made.size:
             sizes = (f"{image.width} x {image.height} px" for image in (stored, made))
-            return Verdict.DIFFERENT, " instead of ".join(sizes)
+            return ComparisonVerdict.DIFFERENT, " instead of ".join(sizes)
         encoded = _as_stored(made, _format_of(stored_file, self._quality))
         difference, loss = image_difference(stored, encoded), image_difference(made, encoded)
         if not difference.largest_levels:
-            return Verdict.EQUAL, ""
+            return ComparisonVerdict.EQUAL, ""
         tolerance = image_tolerance(dtype, loss if loss.largest_levels else None)
-        verdict = Verdict.WITHIN_TOLERANCE if tolerance.admits(difference) else Verdict.DIFFERENT
+        verdict = (
+            ComparisonVerdict.WITHIN_TOLERANCE
+            if tolerance.admits(difference)
+            else ComparisonVerdict.DIFFERENT
+        )
         return verdict, str(difference)
 
 
 def _format_of(file: str, quality: int) -> ImageFormat:
-    """The format a file was written in, by its name: a job's can have changed since."""
+    """The format of a file by its name; the job's `images.format` may have changed since."""
     extension = file.rpartition(".")[2]
     formats = (ImageFormat(name, quality) for name in _FORMATS)
     return next((known for known in formats if known.extension == extension), ImageFormat())
 
 
 def _as_stored(image: Image.Image, image_format: ImageFormat) -> Image.Image:
-    """The image after the way of all images: encoded and read back."""
+    """The image after encoding and decoding, like a stored image."""
     pixels = image.width * image.height
     return decode_image(image_format.encode(image), max_pixels=pixels)

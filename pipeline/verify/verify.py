@@ -1,4 +1,5 @@
-"""Proves a run: every planned edit has one outcome or is pending, and what is accepted is there."""
+"""Checks a run: every planned edit has one outcome or is pending, and the files of accepted edits
+are there and readable."""
 
 from __future__ import annotations
 
@@ -27,19 +28,21 @@ from pipeline.storage.folder import Folder
 
 _LEDGER_COLUMNS = ("edit_id", "outcome", "part", "edited_file_name")
 _READ_THREADS = 8
-_MOST_PIXELS = 2**31  # what we wrote ourselves is no bomb, whatever the job's limit for sources
+_MOST_PIXELS = 2**31  # no limit is needed: the pipeline itself wrote these images
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found. The numbers but `not_planned` are of the job's own edits.
+    """The result of a check. All counts except `not_planned` are of the job's own edits.
 
-    `not_planned` edits are in the ledger and not in this job: an earlier job wrote to the same run
-    folder, or the manifest has changed. They are checked all the same. `problems` holds a page.
-
-    Under quotas `pending` are the edits that the next round takes, `edits_skipped_by_quota`
-    those that could be made and are not in it. Nothing pending: every cell is full or has no more
-    candidates.
+    Attributes:
+        pending: edits without an outcome. Under quotas, those that the next round takes; if there
+            are none, every cell is full or has no more candidates.
+        not_planned: edits in the ledger that are not in this job, because an earlier job wrote to
+            the same run folder or the manifest has changed. They are checked as well.
+        problems: the first problems, at most one page.
+        problems_total: the number of all problems.
+        edits_skipped_by_quota: edits that could be made, but are not in the next round.
     """
 
     planned: int
@@ -56,7 +59,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether the folder holds exactly what the ledger says; pending edits are no problem."""
+        """Whether the folder agrees with the ledger. Pending edits are not a problem."""
         return not self.problems_total
 
 
@@ -65,14 +68,14 @@ def verify_run(job: Job) -> Verification:
 
     - planned = accepted + rejected + failed + pending + skipped by quota, by id;
     - no cell of the job's quotas has more accepted edits than its quota;
-    - every edit has one standing outcome: in the ledger nothing comes after an accepted or rejected
-      one, and in the parts' metadata it is once;
-    - accepted edits of the ledger and rows of the metadata are the same, with the same file names,
-      and so are rejected edits that were kept and rows of their own metadata;
-    - every image that the metadata names is there and decodes;
-    - no finished part waits to be adopted by the ledger.
+    - every edit has one standing outcome: in the ledger no outcome follows an accepted or rejected
+      one, and the parts' metadata has the edit once;
+    - the ledger's accepted edits and the rows of the metadata are the same, with the same file
+      names; so are rejected edits that were kept and the rows of their metadata;
+    - every image that the metadata names exists and can be decoded;
+    - the ledger has all finished parts.
 
-    Raises JobError, ManifestError, LedgerError and StorageError where it cannot check.
+    Raises JobError, ManifestError, LedgerError and StorageError if it cannot check the run.
     """
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder)
@@ -106,7 +109,7 @@ class _Problems:
 
 
 def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str], dict[bytes, int]]:
-    """The standing outcome of every edit; of those in a part the hash of their file's name."""
+    """The standing outcome of every edit, and for edits in a part a hash of the file's name."""
     outcome_of: dict[bytes, str] = {}
     file_of: dict[bytes, int] = {}
     for table in ledger.outcomes():
@@ -123,10 +126,10 @@ def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str],
 
 @dataclass(frozen=True)
 class MetadataRow:
-    """An edit of a part. File names are relative to the run folder; "" for a source not kept, and
-    for the edit of a source that the gate refused.
+    """An edit of a part. File names are relative to the run folder; "" for a source that was not
+    kept, and for the edit of a source that the gate rejected.
 
-    `columns`: what the metadata says besides.
+    `columns`: the values of further columns that were asked for.
     """
 
     edit_id: bytes
@@ -137,8 +140,8 @@ class MetadataRow:
 
 
 def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> list[MetadataRow]:
-    """The rows of a part's metadata, with these of its columns. Raises LedgerError where it cannot
-    be read."""
+    """The rows of a part's metadata, with these further columns. Raises LedgerError if it cannot be
+    read."""
     path = f"{part}/{METADATA_FILE}"
     try:
         table = pq.read_table(io.BytesIO(folder.read(path)))
@@ -179,7 +182,7 @@ def _differences(
     file_of: dict[bytes, int],
     seen: set[bytes],
 ) -> list[str]:
-    """Where the rows of a part and the ledger's edits are not the same; adds to `seen`."""
+    """The differences between the rows of a part and the ledger; adds the rows' ids to `seen`."""
     found = []
     for row in rows:
         edit = f"edit {row.edit_id.hex()} ({row.edited_file})"
@@ -197,7 +200,7 @@ def _differences(
 
 
 def _orphan_problem(folder: Folder, ledger: Ledger, part: str) -> tuple[str, ...]:
-    """() for a part that the ledger has altogether."""
+    """A problem if the ledger lacks edits of a finished part, else ()."""
     try:
         lacking = len(uncommitted(folder, ledger, part))
     except LedgerError as error:
@@ -218,12 +221,12 @@ def _images_of(rows: Iterable[MetadataRow]) -> list[str]:
 
 
 def read_image(folder: Folder, name: str) -> Image.Image:
-    """An image of the run. Raises StorageError and, where it does not decode, FPEError."""
+    """An image of the run. Raises StorageError, and FPEError if it cannot be decoded."""
     return decode_image(folder.read(name), max_pixels=_MOST_PIXELS)
 
 
 def _check_images(folder: Folder, names: Iterable[str], pool: Executor, problems: _Problems) -> int:
-    """How many there were."""
+    """Checks that the images exist and can be decoded; returns how many were checked."""
     images = 0
     for problem in pool.map(lambda name: _image_problem(folder, name), names):
         images += 1
@@ -232,7 +235,7 @@ def _check_images(folder: Folder, names: Iterable[str], pool: Executor, problems
 
 
 def _image_problem(folder: Folder, name: str) -> tuple[str, ...]:
-    """() for an image that is there and decodes."""
+    """A problem if the image is missing or cannot be decoded, else ()."""
     try:
         read_image(folder, name)
     except StorageError as error:
@@ -245,7 +248,7 @@ def _image_problem(folder: Folder, name: str) -> tuple[str, ...]:
 def _sum_up(
     job: Job, outcome_of: dict[bytes, str], images: int, problems: _Problems
 ) -> Verification:
-    """Counts the job's edits by outcome, in one stream over the manifest, two under quotas."""
+    """Counts the job's edits by outcome. Reads the manifest once, under quotas twice."""
     counts: Counter[str] = Counter()
     planned = 0
     for edit_id in resolve_job(job).edit_ids():
@@ -272,7 +275,7 @@ def _sum_up(
 
 
 def _quota_rows(job: Job, outcome_of: dict[bytes, str], problems: _Problems) -> list[QuotaRow]:
-    """How full every cell is; one that is over-full is a problem."""
+    """The state of every cell. A cell with more accepted edits than its quota is a problem."""
     if job.quotas is None:
         return []
 

@@ -1,1 +1,1 @@
-"""What a part holds: pictures, their metadata table, and where each edit came from."""
+"""Writes a part: images, their metadata table, and the provenance in each image."""

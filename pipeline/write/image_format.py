@@ -1,4 +1,4 @@
-"""How pictures are encoded: format, quality, and what every PNG says of its colours."""
+"""How images are encoded: format, quality and the colour space that each file declares."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class ImageFormat:
         return "jpg" if self.name == "jpeg" else self.name
 
     def encode(self, image: Image.Image, xmp: bytes | None = None) -> bytes:
-        """An RGB image, taken as sRGB, as the bytes of a file; equal input gives equal bytes.
+        """Encodes an RGB image, taken as sRGB; equal input gives equal bytes.
 
-        The file says that it is sRGB (PNG: an sRGB chunk; JPEG and WebP: a profile of some 500
-        bytes) and carries the XMP packet, if there is one; nothing else that `image.info` holds.
-        Raises ValueError for a packet of more than 65,502 bytes in a JPEG.
+        The file declares sRGB (PNG: an sRGB chunk; JPEG and WebP: a profile of about 500 bytes) and
+        contains the XMP packet, if one is given. Nothing of `image.info` is written. Raises
+        ValueError for a packet of more than 65,502 bytes in a JPEG.
         """
         image = image.copy()
-        image.info = {}  # Pillow writes some of it unasked: profiles and comments
+        image.info = {}  # else Pillow writes its profile and comments too
         sink = io.BytesIO()
         if self.name == "png":
             image.save(sink, "PNG", compress_level=_PNG_COMPRESS_LEVEL, pnginfo=_png_chunks(xmp))
@@ -47,7 +47,8 @@ class ImageFormat:
 
 
 def _png_chunks(xmp: bytes | None) -> PngImagePlugin.PngInfo:
-    """An sRGB chunk, and the packet where Adobe's XMP specification (part 3, 1.1.5) wants it."""
+    """An sRGB chunk, and the packet in the chunk that Adobe's XMP specification (part 3, 1.1.5)
+    requires."""
     chunks = PngImagePlugin.PngInfo()
     chunks.add(b"sRGB", b"\0")  # 0: perceptual, as for photographs
     if xmp:

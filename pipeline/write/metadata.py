@@ -1,6 +1,6 @@
 """The columns of a run's metadata files, and their values for an edit.
 
-`part` describes which file goes where, and when.
+`part` describes where the files are written, and in which order.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ PARAMETER_COLUMNS = (
     "replaced_fraction",
     "layers",
 )
-"""The metadata columns that say how an edit was made, in every run."""
+"""The metadata columns with the parameters of an edit, in every run that makes edits."""
 _GUIDANCE_INTERVAL = pa.field("guidance_interval", pa.list_(pa.float64()))
 _GATE_FIELD = pa.field(GATE_COLUMN, pa.float64())
 _IMAGE_ENDINGS = ("file_name", "file_names")
-"""`datasets` opens a column x_file_name as images and calls it x."""
+"""`datasets` opens a column x_file_name as images and names it x."""
 
 
 @dataclass(frozen=True)
 class MetadataLayout:
-    """The columns of a run's metadata files: ours, the labels, the carried ones as they are.
+    """The columns of a run's metadata files: the pipeline's own, the labels, and the carried ones.
 
-    A carried column whose name is ours comes out as manifest_<name>. So does one that `datasets`
-    would open as an image file, and then without its _file_name ending.
+    A carried column with the name of one of the pipeline's own is written as manifest_<name>. So is
+    one that `datasets` would open as an image file; it also loses its ending _file_name.
     """
 
     labels: tuple[str, ...] = ()
@@ -62,16 +62,18 @@ class MetadataLayout:
     limits_guidance: bool = False
     annotations: tuple[pa.Field, ...] = ()
     typed: bool = False
-    """Whether the manifest says of each edit what type it is of; a judged run has that column."""
+    """Whether the manifest has a list of edit types per row; a judged run has that column
+    anyway."""
     label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
-    """Of labels that are not text."""
+    """The types of labels that are not text."""
     edited: bool = True
-    """False for `editor: none`: a column `editor` says so, and none has parameters or a checkpoint.
-    So such a folder has other columns than one with edits, and refuses them."""
+    """False for `editor: none`: then there is a column `editor`, and no columns for parameters and
+    checkpoint. A folder with these columns cannot hold edits."""
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Fixed for the run: all-null columns keep their type, so all parts read as one."""
+        """The same for all parts of a run, so that they can be read as one table: columns with only
+        nulls keep their type."""
         moved = [
             pa.field(self.carried_names[item.name], item.type) for item in (self.carried or ())
         ]
@@ -79,7 +81,7 @@ class MetadataLayout:
 
     @cached_property
     def carried_names(self) -> dict[str, str]:
-        """Carried column to output column."""
+        """The output column of each carried column."""
         used = {item.name for item in (*self._our_fields(True), *self._label_fields)}
         used |= self._names_of_datasets
         result: dict[str, str] = {}
@@ -94,7 +96,8 @@ class MetadataLayout:
         return result
 
     def table(self, rows: Sequence[Mapping[str, Any]], carried: pa.Table | None) -> pa.Table:
-        """Metadata rows in `schema`: ours and the labels from `rows`, then the carried columns.
+        """Metadata rows in `schema`: the pipeline's columns and the labels from `rows`, then the
+        carried columns.
 
         `carried` has one row per row, in the same order; its values never become Python objects.
         """
@@ -112,7 +115,7 @@ class MetadataLayout:
         return pa.table(columns, schema=self.schema)
 
     def refused_labels(self) -> tuple[str, ...]:
-        """Labels that cannot be columns: ours, or `datasets`' meaning, has the name."""
+        """Labels that cannot be columns, because the pipeline or `datasets` uses their names."""
         ours = {item.name for item in self._our_fields(True)} | self._names_of_datasets
         return tuple(n for n in self.labels if n in ours or n.endswith(_IMAGE_ENDINGS))
 
@@ -126,7 +129,7 @@ class MetadataLayout:
 
     @property
     def _names_of_datasets(self) -> set[str]:
-        """What `datasets` calls the columns that it opens as images."""
+        """The names that `datasets` gives to the columns that it opens as images."""
         return {_opened_as(item.name) for item in self._our_fields(True)} - {""}
 
     @property
@@ -161,14 +164,14 @@ def _made_fields(keep_source: bool) -> list[pa.Field]:
 
 
 def _copied_fields(keep_source: bool) -> list[pa.Field]:
-    """Of pictures that nothing edited."""
+    """The columns of a run that makes no edits."""
     of_edits = {*PARAMETER_COLUMNS, "checkpoint", "checkpoint_fingerprint"}
     kept = [item for item in _made_fields(keep_source) if item.name not in of_edits]
     return [*kept, pa.field("editor", pa.string())]
 
 
 def _opened_as(column: str) -> str:
-    """ "" for a column that `datasets` leaves as it is."""
+    """The name under which `datasets` opens a column as images; "" if it does not."""
     for ending in _IMAGE_ENDINGS:
         if column.endswith(f"_{ending}"):
             return column.removesuffix(f"_{ending}")
@@ -176,7 +179,7 @@ def _opened_as(column: str) -> str:
 
 
 def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
-    """PARAMETER_COLUMNS of an edit, and that of a job that limits guidance."""
+    """The values of PARAMETER_COLUMNS, and of the guidance interval's column."""
     return {
         "steps": parameters.steps,
         "guidance_scale": parameters.guidance_scale,
@@ -188,10 +191,10 @@ def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
 
 
 def parameters_of_columns(row: Mapping[str, Any], planned: EditParameters) -> EditParameters:
-    """The reverse of `parameter_columns`: with what an edit was made; size and guidance interval,
-    which no retry changes, are the planned ones.
+    """The reverse of `parameter_columns`: the parameters with which an edit was made. Size and
+    guidance interval are those of `planned`, because no retry changes them.
 
-    Raises fpe_core.ParameterError and KeyError for columns that say nothing of the kind.
+    Raises KeyError if a column is missing, fpe_core.ParameterError if a value is not valid.
     """
     return replace(
         planned,
@@ -210,9 +213,9 @@ def fit_columns(fit: Fit | None) -> dict[str, Any]:
 
 
 def judged_columns(outcome: EditOutcome) -> dict[str, Any]:
-    """The metadata columns of the judge; null where there was none.
+    """The metadata columns of the judge; null if there was none.
 
-    `tries` is how many attempts it took; the parameter columns are those of the kept one.
+    `tries` is the number of attempts; the parameter columns are those of the attempt that is kept.
     """
     return {
         _EDIT_TYPE.name: outcome.key.edit_type or None,
@@ -225,7 +228,7 @@ def judged_columns(outcome: EditOutcome) -> dict[str, Any]:
 
 
 def carried_columns(table: pa.Table) -> pa.Table | None:
-    """The carried columns of a block of work rows as a table of their own; None for none."""
+    """The carried columns of a block of work rows as a separate table; None if there are none."""
     if "carried" not in table.column_names:
         return None
     column = table["carried"]

@@ -1,4 +1,4 @@
-"""The files of a part. Images first, then the metadata that makes them exist.
+"""Writes the files of a part: images first, then the metadata that commits them.
 
     part-<id>/edited/<stem>__<edit_id>.<ext>
               source/<stem>__<source_id>.<ext>
@@ -7,11 +7,11 @@
     rejected/part-<id>/<stem>__<edit_id>.<ext>
                        source/*, mask/*, metadata.parquet   the same, of its rejected edits
 
-`datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so images of a part
-that was never finished are invisible, once one part is finished. Every name comes from content:
-whoever writes a file a second time writes the same file, and leaves it as it is. All metadata files
-of a run folder have one schema (`MetadataLayout`). Metadata names files in its own folder only, so
-a source with accepted and rejected edits is written to both folders.
+`datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so once one part is
+finished, images of unfinished parts are not seen. Every name is derived from the content, so a
+second attempt at the same work finds the file there and leaves it unchanged. All metadata files of
+a run folder have one schema (`MetadataLayout`). Metadata only names files in its own folder, so a
+source with accepted and rejected edits is written to both folders.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from pipeline.write.image_format import ImageFormat
 
 
 def part_name(edit_ids: Iterable[bytes]) -> str:
-    """The folder of the part in which these edits are attempted together, whatever comes of it."""
+    """The folder of the part that holds these edits: it depends on their ids, not on outcomes."""
     digest = hashlib.blake2b(digest_size=16)
     for edit_id in edit_ids:
         digest.update(edit_id)
@@ -52,10 +52,10 @@ def part_name(edit_ids: Iterable[bytes]) -> str:
 
 
 class PartWriter:
-    """Writes one part. Images go out on the pool's threads while the device computes on.
+    """Writes one part. Images are written on the pool's threads while the device computes.
 
-    Names that futures give are relative to the folder of the part, or to that of its rejected
-    edits: what `is_rejected` asks for, see `folder_of`.
+    The futures return file names relative to the folder of the part, or with `is_rejected` to the
+    folder of its rejected edits, see `folder_of`.
     """
 
     def __init__(
@@ -80,13 +80,14 @@ class PartWriter:
         self._counting = threading.Lock()
 
     def folder_of(self, *, is_rejected: bool) -> str:
-        """Where files of accepted or of rejected edits go, within the run folder."""
+        """The folder for files of accepted or of rejected edits, relative to the run folder."""
         return rejected_part(self.part) if is_rejected else self.part
 
     def finished_outcomes(self) -> pa.Table | None:
-        """The outcomes of the part if the metadata that commits it is already there, else None.
+        """The outcomes of the part if it is already committed by its metadata, else None.
 
-        It is there when an earlier attempt at the same work died between writing and reporting.
+        That is the case if an earlier worker crashed after it wrote the metadata and before it
+        reported the outcomes.
         """
         for is_rejected in (False, True) if self._keeps_rejected else (False,):
             folder = self.folder_of(is_rejected=is_rejected)
@@ -103,9 +104,9 @@ class PartWriter:
         *,
         is_rejected: bool = False,
     ) -> Future[str]:
-        """Starts writing an edited image; the future gives its name, or raises.
+        """Starts writing an edited image. The future returns its name, or raises StorageError.
 
-        `xmp`: the packet it carries, see `provenance`.
+        `xmp`: the XMP packet to write into the file, see `provenance`.
         """
         name = f"{stem}__{edit_id.hex()}.{self._format.extension}"
         return self._put(name if is_rejected else f"edited/{name}", image, xmp, is_rejected)
@@ -119,17 +120,17 @@ class PartWriter:
         *,
         is_rejected: bool = False,
     ) -> Future[str]:
-        """Same for the source, fitted or synthetic."""
+        """Same for the source: a fitted one, or a synthetic one."""
         name = f"source/{stem}__{source_id.hex()}.{self._format.extension}"
         return self._put(name, image, xmp, is_rejected)
 
     def put_mask(self, stem: str, png: bytes, *, is_rejected: bool = False) -> Future[str]:
-        """Same for a fitted mask, encoded already. Equal masks of a source are one file."""
+        """Same for a fitted mask, given as PNG. Equal masks of a source share one file."""
         digest = hashlib.blake2b(png, digest_size=16).hexdigest()
         return self._write(f"mask/{stem}__{digest}.png", lambda: png, is_rejected)
 
     def figures(self) -> dict[str, float]:
-        """rows: images written; seconds: for encoding and writing them, of all threads together."""
+        """rows: images written; seconds: time for encoding and writing, summed over all threads."""
         return {"rows": self._images_written, "seconds": self._seconds}
 
     def finish(
@@ -137,16 +138,16 @@ class PartWriter:
     ) -> pa.Table:
         """Writes the metadata that commits the part, and returns the part's outcomes.
 
-        `accepted` and `rejected` describe the edits that have files; not both are empty. The part's
-        own metadata commits it; without an accepted edit it has none, and that of the rejected ones
-        does. If another attempt at the same work finished first, its file stays and its outcomes
-        are returned: they are always those that the folder holds. Raises LeaseError, and writes
-        nothing, if another run has taken the folder over.
+        `accepted` and `rejected` are the metadata rows of the edits with files; at least one of
+        them has rows. The metadata of the accepted edits commits the part; if there are none, that
+        of the rejected edits does. If another attempt at the same work finished first, its file
+        stays and its outcomes are returned, so the outcomes always match the folder. Raises
+        LeaseError, and writes nothing, if another run has taken the folder over.
         """
         if self._right is not None:
             self._right.check()
         if self._keeps_rejected and (found := self.finished_outcomes()) is not None:
-            return found  # it may have judged otherwise, and then its file has the other name
+            return found  # its verdicts may differ, and then its metadata file has the other name
         folder, data = self.part, encode_metadata(accepted, outcomes, rejected)
         if rejected is not None and not accepted.num_rows:
             folder, data = rejected_part(self.part), encode_metadata(rejected, outcomes)
@@ -159,7 +160,7 @@ class PartWriter:
     def finish_rejected(self) -> None:
         """Writes the metadata of the rejected edits of a part that is committed.
 
-        Raises StorageError; whoever adopts the part writes it then.
+        Raises StorageError; then the run that adopts the part writes it.
         """
         if self._keeps_rejected:
             restore_rejected_metadata(self._folder, self.part)
@@ -173,7 +174,7 @@ class PartWriter:
         return self._write(name, lambda: self._format.encode(image, xmp), is_rejected)
 
     def _write(self, name: str, encode: Callable[[], bytes], is_rejected: bool) -> Future[str]:
-        """The future gives `name`."""
+        """Encodes and writes a file on the pool. The future returns `name`."""
         path = f"{self.folder_of(is_rejected=is_rejected)}/{name}"
 
         def encode_and_write() -> str:
@@ -190,10 +191,11 @@ class PartWriter:
 def encode_metadata(
     metadata: pa.Table, outcomes: pa.Table, rejected: pa.Table | None = None
 ) -> bytes:
-    """A metadata.parquet, with all outcomes of the part in its key-values.
+    """The bytes of a metadata.parquet with all outcomes of the part in its key-value metadata.
 
-    `rejected`: rows of the part's rejected edits, whose own file is written after this one; it is
-    in the key-values too (`ledger.parts.restore_rejected_metadata`).
+    `rejected`: the metadata rows of the part's rejected edits, whose own file is written after this
+    one. They are in the key-value metadata too, so that the file can be restored
+    (`ledger.parts.restore_rejected_metadata`).
     """
     values = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
     if rejected is not None and rejected.num_rows:

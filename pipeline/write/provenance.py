@@ -1,23 +1,22 @@
-"""What a generated picture says of itself: an XMP packet, and how to read it back.
+"""The provenance of a generated image: an XMP packet inside its file, and how to read it.
 
-Every edited picture and every synthetic source carries
+Every edited image and every synthetic source contains
 
-    Iptc4xmpExt:DigitalSourceType   how it came to be, in the words of the IPTC (an edit of a real
-                                    picture: compositeWithTrainedAlgorithmicMedia; an edit of a
+    Iptc4xmpExt:DigitalSourceType   how it was made, as a term of the IPTC (an edit of a real
+                                    image: compositeWithTrainedAlgorithmicMedia; an edit of a
                                     synthetic source, and the source: trainedAlgorithmicMedia)
-    fpe:Generation                  one JSON object: how to make it again
+    fpe:Generation                  one JSON object with all that is needed to make it again
 
-A real source's fitted copy carries neither. The JSON's keys: kind ("edit" or "synthetic_source"),
-edit_id (edits only), source_id, source_prompt, target_prompt (edits only), seed (null for real
-sources), parameters, checkpoint_fingerprint, algorithm, algorithm_version; source_colours where a
-source's colours were converted or its profile ignored; shortened where a prompt was.
+The fitted copy of a real source contains neither. The JSON's keys: kind ("edit" or
+"synthetic_source"), edit_id (edits only), source_id, source_prompt, target_prompt (edits only), seed (null for real
+sources), parameters, checkpoint_fingerprint, algorithm, algorithm_version; source_colours if a
+source's colours were converted or its profile was ignored; shortened if a prompt was.
 
-The JSON is ASCII: controls, other scripts and lone surrogates are \\uXXXX there, so any text comes
-back as it was. Prompts of more than MAX_PROMPT_CHARS characters are cut there and end in "…", and
-`shortened` has their full lengths by name: a JPEG holds no more than 65,502 bytes of XMP in one
-piece, and a character can take twelve. Files of all formats say the same; `metadata.parquet` has
-every prompt in full. No clock, no host and no path is in the packet: the same edit has the same
-bytes.
+The JSON is ASCII: control characters, other scripts and lone surrogates are written as \\uXXXX, so
+any text is read back unchanged. Prompts of more than MAX_PROMPT_CHARS characters are cut and end in
+"…", and `shortened` has their full lengths by name: a JPEG holds at most 65,502 bytes of XMP in one
+segment, and a character can take twelve. All formats contain the same packet; `metadata.parquet`
+has every prompt in full. The packet has no time, host or path, so the same edit has the same bytes.
 
 Specifications: IPTC Photo Metadata Standard 2025.1 (DigitalSourceType; vocabulary
 http://cv.iptc.org/newscodes/digitalsourcetype/), ISO 16684-1 and Adobe's XMP specification part 3.
@@ -38,7 +37,8 @@ from pipeline.ledger.outcome import EditKey
 from pipeline.read.group import Group
 
 MAX_PROMPT_CHARS = 1000
-"""Of each prompt in the JSON. Text encoders see some 77 tokens, which is less."""
+"""The most characters of a prompt in the JSON. A text encoder reads about 77 tokens, which is
+less."""
 
 FPE_NAMESPACE = "urn:free-prompt-editing:provenance:1"
 IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
@@ -58,7 +58,7 @@ _VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
 
 class DigitalSourceType(StrEnum):
-    """How a picture came to be: terms of the IPTC's vocabulary, as URIs."""
+    """How an image was made: terms of the IPTC's vocabulary, as URIs."""
 
     EDITED_BY_MODEL = f"{_VOCABULARY}compositeWithTrainedAlgorithmicMedia"
     MADE_BY_MODEL = f"{_VOCABULARY}trainedAlgorithmicMedia"
@@ -67,7 +67,7 @@ class DigitalSourceType(StrEnum):
 def edit_packet(
     group: Group, key: EditKey, parameters: EditParameters, checkpoint_fingerprint: str
 ) -> bytes:
-    """The XMP packet of an edited picture; `parameters`: those it was made with."""
+    """The XMP packet of an edited image; `parameters`: those with which it was made."""
     generation = {"kind": "edit", "edit_id": key.edit_id.hex(), "target_prompt": key.target_prompt}
     if group.message:
         generation["source_colours"] = group.message
@@ -103,7 +103,7 @@ def _of_group(
 def xmp_packet(source_type: DigitalSourceType, generation: dict[str, Any]) -> bytes:
     """A packet with these two properties, in UTF-8; equal values give equal bytes.
 
-    Prompts in `generation` are shortened as the module says.
+    Prompts in `generation` are shortened as the module's docstring describes.
     """
     text = json.dumps(_with_short_prompts(generation), sort_keys=True, separators=(",", ":"))
     root = ET.Element("x:xmpmeta", {f"xmlns:{p}": uri for p, uri in _PREFIXES.items()})
@@ -112,7 +112,7 @@ def xmp_packet(source_type: DigitalSourceType, generation: dict[str, Any]) -> by
     )
     ET.SubElement(description, "Iptc4xmpExt:DigitalSourceType").text = source_type
     ET.SubElement(description, "fpe:Generation").text = text
-    # "r": not to be edited in place, for which a packet would need white space to grow into
+    # "r": read-only. A packet that may be edited in place needs white space as padding.
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
         f'{ET.tostring(root, encoding="unicode")}\n<?xpacket end="r"?>'
@@ -135,15 +135,15 @@ def _with_short_prompts(generation: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_provenance(data: bytes) -> dict[str, Any]:
-    """What a PNG, JPEG or WebP file, given as its bytes, says of its generation.
+    """Reads the provenance from the bytes of a PNG, JPEG or WebP file.
 
-    The keys of the JSON (see the module) and `digital_source_type`, the URI. A file that says
-    nothing of the kind, or in XMP that is not well-formed, gives {}; one of another program's, that
-    has a DigitalSourceType only, only that. Anybody can write anything into a file: this is a
-    label, no proof.
+    Returns the keys of the JSON (see the module's docstring) and `digital_source_type`, the URI.
+    For a file without provenance, or whose XMP is not well-formed, returns {}; for a file of
+    another program that has only a DigitalSourceType, only that. Anybody can write anything into a
+    file, so this is a label and not a proof.
 
     Raises:
-        ImageDecodeError: no such image. Pixels are not looked at.
+        ImageDecodeError: not an image in one of these formats. Pixels are not decoded.
     """
     packet = _find_packet(data)
     if not packet:
@@ -152,7 +152,7 @@ def read_provenance(data: bytes) -> dict[str, Any]:
         parser = ET.XMLParser(target=_WithoutDoctype())  # noqa: S314 - and so without entities
         parser.feed(packet.strip(b"\0"))
         root = parser.close()
-    except (ET.ParseError, ValueError, LookupError):  # LookupError: an encoding that nobody knows
+    except (ET.ParseError, ValueError, LookupError):  # LookupError: an unknown encoding
         return {}
     found: dict[str, Any] = {}
     for description in root.iter(_DESCRIPTION):
@@ -163,7 +163,7 @@ def read_provenance(data: bytes) -> dict[str, Any]:
 
 
 class _WithoutDoctype(ET.TreeBuilder):
-    """XMP has no document type; one that declares entities can expand to gigabytes."""
+    """Refuses a document type: XMP has none, and its entities could expand to gigabytes."""
 
     def doctype(self, *_: str) -> None:
         raise ValueError("a document type in XMP")
@@ -175,7 +175,7 @@ def _find_packet(data: bytes) -> bytes:
             packet = image.info.get("xmp", b"")
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise ImageDecodeError(
-            f"no picture in one of the formats {', '.join(_FORMATS)}: {error}"
+            f"not an image in one of the formats {', '.join(_FORMATS)}: {error}"
         ) from error
     return packet if isinstance(packet, bytes) else b""
 

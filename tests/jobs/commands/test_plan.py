@@ -49,8 +49,12 @@ def test_a_plan_is_priced_by_a_probe_that_is_kept(job_file: str, tmp_path: pathl
     assert {"cost", "time with 1 worker", "UNet"} <= set(row)
     assert "judge" not in row
     assert "measured just now; 64 x 64 px, float32" in printed
-    for knob in ("edit.steps 4 → 2", "images.format png → webp", "images.keep_source true → false"):
-        assert knob in printed
+    for effect in (
+        "edit.steps 4 → 2",
+        "images.format png → webp",
+        "images.keep_source true → false",
+    ):
+        assert effect in printed
     assert not (tmp_path / "run").exists()
     assert (tmp_path / "cache/fpe/probes.json").exists()
 
@@ -71,7 +75,7 @@ def test_json_has_the_counts_the_price_and_the_probe(job_file: str, tmp_path: pa
     assert said["price"]["money"] == pytest.approx(said["price"]["device_s"])
     assert said["output_bytes"] == round(said["price"]["output_bytes"])
     assert said["probe"]["is_measured_now"] is True
-    assert {knob["key"] for knob in said["knobs"]} >= {"edit.steps", "images.format"}
+    assert {effect["key"] for effect in said["key_effects"]} >= {"edit.steps", "images.format"}
 
     code, printed, _ = fpe("plan", job_file, "--no-probe", "--json")
     counted = json.loads(printed)

@@ -1,4 +1,4 @@
-"""Estimates: rows by the planner's formula, seconds by a probe, knobs as a changed job has them."""
+"""Estimates: rows by the planner's formula, seconds by a probe, and what each changed key does."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fpe_core import EditParameters
 from fpe_core.speed import at_speed
-from pipeline.cost.estimate import Workload, estimate, knobs
-from pipeline.cost.probe import CallTimes, PictureCost, Probe, ProbeKey
+from pipeline.cost.estimate import PlannedWork, estimate, key_effects
+from pipeline.cost.probe import CallTimes, ImageFileCost, Probe, ProbeKey
 from pipeline.plan.group_shape import GroupShape
 from pipeline.plan.plan import unet_rows_of
 
@@ -30,7 +30,7 @@ PROBE = Probe(
     judge_s=0.125,
     fetch_s=0.05,
     load_s=10.0,
-    formats={"png": PictureCost(0.1, 1000.0, 500.0), "webp": PictureCost(0.2, 300.0, 100.0)},
+    formats={"png": ImageFileCost(0.1, 1000.0, 500.0), "webp": ImageFileCost(0.2, 300.0, 100.0)},
     unet_rows=1,
     date="2026-11-25T00:00:00+00:00",
 )
@@ -40,7 +40,7 @@ def shape(edits: int, parameters: EditParameters = PARAMETERS) -> GroupShape:
     return GroupShape.of(parameters, edits, synthetic=False)
 
 
-WORK = Workload(
+WORK = PlannedWork(
     shapes={shape(2): 100},
     groups_per_block=4,
     actors=1,
@@ -57,13 +57,13 @@ def test_seconds_are_rows_and_pictures_times_what_was_measured() -> None:
     assert found.unet_rows == inversion + source + edit
     assert found.unet_s == pytest.approx(inversion * 0.01 + source * 0.005 + edit * 0.02)
     assert found.pictures_s == pytest.approx(100 * 0.4 + 200 * 0.2)
-    assert found.beside_s == pytest.approx(100 * 0.05 + 300 * 0.1)
+    assert found.cpu_io_s == pytest.approx(100 * 0.05 + 300 * 0.1)
     assert found.device_s == pytest.approx(found.unet_s + found.pictures_s)
     assert found.device_hours * 3600 == found.wall_s == pytest.approx(found.device_s)
     assert found.output_bytes == 200 * 1000 + 100 * 500
     assert found.money(3.6) == pytest.approx(found.device_s / 1000)
     on_cpu = estimate(WORK, replace(PROBE, device_type="cpu"))
-    assert on_cpu.device_s == pytest.approx(found.device_s + found.beside_s / 4)
+    assert on_cpu.device_s == pytest.approx(found.device_s + found.cpu_io_s / 4)
     crowded = estimate(replace(WORK, leaves_no_core=True), replace(PROBE, device_type="cpu"))
     assert crowded.device_s == pytest.approx(1.2 * on_cpu.device_s)
     assert estimate(replace(WORK, leaves_no_core=True), PROBE).device_s == found.device_s
@@ -105,7 +105,7 @@ def test_halves_of_steps_and_of_replacement_are_those_of_the_parameters(
 ) -> None:
     parameters = replace(PARAMETERS, steps=steps, replaced_fraction=thousandths / 1000)
     work = replace(WORK, shapes={shape(2, parameters): 100})
-    found = {knob.key: knob.estimate.unet_rows for knob in knobs(work, PROBE)}
+    found = {effect.key: effect.estimate.unet_rows for effect in key_effects(work, PROBE)}
     assert found["edit.steps"] == rows_if(replace(parameters, steps=steps // 2))
     if parameters.replaced_steps:
         half = replace(parameters, replaced_fraction=thousandths / 2000)
@@ -114,7 +114,7 @@ def test_halves_of_steps_and_of_replacement_are_those_of_the_parameters(
 
 def test_each_knob_counts_the_rows_that_a_job_with_that_key_is_planned_with() -> None:
     work = replace(WORK, is_judged=True, other_speeds={"fast": 0.4})
-    found = {knob.key: knob for knob in knobs(work, PROBE)}
+    found = {effect.key: effect for effect in key_effects(work, PROBE)}
     expected = {
         "edit.speed": rows_if(at_speed(PARAMETERS, "fast")),
         "edit.steps": rows_if(replace(PARAMETERS, steps=10)),
@@ -133,10 +133,13 @@ def test_each_knob_counts_the_rows_that_a_job_with_that_key_is_planned_with() ->
     assert found["images.keep_source"].estimate.output_bytes == 200 * 1000
     for key in ("judge", "images.format", "images.keep_source"):
         assert found[key].estimate.unet_rows == now.unet_rows
-    assert all(math.isfinite(knob.estimate.wall_s) for knob in found.values())
+    assert all(math.isfinite(effect.estimate.wall_s) for effect in found.values())
 
 
 def test_knobs_that_would_change_nothing_are_left_out() -> None:
     plain = replace(PARAMETERS, guidance_scale=1.0, replaced_fraction=0.0, steps=1)
     work = replace(WORK, shapes={shape(2, plain): 3}, keep_source=False)
-    assert [knob.key for knob in knobs(work, PROBE)] == ["edits of a source", "images.format"]
+    assert [effect.key for effect in key_effects(work, PROBE)] == [
+        "edits of a source",
+        "images.format",
+    ]

@@ -156,7 +156,7 @@ def test_another_speed_costs_what_a_job_with_it_is_planned_with(
     make_job: MakeJob, store: ProbeStore
 ) -> None:
     def rows_by_speed(**edit: Any) -> dict[str, float]:
-        found = priced(make_job(edit=edit), store).knobs
+        found = priced(make_job(edit=edit), store).key_effects
         return {k.then: k.estimate.unet_rows for k in found if k.key == "edit.speed"}
 
     rows = {s: planned(make_job(edit={"speed": s}))[0].unet_rows for s in SPEEDS}
@@ -242,7 +242,7 @@ def test_sizes_of_pictures_are_those_of_more_sources_than_are_edited(
 def test_a_damaged_file_of_probes_is_told(make_job: MakeJob, store: ProbeStore, text: str) -> None:
     store.file.parent.mkdir()
     store.file.write_text(text)
-    with pytest.raises(ProbeError, match=r"is no file of probes .*name another with --probes"):
+    with pytest.raises(ProbeError, match=r"is not a file of probes .*name another with --probes"):
         priced(make_job(), store)
     assert store.file.read_text() == text
 

@@ -29,7 +29,7 @@ from fpe_core import (
 )
 from pipeline.edit.actor import EditActor, EditedBlock
 from pipeline.edit.model_sharing import ModelLock, ModelThread
-from pipeline.edit.phase_clock import PHASES
+from pipeline.edit.phase_clock import MODEL_PHASES
 from pipeline.edit.settings import WORKER_FIELD, EditSettings
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.outcome import OUTCOME_SCHEMA
@@ -490,7 +490,7 @@ def test_rows_are_told_while_they_are_made_and_all_of_them_at_the_end(
     assert told[0] < told[-1] < made
     edit = edited.figures["edit"]
     assert edit["unet_rows"] == pytest.approx(made)
-    phases = [edit[f"{phase}_seconds"] for phase in PHASES]
+    phases = [edit[f"{phase}_seconds"] for phase in MODEL_PHASES]
     assert all(seconds > 0 for seconds in phases)
     assert sum(phases) <= edit["seconds"]
     assert actor.edit(block, watched).figures == {}, "the part is there: nothing is made again"

@@ -274,7 +274,7 @@ def test_nothing_is_drawn_on_a_picture_that_is_not_there_yet(make_job: MakeJob) 
         {"boxes": {"column": "box"}},
         image=pa.array([None], pa.string()),
     )
-    with pytest.raises(ManifestError, match="no image that they could be drawn on"):
+    with pytest.raises(ManifestError, match="no image to which they could belong"):
         make_plan(job)
 
 

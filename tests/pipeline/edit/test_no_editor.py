@@ -105,7 +105,7 @@ def test_a_run_makes_copies_that_claim_nothing(make_job: Callable[..., Job]) -> 
     assert "- synthetic" not in card  # as a tag
     assert verify_run(job).ok
     assert run_job(job, progress=Silent()).edits_made == 0
-    with pytest.raises(JobError, match="nothing was edited"):
+    with pytest.raises(JobError, match="the job makes no edits"):
         recompute_sample(job, 1)
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fpe_core import Checkpoint, Editor, load_checkpoint
-from pipeline.edit.phase_clock import PHASES, ClockedEditor
+from pipeline.edit.phase_clock import MODEL_PHASES, ClockedEditor
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_every_phase_of_an_edit_has_its_seconds_and_together_they_are_its_time(
     result = editor.edit(inversion, [["a red cat"]])
     gone = time.monotonic() - began
     seconds = editor.take_seconds()
-    assert tuple(seconds) == PHASES
+    assert tuple(seconds) == MODEL_PHASES
     assert all(value > 0 for value in seconds.values())
     assert sum(seconds.values()) <= gone
     assert editor.unet_rows - rows_before == inversion.unet_rows + result.unet_rows

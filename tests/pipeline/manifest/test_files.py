@@ -180,7 +180,7 @@ class TestColumns:
 
     def test_a_column_that_is_there_twice(self, tmp_path: Path) -> None:
         table = pa.table([["a"], ["b"], ["c"], ["d"]], names=["image", "target_prompt", "x", "x"])
-        assert self.problems(table, tmp_path=tmp_path) == ("0.parquet: column x is there 2 times",)
+        assert self.problems(table, tmp_path=tmp_path) == ("0.parquet: column x appears 2 times",)
 
     def test_a_page_of_problems(self, tmp_path: Path) -> None:
         for number in range(25):
@@ -322,7 +322,7 @@ class TestRows:
             "row 1 (m.parquet, row 1): target_prompt is empty",
             "row 2 (m.parquet, row 2): target_prompt is empty (number 1 of its list)",
             "row 3 (m.parquet, row 3): target_prompt is empty (number 1 of its list)",
-            "row 4 (m.parquet, row 4): target prompt 'x' comes twice in this row",
+            "row 4 (m.parquet, row 4): target prompt 'x' appears twice in this row",
         ]
 
     def test_ids_that_are_there_twice(self, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ class TestRows:
             "id": ["p", "q", "p", "", ""],
         }
         assert self.lines(tmp_path, columns) == [
-            "row 2 (m.parquet, row 2): id 'p' is that of row 0 too"
+            "row 2 (m.parquet, row 2): id 'p' is also the id of row 0"
         ]
 
     def test_ids_that_are_there_twice_in_two_files(self, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ class TestRows:
             columns = {"image": ["a"], "target_prompt": ["x"], "id": [17]}
             write(tmp_path / f"{number}.parquet", columns)
         _, problems = read(str(tmp_path))
-        assert problems.lines == ["row 1 (1.parquet, row 0): id '17' is that of row 0 too"]
+        assert problems.lines == ["row 1 (1.parquet, row 0): id '17' is also the id of row 0"]
 
     def test_neither_image_nor_prompt_and_seed(self, tmp_path: Path) -> None:
         columns = {

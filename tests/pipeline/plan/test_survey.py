@@ -92,10 +92,10 @@ def test_ids_that_come_twice_are_told_in_the_order_of_rows(make_resolved: MakeRe
         survey_manifest(make_resolved(columns))
     assert caught.value.total == 4
     assert [line.partition(": ")[2] for line in caught.value.problems] == [
-        "id 'a' is that of row 0 too",
+        "id 'a' is also the id of row 0",
         "target_prompt is empty",
-        "id 'b' is that of row 1 too",
-        "id 'a' is that of row 0 too",
+        "id 'b' is also the id of row 1",
+        "id 'a' is also the id of row 0",
     ]
 
 

@@ -29,9 +29,9 @@ from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.ledger import Ledger
 from pipeline.storage.folder import Folder
 from pipeline.verify.recompute import (
-    Comparison,
+    ComparisonVerdict,
+    EditComparison,
     Recomputation,
-    Verdict,
     choose_sample,
     recompute_sample,
 )
@@ -91,11 +91,17 @@ def job(finished: Job, tmp_path: Path) -> Job:
 
 def numbers(found: Recomputation) -> tuple[int, int, int]:
     """The same, different, not made."""
-    same = len(found.of(Verdict.EQUAL)) + len(found.of(Verdict.WITHIN_TOLERANCE))
-    return same, len(found.of(Verdict.DIFFERENT)), len(found.of(Verdict.NOT_MADE))
+    same = len(found.of(ComparisonVerdict.EQUAL)) + len(
+        found.of(ComparisonVerdict.WITHIN_TOLERANCE)
+    )
+    return (
+        same,
+        len(found.of(ComparisonVerdict.DIFFERENT)),
+        len(found.of(ComparisonVerdict.NOT_MADE)),
+    )
 
 
-def only(found: Recomputation, verdict: Verdict) -> Comparison:
+def only(found: Recomputation, verdict: ComparisonVerdict) -> EditComparison:
     (comparison,) = found.of(verdict)
     return comparison
 
@@ -182,8 +188,8 @@ def test_a_finished_run_comes_out_again(
     folder.replace(one, ImageFormat(images["format"]).encode(picture(5)))
     found = recompute_sample(job, 20)
     assert numbers(found) == (EDITS - 1, 1, 0)
-    assert only(found, Verdict.DIFFERENT).file == one
-    assert "levels apart" in only(found, Verdict.DIFFERENT).detail
+    assert only(found, ComparisonVerdict.DIFFERENT).file == one
+    assert "levels apart" in only(found, ComparisonVerdict.DIFFERENT).detail
     assert not found.ok
 
 
@@ -205,13 +211,13 @@ def test_what_was_changed_is_found_and_named(job: Job) -> None:
     folder.fs.rm(folder.path_of(gone))
     found = recompute_sample(job, EDITS)
     assert numbers(found) == (EDITS - 4, 4, 0)
-    detail = {c.file: c.detail for c in found.of(Verdict.DIFFERENT)}
+    detail = {c.file: c.detail for c in found.of(ComparisonVerdict.DIFFERENT)}
     assert detail.keys() == {patched, shrunk, broken, gone}
     assert "up to 3 of 255 levels apart, 1." in detail[patched]  # 64 of 4096 pixels, and noise
     assert detail[shrunk] == "32 x 64 px instead of 64 x 64 px"
     assert "cannot be read" in detail[broken]
     assert "not found" in detail[gone]
-    named = [str(c) for c in found.of(Verdict.DIFFERENT)]
+    named = [str(c) for c in found.of(ComparisonVerdict.DIFFERENT)]
     assert sum(line.startswith("edit ") and patched in line for line in named) == 1
     assert verify_run(job).problems_total == 2, "the patch and the size are for nobody else to see"
 
@@ -221,7 +227,7 @@ def test_one_level_everywhere_is_no_rounding(job: Job) -> None:
     file = files(job, "edited")[0]
     change(job, file, lambda pixels: np.copyto(pixels, np.where(pixels < 255, pixels + 1, 254)))
     found = recompute_sample(job, EDITS)
-    assert only(found, Verdict.DIFFERENT).detail.startswith("up to ")
+    assert only(found, ComparisonVerdict.DIFFERENT).detail.startswith("up to ")
 
 
 def test_a_source_that_is_gone_or_another_is_said_and_is_no_difference(
@@ -237,7 +243,7 @@ def test_a_source_that_is_gone_or_another_is_said_and_is_no_difference(
     assert numbers(found) == (EDITS - 4, 0, 4)
     assert found.ok
     assert found.compared == EDITS - 4
-    details = sorted(c.detail for c in found.of(Verdict.NOT_MADE))
+    details = sorted(c.detail for c in found.of(ComparisonVerdict.NOT_MADE))
     assert [d.split(":")[0] for d in details] == ["its source is another one now"] * 2 + [
         "source_missing"
     ] * 2
@@ -250,7 +256,7 @@ def test_a_stored_source_that_was_changed_is_a_difference(job: Job, stem: str) -
     change(job, file, lambda pixels: raise_a_patch(pixels, 3))
     found = recompute_sample(job, EDITS)
     assert numbers(found) == (EDITS - 2, 2, 0)
-    for comparison in found.of(Verdict.DIFFERENT):
+    for comparison in found.of(ComparisonVerdict.DIFFERENT):
         assert comparison.detail.startswith(f"its source, {file}: up to 3")
 
 
