@@ -1,4 +1,4 @@
-"""`fpe bench`: what a checkpoint's edits are worth, measured where the right answers are known."""
+"""The group of commands `fpe bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines of a command: where they go, and how loud they are."""
+"""Log lines of a command: where they go, and from which level on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def log_to_stderr(logs: LogSettings | None = None) -> None:
-    """Our own log lines; only warnings on a terminal, where a bar shows the progress."""
+    """Sends our own log lines to stderr; on a terminal only warnings, as a bar shows the
+    progress."""
     logs = logs or LogSettings()
     if logs.format == "json":
         level = logging.INFO
@@ -32,7 +33,8 @@ def log_to_stderr(logs: LogSettings | None = None) -> None:
 
 
 def log_as_the_job_says(job: Job) -> bool:
-    """Sets up logging as the job says. Returns whether progress is to be logged in lines, too."""
+    """Sets up logging as the job says. Returns whether progress is to be logged as lines as
+    well."""
     if job.logs.format == "json":
         log_to_stderr(job.logs.to_settings())
     elif job.logs.shows_ray_bars:

@@ -28,7 +28,7 @@ from fpe_core.unet.row_limit import RowLimit
 from jobs.bench.speed.authors_checkout import AuthorsCode, CheckoutArm
 from jobs.bench.speed.instruments import Networks, PhaseClock
 from jobs.bench.speed.plain_loop import PlainLoop
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 NAMES = ("A", "B", "B+", "C", "D")
 OURS = ("C", "D")
@@ -57,7 +57,7 @@ class Arm(Protocol):
     @property
     def shares(self) -> str: ...
 
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         """Final latents (edits, C, h, w) on the CPU, source by source; images are made as well."""
         ...
 
@@ -103,7 +103,7 @@ class AuthorsArm(_Baseline):
     title: str = "the authors' procedure"
 
     @torch.inference_mode()
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         reference = self._reference(workload.parameters)
         latents = []
         for image, source, target in _one_by_one(workload):
@@ -139,7 +139,7 @@ class PlainArm(_Baseline):
     title: str = "a plain diffusers loop"
 
     @torch.inference_mode()
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         loop = PlainLoop(self.checkpoint, workload.parameters)
         latents = []
         inverted: tuple[Image.Image, list[Tensor]] | None = None
@@ -179,7 +179,7 @@ class OurArm:
     def afresh(self) -> Self:
         return replace(self, editor=Editor(self.checkpoint))
 
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         size = len(workload.images) if self.batched else 1
         latents = []
         for first in range(0, len(workload.images), size):
@@ -218,7 +218,7 @@ def exact_arms(
     ]
 
 
-def _one_by_one(workload: Workload) -> Iterator[tuple[Image.Image, str, str]]:
+def _one_by_one(workload: BenchWorkload) -> Iterator[tuple[Image.Image, str, str]]:
     for image, source, targets in zip(
         workload.images, workload.source_prompts, workload.target_prompts, strict=True
     ):

@@ -26,7 +26,7 @@ from torch import Tensor
 from fpe_core import Checkpoint, LayersByTokens, ParameterError
 from jobs.bench.speed.instruments import Networks, PhaseClock
 from jobs.bench.speed.plain_loop import plain_scheduler
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 LAYERS = LayersByTokens(1024)
 """Their rule: maps of at most 32 x 32 tokens are replaced."""
@@ -100,7 +100,7 @@ class CheckoutArm:
         return self
 
     @torch.inference_mode()
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         """Final latents; see `jobs.bench.speed.arms.Arm`."""
         return torch.cat(
             [
@@ -117,7 +117,7 @@ class CheckoutArm:
         image: Image.Image,
         source: str,
         target: str,
-        workload: Workload,
+        workload: BenchWorkload,
         clock: PhaseClock,
     ) -> Tensor:
         parameters, pipeline = workload.parameters, self.pipeline

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity
 from jobs.bench.machine import wait_for
 from jobs.bench.speed.arms import Arm
 from jobs.bench.speed.instruments import PhaseClock
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 _LONGEST = 10
 IDLE = "idle, launch"
@@ -57,7 +57,7 @@ class DeviceTime:
     longest: dict[str, float]
 
 
-def profiled(arm: Arm, workload: Workload) -> DeviceTime:
+def profiled(arm: Arm, workload: BenchWorkload) -> DeviceTime:
     """Runs an arm once in the profiler; it should be warm."""
     device = arm.checkpoint.device
     on_cuda = device.type == "cuda"

@@ -19,7 +19,7 @@ from fpe_core import Checkpoint
 from fpe_core.checkpoint.autoencoder import latent_shape
 from fpe_core.unet.attention import select_layers, self_attention_layers
 from jobs.bench.machine import wait_for
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 _PRODUCT_EDGE = {"cuda": 8192, "cpu": 1024}
 _PRODUCT_ROUNDS = 7
@@ -46,7 +46,7 @@ class RowFlops:
     replaced: int
 
 
-def count_row(checkpoint: Checkpoint, workload: Workload) -> RowFlops:
+def count_row(checkpoint: Checkpoint, workload: BenchWorkload) -> RowFlops:
     """Counts one row of a checkpoint's UNet at a workload's size. Computes nothing."""
     _, height, width = latent_shape(checkpoint, workload.parameters)
     units = _units(checkpoint, height, width)

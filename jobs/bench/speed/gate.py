@@ -21,7 +21,7 @@ from fpe_core import ParameterError
 from fpe_core.agreement import latent_distance
 from jobs.bench.speed.arms import Arm, AuthorsArm
 from jobs.bench.speed.instruments import PhaseClock
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 TOLERANCE = 2e-3
 """Bound on `latent_distance` of every edit of an arm from A's, in float32.
@@ -49,7 +49,7 @@ def tolerance_of(model: str) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GateComparison:
     """One arm or one mistake against A.
 
     Attributes:
@@ -72,8 +72,8 @@ class Comparison:
 
 
 def pass_gate(
-    arms: Sequence[Arm], workload: Workload, tolerance: float = TOLERANCE
-) -> list[Comparison]:
+    arms: Sequence[Arm], workload: BenchWorkload, tolerance: float = TOLERANCE
+) -> list[GateComparison]:
     """Compares every arm, and every mistake, with A, the first of the arms. All in float32.
 
     Raises:
@@ -89,7 +89,7 @@ def pass_gate(
     with exact_float32():
         expected = _latents(authors, workload)
         found = [
-            Comparison(
+            GateComparison(
                 arm.name, arm.title, farthest(_latents(arm, workload), expected), tolerance, False
             )
             for arm in arms[1:]
@@ -99,7 +99,7 @@ def pass_gate(
             control = AuthorsArm.of(authors.checkpoint, wrong=mistake)
             distance = farthest(_latents(control, single), expected[:1])
             title = f"mistake: {mistake.replace('_', ' ')}"
-            found.append(Comparison(mistake, title, distance, MARGIN * tolerance, True))
+            found.append(GateComparison(mistake, title, distance, MARGIN * tolerance, True))
     return found
 
 
@@ -124,7 +124,7 @@ def exact_float32() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _latents(arm: Arm, workload: Workload) -> Tensor:
+def _latents(arm: Arm, workload: BenchWorkload) -> Tensor:
     return arm.edit(workload, PhaseClock(arm.checkpoint.device))
 
 

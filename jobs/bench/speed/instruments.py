@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity
 
 from fpe_core.unet.rows import Chunk
 
-PHASES = ("encode", "invert", "edit", "decode")
+NETWORK_PHASES = ("encode", "invert", "edit", "decode")
 """Texts and pictures into the model; the UNet's two phases; pictures out of it."""
 
 
@@ -71,7 +71,7 @@ class PhaseClock:
 
     def seconds(self) -> dict[str, float]:
         """Time inside the networks by phase. On CUDA only after the device was waited for."""
-        total = Counter(dict.fromkeys(PHASES, 0.0))
+        total = Counter(dict.fromkeys(NETWORK_PHASES, 0.0))
         for phase, start, end in self._spans:
             total[phase] += (
                 end - start if isinstance(start, float) else start.elapsed_time(end) / 1000

@@ -12,8 +12,8 @@ from typing import Any
 
 from jobs.bench.machine import Machine
 from jobs.bench.speed.device_time import DeviceTime
-from jobs.bench.speed.gate import Comparison
-from jobs.bench.speed.instruments import PHASES
+from jobs.bench.speed.gate import GateComparison
+from jobs.bench.speed.instruments import NETWORK_PHASES
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Sweep:
 
     model: str
     parameters: dict[str, Any]
-    gate: tuple[Comparison, ...]
+    gate: tuple[GateComparison, ...]
     cells: tuple[tuple[int, int], ...]
     measured: tuple[Measured, ...]
     failed: tuple[Failed, ...]
@@ -120,7 +120,7 @@ def _measured_as_json(sweep: Sweep, each: Measured, price_per_hour: float | None
 
 
 REST = "rest"
-"""What is left of the time beside `PHASES`: scheduler, pictures, Python, waiting."""
+"""What is left of the time beside `NETWORK_PHASES`: scheduler, pictures, Python, waiting."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Run:
 
     Attributes:
         wall_s: from the call to everything done.
-        phase_s: the part of it inside the networks, by `PHASES`, and `REST`.
+        phase_s: the part of it inside the networks, by `NETWORK_PHASES`, and `REST`.
         unet_rows: rows that entered the UNet, seen by a hook.
     """
 
@@ -196,7 +196,7 @@ class Measured:
         """Milliseconds per edit by phase, medians of the rounds."""
         return {
             phase: 1000 * statistics.median(run.phase_s[phase] for run in self.runs) / self.edits
-            for phase in (*PHASES, REST)
+            for phase in (*NETWORK_PHASES, REST)
         }
 
 

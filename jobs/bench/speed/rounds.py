@@ -21,7 +21,7 @@ from jobs.bench.speed.flops import flop_counter
 from jobs.bench.speed.gate import agreements, exact_float32
 from jobs.bench.speed.instruments import PeakMemory, PhaseClock
 from jobs.bench.speed.results import REST, Failed, Measured, Run
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 _TWICE = "D"
 _AGAIN = f"{_TWICE} again"
@@ -86,7 +86,7 @@ class CellTimer:
         self._profiles = profiles
         self._known: dict[tuple[str, int, int], tuple[_First, Measured]] = {}
 
-    def time_cell(self, workload: Workload) -> CellTimes:
+    def time_cell(self, workload: BenchWorkload) -> CellTimes:
         """All arms on one workload, and D a second time as "D again": the noise floor.
 
         Every arm is run once before the rounds, in float32 without TF32 where it is float32, and
@@ -116,7 +116,7 @@ class CellTimer:
 class _Cell:
     """The state of one cell while it is timed."""
 
-    def __init__(self, arms: dict[str, Arm], workload: Workload, baseline_edits: int) -> None:
+    def __init__(self, arms: dict[str, Arm], workload: BenchWorkload, baseline_edits: int) -> None:
         self.arms = arms
         self.first: dict[str, _First] = {}
         self.failed: list[Failed] = []
@@ -228,7 +228,7 @@ def _arm_of(name: str) -> str:
     return _TWICE if name == _AGAIN else name
 
 
-def _part(arm: Arm, workload: Workload, baseline_edits: int) -> Workload:
+def _part(arm: Arm, workload: BenchWorkload, baseline_edits: int) -> BenchWorkload:
     if arm.shares == "everything":
         return workload
     if arm.shares == "inversion":
@@ -236,7 +236,7 @@ def _part(arm: Arm, workload: Workload, baseline_edits: int) -> Workload:
     return workload.cut(1, baseline_edits)
 
 
-def _first(arm: Arm, workload: Workload) -> _First:
+def _first(arm: Arm, workload: BenchWorkload) -> _First:
     """CUDA graphs show a counter none of their operations: they are off while it counts, and made
     afterwards."""
     device = arm.checkpoint.device
@@ -272,7 +272,7 @@ def _without_graphs(arm: Arm) -> Iterator[None]:
         unet.graphs.captures = before
 
 
-def _run(arm: Arm, workload: Workload) -> Run:
+def _run(arm: Arm, workload: BenchWorkload) -> Run:
     device = arm.checkpoint.device
     clock = PhaseClock(device)
     with clock.watching(arm.networks):

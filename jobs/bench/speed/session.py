@@ -20,7 +20,7 @@ from jobs.bench.machine import Machine, this_machine
 from jobs.bench.options import require_matplotlib
 from jobs.bench.speed import tables
 from jobs.bench.speed.device_time import DeviceTime
-from jobs.bench.speed.gate import Comparison
+from jobs.bench.speed.gate import GateComparison
 from jobs.bench.speed.plot import speed_plot
 from jobs.bench.speed.presets import Target
 from jobs.bench.speed.results import Failed, Measured, Run, Sweep, as_json
@@ -190,7 +190,7 @@ def _sweep(read: dict[str, Any]) -> Sweep:
     return Sweep(
         model=read["model"],
         parameters=read["parameters"],
-        gate=tuple(_made(Comparison, each) for each in read["gate"]),
+        gate=tuple(_made(GateComparison, each) for each in read["gate"]),
         cells=tuple((sources, edits) for sources, edits in read["cells"]),
         measured=tuple(
             _made(Measured, {**each, "runs": tuple(_made(Run, run) for run in each["runs"])})

@@ -15,11 +15,11 @@ from jobs.bench.speed.arms import Arm, exact_arms
 from jobs.bench.speed.authors_checkout import LAYERS as AUTHORS_LAYERS
 from jobs.bench.speed.authors_checkout import load_code
 from jobs.bench.speed.flops import count_row, minimal_flops, product_flops_per_s
-from jobs.bench.speed.gate import Comparison, pass_gate, tolerance_of
+from jobs.bench.speed.gate import GateComparison, pass_gate, tolerance_of
 from jobs.bench.speed.models import LAYERS, cast, load_model
 from jobs.bench.speed.results import Sweep
 from jobs.bench.speed.rounds import CellTimer
-from jobs.bench.speed.workload import Workload, make_workload
+from jobs.bench.speed.workload import BenchWorkload, make_workload
 
 GATE_SOURCES, GATE_EDITS = 2, 2
 """What the gate edits: the fewest that are batched both ways."""
@@ -90,7 +90,7 @@ class Checked:
     reference: Checkpoint
     checkpoint: Checkpoint
     arms: tuple[Arm, ...]
-    gate: tuple[Comparison, ...]
+    gate: tuple[GateComparison, ...]
 
     @property
     def ok(self) -> bool:
@@ -181,7 +181,9 @@ def _chosen(arms: list[Arm], settings: Settings) -> list[Arm]:
     return [arm for arm in arms if arm.name in settings.arms.split(",")]
 
 
-def _workload(sources: int, edits: int, parameters: EditParameters, settings: Settings) -> Workload:
+def _workload(
+    sources: int, edits: int, parameters: EditParameters, settings: Settings
+) -> BenchWorkload:
     workload = make_workload(sources, edits, parameters)
     return workload.without_source_prompts() if settings.authors else workload
 

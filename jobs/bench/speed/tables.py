@@ -8,14 +8,14 @@ from rich.table import Table
 
 from jobs.bench.machine import Machine
 from jobs.bench.speed.device_time import KINDS
-from jobs.bench.speed.gate import Comparison
-from jobs.bench.speed.instruments import PHASES
+from jobs.bench.speed.gate import GateComparison
+from jobs.bench.speed.instruments import NETWORK_PHASES
 from jobs.bench.speed.presets import Target
 from jobs.bench.speed.results import REST, Sweep, price_per_thousand
 from jobs.terminal.titled_table import titled_table
 
 
-def gate_table(model: str, gate: Sequence[Comparison]) -> Table:
+def gate_table(model: str, gate: Sequence[GateComparison]) -> Table:
     """How far each arm is from A, and each mistake."""
     table = titled_table(
         f"{model}: final latents against A, float32", ("", "distance", "wanted", "")
@@ -77,12 +77,12 @@ def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
 def phase_table(sweep: Sweep) -> Table:
     """Milliseconds per edit, phase by phase."""
     table = titled_table(
-        f"{sweep.model}: milliseconds per edit", ("sources x edits", "arm", *PHASES, REST)
+        f"{sweep.model}: milliseconds per edit", ("sources x edits", "arm", *NETWORK_PHASES, REST)
     )
     for sources, edits in sweep.cells:
         cell = sweep.of(sources, edits)
         for each in cell:
-            phases = [f"{each.phase_ms[phase]:,.1f}" for phase in (*PHASES, REST)]
+            phases = [f"{each.phase_ms[phase]:,.1f}" for phase in (*NETWORK_PHASES, REST)]
             table.add_row(f"{sources} x {edits}", each.arm, *phases, end_section=each is cell[-1])
     return table
 

@@ -14,7 +14,7 @@ _THINGS = ("heart", "star", "circle", "square")
 
 
 @dataclass(frozen=True)
-class Workload:
+class BenchWorkload:
     """S sources, each edited N times with the same parameters.
 
     Attributes:
@@ -33,13 +33,13 @@ class Workload:
     def edits(self) -> int:
         return sum(map(len, self.target_prompts))
 
-    def without_source_prompts(self) -> Workload:
+    def without_source_prompts(self) -> BenchWorkload:
         """The same, with nothing said about what the pictures show."""
         return replace(self, source_prompts=("",) * len(self.images))
 
-    def cut(self, sources: int, edits_per_source: int) -> Workload:
+    def cut(self, sources: int, edits_per_source: int) -> BenchWorkload:
         """The first sources, and the first edits of each."""
-        return Workload(
+        return BenchWorkload(
             self.images[:sources],
             self.source_prompts[:sources],
             tuple(prompts[:edits_per_source] for prompts in self.target_prompts[:sources]),
@@ -47,7 +47,7 @@ class Workload:
         )
 
 
-def make_workload(sources: int, edits_per_source: int, parameters: EditParameters) -> Workload:
+def make_workload(sources: int, edits_per_source: int, parameters: EditParameters) -> BenchWorkload:
     """Another picture for every source and another prompt for every edit; the same every time."""
     prompts = [
         f"a photo of a {colour} {thing} {number}"
@@ -55,7 +55,7 @@ def make_workload(sources: int, edits_per_source: int, parameters: EditParameter
         for thing in _THINGS
         for colour in _COLOURS
     ]
-    return Workload(
+    return BenchWorkload(
         images=tuple(
             _picture(s, parameters.width_px, parameters.height_px) for s in range(sources)
         ),
