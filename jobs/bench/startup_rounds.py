@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import re
@@ -40,6 +41,8 @@ PHASES = {
     "again_s": "a second run, with nothing to do",
     "again_cpu_s": "  its CPU seconds",
 }
+_log = logging.getLogger(__name__)
+
 _LOOK_INTERVAL_S = 0.05
 _MOST_S = 600.0
 _LAST_PROCESS_S = 30.0
@@ -129,7 +132,10 @@ def measure_startup(
         _write_job(folder, checkpoint)
         for number in range(rounds + 1):
             for name, command in commands.items():
-                measured[name].append(_measure_one(command, folder, f"{name}-{number}"))
+                found = _measure_one(command, folder, f"{name}-{number}")
+                measured[name].append(found)
+                which = f"round {number} of {rounds}" if number else "to warm up"
+                _log.info("%s, %s: first edit after %.1f s", which, name, found.committed_s)
     return {name: runs[1:] for name, runs in measured.items()}
 
 
@@ -213,6 +219,7 @@ class _Watched:
                 stderr=subprocess.STDOUT,
                 env=self._environment,
                 cwd=self._working_directory,
+                start_new_session=True,  # signals to its group, whoever sends them, are not for us
             )
             me = psutil.Process(child.pid)
             self._processes[child.pid] = me

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -73,9 +74,12 @@ class RayEditActor:
                     "resources.actors of them?"
                 )
             elif not oversight.orders.is_stopping:
-                from pipeline.edit.actor import EditActor
+                from fpe_core.checkpoint.lean_imports import lean_imports
 
-                self._actor = EditActor(settings, ModelThread())
+                with nullcontext() if settings.compiler else lean_imports():
+                    from pipeline.edit.actor import EditActor
+
+                    self._actor = EditActor(settings, ModelThread())
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         if self._error:
