@@ -301,9 +301,11 @@ def test_sizes_other_than_the_native_one(tiny, photos):
 def test_arguments_that_do_not_fit_each_other(tiny, photos):
     editor = Editor(tiny)
     inversion = editor.invert(photos[:2], None, SMALL)
-    with pytest.raises(ParameterError, match="equally many, got 1 and 2"):
+    with pytest.raises(
+        ParameterError, match="as many lists of target prompts as sources, got 1 and 2"
+    ):
         editor.edit(inversion, [["a dog"]])
-    with pytest.raises(ParameterError, match="equally many"):
+    with pytest.raises(ParameterError, match="as many source prompts as images, got 1 and 2"):
         editor.invert(photos[:2], ["one prompt"], SMALL)
     with pytest.raises(ParameterError, match="list of prompts per source"):
         editor.edit(inversion, ["a dog", "a cat"])
@@ -353,7 +355,7 @@ def test_the_scaling_factor_is_the_checkpoint_s(tiny, photos):
 
 
 def test_an_image_that_is_not_square_is_not_squashed(tiny):
-    """A circle in a wide picture stays round."""
+    """A circle in a wide image stays round."""
     wide = Image.new("RGB", (200, 100), "white")
     wide.paste(Image.new("RGB", (40, 40), "black"), (80, 30))
     fitted = Editor(tiny).invert([wide], None, SMALL).images[0]

@@ -1,6 +1,6 @@
 """What an edit does not compute: counted at the modules of the UNet, as rows that reach them.
 
-That the pictures are the same all the same is held by test_against_reference.py.
+That the images stay the same is tested by test_against_reference.py.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def test_a_hub_id_from_the_local_cache(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     scorer = load_scorer("somebody/tiny-clip", device="cpu", revision="converted")
     assert (scorer.name, scorer.width) == ("somebody/tiny-clip", 16)
-    with pytest.raises(CheckpointError, match="could not be had from the Hugging Face hub"):
+    with pytest.raises(CheckpointError, match="could not be downloaded from the Hugging Face hub"):
         load_scorer("somebody/tiny-clip", revision="main")
 
 
@@ -213,8 +213,8 @@ def test_half_precision_weights_are_scored_in_float32(
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "it has no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "is no model's config"),
-        (lambda f: (f / "config.json").write_text("[]"), "is no model's config"),
+        (lambda f: (f / "config.json").write_text("{"), "is not a model's config"),
+        (lambda f: (f / "config.json").write_text("[]"), "is not a model's config"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "clip_text_model"}'),
             "its model_type is 'clip_text_model'",
@@ -315,7 +315,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
 def build_tiny_clip(folder: Path) -> Path:
-    """A random CLIP for pictures of 32 px and texts of twelve tokens, as the hub would have it."""
+    """A random CLIP for images of 32 px and texts of twelve tokens, as the hub would have it."""
     tokenizer = build_tokenizer(folder)
     CLIPTokenizer.from_pretrained(folder, model_max_length=WINDOW).save_pretrained(folder)
     text = {

@@ -190,7 +190,7 @@ def test_lists_and_sizes_that_do_not_match_are_refused(models: dict[str, Any]) -
 
 @dataclasses.dataclass(frozen=True)
 class CountingClip(ClipScorer):
-    """The real one; notes how many pictures and texts each call brings."""
+    """The real one; notes how many images and texts each call brings."""
 
     images: list[int] = dataclasses.field(default_factory=list)
     texts: list[int] = dataclasses.field(default_factory=list)

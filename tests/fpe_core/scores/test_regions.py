@@ -63,7 +63,7 @@ def test_an_object_that_went_away_is_seen(region: BoxRegion | MaskRegion) -> Non
 
 
 def test_scores_tell_regions_that_hold_by_the_renderers_own_masks() -> None:
-    """60 pictures of validation scenes whose objects were moved by known amounts."""
+    """60 images of validation scenes whose objects were moved by known amounts."""
     samples = list(moved_samples(seeds_of("validation", 12)))
     for score, iou, least in (("box", "box_iou", 0.85), ("mask", "mask_iou", 0.9)):
         held, lost = (

@@ -1,4 +1,4 @@
-"""The judge: full marks for true answers, none for pictures left as they were."""
+"""The judge: full marks for true answers, none for images left as they were."""
 
 from __future__ import annotations
 
