@@ -116,7 +116,7 @@ def _is_same(before: Image.Image, after: Image.Image) -> bool:
 
 def _apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
     converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None  # it is None only where it works in place
+    assert converted is not None  # None only for a transform in place
     return converted
 
 

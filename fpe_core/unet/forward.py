@@ -200,13 +200,13 @@ class _Rows:
         return self._next in self._maps.attentions
 
     def attend_self(self, attn: Any, hidden: Tensor) -> Tensor | None:
-        """(rows, tokens, channels) to the same; None where the pass ends."""
+        """(rows, tokens, channels) to the same; None if the pass ends here."""
         return self._attend(
             attn, hidden, lambda first: attn.to_k(hidden[:first]), lambda: attn.to_v(hidden)
         )
 
     def attend_text(self, attn: Any, hidden: Tensor) -> Tensor | None:
-        """(rows, tokens, channels) to the same; None where the pass ends."""
+        """(rows, tokens, channels) to the same; None if the pass ends here."""
         if self._prompts.keys:
             key, value = self._prompts.keys[self._next // 2]
             return self._attend(attn, hidden, lambda first: key[:first], lambda: value)

@@ -31,7 +31,7 @@ SMALL = EditParameters(
 
 
 class CountingUNet:
-    """Counts what really goes through a UNet, independent of what the editor says.
+    """Counts what really goes through a UNet, independently of what the editor reports.
 
     At the first cross-attention, which has all rows: what is before it, rows may share.
     """
@@ -319,7 +319,7 @@ def test_arguments_that_do_not_fit_each_other(tiny, photos):
         Editor(tiny, max_rows=0)
 
 
-# --- one test per defect of the authors' code (DESIGN section 4) ---------------------------------
+# --- one test per defect of the authors' code --------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 7, 25, 50])
@@ -375,7 +375,7 @@ def test_a_prompt_past_the_window_is_cut_and_said_so(tiny, photos, caplog):
 
 
 def test_the_device_is_the_checkpoint_s(tiny_folder):
-    """Weights and noise live where the caller said; the meta device proves it anywhere."""
+    """Weights and noise are on the caller's device; the meta device shows it on any machine."""
     checkpoint = load_checkpoint(tiny_folder, device="meta")
     assert {p.device.type for p in checkpoint.unet.parameters()} == {"meta"}
     assert Editor(checkpoint).synthesise(["a cat"], [1], SMALL).noise.device.type == "meta"

@@ -1,4 +1,4 @@
-"""The approximate presets: named, relative, and none by default."""
+"""The approximate presets: chosen by name, relative, and off by default."""
 
 from __future__ import annotations
 

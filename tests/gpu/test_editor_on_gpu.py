@@ -1,4 +1,4 @@
-"""The editor on a CUDA GPU: the edits of a CPU, whatever the type and the batch.
+"""The editor on a CUDA GPU gives the edits of a CPU, for every dtype and batch.
 
 The built-in model, whose trajectories are smooth: with random weights, rounding alone grows to
 another image.
@@ -86,7 +86,7 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def memory_left(room_bytes: int) -> Iterator[None]:
-    """torch's allocator has so much more than it holds now."""
+    """Leaves torch's allocator this much more than it holds now."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room_bytes) / total)
@@ -134,7 +134,7 @@ def test_half_precision_is_what_a_gpu_takes_by_itself() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_step_waits_for_the_device() -> None:
-    """Twice the steps make the host wait as often: for images, not for steps."""
+    """Twice the steps do not make the host wait more often: it waits for images, not for steps."""
 
     def waits(steps: int) -> int:
         torch.cuda.set_sync_debug_mode("warn")

@@ -33,7 +33,7 @@ def bounding_box(mask: np.ndarray) -> Box:
 def test_a_drawn_rectangle_lies_where_its_box_says(
     width: int, height: int, shares: tuple[float, ...], policy: str
 ) -> None:
-    """The image, the mask and the box of one rectangle, each fitted on its own way."""
+    """The image, the mask and the box of one rectangle, each fitted in its own way."""
     left, top = (
         int(share * (side - 20)) for share, side in zip(shares[:2], (width, height), strict=True)
     )

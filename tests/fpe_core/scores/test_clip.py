@@ -1,4 +1,4 @@
-"""Scores by hand, embeddings as transformers has them, and a clear word for what is no CLIP."""
+"""Scores by hand, embeddings as in transformers, and clear errors for what is not a CLIP."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_the_built_in_scorer_prefers_the_true_caption(built_in: ClipScorer, fact
 
 
 def test_the_built_in_scorer_sees_the_direction_of_an_edit(built_in: ClipScorer) -> None:
-    """The colour that was asked for points there; another one does so less, nor does no edit."""
+    """The requested colour has the direction; another colour has it less, and no edit has none."""
     scenes = [sample_scene(seed) for seed in range(12)]
     wanted = [counterfactual(scene, colour=another(scene.colour, 2)) for scene in scenes]
     other = [counterfactual(scene, colour=another(scene.colour, 6)) for scene in scenes]

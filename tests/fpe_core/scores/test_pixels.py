@@ -1,4 +1,4 @@
-"""Pixel scores by hand, in every form images may have."""
+"""Pixel scores against values computed by hand, for every form of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structure inside boxes and masks: what it must not care about, and what it must see."""
+"""Structure inside boxes and masks: the changes that it must ignore, and those it must detect."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_region_of_one_pixel_is_a_region() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     for region in REGIONS:
-        with pytest.raises(ParameterError, match="one size"):
+        with pytest.raises(ParameterError, match="the same size"):
             region.structure_in(SOURCE.resize((64, 64)))
     with pytest.raises(ParameterError, match="area"):
         region_of_box(SOURCE, Box(128, 0, 140, 10))

@@ -1,4 +1,4 @@
-"""The benchmark of the gate: its sources, its course, and its figures on results made by hand."""
+"""The benchmark of the gate: its sources, how it runs, and its figures on made-up results."""
 
 from __future__ import annotations
 

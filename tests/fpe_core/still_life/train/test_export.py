@@ -1,4 +1,4 @@
-"""Going on from an earlier model, also where the vocabulary has grown since."""
+"""Training on from an earlier model, also with a larger vocabulary."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_the_loss_is_clips_where_every_picture_has_one_caption() -> None:
 
 
 def test_equal_captions_are_no_negatives() -> None:
-    """Two equal captions: the loss is lowest where both fit both images, and alike."""
+    """Two equal captions: the loss is lowest if both fit both images equally."""
     twins = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
     both = torch.where(twins, 20.0, 0.0)
     own_only = torch.where(torch.eye(3, dtype=torch.bool), 20.0, 0.0)
@@ -277,7 +277,7 @@ class KilledError(Exception):
 
 
 class PicturesUntil:
-    """Images that kill whoever reads them once too often."""
+    """Images that kill the training at their n-th read."""
 
     def __init__(self, images: NDArray[np.uint8], kill_at: int) -> None:
         self.images, self.kill_at, self.reads = images, kill_at, 0
