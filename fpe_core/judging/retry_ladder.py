@@ -3,7 +3,7 @@
     RetryLadder(most=2).next_parameters(parameters, [(parameters, RejectReason.NO_CHANGE)])
 
 More of the source's attention maps keep more of its structure and allow less change (FPE, arXiv
-2403.03431, sec. 4): so an edit that changed nothing is tried again with fewer of them, one that
+2403.03431, sec. 4), so an edit that changed nothing is tried again with fewer of them, one that
 lost the structure with more, and one that shows something else with more guidance.
 """
 
