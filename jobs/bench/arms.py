@@ -10,7 +10,7 @@ import yaml
 
 from fpe_core import Editor, EditParameters, LayersByRange, ParameterError
 from fpe_core.checkpoint.autoencoder import latent_shape
-from fpe_core.speed import SPEEDS, Preset, at_speed
+from fpe_core.speed import SPEEDS, SpeedPreset, at_speed
 from fpe_core.still_life.benchmark.benchmark import Arm
 from fpe_core.unet.attention import self_attention_layers
 
@@ -68,7 +68,7 @@ def preset_arms(parameters: EditParameters) -> list[Arm]:
 def grid_arms(parameters: EditParameters) -> list[Arm]:
     """The grid from which presets are chosen: every share of the steps with every guidance
     interval."""
-    presets = [Preset(share, interval) for share in _STEP_SHARES for interval in _INTERVALS]
+    presets = [SpeedPreset(share, interval) for share in _STEP_SHARES for interval in _INTERVALS]
     tried = dict.fromkeys(preset.applied_to(parameters) for preset in presets)
     return [Arm(f"{each.steps} {interval_text(each)}", each) for each in tried]
 
