@@ -51,7 +51,7 @@ def wait_for_capacity(
                 return size(nodes_alive())
             except InsufficientCapacityError as error:
                 missing = error
-    raise ResourceError(f"{missing} No room within {wait_s:g} s (resources.wait_s).")
+    raise ResourceError(f"{missing} No room was found in {wait_s:g} s (resources.wait_s).")
 
 
 @contextmanager

@@ -182,8 +182,8 @@ def _groups_of(table: pa.Table) -> list[bytes]:
 def _report(error: str) -> pa.Table:
     """A block of one dummy row that carries an error to the driver."""
     schema = pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD, _ERROR_FIELD])
-    nobody = EditKey(
+    no_edit = EditKey(
         edit_id=bytes(16), group_id=bytes(16), source_id=bytes(16), row=-1, target_prompt=""
     )
-    (row,) = outcomes_table([nobody.failed(FailureCode.WORKER_DIED, error)]).to_pylist()
+    (row,) = outcomes_table([no_edit.failed(FailureCode.WORKER_DIED, error)]).to_pylist()
     return pa.Table.from_pylist([row | {"worker": "", "error": error}], schema=schema)

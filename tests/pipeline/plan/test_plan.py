@@ -34,7 +34,7 @@ MakeJob = Callable[..., Job]
         ({"edit": {"size_px": 8}}, r"judge\.scores: ssim needs at least 11 px .* have 8 x 8"),
         (
             {"edit": {"size_px": [32, 8]}, "judge": {"scores": ["ssim"]}},
-            r"judge\.scores: ssim needs 11 px",
+            r"judge\.scores: ssim needs at least 11 px",
         ),
         ({"judge": {"clip": "/nowhere"}}, r"judge\.clip: no scorer at /nowhere"),
     ],
