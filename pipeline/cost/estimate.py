@@ -2,7 +2,7 @@
 
 UNet rows are counted by the formula in `group_shape`. Seconds are rows, sources and edits times the
 seconds that the probe measured, in calls as large as those of the run. Only first attempts are
-counted, because nobody can know how many edits a judge will reject; the cost of a retry is shown as
+counted, because it is not known how many edits a judge will reject; the cost of a retry is shown as
 the effect of the key `judge.retries`.
 """
 

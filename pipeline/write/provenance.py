@@ -8,9 +8,10 @@ Every edited image and every synthetic source contains
     fpe:Generation                  one JSON object with all that is needed to make it again
 
 The fitted copy of a real source contains neither. The JSON's keys: kind ("edit" or
-"synthetic_source"), edit_id (edits only), source_id, source_prompt, target_prompt (edits only), seed (null for real
-sources), parameters, checkpoint_fingerprint, algorithm, algorithm_version; source_colours if a
-source's colours were converted or its profile was ignored; shortened if a prompt was.
+"synthetic_source"), edit_id (edits only), source_id, source_prompt, target_prompt (edits only),
+seed (null for real sources), parameters, checkpoint_fingerprint, algorithm, algorithm_version;
+source_colours if a source's colours were converted or its profile was ignored; shortened if a
+prompt was.
 
 The JSON is ASCII: control characters, other scripts and lone surrogates are written as \\uXXXX, so
 any text is read back unchanged. Prompts of more than MAX_PROMPT_CHARS characters are cut and end in
