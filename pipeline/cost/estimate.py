@@ -2,7 +2,7 @@
 
 UNet rows are counted by the formula in `group_shape`. Seconds are rows, sources and edits times the
 seconds that the probe measured, in calls as large as those of the run. Only first attempts are
-counted, because nobody can know how many edits a judge will reject; the cost of a retry is shown as
+counted, because it is not known how many edits a judge will reject; the cost of a retry is shown as
 the effect of the key `judge.retries`.
 """
 
@@ -140,9 +140,9 @@ def estimate(work: PlannedWork, probe: Probe) -> Estimate:
         )
         pictures_s += count * (times.source_s + tries * shape.edits * times.edit_s)
         judge_s += count * tries * shape.edits * probe.judge_s if work.is_judged else 0.0
-    picture = probe.formats[work.image_format]
+    image = probe.formats[work.image_format]
     sources = work.sources if work.keep_source else 0
-    cpu_io_s = work.sources * probe.fetch_s + (work.edits + sources) * picture.seconds
+    cpu_io_s = work.sources * probe.fetch_s + (work.edits + sources) * image.seconds
     device_s = unet_s + pictures_s + judge_s
     if probe.device_type == "cpu":
         device_s += cpu_io_s / probe.threads
@@ -161,7 +161,7 @@ def estimate(work: PlannedWork, probe: Probe) -> Estimate:
         device_s=device_s,
         wall_s=device_s / share * in_turn / blocks,
         device_hours=device_s * reserved / 3600,
-        output_bytes=work.edits * picture.edited_bytes + sources * picture.source_bytes,
+        output_bytes=work.edits * image.edited_bytes + sources * image.source_bytes,
     )
 
 

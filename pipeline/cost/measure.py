@@ -306,8 +306,8 @@ class _TimedModel:
         fingerprint = self._editor.checkpoint.fingerprint
         edited, sources = [], []
         began = time.perf_counter()
-        pictures = zip(self._latest.source_images, self._latest.edits, strict=True)
-        for group, (source, edits) in zip(self._groups, pictures, strict=False):
+        images = zip(self._latest.source_images, self._latest.edits, strict=True)
+        for group, (source, edits) in zip(self._groups, images, strict=False):
             is_made = group.image is None
             packet = synthetic_source_packet(group, fingerprint) if is_made else None
             sources.append(len(image_format.encode(source, packet)))

@@ -123,12 +123,12 @@ def _pool_here(job: Job, plan: Plan) -> Pool:
 def _pool_elsewhere(job: Job, plan: Plan, device_type: str) -> Pool:
     """The pool on a cluster that cannot be inspected from here: as many actors as the job allows,
     or one, all with the device type of the probe."""
-    wishes, has_gpu = job.resources, device_type != "cpu"
-    actors = sum(each.max_actors or each.actors or 1 for each in wishes.pools or (wishes,))
-    wishes = wishes.model_copy(update={"pools": None, "actors": actors, "max_actors": None})
-    job = job.model_copy(update={"resources": wishes})
-    cpus = actors * (wishes.cpus_per_actor or 1.0) + max(1, wishes.free_cpus)
-    gpus = actors * (1.0 if wishes.gpus_per_actor is None else wishes.gpus_per_actor)
+    resources, has_gpu = job.resources, device_type != "cpu"
+    actors = sum(each.max_actors or each.actors or 1 for each in resources.pools or (resources,))
+    resources = resources.model_copy(update={"pools": None, "actors": actors, "max_actors": None})
+    job = job.model_copy(update={"resources": resources})
+    cpus = actors * (resources.cpus_per_actor or 1.0) + max(1, resources.free_cpus)
+    gpus = actors * (1.0 if resources.gpus_per_actor is None else resources.gpus_per_actor)
     node = Node(cpus, math.ceil(gpus) if has_gpu else 0.0)
     return _sized(job, plan, node, "auto" if has_gpu else "cpu")
 

@@ -176,9 +176,9 @@ class ProbeStore:
         values = {"probes": [each.to_dict() for each in (*others, probe)]}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.file.with_name(f"{self.file.name}.{os.getpid()}")
-            beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            beside.replace(self.file)
+            temporary = self.file.with_name(f"{self.file.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(self.file)
         except OSError as error:
             raise ProbeError(
                 f"{self.file}: the probe cannot be stored: {error.strerror}"

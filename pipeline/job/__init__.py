@@ -1,1 +1,1 @@
-"""The job file as pydantic models, a section per file, every field with its meaning."""
+"""The job file as pydantic models: one module per section, and a description of every key."""

@@ -1,4 +1,4 @@
-"""The job file's `annotations`: boxes and masks of the sources, which follow into the edits."""
+"""The job file's `annotations`: boxes and masks of sources, which are carried into the edits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pydantic import Field, model_validator
 from fpe_core.judging.region_verdict import BOX_RULE, MASK_RULE, VerdictRule
 from pipeline.job.section import Section
 
-_KEEP = "structure of the source that the edit shows there, from which on it is kept; see "
-_REVIEW = "structure from which on a person should look at it; with less it is dropped"
+_KEEP = "share of the source's structure in the region that the edit must show to be kept; see "
+_REVIEW = (
+    "share of the structure below which it is dropped; between the two a person should look at it"
+)
 _VISIBLE = (
-    "share that must lie in the fitted picture to be kept; with less of it a person should look at "
+    "share that must lie inside the fitted image to be kept; with less a person should look at "
     "it, with nothing it is dropped"
 )
 
@@ -38,17 +40,16 @@ class _VerdictSection(Section):
 
 
 class BoxesSection(_VerdictSection):
-    """Where the manifest has boxes, and which are kept."""
+    """The manifest's column of boxes, and which boxes are kept."""
 
     column: str = Field(
         min_length=1,
-        description="manifest column with one box a row or a list of them, in pixels of the "
+        description="manifest column with one box per row or a list of boxes, in pixels of the "
         "upright original; objects.bbox is the field bbox of a struct, or list of structs, objects",
     )
     format: Literal["xywh", "xyxy"] = Field(
         default="xywh",
-        description="xywh: left, top, width, height, as COCO has them; xyxy: left, top, right, "
-        "bottom",
+        description="xywh: left, top, width, height, as in COCO; xyxy: left, top, right, bottom",
     )
     keep_at_least: float = Field(
         default=BOX_RULE.keep_at_least,
@@ -62,12 +63,12 @@ class BoxesSection(_VerdictSection):
 
 
 class MasksSection(_VerdictSection):
-    """Where the manifest has masks, and which are kept."""
+    """The manifest's column of masks, and which masks are kept."""
 
     column: str = Field(
         min_length=1,
-        description="manifest column with one mask a row or a list of them, given as images are (a "
-        "URI, or bytes), PNG or the like, as large as the upright original",
+        description="manifest column with one mask per row or a list of masks, given like images "
+        "(a URI, or bytes), lossless such as PNG, of the size of the upright original",
     )
     keep_at_least: float = Field(
         default=MASK_RULE.keep_at_least,

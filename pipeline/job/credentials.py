@@ -1,7 +1,7 @@
-"""Credentials stay out of job files: a job is stored with its output, as config.yaml.
+"""Refuses credentials in job files, because a job is stored with its output, as config.yaml.
 
-They come from the environment of every node, or from the standard files of the store's client
-(~/.aws, the files that AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE name, and so on).
+Credentials come from the environment of every node, or from the standard files of the store's
+client (~/.aws, the files that AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE name, and so on).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.redact import is_redacted, redact_url
 
 _WORDS = {"auth", "cookie", "key", "pass", "pat", "pwd", "sas"}
-"""Words of a name that make it a secret's, where they stand alone."""
+"""Words that mark an option as a secret if they are a whole word of its name."""
 _PARTS = (
     "accesskey",
     "accountkey",
@@ -31,9 +31,9 @@ _PARTS = (
     "storagekey",
     "token",
 )
-"""What makes it one wherever it stands in it, once its case, dashes and underscores are gone."""
+"""Texts that mark an option as a secret anywhere in its name, ignoring case, - and _."""
 _SAFE_VALUES = {"anon", "google_default", "cache", "cloud"}
-"""What gcsfs takes as a `token` that is none."""
+"""Values of gcsfs' option `token` that are not secrets."""
 _SECRET_VALUE = re.compile(
     r"\b(AccountKey|SharedAccessSignature|SharedAccessKey)=|[?&](sig|X-Amz-Signature)=|\bBearer\s|"
     r"BEGIN [A-Z ]*PRIVATE KEY|\b(AKIA|ASIA)[0-9A-Z]{16}\b",
@@ -44,7 +44,7 @@ _SECRET_VALUE = re.compile(
 def refuse_credentials(options: Mapping[str, Any]) -> None:
     """Raises ValueError for an option that is a credential by its name or value, at any depth.
 
-    The message has its name only.
+    The message has the name of the option, and not its value.
     """
     for path, name, value in _leaves(options, ""):
         if (_names_a_secret(name) and value not in _SAFE_VALUES) or _holds_a_secret(value):
@@ -66,9 +66,10 @@ def refuse_credentials_in_url(url: str) -> None:
 
 
 def _leaves(value: object, path: str, name: str = "") -> Iterator[tuple[str, str, object]]:
-    """Every value that holds no others, with its path and the name that stands nearest above.
+    """Every innermost value, with its path and the nearest name above it.
 
-    A named mapping or list comes as well: `credentials: {...}` is refused whatever is in it.
+    Named mappings and lists are yielded too, so that `credentials: {...}` is refused whatever it
+    contains.
     """
     if name or not isinstance(value, Mapping | list | tuple):
         yield path, name, value if isinstance(value, str) else ""
@@ -84,7 +85,7 @@ def _names_a_secret(name: str) -> bool:
     words = {word.lower() for word in re.findall(r"[A-Za-z][a-z0-9]*|[A-Z]+", name)}
     words |= set(re.split(r"[^a-z0-9]+", name.lower()))
     squashed = re.sub(r"[^a-z0-9]", "", name.lower())
-    if "kms" in squashed:  # the name of a key that the store keeps
+    if "kms" in squashed:  # the id of a key in a key management service, not a secret
         return False
     return bool(words & _WORDS) or any(part in squashed for part in _PARTS)
 

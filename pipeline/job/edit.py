@@ -1,4 +1,4 @@
-"""How an edit is made, as a job file says it."""
+"""The job file's `edit`: how an edit is made."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ Interval: TypeAlias = Annotated[tuple[Share, Share], BeforeValidator(tuple_from_
 
 
 class EditSection(Section):
-    """How an edit is made. Null everywhere means: as the checkpoint recommends, at this speed."""
+    """How an edit is made. Null means: as the checkpoint recommends, at this speed."""
 
     speed: Speed = Field(
         default="exact",
-        description="exact, or an approximation: balanced, fast; these change steps and "
-        "guidance_interval, where they are null, from what the checkpoint recommends; what that "
-        "costs in quality is in docs/speed.md",
+        description="exact, or an approximation: balanced, fast; if steps and guidance_interval "
+        "are null, these change them from what the checkpoint recommends; docs/speed.md has the "
+        "cost in quality",
     )
-    steps: int | None = Field(default=None, ge=1, le=999, description="DDIM steps, both ways")
+    steps: int | None = Field(
+        default=None, ge=1, le=999, description="DDIM steps, of inverting and of sampling"
+    )
     guidance_scale: float | None = Field(
-        default=None, ge=0, le=100, description="classifier-free guidance; 1 is none"
+        default=None, ge=0, le=100, description="scale of classifier-free guidance; 1: no guidance"
     )
     guidance_interval: Interval | None = Field(
         default=None,
-        description="[start, end], shares of the steps from the first between which the edit is "
-        "guided, an approximation; [0, 1] is all of them",
+        description="[start, end], as shares of the steps: only steps between them are guided, "
+        "which is an approximation; [0, 1]: all steps",
     )
     negative_prompt: str | None = Field(
         default=None,
@@ -40,11 +42,14 @@ class EditSection(Section):
     )
     layers: TokenLayers | LayerRange | None = Field(
         default=None,
-        description="self-attention layers whose maps come from the source: "
-        "{max_tokens: N} or {first: a, last: b}",
+        description="self-attention layers whose maps come from the source: {max_tokens: N} or "
+        "{first: a, last: b}",
     )
     replaced_fraction: float | None = Field(
-        default=None, ge=0, le=1, description="share of the steps, from the first, in which they do"
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the steps, from the first, in which these layers do so",
     )
     size_px: Pixels | Size | None = Field(
         default=None,
@@ -64,7 +69,7 @@ class EditSection(Section):
 
     @classmethod
     def of(cls, parameters: EditParameters, speed: Speed) -> Self:
-        """The section that means these parameters whatever a checkpoint recommends."""
+        """The section with exactly these parameters, whatever a checkpoint recommends."""
         layers = parameters.layers
         return cls(
             speed=speed,
@@ -80,7 +85,7 @@ class EditSection(Section):
         )
 
     def resolve(self, recommended: EditParameters) -> EditParameters:
-        """The section over a checkpoint's recommendation.
+        """The parameters of this section, with null replaced by the checkpoint's recommendation.
 
         Raises fpe_core.ParameterError for values that do not go together.
         """

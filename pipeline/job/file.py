@@ -1,4 +1,4 @@
-"""A job file and `key=value` overrides become a Job, or one error with everything wrong in them.
+"""Reads a job file and `key=value` overrides into a Job, or raises one error with all mistakes.
 
 `load_job` takes a file or a mapping, `load_job_of_run` the config.yaml of a run folder.
 """
@@ -25,7 +25,7 @@ from pipeline.storage.folder import Folder
 
 CONFIG_NAME = "config.yaml"
 _MAPPING_NAME = "job"
-"""What messages call a job that was read from no file."""
+"""The name in messages of a job that was not read from a file."""
 
 
 def load_job(
@@ -33,9 +33,9 @@ def load_job(
 ) -> Job:
     """The job of a YAML file, or of a mapping with a job file's keys, with overrides applied.
 
-    `overrides`: texts such as "edit.steps=20", whose values are YAML; a later one wins. A file that
-    `judge.rules` names is read. Raises JobError; its message has one line per problem: file, line,
-    YAML path, what is allowed.
+    `overrides`: texts such as "edit.steps=20", whose values are YAML; a later one wins. If
+    `judge.rules` names a file, that is read too. Raises JobError; its message has one line per
+    problem: file, line, YAML path, and what is allowed.
     """
     if isinstance(source, Mapping):
         document = Document(_MAPPING_NAME, source, {})
@@ -66,8 +66,8 @@ def load_job_of_run(
 ) -> Job:
     """The job as it ran, from the config.yaml of a run folder, with overrides.
 
-    `storage_options`: fsspec's, to reach the folder. Raises JobError, and StorageError where the
-    store does not answer.
+    `storage_options`: fsspec's, to open the folder. Raises JobError, and StorageError if the store
+    cannot be reached.
     """
     folder = Folder.open(run_folder, storage_options)
     if not folder.exists(CONFIG_NAME):
@@ -84,20 +84,20 @@ def load_job_of_run(
 
 
 def is_job_file(name: str) -> bool:
-    """Whether a command's argument names a job file, not a run folder."""
+    """Whether a command's argument names a job file; if not, it names a run folder."""
     return name.endswith((".yaml", ".yml"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Overridden:
-    """A document after overrides, with the override each value came from."""
+    """A document after overrides; `origins` has the override that set each value."""
 
     document: Document
     data: Mapping[str, Any]
     origins: Mapping[Path, str]
 
     def place(self, path: Path) -> str:
-        """Where the value at a path was written: "job.yaml:12" or "override edit.steps=0"."""
+        """Where the value at a path was set: "job.yaml:12" or "override edit.steps=0"."""
         inside = [o for place, o in self.origins.items() if path and place[: len(path)] == path]
         if inside and path not in self.document.lines:  # only overrides made this mapping
             return f"override {quoted(inside[0])!r}"
@@ -110,15 +110,15 @@ class Overridden:
 
 
 def quoted(override: str) -> str:
-    """An override as messages quote it, without values for a store: they may be secrets."""
+    """An override for messages. Values of storage options are left out: they may be secrets."""
     key, equals, text = override.partition("=")
     return f"{key}{equals}..." if key.startswith("storage") and text else override
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Overridden:
-    """Sets each `dotted.key=YAML value` in a copy of the document, in their order.
+    """Applies each override (`dotted.key=YAML value`) to a copy of the document, in order.
 
-    Mappings on the way to a key are made as needed.
+    Mappings that a key needs are created.
     """
     data: dict[str, Any] = copy.deepcopy(dict(document.data))
     origins: dict[Path, str] = {}

@@ -1,9 +1,8 @@
-"""The job file as one pydantic model: what a person asks for, every field with its meaning.
+"""The job file as one pydantic model, with a description of every key; and its smaller sections.
 
-Nothing is converted silently: a string is not a number, an unknown key is an error. A null that is
-allowed means "automatic"; the resolved job, as config.yaml holds it, has no null that matters.
-
-The section of a job file that says how logs are written.
+Nothing is converted silently: a string is not a number, and an unknown key is an error. If null is
+allowed, it means "automatic". In the resolved job, which is stored as config.yaml, these keys have
+the values that were chosen.
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ from pipeline.storage.allowed_sources import check_rule
 
 
 class LogsSection(Section):
-    """What a run writes about itself. See pipeline/logs.py."""
+    """How a run reports what it does. See pipeline/logs.py."""
 
     format: Literal["text", "json"] = Field(
         default="text",
-        description="lines for people, or one JSON object per line (run, edit_id, stage, ...); "
-        "of the driver, and of workers in Ray's session folder",
+        description="lines for people, or one JSON object per line (run, edit_id, stage, ...); of "
+        "the driver, and of workers in Ray's session folder",
     )
 
     bars: Literal["ray", "edits"] = Field(
         default="ray",
-        description="what a terminal shows: Ray Data's own bars, one for each stage, or a bar of "
-        "edits; elsewhere, and above Ray's bars, there is a line every half minute",
+        description="what a terminal shows: Ray Data's own bars, one per stage, or one bar of "
+        "edits; without a terminal, and above Ray's bars, a line is logged every half minute",
     )
 
     level: Literal["info", "debug"] = Field(
         default="info",
-        description="info: edits that failed or were rejected, and what happens to the run; debug: "
-        "every edit and every commit too",
+        description="info: edits that failed or were rejected, and events of the run; debug: also "
+        "every edit and every commit",
     )
 
     @property
     def shows_ray_bars(self) -> bool:
-        """Whether Ray Data draws its bars: where both outputs of this process are a terminal."""
+        """Whether Ray Data draws its bars; only if stdout and stderr are both a terminal."""
         is_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         return self.bars == "ray" and self.format == "text" and is_terminal
 
@@ -64,13 +63,13 @@ class ModelSection(Section):
     checkpoint: str = Field(
         default="builtin:still-life",
         min_length=1,
-        description="builtin:still-life, a diffusers folder, a .safetensors file or a hub id "
-        "of a Stable Diffusion checkpoint",
+        description="builtin:still-life, a diffusers folder, a .safetensors file or a hub id of a "
+        "Stable Diffusion checkpoint",
     )
     device: str = Field(
         default="auto",
         min_length=1,
-        description="auto, cpu, cuda, cuda:1, mps; auto takes the best there",
+        description="auto, cpu, cuda, cuda:1, mps; auto: the best device of the machine",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16", "float64"] = Field(
         default="auto",
@@ -85,8 +84,8 @@ class ModelSection(Section):
     )
     config: str | None = Field(
         default=None,
-        description="diffusers folder or hub id that describes a single-file checkpoint; "
-        "null: Stable Diffusion 1.5's on the hub",
+        description="diffusers folder or hub id that describes a single-file checkpoint; null: "
+        "Stable Diffusion 1.5's on the hub",
     )
 
 
@@ -95,13 +94,14 @@ class ImagesSection(Section):
 
     fit: Literal["crop", "pad"] = Field(
         default="crop",
-        description="crop: fill the size, cut what hangs over; pad: all of it, with a border",
+        description="crop: fill the size and cut off the rest; pad: keep the whole image, with a "
+        "border",
     )
     format: Literal["png", "jpeg", "webp"] = Field(
         default="png", description="format of the outputs"
     )
     quality: int = Field(
-        default=95, ge=1, le=100, description="of jpeg and webp; webp at 100 is lossless"
+        default=95, ge=1, le=100, description="quality of jpeg and webp; webp at 100 is lossless"
     )
     max_pixels: int = Field(
         default=100_000_000, ge=1, description="larger images fail as image_too_large, undecoded"
@@ -111,10 +111,10 @@ class ImagesSection(Section):
     )
     allowed_sources: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] | None = Field(
         default=None,
-        description="absolute folders and URLs, with all below them, from which images may be "
+        description="absolute folders and URLs from which, or from below which, images may be "
         "read; others fail as source_forbidden; null: anywhere, []: only from the manifest itself",
     )
-    keep_source: bool = Field(default=True, description="write the fitted source beside its edits")
+    keep_source: bool = Field(default=True, description="write the fitted source next to its edits")
 
     @field_validator("allowed_sources")
     @classmethod
@@ -131,42 +131,42 @@ class FailuresSection(Section):
     max_in_a_row: int = Field(
         default=100,
         ge=1,
-        description="sources in a row of which every edit failed that stop the job",
+        description="a run stops after this many sources in a row of which every edit failed",
     )
     max_share: float = Field(
-        default=0.5, ge=0, le=1, description="share of such sources that stops it"
+        default=0.5, ge=0, le=1, description="share of such sources at which a run stops"
     )
     min_sources_for_share: int = Field(
-        default=50, ge=1, description="sources before the share is looked at"
+        default=50, ge=1, description="number of sources before the share is checked"
     )
     max_stall_s: float = Field(
         default=1800.0,
         gt=0,
-        description="seconds without any progress after which a worker is ended; a source that "
-        "does it to two workers fails as worker_died",
+        description="seconds without any progress after which a worker is killed; a source that "
+        "causes this twice fails as worker_died",
     )
     max_group_s: float = Field(
         default=7200.0,
         gt=0,
-        description="seconds that one source with all its edits may take, and a block of n sources "
-        "n times as long; same",
+        description="seconds that one source with all its edits may take, and a block of n "
+        "sources n times as long; then the worker is killed likewise",
     )
 
 
 class StopSection(Section):
-    """What ctrl-C and SIGTERM do."""
+    """What a run does after ctrl-C or SIGTERM."""
 
     grace_s: float = Field(
         default=10.0,
         ge=0,
         le=86_400,
-        description="seconds to finish the sources in hand; what arrived before is committed at "
-        "once, what is not finished by then is made again next time",
+        description="seconds to finish the sources in progress; finished edits are committed at "
+        "once, and unfinished ones are made again by the next run",
     )
 
 
 class LeaseSection(Section):
-    """How one run at a time has the run folder. See pipeline/ledger/lease.py."""
+    """How only one run at a time may write to the run folder. See pipeline/ledger/lease.py."""
 
     expiry_s: float = Field(
         default=60.0,
@@ -189,7 +189,7 @@ class LeaseSection(Section):
 
 
 class Job(Section):
-    """One job: a manifest, the edits to make of it, and the run folder they go to."""
+    """One job: a manifest, the edits to make of it, and the run folder to write them to."""
 
     manifest: str | list[str] = Field(
         description="fsspec URL, or a list of them, of a Parquet file, folder or glob"
@@ -197,12 +197,12 @@ class Job(Section):
     output: str = Field(min_length=1, description="fsspec URL of the run folder")
     storage_options: dict[str, Any] = Field(
         default_factory=dict,
-        description="fsspec options of both (endpoint_url, anon, ...); no credentials here",
+        description="fsspec options for both (endpoint_url, anon, ...); credentials are refused",
     )
     editor: Literal["fpe", "none"] = Field(
         default="fpe",
-        description="fpe: Free-Prompt-Editing; none: no model and no edits, every output is a copy "
-        "of its fitted source, to measure all the rest (fpe bench scale)",
+        description="fpe: Free-Prompt-Editing; none: makes no edits and loads no model; every "
+        "output is a copy of its fitted source, to measure everything else (fpe bench scale)",
     )
     model: ModelSection = Field(default_factory=ModelSection, description="the checkpoint")
     edit: EditSection = Field(default_factory=EditSection, description="how an edit is made")
@@ -220,21 +220,22 @@ class Job(Section):
     annotations: AnnotationsSection | None = Field(
         default=None,
         description="boxes and masks of the sources, carried into the edits with a verdict on "
-        "each; null: columns with boxes are carried as they are",
+        "each; null: columns with boxes are carried unchanged",
     )
     resources: ResourcesSection = Field(
-        default_factory=ResourcesSection, description="what the run may take"
+        default_factory=ResourcesSection, description="resources that the run may use"
     )
     failures: FailuresSection = Field(
         default_factory=FailuresSection,
-        description="when a source has failed, and when a run stops itself",
+        description="when a source counts as failed, and when a run stops itself",
     )
     stop: StopSection = Field(default_factory=StopSection, description="what ctrl-C and SIGTERM do")
     lease: LeaseSection = Field(
-        default_factory=LeaseSection, description="how one run at a time has the run folder"
+        default_factory=LeaseSection,
+        description="how only one run at a time may write to the run folder",
     )
     logs: LogsSection = Field(
-        default_factory=LogsSection, description="what a run writes about itself"
+        default_factory=LogsSection, description="how a run reports what it does"
     )
 
     @field_validator("manifest")
@@ -253,7 +254,7 @@ class Job(Section):
         refuse_credentials_in_url(output)
         if redact_url(output) != output:
             raise ValueError(
-                "holds a query; give the place alone, and what the store needs in storage_options"
+                "has a query; give the URL without it, and the store's options in storage_options"
             )
         return output
 
@@ -268,8 +269,8 @@ class Job(Section):
         on_gpu = {pool.gpus_per_actor > 0 for pool in self.resources.pools or ()}
         if len(on_gpu) == 2 and self.model.dtype == "auto" and self.model.device != "cpu":
             raise ValueError(
-                "resources.pools has actors with a GPU and without, and model.dtype=auto is "
-                "another type on each, so that an edit would depend on where it is made: say "
+                "resources.pools has actors with a GPU and without, and model.dtype=auto is a "
+                "different type on each, so an edit would depend on where it is made: set "
                 "model.dtype=float32, or leave out the pool without a GPU"
             )
         return self
@@ -279,8 +280,7 @@ class Job(Section):
         for name in ("judge", "annotations") if self.editor == "none" else ():
             if getattr(self, name) is not None:
                 raise ValueError(
-                    f"editor: none makes no edits, so there is nothing that {name} could say of "
-                    f"them; leave {name} out"
+                    f"editor: none makes no edits, so {name} does not apply; leave it out"
                 )
         return self
 
@@ -289,13 +289,13 @@ class Job(Section):
         return (self.manifest,) if isinstance(self.manifest, str) else tuple(self.manifest)
 
     def resolve_parameters(self, defaults: EditParameters) -> EditParameters:
-        """The job's `edit` section over the checkpoint's recommendation.
+        """The parameters of the job's `edit` section, with null replaced by `defaults`.
 
         Raises fpe_core.ParameterError for values that do not go together.
         """
         return self.edit.resolve(defaults)
 
     def with_parameters(self, parameters: EditParameters) -> Job:
-        """The same job with nothing left to the checkpoint, as config.yaml holds it."""
+        """The same job with all of its `edit` section set, as it is stored in config.yaml."""
         section = EditSection.of(parameters, self.edit.speed)
         return self.model_copy(update={"edit": section})

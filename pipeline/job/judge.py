@@ -1,6 +1,5 @@
-"""The job file's `judge`: how edits are scored, and which are accepted.
-
-The job file's `judge.retries`: how rejected edits are attempted again.
+"""The job file's `judge`: how edits are scored, which are accepted, and how rejected edits are
+attempted again (`judge.retries`).
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ class RuleSection(Section):
     """One condition on a score."""
 
     score: str = Field(description="name of a score")
-    at_least: float | None = Field(default=None, description="the least value that is accepted")
-    at_most: float | None = Field(default=None, description="the most; one of the two is given")
+    at_least: float | None = Field(default=None, description="the lowest value that is accepted")
+    at_most: float | None = Field(
+        default=None, description="the highest value; exactly one of the two is given"
+    )
     reason: Literal["no_change", "structure_lost", "wrong_direction", "off_target"] = Field(
-        description="what an edit that breaks the rule is rejected as"
+        description="reject reason of an edit that breaks the rule"
     )
 
     @model_validator(mode="after")
@@ -41,13 +42,13 @@ class RuleSection(Section):
 
 
 class ReconstructionSection(Section):
-    """How well the model has to reconstruct a source for its edits to be made at all."""
+    """How well the model must reconstruct a source, or else its edits are not made."""
 
     autoencoder_psnr_db_at_least: float | None = Field(
         default=None,
-        description="PSNR in dB of a source, encoded and decoded, to itself, below which its edits "
-        "are rejected as source_not_reconstructed before they are made; null: not measured; costs "
-        "no UNet row",
+        description="lowest PSNR in dB of a source after encoding and decoding, against itself; "
+        "below it the edits are rejected as source_not_reconstructed before they are made; null: "
+        "not measured; costs no UNet row",
     )
 
     def to_limits(self) -> ReconstructionLimits:
@@ -62,10 +63,13 @@ Reason: TypeAlias = Literal["no_change", "structure_lost", "wrong_direction", "o
 
 
 class ChangeSection(Section):
-    """A step of the ladder: what is set instead of the edit's own."""
+    """One step of the retry ladder: values that replace the edit's own."""
 
     replaced_fraction: float | None = Field(
-        default=None, ge=0, le=1, description="share of the steps that take the source's maps"
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the steps that use the source's attention maps",
     )
     layers: TokenLayers | LayerRange | None = Field(
         default=None, description="{max_tokens: N} or {first: a, last: b}"
@@ -74,7 +78,7 @@ class ChangeSection(Section):
         default=None,
         ge=0,
         le=100,
-        description="classifier-free guidance; that of edits of synthetic sources stays",
+        description="scale of classifier-free guidance; not changed for edits of synthetic sources",
     )
 
     @model_validator(mode="after")
@@ -100,12 +104,12 @@ class RetriesSection(Section):
         default=2,
         ge=1,
         le=MOST_RETRIES,
-        description="upper limit of attempts of an edit after the first",
+        description="upper limit of retries of an edit",
     )
     ladder: dict[Reason, list[ChangeSection]] | None = Field(
         default=None,
-        description="changes by the reason of the rejection, in the order in which they are tried; "
-        "null: no_change asks for less replacement, structure_lost for more, see "
+        description="changes by the reason of the rejection, in the order in which they are "
+        "tried; null: after no_change less replacement, after structure_lost more, see "
         "fpe_core/judging/retry_ladder.py",
     )
 
@@ -146,33 +150,33 @@ class JudgeSection(Section):
         default=None, description="branch, tag or commit of an lpips on the hub"
     )
     lpips_net: Literal["alex", "vgg"] = Field(
-        default="alex", description="the classifier that the weights are of: AlexNet or VGG16"
+        default="alex", description="the classifier that the weights belong to: AlexNet or VGG16"
     )
     scores: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list)] | None = Field(
-        default=None, description="the scores that are computed; null: all whose model is there"
+        default=None, description="scores to compute; null: all whose model is on"
     )
     device: str = Field(
         default="auto",
         min_length=1,
-        description="of these models; auto: where the checkpoint is, or the CPU where they would "
-        "take more than a quarter of what that leaves free of a GPU",
+        description="device of these models; auto: that of the checkpoint, or the CPU if they "
+        "need more than a quarter of the GPU memory that the checkpoint leaves free",
     )
     edit_type: str | None = Field(
         default=None,
-        description="what kind of change the edits ask for, such as colour; null: as the "
-        "manifest's column edit_type says",
+        description="the kind of change that the edits ask for, such as colour; null: as in the "
+        "manifest's column edit_type",
     )
     rules: dict[str, list[RuleSection]] = Field(
         default_factory=dict,
-        description="rules by type of edit, in their order; those of `other` are for types without "
-        "any; no rules: every edit is accepted; or a file of fpe calibrate that has them",
+        description="rules by type of edit, checked in order; those of `other` apply to types "
+        "without rules; no rules: every edit is accepted; or the name of a file from fpe calibrate",
     )
     reconstruction: ReconstructionSection = Field(
         default_factory=ReconstructionSection,
-        description="how well the model has to reconstruct a source; synthetic sources always pass",
+        description="how well the model must reconstruct a source; synthetic sources always pass",
     )
     rejected: Literal["keep", "drop"] = Field(
-        default="keep", description="keep: rejected edits are written too, under rejected/"
+        default="keep", description="keep: rejected edits are written too, to the folder rejected/"
     )
     retries: RetriesSection | None = Field(
         default=None, description="how rejected edits are attempted again; null: they are not"

@@ -1,4 +1,4 @@
-"""Says what is wrong with a job in the job file's own words: path, what was found, what may be."""
+"""Turns pydantic's errors into messages with the path, what is allowed, and what was found."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _KIND_NAMES = {
     "model_attributes_type": "a mapping",
     "dataclass_type": "a mapping",
 }
-"""Pydantic's errors of kind, as what would have been right."""
+"""Pydantic's errors about a value's type, with the type that was expected."""
 
 _LIMITS = {
     "greater_than": ("gt", ">"),
@@ -74,13 +74,13 @@ class _Found:
     details: ErrorDetails
     path: Path
     root: Path
-    """Down to the value that several kinds were tried for; all of `path` where there was one."""
+    """The path down to the value whose type is a union; equal to `path` if there is no union."""
     branch: str
     value: object
 
 
 def _locate(details: ErrorDetails, data: object) -> _Found:
-    """Takes the steps that name union branches, and no keys of the data, out of a location."""
+    """Splits pydantic's location: steps that name a branch of a union are not part of the path."""
     path: list[str | int] = []
     root: Path | None = None
     branch = ""
@@ -114,7 +114,7 @@ def _describe(same_root: Sequence[_Found], model: type[BaseModel]) -> Iterator[P
             return
         same_root = min(fitting, key=len)
     for found in same_root:
-        text = _say(found, model)
+        text = _message(found, model)
         yield Problem(found.path, f"{dotted(found.path)}: {text}" if found.path else text)
 
 
@@ -123,7 +123,7 @@ def _is_wrong_kind(found: _Found) -> bool:
 
 
 def _wrong_kinds(same_root: Sequence[_Found]) -> Problem:
-    """One problem for a value that is of none of the kinds it may be."""
+    """One problem for a value that has none of the types of a union."""
     path, value = same_root[0].root, same_root[0].value
     kinds = dict.fromkeys(
         _KIND_NAMES.get(f.details["type"], "") for f in same_root if f.path == path
@@ -132,7 +132,7 @@ def _wrong_kinds(same_root: Sequence[_Found]) -> Problem:
     return Problem(path, f"{dotted(path)}: must be {wanted} (got {kind_of(value)}){_hint(value)}")
 
 
-def _say(found: _Found, model: type[BaseModel]) -> str:
+def _message(found: _Found, model: type[BaseModel]) -> str:
     details = found.details
     kind, context = details["type"], details.get("ctx", {})
     got = kind_of(found.value)
@@ -169,7 +169,7 @@ def allowed_keys(model: type[BaseModel], path: Path) -> list[str]:
     models = [model]
     for step in path:
         fields = [m.model_fields[step] for m in models if step in m.model_fields]
-        if fields:  # else a name or number of the job file's own, as of judge.rules
+        if fields:  # else a key or index inside a mapping or list, such as judge.rules
             models = [m for field in fields for m in models_in(field.annotation)]
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
 
@@ -191,7 +191,7 @@ def models_in(annotation: object) -> list[type[BaseModel]]:
 
 
 def _hint(value: object) -> str:
-    """What usually happened where YAML read something else than was meant."""
+    """The usual cause if YAML reads a value differently from what was meant."""
     if isinstance(value, bool):
         return "; YAML reads yes, no, on and off as switches: put quotes around the word"
     if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value):

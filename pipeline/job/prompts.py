@@ -1,4 +1,4 @@
-"""The `prompts` section of a job file."""
+"""The job file's `prompts`: target prompts from a template and lists of labels."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class PromptsSection(Section):
     """Edits made by expanding one template with lists of labels."""
 
     target: str = Field(
-        description="target prompt; {name} is a label or a manifest column, {source_<label>} the "
-        "column's own value where a label has its name; {{ and }} are braces"
+        description="target prompt; {name} is a label or a manifest column; if a label has the "
+        "name of a column, {source_<label>} is the column's own value; {{ and }} are braces"
     )
     source: str | None = Field(
         default=None,
-        description="source prompt from manifest columns; null: the source_prompt column, else "
-        "an empty prompt",
+        description="source prompt, from manifest columns; null: the column source_prompt, or an "
+        "empty prompt if there is none",
     )
     labels: dict[str, list[str]] = Field(
         default_factory=dict,
-        description="lists of values by label; each label becomes an output column",
+        description="a list of values for each label; each label becomes an output column",
     )
     combine: Literal["product", "zip"] = Field(
         default="product",
@@ -66,12 +66,12 @@ class PromptsSection(Section):
                 )
         lengths = {name: len(values) for name, values in self.labels.items()}
         if self.combine == "zip" and len(set(lengths.values())) > 1:
-            raise ValueError(f"combine: zip needs lists of one length, these are {lengths}")
+            raise ValueError(f"combine: zip needs lists of one length, these have {lengths}")
         if math.prod(lengths.values()) > MAX_COMBINATIONS and self.combine == "product":
             raise ValueError(f"the labels make more than {MAX_COMBINATIONS} edits of each row")
         combinations = self.combinations()
         if len(set(combinations)) < len(combinations):
-            raise ValueError("a combination of label values comes twice")
+            raise ValueError("a combination of label values appears twice")
         return self
 
     @property
@@ -79,13 +79,14 @@ class PromptsSection(Section):
         return tuple(self.labels)
 
     def combinations(self) -> tuple[tuple[str, ...], ...]:
-        """The values of every edit's labels, in the order of `label_names`; one () without any."""
+        """The label values of each edit of a row, in the order of `label_names`; one () without
+        labels."""
         if self.combine == "zip" and self.labels:
             return tuple(zip(*self.labels.values(), strict=True))
         return tuple(product(*self.labels.values()))
 
     def to_plan(self) -> PromptPlan:
-        """The section with its templates parsed."""
+        """This section as a plan, with its templates parsed."""
         return PromptPlan(
             target=Template.parse(self.target),
             source=None if self.source is None else Template.parse(self.source),

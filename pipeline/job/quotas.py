@@ -13,10 +13,10 @@ from pipeline.job.section import Section, tuple_from_list
 
 
 class CellSection(Section):
-    """A number for some of the cells."""
+    """A quota for some of the cells."""
 
     where: dict[str, str | int | float | bool | None] = Field(
-        min_length=1, description="columns of `by` with their values; those left out may be any"
+        min_length=1, description="values of columns in `by`; other columns may have any value"
     )
     accepted: int = Field(ge=0, description="accepted edits that each such cell gets")
 
@@ -31,13 +31,13 @@ class QuotaSection(Section):
     accepted: int | None = Field(
         default=None,
         ge=0,
-        description="accepted edits that every cell gets, the first in the order of the manifest; "
-        "what is beyond is not made; null: no limit but those of `cells`",
+        description="accepted edits that every cell gets, in the order of the manifest; no more "
+        "are made; null: no limit except those of `cells`",
     )
     cells: list[CellSection] = Field(
         default_factory=list,
-        description="cells with numbers of their own, {where: {colour: red}, accepted: 20}; the "
-        "first that fits counts",
+        description="quotas of single cells, {where: {colour: red}, accepted: 20}; the first that "
+        "fits a cell is used",
     )
 
     @model_validator(mode="after")
@@ -45,7 +45,7 @@ class QuotaSection(Section):
         if len(set(self.by)) < len(self.by):
             raise ValueError("by names a column twice")
         if self.accepted is None and not self.cells:
-            raise ValueError("no number is given: set accepted, or cells with theirs")
+            raise ValueError("no quota is given: set accepted, or cells")
         for cell in self.cells:
             for name in cell.where:
                 if name not in self.by:
@@ -61,15 +61,15 @@ class QuotaSection(Section):
 
 
 Cell: TypeAlias = tuple[str, ...]
-"""Values, in the order of `Quotas.by`; "" for what is empty."""
+"""A cell: its values, in the order of `Quotas.by`; "" for an empty value."""
 
 
 @dataclass(frozen=True)
 class Quotas:
-    """How many accepted edits each cell gets; None: as many as there are.
+    """How many accepted edits each cell gets; None: no limit.
 
-    `cells` are (some columns with their values, number): the first that fits a cell is its quota,
-    `accepted` is that of the others.
+    `cells` has pairs of (values of some columns, quota). The first that fits a cell is its quota;
+    `accepted` is the quota of all other cells.
     """
 
     by: tuple[str, ...]
@@ -88,7 +88,7 @@ class Quotas:
 
 
 def cell_text(value: Any) -> str:
-    """How a value of a column is written in a cell: 3 and 3.0 are one, what is empty is ""."""
+    """A column's value as text for a cell. 3 and 3.0 give the same text; empty values give ""."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():

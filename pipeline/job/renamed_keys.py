@@ -1,7 +1,7 @@
-"""Keys of job files of version 0.1 that have another name since 0.2.0, or were removed.
+"""Keys of job files of version 0.1 that were renamed or removed in 0.2.0.
 
-The config.yaml of a run folder that 0.1 wrote is translated, so that all commands go on working on
-it. In job files that people write such a key is an error that says what to do.
+The config.yaml of a run folder that 0.1 wrote is translated, so that all commands still work on it.
+In any other job file such a key is an error, whose message has the new name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ RENAMED = {
     "judge.second_tries": "judge.retries",
     "judge.reproduction": "judge.reconstruction",
 }
-"""Old name to new name, both dotted and in the same section. A section keeps its inner keys."""
+"""New names by old names, both dotted and in the same section. Keys inside a renamed section stay
+the same."""
 
 REMOVED = ("model.compile", "resources.measure", "judge.reproduction.inversion_psnr_db_at_least")
 """By their old names."""
@@ -27,10 +28,11 @@ REMOVED_LIMIT = "judge.reproduction.inversion_psnr_db_at_least"
 
 
 def advice(path: Path, has_key: Callable[[Path], bool]) -> str | None:
-    """What to do about an unknown key, such as "was renamed to judge.retries in 0.2.0".
+    """The message about a key of 0.1, such as "was renamed to judge.retries in 0.2.0"; None for any
+    other key.
 
-    None if it is not a key of 0.1. `has_key` says which keys there are now: a file of rules has
-    fewer than a job file, and a new name is only given where it may be written.
+    `has_key` tells whether a key is allowed. A file of rules allows fewer keys than a job file, and
+    a new name is only suggested if it is allowed.
     """
     name = dotted(path)
     new = RENAMED.get(name)
@@ -42,7 +44,7 @@ def advice(path: Path, has_key: Callable[[Path], bool]) -> str | None:
 
 
 def in_todays_keys(job: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a stored job with today's names of its keys, and without removed ones.
+    """A copy of a stored job with the present names of its keys, and without removed keys.
 
     A removed limit that was set stays, so that validation reports it: the run depended on it.
     """
@@ -68,7 +70,7 @@ def _section_and_key(data: dict[str, Any], name: str) -> tuple[dict[str, Any] | 
 
 
 def _by_its_old_name(name: str) -> str:
-    """A key of a section that was renamed, as 0.1 named it; any other as it is."""
+    """The 0.1 name of a key in a renamed section; other keys unchanged."""
     for old, new in RENAMED.items():
         if name.startswith(f"{new}."):
             return old + name.removeprefix(new)

@@ -1,4 +1,4 @@
-"""The job file's `resources`: what a run may take of a machine or a cluster."""
+"""The job file's `resources`: what a run may use of a machine or a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.job.section import Section, tuple_from_list
 
 
 class PoolSection(Section):
-    """Actors of one kind. Kinds differ in their accelerator or in the share of it that each has."""
+    """Actors of one kind. Kinds differ in the accelerator, or in the share of it per actor."""
 
     accelerator: str | None = Field(
         default=None,
@@ -21,18 +21,18 @@ class PoolSection(Section):
     actors: int | None = Field(
         default=None,
         ge=1,
-        description="processes with a model each, that a run needs to start; null: as many as fit",
+        description="processes with a model each that a run needs to start; null: as many as fit",
     )
     max_actors: int | None = Field(
         default=None,
         ge=1,
-        description="upper limit of actors, counting nodes that join during the run; null: no more "
-        "than fit at the start",
+        description="upper limit of actors, counting nodes that join during the run; null: no "
+        "more than fit at the start",
     )
     gpus_per_actor: float = Field(
         default=1.0,
         ge=0,
-        description="GPUs that each reserves: 0.5 puts two on one; 0: without a GPU, on the CPU",
+        description="GPUs that each reserves; 0.5 puts two on one GPU; 0: on the CPU",
     )
     cpus_per_actor: float = Field(default=1.0, gt=0, description="CPUs that each reserves")
     threads_per_actor: int | None = Field(default=None, ge=1, description="torch threads of each")
@@ -46,26 +46,26 @@ class PoolSection(Section):
 
 
 class ResourcesSection(Section):
-    """What the run may take. Null means: worked out from the cluster."""
+    """What the run may use. Null means: determined from the cluster."""
 
     ray_address: str | None = Field(
         default=None, description="auto or ray://host:10001 of a running cluster; null: a local Ray"
     )
     actors: int | None = Field(
-        default=None, ge=1, description="processes with a model each, that the run needs to start"
+        default=None, ge=1, description="processes with a model each that the run needs to start"
     )
     max_actors: int | None = Field(
         default=None,
         ge=1,
-        description="upper limit of actors, counting nodes that join during the run: on a cluster, "
-        "actors with a GPU that do not fit yet wait for nodes that its autoscaler adds; null: no "
-        "more than fit at the start",
+        description="upper limit of actors, counting nodes that join during the run: on a "
+        "cluster, actors with a GPU that do not fit yet wait for nodes that its autoscaler adds; "
+        "null: no more than fit at the start",
     )
     wait_s: float = Field(
         default=900.0,
         ge=0,
-        description="how long a run waits to start on a cluster that has no room for it yet, while "
-        "its autoscaler is asked for it; has no effect on a local Ray",
+        description="how long a run waits for a cluster with too few free resources, whose "
+        "autoscaler is asked for more; has no effect on a local Ray",
     )
     cpus_per_actor: float | None = Field(default=None, gt=0, description="CPUs that each reserves")
     gpus_per_actor: float | None = Field(
@@ -74,22 +74,26 @@ class ResourcesSection(Section):
     threads_per_actor: int | None = Field(default=None, ge=1, description="torch threads of each")
     pools: Annotated[tuple[PoolSection, ...], BeforeValidator(tuple_from_list)] | None = Field(
         default=None,
-        description="actors of several kinds side by side, instead of the five keys of actors "
-        "above; null: all are alike",
+        description="actors of several kinds in one run, instead of the five keys of actors "
+        "above; null: all actors are of one kind",
     )
     groups_per_block: int | None = Field(
-        default=None, ge=1, description="sources that travel, and are committed, together"
+        default=None,
+        ge=1,
+        description="sources that are processed and committed together, as one block",
     )
     max_rows: int | None = Field(
-        default=None, ge=1, description="latents through the UNet at once; null: what memory allows"
+        default=None, ge=1, description="latents in one UNet call; null: as many as memory allows"
     )
     free_cpus: int = Field(
-        default=1, ge=0, description="CPUs that actors leave to readers and the rest"
+        default=1,
+        ge=0,
+        description="CPUs that actors leave free for reading sources and other work",
     )
 
     @property
     def can_grow(self) -> bool:
-        """Whether machines may come during the run: a local Ray has none but its own."""
+        """Whether nodes may join during the run; on a local Ray they cannot."""
         return self.ray_address is not None
 
     @model_validator(mode="after")

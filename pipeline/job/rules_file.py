@@ -1,10 +1,10 @@
-"""A job's `judge.rules` may name a file, as `fpe calibrate` writes it; here it is read.
+"""Reads the file that a job's `judge.rules` may name; `fpe calibrate` writes such files.
 
     judge:
       rules: rules.yaml    # or a URL; a path is relative to the working directory
 
-The rules take the name's place when the job is loaded, so config.yaml has the rules themselves, and
-a file that changes later changes no run.
+When the job is loaded, the rules replace the name. So config.yaml has the rules themselves, and a
+later change of the file does not affect the run.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class _RulesFile(Section):
 
 
 def with_rules_read(data: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    """A job's data with the rules in place of a file's name; the same data where there is none.
+    """A job's data with a file name in `judge.rules` replaced by the rules; else the same data.
 
-    Raises JobError: the file cannot be read (as a mistake at `place`), or is wrong (with its own
-    line and the path of the key).
+    Raises JobError if the file cannot be read (the message has `place`), or if it is not valid (the
+    message has the file's own line and the path of the key).
     """
     judge = data.get("judge")
     if not isinstance(judge, Mapping) or not isinstance(judge.get("rules"), str):
@@ -50,7 +50,7 @@ def with_rules_read(data: Mapping[str, Any], place: str) -> Mapping[str, Any]:
 
 
 def read_rules(url: str) -> Rules:
-    """The rules of a file by themselves. Raises JobError."""
+    """The rules of a file, without a job. Raises JobError."""
     rules = _rules_of(_read(url, {}, "rules"))
     return Rules.from_dict(rules)
 
@@ -66,18 +66,18 @@ def _rules_of(document: Document) -> dict[str, Any]:
 
 
 def _read(url: str, storage_options: Mapping[str, Any], place: str) -> Document:
-    said = f"{place}: judge.rules: {redact_url(url)!r}"
+    subject = f"{place}: judge.rules: {redact_url(url)!r}"
     try:
         refuse_credentials_in_url(url)
         parent, name = posixpath.split(url)
         options = storage_options if "://" in url else {}
         text = Folder.open(parent or ".", options).read(name).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise JobError(f"{said} is not UTF-8 text; a file of rules is YAML or JSON") from error
+        raise JobError(f"{subject} is not UTF-8 text; a file of rules is YAML or JSON") from error
     except (StorageError, ValueError) as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
         why = "there is no such file" if missing else str(error)
         raise JobError(
-            f"{said}: {why}; give rules by type of edit, or a file that fpe calibrate wrote"
+            f"{subject}: {why}; give rules by type of edit, or a file that fpe calibrate wrote"
         ) from error
     return read_document(redact_url(url), text)

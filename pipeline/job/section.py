@@ -1,6 +1,5 @@
-"""What all sections of a job file are: strict, frozen, without unknown keys.
-
-Which self-attention layers take the source's maps, as a job file says it.
+"""The base of all sections of a job file: strict, frozen, without unknown keys. And the two ways to
+name self-attention layers, which several sections share.
 """
 
 from __future__ import annotations
@@ -19,14 +18,16 @@ class Section(BaseModel):
 
 
 def tuple_from_list(value: object) -> object:
-    """YAML has lists only; frozen models hold tuples."""
+    """Converts a list, as YAML has it, to the tuple that a frozen model needs."""
     return tuple(value) if isinstance(value, list) else value
 
 
 class TokenLayers(Section):
     """The self-attention layers with at most this many tokens."""
 
-    max_tokens: int = Field(ge=0, description="1024 is 32x32 latent positions: layers 3-13 at 512")
+    max_tokens: int = Field(
+        ge=0, description="1024 means 32x32 latent positions: layers 3-13 at 512 px"
+    )
 
     def to_rule(self) -> LayersByTokens:
         return LayersByTokens(max_tokens=self.max_tokens)

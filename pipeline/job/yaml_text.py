@@ -1,7 +1,8 @@
-"""Reads YAML and remembers the line of every value, so that an error can say where to look.
+"""Reads YAML and remembers the line of every value, so that an error message can name it.
 
-By PyYAML, and not by ruamel.yaml, which keeps places too: even as YAML 1.1 that reads y and n as
-switches and 1.0e3 and 1e3 as numbers, where job files have had text, and it passes on unknown tags.
+Uses PyYAML and not ruamel.yaml, which keeps line numbers too: even in its YAML 1.1 mode ruamel.yaml
+reads y and n as switches, and 1.0e3 and 1e3 as numbers, which PyYAML reads as text, and it accepts
+unknown tags.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import yaml
 from pipeline.errors import JobError
 
 Path = tuple[str | int, ...]
-"""Where a value stands in a document: keys of mappings and 0-based places in lists."""
+"""The path of a value in a document: keys of mappings and 0-based indices of lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +28,20 @@ class Document:
     lines: Mapping[Path, int]
 
     def place(self, path: Path) -> str:
-        """Where a value was written, or what holds it if it is missing: "job.yaml:12"."""
+        """The line of a value, such as "job.yaml:12"; if it is missing, the line of its mapping."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.lines:
                 return f"{self.name}:{self.lines[path[:length]]}"
         return self.name
 
 
-# What YAML's own constructors raise for a date like 2026-99-99 is no YAMLError.
+# YAML's constructors raise ValueError, not YAMLError, for a date like 2026-99-99.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def read_document(name: str, text: str) -> Document:
-    """The document of a text. Raises JobError for no YAML, no mapping, or a key written twice."""
+    """Parses a document. Raises JobError if it is not YAML or not a mapping, or if it has a key
+    twice."""
     loader = yaml.SafeLoader(text)  # builds plain values only
     try:
         node = loader.get_single_node()
@@ -80,7 +82,7 @@ def dotted(path: Path) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a YAML value is, in words: "a list", "text"."""
+    """Describes a YAML value in words, such as "a list" or "the number 3"."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

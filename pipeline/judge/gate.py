@@ -1,7 +1,7 @@
 """Skips sources that the model cannot reconstruct: encode, decode, and compare.
 
 Their edits are rejected as `source_not_reconstructed` before the source is inverted, so they cost
-no UNet row. This keeps out pictures that the model does not know, and no others
+no UNet row. This finds images that the model does not know, and nothing else
 (`fpe_core.still_life.benchmark.gate`). Synthetic sources are sampled by the model itself, so there
 is nothing to compare them with.
 """

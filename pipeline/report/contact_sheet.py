@@ -142,7 +142,7 @@ def _accepted_edits(folder: Folder) -> Iterator[tuple[str, Mapping[str, str]]]:
 
 
 def _new_row(part: str, record: Mapping[str, str]) -> SheetRow:
-    source_file = record.get("source_file_name")  # no such column where sources are not kept
+    source_file = record.get("source_file_name")  # no such column if sources are not kept
     return SheetRow(
         source_id=record["source_id"],
         name=record["id"],

@@ -122,7 +122,7 @@ def recompute_sample(
     """
     folder = Folder.open(job.output, job.storage_options)
     if job.editor == NO_EDITOR:
-        raise JobError("editor: none: the job makes no edits, so there is nothing to make again")
+        raise JobError("the job makes no edits (editor: none), so there is nothing to make again")
     resolved = resolve_job(job)
     torch_device = choose_device(device or job.model.device)
     dtype = choose_dtype(job.model.dtype, torch_device)

@@ -1,11 +1,11 @@
-"""Plans a job, runs it, plans it again, and prints what was expected beside what came.
+"""Plans a job, runs it, plans it again, and prints the estimates next to the results.
 
     python -m tests.pipeline.cost.plan_against_run [--clock processor] FOLDER JOB.yaml [KEY=VALUE]
 
-The run goes into FOLDER/run, which must not be there. The clock is the one on the wall, or the
-processor time of the probe and of the editing workers: on a machine that others work on, too, the
-wall tells how much of it was free while the one and the other was going on, and little else. A
-worker's processor time has its first calls in it, which the plan counts to loading the model.
+The run is written to FOLDER/run, which must not exist. The clock is the wall clock, or the
+processor time of the probe and of the editing workers: on a shared machine the wall clock mostly
+shows how much of the machine was free. A worker's processor time includes its first calls, which
+the plan counts as loading the model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The editing actor without Ray: what comes back, what lies on the disk, what a bad row costs."""
+"""The editing actor without Ray: the outcomes it returns, the files it writes, and failures of
+rows."""
 
 from __future__ import annotations
 

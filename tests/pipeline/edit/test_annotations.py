@@ -1,4 +1,4 @@
-"""Boxes and masks through the whole way but Ray: what the output says of them."""
+"""Boxes and masks through all stages without Ray, up to their columns in the output."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""One team of OpenMP threads in an editing worker, whatever thread a block is in.
-
-Who has the model: one block at a time, in order, and a suspect alone in its process.
+"""An editing worker has one team of OpenMP threads, and its model serves one block at a time, in
+order. A block that is suspected of a crash has the worker to itself.
 """
 
 from __future__ import annotations

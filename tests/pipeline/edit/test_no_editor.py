@@ -1,4 +1,4 @@
-"""`editor: none`: the real way of every edit without the model, and no word that it is an edit."""
+"""`editor: none`: all stages run without the model, and no output can be taken for an edit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An editor with a clock edits like one without, and knows what its time went into."""
+"""A clocked editor makes the same edits as a plain one, and divides its time among phases."""
 
 from __future__ import annotations
 

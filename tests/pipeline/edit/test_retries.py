@@ -1,4 +1,4 @@
-"""Rejected edits tried again in the editing actor: from one inversion, bounded, all recorded."""
+"""Retries in the editing actor: from one inversion, bounded in number, all recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job file is refused with its path, line, what was found and what is allowed."""
+"""Errors in a job file have the path, the line, what was found and what is allowed."""
 
 from __future__ import annotations
 

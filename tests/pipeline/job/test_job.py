@@ -153,7 +153,11 @@ def test_every_field_is_described_and_every_section_closed(model: type[BaseModel
             ("prompts",),
             "is not a valid name",
         ),
-        ({"prompts": {"target": "{x}", "labels": {"x": ["1", "1"]}}}, ("prompts",), "comes twice"),
+        (
+            {"prompts": {"target": "{x}", "labels": {"x": ["1", "1"]}}},
+            ("prompts",),
+            "appears twice",
+        ),
         ({"prompts": {"target": "x", "labels": {"x": ["1", "2"]}}}, ("prompts",), "add {x} to"),
         (
             {

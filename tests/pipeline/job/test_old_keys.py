@@ -1,4 +1,4 @@
-"""Keys of version 0.1 are an error in a job file, that says what to do."""
+"""A key of version 0.1 in a job file is an error whose message has the new name."""
 
 from __future__ import annotations
 

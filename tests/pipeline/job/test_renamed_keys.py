@@ -1,4 +1,4 @@
-"""A job that 0.1 stored is the same job now."""
+"""A job that version 0.1 stored is read as the same job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate on sources: what is measured, what is not edited, and what that costs."""
+"""The reconstruction gate: which sources it measures and rejects, and what that costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge in the editing actor: scores, verdicts, and where rejected pictures go."""
+"""The judge in the editing actor: scores, verdicts, and the files of rejected edits."""
 
 from __future__ import annotations
 

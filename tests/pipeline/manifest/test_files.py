@@ -1,4 +1,4 @@
-"""The manifest: found, checked, streamed, with every mistake at its row."""
+"""The manifest is found, checked and streamed; every mistake is reported with its row."""
 
 from __future__ import annotations
 

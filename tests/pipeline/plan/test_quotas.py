@@ -308,7 +308,7 @@ def test_what_makes_no_cells_is_a_mistake_in_the_job(
     [
         ({"by": [], "accepted": 1}, "at least 1 item"),
         ({"by": ["a", "a"], "accepted": 1}, "names a column twice"),
-        ({"by": ["a"]}, "no number is given"),
+        ({"by": ["a"]}, "no quota is given"),
         ({"by": ["a"], "accepted": -1}, "greater than or equal to 0"),
         ({"by": ["a"], "cells": [{"where": {"b": 1}, "accepted": 1}]}, "b is not among by"),
         ({"by": ["a"], "cells": [{"where": {}, "accepted": 1}]}, "at least 1 item"),

@@ -1,4 +1,4 @@
-"""Two runs are paired by what their edits are, and what differs is counted."""
+"""Edits of two runs are paired by source, prompt and labels, and differences are counted."""
 
 from __future__ import annotations
 

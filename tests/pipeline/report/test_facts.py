@@ -1,4 +1,4 @@
-"""A run's facts are what its folder says, and their number is bounded."""
+"""A run's facts agree with its folder, and their number is bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice is bounded, fair, and the same every time."""
+"""The choice of edits for a report is bounded, fair, and the same every time."""
 
 from __future__ import annotations
 

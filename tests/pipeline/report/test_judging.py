@@ -1,4 +1,4 @@
-"""Retries, reconstruction figures and verdicts on regions are counted as the run has them."""
+"""Retries, reconstruction figures and verdicts on regions agree with the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder as an object: what stands in the ledger, row by row, on every kind of store."""
+"""A run folder as an object: its tables agree with the ledger, on every kind of store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pace of a run and how long it has to go, by the store's clock."""
+"""The rate of a run and the time it has left, by the store's clock."""
 
 from __future__ import annotations
 

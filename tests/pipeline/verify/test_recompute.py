@@ -1,6 +1,7 @@
-"""A sample of a finished run made again: the same where nothing happened, else named.
+"""A sample of a finished run is made again: edits are equal, or the ones that differ are named.
 
-The runs are made in blocks of two sources, in this process; made again, every edit is alone.
+The runs are made in blocks of two sources, in this process. When it is made again, every edit is
+made alone.
 """
 
 from __future__ import annotations

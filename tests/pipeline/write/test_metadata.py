@@ -1,4 +1,4 @@
-"""The files of a part: one schema for ever, names that collide with nobody's, images as asked."""
+"""The files of a part: one schema for the run, column names without collisions, image formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a generated picture says of itself, read back through Pillow, by hand and by our reader."""
+"""The provenance in a generated image, read with Pillow, by hand, and with `read_provenance`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rejected edits that are kept: a table of their own, beside the dataset and after any kill."""
+"""Rejected edits that are kept: a separate table, outside the dataset, that survives any crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a run folder, read without Ray and without us: one schema, the same rows."""
+"""The tables of a run folder, read by other libraries: one schema, the same rows."""
 
 from __future__ import annotations
 
