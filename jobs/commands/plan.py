@@ -187,10 +187,10 @@ def _as_json(report: _PlanReport) -> dict[str, Any]:
         "price": expected.to_dict() | sizes | paid,
         "probe": price.probe.to_dict() | {"is_measured_now": price.is_measured_now},
         "knobs": [
-            {"key": effect.key, "now": effect.now, "then": effect.then}
-            | effect.estimate.to_dict()
-            | {"money": money(effect.estimate.device_hours)}
-            for effect in price.knobs
+            {"key": knob.key, "now": knob.now, "then": knob.then}
+            | knob.estimate.to_dict()
+            | {"money": money(knob.estimate.device_hours)}
+            for knob in price.knobs
         ],
     }
 

@@ -44,9 +44,9 @@ def key_effects_table(price: Price, price_per_hour: float | None) -> Table:
     table = titled_table("What each key would change", headings)
     now = price.estimate
     _add(table, "as in the job", now, now, price_per_hour)
-    for effect in price.knobs:
-        name = f"{effect.key} {effect.now} → {effect.then}"
-        _add(table, name, effect.estimate, now, price_per_hour)
+    for knob in price.knobs:
+        name = f"{knob.key} {knob.now} → {knob.then}"
+        _add(table, name, knob.estimate, now, price_per_hour)
     return table
 
 
