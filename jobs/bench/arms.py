@@ -66,8 +66,7 @@ def preset_arms(parameters: EditParameters) -> list[Arm]:
 
 
 def grid_arms(parameters: EditParameters) -> list[Arm]:
-    """The grid from which presets are chosen: every share of the steps with every guidance
-    interval."""
+    """What presets are chosen from: shares of the steps with guidance intervals, each once."""
     presets = [Preset(share, interval) for share in _STEP_SHARES for interval in _INTERVALS]
     tried = dict.fromkeys(preset.applied_to(parameters) for preset in presets)
     return [Arm(f"{each.steps} {interval_text(each)}", each) for each in tried]
