@@ -300,9 +300,7 @@ def _exit_code(info: Any, write: Callable[[str], object]) -> int:
     if code is None:
         write(f"{info.message}\n")
         return STOPPED
-    return (
-        code if code >= 0 else 128 - code
-    )  # a shell's exit code for a process that a signal killed
+    return code if code >= 0 else 128 - code  # killed by a signal: the exit code of a shell
 
 
 @contextmanager
@@ -324,7 +322,7 @@ def _refusals(address: str) -> Iterator[None]:
     where = redact_url(address)
     try:
         yield
-    except OSError as error:  # requests' connection errors are ConnectionErrors, too
+    except OSError as error:  # the errors of requests are OSErrors, too
         raise ResourceError(
             f"no job server answers at {where} ({error}). Is the cluster up, and can this machine "
             "reach its head? A dashboard that only listens on its own machine needs a tunnel: "

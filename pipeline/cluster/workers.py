@@ -12,7 +12,6 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -76,7 +75,7 @@ class RayEditActor:
             elif not oversight.orders.is_stopping:
                 from fpe_core.checkpoint.lean_imports import lean_imports
 
-                with nullcontext() if settings.compiler else lean_imports():
+                with lean_imports():
                     from pipeline.edit.actor import EditActor
 
                     self._actor = EditActor(settings, ModelThread())

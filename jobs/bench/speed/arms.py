@@ -1,13 +1,13 @@
-"""The ways of editing that are compared: all exact, all with one set of weights.
+"""The ways of editing (arms) that are compared: all exact, all with the same weights.
 
-    A     the authors' procedure, literally (`fpe_core.reference`), float32; or their own code, from
-          a checkout (`jobs.bench.speed.authors_checkout`)
+    A     the authors' procedure, step by step (`fpe_core.reference`), in float32; or their own code
+          from a checkout (`jobs.bench.speed.authors_checkout`)
     B     a plain diffusers loop (`jobs.bench.speed.plain_loop`), nothing shared between edits
     B+    the same, but the edits of a source share its inversion
     C     ours, one source at a time
     D     ours, all sources together
 
-Approximate ways are not among them: what they cost in quality has to stand beside their speed.
+Approximations are not compared here, because their speed means little without their quality.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Arm(Protocol):
 
     Attributes:
         name: its letter.
-        title: what it is, in a few words.
-        checkpoint: what it runs.
-        networks: what of it there is to watch.
-        shares: what edits share: "nothing", "inversion" (of one source) or "everything" (it gets
-            faster with more sources and edits, so it is run with all of them).
+        title: a short description.
+        checkpoint: the weights that it runs with.
+        networks: its networks, which are timed by hooks.
+        shares: what edits share: "nothing", "inversion" (of one source) or "everything". An arm
+            that shares everything is timed on the whole workload, others on a part of it.
     """
 
     @property
@@ -62,13 +62,13 @@ class Arm(Protocol):
         ...
 
     def afresh(self) -> Self:
-        """The arm as it was before its first call."""
+        """A copy of the arm in the state before its first call."""
         ...
 
 
 @dataclass(frozen=True)
 class _Baseline:
-    """What A and B have in common: diffusers' own UNet, and one edit at a time."""
+    """Base of A and B: diffusers' own UNet, one edit at a time."""
 
     networks: Networks
     checkpoint: Checkpoint
@@ -96,7 +96,8 @@ class _Baseline:
 
 @dataclass(frozen=True)
 class AuthorsArm(_Baseline):
-    """A. With `wrong`, one of `fpe_core.reference.MISTAKES`, a negative control of the gate."""
+    """Arm A. `wrong` is one of `fpe_core.reference.MISTAKES`, for a negative control of the
+    gate."""
 
     wrong: str = ""
     name: str = "A"
@@ -133,7 +134,7 @@ class AuthorsArm(_Baseline):
 
 @dataclass(frozen=True)
 class PlainArm(_Baseline):
-    """B, and with `shares="inversion"` B+."""
+    """Arm B; with `shares="inversion"` arm B+."""
 
     name: str = "B"
     title: str = "a plain diffusers loop"
@@ -154,7 +155,7 @@ class PlainArm(_Baseline):
 
 @dataclass(frozen=True)
 class OurArm:
-    """C and D: the editor of this package."""
+    """Arms C and D: the editor of this package."""
 
     editor: Editor
     name: str
@@ -198,15 +199,15 @@ def exact_arms(
     reference: Checkpoint,
     authors: AuthorsCode | None = None,
 ) -> list[Arm]:
-    """All arms in order, A first.
+    """All arms, A first.
 
     Args:
-        checkpoint: what B to D run.
+        checkpoint: the weights of B to D.
         reference: the same weights in float32, for A.
-        authors: their own code, for A.
+        authors: the authors' own code, for A; None for `fpe_core.reference`.
 
     Raises:
-        ParameterError: a checkpoint that the authors' code cannot run.
+        ParameterError: the authors' code cannot run this checkpoint.
     """
     editor = Editor(checkpoint)
     return [

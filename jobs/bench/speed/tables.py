@@ -1,4 +1,4 @@
-"""The measurements as a person reads them."""
+"""Printed tables of the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.terminal.titled_table import titled_table
 
 
 def gate_table(model: str, gate: Sequence[GateComparison]) -> Table:
-    """How far each arm is from A, and each mistake."""
+    """The distance of each arm, and of each mistake, from A."""
     table = titled_table(
         f"{model}: final latents against A, float32", ("", "distance", "wanted", "")
     )
@@ -31,7 +31,7 @@ def gate_table(model: str, gate: Sequence[GateComparison]) -> Table:
 
 
 def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
-    """Every arm of every cell: speed, rows, utilisation, memory, distances, price."""
+    """Every arm in every cell: speed, UNet rows, utilisation, memory, distances, price."""
     columns = [
         "sources x edits",
         "arm",
@@ -88,7 +88,7 @@ def phase_table(sweep: Sweep) -> Table:
 
 
 def profile_table(sweep: Sweep) -> Table:
-    """What the device did with the time of our fastest arm, cell by cell."""
+    """How the time of our fastest arm is divided among kinds of operations, cell by cell."""
     table = titled_table(
         f"{sweep.model}: the device's time, our fastest arm", ("sources x edits", "arm", *KINDS)
     )
@@ -99,7 +99,7 @@ def profile_table(sweep: Sweep) -> Table:
 
 
 def notes(sweep: Sweep, machine: Machine) -> list[str]:
-    """What has to be known to read the tables."""
+    """Explanations of the tables, a line each."""
     legend = {each.arm: each.title for each in sweep.measured}
     lines = [
         "; ".join(f"{arm}: {title}" for arm, title in legend.items()),
@@ -127,7 +127,7 @@ def notes(sweep: Sweep, machine: Machine) -> list[str]:
 
 
 def target_lines(targets: Sequence[Target], sweeps: Sequence[Sweep]) -> list[str]:
-    """A line for every aim that was measured: reached or missed, by the faster of C and D."""
+    """A line for every aim that was measured: reached or missed by the faster of C and D."""
     lines = []
     for target in targets:
         for sweep in sweeps:
