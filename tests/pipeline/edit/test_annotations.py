@@ -299,7 +299,7 @@ def as_jpeg(mask: np.ndarray) -> bytes:
         (b"not a mask", "decode_failed", "PNG"),
         (b"", "decode_failed", "empty"),
         (as_jpeg(drawn(BOXES[0])), "decode_failed", "lossless"),
-        (encode_mask(drawn(BOXES[0]).T), "decode_failed", "60 x 90 px and its picture"),
+        (encode_mask(drawn(BOXES[0]).T), "decode_failed", "60 x 90 px, but its upright image"),
         (encode_mask(np.zeros((400, 400), np.uint8)), "image_too_large", "max_pixels"),
         (b"x" * 30_000, "image_too_large", "max_bytes"),
     ],
