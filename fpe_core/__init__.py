@@ -10,13 +10,14 @@ screen; then edit_rows.py (which rows of the UNet each step takes), schedule.py 
 directions) and inversion.py (what an edit starts from). reference.py is the same procedure written
 literally, which the tests compare with. editor.py puts it together.
 
-unet/ is how it is made fast. checkpoint/ loads models, image/ reads and fits pictures, scores/ and
-judging/ say how good an edit is, and still_life/ is the built-in model and its benchmark.
+unet/ makes it fast. checkpoint/ loads models, image/ decodes and fits images, scores/ and judging/
+say how good an edit is, and still_life/ is the built-in model with its benchmark.
 
-Knows torch, diffusers and transformers; no Ray, no Arrow, no storage.
+The package builds on torch, diffusers and transformers. It does not depend on Ray, Arrow or any
+storage.
 
-A name is loaded with its module when it is first used: whoever needs a parameter, an error or a
-fingerprint does not wait for torch.
+A public name's module is imported when the name is first used, so code that only needs a parameter,
+an error or a fingerprint does not wait for torch.
 """
 
 from importlib import import_module
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from fpe_core.scores.score import score_edits
     from fpe_core.scores.structure import StructureModel, load_structure_model, structure_distance
 
-# Part of every edit's id. Rises when the same edit would give another image.
+# Part of every edit's id. Increased by any change after which the same edit gives another image.
 ALGORITHM_VERSION = "2"
 
 __all__ = [
@@ -108,7 +109,7 @@ __all__ = [
     "text_score",
 ]
 
-_HOMES = {
+_NAMES_OF_MODULE = {
     "fpe_core.checkpoint.files": (
         "checkpoint_defaults",
         "checkpoint_fingerprint",
@@ -174,11 +175,11 @@ _HOMES = {
         "structure_distance",
     ),
 }
-"""The public names by the module that has them, as in the imports above."""
+"""Module to the public names it defines; the same as the imports above."""
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
+    for module, names in _NAMES_OF_MODULE.items():
         if name in names:
             found = globals()[name] = getattr(import_module(module), name)
             return found

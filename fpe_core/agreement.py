@@ -1,11 +1,12 @@
-"""How closely the same edit comes out again, whatever it is batched with: the tolerances.
+"""Tolerances: how much an edit may differ when it is made again in another batch.
 
-An edit depends on its source, prompts, parameters and seed, and on nothing else. What differs
-between batches is rounding: a kernel may sum in another order for another number of rows, and the
-steps carry that on. In float64 it is some 1e-14 of the latent, which shows that it is nothing else.
+An edit depends only on its source, prompts, parameters and seed. Between batches only rounding
+differs: a kernel may sum in another order for another number of rows, and the steps amplify that.
+In float64 the difference is about 1e-14 of the latent, which shows that it is rounding and nothing
+else.
 
-`tests/fpe_core/test_batch_independence.py` holds the editor to these numbers, and `fpe verify
---recompute` a finished run.
+`tests/fpe_core/test_batch_independence.py` checks the editor against these bounds, and `fpe verify
+--recompute` checks a finished run.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from torch import Tensor
 LATENT_TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
     {torch.float32: 1e-4, torch.float64: 1e-11}
 )
-"""Bound on `latent_distance` of the same edit in two batches, by the type of the networks."""
+"""Bound on `latent_distance` of the same edit in two batches, by the dtype of the networks."""
 
 
 @dataclass(frozen=True)
 class ImageTolerance:
-    """Bounds on an `ImageDifference`; all of them hold."""
+    """Upper bounds on an `ImageDifference`; it has to meet all of them."""
 
     largest_levels: int
     share: float
@@ -43,12 +44,12 @@ class ImageTolerance:
 
 @dataclass(frozen=True)
 class ImageDifference:
-    """How far two 8-bit images of one size are apart.
+    """How much two 8-bit images of the same size differ.
 
     Attributes:
-        largest_levels: of all values (three per pixel), 0..255.
-        share: pixels that differ in any of their values, 0..1.
-        mean_levels: over all values.
+        largest_levels: the largest difference of any value (three per pixel), 0..255.
+        share: share of the pixels that differ in any of their values, 0..1.
+        mean_levels: mean difference over all values, 0..255.
     """
 
     largest_levels: int
@@ -64,34 +65,35 @@ class ImageDifference:
 
 _ROUNDING = ImageTolerance(largest_levels=1, share=0.01, mean_levels=0.01)
 _HALF_ROUNDING = ImageTolerance(largest_levels=255, share=1.0, mean_levels=4.0)
-_LOSSES_APART, _LARGEST_LOSSES_APART = 0.5, 2.0
+_LOSS_ON_AVERAGE, _LOSS_ANYWHERE = 0.5, 2.0  # allowed shares of an encoding's loss
 
 
 def image_tolerance(dtype: torch.dtype, loss: ImageDifference | None = None) -> ImageTolerance:
-    """How far the same edit may be apart in two batches.
+    """How much the same edit may differ between two batches.
 
     float32, float64    1 level, in at most 1 % of the pixels
     half precision      4 levels on average
 
-    Half precision's rounding can grow over the steps until an edge lies elsewhere. Measured with 25
+    In half precision, rounding errors can grow over the steps until an edge moves. Measured with 25
     steps of the built-in model on a CPU, alone against together: bfloat16 (six edits) at most 0.34
     levels on average and 19 anywhere; float16 (six) 1.7 and 151; float32 (twelve) 1 anywhere, in at
-    most 0.3 % of the pixels. An edit with another prompt is more than 20 apart on average. A run
-    that must not show its batches is made in float32 (`model.dtype`).
+    most 0.3 % of the pixels. An edit with another prompt differs by more than 20 on average. If a
+    run's edits must not depend on its batches, use float32 (`model.dtype`).
 
     Args:
-        dtype: of the networks.
-        loss: what a lossy encoding does to one of the two images, where encoded ones are compared.
-            They may be farther apart then, for one level decides what an encoder keeps: half of
-            the loss on average (measured: 0.3 of it) and twice its largest value anywhere (0.9).
+        dtype: the dtype of the networks.
+        loss: how much a lossy encoding changes one of the two images, if encoded images are
+            compared. They may then differ more, because one level can decide what an encoder keeps:
+            by half of the loss on average (measured: 0.3 of it) and by twice its largest value
+            anywhere (0.9).
     """
     rounding = _ROUNDING if dtype in LATENT_TOLERANCE else _HALF_ROUNDING
     if loss is None:
         return rounding
     return ImageTolerance(
-        largest_levels=rounding.largest_levels + int(_LARGEST_LOSSES_APART * loss.largest_levels),
+        largest_levels=rounding.largest_levels + int(_LOSS_ANYWHERE * loss.largest_levels),
         share=1.0,
-        mean_levels=rounding.mean_levels + _LOSSES_APART * loss.mean_levels,
+        mean_levels=rounding.mean_levels + _LOSS_ON_AVERAGE * loss.mean_levels,
     )
 
 
@@ -99,11 +101,11 @@ def image_difference(first: Image.Image, second: Image.Image) -> ImageDifference
     """Compares two RGB images. Raises ValueError for different sizes."""
     if first.size != second.size:
         raise ValueError(f"images of different sizes: {first.size} and {second.size}")
-    apart = np.abs(np.asarray(first, np.int16) - np.asarray(second, np.int16))
+    differences = np.abs(np.asarray(first, np.int16) - np.asarray(second, np.int16))
     return ImageDifference(
-        largest_levels=int(apart.max(initial=0)),
-        share=float(apart.any(axis=-1).mean()),
-        mean_levels=float(apart.mean()),
+        largest_levels=int(differences.max(initial=0)),
+        share=float(differences.any(axis=-1).mean()),
+        mean_levels=float(differences.mean()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The device that networks run on: which one, its name, types of numbers, memory and failures."""
+"""The device that networks run on: which one, its name, dtypes, free memory and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DTYPES = {
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto" to CUDA, MPS or CPU, whichever is there first; anything else as torch reads it.
+    """The device of a name; "auto" is the first available one of CUDA, MPS and CPU.
 
     Raises CheckpointError for a device that is unknown or not on this machine.
     """
@@ -44,7 +44,10 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """ "auto" to float16 on CUDA, else float32; names to torch's types."""
+    """The dtype of a name; "auto" is float16 on CUDA and float32 elsewhere.
+
+    Raises CheckpointError for an unknown name.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     dtype = choose_dtype_name(dtype, device.type)
@@ -54,16 +57,16 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def choose_dtype_name(dtype: str, device_type: str) -> str:
-    """ "auto" to the type that is usual on a kind of device, which this machine need not have."""
+    """What "auto" means on a type of device, which this machine need not have; else the name."""
     if dtype != "auto":
         return dtype
     return "float16" if device_type == "cuda" else "float32"
 
 
 def device_name(device: torch.device) -> str:
-    """The model of a GPU, or of the processor, as its maker names it.
+    """The manufacturer's name of the GPU or processor.
 
-    Measured times are kept under it: those of one device say nothing about another.
+    Measured times are stored under this name, because they only hold for one model of device.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -76,9 +79,9 @@ def device_name(device: torch.device) -> str:
 
 
 def has_native_bfloat16() -> bool | None:
-    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16, AMX, Arm's BF16).
+    """Whether this CPU has bfloat16 instructions (AVX512-BF16, AMX, Arm's BF16).
 
-    None if torch does not report it, as older ones and those of other architectures.
+    None if torch does not report it: old versions, and builds for other architectures.
     """
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     if capabilities is None:
@@ -98,15 +101,15 @@ def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
 
 def usable_cores() -> int:
     """How many cores this process may run on, hyperthreads included; at least 1."""
-    if hasattr(os, "sched_getaffinity"):  # macOS has none
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def free_memory_bytes(device: torch.device, memory_share: float) -> float:
-    """What this process may still take of a device.
+    """How many bytes of a device's memory this process may still use.
 
-    `memory_share`: its part of the device's memory, 0..1; see `rows_that_fit`.
+    `memory_share`: its share of the device's memory, 0..1; see `rows_that_fit`.
     """
     if device.type == "cuda":
         return _free_bytes_of_gpu(device, memory_share)
@@ -117,7 +120,7 @@ def _free_bytes_of_gpu(device: torch.device, share: float) -> float:
     """This process' share minus what its tensors hold, but at most what is free."""
     free, total = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_allocated(device)
-    kept = torch.cuda.memory_reserved(device) - held  # by torch, for its next tensors
+    kept = torch.cuda.memory_reserved(device) - held  # cached by torch for its next tensors
     return float(min(total * share - held, free + kept))
 
 
@@ -138,7 +141,7 @@ DEVICE_FAILED: tuple[type[Exception], ...] = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator gave up, on any device: CUDA and MPS have types, the CPU a message."""
+    """Whether memory ran out, on any device: CUDA and MPS have error types, the CPU a message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     message = str(error)

@@ -68,7 +68,7 @@ class EditRows:
             UNetRows.unguided(source_text, device), UNetRows.unguided(target_text, device)
         )
         guided = StepRows(
-            unguided.source  # a real source is only there for its maps, which are unguided
+            unguided.source  # a real source's rows only give maps, without guidance
             if isinstance(sources, Inversion)
             else UNetRows.guided(source_text, negative, scale, device),
             UNetRows.guided(target_text, negative, scale, device),
@@ -85,9 +85,9 @@ class EditRows:
 def _sharing_unconditional(edit: UNetRows, source_of_edit: Sequence[int]) -> UNetRows:
     """The rows of the first step, with one unconditional row for all edits of a source.
 
-    All edits of a source begin at the same latent there, and the negative prompt is the same for
-    all, so that one output serves them all. Their conditional rows have the latent of the first of
-    them too, so that they share what rows of one latent share.
+    At the first step all edits of a source have the same latent, and the negative prompt is the
+    same for all edits, so one output serves them all. Their conditional rows refer to that one
+    latent too, so that whatever depends on the latent alone is computed once.
     """
     sources = list(dict.fromkeys(source_of_edit))
     first_edit = {s: source_of_edit.index(s) for s in sources}

@@ -3,26 +3,27 @@
     inversion = editor.invert(images, source_prompts)
     result = editor.edit(inversion, [["a red car", "a blue car"], ["a snowy street"]])
 
-UNet rows, T steps of which R replace attention maps, N edits of a source:
+UNet rows of one source with N edits, for T steps of which R replace attention maps:
 
     real source         T + R + 1 + (2 T - 1) N     inversion, source rows, two rows per edit and
                                                     step
     synthetic source    2 T + 1 + (2 T - 1) N       the source is sampled with guidance together
                                                     with its edits
 
-Outside the guidance interval neither an edit nor a synthetic source has its unconditional row: with
-G of T steps guided, 2 T becomes T + G above. Without guidance (scale 1) a real source takes
+Outside the guidance interval neither an edit nor a synthetic source has an unconditional row: if G
+of the T steps are guided, 2 T becomes T + G above. Without guidance (scale 1) a real source takes
 T + R + T N rows and a synthetic one T + T N.
 
-At the first step all edits of a source start at one latent, so their unconditional rows are one row
-there: that is the 1, which is missing if the first step is not guided. The source's own row is
-evaluated once a step, whatever the row limit, and shared by all its edits. The R rows of a real
-source stop at the last replaced layer, as nothing but their maps is wanted; they count as rows all
-the same.
+At the first step all edits of a source have the same latent, so they share one unconditional row.
+It is the 1 in the formulas, and absent if the first step is not guided. The source's own row is
+evaluated once per step and shared by all its edits, whatever the row limit. The R rows of a real
+source stop at the last replaced layer, because only their maps are needed; each still counts as a
+row.
 
-A row costs less than a pass through diffusers' UNet: rows of one latent are one until the first
-cross-attention (`fpe_core.unet.forward`), replaced layers compute no query and key of the target,
-and the prompts' keys and values are there before the first step (`fpe_core.unet.prompts`).
+A row costs less than a pass through diffusers' UNet: rows with the same latent are computed once
+until the first cross-attention (`fpe_core.unet.forward`), replaced layers compute no query and key
+of the target, and the prompts' keys and values are computed before the first step
+(`fpe_core.unet.prompts`).
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ from fpe_core.unet.rows import UNetRows
 class Editor:
     """Edits images with one checkpoint.
 
-    What an edit needs is in the values passed; the editor itself only remembers its row limits.
+    Everything an edit needs is passed in; between calls the editor only keeps its row limits.
 
     Attributes:
         checkpoint: the model.
-        unet, autoencoder: its networks as they are called here, with hooks for those who watch.
+        unet, autoencoder: its networks, as modules that accept torch's hooks.
     """
 
     def __init__(
@@ -69,10 +70,10 @@ class Editor:
         """
         Args:
             checkpoint: the model; several editors may share one, but not at the same time.
-            max_rows: most rows per UNet call; None takes what memory allows. Halves itself on
-                out-of-memory.
-            memory_share: part of the device's memory this editor may take, 0..1 (on a CPU, of what
-                is free).
+            max_rows: upper limit of rows per UNet call; None: as many as memory allows. The limit
+                is halved whenever memory runs out.
+            memory_share: share of the device's memory that this editor may use, 0..1 (on a CPU, of
+                the free memory).
 
         Raises:
             ParameterError: `max_rows` below 1.
@@ -90,7 +91,7 @@ class Editor:
 
     @property
     def unet_rows(self) -> int:
-        """UNet rows evaluated so far, those of calls that raised included."""
+        """UNet rows evaluated so far, including those of calls that raised."""
         return sum(unet.evaluated for unet, _ in [*self._limits.values()])
 
     @torch.inference_mode()
@@ -147,7 +148,7 @@ class Editor:
         seeds: Sequence[int],
         parameters: EditParameters | None = None,
     ) -> SyntheticSources:
-        """Sources that `edit` will sample from a prompt and a seed each; evaluates no UNet row."""
+        """Sources that `edit` samples, each from a prompt and a seed; evaluates no UNet row."""
         parameters = parameters or self.checkpoint.default_parameters
         _require_one_each("seeds", seeds, "source prompts", source_prompts)
         noise = self._zeros(parameters)
@@ -167,7 +168,7 @@ class Editor:
     ) -> tuple[Image.Image, ...]:
         """Images of the parameters' size encoded and decoded, RGB; costs no UNet row.
 
-        What is not finite becomes black. Raises RowsOutOfMemoryError.
+        Values that are not finite become 0. Raises RowsOutOfMemoryError.
         """
         if not images:
             return ()
@@ -187,7 +188,7 @@ class Editor:
         Args:
             sources: from `invert` or `synthesise`.
             target_prompts: per source, any number of prompts.
-            parameters: None takes the sources' own; steps and size must agree with them.
+            parameters: None: those of the sources; steps and size must agree with them.
 
         Returns:
             the edits, in the order of the prompts.
@@ -235,7 +236,7 @@ class Editor:
         )
 
     def _zeros(self, parameters: EditParameters) -> Tensor:
-        """No latents at all, (0, C, h, w), on the right device."""
+        """An empty batch of latents, (0, C, h, w), on the model's device."""
         shape = (0, *latent_shape(self.checkpoint, parameters))
         return torch.zeros(shape, dtype=self._latent_dtype, device=self.checkpoint.device)
 
@@ -243,7 +244,7 @@ class Editor:
         return encode_prompts(self.checkpoint.tokenizer, self.checkpoint.text_encoder, prompts)
 
     def _row_limits(self, parameters: EditParameters) -> tuple[RowLimit, RowLimit]:
-        """Of the UNet and of the autoencoder at this size; they outlive the call."""
+        """The limits of the UNet and of the autoencoder at this size, kept between calls."""
         key = (parameters.width_px, parameters.height_px)
         if key not in self._limits:
             _, height, width = latent_shape(self.checkpoint, parameters)
@@ -270,7 +271,7 @@ def _finite(values: Tensor) -> list[bool]:
 def _require_one_each(what: str, given: Sized, of_what: str, wanted: Sized) -> None:
     if len(given) != len(wanted):
         raise ParameterError(
-            f"{what} and {of_what} must be equally many, got {len(given)} and {len(wanted)}"
+            f"there must be as many {what} as {of_what}, got {len(given)} and {len(wanted)}"
         )
 
 
@@ -279,5 +280,5 @@ def _require_agreement(inverted: EditParameters, asked: EditParameters) -> None:
         if getattr(inverted, name) != getattr(asked, name):
             raise ParameterError(
                 f"{name} must be the sources' own ({getattr(inverted, name)}), got "
-                f"{getattr(asked, name)}: a trajectory fits only what it was made with"
+                f"{getattr(asked, name)}: an edit has to agree with the inversion"
             )

@@ -1,21 +1,21 @@
 """Everything `fpe_core` raises on purpose.
 
     FPEError
-    ├── CheckpointError        no Stable Diffusion 1.x checkpoint, no CLIP, or not to be read
+    ├── CheckpointError        not a Stable Diffusion 1.x checkpoint or CLIP, or unreadable
     ├── ParameterError         an edit parameter is out of range, or does not fit the inversion
     ├── PromptError            a prompt is not usable text                         prompt_invalid
-    ├── ImageDecodeError       the bytes are no readable image                     decode_failed
+    ├── ImageDecodeError       the bytes are not a readable image                  decode_failed
     ├── ImageTooLargeError     more pixels than allowed (decompression bomb)       image_too_large
     └── RowsOutOfMemoryError   one UNet row alone does not fit into memory         out_of_memory
 
-The right column is the failure code of a row that dies of it (`FPEError.code`).
+The right column is the failure code of a row that fails with this error (`FPEError.code`).
 """
 
 from typing import ClassVar
 
 
 class FPEError(Exception):
-    """Root of the tree. `code` names the failure of a row, "" where no row can fail of it."""
+    """Base class. `code` is the failure code of a row, "" for errors that are not a row's."""
 
     code: ClassVar[str] = ""
 

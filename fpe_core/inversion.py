@@ -23,7 +23,7 @@ class Inversion:
     Attributes:
         trajectory: z_0 .. z_T of each image, (S, T + 1, C, h, w), float32 on the model's device.
         images: the images as the model saw them, RGB at the parameters' size.
-        fits: how each of them came to be from the image given.
+        fits: how each of them was fitted from the image that was passed in.
         source_prompts: the prompt each was inverted with, "" for none.
         parameters: what they were inverted with; an edit must agree on steps and size.
         diverged: per image, whether its trajectory holds a NaN or infinity.
@@ -49,7 +49,7 @@ class Inversion:
         return self.trajectory[:, -1]
 
     def select(self, indices: Sequence[int]) -> Inversion:
-        """The inversions of some of the images, in the given order. Rows are shared out evenly."""
+        """The inversions of some of the images, in the given order, with their part of the rows."""
         return Inversion(
             trajectory=self.trajectory[list(indices)],
             images=tuple(self.images[i] for i in indices),
@@ -85,10 +85,10 @@ def invert(denoiser: Denoiser, schedule: DDIMSchedule, rows: UNetRows, z: Tensor
 
 @dataclass(frozen=True)
 class SyntheticSources:
-    """S sources that do not exist yet: each is sampled from its prompt and seed with its edits.
+    """S sources without an image: each is sampled from its prompt and seed, with its edits.
 
     Attributes:
-        noise: start noise z_T, (S, C, h, w), float32; that of a seed is the same on every device.
+        noise: start noise z_T, (S, C, h, w), float32; a seed gives the same noise on every device.
         source_prompts: what each source shows.
         seeds: the seed of each.
         parameters: an edit must agree on steps and size.
@@ -119,8 +119,8 @@ class Edit:
         target_prompt: what was asked for.
         image: RGB, 8 bits, at the parameters' size.
         latent: final latent z_0, (C, h, w), float32, on the CPU.
-        is_finite: False if the latent or the image came out as NaN or infinity anywhere; the image
-            means nothing then.
+        is_finite: False if the latent or the image has a NaN or infinity anywhere; the image is
+            then meaningless.
         truncated_prompt: the part of the prompt that did not fit the text encoder, "" if all did.
     """
 

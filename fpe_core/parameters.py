@@ -1,4 +1,4 @@
-"""What an edit can be asked to do: one frozen value, checked when it is made."""
+"""The parameters of an edit: one frozen value, checked when it is created."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from fpe_core.errors import ParameterError
 
-_MOST_STEPS = 999  # of 1,000 training timesteps the first is no sampling step (steps_offset 1)
+_MOST_STEPS = 999  # the first of 1,000 training timesteps is never sampled (steps_offset 1)
 EVERY_STEP = (0.0, 1.0)
 """The guidance interval of ordinary edits."""
 
@@ -65,13 +65,14 @@ class EditParameters:
         negative_prompt: text of the unconditional row.
         layers: which self-attention layers take the source's map.
         replaced_fraction: share of the steps, counted from the noisy end, in which they do, 0..1.
-        guidance_interval: from which share of the steps to which the edit is guided, counted from
-            the noisy end, 0..1: step i of T is where start <= i / T < end. A step outside has scale
-            1, and so no unconditional row. (0, 1) is every step. An approximation that saves rows
+        guidance_interval: (start, end), shares of the steps counted from the noisy end, 0..1: step
+            i of T is guided if start <= i / T < end. Any other step has scale 1, and so no
+            unconditional row. (0, 1) guides every step. An approximation that saves rows
             (Kynkäänniemi et al. 2024, arXiv 2404.07724, who give the interval in noise levels).
         width_px, height_px: size of the edited image, multiples of 8.
-        replace_cross_attention: also take the source's cross-attention maps in those layers. No way
-            to edit, but the paper's counter-example (sec. 3): its findings are measured with it.
+        replace_cross_attention: also take the source's cross-attention maps in those layers. Not
+            meant for editing: it is the paper's counter-example (sec. 3), kept to measure its
+            findings.
     """
 
     steps: int = 50
@@ -115,7 +116,7 @@ class EditParameters:
     def guided_steps(self) -> range:
         """The steps that need an unconditional row, from 0 at the noisy end.
 
-        None at scale 1, where guidance is the identity; or where no step is in the interval.
+        Empty at scale 1, where guidance changes nothing, and if no step is in the interval.
         """
         if self.guidance_scale == 1.0:
             return range(0)
@@ -138,7 +139,8 @@ class EditParameters:
             "width_px": self.width_px,
             "height_px": self.height_px,
         }
-        # What came later is named only where it is used: other records, and ids, stay as they were.
+        # Parameters added later are only written if they are used, so that older records and ids
+        # stay the same.
         if self.guidance_interval != EVERY_STEP:
             values["guidance_interval"] = [float(share) for share in self.guidance_interval]
         if self.replace_cross_attention:
@@ -173,12 +175,12 @@ def layer_rule_from_dict(values: Mapping[str, int]) -> LayerRule:
 
 
 def layer_rule_from_text(text: str) -> LayerRule:
-    """Reads back what `str(rule)` says. Raises ParameterError."""
+    """The rule that `str(rule)` describes. Raises ParameterError."""
     if match := re.fullmatch(r"tokens<=(\d+)", text):
         return LayersByTokens(int(match[1]))
     if match := re.fullmatch(r"(\d+)-(\d+)", text):
         return LayersByRange(int(match[1]), int(match[2]))
-    raise ParameterError(f"{text!r} names no layers; expected tokens<=1024 or 4-14")
+    raise ParameterError(f"{text!r} is not a layer rule; expected tokens<=1024 or 4-14")
 
 
 def _require_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:

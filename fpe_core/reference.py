@@ -1,10 +1,10 @@
-"""Free-Prompt-Editing as its authors' code runs it (arXiv 2403.03431), to be read and to be slow.
+"""Free-Prompt-Editing as its authors' code runs it (arXiv 2403.03431): readable, and slow.
 
 Written from the description: explicit attention maps, one edit at a time, nothing shared between
 edits. An inversion step evaluates two rows (unconditional and conditional, guidance 1), an editing
 step four (source and target, each unconditional and conditional): six rows a step, 300 an edit at
-fifty steps. Shares no code with the rest of `fpe_core`. The tests hold the engine against it, and
-`fpe bench speed` measures against it.
+fifty steps. It shares no code with the rest of `fpe_core`. The tests compare the editor with it,
+and `fpe bench speed` compares its speed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MISTAKES = (
     "source_not_pinned",
     "one_step_off",
 )
-"""What `Reference.wrong` may say: ways to get the procedure wrong, for negative controls."""
+"""Values of `Reference.wrong`: deliberate mistakes in the procedure, for negative controls."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Reference:
         return z
 
     def edit_real(self, z_0: Tensor, source_prompt: str, target_prompt: str) -> Tensor:
-        """The final latent of one edit of a picture's latent z_0, both (1, C, h, w)."""
+        """The final latent of one edit of an image's latent z_0, both (1, C, h, w)."""
         return self.edit_inverted(self.invert(z_0, source_prompt), source_prompt, target_prompt)
 
     @torch.no_grad()
@@ -176,7 +176,7 @@ class Reference:
 
 
 class _Maps:
-    """One attention processor for all layers: materialises every map and may exchange it."""
+    """One attention processor for all layers: computes every map explicitly and may replace it."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class _Maps:
         given: list[Tensor] | None = None,
         kept_row: int | None = None,
     ) -> None:
-        """`given` are maps to put in, `kept_row` the row whose self-attention maps are kept."""
+        """`given`: maps to inject. `kept_row`: the row whose self-attention maps are kept."""
         self.replace = replace
         self.also_unconditional = also_unconditional
         self.also_cross = also_cross
@@ -215,7 +215,7 @@ class _Maps:
         return out
 
     def _exchange(self, maps: Tensor, is_self: bool, tokens: int) -> None:
-        """Copies the source's map over the target's, where this layer is replaced."""
+        """Copies the source's map over the target's, if this layer is replaced."""
         if is_self:
             self.self_layers += 1
             position = self.self_layers

@@ -32,14 +32,14 @@ def sample_edits(
     Args:
         denoiser: the UNet with all prompts encoded, the negative one included.
         schedule: of `parameters.steps` steps.
-        maps: of the layers to replace; of none if nothing is to be replaced.
+        maps: stores the maps of the layers to replace; without layers nothing is replaced.
         sources: inverted images, or prompts and noise.
         target_prompts: per source, one prompt for each of its edits.
         parameters: of all edits.
 
     Returns:
         z_0 of the edits, source by source, (edits, C, h, w), and of the sources, (S, C, h, w); the
-        latter means nothing if these are inverted images.
+        latter are meaningless if the sources are inverted images.
 
     Raises:
         RowsOutOfMemoryError: a single row does not fit.
@@ -59,7 +59,7 @@ def sample_edits(
             z_source = schedule.sample_step(z_source, source_rows.guide(output), k)
         elif inject:
             # A real source is pinned to its inversion: its latent at t_k is z_(k+1) of the
-            # trajectory. Inversion evaluated z_k there, so its maps are not the ones wanted here.
+            # trajectory. Inversion evaluated z_k at t_k, so its maps are not the ones needed here.
             denoiser.record(source_rows, sources.trajectory[:, k + 1], t, maps)
         output = denoiser.evaluate(edit_rows, z, t, inject_maps if inject else None)
         z = schedule.sample_step(z, edit_rows.guide(output), k)

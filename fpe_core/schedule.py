@@ -63,7 +63,7 @@ def ddim_schedule(scheduler_config: Mapping[str, Any], steps: int) -> DDIMSchedu
     """The grid of `steps` DDIM steps on the noise schedule a checkpoint was trained with.
 
     Only what describes the training is read from the config (betas, number of timesteps, prediction
-    type); spacing, offset and final alpha are the algorithm's. Coefficients are float64.
+    type); spacing, offset and final alpha are fixed by the algorithm. Coefficients are float64.
 
     Raises:
         ParameterError: more steps than training timesteps.

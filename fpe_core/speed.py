@@ -2,8 +2,8 @@
 
     parameters = at_speed(checkpoint.default_parameters, "balanced")
 
-Nothing else in this package approximates: every other saving gives the edit of the whole procedure.
-What each preset costs in quality and gives in speed is measured by `fpe bench presets`;
+Nothing else in this package approximates: every other saving gives the same edit as the full
+procedure. `fpe bench presets` measures what each preset costs in quality and gains in speed;
 docs/speed.md has the figures.
 """
 
@@ -22,12 +22,12 @@ SPEEDS: tuple[Speed, ...] = get_args(Speed)
 
 
 @dataclass(frozen=True)
-class Preset:
-    """What a speed changes; relative to what a checkpoint recommends, so that it suits any.
+class SpeedPreset:
+    """What a speed changes, relative to the parameters that a checkpoint recommends.
 
     Attributes:
-        steps_share: of the recommended steps, rounded, at least one.
-        guidance_interval: as `EditParameters` has it.
+        steps_share: share of the recommended steps to take; rounded to at least one step.
+        guidance_interval: as in `EditParameters`.
     """
 
     steps_share: float = 1.0
@@ -41,32 +41,32 @@ class Preset:
         )
 
 
-PRESETS: Mapping[Speed, Preset] = MappingProxyType(
+SPEED_PRESETS: Mapping[Speed, SpeedPreset] = MappingProxyType(
     {
-        "balanced": Preset(steps_share=0.6),
-        "fast": Preset(steps_share=0.4),
+        "balanced": SpeedPreset(steps_share=0.6),
+        "fast": SpeedPreset(steps_share=0.4),
     }
 )
 
 
 def at_speed(recommended: EditParameters, speed: Speed) -> EditParameters:
-    """The recommendation as a speed changes it; "exact" leaves it as it is.
+    """The recommended parameters, changed by a speed; "exact" changes nothing.
 
     Raises ParameterError for a speed that does not exist.
     """
     if speed not in SPEEDS:
         raise ParameterError(f"no speed {speed!r}; choose one of {', '.join(SPEEDS)}")
-    return PRESETS[speed].applied_to(recommended) if speed in PRESETS else recommended
+    return SPEED_PRESETS[speed].applied_to(recommended) if speed in SPEED_PRESETS else recommended
 
 
 def approximation_of(parameters: EditParameters, speed: Speed) -> str:
-    """For people, what edits with these parameters leave out; "" where they leave out nothing.
+    """What edits with these parameters approximate, as text for people; "" for nothing.
 
-    `speed` is where the parameters began; single ones may have been set since.
+    `speed`: what the parameters were derived from; single ones may have been set since.
     """
     start, end = parameters.guidance_interval
     limited = parameters.guidance_interval != EVERY_STEP
     guided = f"guided from {start:g} to {end:g} of them" if limited else "all guided"
-    if speed in PRESETS:
+    if speed in SPEED_PRESETS:
         return f"{speed}: {parameters.steps} steps, {guided}"
     return f"{parameters.steps} steps, {guided}" if limited else ""

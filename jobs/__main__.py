@@ -1,4 +1,4 @@
-"""`python -m jobs` is `fpe`: for where the program was sent along and no command was installed."""
+"""`python -m jobs` is `fpe`, for machines that got the code without installing the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Still-life scenes with a manifest that asks for several edits of each: the demo job's input."""
+"""The input of the demo job: still-life scenes and a manifest with several edits of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FIRST_SEED = 2000
 """Scenes of seeds below 1,000,000 were never trained on."""
 
 _CHANGES = (("colour", 3), ("colour", 6), ("background", 2), ("material", 1), ("style", 1))
-"""What the demo asks of a scene: a factor, and how far along its list of values to go."""
+"""The edits of a scene: a factor, and by how many places its value moves in the list of values."""
 
 _SCHEMA = pa.schema(
     [
@@ -57,10 +57,10 @@ class DemoScenes:
 def write_scenes(folder: pathlib.Path, count: int = SCENES) -> DemoScenes:
     """Renders `count` scenes of 128 px into `folder` and writes a manifest next to them.
 
-    The manifest has the caption as source prompt, five target prompts per scene, with the factor
-    that each changes as its type and the new value as its label, every factor of the scene as a
-    column, and the object's box (x, y, width, height in pixels). Files with the right content are
-    not written again.
+    A row of the manifest has the scene's caption as source prompt, five target prompts, every
+    factor of the scene as a column, and the object's box (x, y, width, height in pixels). The type
+    of an edit is the factor that it changes, and its label is the new value. Files that already
+    have the right content are not written again.
     """
     rows = []
     for number in range(count):

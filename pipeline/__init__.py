@@ -3,7 +3,7 @@
     job ──┐                        ┌─ judge ─┐
           ├─ plan ─ cluster ─ read ┤         ├─ write ─ ledger
  manifest ┘                        └─ edit ──┘
-                    run drives it;  verify and report read what it left;  cost says it beforehand
+                    run drives it;  verify and report read what it left;  cost estimates it first
                     storage and supervision are under all of it
 
 Imports run down this list (tests/test_house.py): cost, verify, report > run > cluster > plan, edit
@@ -46,7 +46,7 @@ _MODULES = {
     "run_job": "pipeline.api",
 }
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _MODULES:

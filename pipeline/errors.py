@@ -1,4 +1,4 @@
-"""Everything that the pipeline raises on purpose.
+"""The exceptions of the pipeline.
 
     PipelineError
     ├── UserError               shown without a traceback: the message says what to do
@@ -7,13 +7,13 @@
     │   ├── StorageError        a folder or file cannot be listed, read or written
     │   │   └── AlreadyExistsError   an exclusive create found the name taken
     │   ├── LedgerError         the ledger is damaged, or another run writes to it
-    │   ├── LeaseError          another run has the run folder
+    │   ├── LeaseError          another run uses the run folder
     │   ├── ResourceError       the cluster has too little for this job
     │   │   └── InsufficientCapacityError   not enough free now; adding nodes would help
-    │   ├── ProbeError          what a device takes cannot be measured, or is not stored
-    │   ├── TooManyFailuresError     the job stopped itself
-    │   └── Interrupted         ctrl-C or SIGTERM; what had arrived is committed
-    └── RowError                costs one row: .code is a FailureCode
+    │   ├── ProbeError          a device's cost cannot be measured, or was not stored
+    │   ├── TooManyFailuresError     the job passed its failure limits and stopped
+    │   └── Interrupted         ctrl-C or SIGTERM; what arrived before is committed
+    └── RowError                fails one row and no other: .code is a FailureCode
         ├── SourceMissingError       source_missing
         ├── SourceForbiddenError     source_forbidden
         └── WorkerDiedError          worker_died
@@ -27,14 +27,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pipeline.redact import tellable
+from pipeline.redact import safe_text
 
 
 class PipelineError(Exception):
-    """The root. Its message holds no secret of a URL and no control characters."""
+    """The base class. Its message holds no secrets of URLs and no control characters."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(tellable(message))
+        super().__init__(safe_text(message))
 
 
 class UserError(PipelineError):
@@ -54,8 +54,8 @@ class ManifestError(UserError):
     def __init__(
         self, headline: str, problems: Sequence[str] = (), *, total: int | None = None
     ) -> None:
-        self.headline = tellable(headline)
-        self.problems = tuple(map(tellable, problems))
+        self.headline = safe_text(headline)
+        self.problems = tuple(map(safe_text, problems))
         self.total = len(self.problems) if total is None else total
         hidden = self.total - len(self.problems)
         lines = [self.headline, *(f"  {problem}" for problem in self.problems)]
@@ -76,7 +76,7 @@ class StorageError(UserError):
 
 
 class AlreadyExistsError(StorageError):
-    """An exclusive create found the name taken: nothing was written."""
+    """An exclusive create found that the name is taken; nothing was written."""
 
 
 class LedgerError(UserError):
@@ -84,7 +84,7 @@ class LedgerError(UserError):
 
 
 class LeaseError(UserError):
-    """Another run has the run folder: it had it before us, or took it over from us."""
+    """Another run uses the run folder: it held the lease first, or took it over from this run."""
 
 
 class ResourceError(UserError):
@@ -96,31 +96,32 @@ class InsufficientCapacityError(ResourceError):
 
 
 class ProbeError(UserError):
-    """What a device takes cannot be measured, or was not stored; the message says what to do."""
+    """What edits cost on a device cannot be measured, or was not stored; the message says what to
+    do."""
 
 
 class TooManyFailuresError(UserError):
-    """The job passed its failure limits and stopped itself; what had arrived is committed."""
+    """The job passed its failure limits and stopped; what arrived before is committed."""
 
 
 class Interrupted(UserError):  # noqa: N818  # an event, not a mistake
-    """The run was asked to stop; what had arrived is committed and the same command goes on."""
+    """The run was asked to stop. What arrived before is committed; the same command resumes."""
 
 
 class RowError(PipelineError):
-    """Something that costs one row and no more."""
+    """An error that fails one row and no other."""
 
     code: ClassVar[str]
 
 
 class SourceMissingError(RowError):
-    """The source is not there, or no try to fetch it succeeded."""
+    """The source does not exist, or no attempt to fetch it succeeded."""
 
     code = "source_missing"
 
 
 class SourceForbiddenError(RowError):
-    """The source is there, and these credentials may not read it."""
+    """The source may not be read: these credentials, or the job's rules, do not allow it."""
 
     code = "source_forbidden"
 

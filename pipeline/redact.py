@@ -1,8 +1,8 @@
-"""What may be told of a manifest: URLs without secrets, text without commands to a terminal.
+"""Makes text from a manifest safe to show: no secrets in URLs, no control characters.
 
 A secret is the password before a host, or a query, which often is a signature. Every error message,
 every outcome, file names and config.yaml go through here. The work list (`.plan/`) keeps URLs as
-the manifest has them, because sources are fetched with them.
+they are in the manifest, because they are needed to fetch the sources.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+?(?=[:,;.)\]'\"]*(?:\s|
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
-def tellable(text: str) -> str:
-    """`redact`, and a mark for what would move the cursor, colour the screen or turn text around.
-
-    New lines and tabs stay.
+def safe_text(text: str) -> str:
+    """`redact`, with U+FFFD in place of control characters and of marks that change the direction
+    of text. New lines and tabs stay.
     """
     return _CONTROL.sub("\ufffd", redact(text))
 
@@ -32,27 +31,27 @@ def redact(text: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """One URL, `...` in place of its user part, where that is a secret, and of its query.
+    """One URL with `...` in place of its query, and of its user part if that is a secret.
 
-    The container of `abfs://container@account/` and a user without a password are no secrets. A
-    path that is no URL comes back as it is.
+    The container of `abfs://container@account/` and a user without a password are not secrets. A
+    path that is not a URL is returned unchanged.
     """
     bare, query = _cut(url)
     return f"{bare}{query[0]}{_HIDDEN}" if query else bare
 
 
 def without_query(url: str) -> str:
-    """One URL without its secrets, and without a trace of its query."""
+    """One URL without its secrets, and with its query left out entirely."""
     return _cut(url)[0]
 
 
 def is_redacted(url: str) -> bool:
-    """Whether `redact_url` took something away, so that the URL names nothing any more."""
+    """Whether `redact_url` hid a part of this URL, so that it cannot be opened any more."""
     return "://" in url and (url.endswith((f"?{_HIDDEN}", f"#{_HIDDEN}")) or f"{_HIDDEN}@" in url)
 
 
 def _cut(url: str) -> tuple[str, str]:
-    """(the URL with its user part hidden, its query or fragment from the mark on)."""
+    """(the URL with its user part hidden, its query or fragment with the ? or #)."""
     if "://" not in url:
         return url, ""
     url = _USER.sub(_without_password, url)

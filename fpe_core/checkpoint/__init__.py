@@ -1,1 +1,1 @@
-"""Checkpoints: where their files lie, what they hash to, how they are loaded."""
+"""Checkpoints: finding their files, fingerprints, loading, the autoencoder."""

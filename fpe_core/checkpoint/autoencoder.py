@@ -54,7 +54,7 @@ class Autoencoder:
         self._checkpoint = checkpoint
         self._scale = float(checkpoint.vae.config.scaling_factor)
         self.encoder = _Network(partial(_means, checkpoint.vae))
-        self.decoder = _Network(partial(_pictures, checkpoint.vae))
+        self.decoder = _Network(partial(_images, checkpoint.vae))
 
     def encode(self, images: Sequence[Image.Image], limit: RowLimit) -> Tensor:
         """Posterior means times the autoencoder's own scaling factor, (images, C, h, w).
@@ -79,14 +79,14 @@ class Autoencoder:
         """Latents (n, C, h, w) to RGB images, and per image whether all of it is finite.
 
         Finite latents need not give finite pixels: some autoencoders overflow in half precision.
-        What is not finite becomes black.
+        Values that are not finite become 0.
         """
         finite = [False] * len(latents)
 
         def decode(first: int, last: int) -> Tensor:
             scaled = (latents[first:last] / self._scale).to(self._checkpoint.dtype)
             pixels: Tensor = self.decoder(scaled)
-            # By place, not appended: a chunk that runs out of memory further down comes again.
+            # By index, not appended: a chunk that runs out of memory below is decoded again.
             finite[first:last] = pixels.isfinite().flatten(1).all(dim=1).tolist()
             pixels = (pixels.float() * 127.5 + 127.5).nan_to_num(0.0).clamp(0, 255).round()
             return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu()
@@ -98,7 +98,7 @@ class Autoencoder:
 
 
 class _Network(nn.Module):
-    """Half of an autoencoder. A module for its hooks."""
+    """Half of an autoencoder, as a module so that hooks can observe it."""
 
     def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -118,8 +118,8 @@ def _means(vae: Any, images: Tensor) -> Tensor:
     return mean
 
 
-def _pictures(vae: Any, latents: Tensor) -> Tensor:
+def _images(vae: Any, latents: Tensor) -> Tensor:
     if vae.post_quant_conv is not None:
         latents = vae.post_quant_conv(latents)
-    pictures: Tensor = vae.decoder(latents)
-    return pictures
+    images: Tensor = vae.decoder(latents)
+    return images

@@ -1,6 +1,6 @@
-"""Where a checkpoint lies, which of its files count, what they hash to and what they recommend.
+"""The files of a checkpoint: where they are, their fingerprint, the parameters they recommend.
 
-Loads no weights: planning a job needs a fingerprint and the recommended parameters, not a model.
+No weights are loaded, because planning a job needs only fingerprint and parameters.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from fpe_core.parameters import EditParameters
 
 BUILTIN_STILL_LIFE = "builtin:still-life"
 CHECKPOINT_DIR: Path = Path(__file__).parent.parent / "still_life" / "checkpoint"
-"""Of the built-in model: a diffusers folder, for `StableDiffusionPipeline.from_pretrained` too."""
+"""The built-in model, a diffusers folder; also for `StableDiffusionPipeline.from_pretrained`."""
 DEFAULTS_FILE = "fpe_defaults.json"
-# Configs and tokenizer for single files, which carry neither.
+# Source of configs and tokenizer for single files, which contain neither.
 SINGLE_FILE_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _WEIGHTS = {
@@ -33,7 +33,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where a checkpoint lies on this machine: a diffusers folder, or one file in it."""
+    """Where a checkpoint is on this machine: `path` is a diffusers folder or a single file."""
 
     path: Path
 
@@ -51,7 +51,7 @@ def checkpoint_fingerprint(
 ) -> str:
     """Hash of a checkpoint's content, 32 hex digits: equal files anywhere give equal fingerprints.
 
-    Reads the files once, loads nothing.
+    Reads the files once; loads no model.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -72,6 +72,11 @@ def checkpoint_defaults(
 
 
 def locate(source: str | Path, allow_pickle: bool, revision: str | None) -> CheckpointFiles:
+    """Finds the files of a source (the kinds: see `load_checkpoint`); downloads a hub id.
+
+    Raises:
+        CheckpointError: not a checkpoint, a refused pickle, or not available.
+    """
     if str(source).startswith("builtin:"):
         return CheckpointFiles(_builtin_folder(str(source)))
     path = Path(source).expanduser()
@@ -119,8 +124,8 @@ def _download(hub_id: str, allow_pickle: bool, revision: str | None) -> Path:
         )
     except Exception as error:  # the hub's clients raise from several libraries
         raise CheckpointError(
-            f"checkpoint {hub_id!r} is not a local folder or file, and could not be had from the "
-            f"Hugging Face hub: {type(error).__name__}: {error}"
+            f"checkpoint {hub_id!r} is not a local folder or file, and could not be downloaded "
+            f"from the Hugging Face hub: {type(error).__name__}: {error}"
         ) from error
     return Path(folder)
 
@@ -129,7 +134,7 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder} is not a diffusers checkpoint: it has no model_index.json. Expected the "
-            f"folders {', '.join(COMPONENTS)} beside one."
+            f"folders {', '.join(COMPONENTS)} next to it."
         )
     missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
     if missing:
@@ -141,7 +146,7 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
 
 
 def weights_files(folder: Path, component: str, allow_pickle: bool) -> tuple[Path, ...]:
-    """The weight files that will be read: safetensors first, the plain variant before fp16."""
+    """The weight files to read: safetensors if there are any, the plain variant before fp16."""
     stem = _WEIGHTS[component]
     suffixes = (".safetensors", *((".bin",) if allow_pickle else ()))
     pickled = "pytorch_model" if component == "text_encoder" else stem
@@ -195,7 +200,7 @@ def _hash_configs(digest: Any, component: str, folder: Path) -> None:
 
 
 def hash_file(digest: Any, label: str, path: Path) -> None:
-    """Feeds a file to a hash of hashlib's, under a name."""
+    """Updates a `hashlib` hash with a file's label, size and content."""
     digest.update(f"{label}:{path.stat().st_size}\n".encode())
     with path.open("rb") as file:
         while block := file.read(1 << 22):

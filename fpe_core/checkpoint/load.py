@@ -1,14 +1,14 @@
-"""Stable Diffusion 1.x-family checkpoints: loaded, and checked to be of the family.
+"""Loads checkpoints of the Stable Diffusion 1.x family, and refuses others.
 
-Four kinds of source go through one door (`load_checkpoint`):
+`load_checkpoint` accepts four kinds of source:
 
-    builtin:still-life      the small model this package carries
+    builtin:still-life      the small model in this package
     a folder                in diffusers' layout (model_index.json)
     a .safetensors file     the original single-file layout; tokenizer and configs from `config`
     owner/name              a repository on the Hugging Face hub, or its local cache
 
-Weights are read from safetensors only; pickled ones (.bin, .ckpt) run code when loaded and are
-refused unless `allow_pickle` says otherwise.
+Weights are read from safetensors only. Pickled ones (.bin, .ckpt) can run code when loaded and are
+refused unless `allow_pickle` is set.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None)
         raise CheckpointError(
             f"single-file checkpoint {path} cannot be loaded with the configs of "
             f"{config or SINGLE_FILE_CONFIG}: {type(error).__name__}: {error}. A single file "
-            "carries neither configs nor a tokenizer; without a network give model.config, a "
-            "diffusers folder that has them."
+            "contains neither configs nor a tokenizer; without network access set model.config to "
+            "a diffusers folder that has them."
         ) from error
     return {name: getattr(pipe, name) for name in COMPONENTS}
 
@@ -178,11 +178,11 @@ def _check_family(source: str, components: Mapping[str, Any]) -> None:
         problems.append("its text encoder is not a CLIPTextModel")
     if config.in_channels != components["vae"].config.latent_channels:
         problems.append(
-            f"its UNet takes {config.in_channels} channels where the autoencoder has "
+            f"its UNet takes {config.in_channels} channels, but the autoencoder has "
             f"{components['vae'].config.latent_channels} (an inpainting or depth model?)"
         )
     if config.get("addition_embed_type") is not None:
-        problems.append("its UNet wants added embeddings (SDXL?)")
+        problems.append("its UNet needs added embeddings (SDXL?)")
     if config.get("class_embed_type") is not None:
         problems.append("its UNet is class-conditional")
     width = components["text_encoder"].config.hidden_size

@@ -1,1 +1,1 @@
-"""Pictures before and after the model: decoding, colour, fitting, boxes, masks."""
+"""Images on their way to the model: decoding, colour, fitting; boxes and masks with them."""

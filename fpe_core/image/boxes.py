@@ -1,7 +1,7 @@
-"""Boxes around objects: read, checked, and moved with a picture that is fitted.
+"""Boxes around objects: read, checked, and transformed with the image that is fitted.
 
-Pixel coordinates are continuous, as `Fit` has them: (0, 0) is the corner of the top left pixel of
-the upright source, and a box from 3 to 5 holds the pixels 3 and 4 whole. COCO's boxes are `xywh`.
+Pixel coordinates are continuous, as in `Fit`: (0, 0) is the corner of the top left pixel of the
+upright source, so a box from 3 to 5 covers exactly the pixels 3 and 4. COCO's boxes are `xywh`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Box:
 
         Raises:
             ParameterError: another format, another number of values, one that is missing or not
-            finite, a negative width or height.
+                finite, a negative width or height.
         """
         if box_format not in BOX_FORMATS:
             known = ", ".join(BOX_FORMATS)
@@ -64,7 +64,7 @@ class Box:
         return (self.right - self.left) * (self.bottom - self.top)
 
     def clipped(self, width_px: float, height_px: float) -> Box:
-        """What of it lies in a picture of that size; without area where nothing does."""
+        """The part inside an image of that size; a box without area if there is none."""
         left, right = (min(max(x, 0.0), float(width_px)) for x in (self.left, self.right))
         top, bottom = (min(max(y, 0.0), float(height_px)) for y in (self.top, self.bottom))
         return Box(left, top, right, bottom)
@@ -72,10 +72,10 @@ class Box:
 
 @dataclass(frozen=True)
 class FittedBox:
-    """A box of the source in the fitted (and so in the edited) picture, in its pixels.
+    """A source's box in pixels of the fitted (and so of the edited) image.
 
-    `visible` is the share of the source's box that is still there, 0..1; what hung over the
-    source's rim counts as lost. A box without area has none.
+    `visible` is the share of the source's box that is still inside, 0..1; what lay outside the
+    source counts as lost. It is 0 for a box without area.
     """
 
     box: Box
@@ -83,7 +83,7 @@ class FittedBox:
 
 
 def fit_box(box: Box, fit: Fit, width_px: int, height_px: int) -> FittedBox:
-    """A box of the upright source in the picture of width_px x height_px that `fit` describes."""
+    """A box of the upright source in the image of width_px x height_px that `fit` describes."""
     inside = box.clipped(fit.source_width_px, fit.source_height_px)
     left, top = fit.to_fitted(inside.left, inside.top)
     right, bottom = fit.to_fitted(inside.right, inside.bottom)

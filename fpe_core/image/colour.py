@@ -1,14 +1,14 @@
-"""Colours as their ICC profile means them, to sRGB: the one colour space of everything inside.
+"""Converts colours from their ICC profile to sRGB, the only colour space used inside.
 
-A picture without a profile is taken as sRGB. One whose profile is sRGB, by whatever name, is not
-touched: a profile that moves no colour of a grid by more than two levels of 255 is sRGB. Any
-other (Display P3, Adobe RGB, CMYK, grey) is converted, colours outside sRGB to the nearest one
-inside (relative colorimetric, with black point compensation). A profile that is damaged, of another
-kind of picture, or too large is ignored: it costs its colours, not the picture. Either way the note
-that comes with the picture says so.
+An image without a profile is taken as sRGB. If its profile is sRGB, under whatever name, nothing is
+changed: a profile counts as sRGB if it moves no colour of a grid by more than two levels of 255.
+With any other profile (Display P3, Adobe RGB, CMYK, grey) the image is converted; colours outside
+sRGB become the nearest ones inside (relative colorimetric, with black point compensation). A
+profile that is damaged, for another kind of image, or too large is ignored: the image is kept, but
+its colours may be off. In both cases the note returned with the image says so.
 
-Only ICC profiles count. What else a file can say of its colours (PNG's gAMA and cICP, the code
-points of AVIF, EXIF's ColorSpace) is not read.
+Only ICC profiles are read. Other colour information (PNG's gAMA and cICP, the code points of AVIF,
+EXIF's ColorSpace) is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image, ImageCms, features
 MAX_PROFILE_BYTES = 8 << 20
 """Larger profiles are ignored. Those of printing presses reach some 4 MB."""
 
-_SAME_COLOUR_LEVELS = 2  # of 255; what rounding in different profiles of sRGB comes to
+_SAME_COLOUR_LEVELS = 2  # of 255; sRGB profiles differ by no more, through rounding
 _PROFILE_SPACES = {"L": ("GRAY", "RGB "), "RGB": ("RGB ",), "CMYK": ("CMYK",)}
 _DEVICES = ("scnr", "mntr", "prtr", "spac")
 _MAX_NAME_CHARS = 60
@@ -36,11 +36,11 @@ class _UnusableProfileError(Exception):
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
-    """A picture of mode L, RGB or CMYK, in the colours of its ICC profile, as sRGB in mode RGB.
+    """Converts an image of mode L, RGB or CMYK from its ICC profile to sRGB in mode RGB.
 
-    Returns the picture and what was done: "" where there was nothing to do, else one line for
-    people, with text out of the profile (printable, at most 60 characters). Never raises for a
-    profile, whatever its bytes are; MemoryError where there is too little of it.
+    Returns the image and a note: "" if nothing had to be done, else one line for people, with text
+    from the profile (printable, at most 60 characters). Never raises for a profile, whatever its
+    bytes are; raises MemoryError if memory runs out.
     """
     if not profile:
         return image.convert("RGB"), ""
@@ -49,7 +49,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
     except _UnusableProfileError as error:
         reason = str(error)
     except MemoryError:
-        raise  # a picture's colours must not depend on what else the machine does
+        raise  # an image's colours must not depend on what else the machine does
     except Exception as error:  # noqa: BLE001 - a hostile profile costs its colours only
         reason = f"it is damaged: {_printable(str(error)) or type(error).__name__}"
     return image.convert("RGB"), f"colour profile ignored ({reason})"
@@ -66,7 +66,7 @@ def _convert(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     if source.profile.device_class not in _DEVICES or space not in _PROFILE_SPACES[image.mode]:
         raise _UnusableProfileError(
             f"it is of kind {_printable(source.profile.device_class)} for "
-            f"{_printable(space)}, the picture is {image.mode}"
+            f"{_printable(space)}, the image is {image.mode}"
         )
     if space == "RGB ":
         image = image.convert("RGB")
@@ -94,8 +94,8 @@ def _convert(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
 def _flags(mode: str) -> ImageCms.Flags:
     """How a transform is computed.
 
-    LittleCMS puts a table in place of a grey curve that is up to 10 levels off in the shadows of
-    linear light. Exactly it is slow, but grey has only 256 values to be computed.
+    LittleCMS replaces a grey curve by a table that is up to 10 levels off in the shadows of linear
+    light. The exact curve is slow, but for grey only 256 values have to be computed.
     """
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
     return flags | ImageCms.Flags.NOOPTIMIZE if mode == "L" else flags
@@ -116,12 +116,12 @@ def _is_same(before: Image.Image, after: Image.Image) -> bool:
 
 def _apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
     converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None  # it is None only where it works in place
+    assert converted is not None  # None only for a transform in place
     return converted
 
 
 def _printable(text: str) -> str:
-    """Text out of a file on one short line."""
+    """Text from a file as one short, printable line."""
     line = " ".join(text.split())
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)[
         :_MAX_NAME_CHARS
@@ -130,16 +130,16 @@ def _printable(text: str) -> str:
 
 @cache
 def _warn_of_missing_conversion() -> None:
-    """Once per process; the note of every picture says it too."""
+    """Logged once per process; the note of every image reports it too."""
     _log.warning(
-        "this Pillow was built without LittleCMS: colour profiles are ignored, and pictures in "
-        "other colour spaces than sRGB come out in wrong colours; install a build that has it"
+        "this Pillow was built without LittleCMS: colour profiles are ignored, and images in "
+        "other colour spaces than sRGB get wrong colours; install a build that has it"
     )
 
 
 @cache
 def srgb_profile() -> bytes:
-    """A small ICC profile of sRGB (version 4, IEC 61966-2-1's curve), the same bytes every time."""
+    """A small ICC profile of sRGB (version 4, curve of IEC 61966-2-1), always the same bytes."""
     curve = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
     adaptation = (1.04788208, 0.02291870, -0.05021667, 0.02958679, 0.99047852, -0.01707458)
     trc = b"para" + struct.pack(">IHH", 0, 3, 0) + _fixed(*curve)

@@ -1,4 +1,4 @@
-"""Opens encoded pictures that nobody vouches for: typed errors, and no more pixels than allowed."""
+"""Decodes untrusted images: every failure is a typed error, and pixels are limited."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fpe_core.image.colour import to_srgb
 def open_untrusted(
     data: bytes, *, what: str, formats: tuple[str, ...], refusal: str, max_pixels: int
 ) -> Iterator[Image.Image]:
-    """The decoded picture, as the file has it.
+    """Yields the decoded image, in the mode and orientation of the file.
 
     Args:
         what: its name in messages, such as "image".
-        formats: Pillow's names of those that are read.
-        refusal: the message for bytes in none of them.
+        formats: the formats to accept, by Pillow's names.
+        refusal: the error message for bytes in any other format.
         max_pixels: more declared pixels than this are refused before anything is decoded.
 
     Raises:
-        ImageDecodeError: empty, another format, truncated or broken; and for whatever else is
-            raised in the context.
+        ImageDecodeError: empty, another format, truncated or broken; also for any other error
+            raised inside the `with` block.
         ImageTooLargeError: over `max_pixels`, or too large for the memory.
     """
     if not data:
@@ -68,28 +68,28 @@ def _check_pixels(image: Image.Image, what: str, max_pixels: int) -> None:
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI")
-"""What is read, by Pillow's names. All have a signature and are decoded in the process: Pillow's
-other plugins take nearly any bytes for an image (TGA) or start a program to draw one (EPS)."""
+"""The formats that are read, by Pillow's names. All have a signature and are decoded in this
+process; other plugins of Pillow accept nearly any bytes (TGA) or start a program (EPS)."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An upright 8-bit sRGB image; `colour_note` is what `colour.to_srgb` says of its colours."""
+    """An upright 8-bit sRGB image; `colour_note` is the note of `colour.to_srgb`."""
 
     image: Image.Image
     colour_note: str
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Encoded bytes in one of `FORMATS` to an upright 8-bit sRGB image, pixels and nothing else.
+    """Encoded bytes in one of `FORMATS` to an upright 8-bit sRGB image without metadata.
 
-    Takes and raises what `decode_with_note` does.
+    Arguments and errors are those of `decode_with_note`.
     """
     return decode_with_note(data, max_pixels=max_pixels).image
 
 
 def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
-    """The same, and what was done to its colours.
+    """An upright 8-bit sRGB image from encoded bytes, with a note on its colours.
 
     Args:
         data: the encoded image.
@@ -99,7 +99,7 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
         ImageDecodeError: empty, unknown format, truncated or broken.
         ImageTooLargeError: over `max_pixels`.
     """
-    refusal = f"the bytes are in no image format that is read here ({', '.join(FORMATS)})"
+    refusal = f"the bytes are not in a supported image format ({', '.join(FORMATS)})"
     with open_untrusted(
         data, what="image", formats=FORMATS, refusal=refusal, max_pixels=max_pixels
     ) as image:
@@ -107,7 +107,7 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image to upright 8-bit sRGB (rules: see the module)."""
+    """Any Pillow image to upright 8-bit sRGB (rules: see `fpe_core.image.fit`)."""
     return _to_rgb(image)[0]
 
 

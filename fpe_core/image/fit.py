@@ -2,16 +2,17 @@
 
 Policies (`fit_image`):
 
-    crop   scale so that the shorter side fits, keep the centre, cut the rest. The default: all that
-           the model sees is picture.
+    crop   scale so that the shorter side fits, keep the centre, cut the rest. The default: the
+           model sees nothing but the image.
     pad    scale so that the longer side fits, repeat the border pixels around it. Nothing is cut.
 
-Both keep the aspect ratio (to within half a pixel for `pad`). The transform is recorded in `Fit`,
-both ways, so that boxes, masks and points can follow. Where a picture has to become RGB: EXIF
-orientation is applied; 16-bit is scaled to 8-bit; transparency is laid over white; of an animation
-the first frame counts; colours become sRGB as their ICC profile says (see `colour`); what has no
-profile goes through Pillow's conversion. Nothing but pixels comes out: no EXIF (the place where a
-photo was taken is in there), XMP, comment or profile.
+Both keep the aspect ratio (to within half a pixel for `pad`). `Fit` records the transform, in both
+directions, so that boxes, masks and points can be transformed too.
+
+Conversion to RGB: EXIF orientation is applied; 16 bits are scaled to 8; transparency is blended
+over white; of an animation the first frame is used; colours are converted to sRGB by their ICC
+profile (see `colour`), or by Pillow if there is none. Only pixels are kept: no EXIF (it may say
+where a photo was taken), XMP, comment or profile.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class FittedImage:
-    """An RGB image of the size asked for, and how it came to be."""
+    """An RGB image of the requested size, and how it was fitted."""
 
     image: Image.Image
     fit: Fit
@@ -70,7 +71,7 @@ def fit_image(
 ) -> FittedImage:
     """Fits an image into exactly width_px x height_px without distorting it.
 
-    An RGB image that has the size already comes back unchanged, pixel for pixel.
+    An RGB image that already has the size is returned unchanged, pixel for pixel.
 
     Raises:
         ParameterError: an unknown policy.

@@ -1,11 +1,11 @@
-"""Masks of objects: read without loss, and moved with a picture that is fitted.
+"""Masks of objects: read without loss, and transformed with the image that is fitted.
 
-A mask's pixels are values, not colours: no profile, gamma or interpolation may touch them. It is
-drawn on the upright source, pixel for pixel, and its object is where it is not 0.
+A mask's pixels are values, not colours: no profile, gamma or interpolation may touch them. It has
+the size of the upright source, and is not 0 where the object is.
 
     1         0 and 255                    P         the palette's indices
     L         0..255                       RGB       three bytes; equal ones become one
-    I;16, I   0..65535                     LA, RGBA  as without alpha, where all of it is opaque
+    I;16, I   0..65535                     LA, RGBA  as without alpha; must be opaque
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fpe_core.image.decode import open_untrusted
 from fpe_core.image.fit import Fit
 
 MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
-"""By Pillow's names. JPEG, and WebP which may be like it, blur what lies beside an edge: a mask in
-them is none any more."""
+"""By Pillow's names. Not JPEG, nor WebP, which can be lossy too: they change values next to an
+edge."""
 
 MaskValues = NDArray[Any]
 """(H, W) uint8 or uint16, or (H, W, 3) uint8."""
@@ -32,9 +32,9 @@ MaskValues = NDArray[Any]
 
 @dataclass(frozen=True)
 class FittedMask:
-    """A mask of the size of the fitted picture; outside the source it is 0.
+    """A mask of the size of the fitted image; outside the source it is 0.
 
-    `visible` is the share of the object's pixels in the source that are still in the picture, 0..1.
+    `visible` is the share of the object's pixels in the source that are still in the image, 0..1.
     """
 
     values: MaskValues
@@ -45,13 +45,11 @@ def decode_mask(data: bytes, *, max_pixels: int) -> MaskValues:
     """An encoded mask in one of `MASK_FORMATS`, upright as its own EXIF says.
 
     Raises:
-        ImageDecodeError: empty, another format, broken, or pixels that are no values (see the
-            module).
+        ImageDecodeError: empty, another format, broken, or a mode that is not listed above.
         ImageTooLargeError: over `max_pixels`.
     """
     refusal = (
-        f"the bytes are in no format that holds a mask exactly ({', '.join(MASK_FORMATS)}); "
-        "save it as PNG"
+        f"the bytes are not in a lossless mask format ({', '.join(MASK_FORMATS)}); save it as PNG"
     )
     with open_untrusted(
         data, what="mask", formats=MASK_FORMATS, refusal=refusal, max_pixels=max_pixels
@@ -64,10 +62,10 @@ def _values_of(image: Image.Image) -> MaskValues:
     if mode in ("RGBA", "LA", "PA"):
         if image.getchannel("A").getextrema() != (255, 255):
             raise ImageDecodeError(
-                "the mask is partly transparent; it has to say by its values where the object is"
+                "the mask is partly transparent; mark the object by values other than 0 instead"
             )
         mode = mode[:-1]
-        # PA to P would look for colours anew
+        # converting PA to P would choose new indices
         image = image.getchannel(0) if mode in ("L", "P") else image.convert("RGB")
     if mode == "1":
         return np.asarray(image.convert("L"))
@@ -88,10 +86,10 @@ def _values_of(image: Image.Image) -> MaskValues:
 
 
 def fit_mask(values: MaskValues, fit: Fit, width_px: int, height_px: int) -> FittedMask:
-    """A mask of the upright source in the picture of width_px x height_px that `fit` describes.
+    """A mask of the upright source in the image of width_px x height_px that `fit` describes.
 
-    Every pixel of the result has the value of the source's pixel that its centre lies in: no value
-    is made up. What the picture repeats around a padded source is 0.
+    Every pixel of the result has the value of the source's pixel under its centre, so no new values
+    appear. The border that padding adds around a source is 0.
 
     Raises:
         ImageDecodeError: a mask of another size than the upright source.
@@ -99,8 +97,8 @@ def fit_mask(values: MaskValues, fit: Fit, width_px: int, height_px: int) -> Fit
     height, width = values.shape[:2]
     if (width, height) != (fit.source_width_px, fit.source_height_px):
         raise ImageDecodeError(
-            f"the mask is {width} x {height} px and its picture, upright, {fit.source_width_px} x "
-            f"{fit.source_height_px}; it has to be drawn on the upright picture, pixel for pixel"
+            f"the mask is {width} x {height} px, but its upright image is {fit.source_width_px} x "
+            f"{fit.source_height_px} px; a mask must have the size of the upright image"
         )
     columns = _sampled(width_px, fit.scale_x, fit.offset_x_px)
     rows = _sampled(height_px, fit.scale_y, fit.offset_y_px)

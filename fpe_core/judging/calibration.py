@@ -1,29 +1,25 @@
-"""Thresholds from judgements: the rules that keep most good edits at a wanted precision.
+"""Fits rules to judged edits: the rules that keep most good edits at a wanted precision.
 
     rules = fit_rules([JudgedEdit(scores, is_good=True), ...], precision=0.97)
     quality_of(rules, other_edits).recall
 
-Every reason of rejection has scores that can stand for it (`FITTED`); every combination of bounds
-with one score for each reason at most is tried, at quantiles of the good edits: the share of good
-edits that a rule alone would cost is known beforehand, and no bound is finer than the judgements
-allow. Thresholds suit best what they were chosen by, so aim a little above what you need, and
-measure on other edits.
-
-An edit that changed nothing breaks other rules too, and a retry is chosen by the reason. So
-where changed_share is known and no such rule is chosen, one comes first that costs no good edit: it
-rejects what has changed less than half as much as the good edit that changed least.
-
-Rules that hold for edits they were not fitted to: how high to aim is chosen by cross-validation.
-
     fitted = fit_to_hold(edits, precision=0.95, recall=0.8)
     fitted.rules, fitted.aim, fitted.held_out.precision
 
-Thresholds suit best what they were chosen by: rules with a precision of 0.95 on their own edits
-have less on others. So for each aim from the wanted precision to 1, rules are fitted to the edits
-without a tenth of the sources, and tried on that tenth, ten times; what the ten make of edits they
-have not seen shows what the aim comes to. A higher aim has more precision and less recall; the one
-is taken that leaves both a margin.
+Each reject reason has scores that can detect it (`FITTED`). Every combination of bounds, with at
+most one score for each reason, is tried. The bounds are quantiles of the good edits, so the share
+of good edits that a rule alone would cost is known beforehand, and no bound is finer than the
+judgements allow.
 
+An edit that changed nothing breaks other rules too, and a retry is chosen by the reason. So if
+changed_share is known and no rule on it is chosen, one is put first that costs no good edit: it
+rejects edits that changed less than half as much as the good edit that changed least.
+
+Rules do best on the edits that they were fitted to: with a precision of 0.95 on these, they have
+less on others. `fit_to_hold` therefore chooses by cross-validation how high to aim. For each aim
+from the wanted precision to 1, rules are fitted ten times to the edits without a tenth of the
+sources, and tried on that tenth. A higher aim gives more precision and less recall; the aim is
+chosen that leaves a margin to both on the held-out edits.
 """
 
 from __future__ import annotations
@@ -39,10 +35,12 @@ from fpe_core.errors import ParameterError
 from fpe_core.judging.rules import RejectReason, Rule
 from fpe_core.scores.edit_scores import EditScores
 
+_FOLDS = 10
+_AIMS = 11
 _LOST_SHARES = tuple(number / 40 for number in range(13))
-"""Shares of the good edits that one rule may cost: 0 to 0.3."""
+"""The shares of the good edits that one rule may cost: 0 to 0.3."""
 
-_OF_REASON = {
+_SCORES_OF_REASON = {
     RejectReason.NO_CHANGE: ("changed_share",),
     RejectReason.STRUCTURE_LOST: (
         "structure_distance",
@@ -55,20 +53,20 @@ _OF_REASON = {
     RejectReason.WRONG_DIRECTION: ("directional_similarity",),
     RejectReason.OFF_TARGET: ("text_score",),
 }
-_HAVE_MOST = frozenset({"structure_distance", "lpips"})
-"""Scores with a greatest value; the others have a least one."""
-FITTED = frozenset(name for scores in _OF_REASON.values() for name in scores)
-"""Scores that rules can be fitted to. The other ones are not clearly a sign of one reason."""
+_BOUNDED_FROM_ABOVE = frozenset({"structure_distance", "lpips"})
+"""Scores that are bounded from above; the others are bounded from below."""
+FITTED = frozenset(name for scores in _SCORES_OF_REASON.values() for name in scores)
+"""Scores that rules can be fitted to. The others do not point clearly to one reason."""
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class JudgedEdit:
-    """The scores of an edit, and whether somebody who looked at it would keep it.
+    """The scores of an edit, and whether a person who looked at it would keep it.
 
-    Edits of one `source` are alike, so a check that leaves edits out leaves them out together.
-    None: the source is not known.
+    `source`: an identifier, None if unknown. Edits of one source are alike, so cross-validation
+    holds them out together.
     """
 
     scores: EditScores
@@ -78,11 +76,11 @@ class JudgedEdit:
 
 @dataclass(frozen=True)
 class Quality:
-    """What rules make of judged edits.
+    """How many judged edits some rules accept.
 
     Attributes:
-        precision: share of the accepted edits that are good; None where none is accepted.
-        recall: share of the good edits that are accepted; None where none is good.
+        precision: share of the accepted edits that are good; None if none is accepted.
+        recall: share of the good edits that are accepted; None if none is good.
     """
 
     edits: int
@@ -100,7 +98,7 @@ class Quality:
 
 
 def quality_of(rules: Sequence[Rule], edits: Sequence[JudgedEdit]) -> Quality:
-    """How rules do on edits that were judged."""
+    """The quality of rules on judged edits."""
     accepted = [
         edit
         for edit in edits
@@ -120,22 +118,22 @@ def has_scores(edits: Sequence[JudgedEdit]) -> bool:
 
 
 def fit_rules(edits: Sequence[JudgedEdit], precision: float = 0.97) -> tuple[Rule, ...]:
-    """Of all rules with at least this precision on these edits, those with the highest recall.
+    """The rules with the highest recall among those with at least this precision on these edits.
 
-    Where none reaches it, those of the highest precision. Of equal ones the fewest rules; then one
-    against edits that changed nothing, see the module. Scores that no edit has are left alone.
+    If none reaches it, those with the highest precision; among equals the fewest rules. A rule
+    against edits that changed nothing may be added, see the module. Scores that no edit has are not
+    used.
 
     Raises:
         ParameterError: no edit is good, none has a score of `FITTED`, or a precision outside 0..1.
     """
-    return Search(edits).rules(precision)
+    return RuleSearch(edits).rules(precision)
 
 
-class Search:
-    """Every combination of bounds, with what it makes of some judged edits: tried once, for any
-    precision. `fit_rules` says what is chosen.
+class RuleSearch:
+    """Every combination of bounds, tried once on some judged edits; `rules` chooses among them.
 
-    Raises ParameterError where no edit is good, or none has a score of `FITTED`.
+    Raises ParameterError if no edit is good, or none has a score of `FITTED`.
     """
 
     def __init__(self, edits: Sequence[JudgedEdit]) -> None:
@@ -155,11 +153,11 @@ class Search:
         self._rules = _counts(self._first)[:, None] + _counts(self._second)[None]
 
     def rules(self, precision: float) -> tuple[Rule, ...]:
-        """Raises ParameterError for a precision outside 0..1."""
+        """As `fit_rules` describes. Raises ParameterError for a precision outside 0..1."""
         if not 0 <= precision <= 1:
             raise ParameterError(f"precision must be 0 to 1, got {precision!r}")
         found = self._hits / np.maximum(self._accepted, 1)
-        is_best = self._hits > 0  # never nowhere: no rule at all accepts every good edit
+        is_best = self._hits > 0  # never empty: without rules every good edit is accepted
         for rank in (np.minimum(found, precision), self._hits, -self._rules):
             is_best &= rank == rank[is_best].max()
         first, second = np.argwhere(is_best)[0]
@@ -169,7 +167,7 @@ class Search:
 
 
 def _unchanged(edits: Sequence[JudgedEdit], good: Mask) -> tuple[Rule, ...]:
-    """The rule against edits that changed nothing; () where good edits say nothing of it."""
+    """The rule against edits that changed nothing; () if the good edits give no bound."""
     shares = [
         edit.scores.changed_share
         for edit, is_good in zip(edits, good, strict=True)
@@ -182,11 +180,12 @@ def _unchanged(edits: Sequence[JudgedEdit], good: Mask) -> tuple[Rule, ...]:
 def _pairs(
     edits: Sequence[JudgedEdit], good: Mask, *reasons: RejectReason
 ) -> list[tuple[tuple[Rule, ...], Mask]]:
-    """Every choice of a bound on one score, or none, for each reason; with the edits that break
-    none."""
+    """Every choice of one bound or none for each reason, with the mask of the edits that pass."""
     choices: list[tuple[tuple[Rule, ...], Mask]] = [((), np.ones(len(edits), dtype=bool))]
     for reason in reasons:
-        bounds = [b for name in _OF_REASON[reason] for b in _bounds(name, reason, edits, good)]
+        bounds = [
+            b for name in _SCORES_OF_REASON[reason] for b in _bounds(name, reason, edits, good)
+        ]
         choices += [
             ((*rules, rule), mask & passes) for rules, mask in choices for rule, passes in bounds
         ]
@@ -208,11 +207,11 @@ def _bounds(
     of_good = [
         value
         for value, is_good in zip(values, good, strict=True)
-        if is_good and value is not None and math.isfinite(value)  # PSNR of equal pictures is not
+        if is_good and value is not None and math.isfinite(value)  # equal images: infinite PSNR
     ]
     if not of_good:
         return []
-    is_most = name in _HAVE_MOST
+    is_most = name in _BOUNDED_FROM_ABOVE
     found = {}
     for share in _LOST_SHARES:
         bound = float(np.quantile(of_good, 1 - share if is_most else share))
@@ -221,18 +220,14 @@ def _bounds(
     return list(found.items())
 
 
-_FOLDS = 10
-_AIMS = 11
-
-
 @dataclass(frozen=True)
 class Fitted:
     """Rules fitted to all edits.
 
     Attributes:
         aim: the precision that was aimed at.
-        own: what the rules make of the edits they were fitted to.
-        held_out: what rules of that aim made of edits that they were not fitted to.
+        own: the rules' quality on the edits they were fitted to.
+        held_out: the quality of rules with this aim on edits they were not fitted to.
     """
 
     rules: tuple[Rule, ...]
@@ -242,25 +237,25 @@ class Fitted:
 
     @property
     def sure_precision(self) -> float:
-        """The precision that other edits have with a confidence of 90 %, 0..1.
+        """Lower bound of the precision on other edits, with 90 % confidence, 0..1.
 
-        Too high where the edits are of few sources, since edits of one source are alike.
+        Too high if the edits are from few sources, since edits of one source are alike.
         """
         return lower_bound(self.held_out.accepted_good, self.held_out.accepted)
 
     @property
     def sure_recall(self) -> float:
-        """The recall, likewise."""
+        """Lower bound of the recall, likewise."""
         return lower_bound(self.held_out.accepted_good, self.held_out.good)
 
 
 def fit_to_hold(
     edits: Sequence[JudgedEdit], precision: float = 0.95, recall: float = 0.8
 ) -> Fitted:
-    """The aim that most surely has both the wanted precision and the wanted recall.
+    """The rules with the aim that most likely reaches both the wanted precision and recall.
 
-    That is, on held-out edits it is by most standard errors above the wanted one of the two that it
-    is nearer to, or by fewest below. Of equal ones the highest aim.
+    The margins of both on held-out edits are measured in standard errors. The aim with the largest
+    smaller margin is chosen; among equals the highest aim.
 
     Raises:
         ParameterError: as `fit_rules`.
@@ -280,9 +275,9 @@ def fit_to_hold(
 
 
 def fit_for(edits: Sequence[JudgedEdit], aims: Sequence[float]) -> list[Fitted]:
-    """What each aim comes to. Raises ParameterError as `fit_to_hold` does."""
-    everything = Search(edits)
-    folds = [(Search(others), held_out) for others, held_out in _folds(edits)]
+    """The rules of each aim and their quality. Raises ParameterError as `fit_to_hold` does."""
+    everything = RuleSearch(edits)
+    folds = [(RuleSearch(others), held_out) for others, held_out in _folds(edits)]
     found = []
     for aim in aims:
         rules = everything.rules(aim)
@@ -292,7 +287,7 @@ def fit_for(edits: Sequence[JudgedEdit], aims: Sequence[float]) -> list[Fitted]:
 
 
 def lower_bound(good: int, accepted: int) -> float:
-    """The share, 0..1, that `good` of `accepted` stand for with 90 % confidence (Wilson 1927)."""
+    """Lower bound of the share `good` / `accepted`, 0..1, with 90 % confidence (Wilson 1927)."""
     from scipy.stats import binomtest  # here, because it takes a second to load
 
     if not accepted:
@@ -310,7 +305,8 @@ def _margin(hits: int, of: int, wanted: float) -> float:
 
 
 def _folds(edits: Sequence[JudgedEdit]) -> Iterator[tuple[list[JudgedEdit], list[JudgedEdit]]]:
-    """(the others, a tenth of the sources), as often as the others have a good edit and scores."""
+    """(others, held-out tenth of the sources), for each fold whose others have a good edit and
+    scores."""
     names = [number if e.source is None else ("", e.source) for number, e in enumerate(edits)]
     place = {name: number % _FOLDS for number, name in enumerate(dict.fromkeys(names))}
     for fold in range(_FOLDS):

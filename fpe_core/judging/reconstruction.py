@@ -4,8 +4,8 @@
     ReconstructionLimits(autoencoder_psnr_db_at_least=20.0).verdict(psnr_db).reason
 
 Every edit goes through the autoencoder, so a source that it cannot reconstruct is one that the
-model does not know. The figure says no more than that: it does not predict which edits of a source
-that the model knows are bad (`fpe_core.still_life.benchmark.gate` has the measurement).
+model does not know. The PSNR shows no more than that: it does not predict bad edits of a source
+that the model knows (measured in `fpe_core.still_life.benchmark.gate`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fpe_core.parameters import EditParameters
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionLimits:
-    """The lowest PSNR, in dB, at which a source is edited; None: every source is."""
+    """The lowest PSNR, in dB, at which a source is edited; None: no limit."""
 
     autoencoder_psnr_db_at_least: float | None = None
 
@@ -32,7 +32,7 @@ class ReconstructionLimits:
         return self.autoencoder_psnr_db_at_least is not None
 
     def verdict(self, autoencoder_psnr_db: float | None) -> Verdict:
-        """SOURCE_NOT_RECONSTRUCTED with the figure, or accepted; what was not measured is too."""
+        """SOURCE_NOT_RECONSTRUCTED below the limit, else accepted; None, not measured, too."""
         limit = self.autoencoder_psnr_db_at_least
         if limit is None or autoencoder_psnr_db is None or autoencoder_psnr_db >= limit:
             return Verdict(None)
@@ -54,7 +54,7 @@ class HasAutoencoder(Protocol):
 def measure_autoencoder(
     editor: HasAutoencoder, images: Sequence[Image.Image], parameters: EditParameters
 ) -> tuple[float, ...]:
-    """PSNR in dB of each image, encoded and decoded, to itself; infinite for equal pictures.
+    """PSNR in dB of each image, encoded and decoded, to itself; infinite for equal images.
 
     `images` have the parameters' size. Costs no UNet row. Raises RowsOutOfMemoryError.
     """

@@ -1,4 +1,4 @@
-"""What becomes of a box or mask in an edit: keep it, have a person look at it, or drop it."""
+"""Whether a box or mask is kept for an edit, dropped, or left for a person to review."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from enum import StrEnum
 
 
 class RegionVerdict(StrEnum):
+    """What happens to a box or mask: it is kept, reviewed by a person, or dropped."""
+
     KEEP = "keep"
     REVIEW = "review"
     DROP = "drop"
@@ -17,8 +19,8 @@ class VerdictRule:
     """Thresholds of a verdict, each 0..1.
 
     Attributes:
-        keep_at_least, review_at_least: of the structure that `fpe_core.scores.regions` finds.
-        visible_at_least: of the share of the region that is left in the fitted picture.
+        keep_at_least, review_at_least: of the structure score of `fpe_core.scores.regions`.
+        visible_at_least: of the region's share that is visible in the fitted image.
     """
 
     keep_at_least: float
@@ -26,7 +28,7 @@ class VerdictRule:
     visible_at_least: float = 0.3
 
     def verdict(self, visible: float, structure: float | None) -> RegionVerdict:
-        """Nothing left: drop. Nothing to see inside the source's region (None): review."""
+        """DROP if nothing is visible; REVIEW if the source's region has no structure (None)."""
         if visible <= 0:
             return RegionVerdict.DROP
         if structure is None:
@@ -39,4 +41,4 @@ class VerdictRule:
 
 BOX_RULE = VerdictRule(keep_at_least=0.81, review_at_least=0.55)
 MASK_RULE = VerdictRule(keep_at_least=0.86, review_at_least=0.75)
-"""As `fpe bench boxes` chose them, on validation scenes; docs/benchmark.md has what they do."""
+"""Chosen by `fpe bench boxes` on validation scenes; docs/benchmark.md has the results."""

@@ -3,8 +3,8 @@
     RetryLadder(most=2).next_parameters(parameters, [(parameters, RejectReason.NO_CHANGE)])
 
 More of the source's attention maps keep more of its structure and allow less change (FPE, arXiv
-2403.03431, sec. 4): an edit that changed nothing asks for fewer of them, one that lost the
-structure for more, one that shows something else for more guidance.
+2403.03431, sec. 4), so an edit that changed nothing is tried again with fewer of them, one that
+lost the structure with more, and one that shows something else with more guidance.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _EVERY_LAYER = LayersByTokens(2**31)
 
 @dataclass(frozen=True)
 class Change:
-    """What one step of the ladder sets; None leaves it as it was in attempt 1.
+    """What one step of the ladder sets; None keeps the value of attempt 1.
 
-    Raises ParameterError for a change of nothing.
+    Raises ParameterError if everything is None.
     """
 
     replaced_fraction: float | None = None
@@ -40,8 +40,8 @@ class Change:
     def applied_to(self, first: EditParameters, *, keeps_guidance: bool = False) -> EditParameters:
         """The parameters of the attempt. `first`: those of attempt 1.
 
-        `keeps_guidance`: a synthetic source is sampled with the guidance of its edits, so another
-        one would make another source.
+        `keeps_guidance`: for synthetic sources, which are sampled with the guidance of their edits,
+        so that another guidance would give another source.
         """
         changed = first
         if self.replaced_fraction is not None:
@@ -58,7 +58,7 @@ class RetryLadder:
     """Changes by reason of rejection, in the order in which they are tried.
 
     Attributes:
-        by_reason: None: `default_changes` of the parameters of attempt 1.
+        by_reason: the changes; None: `default_changes` for the parameters of attempt 1.
         most: attempts of an edit after the first, 1..MOST_RETRIES; others raise ParameterError.
     """
 
@@ -76,7 +76,7 @@ class RetryLadder:
         *,
         keeps_guidance: bool = False,
     ) -> EditParameters | None:
-        """The first change for the latest reason that was not tried yet; None where there is none.
+        """The first change for the latest reason that was not tried yet; None if there is none.
 
         `tried`: parameters and reason of every attempt so far, the first included.
         """
@@ -93,10 +93,10 @@ class RetryLadder:
 
 
 def default_changes(first: EditParameters) -> dict[RejectReason, tuple[Change, ...]]:
-    """The ladder of a job that has none of its own. `first`: the parameters of attempt 1.
+    """The ladder of a job that does not define one. `first`: the parameters of attempt 1.
 
-    More replacement alone keeps the structure of what should have changed, too; with more guidance
-    less so (`fpe bench retries`).
+    More replacement alone also keeps the structure of what should change; more guidance counteracts
+    that (`fpe bench retries`).
     """
     fraction, louder = first.replaced_fraction, 1.5 * first.guidance_scale
     less = [max(0.0, fraction - by) for by in (0.2, 0.4)]

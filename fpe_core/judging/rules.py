@@ -4,9 +4,9 @@
     rules = Rules.from_dict({"colour": [few]})
     rules.verdict("colour", scores).reason     # None: accepted
 
-The first rule that a score breaks gives the reason. A score that is None breaks none: it was not
-computed, or does not exist for this edit, as directional similarity does not without a source
-prompt. A run counts the edits that were accepted that way.
+The first broken rule gives the reason. A rule whose score is None is skipped: the score was not
+computed, or does not exist for this edit, such as directional similarity without a source prompt. A
+run counts the edits that were accepted with a skipped rule.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from fpe_core.errors import ParameterError
 from fpe_core.scores.edit_scores import SCORES, EditScores
 
 OTHER_TYPES = "other"
-"""The rules of every type of edit that has none of its own."""
+"""The key of the rules for types of edit that have none of their own."""
 
 
 class RejectReason(StrEnum):
-    """Why an edit that was made is not part of the dataset. Closed."""
+    """Why an edit that was made is not part of the dataset. No other reasons exist."""
 
     NO_CHANGE = "no_change"
     STRUCTURE_LOST = "structure_lost"
     WRONG_DIRECTION = "wrong_direction"
     OFF_TARGET = "off_target"
     SOURCE_NOT_RECONSTRUCTED = "source_not_reconstructed"
-    """Not by a rule: the model cannot reconstruct its source (`reconstruction`)."""
+    """Not from a rule: the model cannot reconstruct its source (`reconstruction`)."""
 
 
 REASONS_OF_RULES = frozenset(RejectReason) - {RejectReason.SOURCE_NOT_RECONSTRUCTED}
@@ -39,9 +39,9 @@ REASONS_OF_RULES = frozenset(RejectReason) - {RejectReason.SOURCE_NOT_RECONSTRUC
 
 @dataclass(frozen=True)
 class Rule:
-    """One condition: a score at least, or at most, some value; that value is allowed.
+    """One condition: a score must be at least, or at most, a bound; the bound itself is allowed.
 
-    Raises ParameterError for an unknown score or reason, or another number of bounds than one.
+    Raises ParameterError for an unknown score or reason, or unless there is exactly one bound.
     """
 
     score: str
@@ -67,7 +67,7 @@ class Rule:
         return self.at_most is not None and not value <= self.at_most
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, without the bound that is not there; `Rule(**rule.to_dict()) == rule`."""
+        """JSON-able, without the bound that is None; `Rule(**rule.to_dict()) == rule`."""
         bound = {"at_least": self.at_least, "at_most": self.at_most}
         given = {name: value for name, value in bound.items() if value is not None}
         return {"score": self.score, **given, "reason": self.reason.value}
@@ -87,7 +87,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules by type of edit; those of OTHER_TYPES hold for types that have none of their own."""
+    """Rules by type of edit; those of OTHER_TYPES apply to types that have none of their own."""
 
     by_type: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
@@ -108,14 +108,14 @@ class Rules:
 
     @property
     def scores(self) -> frozenset[str]:
-        """The scores that some rule looks at."""
+        """The scores that the rules use."""
         return frozenset(rule.score for rules in self.by_type.values() for rule in rules)
 
     def of(self, edit_type: str) -> tuple[Rule, ...]:
         return self.by_type.get(edit_type, self.by_type.get(OTHER_TYPES, ()))
 
     def verdict(self, edit_type: str, scores: EditScores) -> Verdict:
-        """By the first broken rule of the type; accepted where none is broken or there is none."""
+        """Rejected by the first broken rule of the type; accepted if there is none."""
         for rule in self.of(edit_type):
             value = getattr(scores, rule.score)
             if rule.broken_by(value):

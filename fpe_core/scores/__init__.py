@@ -1,1 +1,1 @@
-"""What an edit is measured by: CLIP, structure, LPIPS, pixels, regions."""
+"""The scores of an edit: CLIP, structure, LPIPS, pixels, regions."""

@@ -1,4 +1,4 @@
-"""Scores of pictures and edits in the joint space of a CLIP.
+"""Scores of images and edits from the embeddings of a CLIP model.
 
     scorer = load_scorer("openai/clip-vit-large-patch14")
     before, after = scorer.embed_images(sources), scorer.embed_images(edits)
@@ -6,9 +6,9 @@
     text_score(after, targets)
     directional_similarity(before, after, prompts, targets)
 
-Three kinds of source go through one door (`load_scorer`):
+`load_scorer` accepts three kinds of source:
 
-    builtin:still-life      the small CLIP this package carries; knows nothing but its own scenes
+    builtin:still-life      the small CLIP in this package; it only knows still-life scenes
     a folder                with a CLIPModel, its tokenizer and preprocessor_config.json
     owner/name              a repository on the Hugging Face hub, or its local cache
 
@@ -34,7 +34,7 @@ from fpe_core.errors import CheckpointError, ParameterError, PromptError
 from fpe_core.scores.files import check_preprocessing, check_weights, locate_scorer, model_type_of
 
 ROWS_AT_ONCE = 64
-"""Pictures, or texts, that go through the network together."""
+"""Images, or texts, that go through the network together."""
 
 _LEAST_CHANGE = 1e-4
 """Embeddings closer than this are the same: rounding alone moves them by some 1e-6."""
@@ -49,8 +49,8 @@ class ClipScorer:
     Attributes:
         name: the source it was loaded from, as given.
         model, tokenizer, image_processor: transformers' own objects; the model in eval mode and
-        float32.
-        device: where the model runs. Embeddings come back on the CPU.
+            float32.
+        device: where the model runs. Embeddings are returned on the CPU.
     """
 
     name: str
@@ -66,19 +66,19 @@ class ClipScorer:
 
     @property
     def window(self) -> int:
-        """Tokens that the text encoder sees of a text, start and end token among them."""
+        """How many tokens of a text the encoder sees, including the start and end token."""
         positions = self.model.config.text_config.max_position_embeddings
         return int(min(self.tokenizer.model_max_length, positions))
 
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
-        """(N, D), float32, unit norm, of N pictures of any size and mode."""
+        """(N, D), float32, unit norm, of N images of any size and mode."""
         return self._embed(self._embed_image_rows, images)
 
     def embed_texts(self, texts: Iterable[str]) -> Tensor:
-        """(M, D), float32, unit norm. What a text has beyond the window is cut off, and logged.
+        """(M, D), float32, unit norm. A text is cut off at the window, with a warning in the log.
 
         Raises:
-            PromptError: a text that is no text.
+            PromptError: an item that is not text.
         """
         return self._embed(self._embed_text_rows, texts)
 
@@ -100,7 +100,7 @@ class ClipScorer:
         for text in texts:
             if not isinstance(text, str):
                 raise PromptError(f"a text to score must be text, got {text!r}")
-            self._say_what_is_cut(text)
+            self._warn_if_cut_off(text)
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.window, return_tensors="pt"
         ).to(self.device)
@@ -110,35 +110,35 @@ class ClipScorer:
         embedded: Tensor = self.model.text_projection(pooled)
         return embedded
 
-    def _say_what_is_cut(self, text: str) -> None:
+    def _warn_if_cut_off(self, text: str) -> None:
         try:
             count = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
         except (UnicodeError, TypeError, ValueError) as error:
             raise PromptError(f"text {text!r} cannot be tokenized: {error}") from error
         if count > self.window:
             _log.warning(
-                "text %r has %d tokens; its score sees the first %d", text, count, self.window
+                "text %r has %d tokens; its score uses the first %d", text, count, self.window
             )
 
 
 def text_score(image_embeddings: Tensor, text_embeddings: Tensor) -> list[float]:
-    """How well each picture fits its text: the cosine of their embeddings, -1..1.
+    """How well each image fits its text: the cosine of their embeddings, -1..1.
 
     Both are (N, D) from one scorer, row by row. CLIPScore (Hessel et al. 2021, arXiv 2104.08718,
-    section 3) is 2.5 * max(cosine, 0); the plain cosine says the same and loses no sign.
+    section 3) is 2.5 * max(cosine, 0); the plain cosine gives the same order and keeps the sign.
     """
     return _cosines("text_score", image_embeddings, text_embeddings)
 
 
 def image_similarity(first_embeddings: Tensor, second_embeddings: Tensor) -> list[float]:
-    """How alike two pictures are: the cosine of their embeddings, -1..1. Both (N, D)."""
+    """How alike two images are: the cosine of their embeddings, -1..1. Both (N, D)."""
     return _cosines("image_similarity", first_embeddings, second_embeddings)
 
 
 def directional_similarity(
     source_images: Tensor, edited_images: Tensor, source_texts: Tensor, target_texts: Tensor
 ) -> list[float | None]:
-    """Whether each picture changed as its text did: -1..1, the cosine of the two differences.
+    """Whether each image changed as its text did: -1..1, the cosine of the two differences.
 
         (edited image - source image) . (target text - source text), both brought to unit length
 
@@ -146,8 +146,8 @@ def directional_similarity(
     StyleGAN-NADA (Gal et al. 2021, arXiv 2108.00946, equation 2); InstructPix2Pix (arXiv
     2211.09800) filters and measures edits with it. It says nothing about how much has changed.
 
-    None where either difference vanishes (a length below 1e-4): an edit that left the picture as it
-    was, or two equal texts, has no direction. That is no zero, which means "at right angles".
+    None if either difference vanishes (a length below 1e-4): an unchanged image, or two equal
+    texts, has no direction. That is not 0, which means "at right angles".
     """
     _check_rows("directional_similarity", source_images, edited_images, source_texts, target_texts)
     seen = edited_images.double() - source_images.double()
@@ -193,7 +193,7 @@ def load_scorer(
         revision: branch, tag or commit on the hub.
 
     Raises:
-        CheckpointError: what was given is no CLIP, or cannot be read.
+        CheckpointError: the source is not a CLIP, or cannot be read.
     """
     torch_device = choose_device(device)
     folder = locate_scorer(source, revision, "a CLIPModel")
@@ -207,8 +207,8 @@ def _check_folder(folder: Path) -> None:
     kind = model_type_of(folder, "CLIP")
     if kind != "clip":
         raise CheckpointError(
-            f"{folder} is no CLIP: its model_type is {kind!r}. A scorer needs a whole CLIPModel "
-            "('clip'): pictures and texts in one space"
+            f"{folder} is not a CLIP: its model_type is {kind!r}. A scorer needs a whole CLIPModel "
+            "('clip'): images and texts in one space"
         )
     check_preprocessing(folder)
     names = {path.name for path in folder.iterdir()}
@@ -245,7 +245,7 @@ def _load_folder(folder: Path) -> tuple[Any, Any, Any]:
 
 
 def _image_processor_class() -> Any:
-    """The one that works on Pillow's pictures: equal scores with and without torchvision."""
+    """The one that works with Pillow, so that scores are the same with and without torchvision."""
     try:
         from transformers import CLIPImageProcessorPil
     except ImportError:  # transformers 4

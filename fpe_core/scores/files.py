@@ -1,6 +1,6 @@
-"""Where the models that score lie, and whether a folder holds what one needs.
+"""Finds scoring models, and checks that a folder has the files that a model needs.
 
-    builtin:still-life      the small CLIP this package carries
+    builtin:still-life      the small CLIP in this package
     a folder                in transformers' layout (config.json, model.safetensors, ...)
     owner/name              a repository on the Hugging Face hub, or its local cache
 
@@ -31,9 +31,9 @@ _HUB_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*-of-*.safeten
 
 
 def locate_scorer(source: str | Path, revision: str | None, accepted: str) -> Path:
-    """The folder of a source (see the module), downloaded where it is not here.
+    """The folder of a source (see the module), downloaded if it is not on this machine.
 
-    `accepted` says what the folder should hold, for the message.
+    `accepted`: what the folder should contain, for the error message.
 
     Raises:
         CheckpointError: no such built-in model, folder or repository.
@@ -55,10 +55,10 @@ def locate_scorer(source: str | Path, revision: str | None, accepted: str) -> Pa
 
 
 def locate_lpips(weights: str | Path, revision: str | None) -> Path:
-    """The file of a classifier's weights, downloaded where it is not here.
+    """The file of a classifier's weights, downloaded if it is not on this machine.
 
     Raises:
-        CheckpointError: no such file or repository, or no .safetensors file.
+        CheckpointError: no such file or repository, or not a .safetensors file.
     """
     path = Path(weights).expanduser()
     if not path.is_file() and HUB_ID.fullmatch(str(weights)):
@@ -70,7 +70,8 @@ def locate_lpips(weights: str | Path, revision: str | None) -> Path:
         )
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"{path} is no .safetensors file; pickled weights (.pth) can run code and are not read"
+            f"{path} is not a .safetensors file; pickled weights (.pth) can run code and are not "
+            "read"
         )
     return path
 
@@ -83,15 +84,15 @@ def download(hub_id: str, revision: str | None, files: Sequence[str]) -> Path:
         folder = snapshot_download(hub_id, revision=revision, allow_patterns=list(files))
     except Exception as error:  # the hub's client raises from several libraries
         raise CheckpointError(
-            f"scorer {hub_id!r} is not a local folder, and could not be had from the Hugging Face "
-            f"hub: {type(error).__name__}: {error}"
+            f"scorer {hub_id!r} is not a local folder, and could not be downloaded from the "
+            f"Hugging Face hub: {type(error).__name__}: {error}"
         ) from error
     return Path(folder)
 
 
 def scorer_fingerprint(path: Path) -> str:
-    """Hash of the files that a scorer is loaded from, 32 hex digits; `path`: a folder, or a file of
-    weights. Equal on machines that have equal files, wherever they lie."""
+    """Hash of the files that a scorer is loaded from, 32 hex digits; equal for equal files on every
+    machine. `path`: a folder, or a file of weights."""
     digest = hashlib.blake2b(digest_size=16)
     for file in _files_of(path):
         hash_file(digest, "weights" if file == path else file.name, file)
@@ -99,7 +100,7 @@ def scorer_fingerprint(path: Path) -> str:
 
 
 def scorer_bytes(path: Path) -> int:
-    """What the weights at `path`, as above, take in memory as float32."""
+    """How many bytes the weights at `path`, a folder or a file, take in memory as float32."""
     weights = [file for file in _files_of(path) if file.suffix == ".safetensors"]
     return sum(4 * _values_in(file) for file in weights)
 
@@ -119,24 +120,29 @@ def _values_in(file: Path) -> int:
 
 
 def model_type_of(folder: Path, wanted: str) -> str:
-    """The `model_type` of a folder's config.json; `wanted` names the model, for the message."""
+    """The `model_type` of a folder's config.json; `wanted`: the model's name, for the error
+    message."""
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no {wanted}: it has no config.json") from None
+        raise CheckpointError(f"{folder} is not a {wanted}: it has no config.json") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is no model's config: {error}") from error
+        raise CheckpointError(
+            f"{folder / 'config.json'} is not a model's config: {error}"
+        ) from error
     return str(kind)
 
 
 def check_preprocessing(folder: Path) -> None:
-    """Raises CheckpointError where a folder does not say how its pictures are prepared."""
+    """Raises CheckpointError if a folder does not describe how its images are prepared."""
     if not (folder / "preprocessor_config.json").is_file():
-        raise CheckpointError(f"{folder} says nothing of its pictures: no preprocessor_config.json")
+        raise CheckpointError(
+            f"{folder} has no preprocessor_config.json, which describes how images are prepared"
+        )
 
 
 def check_weights(folder: Path) -> None:
-    """Raises CheckpointError where a folder holds no weights in safetensors."""
+    """Raises CheckpointError if a folder has no weights in safetensors."""
     names = [path.name for path in folder.iterdir()]
     if not any(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name) for name in names):
         raise CheckpointError(

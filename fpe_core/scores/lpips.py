@@ -4,10 +4,10 @@
     lpips(model, sources, edits)
 
 Zhang et al., CVPR 2018, arXiv 1801.03924, equation 1, version 0.1 of their linear weights. Those
-come with torchmetrics. The classifier's weights do not: they are the user's to give, trained on
-ImageNet, with the names that torchvision's AlexNet and VGG16 have (`features.0.weight`, ...; others
-are passed over), as safetensors. torchvision itself is not needed. There is no built-in stand-in:
-the linear weights mean nothing on features of another network.
+come with torchmetrics. The classifier's weights do not: the user provides them as safetensors,
+trained on ImageNet, with the names of torchvision's AlexNet or VGG16 (`features.0.weight`, ...;
+other names are ignored). torchvision itself is not needed. There is no built-in substitute: the
+linear weights are meaningless for the features of another network.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from fpe_core.device import choose_device
 from fpe_core.errors import CheckpointError, ParameterError
 from fpe_core.scores.edit_scores import LEAST_PX
 from fpe_core.scores.files import locate_lpips
-from fpe_core.scores.pictures import Pictures, score_pairs
+from fpe_core.scores.images import Images, score_pairs
 
 LpipsNet = Literal["alex", "vgg"]
 
 LPIPS_LEAST_PX = LEAST_PX["lpips"]
-"""Least side of a picture: below, AlexNet's poolings leave nothing."""
+"""Least side of an image: below, AlexNet's poolings leave nothing."""
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-8
 
@@ -43,7 +43,7 @@ class LpipsModel:
 
     Attributes:
         name: where the classifier's weights were loaded from, as given.
-        net: "alex" or "vgg"; what one says cannot be compared with the other.
+        net: "alex" or "vgg"; their distances cannot be compared.
         stages: the five parts of the classifier after each of which features are compared.
         linear: per stage the weights of its channels, (C,), none negative.
         device: where the model runs.
@@ -56,14 +56,14 @@ class LpipsModel:
     device: torch.device
 
 
-def lpips(model: LpipsModel, sources: Pictures, edits: Pictures) -> list[float]:
-    """LPIPS of each source and its edit: 0 for equal pictures, higher = less alike, seldom above 1.
+def lpips(model: LpipsModel, sources: Images, edits: Images) -> list[float]:
+    """LPIPS of each source and its edit: 0 for equal images, higher = less alike, seldom above 1.
 
-    Sources and edits are floats (N, 3, H, W) in 0..1 or N PIL images (see `pictures`), at least 32
+    Sources and edits are floats (N, 3, H, W) in 0..1 or N PIL images (see `images`), at least 32
     px, compared at the size they have.
 
     Raises:
-        ParameterError: other pictures than those, or pairs of different sizes.
+        ParameterError: any other images, or a source and its edit of different sizes.
     """
 
     def score(before: Tensor, after: Tensor) -> list[float]:
@@ -71,8 +71,8 @@ def lpips(model: LpipsModel, sources: Pictures, edits: Pictures) -> list[float]:
         first, second = _scaled(before.to(model.device)), _scaled(after.to(model.device))
         for stage, linear in zip(model.stages, model.linear, strict=True):
             first, second = stage(first), stage(second)
-            apart = (_unit(first) - _unit(second)) ** 2
-            distance += torch.einsum("nchw,c->nhw", apart, linear).mean(dim=(1, 2)).cpu()
+            difference = (_unit(first) - _unit(second)) ** 2
+            distance += torch.einsum("nchw,c->nhw", difference, linear).mean(dim=(1, 2)).cpu()
         return distance.tolist()
 
     return score_pairs("lpips", sources, edits, score, least_px=LPIPS_LEAST_PX)
@@ -89,9 +89,9 @@ def load_lpips(
 
     Args:
         weights: a .safetensors file, or a hub id (owner/name) of a repository with
-        model.safetensors.
-        net: the classifier they belong to: "alex" (AlexNet, what the authors recommend for
-        measuring) or "vgg" (VGG16).
+            model.safetensors.
+        net: the classifier they belong to: "alex" (AlexNet, which the authors recommend for
+            measuring) or "vgg" (VGG16).
         device: "auto" takes CUDA, then MPS, then the CPU.
         revision: branch, tag or commit on the hub.
 
@@ -111,10 +111,10 @@ def load_lpips(
     return LpipsModel(str(weights), net, stages, linear, torch_device)
 
 
-def _scaled(pictures: Tensor) -> Tensor:
+def _scaled(images: Tensor) -> Tensor:
     """0..1 to what the classifier was trained on, in LPIPS' own numbers for -1..1."""
-    shift, scale = (pictures.new_tensor(each)[:, None, None] for each in (_SHIFT, _SCALE))
-    return (2 * pictures - 1 - shift) / scale
+    shift, scale = (images.new_tensor(each)[:, None, None] for each in (_SHIFT, _SCALE))
+    return (2 * images - 1 - shift) / scale
 
 
 def _unit(features: Tensor) -> Tensor:

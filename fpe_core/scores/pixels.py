@@ -2,13 +2,13 @@
 
     psnr_db            likeness, dB                                    higher = more alike
     ssim               likeness of local structure, -1..1              higher = more alike
-    changed_share      share of pixels that an eye sees changed, 0..1  higher = more changed
+    changed_share      share of visibly changed pixels, 0..1           higher = more changed
     sharpness_ratio    edit's sharpness over the source's, > 0         below 1 = softer
-    saturation_shift   mean chroma, edit less source, -1..1            above 0 = more colourful
-    clipped_shift      share of clipped values, edit less source       above 0 = burnt out, crushed
+    saturation_shift   mean chroma, edit minus source, -1..1           above 0 = more colourful
+    clipped_shift      share of clipped values, edit minus source      above 0 = burnt out, crushed
 
 All take sources and edits pair by pair, each a float tensor (N, 3, H, W) in 0..1 or N PIL images
-(see `pictures`), and return N numbers, in order. A pair has one size; pairs may differ. They raise
+(see `images`), and return N numbers, in order. A pair has one size; pairs may differ. They raise
 ParameterError for anything else.
 """
 
@@ -19,24 +19,24 @@ from torch import Tensor
 
 from fpe_core.errors import ParameterError
 from fpe_core.scores.edit_scores import LEAST_PX
-from fpe_core.scores.pictures import Pictures, score_pairs
+from fpe_core.scores.images import Images, score_pairs
 
 CHANGED_DISTANCE = 0.12
-"""Distance in RGB (0 to the root of 3) from which on a pixel counts as changed: 18 levels of 255 in
+"""Distance in RGB (0 to the root of 3) above which a pixel counts as changed: 18 levels of 255 in
 every channel, or 31 in one."""
 
 SSIM_WINDOW_PX = LEAST_PX["ssim"]
-"""Side of SSIM's windows, and least side of a picture."""
+"""Side of SSIM's windows, and least side of an image."""
 SHARPNESS_LEAST_PX = LEAST_PX["sharpness_ratio"]
-"""Least side of a picture with a Laplacian."""
+"""Least side of an image with a Laplacian."""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _HALF_LEVEL = 0.5 / 255.0
 _FLAT = 1e-6  # variance of the Laplacian below a quarter of a level: nothing that could be sharp
 
 
-def psnr_db(sources: Pictures, edits: Pictures) -> list[float]:
+def psnr_db(sources: Images, edits: Images) -> list[float]:
     """Peak signal-to-noise ratio to the source, dB: -10 log10 of the mean squared error over all
-    values in 0..1. 0 at worst, infinite for equal pictures. torchmetrics computes it."""
+    values in 0..1. 0 at worst, infinite for equal images. torchmetrics computes it."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     def score(before: Tensor, after: Tensor) -> list[float]:
@@ -48,13 +48,13 @@ def psnr_db(sources: Pictures, edits: Pictures) -> list[float]:
     return score_pairs("psnr_db", sources, edits, score)
 
 
-def ssim(sources: Pictures, edits: Pictures) -> list[float]:
-    """Structural similarity (Wang et al. 2004, IEEE TIP 13(4)), -1..1, 1 for equal pictures.
+def ssim(sources: Images, edits: Images) -> list[float]:
+    """Structural similarity (Wang et al. 2004, IEEE TIP 13(4)), -1..1, 1 for equal images.
 
     Gaussian windows of 11 x 11 px, sigma 1.5; K1 0.01, K2 0.03; the mean over all windows that lie
-    wholly inside the picture, and over R, G and B. torchmetrics computes it; its releases differ in
-    whether windows over the mirrored rim count, so that those are cut off here, as in scikit-image.
-    Both sides need 11 px.
+    wholly inside the image, and over R, G and B. torchmetrics computes it; its releases differ in
+    whether windows over the mirrored border count, so those are cut off here, as in scikit-image.
+    Both sides need at least 11 px.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -75,14 +75,14 @@ def ssim(sources: Pictures, edits: Pictures) -> list[float]:
 
 
 def changed_share(
-    sources: Pictures, edits: Pictures, *, distance: float = CHANGED_DISTANCE
+    sources: Images, edits: Images, *, distance: float = CHANGED_DISTANCE
 ) -> list[float]:
     """Share of pixels that changed, 0..1.
 
-    Both pictures are averaged over 3 x 3 pixels; a pixel has changed where the Euclidean distance
-    of the averages in RGB exceeds `distance`. The average takes out what an autoencoder adds: noise
-    and a rim along edges. What is left of that, and where the threshold comes from, is in
-    `still_life.measure_scores`.
+    Both images are averaged over 3 x 3 pixels; a pixel has changed if the Euclidean distance of the
+    averages in RGB exceeds `distance`. Averaging removes most of what an autoencoder adds: noise,
+    and a rim along edges. What remains, and how the threshold was chosen, is in
+    `fpe_core.still_life.benchmark.measure_scores`.
 
     Raises:
         ParameterError: also for a distance below 0.
@@ -91,20 +91,20 @@ def changed_share(
         raise ParameterError(f"distance must be 0 or more, got {distance!r}")
 
     def score(before: Tensor, after: Tensor) -> list[float]:
-        apart = (_mean_of_nine(after) - _mean_of_nine(before)).norm(dim=1)
-        shares: list[float] = (apart > distance).double().mean(dim=(1, 2)).tolist()
+        distances = (_mean_of_nine(after) - _mean_of_nine(before)).norm(dim=1)
+        shares: list[float] = (distances > distance).double().mean(dim=(1, 2)).tolist()
         return shares
 
     return score_pairs("changed_share", sources, edits, score)
 
 
-def sharpness_ratio(sources: Pictures, edits: Pictures) -> list[float | None]:
+def sharpness_ratio(sources: Images, edits: Images) -> list[float | None]:
     """Variance of the edit's Laplacian over that of the source's: 1 as sharp, below 1 softer.
 
-    Of the luma (BT.601), with the four direct neighbours, inside the picture; the variance as in
+    Of the luma (BT.601), with the four direct neighbours, inside the image; the variance as in
     Pech-Pacheco et al. 2000 (ICPR, "Diatom autofocusing in brightfield microscopy"). It falls with
-    blur and rises with noise and with pattern, so that it tells blur and grain and not quality.
-    None where the source is flat (a variance below 1e-6): there is nothing to compare with.
+    blur and rises with noise and patterns, so it measures blur and grain, not quality. None if the
+    source is flat (a variance below 1e-6), because there is nothing to compare with.
     """
 
     def score(before: Tensor, after: Tensor) -> list[float | None]:
@@ -114,12 +114,11 @@ def sharpness_ratio(sources: Pictures, edits: Pictures) -> list[float | None]:
     return score_pairs("sharpness_ratio", sources, edits, score, least_px=SHARPNESS_LEAST_PX)
 
 
-def saturation_shift(sources: Pictures, edits: Pictures) -> list[float]:
-    """Mean chroma of the edit less that of the source, -1..1: above 0 more colourful.
+def saturation_shift(sources: Images, edits: Images) -> list[float]:
+    """Mean chroma of the edit minus that of the source, -1..1: above 0 more colourful.
 
     Chroma is max(R, G, B) - min(R, G, B): the saturation of HSV times its value, which unlike the
-    saturation itself is steady in the dark. Too much guidance shows as a rise of this and of
-    `clipped_shift`.
+    saturation itself is stable for dark colours. Too much guidance raises this and `clipped_shift`.
     """
 
     def score(before: Tensor, after: Tensor) -> list[float]:
@@ -129,8 +128,8 @@ def saturation_shift(sources: Pictures, edits: Pictures) -> list[float]:
     return score_pairs("saturation_shift", sources, edits, score)
 
 
-def clipped_shift(sources: Pictures, edits: Pictures) -> list[float]:
-    """Share of channel values at 0 or 255 in the edit less that in the source, -1..1."""
+def clipped_shift(sources: Images, edits: Images) -> list[float]:
+    """Share of channel values at 0 or 255 in the edit minus that in the source, -1..1."""
 
     def score(before: Tensor, after: Tensor) -> list[float]:
         shifts: list[float] = (_clipped_share(after) - _clipped_share(before)).tolist()
@@ -139,23 +138,23 @@ def clipped_shift(sources: Pictures, edits: Pictures) -> list[float]:
     return score_pairs("clipped_shift", sources, edits, score)
 
 
-def _mean_of_nine(pictures: Tensor) -> Tensor:
-    padded = torch.nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
+def _mean_of_nine(images: Tensor) -> Tensor:
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
     return torch.nn.functional.avg_pool2d(padded, 3, stride=1)
 
 
-def _laplacian_variance(pictures: Tensor) -> Tensor:
-    luma = torch.einsum("nchw,c->nhw", pictures.double(), pictures.new_tensor(_LUMA).double())
+def _laplacian_variance(images: Tensor) -> Tensor:
+    luma = torch.einsum("nchw,c->nhw", images.double(), images.new_tensor(_LUMA).double())
     middle = luma[:, 1:-1, 1:-1]
     across = luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
     along = luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1]
     return (across + along - 4 * middle).flatten(1).var(dim=1, correction=0)
 
 
-def _mean_chroma(pictures: Tensor) -> Tensor:
-    return (pictures.amax(dim=1) - pictures.amin(dim=1)).double().mean(dim=(1, 2))
+def _mean_chroma(images: Tensor) -> Tensor:
+    return (images.amax(dim=1) - images.amin(dim=1)).double().mean(dim=(1, 2))
 
 
-def _clipped_share(pictures: Tensor) -> Tensor:
-    clipped = (pictures < _HALF_LEVEL) | (pictures > 1 - _HALF_LEVEL)
+def _clipped_share(images: Tensor) -> Tensor:
+    clipped = (images < _HALF_LEVEL) | (images > 1 - _HALF_LEVEL)
     return clipped.double().mean(dim=(1, 2, 3))

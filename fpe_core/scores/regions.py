@@ -3,19 +3,19 @@
     region = region_of_box(source, box)          # once for all edits of a source
     region.structure_in(edit)                    # 0..1; 1 = the same edges, in the same place
 
-A colour, a material or the light may change; what must stay for a label to hold is the outline. So
-edges are compared: the structure tensor of a colour picture (Di Zenzo 1986, CVGIP 33(1)) tells how
-strong an edge is and how it runs, and does not care which side is the brighter one. The region,
-with a margin, is first brought to 48 x 48 pixels: what counts is how far an edge moved in shares of
-the object.
+A colour, a material or the light may change, but a label only stays valid if the outline stays. So
+edges are compared: the structure tensor of a colour image (Di Zenzo 1986, CVGIP 33(1)) gives the
+strength and direction of an edge, whichever side is brighter. The region, with a margin, is first
+resized to 48 x 48 pixels, so that movements are measured relative to the object's size.
 
 box    two thirds: intersection over union of the extents that the edges have in source and edit (5
-       to 95 % of them, across and down), one third: correlation of the edges' strengths. The inside
-       of a box is not all object, and an edit of shape changes it though the box holds.
+       to 95 % of them, across and down), one third: correlation of the edges' strengths. Not all
+       of a box is object, and an edit of shape changes its inside although the box still holds.
 mask   along the mask's rim: cosine of the two tensors, each normalised with a constant that takes
        out noise, as in normalised gradient fields (Haber and Modersitzki 2006, MICCAI).
 
-No network is needed. How well they tell, beside a ViT's keys in the region: `fpe bench boxes`.
+No network is needed. `fpe bench boxes` measures how well this works, compared with a ViT's keys in
+the region.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class BoxRegion:
     edges: Plane  # (48, 48), square roots of tensor norms
 
     def structure_in(self, edit: Image.Image) -> float | None:
-        """0..1; None where the source is flat there.
+        """0..1; None if the source is flat there.
 
         Raises:
             ParameterError: an edit of another size than the source.
@@ -76,7 +76,7 @@ class MaskRegion:
     rim: Plane  # (48, 48), >= 0
 
     def structure_in(self, edit: Image.Image) -> float | None:
-        """0..1; None where the mask has no rim, or the source no edge along it.
+        """0..1; None if the mask has no rim, or the source no edge along it.
 
         Raises:
             ParameterError: an edit of another size than the source.
@@ -104,7 +104,7 @@ def region_of_box(source: Image.Image, box: Box) -> BoxRegion:
     """The region of a box that has an area inside the (fitted) source.
 
     Raises:
-        ParameterError: a box without an area in the picture.
+        ParameterError: a box without an area in the image.
     """
     window = _window(source, box, _BOX_MARGIN)
     strength = _strength(_tensor(_cut(source, window)))
@@ -119,7 +119,7 @@ def region_of_mask(source: Image.Image, mask: NDArray[np.bool_]) -> MaskRegion:
     """
     if mask.shape != (source.height, source.width):
         raise ParameterError(
-            f"a mask of a picture of {source.width} x {source.height} px has that size; got "
+            f"the mask of an image of {source.width} x {source.height} px must have that size, got "
             f"{mask.shape[1]} x {mask.shape[0]}"
         )
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
@@ -145,16 +145,16 @@ def _window(source: Image.Image, box: Box, margin: float) -> tuple[float, float,
     return wider.left, wider.top, wider.right, wider.bottom
 
 
-def _cut(picture: Image.Image, window: tuple[float, float, float, float]) -> Plane:
+def _cut(image: Image.Image, window: tuple[float, float, float, float]) -> Plane:
     """The window as (48, 48, C), 0..1."""
-    small = picture.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BILINEAR, box=window)
+    small = image.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BILINEAR, box=window)
     values = np.asarray(small, dtype=np.float64) / 255.0
     return values[..., None] if values.ndim == 2 else values
 
 
-def _tensor(picture: Plane) -> Plane:
+def _tensor(image: Plane) -> Plane:
     """The structure tensor, smoothed: (H, W, 3) of xx, yy and root 2 times xy."""
-    down, across = np.gradient(picture, axis=(0, 1))
+    down, across = np.gradient(image, axis=(0, 1))
     products = [(across * across), (down * down), np.sqrt(2.0) * (across * down)]
     tensor = np.stack([product.sum(axis=-1) for product in products], axis=-1)
     for _ in range(_SMOOTHINGS):
@@ -180,7 +180,7 @@ def _is_structured(edges: Plane) -> bool:
 
 
 def _extent(edges: Plane) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom between which all but 5 % of the edges lie on either side."""
+    """Left, top, right, bottom: beyond each of them lie 5 % of the edges."""
     left, right = _quantiles(edges.sum(axis=0))
     top, bottom = _quantiles(edges.sum(axis=1))
     return left, top, right, bottom
@@ -209,6 +209,6 @@ def _unit(value: float) -> float:
 def _check_size(size: tuple[int, int], edit: Image.Image) -> None:
     if edit.size != size:
         raise ParameterError(
-            f"source and edit need one size, got {size[0]} x {size[1]} and {edit.width} x "
-            f"{edit.height} px"
+            f"source and edit must have the same size, got {size[0]} x {size[1]} and "
+            f"{edit.width} x {edit.height} px"
         )

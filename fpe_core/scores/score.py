@@ -1,8 +1,9 @@
-"""Every score of an edit at once: what a judge looks at.
+"""All scores of an edit at once.
 
 clip, structure = load_scorer(), load_structure_model()
-scores = score_edits(sources, edits, source_prompts, target_prompts,
-                     clip=clip, structure=structure)
+scores = score_edits(
+    sources, edits, source_prompts, target_prompts, clip=clip, structure=structure
+)
 scores[0].directional_similarity, scores[0].psnr_db
 """
 
@@ -56,19 +57,18 @@ def score_edits(
 ) -> list[EditScores]:
     """Scores edits against their sources and prompts, row by row, together.
 
-    A source that comes again, being the same object or the same pixels, goes through a model once,
-    and so does a text.
+    A source that is repeated (equal pixels) goes through each model once, and so does a text.
 
     Args:
         sources, edits: N PIL images each, an edit as large as its source.
-        source_prompts: what the sources show; None where nothing is known.
+        source_prompts: what the sources show; None if unknown.
         target_prompts: what the edits should show.
-        clip, structure, lpips_model: the models; without one, its scores are off.
-        which: the scores to compute, of `SCORES`; None is all whose model is there.
+        clip, structure, lpips_model: the models; without one, its scores are not computed.
+        which: the scores to compute, of `SCORES`; None: all whose model is given.
 
     Raises:
-        ParameterError: an unknown score, one whose model is not there, lists of different lengths,
-        or an edit of another size than its source.
+        ParameterError: an unknown score, one whose model is not given, lists of different lengths,
+            or an edit of another size than its source.
         PromptError: a prompt that is not text.
     """
     chosen = _choose(which, clip, structure, lpips_model)
@@ -95,7 +95,7 @@ def _require_as_many(*lists: Sequence[Any]) -> None:
     lengths = [len(each) for each in lists]
     if len(set(lengths)) > 1:
         raise ParameterError(
-            "score_edits takes as many sources, edits, source prompts and target prompts, got "
+            "score_edits needs equally many sources, edits, source and target prompts, got "
             f"{', '.join(map(str, lengths))}"
         )
 
@@ -125,7 +125,7 @@ def _choose(
 
 @dataclasses.dataclass(frozen=True)
 class _ClipRows:
-    """The rows in a CLIP's space, (N, D) each; what no chosen score asks for is not embedded."""
+    """A CLIP's embeddings of the rows, (N, D) each, computed only if a score needs them."""
 
     clip: ClipScorer
     sources: Sequence[Image.Image]
@@ -169,7 +169,7 @@ def _once(
     items: Sequence[Any],
     identify: Callable[[Any], Hashable] = lambda item: item,
 ) -> list[Tensor]:
-    """What `embed` makes of each item, made once for items that are alike."""
+    """The embedding of each item; items with equal keys are embedded once."""
     names = [identify(item) for item in items]
     first = dict(zip(reversed(names), reversed(items), strict=True))
     made = dict(zip(first, embed(list(first.values())), strict=True))
@@ -177,5 +177,5 @@ def _once(
 
 
 def _pixels_of(image: Image.Image) -> Hashable:
-    """Equal for pictures that are equal in every pixel, as RGB."""
+    """A key that is equal for images whose pixels are equal as RGB."""
     return image.size, hashlib.blake2b(image.convert("RGB").tobytes(), digest_size=16).digest()

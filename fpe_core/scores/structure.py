@@ -4,16 +4,16 @@
     structure_distance(model.self_similarities(sources), model.self_similarities(edits))
 
 Splice (Tumanyan et al., CVPR 2022, arXiv 2201.00424, equation 4) found that the cosines between the
-keys of a DINO-ViT's last layer tell the layout of a picture and little of its appearance:
+keys of a DINO-ViT's last layer describe the layout of an image and little of its appearance:
 
-    S_ij = cos(k_i, k_j),  k_i the key of token i, all heads side by side; the [CLS] token counts
+    S_ij = cos(k_i, k_j),  k_i the key of token i, all heads concatenated, including [CLS]
 
 "Structure distance" of PnP-Inversion (Ju et al., ICLR 2024, arXiv 2310.01506) is the mean squared
-difference of two such matrices, by their evaluation code: DINO ViT-B/8, layer 11 counted from 0
-(the last), shorter side at 224 px and the longer at 480 at most, every entry of S, the [CLS]
-token's included. Their tables give it times 1000; here it is as it is.
+difference of two such matrices. As in their evaluation code: DINO ViT-B/8, layer 11 counted from 0
+(the last), the shorter side at 224 px and the longer at most 480, every entry of S, including the
+[CLS] token's. Their tables multiply it by 1000; here it is not scaled.
 
-Three kinds of source go through one door (`load_structure_model`), that of `scores.load_scorer`:
+`load_structure_model` accepts the same three kinds of source as `load_scorer`:
 
     builtin:still-life      a stand-in, not a DINO: the vision tower of the built-in CLIP
     a folder, owner/name    a ViT (DINO's are), DINOv2 with or without registers, DINOv3, CLIP
@@ -37,7 +37,7 @@ from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
 from fpe_core.device import choose_device
 from fpe_core.errors import CheckpointError, ParameterError
 from fpe_core.scores.files import check_preprocessing, check_weights, locate_scorer, model_type_of
-from fpe_core.scores.pictures import Pictures, batches_by_size, picture_rows
+from fpe_core.scores.images import Images, batches_by_size, image_rows
 
 _LONGEST = 480 / 224
 """Longer side over the size of the shorter one, at most (PnP-Inversion)."""
@@ -47,15 +47,15 @@ _KEY_PROJECTIONS = ("k_proj", "key")  # transformers 5 and CLIP; ViT and DINOv2 
 
 @dataclass(frozen=True)
 class StructureModel:
-    """A loaded ViT, ready to read structure.
+    """A loaded ViT, ready to measure structure.
 
     Attributes:
         name: the source it was loaded from, as given.
         model: transformers' own object, in eval mode and float32.
-        size_px: the shorter side pictures are brought to (the checkpoint's preprocessing has it).
-        patch_px: side of a patch; sides are brought to multiples of it.
+        size_px: the shorter side of resized images (from the checkpoint's preprocessing).
+        patch_px: side of a patch; resized sides are multiples of it.
         mean, std: per channel, subtracted from and divided into values of 0..1.
-        device: where the model runs. What comes back is on the CPU.
+        device: where the model runs. Results are returned on the CPU.
     """
 
     name: str
@@ -66,18 +66,18 @@ class StructureModel:
     std: tuple[float, float, float]
     device: torch.device
 
-    def self_similarities(self, pictures: Pictures) -> list[Tensor]:
-        """Of each picture S: (T, T), float32, -1..1, symmetric, T one more than its patches
-        (DINOv2 and DINOv3 with registers: as many more as it has registers).
+    def self_similarities(self, images: Images) -> list[Tensor]:
+        """The matrix S of each image: (T, T), float32, -1..1, symmetric. T is the number of its
+        patches plus one, and plus the number of registers for DINOv2 and DINOv3 with registers.
 
-        Pictures are a float tensor (N, 3, H, W) in 0..1 or N PIL images. They keep their
-        proportions, and are whole: the crop that some checkpoints ask for is not made. Position
-        embeddings are interpolated to the size.
+        Images are a float tensor (N, 3, H, W) in 0..1 or N PIL images. Proportions are kept and
+        nothing is cropped, even if the checkpoint's preprocessing crops. Position embeddings are
+        interpolated to the size.
 
         Raises:
-            ParameterError: other pictures than those.
+            ParameterError: any other images.
         """
-        fitted = [self._fit(row) for row in picture_rows(pictures)]
+        fitted = [self._fit(row) for row in image_rows(images)]
         found: dict[int, Tensor] = {}
         with torch.inference_mode():
             for numbers, (batch,) in batches_by_size(fitted):
@@ -85,23 +85,23 @@ class StructureModel:
                 found.update(zip(numbers, (keys @ keys.mT).cpu().unbind(), strict=True))
         return [found[number] for number in range(len(fitted))]
 
-    def _fit(self, picture: Tensor) -> Tensor:
+    def _fit(self, image: Tensor) -> Tensor:
         """(3, H, W) at the model's size, not yet normalised."""
-        height, width = picture.shape[1:]
+        height, width = image.shape[1:]
         scale = self.size_px / min(height, width)
         scale = min(scale, self.size_px * _LONGEST / max(height, width))
         size = [
             max(1, round(side * scale / self.patch_px)) * self.patch_px for side in (height, width)
         ]
         if size == [height, width]:
-            return picture
+            return image
         resized = torch.nn.functional.interpolate(
-            picture[None], size, mode="bilinear", antialias=True, align_corners=False
+            image[None], size, mode="bilinear", antialias=True, align_corners=False
         )
         return resized[0].clamp(0.0, 1.0)
 
     def _keys(self, batch: Tensor) -> Tensor:
-        """(n, 3, H, W) in 0..1 to the last layer's keys, (n, T, D), all heads side by side."""
+        """(n, 3, H, W) in 0..1 to the last layer's keys, (n, T, D), all heads concatenated."""
         pixels = batch.to(self.device)
         mean, std = (pixels.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
         caught: list[Tensor] = []
@@ -115,18 +115,18 @@ class StructureModel:
 
 
 def structure_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[float]:
-    """Mean squared difference of self-similarities, 0..4, pair by pair: 0 = one layout.
+    """Mean squared difference of self-similarities, 0..4, pair by pair: 0 = same layout.
 
-    Both are what `StructureModel.self_similarities` gave, of one model.
+    Both are results of `StructureModel.self_similarities` of the same model.
 
     Raises:
-        ParameterError: another number of them, or of different sizes.
+        ParameterError: different numbers of matrices, or different sizes.
     """
     shapes = [[tuple(each.shape) for each in side] for side in (first, second)]
     if shapes[0] != shapes[1]:
         raise ParameterError(
             "structure_distance compares pair by pair, but got self-similarities of shapes "
-            f"{shapes[0]} and {shapes[1]}; sources and edits need one size, and one model"
+            f"{shapes[0]} and {shapes[1]}; sources and edits need the same size and model"
         )
     return [float(((a - b).double() ** 2).mean()) for a, b in zip(first, second, strict=True)]
 
@@ -154,7 +154,7 @@ def load_structure_model(
     device: str | torch.device = "auto",
     revision: str | None = None,
 ) -> StructureModel:
-    """Loads a ViT to read structure with.
+    """Loads a ViT to measure structure with.
 
     Args:
         source: see the module.
@@ -162,7 +162,7 @@ def load_structure_model(
         revision: branch, tag or commit on the hub.
 
     Raises:
-        CheckpointError: what was given is no such ViT, or cannot be read.
+        CheckpointError: the source is not a supported ViT, or cannot be read.
     """
     torch_device = choose_device(device)
     folder = locate_scorer(source, revision, "a ViT, DINOv2, DINOv3 or CLIP")
@@ -190,7 +190,7 @@ def _load(folder: Path, kind: str) -> Any:
     }
     if kind not in classes:
         raise CheckpointError(
-            f"{folder} is no vision transformer known here: its model_type is {kind!r}; known are "
+            f"{folder} is not a supported vision transformer: its model_type is {kind!r}; allowed: "
             f"{', '.join(classes)}"
         )
     name, settings = classes[kind]
@@ -219,7 +219,7 @@ def _load(folder: Path, kind: str) -> Any:
 def _preprocessing(
     folder: Path,
 ) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
-    """Size, mean and standard deviation, as preprocessor_config.json has them, old or new."""
+    """Size, mean and standard deviation from preprocessor_config.json, in its old or new form."""
     path = folder / "preprocessor_config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))

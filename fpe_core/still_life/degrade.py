@@ -1,4 +1,4 @@
-"""Spoils pictures a little, as autoencoders, samplers and file formats do."""
+"""Degrades images slightly, as autoencoders, samplers and file formats do."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fpe_core.still_life.render import as_pixels
 
 _JPEG_RATE, _BLUR_RATE, _GRAIN_RATE, _MOTTLE_RATE = 0.2, 0.5, 0.4, 0.4
 _LEAST_JPEG_QUALITY, _BEST_JPEG_QUALITY = 40, 95
-_STRONGEST_GRAIN, _STRONGEST_MOTTLE = 0.10, 0.10  # deviations, where a picture spans -1..1
+_STRONGEST_GRAIN, _STRONGEST_MOTTLE = 0.10, 0.10  # deviations, where an image spans -1..1
 _MOTTLE_ACROSS = 8
 
 
 def degrade(images: NDArray[np.uint8], rng: np.random.Generator) -> torch.Tensor:
-    """(B, H, W, 3) bytes to (B, 3, H, W) in -1..1: compressed, blurred, noisy by chance.
+    """(B, H, W, 3) bytes to (B, 3, H, W) in -1..1, each randomly compressed, blurred or noisy.
 
-    What a picture shows, and where, stays as it is.
+    What an image shows, and where, does not change.
     """
     worn = [_compress(image, rng) if rng.random() < _JPEG_RATE else image for image in images]
     pixels = as_pixels(np.stack(worn))
@@ -50,7 +50,7 @@ def _grain(pixels: torch.Tensor, strength: torch.Tensor, noise: torch.Generator)
 
 
 def _mottle(pixels: torch.Tensor, strength: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """Spots as wide as an eighth of the picture."""
+    """Spots as wide as an eighth of the image."""
     coarse = torch.randn(len(pixels), 3, _MOTTLE_ACROSS, _MOTTLE_ACROSS, generator=noise)
     spots = torch.nn.functional.interpolate(coarse, size=pixels.shape[-2:], mode="bilinear")
     return pixels + _STRONGEST_MOTTLE * strength * spots
@@ -62,7 +62,7 @@ def _compress(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
 
 
 def compressed(image: Image.Image, quality: int) -> Image.Image:
-    """The picture after a way through JPEG."""
+    """The image, saved as JPEG and read again."""
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=quality)
     return Image.open(sink).convert("RGB")

@@ -44,15 +44,15 @@ _STRIPE_PERIOD = 0.56
 _DOT_SPACING, _DOT_RADIUS = 0.52, 0.165
 _PALE = 0.72  # how much white the second tone of a pattern holds
 
-# A sketch: coloured pencil on paper. Its strokes repeat with the picture's sixteenths.
+# A sketch: coloured pencil on paper. Its strokes repeat with the image's sixteenths.
 _PAPER_RGB = np.array((250, 247, 240), np.float32) / 255.0
 _GRAPHITE_RGB = np.array((58, 56, 60), np.float32) / 255.0
 _STROKES_ACROSS = 16
-_OUTLINE_WIDTH = 0.018  # of the picture's side
+_OUTLINE_WIDTH = 0.018  # of the image's side
 
 
 def render(scene: Scene, size_px: int = 128) -> Image.Image:
-    """The picture of a scene: RGB, 8 bits, `size_px` squared."""
+    """The image of a scene: RGB, 8 bits, `size_px` squared."""
     frame = _frame(scene, size_px)
     background = _background(scene, frame)
     surface = _surface(scene, frame)

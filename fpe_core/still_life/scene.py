@@ -1,4 +1,4 @@
-"""What a still life is: five named factors, a few free quantities, and its sentences."""
+"""What a still life is: five named factors, a few free quantities, and captions."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def caption(scene: Scene, phrasing: int = 0) -> str:
 def factors_in(text: str) -> dict[str, str]:
     """The factors a caption names, e.g. {"shape": "heart", "colour": "red"}.
 
-    Words outside the grammar are passed over. Raises ValueError where a text names two values of
-    one factor.
+    Words outside the grammar are ignored. Raises ValueError if a text names two values of one
+    factor.
     """
     found: dict[str, str] = {}
     for word in re.findall(r"[a-z]+", text.lower()):

@@ -1,9 +1,9 @@
-"""How the algorithm is made fast; what it computes is in the files one folder up.
+"""How the algorithm is made fast. What it computes is in the files one folder up.
 
 rows, row_limit     the rows of a step, in as many chunks as memory allows
 denoiser            the UNet on them, with the prompts of one call (prompts)
 attention           which layers' maps are recorded and injected
-forward, attend     one pass: rows of one latent are one row until a prompt tells them apart
-call, cuda_graphs   passes captured on a GPU
+forward, attend     one pass; rows of one latent are computed once until they differ
+call, cuda_graphs   passes captured as CUDA graphs
 fused               fewer passes over memory on a GPU (triton_kernels)
 """

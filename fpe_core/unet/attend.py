@@ -1,7 +1,6 @@
-"""Attention of a diffusers layer, from queries, keys and values that are already there.
+"""Attention of a diffusers layer, from queries, keys and values already computed.
 
-Which kernel computes it is torch's choice; it was the fastest for all shapes that were measured, on
-CPU and GPU.
+torch chooses the kernel; its choice was the fastest for all measured shapes, on CPU and GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ def attend(attn: Any, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor)
 
     Args:
         attn: the layer, `diffusers.models.attention_processor.Attention`.
-        hidden: what went into it, (rows, tokens, channels); for its residual, if it has one.
+        hidden: the layer's input, (rows, tokens, channels); for its residual, if any.
         query: (rows, tokens, heads * d).
         key, value: (rows, tokens or text tokens, heads * d).
 
@@ -30,7 +29,7 @@ def attend(attn: Any, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor)
     out: Tensor = attn.to_out[1](attn.to_out[0](joined))
     if attn.residual_connection:
         out = out + hidden
-    if attn.rescale_output_factor != 1.0:  # by 1 it would be a pass over memory all the same
+    if attn.rescale_output_factor != 1.0:  # dividing by 1 would cost a pass over memory
         out = out / attn.rescale_output_factor
     return out
 

@@ -6,11 +6,11 @@ same thing, and no map has to be materialised:
 
     softmax(Q_s K_s^T / sqrt d) V_t  =  scaled_dot_product_attention(Q_s, K_s, V_t)
 
-Source rows run first in a step and leave their Q and K behind (`SourceMaps`); target rows then run
-in as many chunks as memory asks for. Which layers that are is said here; what they do with a map is
-part of the pass through the UNet (`fpe_core.unet.forward`). Cross-attention is never touched,
-except where an experiment asks for it (`EditParameters.replace_cross_attention`): there the map is
-that of the source over its own text.
+In each step the source rows run first, and their Q and K are stored (`SourceMaps`); the target rows
+then run in as many chunks as memory requires. This module selects the layers and stores the maps;
+the pass through the UNet records and injects them (`fpe_core.unet.forward`). Cross-attention is
+left alone, unless an experiment asks for it (`EditParameters.replace_cross_attention`): then the
+source's map over its own text is injected.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ def _level(name: str, levels: int) -> int:
 
 
 class AttentionMap(NamedTuple):
-    """What makes the map of an attention layer, a row of the UNet each.
+    """The query and key that define the map of one attention layer, for some UNet rows.
 
     Attributes:
         query: (rows, tokens, width).
-        key: (rows, tokens, width); of cross-attention (rows, text tokens, width).
+        key: (rows, tokens, width); for cross-attention (rows, text tokens, width).
     """
 
     query: Tensor
@@ -109,14 +109,14 @@ class SourceMaps:
     """The maps of the current step's source rows, layer by layer.
 
     Attributes:
-        attentions: the layers whose maps are taken, as places among all attentions of the UNet in
-            order of execution, from 0: every self-attention is followed by its cross-attention.
+        attentions: the layers whose maps are recorded, as indices, from 0, among all attentions of
+            the UNet in order of execution: every self-attention is followed by its cross-attention.
     """
 
     def __init__(
         self, layers: tuple[SelfAttentionLayer, ...], *, cross_attention: bool = False
     ) -> None:
-        """`cross_attention` also takes the maps of the cross-attention after each layer."""
+        """`cross_attention`: also record the maps of the cross-attention after each layer."""
         kinds = (0, 1) if cross_attention else (0,)
         self.attentions = tuple(
             2 * (layer.position - 1) + kind for layer in layers for kind in kinds
@@ -124,15 +124,15 @@ class SourceMaps:
         self._chunks: list[tuple[AttentionMap, ...]] = []
 
     def clear(self) -> None:
-        """Drops what was recorded: the next step's source rows record their own."""
+        """Drops the recorded maps, before the source rows of the next step record theirs."""
         self._chunks = []
 
     def record(self, maps: tuple[AttentionMap, ...]) -> None:
-        """The next sources' maps, one of each layer."""
+        """Adds the maps of the next sources, one for each layer."""
         self._chunks.append(maps)
 
     def of(self, sources: Tensor) -> tuple[AttentionMap, ...]:
-        """Of each layer the maps of these sources: int64, an index in the order of recording."""
+        """The maps of these sources (int64, in the order of recording), one for each layer."""
         if len(self._chunks) > 1:
             joined = (
                 AttentionMap(torch.cat([m.query for m in parts]), torch.cat([m.key for m in parts]))

@@ -1,4 +1,4 @@
-"""Calls of a checkpoint's UNet on chunks of rows, as CUDA graphs where these gain."""
+"""Calls of a checkpoint's UNet on chunks of rows, as CUDA graphs where these are faster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fpe_core.unet.rows import Chunk
 
 
 class _Arguments(NamedTuple):
-    """Of one pass, see `fpe_core.unet.forward.forward`."""
+    """The arguments of one pass; see `fpe_core.unet.forward.forward`."""
 
     latents: Tensor
     embedding: Tensor
@@ -29,7 +29,7 @@ class _Arguments(NamedTuple):
 
     @property
     def kind(self) -> Hashable:
-        """All that is not a tensor; passes of one kind with tensors of one shape do the same."""
+        """All that is not a tensor: passes of equal kind and tensor shapes run the same kernels."""
         return (
             self.latent_of_row is None,
             len(self.prompts.keys),
@@ -45,7 +45,7 @@ class _Arguments(NamedTuple):
         return self.latents, self.embedding, *latent_of_row, self.prompts.embeddings, *flat
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> _Arguments:
-        """Those of another pass of the kind, in the order of `tensors`."""
+        """The arguments of another pass of this kind, from its `tensors`."""
         rest = iter(tensors)
         latents, embedding = next(rest), next(rest)
         latent_of_row = None if self.latent_of_row is None else next(rest)
@@ -57,11 +57,13 @@ class _Arguments(NamedTuple):
 
 
 class UNetCall(nn.Module):
-    """A UNet2DConditionModel on the rows of a chunk. A module for its hooks: one call, one pass.
+    """Runs a UNet2DConditionModel on the rows of a chunk.
+
+    A module, so that hooks can observe it: each call is one pass.
 
     Attributes:
         parts: the UNet.
-        graphs: of the passes on CUDA.
+        graphs: captured passes; used on CUDA only.
     """
 
     def __init__(self, unet: Any) -> None:
@@ -72,7 +74,7 @@ class UNetCall(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, and of what goes in and comes out."""
+        """The dtype of its weights, inputs and outputs."""
         dtype: torch.dtype = self.parts.unet.dtype
         return dtype
 

@@ -1,9 +1,10 @@
-"""Passes through a network as CUDA graphs, where launching their kernels takes longer than they do.
+"""Runs passes through a network as CUDA graphs, if launching kernels takes longer than they run.
 
 A small pass leaves a GPU waiting for the host: with Stable Diffusion 1.5's shapes two rows take the
-host some 20 ms, and the GPU a fifth of it. A pass that was captured is launched as one. Which of
-them gain is measured as they come, without waiting for the device: the second of a shape is timed
-on both sides. A large one keeps the device busy anyway, and is never captured: that costs memory.
+host about 20 ms, and the GPU a fifth of that. A captured pass is launched as a whole. Whether that
+is faster is measured during the run, without waiting for the device: the second pass of each shape
+is timed on host and device. A large pass keeps the device busy anyway and is never captured,
+because a graph costs memory.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _MOST_GRAPHS = 64
 _UNTIMED = 1
 """Passes of a shape before one is timed: the first chooses algorithms and compiles kernels."""
 _BUSY = 1.5
-"""A device that takes at least this many times as long as the host never waits for it."""
+"""A device that takes at least this many times as long as the host never waits for the host."""
 
 _log = logging.getLogger(__name__)
 
-Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+TensorFunction = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 class _Captured(NamedTuple):
@@ -36,7 +37,9 @@ class _Captured(NamedTuple):
 
 @dataclass
 class _Seen:
-    """What is known of a shape. `timed`: the host's seconds, and events around its pass."""
+    """What is known about a shape.
+
+    `timed`: of its timed pass, the host's seconds and the CUDA events before and after it."""
 
     passes: int = 0
     timed: tuple[float, Any, Any] | None = None
@@ -45,13 +48,14 @@ class _Seen:
 
 
 class CudaGraphs:
-    """Runs of functions of tensors, captured where that gains.
+    """Runs functions of tensors, captured where that is faster.
 
-    What a function reads in addition to its arguments, mostly weights, has to stay where it is.
+    Whatever else a function reads, mostly weights, has to stay at the same address.
 
     Attributes:
-        captures: False runs everything as it is, such as under a counter of operations, which sees
-            none inside a graph, and for good once memory has run out: graphs keep theirs.
+        captures: False runs everything without graphs. A counter of operations needs this, because
+            it sees none inside a graph. False for good once memory has run out, because graphs keep
+            theirs.
     """
 
     def __init__(self) -> None:
@@ -60,13 +64,15 @@ class CudaGraphs:
         self._pool: Any = None
         self._graphs = 0
 
-    def run(self, kind: Hashable, function: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def run(
+        self, kind: Hashable, function: TensorFunction, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         """`function(inputs)`, which is on the current CUDA device.
 
         Args:
-            kind: of the function: two with the same kind, shapes and types do the same.
-            function: returns tensors, waits for nothing, and calls no other library than torch.
-            inputs: on the device.
+            kind: functions of equal kind, input shapes and dtypes run the same kernels.
+            function: returns tensors, does not wait for the device, and calls no library but torch.
+            inputs: tensors on the device.
         """
         if not self.captures:
             return function(inputs)
@@ -76,7 +82,9 @@ class CudaGraphs:
             self.captures, self._seen, self._pool = False, {}, None
             raise
 
-    def _run(self, kind: Hashable, function: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _run(
+        self, kind: Hashable, function: TensorFunction, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         key = kind, tuple((each.shape, each.stride(), each.dtype) for each in inputs)
         seen = self._seen.setdefault(key, _Seen())
         seen.passes += 1
@@ -90,7 +98,9 @@ class CudaGraphs:
             return _timed(seen, function, inputs)
         return function(inputs)
 
-    def _capture(self, seen: _Seen, function: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _capture(
+        self, seen: _Seen, function: TensorFunction, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         kept = tuple(torch.empty_like(each).copy_(each) for each in inputs)
         made = function(inputs)
         graph = torch.cuda.CUDAGraph()
@@ -100,7 +110,7 @@ class CudaGraphs:
             # Other threads, the judge's above all, may go on using the device.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = function(kept)
-        except RuntimeError as error:  # out of memory, say: without a graph it is only slower
+        except RuntimeError as error:  # such as out of memory; without a graph it is only slower
             _log.warning("a pass was not captured as a CUDA graph: %s", str(error).split("\n")[0])
             return made
         seen.captured = _Captured(graph, kept, outputs)
@@ -115,7 +125,7 @@ def _replay(captured: _Captured, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]
     return tuple(output.clone() for output in captured.outputs)
 
 
-def _timed(seen: _Seen, function: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _timed(seen: _Seen, function: TensorFunction, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     began = time.perf_counter()
@@ -127,7 +137,7 @@ def _timed(seen: _Seen, function: Run, inputs: Sequence[Tensor]) -> tuple[Tensor
 
 
 def _host_is_slower(host_s: float, begin: Any, end: Any) -> bool | None:
-    """None while the device is not done: ask again later."""
+    """None as long as the device has not finished: ask again later."""
     if not end.query():
         return None
     return bool(begin.elapsed_time(end) / 1000 < _BUSY * host_s)

@@ -1,4 +1,4 @@
-"""The UNet on the rows of a step, in as many chunks as memory asks for.
+"""The UNet on the rows of a step, in as many chunks as memory requires.
 
 A row is one latent in one call of the UNet. A row that is only evaluated for its attention maps
 stops at the last layer that is replaced; it is cheaper, but still counts as a row.
@@ -22,9 +22,9 @@ from fpe_core.unet.rows import Chunk, UNetRows
 
 @dataclass(frozen=True, eq=False)
 class RecordMaps:
-    """The conditional rows are sources, in order, and leave their maps in `maps`.
+    """The conditional rows are sources, in order; their maps are recorded in `maps`.
 
-    `only`: nothing but the maps is wanted.
+    `only`: the output is not needed, and the pass ends with the last map.
     """
 
     maps: SourceMaps
@@ -61,7 +61,7 @@ class Denoiser:
     def __init__(
         self, unet: UNetCall, text: EncodedPrompts, limit: RowLimit, latent_dtype: torch.dtype
     ) -> None:
-        """`latent_dtype`: of the outputs, whatever the UNet's own type."""
+        """`latent_dtype`: the dtype of the outputs, whatever the UNet's own."""
         self.text = text
         self._unet = unet
         self._limit = limit
@@ -70,7 +70,7 @@ class Denoiser:
         self._of_timestep: dict[int, Tensor] = {}
 
     def prepare(self, rows: Iterable[UNetRows]) -> None:
-        """Puts the indices of these rows onto the device, so that no step waits for them."""
+        """Copies the indices of these rows to the device, so that no step waits for them."""
         for each in rows:
             each.prepare(self._limit.rows)
 
@@ -87,7 +87,7 @@ class Denoiser:
             rows: may be empty.
             z: the latents, (latents, C, h, w).
             timestep: 0..999.
-            maps: whether the rows record their attention maps, or take those of others.
+            maps: whether the rows' attention maps are recorded, or others injected; None: neither.
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
@@ -106,7 +106,7 @@ class Denoiser:
         return rows.in_order(self._limit.map(len(rows), part), evaluated)
 
     def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: SourceMaps) -> None:
-        """Leaves the rows' maps in `maps` and computes nothing past the last of them.
+        """Records the rows' maps in `maps` and computes nothing after the last of them.
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
@@ -121,7 +121,7 @@ class Denoiser:
     def _run(
         self, chunk: Chunk, z: Tensor, timestep: int, maps: RecordMaps | InjectMaps | None
     ) -> Tensor | None:
-        """The output of the chunk's rows; None if only their maps are wanted."""
+        """The output of the chunk's rows; None if only their maps are recorded."""
         if timestep not in self._of_timestep:
             self._of_timestep[timestep] = self._unet.embed(timestep)
         output: Tensor | None

@@ -24,7 +24,7 @@ from fpe_core.unet.fused import gated_gelu, group_norm, is_plain_resnet, residua
 from fpe_core.unet.prompts import PromptRows
 
 _BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-_NOT_HERE = (
+_UNSUPPORTED = (
     "class_embed_type",
     "num_class_embeds",
     "addition_embed_type",
@@ -38,13 +38,14 @@ RESNET, TRANSFORMER, KEEP, JOIN, DOWN, UP = range(6)
 
 
 class UNetParts(NamedTuple):
-    """A UNet as what it does, in order.
+    """A UNet as the list of its operations, in order.
 
     Attributes:
-        unet: the whole, for what is before and after.
-        steps: (one of the constants above, the module that does it). KEEP lays the rows aside for
-            the way up, JOIN takes up what was laid aside last.
-        multiple: latents whose edges this does not divide halve to odd sizes.
+        unet: the whole UNet, for what comes before and after the steps.
+        steps: (one of the constants above, the module that does it). KEEP stores the hidden state
+            for a skip connection, JOIN takes the one stored last.
+        multiple: latents whose height and width are multiples of this have no odd size on the way
+            down.
     """
 
     unet: Any
@@ -67,10 +68,10 @@ class Maps(NamedTuple):
 
     Attributes:
         attentions: which, see `SourceMaps`.
-        first_row: rows from here on are meant; the others attend with their own maps.
-        injected: for each of `attentions` the map that the rows attend with; if empty, their own
-            maps are returned.
-        only: nothing but the maps is wanted, and the pass ends with the last of them.
+        first_row: the rows from this one on; the rows before it attend with their own maps.
+        injected: for each of `attentions` the map that the rows attend with; if empty, the rows'
+            own maps are recorded.
+        only: the output is not needed, and the pass ends with the last map.
     """
 
     attentions: tuple[int, ...] = ()
@@ -114,18 +115,18 @@ def forward(
     *,
     maps: Maps,
 ) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
-    """The UNet's output for every row, and the maps that are asked for.
+    """The UNet's output for every row, and the recorded maps.
 
     Args:
-        latents: (latents, C, h, w), the distinct ones.
+        latents: (latents, C, h, w), each distinct one once.
         embedding: (1, width), the timestep's, the same for all; see `embed_timestep`.
         prompts: of the rows.
         latent_of_row: (rows,), int64; None for one row per latent, in order.
         maps: which attention maps to return, or to inject.
 
     Returns:
-        (rows, C, h, w), None with `maps.only`; a map for each of `maps.attentions`, of the rows
-        from `maps.first_row` on, none if they were injected.
+        the output, (rows, C, h, w), None with `maps.only`; the maps of `maps.attentions` of the
+        rows from `maps.first_row` on, empty if maps were injected.
     """
     unet, rows = parts.unet, _Rows(prompts, latent_of_row, maps)
     is_odd = any(edge % parts.multiple for edge in latents.shape[-2:])
@@ -137,7 +138,7 @@ def forward(
             block = residual_block if fuses and is_plain_resnet(module) else _call
             hidden = block(module, hidden, embedding)
         elif kind == TRANSFORMER:
-            kept = [rows.apart(each) for each in kept] if rows.are_shared else kept
+            kept = [rows.expanded(each) for each in kept] if rows.are_shared else kept
             after = _transformed(module, hidden, rows)
             if after is None:
                 return None, tuple(rows.recorded)
@@ -149,7 +150,7 @@ def forward(
         elif kind == DOWN:
             hidden = module(hidden)
         else:
-            # A size that halves to an odd one cannot be doubled back: what was kept knows it.
+            # Doubling does not restore an odd size, so it is taken from the skip connection.
             hidden = module(hidden, kept[-1].shape[2:] if is_odd else None)
     return _output(unet, hidden, fuses), tuple(rows.recorded)
 
@@ -165,15 +166,15 @@ def _output(unet: Any, hidden: Tensor, fuses: bool) -> Tensor:
 
 
 def embed_timestep(unet: Any, timestep: int) -> Tensor:
-    """What the residual blocks know of a timestep, 0..999: (1, width), of the UNet's type."""
-    # A tensor filled on the device: from a number, one would be copied there and waited for.
+    """The embedding of a timestep, 0..999, for the residual blocks: (1, width), UNet's dtype."""
+    # Filled on the device: made from a number, it would be copied there, and the host would wait.
     time = torch.full((1,), timestep, dtype=torch.int64, device=unet.device)
     embedding: Tensor = unet.time_embedding(unet.time_proj(time).to(unet.dtype))
     return embedding
 
 
 class _Rows:
-    """The rows of one pass: whether they share latents still, and which attention is next."""
+    """The rows of one pass: whether they still share latents, and which attention is next."""
 
     def __init__(self, prompts: PromptRows, latent_of_row: Tensor | None, maps: Maps) -> None:
         self.are_shared = latent_of_row is not None
@@ -183,7 +184,7 @@ class _Rows:
         self._maps = maps
         self._next = 0
 
-    def apart(self, shared: Tensor) -> Tensor:
+    def expanded(self, shared: Tensor) -> Tensor:
         """(latents, ...) to (rows, ...), in the memory layout it had."""
         if self._latent_of_row is None:
             return shared
@@ -193,18 +194,19 @@ class _Rows:
         return rows
 
     @property
-    def next_tells_apart(self) -> bool:
-        """Whether the next attention is another one for rows of one latent."""
+    def next_differs(self) -> bool:
+        """Whether the next attention differs between rows of one latent: its maps are replaced or
+        recorded."""
         return self._next in self._maps.attentions
 
     def attend_self(self, attn: Any, hidden: Tensor) -> Tensor | None:
-        """(rows, tokens, channels) to the same; None where the pass ends."""
+        """(rows, tokens, channels) to the same; None if the pass ends here."""
         return self._attend(
             attn, hidden, lambda first: attn.to_k(hidden[:first]), lambda: attn.to_v(hidden)
         )
 
     def attend_text(self, attn: Any, hidden: Tensor) -> Tensor | None:
-        """(rows, tokens, channels) to the same; None where the pass ends."""
+        """(rows, tokens, channels) to the same; None if the pass ends here."""
         if self._prompts.keys:
             key, value = self._prompts.keys[self._next // 2]
             return self._attend(attn, hidden, lambda first: key[:first], lambda: value)
@@ -238,9 +240,9 @@ class _Rows:
 
 
 def _transformed(transformer: Any, hidden: Tensor, rows: _Rows) -> Tensor | None:
-    """Transformer2DModel on (rows or latents, C, h, w); (rows, C, h, w), None where it ends."""
+    """Transformer2DModel on (rows or latents, C, h, w); (rows, C, h, w), None if the pass ends."""
     _, _, height, width = hidden.shape
-    residual = rows.apart(hidden) if rows.are_shared else hidden
+    residual = rows.expanded(hidden) if rows.are_shared else hidden
     fuses = runs_on(hidden.device, hidden.dtype)
     hidden = group_norm(hidden, transformer.norm) if fuses else transformer.norm(hidden)
     if not transformer.use_linear_projection:
@@ -262,17 +264,17 @@ def _transformed(transformer: Any, hidden: Tensor, rows: _Rows) -> Tensor | None
 
 
 def _block(block: Any, hidden: Tensor, rows: _Rows) -> Tensor | None:
-    """BasicTransformerBlock on (rows or latents, tokens, channels)."""
+    """BasicTransformerBlock on (rows or latents, tokens, channels); None if the pass ends here."""
     normed = block.norm1(hidden)
-    if rows.are_shared and rows.next_tells_apart:
-        normed, hidden = rows.apart(normed), rows.apart(hidden)
+    if rows.are_shared and rows.next_differs:
+        normed, hidden = rows.expanded(normed), rows.expanded(hidden)
         rows.are_shared = False
     attended = rows.attend_self(block.attn1, normed)
     if attended is None:
         return None
     hidden = attended + hidden
     if rows.are_shared:
-        hidden = rows.apart(hidden)
+        hidden = rows.expanded(hidden)
         rows.are_shared = False
     attended = rows.attend_text(block.attn2, block.norm2(hidden))
     if attended is None:
@@ -299,7 +301,7 @@ def _call(module: Any, hidden: Tensor, embedding: Tensor) -> Tensor:
 
 
 def _layers(block: Any) -> list[list[tuple[int, Any]]]:
-    """Of a block its residual layers, each with the transformer behind it if there is one."""
+    """The residual layers of a block, each with the transformer that follows it, if any."""
     transformers = getattr(block, "attentions", None) or [None] * len(block.resnets)
     return [
         [(RESNET, resnet), *([] if transformer is None else [(TRANSFORMER, transformer)])]
@@ -308,10 +310,10 @@ def _layers(block: Any) -> list[list[tuple[int, Any]]]:
 
 
 def differences(unet: Any) -> list[str]:
-    """What the pass above would get wrong of this UNet, in words."""
+    """Why `forward` would not compute this UNet correctly, as text; empty if it would."""
     if type(unet).__name__ != "UNet2DConditionModel":
         return [f"it is a {type(unet).__name__}"]
-    found = [f"it has {name}" for name in _NOT_HERE if unet.config.get(name)]
+    found = [f"it has {name}" for name in _UNSUPPORTED if unet.config.get(name)]
     blocks = (*unet.down_blocks, *unet.up_blocks)
     found += [f"it has a {name}" for name in _names(blocks) if name not in _BLOCKS]
     if unet.mid_block is not None and _names([unet.mid_block]) != ["UNetMidBlock2DCrossAttn"]:

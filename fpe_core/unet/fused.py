@@ -1,15 +1,15 @@
-"""What lies between a UNet's products and convolutions, in few passes over memory on a GPU.
+"""What a UNet does between products and convolutions, in few passes over a GPU's memory.
 
-torch's GroupNorm on CUDA gives up channels_last, so that every convolution behind it begins with a
-copy, and additions of tensors in two layouts are slow: with Stable Diffusion 1.5's shapes more than
-half of a GPU's time was neither convolution, product nor attention (docs/speed.md). Here
+torch's GroupNorm on CUDA does not keep channels_last, so every convolution after it begins with a
+copy, and adding tensors in two layouts is slow: with Stable Diffusion 1.5's shapes more than half
+of the GPU's time was spent outside convolutions, products and attention (docs/speed.md). So these
+have Triton kernels (`fpe_core.unet.triton_kernels`):
 
-    group norm      with what is added before (a convolution's bias, the timestep) and SiLU after it
+    group norm      with the addition before it (bias of a convolution, timestep) and SiLU after it
     residual block  two of these and one sum in addition to its convolutions
     gated GELU      one pass
 
-are Triton's (`fpe_core.unet.triton_kernels`). Where `runs_on` says no, on a CPU above all, callers
-do what diffusers does.
+Where `runs_on` is False, on a CPU above all, callers use diffusers' own modules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 try:
     from fpe_core.unet import triton_kernels as kernels
-except ImportError:  # as a rule there is no Triton where there is no GPU
+except ImportError:  # without a GPU there is usually no Triton
     _HAS_TRITON = False
 else:
     _HAS_TRITON = True
@@ -44,10 +44,10 @@ def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
 def group_norm(
     hidden: Tensor, norm: nn.GroupNorm, *, added: Tensor | None = None, silu: bool = False
 ) -> Tensor:
-    """`norm(hidden + added)`, and its SiLU where that is wanted.
+    """`norm(hidden + added)`, followed by SiLU if `silu`.
 
     Args:
-        hidden: (rows, channels, h, w) or (rows, channels, tokens), where `runs_on` says yes.
+        hidden: (rows, channels, h, w) or (rows, channels, tokens), where `runs_on` is True.
         norm: with weight and bias.
         added: (channels,).
 
@@ -63,7 +63,7 @@ def residual_block(resnet: Any, hidden: Tensor, embedding: Tensor) -> Tensor:
     """diffusers' ResnetBlock2D, of the kind that `is_plain_resnet` describes.
 
     Args:
-        hidden: (rows, channels, h, w), where `runs_on` says yes.
+        hidden: (rows, channels, h, w), where `runs_on` is True.
         embedding: (1, width), the timestep's, the same for all rows.
     """
     first, second, shortcut = resnet.conv1, resnet.conv2, resnet.conv_shortcut
@@ -76,7 +76,7 @@ def residual_block(resnet: Any, hidden: Tensor, embedding: Tensor) -> Tensor:
 
 
 def is_plain_resnet(resnet: Any) -> bool:
-    """Whether `residual_block` is what this block does; Stable Diffusion's are."""
+    """Whether `residual_block` computes what this block does; true of Stable Diffusion's."""
     return (
         type(resnet).__name__ == "ResnetBlock2D"
         and isinstance(resnet.nonlinearity, nn.SiLU)
@@ -102,7 +102,7 @@ def gated_gelu(hidden: Tensor) -> Tensor:
 
 
 class ChannelsLastNorms(TorchFunctionMode):
-    """Inside, group norms of modules that are not ours keep channels_last, where `runs_on`."""
+    """While active, group norms of other libraries' modules keep channels_last, where `runs_on`."""
 
     def __torch_function__(
         self,
@@ -128,7 +128,7 @@ def _named(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, int, Tensor, Tensor, float]:
-    """The arguments of torch's function, all of them."""
+    """All arguments of torch's function, with its defaults."""
     channels = values.shape[1]
     weight = values.new_ones(channels) if weight is None else weight
     bias = values.new_zeros(channels) if bias is None else bias
@@ -227,7 +227,7 @@ def _norm_in_blocks(
 
 
 def _convolved(convolution: nn.Conv2d, hidden: Tensor) -> Tensor:
-    """Without its bias, which torch would add in a pass of its own."""
+    """The convolution without its bias, which torch would add in a separate pass."""
     return functional.conv2d(
         hidden,
         convolution.weight,
@@ -267,7 +267,7 @@ def _channels_last(values: Tensor) -> Tensor:
 
 
 def _power(count: int) -> int:
-    """The least power of two that is as large."""
+    """The least power of two that is >= `count`."""
     return 1 << (count - 1).bit_length()
 
 

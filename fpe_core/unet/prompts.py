@@ -1,14 +1,14 @@
 """The prompts of a call: their embeddings, and their keys and values in the cross-attention layers.
 
-Each distinct prompt is encoded once, and the part of it that did not fit is reported.
+Each distinct prompt is encoded once (`encode_prompts`), and the part that exceeds the text
+encoder's window is reported. Its keys and values depend on its embedding alone, so they are
+computed once per call (`TextKeys`), and a step only picks the rows it needs. They are kept for one
+call and take
 
-Keys and values are computed once a call, not once a step: they are linear maps of the embeddings
-and of nothing else, so a step only has to pick the rows it wants. They live for one call and take
+    2 * tokens * width of all cross-attention layers * bytes per number
 
-    2 * tokens * width of all cross-attention layers * bytes of a number
-
-per distinct prompt: 3.8 MB for Stable Diffusion 1.5 in half precision. A call for which
-this exceeds 256 MiB computes them at every step, as diffusers does.
+per distinct prompt: 3.8 MB for Stable Diffusion 1.5 in half precision. If a call needs more than
+256 MiB, they are computed at every step instead, as in diffusers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from fpe_core.errors import PromptError
 
 _log = logging.getLogger(__name__)
+_MOST_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,13 @@ def _tokenize(tokenizer: Any, prompt: object) -> tuple[list[int], str]:
     return list(ids), tokenizer.decode(rest).strip() if rest else ""
 
 
-_MOST_BYTES = 256 * 2**20
-
-
 class PromptRows(NamedTuple):
     """The prompts of the rows that go through the UNet together.
 
     Attributes:
         embeddings: (rows, tokens, width).
-        keys: of every cross-attention in order of execution its keys and values, each (rows,
-            tokens, width of the layer); empty where they are still to be computed.
+        keys: (keys, values) of every cross-attention in order of execution, each (rows, tokens,
+            width of the layer); empty if each step computes them.
     """
 
     embeddings: Tensor
@@ -103,7 +101,7 @@ class PromptRows(NamedTuple):
 
 
 class TextKeys:
-    """The prompts of one call, with their keys and values where these are few enough to keep."""
+    """The prompts of one call, with their keys and values if these are small enough to keep."""
 
     def __init__(
         self, layers: Sequence[Any], embeddings: Tensor, *, most_bytes: int = _MOST_BYTES
@@ -112,7 +110,7 @@ class TextKeys:
         Args:
             layers: the cross-attention layers in order of execution.
             embeddings: (distinct prompts, tokens, width).
-            most_bytes: bound on what is kept.
+            most_bytes: upper limit of the memory for keys and values.
         """
         self._embeddings = embeddings
         width = sum(attn.to_k.out_features + attn.to_v.out_features for attn in layers)
@@ -124,7 +122,7 @@ class TextKeys:
         )
 
     def of_rows(self, prompts: Tensor) -> PromptRows:
-        """Of rows with these prompts: (rows,) int64, index of the embeddings."""
+        """The prompts of some rows; `prompts`: (rows,) int64, indices of the embeddings."""
         return PromptRows(
             self._embeddings[prompts],
             tuple((key[prompts], value[prompts]) for key, value in self._keys),

@@ -15,8 +15,8 @@ _log = logging.getLogger(__name__)
 
 # Past this many rows a device is busy anyway, and smaller chunks keep latencies and peaks low.
 _MOST_ROWS = 128
-# Peak of one UNet row over the size of its widest feature map (320 x 64 x 64 in SD 1.5). An
-# estimate on the safe side; the limit halves itself where it is wrong.
+# Peak memory of one UNet row in multiples of its widest feature map (320 x 64 x 64 in SD 1.5). A
+# cautious estimate; if it is still too low, the limit is halved.
 _PEAK_FEATURE_MAPS = 48
 
 
@@ -24,7 +24,7 @@ class RowLimit:
     """A limit on rows per call of a network that halves itself on out-of-memory.
 
     Attributes:
-        rows: the current limit, >= 1. It falls, and stays down where that helped.
+        rows: the current limit, >= 1. Lowered when memory runs out, and kept there if that helped.
         evaluated: rows evaluated so far; a call that ran out of memory does not count.
     """
 
@@ -51,7 +51,7 @@ class RowLimit:
                 if not is_out_of_memory(error):
                     raise
                 if last - done <= 1:
-                    self.rows = rows_before  # this input is to blame, not the limit
+                    self.rows = rows_before  # this input is too large, whatever the limit
                     raise RowsOutOfMemoryError(
                         "one row alone does not fit into the device's memory; use a smaller "
                         "size_px, a narrower dtype or a larger device"
@@ -72,15 +72,15 @@ class RowLimit:
 def rows_that_fit(
     device: torch.device, widest_map_elements: int, element_bytes: int, memory_share: float
 ) -> int:
-    """A first row limit from the memory that this process may have now.
+    """The row limit to start with, from the memory that this process may use now.
 
     Args:
         device: where the network lives.
         widest_map_elements: elements of the largest feature map of one row.
         element_bytes: bytes of one of them.
-        memory_share: the part of the device's memory that this process may use, 0..1; below 1
-            where several share a device. Of a GPU it is a share of all of its memory, so that the
-            process that comes first leaves the others theirs; elsewhere of what is free.
+        memory_share: the share of the device's memory that this process may use, 0..1; below 1 if
+            several processes share the device. On a GPU it is a share of the total memory, so that
+            the first process leaves the others their part; elsewhere of the free memory.
     """
     free_bytes = free_memory_bytes(device, memory_share)
     row_bytes = widest_map_elements * element_bytes * _PEAK_FEATURE_MAPS

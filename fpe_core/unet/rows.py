@@ -1,7 +1,7 @@
 """Which UNet rows a step takes: one latent with one prompt each.
 
-Their indices are put onto the device before the first step, so that no step waits for one; others
-are only made after running out of memory.
+The rows' indices are copied to the device before the first step, so that no step waits for a copy.
+Others are only made after running out of memory.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Chunk:
     """Rows that go through the UNet together, unconditional ones first.
 
     Attributes:
-        rows: (rows,) where they are among all rows.
-        latents: (latents,) the distinct latents that they have.
-        latent_of_row: (rows,) index of `latents`; None where every row has its own, in order.
+        rows: (rows,) their indices among all rows.
+        latents: (latents,) indices of their distinct latents.
+        latent_of_row: (rows,) index into `latents`; None if every row has its own latent, in order.
         prompts: (rows,) index of the prompt's embedding.
         first_conditional: rows before this one are unconditional.
         conditional_items: the latents of the conditional rows.
@@ -44,7 +44,7 @@ class UNetRows:
         prompts: per row, the index of its prompt's embedding.
         first_conditional: rows before this one are unconditional.
         guidance_scale: None if there is no guidance, and so no unconditional row.
-        device: where the chunks' indices are wanted.
+        device: where the chunks' indices are kept.
         unconditional_of: (conditional rows,), int64, the unconditional row that guides each of
             them; None if each has its own, in order.
     """
@@ -77,9 +77,9 @@ class UNetRows:
         )
 
     def chunk(self, first: int, last: int) -> Chunk:
-        """`first` to `last` of the rows in an order in which those of a latent are neighbours.
+        """Rows `first` to `last` in an order that keeps the rows of a latent together.
 
-        Made once: a step copies no index to the device.
+        Cached, so that a step copies no index to the device.
         """
         if (first, last) not in self._chunks:
             self._chunks[first, last] = self._chunk(first, last)
@@ -108,7 +108,7 @@ class UNetRows:
         )
 
     def in_order(self, outputs: Tensor, rows: Sequence[int]) -> Tensor:
-        """Outputs of `rows`, evaluated chunk by chunk, in the rows' own order."""
+        """Puts the outputs of `rows`, evaluated chunk by chunk, into the rows' own order."""
         order = self._order(rows)
         return outputs if order is None else outputs[order]
 
@@ -122,9 +122,10 @@ class UNetRows:
         return self._orders[evaluated]
 
     def guide(self, outputs: Tensor) -> Tensor:
-        """The rows' outputs, (rows, C, h, w), to one for every conditional row, guided if they are.
+        """The rows' outputs, (rows, C, h, w), combined into one for every conditional row.
 
-        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w).
+        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w);
+        without guidance the outputs are returned unchanged.
         """
         if self.guidance_scale is None:
             return outputs

@@ -1,7 +1,7 @@
-"""Kernels for CUDA, in Triton, called by `fpe_core.unet.fused`; imported only where there is a GPU.
+"""Triton kernels for CUDA, called by `fpe_core.unet.fused`.
 
-Activations are (rows, tokens, channels) in memory, which is what channels_last is. All arithmetic
-is float32's.
+Activations are (rows, tokens, channels) in memory, which is channels_last. All arithmetic is in
+float32.
 """
 
 import triton
@@ -24,7 +24,7 @@ def normalise_group(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """One group of one row, which fits into registers: moments and result in one go."""
+    """Normalises one group of one row that fits into registers."""
     token = tl.arange(0, TOKENS)[:, None]
     within = tl.arange(0, CHANNELS)[None, :]
     channel = tl.program_id(1) * group_channels + within
@@ -57,7 +57,7 @@ def moments_of_channels(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Of a block of tokens, each channel's mean and the sum of squares around it."""
+    """Each channel's mean over a block of tokens, and its sum of squared deviations."""
     block, blocks = tl.program_id(1), tl.num_programs(1)
     first = block * TOKENS
     token = first + tl.arange(0, TOKENS)[:, None]
@@ -93,9 +93,9 @@ def scales_of_group(
     BLOCKS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Of one group of one row: what its channels are multiplied by, and what is added then.
+    """The scale and shift of each channel of one group of one row.
 
-    Moments of parts combined as by Chan, Golub and LeVeque (1979). `TOKENS`: of a block.
+    Combines the blocks' moments as Chan, Golub and LeVeque (1979). `TOKENS`: of a block.
     """
     # Longer than 50 lines: a kernel is one function, and a third of it is its arguments.
     row = tl.program_id(0).to(tl.int64)
@@ -142,7 +142,7 @@ def scale_and_shift(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """The result of a row, by its channels' scales and shifts."""
+    """Applies the channels' scales and shifts to a block of a row."""
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[:, None]
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -169,7 +169,7 @@ def add_bias_and_residual(
     TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """`values` plus a number for each channel plus `residual`. `tokens`: of all rows."""
+    """`values` plus a bias for each channel plus `residual`. `tokens`: of all rows."""
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
@@ -183,7 +183,7 @@ def add_bias_and_residual(
 
 @triton.jit
 def gate_by_gelu(values, out, width, BLOCK: tl.constexpr):
-    """Of `values`, (tokens, 2 * width), the first half times the GELU of the second."""
+    """The first half of `values`, (tokens, 2 * width), times the GELU of the second half."""
     token = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_there = place < width

@@ -1,1 +1,1 @@
-"""`fpe bench`: quality against known answers, speed against other code, scale."""
+"""`fpe bench`: measures quality against known answers, speed against other code, and scale."""

@@ -1,4 +1,4 @@
-"""`fpe bench`: what a checkpoint's edits are worth, measured where the right answers are known."""
+"""The group of commands `fpe bench`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,22 @@ from jobs.bench.presets import presets
 from jobs.bench.retries import retries
 from jobs.bench.scale.command import scale
 from jobs.bench.speed.command import speed
+from jobs.bench.startup import startup
 
 app = typer.Typer(
     help="Measure how well a checkpoint edits, where the right answers are known, and how fast.",
     no_args_is_help=True,
 )
-for command in (speed, pipeline, scale, edits, findings, presets, retries, gate, boxes):
+for command in (
+    speed,
+    pipeline,
+    startup,
+    scale,
+    edits,
+    findings,
+    presets,
+    retries,
+    gate,
+    boxes,
+):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""Which ways of editing the benchmark commands compare."""
+"""The ways of editing (arms) that the benchmark commands compare."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from fpe_core import Editor, EditParameters, LayersByRange, ParameterError
 from fpe_core.checkpoint.autoencoder import latent_shape
-from fpe_core.speed import SPEEDS, Preset, at_speed
+from fpe_core.speed import SPEEDS, SpeedPreset, at_speed
 from fpe_core.still_life.benchmark.benchmark import Arm
 from fpe_core.unet.attention import self_attention_layers
 
@@ -24,7 +24,7 @@ CHOSEN, NONE, ALL = "chosen", "none", "all"
 
 
 def three_arms(editor: Editor, parameters: EditParameters) -> list[Arm]:
-    """The parameters, and the two extremes: no layer replaced, and every layer."""
+    """The given parameters, and two extremes: no layer replaced, and all layers replaced."""
     return [
         Arm(CHOSEN, parameters),
         Arm(NONE, dataclasses.replace(parameters, replaced_fraction=0.0)),
@@ -33,10 +33,10 @@ def three_arms(editor: Editor, parameters: EditParameters) -> list[Arm]:
 
 
 def findings_arms(editor: Editor, parameters: EditParameters) -> dict[str, list[Arm]]:
-    """The paper's three studies (arXiv 2403.03431, sec. 3 and 4), title to arms.
+    """The arms of the paper's three studies (arXiv 2403.03431, sec. 3 and 4), by the study's title.
 
-    Everything that a study does not vary is as the checkpoint recommends, except that layers and
-    cross-attention are studied with the paper's fraction of the steps, 0.8.
+    Parameters that a study does not vary are those that the checkpoint recommends. The exception is
+    the replaced fraction in the studies of layers and cross-attention: 0.8, as in the paper.
     """
     whole = _all_layers(editor, parameters)
     paper = dataclasses.replace(parameters, replaced_fraction=0.8)
@@ -61,19 +61,20 @@ def findings_arms(editor: Editor, parameters: EditParameters) -> dict[str, list[
 
 
 def preset_arms(parameters: EditParameters) -> list[Arm]:
-    """The speeds of a job, "exact" first."""
+    """An arm for each value of `edit.speed`, "exact" first."""
     return [Arm(speed, at_speed(parameters, speed)) for speed in SPEEDS]
 
 
 def grid_arms(parameters: EditParameters) -> list[Arm]:
-    """What presets are chosen from: shares of the steps with guidance intervals, each once."""
-    presets = [Preset(share, interval) for share in _STEP_SHARES for interval in _INTERVALS]
+    """The grid from which presets are chosen: every share of the steps with every guidance
+    interval."""
+    presets = [SpeedPreset(share, interval) for share in _STEP_SHARES for interval in _INTERVALS]
     tried = dict.fromkeys(preset.applied_to(parameters) for preset in presets)
     return [Arm(f"{each.steps} {interval_text(each)}", each) for each in tried]
 
 
 def interval_text(parameters: EditParameters) -> str:
-    """The guidance interval in a word."""
+    """The guidance interval as short text."""
     return "{:g}-{:g}".format(*parameters.guidance_interval)
 
 

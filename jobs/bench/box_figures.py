@@ -1,4 +1,4 @@
-"""How well verdicts on boxes and masks predict which still hold: scores, thresholds, figures."""
+"""How well verdicts on boxes and masks predict which of them are still right after an edit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from jobs.terminal.titled_table import titled_table
 
 REGIONS = {"box": BOX_RULE, "mask": MASK_RULE}
 KEEP_PRECISION, DROP_PRECISION = 0.95, 0.9
-"""What thresholds are chosen for: share of the kept that hold, and of the dropped that do not."""
+"""Precision that thresholds are chosen for: the share of kept regions that are still right, and of
+dropped ones that are not."""
 
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -37,13 +38,13 @@ SAMPLES_SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class VerdictFigures:
-    """What a rule does to samples. Shares are None where there is nothing to share.
+    """How a rule judges samples. A share of nothing is None.
 
     Attributes:
-        kept_holds: share of the kept regions that hold.
-        dropped_lost: share of the dropped ones that do not.
-        kept, dropped: shares of all regions; the others are to be reviewed.
-        holds: share of all regions that hold.
+        kept_holds: share of the kept regions that are still right.
+        dropped_lost: share of the dropped regions that are not.
+        kept, dropped: shares of all regions; a person reviews the others.
+        holds: share of all regions that are still right.
     """
 
     samples: int
@@ -60,15 +61,17 @@ def holds(sample: RegionSample, region: str) -> bool:
 
 
 def separation(samples: Sequence[RegionSample], region: str, score: str) -> float | None:
-    """The chance that a region that holds has more of the score than one that does not, 0..1."""
+    """Area under the ROC curve: the probability, 0..1, that a region that is still right has a
+    higher score than one that is not."""
     values = [[s.scores[score] for s in samples if holds(s, region) == right] for right in (1, 0)]
     return area_under_curve(*values) if all(values) else None
 
 
 def fit_rule(samples: Sequence[RegionSample], region: str) -> VerdictRule:
-    """The thresholds that keep, and drop, as much as possible at the wanted precisions.
+    """The thresholds that keep, and drop, as many regions as possible at the wanted precision.
 
-    Two decimals. Where no threshold reaches a precision nothing is kept, or nothing dropped.
+    They have two decimals. If no threshold reaches the precision, nothing is kept, or nothing
+    dropped.
     """
     steps = np.arange(101) / 100
     values = np.array([sample.scores[region] for sample in samples])
@@ -88,7 +91,7 @@ def fit_rule(samples: Sequence[RegionSample], region: str) -> VerdictRule:
 
 
 def figures(samples: Sequence[RegionSample], region: str, rule: VerdictRule) -> VerdictFigures:
-    """What a rule does to the boxes, or masks, of samples."""
+    """How a rule judges the boxes, or the masks, of samples."""
     verdicts = [rule.verdict(1.0, sample.scores[region]) for sample in samples]
     right = [holds(sample, region) for sample in samples]
     kept = [r for r, v in zip(right, verdicts, strict=True) if v == RegionVerdict.KEEP]
@@ -104,7 +107,7 @@ def figures(samples: Sequence[RegionSample], region: str, rule: VerdictRule) -> 
 
 
 def separation_table(samples: Sequence[RegionSample], split: str) -> Table:
-    """Area under the curve of every score that was taken, by kind of picture."""
+    """Area under the ROC curve of every score, by kind of image."""
     names = list(samples[0].scores)
     table = titled_table(f"Scores of {split} scenes: area under the curve", ("pictures", *names))
     kinds = sorted({sample.kind for sample in samples})
@@ -117,7 +120,7 @@ def separation_table(samples: Sequence[RegionSample], split: str) -> Table:
 
 
 def verdict_table(samples: Sequence[RegionSample], region: str, rule: VerdictRule) -> Table:
-    """What a rule does, by kind of picture."""
+    """How a rule judges, by kind of image."""
     title = f"A {region}: keep from {rule.keep_at_least:g}, review from {rule.review_at_least:g}"
     columns = ("pictures", "n", "hold", "kept", "and hold", "dropped", "rightly")
     table = titled_table(title, columns)
@@ -137,7 +140,7 @@ def verdict_table(samples: Sequence[RegionSample], region: str, rule: VerdictRul
 
 
 def write_samples(samples: Sequence[tuple[str, RegionSample]], path: pathlib.Path) -> None:
-    """One row per picture, with its split."""
+    """Writes one row per image, with its split, as Parquet."""
     rows = [
         {**dataclasses.asdict(sample), "split": split, **sample.scores} for split, sample in samples
     ]

@@ -1,4 +1,4 @@
-"""`fpe bench boxes`."""
+"""`fpe bench boxes`: how well verdicts predict which boxes and masks are still right."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def boxes(
 def _region_samples(
     editor: Editor, split: SplitName, scenes: int, moved: int, vit: StructureModel | None
 ) -> list[RegionSample]:
-    """Moved objects, and edits by the checkpoint's own settings and by the two extremes."""
+    """Samples of moved objects, and of edits with the checkpoint's settings and the two
+    extremes."""
     from fpe_core.still_life.benchmark.regions import model_samples, moved_samples
     from jobs.bench.arms import three_arms
 

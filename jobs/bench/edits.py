@@ -1,4 +1,4 @@
-"""`fpe bench edits` and `fpe bench findings`."""
+"""`fpe bench edits` and `fpe bench findings`: edits compared with their exact answers."""
 
 from __future__ import annotations
 

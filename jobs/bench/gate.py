@@ -1,4 +1,4 @@
-"""`fpe bench gate`."""
+"""`fpe bench gate`: what the gate on reconstruction can predict."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ from jobs.terminal.exits import guarded
 def gate(
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Instead of the checkpoint's own, such as steps."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Parameters other than the checkpoint's own, such as steps=20.",
+        ),
     ] = None,
     *,
     checkpoint: Checkpoint = "builtin:still-life",
     split: Split = SplitName.VALIDATION,
-    scenes: Annotated[int, typer.Option(min=1, max=80, help="Of each of 11 kinds of source.")] = 4,
+    scenes: Annotated[int, typer.Option(min=1, max=80, help="Sources of each of 11 kinds.")] = 4,
     out: Out = pathlib.Path("out/bench-gate"),
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Measure which sources the gate on reconstruction refuses, and whether their edits are bad.
+    """Measure which sources the gate on reconstruction rejects, and whether their edits are bad.
 
-    Clean and spoiled scenes, and pictures of another world.
+    The sources are clean scenes, damaged scenes and out-of-domain images.
     """
     from fpe_core import EditParameters
     from fpe_core.still_life.benchmark.gate import gate_figures, run_gate_benchmark

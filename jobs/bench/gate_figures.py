@@ -1,4 +1,4 @@
-"""What `fpe bench gate` prints and writes: sources, their edits, and what the gate can promise."""
+"""What `fpe bench gate` prints and writes: the sources, their edits, and what the PSNR predicts."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from fpe_core.still_life.benchmark.gate import GateFigures, TriedSource
+from jobs.terminal.titled_table import titled_table
 
 EDITS_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
         ("seed", pa.int64()),
-        ("steps", pa.int32()),  # null: the edits' own
+        ("steps", pa.int32()),  # of the inversion; null: as many as the edits
         ("source_prompt", pa.string()),
         ("autoencoder_psnr_db", pa.float64()),
         ("factor", pa.string()),
@@ -32,7 +31,7 @@ EDITS_SCHEMA = pa.schema(
 
 
 def write_tried(tried: Sequence[TriedSource], path: pathlib.Path) -> None:
-    """One row per edit, and one without an edit for a source that has no right answer."""
+    """Writes one row per edit. A source without a right answer has one row without an edit."""
     rows = []
     for each in tried:
         source = {
@@ -58,9 +57,10 @@ def write_tried(tried: Sequence[TriedSource], path: pathlib.Path) -> None:
 
 
 def kinds_table(tried: Sequence[TriedSource]) -> Table:
-    """Kind by kind: how many edits count, how many of those are good, the sources' mean PSNR."""
+    """By kind of source: its edits that count, the share that is good, and the sources' mean
+    PSNR."""
     columns = ("kind", "sources", "edits", "good", "autoencoder dB")
-    table = _table("Sources", columns)
+    table = titled_table("Sources", columns)
     for kind in dict.fromkeys(each.source.kind for each in tried):
         own = [each for each in tried if each.source.kind == kind]
         good = [edit.is_good for each in own for edit in each.edits if edit.is_askable]
@@ -71,20 +71,13 @@ def kinds_table(tried: Sequence[TriedSource]) -> Table:
 
 
 def figures_table(figures: GateFigures) -> Table:
-    """What the gate's figure tells; GateFigures has the meanings."""
-    table = _table("What the autoencoder's PSNR of a source tells", ("figure", "value"))
+    """How well the gate's PSNR predicts bad edits; `GateFigures` explains the figures."""
+    table = titled_table("What the autoencoder's PSNR of a source predicts", ("figure", "value"))
     table.add_row("AUC, bad edits", f"{figures.auc:.2f}")
     table.add_row("  5 to 95 %", f"{figures.auc_low:.2f} to {figures.auc_high:.2f}")
     table.add_row("  within kinds of source", f"{figures.auc_within_kinds:.2f}")
-    table.add_row("  bad edits caught where 5 % of the good are lost", f"{figures.caught:.2f}")
-    table.add_row("AUC, pictures of another world", f"{figures.auc_foreign:.2f}")
+    table.add_row("  bad edits found if 5 % of the good are lost", f"{figures.caught:.2f}")
+    table.add_row("AUC, out-of-domain images", f"{figures.auc_foreign:.2f}")
     table.add_row("  lowest PSNR of a scene", f"{figures.scenes_lowest_db:.1f} dB")
-    table.add_row("  highest of another world", f"{figures.foreign_highest_db:.1f} dB")
-    return table
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+    table.add_row("  highest of an out-of-domain image", f"{figures.foreign_highest_db:.1f} dB")
     return table

@@ -1,11 +1,11 @@
-"""Edits of the counterfactual benchmark with their scores, and whether they are good: judgements.
+"""Tables of benchmark edits with their scores, and whether the renderer judges them to be good.
 
     table = judge_benchmark(editor, clip, structure, seeds_of("validation", 80))
     pq.write_table(table, "judged.parquet")      # what `fpe calibrate` reads
 
-A type of edit is a factor of the benchmark. Good is what the renderer says is right: the factor has
-the value that was asked for, and the object is where it is in the exact answer (LEAST_STRUCTURE).
-Thresholds need bad edits too, so every edit is made in four ways (`calibration_arms`).
+A type of edit is a factor of the benchmark. An edit is good if the factor has the requested value
+and the object is where it is in the exact answer (LEAST_STRUCTURE). Thresholds need bad edits too,
+so every edit is made in four ways (`calibration_arms`).
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ JUDGED_SCHEMA = pa.schema(
 
 
 def calibration_arms(parameters: EditParameters) -> list[Arm]:
-    """The parameters, and three ways that go wrong more often.
+    """The given parameters, and three variants that give bad edits more often.
 
-    Nothing replaced loses structure, everything replaced blocks the edit, and without guidance the
-    prompt is followed less.
+    With no step replaced the structure is lost, with all steps replaced the edit has little effect,
+    and without guidance the prompt is followed less.
     """
     return [
         Arm("default", parameters),
@@ -66,9 +66,9 @@ def judge_benchmark(
     factors: Iterable[str] = FACTORS,
     progress: Callable[[int], None] = lambda _edits: None,
 ) -> pa.Table:
-    """One row of JUDGED_SCHEMA for every edit of every arm; scores without a model are null.
+    """One row of JUDGED_SCHEMA for every edit of every arm; scores whose model is None are null.
 
-    `progress` hears now and then how many edits are done.
+    `progress` is called now and then with the number of edits that are done.
     """
     arms = calibration_arms(editor.checkpoint.default_parameters)
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on."""
+"""Describes the machine on which figures were measured, and waits for its device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fpe_core.device import device_name
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and when: figures of one machine say nothing about another."""
+    """Where and when figures were measured: those of one machine do not hold for another."""
 
     device: str
     threads: int
@@ -33,6 +33,6 @@ def this_machine(device: torch.device) -> Machine:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until everything asked of the device is done."""
+    """Waits until the device has finished all work that was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

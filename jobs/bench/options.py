@@ -1,4 +1,4 @@
-"""Options that the bench commands share, and what they have in common."""
+"""Options and helper functions that the bench commands share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class SplitName(enum.StrEnum):
-    """Which held-out scenes: the ones to report on, or the ones to choose settings by."""
+    """The held-out scenes: test scenes to report on, validation scenes to choose settings by."""
 
     TEST = "test"
     VALIDATION = "validation"
@@ -41,7 +41,7 @@ Rows = Annotated[int, typer.Option(min=1, help="Most UNet rows in one call.")]
 
 
 def _silence_loading_bars() -> None:
-    """transformers draws one for every network, however small."""
+    """transformers draws a loading bar for every network, however small."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -61,7 +61,8 @@ def held_out_seeds(split: SplitName, scenes: int) -> range:
 
 
 def whole_numbers(option: str, text: str, example: str) -> tuple[int, ...]:
-    """Numbers with commas between them, such as "1,4,16". Raises ParameterError."""
+    """The numbers in a text such as "1,4,16". Raises ParameterError for anything but numbers from
+    1."""
     from fpe_core import ParameterError
 
     try:
@@ -76,7 +77,7 @@ def whole_numbers(option: str, text: str, example: str) -> tuple[int, ...]:
 
 
 def require_matplotlib() -> None:
-    """Raises UserError if matplotlib is not installed: before anything is measured."""
+    """Raises UserError if matplotlib is not installed; called before anything is measured."""
     from pipeline.errors import UserError
 
     try:
@@ -88,7 +89,7 @@ def require_matplotlib() -> None:
 
 
 def collect(results: Iterable[T], total: int, what: str) -> list[T]:
-    """All results, with a line now and then for whoever waits."""
+    """Collects all results, and logs now and then how many there are."""
     return list(_counted(results, total, what))
 
 

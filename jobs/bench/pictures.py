@@ -22,7 +22,7 @@ _PAPER, _INK, _RIGHT, _WRONG = (255, 255, 255), (32, 33, 36), (24, 128, 56), (19
 _GAP_PX, _FONT_PX, _LEAST_PX = 6, 12, 128
 
 Cell = tuple[Image.Image, str, tuple[int, int, int]]
-"""A picture, the line under it, and that line's colour."""
+"""An image, its caption, and the caption's colour."""
 
 
 def edits_grid(judged: Sequence[JudgedOutput], arm: str, scenes: int = 10) -> Image.Image:

@@ -1,4 +1,4 @@
-"""`fpe bench pipeline`: how much of its editor's speed a run keeps."""
+"""`fpe bench pipeline`: how much of its editor's speed a run reaches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jobs.bench.pipeline_rounds import Round
 
 AIM = 0.95
-"""Share of the editor's own edits per second that a run should have."""
+"""The aim: the share of the bare editor's edits per second that a run reaches."""
 
 
 JobSettings = Annotated[

@@ -1,7 +1,7 @@
-"""What the pipeline adds to its editor: the same edits by a run, and by the editor alone.
+"""Times the same edits in a run and with the bare editor, to show what the pipeline adds.
 
-The editor alone gets what the run's actor gets, block by block and call by call, as pictures that
-are in memory already, and its edits go nowhere. Either has to put as many rows through the UNet.
+The bare editor gets the same blocks and calls as the run's actor, but as images that are already in
+memory, and its edits are not written. Both have to evaluate the same number of UNet rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.run.driver import run_job
 
 @dataclass(frozen=True)
 class Source:
-    """A picture and what is asked of it."""
+    """A source image and the prompts of its edits."""
 
     image: Image.Image
     prompt: str
@@ -36,13 +36,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of one round, and the UNet rows of either way.
+    """Seconds of one round, and the UNet rows of the run and of the bare editor.
 
     Attributes:
-        bare_s: of the editor alone.
-        span_s: of the run, from its first block to its last.
-        model_s: of these, what the model took.
-        run_s: of the whole run, with Ray's start and the model's loading.
+        bare_s: seconds of the bare editor.
+        span_s: seconds of the run, from its first block to its last.
+        model_s: the part of `span_s` in which the model computed.
+        run_s: seconds of the whole run, including Ray's start and loading the model.
     """
 
     edits: int
@@ -54,7 +54,7 @@ class Round:
 
     @property
     def share(self) -> float:
-        """The run's edits per second, from first block to last, against the bare editor's."""
+        """Edits per second of the run, from first block to last, divided by the bare editor's."""
         return self.bare_s / self.span_s
 
     def to_dict(self) -> dict[str, float]:
@@ -62,7 +62,7 @@ class Round:
 
 
 class PipelineBenchmark:
-    """Scenes, a job about them, and an editor with the job's checkpoint."""
+    """Scenes, a job that edits them, and an editor with the job's checkpoint."""
 
     def __init__(
         self,
@@ -89,14 +89,15 @@ class PipelineBenchmark:
         self._sources = list(_read(rendered.manifest))
 
     def round(self, number: int) -> Round:
-        """The run, then the editor alone. Raises UserError where they did not do the same."""
+        """Times the run, then the bare editor. Raises UserError if they did not do the same
+        work."""
         output = f"output={self._folder / f'run-{number}'}"
         job = load_job(BUILTIN_FOLDER / "demo.yaml", [*self._settings, output])
         parameters = job.resolve_parameters(self._editor.checkpoint.default_parameters)
         summary = run_job(job, progress=_Silent())
         if summary.edits_made - summary.failed < summary.edits_planned:
             raise UserError(f"edits failed, see stats.json in {summary.output}: nothing to compare")
-        if number == 0:  # what a device does the first time only
+        if number == 0:  # what a device does only the first time
             self._edit_alone(parameters, sources=min(self._block, len(self._sources)))
         began = time.monotonic()
         rows = self._edit_alone(parameters, len(self._sources))
@@ -114,7 +115,7 @@ class PipelineBenchmark:
         )
 
     def _edit_alone(self, parameters: EditParameters, sources: int) -> float:
-        """UNet rows of the first sources, in the run's blocks and calls."""
+        """Edits the first sources in the run's blocks and calls; returns the UNet rows."""
         rows, editor = 0.0, self._editor
         for first in range(0, sources, self._block):
             block = self._sources[first : first + self._block]
@@ -136,7 +137,7 @@ def _read(manifest: pathlib.Path) -> Iterator[Source]:
 
 
 class _Silent:
-    """No progress: a round is reported when it is over."""
+    """Reports no progress: a round is reported when it is over."""
 
     def start(self, total: int, done: int) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What `fpe bench presets` measures, prints and writes: work, time and quality of edits."""
+"""What `fpe bench presets` measures, prints and writes: UNet rows, time and quality of edits."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ ALL_FACTORS = "all"
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What one arm took to edit some scenes, five edits of each, several times over.
+    """What it cost one arm to edit some scenes, five edits of each, in several runs.
 
     Attributes:
-        edits: of one run.
-        unet_rows: of one run, inversion included.
-        wall_s: of every run, from the pictures to the edited ones.
-        cpu_s: processor time of this process, all threads. Where others keep the machine busy it
-            is more reliable than `wall_s`; on a GPU it means nothing.
+        edits: number of edits in one run.
+        unet_rows: UNet rows of one run, inversion included.
+        wall_s: duration of each run, from the source images to the edits.
+        cpu_s: CPU time of this process in each run, all threads. It is more reliable than `wall_s`
+            if other programs keep the machine busy; on a GPU it means nothing.
     """
 
     arm: str
@@ -54,7 +54,7 @@ class ArmCost:
 
     @property
     def edits_per_s(self) -> float:
-        """By the median run."""
+        """Of the run with the median duration."""
         return self.edits / statistics.median(self.wall_s)
 
     @property
@@ -65,7 +65,7 @@ class ArmCost:
 def measure_costs(
     editor: Editor, arms: Sequence[Arm], seeds: Sequence[int], rounds: int
 ) -> list[ArmCost]:
-    """Every arm in turn, round after round, each round starting with another arm.
+    """Times every arm in turn, round after round; each round starts with another arm.
 
     The first arm is measured twice, the second time as "NAME again": their difference is noise.
     Before the rounds every arm runs once. Without rounds nothing runs and [] is returned.
@@ -93,7 +93,7 @@ def measure_costs(
 
 
 def _edit_scenes(editor: Editor, arm: Arm, seeds: Sequence[int]) -> tuple[int, int]:
-    """Edits and UNet rows of one run."""
+    """The number of edits, and the UNet rows, of one run."""
     scenes, parameters = [sample_scene(seed) for seed in seeds], arm.parameters
     pictures = [render(scene, parameters.width_px) for scene in scenes]
     targets = [[edit.target_prompt for edit in edits_of_scene(seed)] for seed in seeds]
@@ -105,9 +105,9 @@ def _edit_scenes(editor: Editor, arm: Arm, seeds: Sequence[int]) -> tuple[int, i
 def preset_table(
     judged: Sequence[JudgedOutput], arms: Sequence[Arm], costs: Sequence[ArmCost]
 ) -> Table:
-    """A row per arm: what it is, what it costs in quality (means of the types), and its speed.
+    """A row per arm: its parameters, its quality (means over the types of edits), and its speed.
 
-    `of exact` is the first arm's time over this one's. Arms that were not timed have "-".
+    `of exact` is the first arm's time divided by this arm's. Arms that were not timed have "-".
     """
     table = titled_table(
         "Quality and speed; rows and CPU seconds per edit",
@@ -135,7 +135,7 @@ def preset_table(
 
 
 def noise_line(costs: Sequence[ArmCost]) -> str:
-    """How far the first arm's two times are apart; "" if nothing was timed."""
+    """How much the two times of the first arm differ; "" if nothing was timed."""
     if not costs:
         return ""
     share = abs(_times_faster(costs[0], costs[-1]) - 1)
@@ -143,7 +143,7 @@ def noise_line(costs: Sequence[ArmCost]) -> str:
 
 
 def _times_faster(exact: ArmCost, cost: ArmCost) -> float:
-    """By the median of the rounds' own ratios, in which a busy moment of the machine cancels."""
+    """The median of the ratios within rounds: a machine that is busy in a round slows both arms."""
     pairs = zip(exact.wall_s, cost.wall_s, strict=True)
     return statistics.median(first / own for first, own in pairs)
 
@@ -151,7 +151,7 @@ def _times_faster(exact: ArmCost, cost: ArmCost) -> float:
 def quality_table(
     judged: Sequence[JudgedOutput], arms: Sequence[Arm], *, by_factor: bool = True
 ) -> Table:
-    """Success, structure and PSNR of every arm, by type of edit and in the mean of the types."""
+    """Success, structure and PSNR of every arm, by type of edit and as the mean over the types."""
     table = titled_table(
         "Quality", ("speed", "edit of", "success", "structure", "score", "PSNR dB", "kept dB")
     )
@@ -176,7 +176,7 @@ def write_report(
     machine: Machine,
     path: pathlib.Path,
 ) -> None:
-    """Everything as JSON, raw times included."""
+    """Writes all figures as JSON, raw times included."""
     figures = _figures(judged, arms)
     report: dict[str, Any] = {
         "machine": asdict(machine),
@@ -209,7 +209,7 @@ def write_report(
 def _figures(
     judged: Sequence[JudgedOutput], arms: Sequence[Arm]
 ) -> dict[tuple[str, str], FactorFigures]:
-    """By arm and type of edit, and after an arm's types their mean, each counting the same."""
+    """Figures by arm and type of edit; after an arm's types comes their unweighted mean."""
     of_factors = figures_by_factor(judged)
     figures: dict[tuple[str, str], FactorFigures] = {}
     for arm in arms:

@@ -1,4 +1,4 @@
-"""`fpe bench presets`."""
+"""`fpe bench presets`: speed and quality of the approximate presets."""
 
 from __future__ import annotations
 

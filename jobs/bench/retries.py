@@ -1,4 +1,4 @@
-"""`fpe bench retries`."""
+"""`fpe bench retries`: what the retry ladder adds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def retries(
     rules: Annotated[
         str, typer.Option(metavar="FILE", help="What is accepted, as fpe calibrate writes it.")
     ] = str(STILL_LIFE_RULES),
-    most: Annotated[int, typer.Option(min=1, max=10, help="Retries of an edit.")] = 2,
+    most: Annotated[int, typer.Option(min=1, max=10, help="Most retries of an edit.")] = 2,
     split: Split = SplitName.TEST,
     scenes: Annotated[
         int, typer.Option(min=1, max=1000, help="An edit of each for every type with rules.")
@@ -39,9 +39,9 @@ def retries(
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Measure what retrying rejected edits adds, per UNet row, and how much of it is really right.
+    """Measure how many edits retries add per UNet row, and how many of those are really right.
 
-    With the retry ladder that is the default of a job's judge.retries.
+    The retry ladder is the default one of a job's judge.retries.
     """
     from fpe_core.judging.retry_ladder import RetryLadder
     from fpe_core.still_life.benchmark.retries import run_retries

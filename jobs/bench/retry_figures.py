@@ -1,4 +1,4 @@
-"""What retries add, as a table and as Parquet with one row per attempt."""
+"""What retries add: printed tables, and Parquet with one row per attempt."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from fpe_core import load_scorer, load_structure_model, score_edits
 from fpe_core.judging.rules import Rules
 from fpe_core.still_life.benchmark.judgement import is_good
 from fpe_core.still_life.benchmark.retries import AttemptedBenchmarkEdit, Score
 from fpe_core.still_life.scene import FACTORS
+from jobs.terminal.texts import or_dash
+from jobs.terminal.titled_table import titled_table
 
 ATTEMPTS_SCHEMA = pa.schema(
     [
@@ -36,7 +36,10 @@ ATTEMPTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class RetryFigures:
-    """Edits after at most this many retries; `accepted_good` by the renderer's judgement."""
+    """Figures after at most some number of retries per edit.
+
+    `accepted_good` counts accepted edits that the renderer judges to be right.
+    """
 
     edits: int
     accepted: int
@@ -53,18 +56,18 @@ class RetryFigures:
 
 
 def factors_of(rules: Rules) -> tuple[str, ...]:
-    """The benchmark's factors that there are rules for."""
+    """The benchmark's factors for which there are rules."""
     return tuple(factor for factor in FACTORS if rules.of(factor))
 
 
 def scoring(device: str) -> Score:
-    """By the built-in CLIP and structure model, loaded once."""
+    """A scoring function with the built-in CLIP and structure model, which are loaded once."""
     clip, structure = load_scorer(device=device), load_structure_model(device=device)
     return functools.partial(score_edits, clip=clip, structure=structure)
 
 
 def figures_after(tried: Sequence[AttemptedBenchmarkEdit], retries: int) -> RetryFigures:
-    """As if every edit were retried at most `retries` times."""
+    """The figures that result if every edit is retried at most `retries` times."""
     accepted = good = 0
     rows = 0.0
     for each in tried:
@@ -77,12 +80,12 @@ def figures_after(tried: Sequence[AttemptedBenchmarkEdit], retries: int) -> Retr
 
 
 def most_retries(tried: Sequence[AttemptedBenchmarkEdit]) -> int:
-    """Retries of the edit that had most."""
+    """The largest number of retries of any edit."""
     return max((len(each.attempts) - 1 for each in tried), default=0)
 
 
 def write_attempts(tried: Sequence[AttemptedBenchmarkEdit], path: pathlib.Path) -> None:
-    """One row per attempt; `reason` is empty for accepted ones, `number` counts from 0."""
+    """Writes one row per attempt; `reason` is "" for accepted ones, `number` counts from 0."""
     rows = [
         {
             "seed": each.edit.seed,
@@ -101,7 +104,7 @@ def write_attempts(tried: Sequence[AttemptedBenchmarkEdit], path: pathlib.Path) 
 
 def retries_table(tried: Sequence[AttemptedBenchmarkEdit]) -> Table:
     """What every retry adds, and what it costs."""
-    table = _table(
+    table = titled_table(
         "Accepted edits by retries",
         ("retries", "accepted", "right", "precision", "rows", "per 1,000", "added per 1,000"),
     )
@@ -114,16 +117,17 @@ def retries_table(tried: Sequence[AttemptedBenchmarkEdit]) -> Table:
             str(retries),
             f"{now.accepted} of {now.edits}",
             str(now.accepted_good),
-            "-" if now.precision is None else f"{now.precision:.3f}",
+            or_dash(now.precision, ".3f"),
             f"{now.unet_rows:,.0f}",
             f"{now.accepted_per_1000_rows:.2f}",
-            "-" if added is None else f"{added:.2f}",
+            or_dash(added, ".2f"),
         )
     return table
 
 
 def changes_table(tried: Sequence[AttemptedBenchmarkEdit]) -> Table:
-    """How often each change of the ladder made an edit acceptable, by the reason that led to it."""
+    """How often each change of the ladder made an edit acceptable, by the reject reason before
+    it."""
     made: Counter[tuple[str, str]] = Counter()
     accepted: Counter[tuple[str, str]] = Counter()
     right: Counter[tuple[str, str]] = Counter()
@@ -133,7 +137,7 @@ def changes_table(tried: Sequence[AttemptedBenchmarkEdit]) -> Table:
             made[key] += 1
             accepted[key] += now.reason is None
             right[key] += now.reason is None and is_good(now.judgement)
-    table = _table("Changes", ("after", "with", "attempts", "accepted", "right"))
+    table = titled_table("Changes", ("after", "with", "attempts", "accepted", "right"))
     for key, count in sorted(made.items()):
         table.add_row(*key, str(count), str(accepted[key]), str(right[key]))
     return table
@@ -148,10 +152,3 @@ def _changed(tried: AttemptedBenchmarkEdit, parameters: dict[str, object]) -> st
 
 def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

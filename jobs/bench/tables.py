@@ -1,7 +1,5 @@
-"""The benchmark's results as tables: printed, and as Parquet with one row per judged edit.
-
-With a CLIP's scores of judged edits, next to the renderer's judgement.
-"""
+"""The benchmark's results: printed tables, Parquet with one row per judged edit, and CLIP
+scores."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ def write_edits(
     path: pathlib.Path,
     scores: Sequence[ClipScores] | None = None,
 ) -> None:
-    """One row per arm and edit; columns of scores that were not asked for are null."""
+    """Writes one row per arm and edit. Without `scores` their columns are null."""
     parameters = {arm.name: json.dumps(arm.parameters.to_dict()) for arm in arms}
     scored: Sequence[ClipScores | None] = scores or [None] * len(judged)
     rows = [
@@ -90,7 +88,7 @@ def write_edits(
 
 
 def write_floors(floors: Sequence[Floors], path: pathlib.Path) -> None:
-    """One row per scene."""
+    """Writes one row per scene."""
     rows = [
         {
             "seed": floor.seed,
@@ -103,7 +101,7 @@ def write_floors(floors: Sequence[Floors], path: pathlib.Path) -> None:
 
 
 def factor_table(judged: Sequence[JudgedOutput], arm: Arm) -> Table:
-    """What one arm reaches, factor by factor. A score is the mean of success x structure."""
+    """The figures of one arm by factor. The score is the mean of success x structure."""
     table = titled_table(
         f"Edits, {_in_words(arm.parameters)}",
         ("edit of", "edits", "success", "structure", "score", "PSNR dB", "kept dB"),
@@ -123,7 +121,7 @@ def factor_table(judged: Sequence[JudgedOutput], arm: Arm) -> Table:
 
 
 def arm_table(judged: Sequence[JudgedOutput], arms: Sequence[Arm], title: str = "") -> Table:
-    """The scores of several arms, by factor and in the mean of factors."""
+    """The scores of several arms, by factor and as the mean over the factors."""
     figures, means = figures_by_factor(judged), mean_scores(judged)
     factors = [factor for factor in FACTORS if (arms[0].name, factor) in figures]
     table = titled_table(
@@ -141,7 +139,7 @@ def arm_table(judged: Sequence[JudgedOutput], arms: Sequence[Arm], title: str = 
 
 
 def scores_line(judged: Sequence[JudgedOutput], scores: Sequence[ClipScores], scorer: str) -> str:
-    """How a CLIP scores right edits and wrong ones, in a sentence."""
+    """A sentence on how a CLIP scores edits that are right, and edits that are wrong."""
     means = [mean_directional(judged, scores, success) for success in (True, False)]
     right, wrong = (or_dash(mean, ".2f") for mean in means)
     return (
@@ -151,7 +149,7 @@ def scores_line(judged: Sequence[JudgedOutput], scores: Sequence[ClipScores], sc
 
 
 def floors_line(floors: Sequence[Floors]) -> str:
-    """The two floors in a sentence."""
+    """A sentence on the two floors: the PSNR of the autoencoder alone, and with the inversion."""
     first = float(np.mean([floor.autoencoder_psnr_db for floor in floors]))
     second = float(np.mean([floor.inversion_psnr_db for floor in floors]))
     return (
@@ -169,9 +167,9 @@ def _in_words(parameters: EditParameters) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ClipScores:
-    """Of one output: cosine to its target prompt, and directional similarity, each -1..1.
+    """CLIP scores of one output, each -1..1: cosine to its target prompt, directional similarity.
 
-    `directional` is None where the output does not differ from its source.
+    `directional` is None if the output does not differ from its source.
     """
 
     text: float
@@ -179,7 +177,7 @@ class ClipScores:
 
 
 def clip_scores(scorer: ClipScorer, judged: Sequence[JudgedOutput]) -> list[ClipScores]:
-    """The scores of each judged edit, in order; a source is embedded once for all its edits."""
+    """The scores of the judged edits, in order. Each source is embedded once for all its edits."""
     size_px = judged[0].output.width
     sources = {each.edit.seed: each.edit for each in judged}
     rendered = scorer.embed_images(render(edit.source, size_px) for edit in sources.values())

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
-
 
 RunOrJob = Annotated[
     str, typer.Argument(metavar="RUN|JOB.yaml", help="Run folder (path or URL), or its job file.")

@@ -72,7 +72,7 @@ def calibrate(
     device: Device = "auto",
     max_rows: Rows = 32,
 ) -> None:
-    """Choose the judge's thresholds from edits that somebody has judged; write them as rules.
+    """Choose the judge's thresholds from edits that a person has judged; write them as rules.
 
     With --benchmark the renderer judges: thresholds are chosen on edits of validation scenes, and
     only measured on edits of test scenes. Both tables are written next to the rules.
@@ -82,7 +82,7 @@ def calibrate(
     if benchmark:
         if judgements or check:
             raise JobError("--benchmark judges its own edits: do not give TABLE or --check with it")
-        judgements, check = _tables_beside(out)
+        judgements, check = _table_files(out)
         _refuse(types, (judgements, check))
         asked = {judgements: ("validation", scenes), check: ("test", test_scenes)}
         _judge(asked, types, *_models(checkpoint, clip, structure, device, max_rows))
@@ -98,9 +98,9 @@ def _choose(
     wanted: tuple[float, float],
     out: pathlib.Path,
 ) -> None:
-    """Fits rules to a table, writes them, and prints what they do on it and on the other one.
+    """Fits rules to a table, writes them, and prints their precision and recall on both tables.
 
-    `wanted` is a precision and a recall.
+    `wanted` is the precision and the recall that are aimed for.
     """
     from jobs.commands.fit_rules import (
         curve_table,
@@ -142,7 +142,7 @@ def _judge(
     clip: ClipScorer | None,
     structure: StructureModel | None,
 ) -> None:
-    """Writes a table of judged edits for each split, as soon as the split is judged."""
+    """Judges edits of each split, and writes the split's table as soon as it is complete."""
     import pyarrow.parquet as pq
 
     from fpe_core.still_life.benchmark.edits import seeds_of
@@ -180,7 +180,7 @@ def _models(
 
 
 def _refuse(types: list[str] | None, tables: Iterable[pathlib.Path]) -> None:
-    """Raises JobError for mistakes that would only show after the edits were made."""
+    """Raises JobError for mistakes that would otherwise be found only after the edits are made."""
     from fpe_core.still_life.scene import FACTORS
 
     for name in types or ():
@@ -194,8 +194,8 @@ def _refuse(types: list[str] | None, tables: Iterable[pathlib.Path]) -> None:
             )
 
 
-def _tables_beside(rules: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where the judged edits of validation and test scenes go."""
+def _table_files(rules: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """The files, next to `rules`, for the judged edits of validation scenes and of test scenes."""
     named = (f"{rules.stem}-{split}.parquet" for split in ("validation", "test"))
     validation, test = (rules.with_name(name) for name in named)
     return validation, test

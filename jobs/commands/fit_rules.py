@@ -1,6 +1,7 @@
-"""Thresholds for a job's judge, from edits that somebody has judged, and what they are worth.
+"""Fits a judge's thresholds to edits that a person has judged, and reports how well they do.
 
-A wanted precision is one on other edits: `fpe_core.judging.calibration` says how the aim is chosen.
+The wanted precision is meant for other edits than these; `fpe_core.judging.calibration` describes
+how the aim on these edits is chosen for that.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from jobs.terminal.titled_table import titled_table
 from pipeline.errors import JobError
 
 CURVE = (0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
-"""Precisions that are aimed at, to see what recall is left."""
+"""Precisions for which the table shows what recall is left."""
 
 
 def fit(judged: Judgements, precision: float, recall: float) -> dict[str, Fitted]:
-    """Rules for every type that was judged. Raises JobError."""
+    """Rules for every type of edit in the table. Raises JobError if they cannot be fitted."""
     fitted = {}
     for edit_type, edits in judged.items():
         try:
@@ -38,12 +39,12 @@ def rules_of(fitted: Mapping[str, Fitted]) -> Rules:
 
 
 def rules_yaml(rules: Rules) -> str:
-    """A job file's `judge.rules`."""
+    """The rules as YAML, as a job file has them under `judge.rules`."""
     return str(yaml.safe_dump({"judge": {"rules": rules.to_dict()}}, sort_keys=False))
 
 
 def fitted_table(fitted: Mapping[str, Fitted], title: str) -> Table:
-    """The rules chosen: their aim, and what it came to on edits that were held out."""
+    """The chosen rules by type of edit: their aim, and precision and recall on held-out edits."""
     headings = ("edits of", "judged", "aimed at", "precision", "surely", "recall", "surely")
     table = titled_table(title, headings)
     for edit_type, each in fitted.items():
@@ -55,7 +56,7 @@ def fitted_table(fitted: Mapping[str, Fitted], title: str) -> Table:
 
 
 def quality_table(rules: Rules, judged: Judgements, title: str) -> Table:
-    """What rules make of judged edits, by type."""
+    """Precision and recall of rules on judged edits, by type of edit."""
     headings = ("edits of", "judged", "good", "accepted", "precision", "recall")
     table = titled_table(title, headings)
     for edit_type, edits in judged.items():
@@ -66,7 +67,7 @@ def quality_table(rules: Rules, judged: Judgements, title: str) -> Table:
 
 
 def curve_table(judged: Judgements) -> Table:
-    """What precision and recall come of each aim: on the edits fitted to, and on held-out ones."""
+    """Precision and recall for each aim, on the edits that were fitted to and on held-out ones."""
     held_out = ("held-out precision", "held-out recall")
     table = titled_table("Curve", ("edits of", "aimed at", "precision", "recall", *held_out))
     for edit_type, edits in judged.items():
@@ -77,5 +78,5 @@ def curve_table(judged: Judgements) -> Table:
 
 
 def _shares(quality: Quality) -> Sequence[str]:
-    """Precision and recall, "-" for a share of nothing."""
+    """Precision and recall; "-" if there is nothing to take the share of."""
     return [or_dash(share, ".3f") for share in (quality.precision, quality.recall)]

@@ -4,11 +4,12 @@
     not uploaded   manifests, images, run folders, environment variables, credentials
     returned       the log as it is written, and the exit code of `fpe run` there
 
-Local paths are refused unless every node of the cluster is this machine, or `shared_disk` says that
-all nodes have the same disk.
+Local paths are refused unless all nodes of the cluster are this machine, or `shared_disk` states
+that all nodes have the same disk.
 
-A stop through the job server is SIGTERM, and SIGKILL three seconds later unless the job's runtime
-environment says how much later: `STOP_MARGIN_S` after the sources in hand had their `stop.grace_s`.
+The job server stops a job with SIGTERM, and by default with SIGKILL three seconds later. The job's
+runtime environment sets a longer time: `stop.grace_s` for the sources in progress, and
+`STOP_MARGIN_S`.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from pipeline.storage.folder import absolute_url, is_local_path
 
 JOB_FILE = "job.yaml"
 STOP_MARGIN_S = 30
-"""For the last commit, the summary, and Ray's own end."""
+"""Time for the last commit, the summary, and ending Ray."""
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _POLL_S = 0.5
 _AGENT_WAIT_S = 60.0
 _LONGEST_NAME = 40
 _NO_AGENT_YET = "No available agent to submit job"
-"""What the job server says while its agent is not there yet; nothing is submitted then."""
+"""The job server's message while its agent has not started yet; nothing is submitted then."""
 _VERBOSE_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -57,14 +58,14 @@ _log = logging.getLogger(__name__)
 
 
 class JobLogs(Protocol):
-    """What is used of Ray's JobSubmissionClient to follow a job."""
+    """The methods of Ray's JobSubmissionClient that are needed to follow a job."""
 
     def get_job_info(self, job_id: str) -> Any: ...
     def tail_job_logs(self, job_id: str) -> AsyncIterator[str]: ...
 
 
 class JobClient(JobLogs, Protocol):
-    """And to hand one over."""
+    """The methods that are needed to submit and follow a job."""
 
     def submit_job(
         self,
@@ -78,13 +79,13 @@ class JobClient(JobLogs, Protocol):
 
 @dataclass(frozen=True)
 class Submission:
-    """A job on a cluster: where its job server is, and Ray's id of it."""
+    """A job on a cluster: the address of its job server, and Ray's id of the job."""
 
     address: str
     submission_id: str
 
     def how_to(self) -> str:
-        """The commands that follow and stop it, a line each."""
+        """The commands that follow and stop it, one per line."""
         where = f"--address {redact_url(self.address)}"
         return (
             f"  follow   ray job logs {where} --follow {self.submission_id}\n"
@@ -95,9 +96,9 @@ class Submission:
 def submit(
     job: Job, address: str, *, shared_disk: bool = False, with_code: bool = False
 ) -> tuple[JobClient, Submission]:
-    """Hands a job to the job server at an http:// or https:// address.
+    """Submits a job to the job server at an http:// or https:// address.
 
-    Raises JobError for places that the cluster does not have, ResourceError where no job server
+    Raises JobError for local paths that the cluster does not have, ResourceError if no job server
     answers or it refuses the job.
     """
     client = connect(address)
@@ -107,7 +108,7 @@ def submit(
         with _refusals(address):
             submission_id = _hand_over(
                 client,
-                # exec: a stop reaches the run itself, and once
+                # exec: the signal to stop reaches the run itself, and only once
                 entrypoint=f"exec python -m jobs run {JOB_FILE}",
                 submission_id=new_submission_id(job.output),
                 runtime_env=runtime_env(folder, job.stop.grace_s, with_code=with_code),
@@ -121,9 +122,10 @@ def follow(client: JobLogs, submission: Submission, write: Callable[[str], objec
 
     If the log ends before the job does, it is opened again at the same place.
 
-    Returns 143 for a job that was stopped, 1 for one that never ran or whose exit code is unknown
-    (its message is written). Raises Interrupted, with what to do, if following was interrupted, in
-    which case the job continues; ResourceError if the connection to the job server was lost.
+    Returns 143 for a job that was stopped, and 1 for one that never ran or whose exit code is
+    unknown; then Ray's message is written, too. Raises Interrupted if following was interrupted:
+    the job continues, and the message says how to follow or stop it. Raises ResourceError if the
+    connection to the job server was lost.
     """
     try:
         with _lost(submission):
@@ -137,13 +139,16 @@ def follow(client: JobLogs, submission: Submission, write: Callable[[str], objec
 
 
 def connect(address: str) -> JobClient:
-    """Ray's client for a job server. Raises JobError for no http address, ResourceError."""
+    """Ray's client for a job server.
+
+    Raises JobError for an address that is not http(s), ResourceError if no job server answers.
+    """
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
         raise JobError(
             f"--address {address}: expected a job server's address, such as http://127.0.0.1:8265 "
             "(the dashboard of the cluster's head)"
         )
-    from ray.job_submission import JobSubmissionClient  # a second to load
+    from ray.job_submission import JobSubmissionClient  # takes a second to load
 
     for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -153,7 +158,7 @@ def connect(address: str) -> JobClient:
 
 
 def node_ips(address: str) -> tuple[str, ...]:
-    """The addresses of the nodes that are up. Raises ResourceError."""
+    """The IP addresses of the nodes that are up. Raises ResourceError if they cannot be listed."""
     from ray.util.state import list_nodes
 
     with _only_that_address(), _refusals(address):
@@ -162,7 +167,8 @@ def node_ips(address: str) -> tuple[str, ...]:
 
 
 def runtime_env(folder: str, grace_s: float, *, with_code: bool) -> dict[str, Any]:
-    """What goes along: the folder with the job file, how long a stop waits, perhaps the program."""
+    """The job's runtime environment: the folder to upload, this program if wanted, and how long a
+    stop waits."""
     wait_s = math.ceil(grace_s) + STOP_MARGIN_S
     environment: dict[str, Any] = {
         "working_dir": folder,
@@ -177,14 +183,15 @@ def runtime_env(folder: str, grace_s: float, *, with_code: bool) -> dict[str, An
 def new_submission_id(output: str) -> str:
     """An id for Ray that names the run folder: `fpe-recoloured-3f9a1c2b` for s3://photos/recoloured.
 
-    Ray names log files after it, so it has letters, digits, dots and dashes alone.
+    Ray names log files after it, so it has only letters, digits, dots and dashes.
     """
     name = re.sub(r"[^A-Za-z0-9.]+", "-", output.rstrip("/").rpartition("/")[2]).strip("-.")
     return "-".join(filter(None, ("fpe", name[:_LONGEST_NAME], secrets.token_hex(4))))
 
 
 def _hand_over(client: JobClient, **request: Any) -> str:
-    """Ray's id of the job. Waits up to a minute for a cluster that has just started."""
+    """Submits the job; returns Ray's id of it. Waits up to a minute for a cluster that just
+    started."""
     until = time.monotonic() + _AGENT_WAIT_S
     while True:
         try:
@@ -197,9 +204,10 @@ def _hand_over(client: JobClient, **request: Any) -> str:
 
 
 def place_job(job: Job, address: str, is_same_disk: bool) -> str:
-    """The job file that travels: what the job sets, on the cluster it is started in, as YAML.
+    """The job file to upload, as YAML: the keys that the job sets, with local paths made absolute.
 
-    Local paths become absolute. Raises JobError that names them if the cluster has another disk.
+    The run connects to the cluster that it is started in. Raises JobError, which lists the local
+    paths, if the nodes do not have this disk.
     """
     local = _local_places(job)
     if local and not is_same_disk:
@@ -228,7 +236,7 @@ def _local_places(job: Job) -> Mapping[str, str]:
     if job.judge is not None:
         for name in ("clip", "structure", "lpips"):
             models[f"judge.{name}"] = getattr(job.judge, name)
-    for key, source in models.items():  # what else they can be is a built-in one or a hub's id
+    for key, source in models.items():  # otherwise it is a built-in model or a hub id
         path = Path(source or "").expanduser()
         if source and (path.exists() or source.startswith(("/", "~", "./", "../"))):
             places[key] = str(path.absolute())
@@ -244,7 +252,7 @@ def _set(data: dict[str, Any], key: str, value: str) -> None:
 
 
 def _is_here(ips: Iterable[str]) -> bool:
-    """Whether all these addresses are of this machine: only those can be bound."""
+    """Whether all addresses belong to this machine: only such addresses can be bound."""
     return all(map(_can_bind, ips))
 
 
@@ -259,7 +267,7 @@ def _can_bind(ip: str) -> bool:
 
 
 def _followed(client: JobLogs, job_id: str, write: Callable[[str], object]) -> Any:
-    """Writes the job's log to its end; the job's details once it has ended."""
+    """Writes the job's log until the job ends; returns the job's details."""
     written = 0
     while True:
         had_ended = (info := client.get_job_info(job_id)).status.is_terminal()
@@ -272,7 +280,8 @@ def _followed(client: JobLogs, job_id: str, write: Callable[[str], object]) -> A
 async def _write_log(
     client: JobLogs, job_id: str, written: int, write: Callable[[str], object]
 ) -> int:
-    """Writes a log but for its first characters; how many more it had."""
+    """Writes what comes after the first `written` characters of the log; returns how many it
+    wrote."""
     read = 0
     async for lines in client.tail_job_logs(job_id):
         if fresh := lines[max(0, written - read) :]:
@@ -291,12 +300,12 @@ def _exit_code(info: Any, write: Callable[[str], object]) -> int:
     if code is None:
         write(f"{info.message}\n")
         return STOPPED
-    return code if code >= 0 else 128 - code  # a shell's way to say: killed by that signal
+    return code if code >= 0 else 128 - code  # killed by a signal: the exit code of a shell
 
 
 @contextmanager
 def _only_that_address() -> Iterator[None]:
-    """Hides the variables that Ray puts above an address that is given."""
+    """Removes environment variables that Ray would prefer to the given address."""
     hidden = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
     try:
         yield
@@ -306,14 +315,14 @@ def _only_that_address() -> Iterator[None]:
 
 @contextmanager
 def _refusals(address: str) -> Iterator[None]:
-    """What Ray's clients raise, in our words."""
+    """Turns the errors of Ray's clients into ours, with what to do."""
     from ray.exceptions import AuthenticationError
     from ray.util.state.exception import RayStateApiException
 
     where = redact_url(address)
     try:
         yield
-    except OSError as error:  # those of requests are, too
+    except OSError as error:  # the errors of requests are OSErrors, too
         raise ResourceError(
             f"no job server answers at {where} ({error}). Is the cluster up, and can this machine "
             "reach its head? A dashboard that only listens on its own machine needs a tunnel: "

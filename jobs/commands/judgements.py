@@ -1,4 +1,4 @@
-"""Reads edits that somebody has judged, to choose thresholds by."""
+"""Reads tables of edits that a person has judged, from which thresholds are chosen."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ Judgements = dict[str, list[JudgedEdit]]
 def read_judgements(file: pathlib.Path) -> Judgements:
     """Judged edits by type, from a Parquet or CSV table.
 
-    Columns: `good` (true or false, or 1 and 0), scores by their names, and optionally `edit_type`,
-    and `source_id`, by which edits of one source are known. Others do not matter, such as those of
-    a run's metadata. Rows whose `good` is empty are left out. Raises JobError.
+    Columns: `good` (true or false, or 1 and 0) and scores by their names. `edit_type` and
+    `source_id` are optional; `source_id` shows which edits have the same source. Other columns,
+    such as those of a run's metadata, are ignored. Rows whose `good` is empty are left out.
+
+    Raises JobError if the table cannot be read, or lacks columns or judged rows.
     """
     try:
         table = pa.csv.read_csv(file) if file.suffix == ".csv" else pq.read_table(file)
@@ -52,9 +54,9 @@ def read_judgements(file: pathlib.Path) -> Judgements:
 
 
 def of_types(judged: Judgements, types: Sequence[str] | None, file: pathlib.Path) -> Judgements:
-    """Those of some types of edits, in their order; None: all.
+    """The edits of the given types, in that order; all if `types` is None.
 
-    Raises JobError for a type without any.
+    Raises JobError for a type without edits.
     """
     for name in types or ():
         if name not in judged:

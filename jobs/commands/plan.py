@@ -1,4 +1,7 @@
-"""`fpe plan`: checks a job, counts its work and prices it by a probe of the device."""
+"""`fpe plan`: checks a job, counts its work, and estimates its cost from a probe of the device.
+
+Also `fpe config show`.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _PlanReport:
-    """Everything that is printed about a job; `why_not` is the reason if there is no price."""
+    """Everything that is printed about a job. If there is no price, `why_not` is the reason."""
 
     job: Job
     plan: Plan
@@ -109,7 +112,7 @@ class _PlanReport:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Which probe; see `pipeline.cost.price.price`."""
+    """Which probe to use; see `pipeline.cost.price.price`."""
 
     device: str | None
     measure: bool
@@ -117,7 +120,10 @@ class _Wanted:
 
 
 def _priced(report: _PlanReport, file: pathlib.Path, wanted: _Wanted) -> _PlanReport:
-    """With a price, or the reason for none, which is an error if a probe was asked for."""
+    """The report with a price, or with the reason why there is none.
+
+    Raises the reason as an error if the user asked for a probe.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     from fpe_core import FPEError
@@ -125,7 +131,7 @@ def _priced(report: _PlanReport, file: pathlib.Path, wanted: _Wanted) -> _PlanRe
     from pipeline.cost.probe import ProbeStore
     from pipeline.errors import ProbeError, ResourceError
 
-    disable_progress_bar()  # of loading weights: the status line names what is done
+    disable_progress_bar()  # of loading weights; the status line says what is done
     try:
         found = price(report.job, report.plan, report.ledger, ProbeStore(file), **asdict(wanted))
     except (FPEError, ProbeError, ResourceError) as error:
@@ -137,13 +143,13 @@ def _priced(report: _PlanReport, file: pathlib.Path, wanted: _Wanted) -> _PlanRe
 
 
 def _print(report: _PlanReport) -> None:
-    from jobs.commands.plan_tables import cost_table, knobs_table
+    from jobs.commands.plan_tables import cost_table, key_effects_table
     from jobs.terminal.tables import plan_table, quotas_table
 
     console.out().print(plan_table(report.plan, report.job.output))
     if report.price is not None:
         console.out().print(cost_table(report.price, report.price_per_hour))
-        console.out().print(knobs_table(report.price, report.price_per_hour))
+        console.out().print(key_effects_table(report.price, report.price_per_hour))
     if report.why_not:
         console.out().print(
             f"No price: {report.why_not}\n--device-name uses the stored probe of another device, "

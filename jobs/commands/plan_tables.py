@@ -1,4 +1,4 @@
-"""What `fpe plan` prints about a price: where the time goes, and what each key would change."""
+"""The tables of `fpe plan` about cost: where the time goes, and what each key would change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pipeline.cost.probe import Probe
 
 
 def cost_table(price: Price, price_per_hour: float | None) -> Table:
-    """Seconds by kind of work, device-hours, money, time."""
+    """Seconds by kind of work, device-hours, the run's duration, and its cost if a price is
+    given."""
     expected, probe, work = price.estimate, price.probe, price.work
     table = figures_table(f"On {probe.device}", _probed(probe, is_now=price.is_measured_now))
     workers = "1 worker" if work.actors == 1 else f"{work.actors:,} workers"
@@ -35,8 +36,8 @@ def cost_table(price: Price, price_per_hour: float | None) -> Table:
     return table
 
 
-def knobs_table(price: Price, price_per_hour: float | None) -> Table:
-    """The job with one key changed, everything else as it is."""
+def key_effects_table(price: Price, price_per_hour: float | None) -> Table:
+    """What the job would cost with one key changed and all others unchanged."""
     headings = ["", "rows", "hours", "per edit", "output"]
     if price_per_hour is not None:
         headings.append("cost")
@@ -62,7 +63,7 @@ def _add(table: Table, name: str, then: Estimate, now: Estimate, price: float | 
 
 
 def _change(then: float, now: float) -> str:
-    """In percent; "" if it rounds to none."""
+    """The relative change in percent; "" if it rounds to 0 %."""
     change = 100 * (then / now - 1)
     return f"{change:+.0f} %" if abs(change) >= 0.5 else ""
 

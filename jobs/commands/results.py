@@ -30,7 +30,7 @@ def verify(
     overrides: Overrides = None,
     recompute: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Make N accepted edits again and compare."),
+        typer.Option(min=1, metavar="N", help="Recompute N accepted edits and compare."),
     ] = None,
     device: Annotated[
         str | None,
@@ -44,7 +44,7 @@ def verify(
 
     load = load_job if is_job_file(run_folder) else load_job_of_run
     job = load(run_folder, overrides or [])
-    with console.err().status("Reading the ledger, the manifest and every picture"):
+    with console.err().status("Reading the ledger, the manifest and every image"):
         found = verify_run(job)
     console.out().print(verification_table(found, job.output))
     for problem in found.problems:
@@ -52,7 +52,7 @@ def verify(
     hidden = found.problems_total - len(found.problems)
     if hidden:
         console.out().print(f"... and {hidden} more")
-    # A run that is not in order needs no sample, and its error would hide what was found.
+    # If problems were found, nothing is recomputed: an error there would hide them.
     is_same = not found.ok or recompute is None or _recompute(job, recompute, device)
     if not found.ok or not is_same:
         console.out().print("The run is not in order.")
@@ -100,7 +100,7 @@ def report(
     from pipeline.storage.folder import Folder
 
     folder = Folder.open(*_place(run_folder))
-    with console.err().status("Reading the ledger and pictures"):
+    with console.err().status("Reading the ledger and the images"):
         if other is None:
             written = write_report(folder, out=out, price_per_hour=price_per_hour)
         else:
@@ -109,7 +109,7 @@ def report(
 
 
 def _recompute(job: Job, count: int, device: str | None) -> bool:
-    """Makes a sample again and prints what differs. Returns whether nothing does."""
+    """Recomputes a sample and prints the edits that differ. Returns whether none does."""
     from jobs.terminal.tables import recomputation_table
     from pipeline.verify.recompute import ComparisonVerdict, recompute_sample
 
@@ -118,7 +118,7 @@ def _recompute(job: Job, count: int, device: str | None) -> bool:
             job,
             count,
             device=device,
-            progress=lambda done, total: status.update(f"Made {done} of {total} edits again"),
+            progress=lambda done, total: status.update(f"Recomputed {done} of {total} edits"),
         )
     console.out().print(recomputation_table(found))
     for comparison in (

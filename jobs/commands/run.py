@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 
 def unless_in_use(run: Callable[[], Made], *, wait_s: float) -> Made | None:
-    """What `run` returns, or None if another run is using the folder and is alive.
+    """What `run` returns, or None if another run is alive and uses the folder.
 
     A scheduler that lost a machine may start the next run before the lease of the dead one has
-    expired. So if the folder is in use, this waits for `wait_s`, by when it has, and tries once
-    more. Raises whatever else `run` raises.
+    expired. So if the folder is in use, this waits for `wait_s`, in which such a lease expires, and
+    tries once more. All other errors of `run` are raised.
     """
     try:
         return run()
@@ -135,11 +135,11 @@ def submit(
 ) -> None:
     """Run a job on a Ray cluster through its job server; follow its log to its exit code."""
     from jobs.commands.job_server import follow
-    from jobs.commands.job_server import submit as hand_over
+    from jobs.commands.job_server import submit as submit_job
     from pipeline.job.file import load_job
 
     job = load_job(job_file, overrides or [])
-    client, submission = hand_over(job, address, shared_disk=shared_disk, with_code=with_code)
+    client, submission = submit_job(job, address, shared_disk=shared_disk, with_code=with_code)
     console.out().print(f"Submitted {submission.submission_id}", markup=False)
     if detach:
         console.out().print(

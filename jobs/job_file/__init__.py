@@ -1,4 +1,4 @@
-"""Job files as the command line has them: the ready-made ones, and every key shown as YAML.
+"""The ready-made job files, and a job file with all its keys as YAML (`fpe config show`).
 
-They are read in pipeline/job/file.py.
+Job files are read in pipeline/job/file.py.
 """

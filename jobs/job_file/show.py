@@ -1,4 +1,5 @@
-"""The job model as YAML that can be saved and run: every key, its value or default, its meaning."""
+"""Writes a job as YAML that can be saved and run: every key with its value or default, and its
+meaning."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _WIDTH = 100
 def job_as_yaml(job: Job | None = None) -> str:
     """Every key of a job file with its description as a comment.
 
-    Without a job the values are the defaults; keys that have none are comments, marked required.
+    Without a job the values are the defaults; keys without a default are comments marked
+    "required".
     """
     values = {} if job is None else job.model_dump(mode="json")
     return "\n".join(_section(Job, values, 0)).lstrip("\n") + "\n"
@@ -46,7 +48,7 @@ def _section(model: type[BaseModel], values: Mapping[str, Any], depth: int) -> I
 
 
 def _holds_many(field: FieldInfo) -> bool:
-    """Whether sections are under names, or in lists, that the job file chooses itself."""
+    """Whether the field is a list of sections, or a mapping whose names the job file chooses."""
     return get_origin(field.annotation) in (dict, list)
 
 

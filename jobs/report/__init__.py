@@ -1,1 +1,1 @@
-"""`fpe report` as one HTML page: words, charts, templates."""
+"""`fpe report`: writes a run, or a comparison of two, as one HTML page."""

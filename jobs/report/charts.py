@@ -1,4 +1,4 @@
-"""Histograms as the rectangles and lines of an SVG. Numbers only; the template draws them."""
+"""Turns histograms into coordinates of rectangles and lines, which the template draws as SVG."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline.report.histogram import Histogram, bound_of
 
 WIDTH = 240
 BASE = 64
-"""Height of the plot, and where its bars stand."""
+"""Height of the plot, which is the y of its horizontal axis."""
 _GAP = 0.8
-_LABEL_ROOM = 24  # a label nearer to an edge than this is aligned with its line
+_LABEL_ROOM = 24  # a label nearer to an edge than this begins, or ends, at its line
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A rectangle of one outcome."""
+    """A rectangle for the edits of one outcome in one bin."""
 
     outcome: str
     x: float
@@ -29,7 +29,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bound:
-    """A vertical line with a label, and where the label is held."""
+    """A vertical line with a label; `anchor` is the label's SVG text-anchor."""
 
     x: float
     text: str
@@ -38,7 +38,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Span:
-    """What lies on the wrong side of a threshold."""
+    """The area on the rejected side of a threshold."""
 
     x: float
     width: float
@@ -63,7 +63,7 @@ class Chart:
 
 
 def score_chart(histogram: Histogram) -> Chart:
-    """A score with the thresholds of its rules."""
+    """The chart of a score, with the thresholds of its rules."""
     bounds = [(rule, _x(histogram, bound_of(rule))) for rule in histogram.rules]
     remark = MEANINGS.get(histogram.score, "")
     if histogram.rules:
@@ -79,7 +79,7 @@ def score_chart(histogram: Histogram) -> Chart:
 
 
 def difference_chart(histogram: Histogram) -> Chart:
-    """Differences of a score, with a line at none."""
+    """The chart of a score's differences, with a line at 0."""
     is_inside = histogram.low <= 0 <= histogram.high
     x = _x(histogram, 0.0)
     return _chart(histogram, [Bound(x, "0", _anchor(x))] if is_inside else [], [], "")
@@ -118,7 +118,7 @@ def _bars(histogram: Histogram) -> list[Bar]:
         for outcome, count in zip(("accepted", "rejected"), counts, strict=True):
             if not count:
                 continue
-            height = max(1.0, count * unit)  # one edit among many is still seen
+            height = max(1.0, count * unit)  # so that one edit among many is still visible
             x, y = number * width + _GAP / 2, BASE - below - height
             bars.append(Bar(outcome, _r(x), _r(y), _r(width - _GAP), _r(height)))
             below += height

@@ -1,9 +1,7 @@
-"""`fpe report`: the facts of a run, or of two, as one page that needs nothing else.
+"""Renders the facts of a run, or of two, as one HTML page, and writes it to a folder, file or URL.
 
-No server and no network: style, script and pictures are inside, and the page's own content policy
-forbids everything that is not. Equal runs give equal pages.
-
-Where a report goes: into the run folder, or to any file or URL.
+The page needs no server and no network: style, script and images are embedded, and its content
+security policy forbids everything else. Equal runs give equal pages.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ _STAGES = ("decode", "load", "edit", "judge", "write", "commit")
 
 @dataclass(frozen=True)
 class Choice:
-    """A filter: the values that some tile has of one attribute, data-<key>."""
+    """A filter of the gallery: the values of one attribute, data-<key>, of its tiles."""
 
     title: str
     key: str
@@ -46,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class GalleryView:
-    """Tiles with the filters that make sense for them."""
+    """The tiles of a gallery, and the filters for them."""
 
     tiles: tuple[Any, ...]
     groups: tuple[tuple[str, int], ...]
@@ -57,7 +55,7 @@ class GalleryView:
 
 @dataclass(frozen=True)
 class TypeCharts:
-    """The charts of one type of edit: of scores that a rule looks at, and of the others."""
+    """The charts of one type of edit: of scores that a rule uses, and of the others."""
 
     name: str
     edits: int
@@ -82,7 +80,7 @@ class StageView:
 
 @dataclass(frozen=True)
 class CostView:
-    """Cost put into proportion; money is None without a price."""
+    """Costs per edit and as shares; amounts of money are None without a price."""
 
     rows_per_edit: float
     rows_per_accepted: float
@@ -101,7 +99,7 @@ def render_report(
 
     Args:
         price_per_hour: of one worker, in any currency.
-        is_in_run: the page will lie in the run folder, so that it can link to the pictures.
+        is_in_run: whether the page is written into the run folder and can link to its images.
     """
     return _render(
         "report.html.j2",
@@ -132,7 +130,7 @@ def render_comparison(facts: ComparisonFacts) -> bytes:
 def _render(template: str, *, link: Callable[[str], str], **values: Any) -> bytes:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.report", "templates"),
-        autoescape=True,  # prompts, ids and messages are anybody's text
+        autoescape=True,  # prompts, ids and messages are untrusted text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -169,7 +167,7 @@ def _render(template: str, *, link: Callable[[str], str], **values: Any) -> byte
         script_hash=digest,
         **values,
     )
-    return page.encode("utf-8", "replace")  # a lone surrogate is no reason to have no report
+    return page.encode("utf-8", "replace")  # a lone surrogate in a text becomes "?"
 
 
 def _own_file(environment: jinja2.Environment, name: str) -> str:
@@ -178,7 +176,7 @@ def _own_file(environment: jinja2.Environment, name: str) -> str:
 
 
 def _link(path: str) -> str:
-    """A file of the run folder, as seen from a page in it."""
+    """The URL of a file of the run folder, relative to a page in it."""
     return "./" + jinja2.filters.do_urlencode(path) if path else ""
 
 
@@ -253,7 +251,7 @@ def _label_values(
 
 
 def _choices(*found: tuple[str, str, list[str]]) -> tuple[Choice, ...]:
-    """Filters by the values there are, the commonest first; none where all are one."""
+    """Filters with their values, the most common first; no filter if all values are equal."""
     choices = []
     for title, key, values in found:
         counts = Counter(values)
@@ -293,13 +291,13 @@ def _stage_place(name: str) -> tuple[int, str]:
 
 
 def _ratio(total: float, count: int) -> float:
-    """NaN, shown as a dash, where nothing is counted."""
+    """The ratio; NaN, which is shown as a dash, if `count` is 0."""
     return total / count if count else float("nan")
 
 
 @dataclass(frozen=True)
 class Written:
-    """A page: its URL or path, and how large it is."""
+    """A page that was written: its URL or path, and its size."""
 
     url: str
     size_bytes: int
@@ -312,10 +310,10 @@ def write_report(
     price_per_hour: float | None = None,
     limits: ReportLimits | None = None,
 ) -> Written:
-    """Writes the report of a run to RUN/report.html, over an earlier one, or to `out`.
+    """Writes the report of a run to RUN/report.html, replacing an earlier one, or to `out`.
 
-    Raises StorageError where no run is or nothing can be written, LedgerError, and JobError for
-    an `out` that names no HTML file.
+    Raises StorageError if there is no run or the page cannot be written, LedgerError for a damaged
+    ledger, and JobError if `out` is not the name of an HTML file.
     """
     place, name = _place(folder, out, REPORT_NAME)
     facts = read_report(folder, limits)
@@ -335,7 +333,7 @@ def write_comparison(
 def _place(folder: Folder, out: str | None, name: str) -> tuple[Folder, str]:
     if out is None:
         return folder, name
-    if not out.endswith((".html", ".htm")):  # not over somebody's data by a slip of the hand
+    if not out.endswith((".html", ".htm")):  # so that a mistyped name does not overwrite data
         raise JobError(f"--out {out}: name a file that ends in .html")
     above, _, name = absolute_url(out).rpartition("/")
     options: Mapping[str, Any] = folder.options

@@ -1,4 +1,4 @@
-"""Numbers, scores and prompts as a report shows them: the filters of its templates."""
+"""The filters of the report's templates: numbers, scores and prompts as text."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MEANINGS = {
     "saturation_shift": "edit minus source",
     "clipped_shift": "clipped values, edit minus source",
 }
-"""What each score of `fpe_core.scores.edit_scores` says, in a few words."""
+"""The meaning of each score of `fpe_core.scores.edit_scores` in a few words."""
 
 
 @dataclass(frozen=True)
 class RuledScore:
-    """A score of an edit that a rule looks at."""
+    """A score of an edit that a rule uses."""
 
     score: str
     value: float
@@ -48,7 +48,7 @@ class RuledScore:
 
 @dataclass(frozen=True)
 class PairScore:
-    """A score that both sides of a pair have."""
+    """A score that both edits of a pair have."""
 
     score: str
     a: float
@@ -60,7 +60,7 @@ class PairScore:
 
 
 def percent_text(share: float) -> str:
-    """12.3 %, without a decimal where it is whole; 100 % and 0 % are exact."""
+    """12.3 %, or 12 % if it is whole. 0 % and 100 % are shown only if they are exact."""
     if 0 < share < 0.001:
         return "< 0.1 %"
     if 0.999 < share < 1:
@@ -69,7 +69,7 @@ def percent_text(share: float) -> str:
 
 
 def score_text(value: float) -> str:
-    """Four digits that count at most, three decimals at most where it is not tiny."""
+    """At most four significant digits, and at most three decimals unless the score is tiny."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "–"
     text = f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
@@ -80,7 +80,7 @@ def score_text(value: float) -> str:
 
 
 def script_number(value: float) -> str:
-    """As JavaScript's Number() reads it, with all its digits."""
+    """A number with all its digits, as JavaScript's Number() parses it."""
     if math.isinf(value):
         return "Infinity" if value > 0 else "-Infinity"
     return "NaN" if math.isnan(value) else repr(float(value))
@@ -100,12 +100,13 @@ def words(name: str) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """A name that may go on in the next line after an underscore."""
+    """A name that may be broken into lines after each underscore."""
     return Markup("_<wbr>").join(name.split("_"))
 
 
 def plain(value: Any) -> str:
-    """A value of stats.json: numbers grouped, lists and mappings in one line."""
+    """A value of stats.json as text: numbers with thousands separators, lists and mappings in one
+    line."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {plain(each)}" for name, each in value.items())
     if isinstance(value, list):
@@ -124,25 +125,26 @@ def data_uri(picture: Thumbnail) -> str:
 
 
 def search_text(edit: Edit) -> str:
-    """What the search looks into, in lower case."""
+    """The text that the gallery's search matches, in lower case."""
     text = f"{edit.target_prompt[:_PROMPT_CHARS]} {edit.row_id} {edit.edit_id}"
     return text.lower()
 
 
 def prompt_words(edit: Edit) -> list[Word]:
-    """The target prompt's words, with whether the source's prompt has them at that place."""
+    """The words of the target prompt, each with whether the source prompt has it at that
+    position."""
     return changed_words(
         edit.source_prompt[:_PROMPT_CHARS], shorten(edit.target_prompt, _PROMPT_CHARS)
     )
 
 
 def need(rule: Rule) -> str:
-    """≥ 0.5"""
+    """What a rule requires, such as "≥ 0.5"."""
     return f"{'≥' if rule.at_least is not None else '≤'} {score_text(bound_of(rule))}"
 
 
 def ruled_scores(edit: Edit) -> list[RuledScore]:
-    """The scores that the rules of its type look at, in their order."""
+    """The scores that the rules of the edit's type use, in the order of the rules."""
     return [
         RuledScore(rule.score, value, need(rule), rule.broken_by(value))
         for rule in edit.rules

@@ -8,11 +8,11 @@ import sys
 from rich.console import Console
 
 _WIDE = 200
-"""Columns of a log file or pipe: tables are as wide as they are, whatever TERM says."""
+"""Width in columns if the output goes to a file or pipe, whatever TERM says: tables do not wrap."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """For stdout or stderr. Only a person's window breaks tables into its width."""
+    """A new console for stdout or stderr. Tables are fitted to the window only on a terminal."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         stderr=stderr,
@@ -25,11 +25,14 @@ def console(*, stderr: bool = False) -> Console:
 
 @functools.cache
 def out() -> Console:
-    """Results: stdout. One for the whole program, as bars and lines of a log share theirs."""
+    """The program's only console for stdout, where results are printed."""
     return console()
 
 
 @functools.cache
 def err() -> Console:
-    """Progress and messages: stderr. One for the whole program, or log lines would tear a bar."""
+    """The program's only console for stderr, where progress, messages and log lines go.
+
+    Log lines and progress bars have to share one console, or the lines would break the bars.
+    """
     return console(stderr=True)

@@ -8,9 +8,9 @@
     130   interrupted from the keyboard; what was done is kept, the same command continues
     143   the same, by SIGTERM
 
-Single failed edits do not change the exit code: an unreadable image stays unreadable when a
-scheduler tries again. They are counted in the summary; with more of them than `failures:` in the
-job file allows, the run stops (1).
+Single failed edits do not change the exit code, because an unreadable image is still unreadable
+when a scheduler tries again. They are counted in the summary. If more edits fail than `failures:`
+in the job file allows, the run stops (1).
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ P = ParamSpec("P")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where ctrl-C would be, so that both end a run in the same way."""
+    """Raised on SIGTERM, as KeyboardInterrupt is on ctrl-C, so that both end a run in the same
+    way."""
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """A command that answers errors with a message on stderr and an exit code, not a traceback.
+    """Wraps a command so that an error prints a message and sets the exit code, without a
+    traceback.
 
     `fpe --debug` prints the traceback as well.
     """
@@ -68,7 +70,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code that tells a scheduler what kind of error this is."""
+    """The exit code for an error, by which a scheduler can distinguish kinds of errors."""
     if any(isinstance(e, Terminated) for e in _chain(error)):
         return TERMINATED
     if isinstance(error, KeyboardInterrupt | Interrupted):
@@ -98,7 +100,7 @@ def _leave(error: BaseException) -> NoReturn:
     if isinstance(error, typer.Exit | SystemExit):
         raise error
     if isinstance(error, BrokenPipeError):
-        raise typer.Exit(OK) from None  # the reader of our output, such as `head`, has enough
+        raise typer.Exit(OK) from None  # the reader of our output, such as `head`, has closed it
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     err = console(stderr=True)
@@ -110,7 +112,7 @@ def _leave(error: BaseException) -> NoReturn:
 
 
 def _is_of_the_core(error: BaseException) -> bool:
-    from fpe_core.errors import FPEError  # loads torch, which is worth it only after an error
+    from fpe_core.errors import FPEError  # loads torch, so only after an error
 
     return isinstance(error, FPEError)
 
@@ -120,7 +122,7 @@ def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error with everything it came from."""
+    """An error and, one after the other, the errors that caused it."""
     chain: list[BaseException] = []
     here: BaseException | None = error
     while here is not None and here not in chain:

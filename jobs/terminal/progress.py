@@ -33,23 +33,23 @@ _log = logging.getLogger(__name__)
 
 
 class ClosingProgress(abc.ABC):
-    """What a run reports to, as a context that leaves no thread and no half-drawn bar behind."""
+    """What a run reports its progress to. As a context manager it ends its thread and its bar."""
 
     @abc.abstractmethod
     def start(self, total: int, done: int) -> None:
-        """`total` edits are planned, of which `done` have an outcome. Once for each round."""
+        """Called once per round: `total` edits are planned, `done` of them have an outcome."""
 
     @abc.abstractmethod
     def advance(self, outcomes_table: pa.Table) -> None:
-        """Outcomes that were committed; see `Tally.add`."""
+        """Called with the outcomes of each commit; see `ProgressCounts.add`."""
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """The round has ended."""
+        """Called when the round has ended."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Ends the display, however the run ended; may be called twice."""
+        """Ends the display, whether the run succeeded or not. May be called twice."""
 
     def __enter__(self) -> Self:
         return self
@@ -64,8 +64,8 @@ def choose_progress(console: Console, *, in_lines: bool = False) -> ClosingProgr
     return TerminalProgress(console) if console.is_terminal and not in_lines else LogProgress()
 
 
-class Tally:
-    """Counts outcomes as they arrive. `done` includes what earlier runs had committed."""
+class ProgressCounts:
+    """Counts outcomes as they arrive. `done` includes those that earlier runs committed."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total = total
@@ -74,7 +74,7 @@ class Tally:
         self.outcomes: collections.Counter[str] = collections.Counter()
 
     def add(self, outcomes_table: pa.Table) -> None:
-        """Takes in a table with an `outcome` column."""
+        """Adds the rows of a table with an `outcome` column."""
         self.arrived += outcomes_table.num_rows
         self.done += outcomes_table.num_rows
         self.outcomes.update(outcomes_table.column("outcome").to_pylist())
@@ -104,13 +104,13 @@ class TerminalProgress(ClosingProgress):
             console=console,
         )
         self._task: TaskID | None = None
-        self._tally = Tally(0, 0)
+        self._counts = ProgressCounts(0, 0)
         self._since = time.monotonic()
 
     def start(self, total: int, done: int) -> None:
         if self._task is not None:
-            self._bar.remove_task(self._task)  # of the round before
-        self._tally = Tally(total, done)
+            self._bar.remove_task(self._task)  # from the previous round
+        self._counts = ProgressCounts(total, done)
         self._since = time.monotonic()
         self._task = self._bar.add_task(
             "edits", total=total, completed=done, note="starting the workers"
@@ -120,11 +120,11 @@ class TerminalProgress(ClosingProgress):
     def advance(self, outcomes_table: pa.Table) -> None:
         if self._task is None:
             return
-        self._tally.add(outcomes_table)
-        rate = self._tally.arrived / max(time.monotonic() - self._since, 1e-9)
-        problems = self._tally.problems()
+        self._counts.add(outcomes_table)
+        rate = self._counts.arrived / max(time.monotonic() - self._since, 1e-9)
+        problems = self._counts.problems()
         note = f"{rate:.2f}/s" + (f", {problems}" if problems else "")
-        self._bar.update(self._task, completed=self._tally.done, note=note)
+        self._bar.update(self._task, completed=self._counts.done, note=note)
 
     def finish(self) -> None:
         self._bar.stop()
@@ -136,7 +136,7 @@ class TerminalProgress(ClosingProgress):
 class LogProgress(ClosingProgress):
     """A log line at the start, at the end and every `interval_s` seconds in between.
 
-    A thread writes them even while no edit arrives, as a silent log looks like a hanging job.
+    A thread writes them, so that the log does not fall silent while no edit arrives.
     """
 
     def __init__(
@@ -147,26 +147,29 @@ class LogProgress(ClosingProgress):
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._tally = Tally(0, 0)
+        self._counts = ProgressCounts(0, 0)
         self._since = self._last_line = clock()
         self._first: tuple[float, int] | None = None
-        """When the first edits arrived, and how many: the time before was start-up."""
+        """When the first edits arrived, and how many they were. The time before that was
+        start-up."""
 
     def start(self, total: int, done: int) -> None:
         self._stop.clear()
         with self._lock:
-            self._tally, self._first = Tally(total, done), None
+            self._counts, self._first = ProgressCounts(total, done), None
             self._since = self._last_line = self._clock()
         _log.info("%d of %d edits to do; starting the workers", total - done, total)
         thread = threading.Thread(target=self._tick_until_stopped, name="progress", daemon=True)
         thread.start()
-        self._thread = thread  # only now: ctrl-C may come between the two, and finish() joins it
+        self._thread = (
+            thread  # only after start(): ctrl-C may come in between, and finish() joins this thread
+        )
 
     def advance(self, outcomes_table: pa.Table) -> None:
         with self._lock:
-            self._tally.add(outcomes_table)
+            self._counts.add(outcomes_table)
             if self._first is None:
-                self._first = (self._clock(), self._tally.arrived)
+                self._first = (self._clock(), self._counts.arrived)
         self.tick()
 
     def tick(self) -> None:
@@ -188,25 +191,25 @@ class LogProgress(ClosingProgress):
         _log.info(line)
 
     def _line(self, now: float) -> str:
-        tally, gone_s = self._tally, now - self._since
-        if not tally.arrived:
-            return f"{tally.done}/{tally.total} edits, waiting for the first ({gone_s:.0f} s)"
+        counts, gone_s = self._counts, now - self._since
+        if not counts.arrived:
+            return f"{counts.done}/{counts.total} edits, waiting for the first ({gone_s:.0f} s)"
         parts = [
-            f"{tally.done}/{tally.total} edits",
-            f"{tally.arrived / max(gone_s, 1e-9):.2f} edits/s",
+            f"{counts.done}/{counts.total} edits",
+            f"{counts.arrived / max(gone_s, 1e-9):.2f} edits/s",
             f"{gone_s:.0f} s elapsed",
             self._left(now),
-            tally.problems(),
+            counts.problems(),
         ]
         return ", ".join(part for part in parts if part)
 
     def _left(self, now: float) -> str:
         """Estimated time left, from the rate since the first edits arrived; "" while unknown."""
-        tally = self._tally
-        if self._first is None or tally.arrived <= self._first[1] or tally.done >= tally.total:
+        counts = self._counts
+        if self._first is None or counts.arrived <= self._first[1] or counts.done >= counts.total:
             return ""
-        pace = (now - self._first[0]) / (tally.arrived - self._first[1])
-        return f"about {pace * (tally.total - tally.done):.0f} s left"
+        pace = (now - self._first[0]) / (counts.arrived - self._first[1])
+        return f"about {pace * (counts.total - counts.done):.0f} s left"
 
     def _tick_until_stopped(self) -> None:
         while not self._stop.wait(self._interval_s):

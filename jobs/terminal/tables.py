@@ -1,4 +1,4 @@
-"""What commands print: tables of names and figures, the same on a terminal and in a log."""
+"""The tables that commands print about runs, plans and verifications."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.verify.verify import Verification
 
 MOST_CELLS = 40
-"""Rows of a printed table of quotas; stats.json has all."""
+"""Rows of the printed table of quotas; stats.json has all of them."""
 
 
 def summary_table(summary: RunSummary) -> Table:
@@ -59,7 +59,7 @@ def summary_table(summary: RunSummary) -> Table:
 
 
 def stages_table(summary: RunSummary) -> Table:
-    """What each stage of a run cost; retries are those of requests to a store."""
+    """What each stage of a run cost; "retries" counts repeated requests to a store."""
     figures_of = ("rows", "seconds", "read", "written", "requests", "retries", "workers lost")
     table = titled_table("", ("stage", *figures_of))
     for stage in ("decode", "edit", "judge", "write", "commit"):
@@ -80,7 +80,8 @@ def stages_table(summary: RunSummary) -> Table:
 
 
 def quotas_table(rows: Sequence[QuotaRow]) -> Table:
-    """Every cell with its candidates, outcomes and quota; of many cells, the emptiest."""
+    """Every cell with its candidates, outcomes and quota; of many cells, those that lack most
+    edits."""
     columns = tuple(rows[0].cell) if rows else ()
     figures_of = ("candidates", "done", "rejected", "failed", "accepted", "quota", "short by")
     table = titled_table("Quotas", (*columns, *figures_of), texts=len(columns))

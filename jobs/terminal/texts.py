@@ -1,4 +1,4 @@
-"""Counts, sizes, money and durations as a person reads them, in tables and in reports."""
+"""Counts, sizes, money and durations as text for people, in tables and in reports."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def duration_text(seconds: float) -> str:
 
 
 def or_dash(value: float | None, form: str) -> str:
-    """A value in a format such as ".2f"; "-" for None."""
+    """A value, formatted by a format such as ".2f"; "-" for None."""
     return "-" if value is None else format(value, form)

@@ -13,7 +13,7 @@ def titled_table(title: str, columns: Sequence[str], *, texts: int = 1) -> Table
     """An empty table with headings.
 
     Args:
-        title: above the table; "" for none. Taken literally, as the headings are.
+        title: above the table; "" for none. Like the headings it is plain text, without markup.
         columns: the headings.
         texts: how many of the first columns hold text, aligned left; the others hold figures,
             aligned right.

@@ -1,1 +1,1 @@
-"""Ray: the only wing that knows it. The session, the pool of workers, the graph of stages."""
+"""The only wing that knows Ray: the session, the pool of workers, the graph of stages."""

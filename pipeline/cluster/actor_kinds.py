@@ -1,11 +1,11 @@
-"""Places the actors of a run on machines: how many of each kind there are, what each may take.
+"""Places the actors of a run on machines: how many of each kind, and which resources each gets.
 
-    named accelerators    first, then any GPU, then actors without one
-    blocks                are pulled: a faster kind takes more of them
-    no actor              a machine that no kind fits on only reads and decodes
+Actors that name an accelerator are placed first, then those that take any GPU, then those without a
+GPU. A machine that no kind fits on only reads and decodes. Actors pull blocks, so a faster kind
+processes more of them.
 
-Most runs have one kind of actors. One stage of Ray Data has the actors of all kinds; the resources
-that Ray assigned to an actor show of which kind it is.
+Most runs have one kind of actors. All kinds belong to one stage of Ray Data; an actor finds its
+kind by the resources that Ray assigned to it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pipeline.errors import InsufficientCapacityError
 from pipeline.job.resources import PoolSection
 
 _ACCELERATOR = "accelerator_type:"
-"""How Ray names the resource that a machine has for its kind of GPU."""
+"""Prefix of the resource by which Ray marks a machine's kind of GPU."""
 _OF_ACCELERATOR = 0.001
-"""As much of it as Ray takes for an actor that names it."""
+"""How much of that resource Ray takes for an actor with `accelerator_type`."""
 _TOLERANCE = 1e-6
 _MOST_THREADS = 16
 
 
 @dataclass(frozen=True)
 class Node:
-    """The resources of one machine; `accelerator`: the kind of its GPUs."""
+    """The resources of one machine; `accelerator`: the kind of its GPUs, by Ray's name."""
 
     cpus: float
     gpus: float = 0.0
@@ -55,8 +55,11 @@ class Node:
 
 @dataclass(frozen=True)
 class ActorKind:
-    """Actors that are alike. `memory_share`: the part of its device's memory that each may plan
-    with, 0..1; `later`: how many of them have no place yet."""
+    """Actors with equal resources.
+
+    `memory_share`: the share of its device's memory that each may use, 0 to 1; `later`: how many of
+    `actors` have no machine yet.
+    """
 
     actors: int
     cpus_per_actor: float
@@ -74,12 +77,12 @@ class ActorKind:
         )
 
     def remote_args(self) -> dict[str, Any]:
-        """The resources that Ray is asked for, for each actor."""
+        """The options with which Ray starts each actor."""
         args: dict[str, Any] = {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
         return args if self.accelerator is None else args | {"accelerator_type": self.accelerator}
 
-    def was_given(self, resources: Mapping[str, float]) -> bool:
-        """Whether an actor with these assigned resources is of this kind."""
+    def matches(self, resources: Mapping[str, float]) -> bool:
+        """Whether an actor to which Ray assigned these resources is of this kind."""
         named = {n.removeprefix(_ACCELERATOR) for n in resources if n.startswith(_ACCELERATOR)}
         wanted = set() if self.accelerator is None else {self.accelerator}
         return named == wanted and _same(resources.get("GPU", 0.0), self.gpus_per_actor)
@@ -100,10 +103,10 @@ class RemoteArgsPerActor:
 
 @dataclass(frozen=True)
 class Placement:
-    """The actors of one pool section, on the machines that are there.
+    """The actors of one pool section, on the machines that are there now.
 
-    `homes`: for each actor that has a place, the index of its machine. `later`: how many more wait
-    for machines that come during the run.
+    `homes`: for each actor that has a place, the index of its machine. `later`: how many more
+    actors wait for machines that are added during the run.
     """
 
     pool: PoolSection
@@ -115,7 +118,7 @@ class Placement:
         return len(self.homes) + self.later
 
     def to_kind(self, nodes: Sequence[Node]) -> ActorKind:
-        """What each of the actors may take: they share the cores of their machine, or its GPU."""
+        """The resources of each actor: actors on one machine share its cores, or its GPU."""
         pool = self.pool
         most_on_one = max(Counter(self.homes).values(), default=1)
         cores = min((nodes[number].cpus for number in self.homes), default=pool.cpus_per_actor)
@@ -135,19 +138,21 @@ class Placement:
 def place_actors(
     nodes: Sequence[Node], pools: Sequence[PoolSection], *, free_cpus: float, can_grow: bool = False
 ) -> tuple[Placement, ...]:
-    """The actors of each pool, those with the most requirements first: those that find a place, and
-    if machines may come (`can_grow`) all that a pool with `max_actors` and GPUs may have.
+    """Places the actors of each pool, pools with the most requirements first.
+
+    If machines can be added (`can_grow`), a pool with `max_actors` and GPUs also gets the actors
+    that have no place yet.
 
     Raises InsufficientCapacityError if a pool cannot have its `actors`, `free_cpus` would not stay
     free, or no actor has a place.
     """
     places = [_Place.of(node) for node in nodes]
     placements: list[Placement] = []
-    for pool in sorted(pools, key=_least_choosy):
+    for pool in sorted(pools, key=_by_requirements):
         homes = tuple(islice(_homes(places, pool, free_cpus), pool.max_actors or pool.actors))
         grows = can_grow and pool.max_actors is not None and pool.gpus_per_actor > 0
         later = (pool.max_actors or 0) - len(homes) if grows else 0
-        # Actors that wait would take the CPUs that stay free as soon as a machine has come.
+        # When a machine is added, waiting actors would take the CPUs that have to stay free.
         takes_free_cpus = later > 0 and any(replace(each).take(pool) for each in places)
         if len(homes) < (pool.actors or 0) or takes_free_cpus:
             raise InsufficientCapacityError(_too_few(nodes, pool, len(homes), free_cpus))
@@ -159,7 +164,7 @@ def place_actors(
 
 
 def first_actors(placements: Sequence[Placement], most: int) -> tuple[Placement, ...]:
-    """At most `most` actors: those that have a place, placement by placement, then the others."""
+    """Keeps at most `most` actors: first those that have a place, in order, then waiting ones."""
     left, kept = most, []
     for each in placements:
         kept.append(replace(each, homes=each.homes[:left], later=0))
@@ -171,20 +176,20 @@ def first_actors(placements: Sequence[Placement], most: int) -> tuple[Placement,
 
 
 def pool_bundle(pool: PoolSection) -> dict[str, float]:
-    """What one actor of a pool takes, by Ray's names of resources."""
+    """The resources that one actor of a pool takes, by Ray's names."""
     bundle = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
     if pool.accelerator is not None:
         bundle[f"{_ACCELERATOR}{pool.accelerator}"] = _OF_ACCELERATOR
     return {name: amount for name, amount in bundle.items() if amount}
 
 
-def _least_choosy(pool: PoolSection) -> tuple[bool, bool, bool]:
+def _by_requirements(pool: PoolSection) -> tuple[bool, bool, bool]:
     return not pool.gpus_per_actor, pool.accelerator is None, pool.actors is None
 
 
 @dataclass
 class _Place:
-    """What is left of a machine while actors are put on it; of every GPU by itself."""
+    """The free resources of a machine while actors are placed on it, for each GPU separately."""
 
     node: Node
     cpus: float
@@ -196,7 +201,7 @@ class _Place:
         return cls(node, node.cpus, [1.0] * math.floor(node.gpus) + ([part] if part else []))
 
     def take(self, pool: PoolSection) -> bool:
-        """Whether there is room for one more actor; then it is taken."""
+        """Places one more actor of the pool here if there is room; returns whether there was."""
         if pool.accelerator not in (None, self.node.accelerator) or (
             self.cpus < pool.cpus_per_actor - _TOLERANCE
         ):
@@ -205,7 +210,7 @@ class _Place:
         part = pool.gpus_per_actor - whole
         free = list(self.gpus)
         for share in [1.0] * whole + ([part] if part > _TOLERANCE else []):
-            # A fraction of a GPU never spans two of them: the fullest that still has room.
+            # A fraction of a GPU cannot span two GPUs. Take the fullest one that has room.
             room = [gpu for gpu in free if gpu >= share - _TOLERANCE]
             if not room:
                 return False
@@ -216,7 +221,7 @@ class _Place:
 
 
 def _homes(places: Sequence[_Place], pool: PoolSection, free_cpus: float) -> Iterator[int]:
-    """The machine of one actor after the other, machine by machine, while CPUs stay free."""
+    """Yields the machine of each actor, machines taking turns, while enough CPUs are left."""
     spare = sum(place.cpus for place in places) - free_cpus
     open_places = list(enumerate(places))
     while open_places:

@@ -1,13 +1,15 @@
 """The Ray Data graph: work list -> decode (tasks) -> edit and write (actors) -> outcomes.
 
-Read and decode are one task per slice of the work list: which rows a block holds is settled before
-Ray starts and does not depend on their size, so a lost block is made again as the same block, and a
-pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks as it can.)
+Read and decode are one task per slice of the work list. The rows of a block are fixed before Ray
+starts and do not depend on the size of images, so a lost block is processed again with the same
+rows, and a pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks
+as it can.)
 
-A block whose worker dies is made again by the next one, whose orders say so (`supervisor`). Ray
-pins an actor's blocks to it, so if its machine is gone they wait until there is a place for it, at
-the latest when the other actors have nothing left to do. A block that is lost all the same is made
-again in the driver's next pass. Exceptions of rows never get here; `EditActor` catches them.
+If a worker dies, the next worker processes its block, and learns of the death from its orders
+(`supervisor`). Ray pins blocks to an actor. If the actor's machine is gone, they wait until the
+actor can be restarted elsewhere, at the latest when the other actors have nothing left to do. A
+block that is lost nevertheless is processed again in the driver's next pass. Exceptions of single
+rows do not reach the graph; `EditActor` catches them.
 """
 
 from __future__ import annotations
@@ -38,17 +40,17 @@ from pipeline.supervision.client import SupervisorClient
 from pipeline.supervision.watchdog import TimeLimits
 
 _MOST_TRIES = 20
-"""Deaths of workers and machines that a block survives; its rows are quarantined long before."""
+"""How often Ray retries a block whose worker or machine died. Rows are quarantined long before."""
 _MOST_LOST_BLOCKS = 1_000_000
-"""As good as any number: they are made again. How many deaths are too many, `supervisor` says."""
+"""Practically no limit, since lost blocks are processed again. `supervisor` limits deaths."""
 _RAY_CONSOLE = "console"
-"""Ray Data's own name of its handler that writes to the terminal."""
+"""The name of Ray Data's logging handler that writes to the terminal."""
 
 _log = logging.getLogger(__name__)
 
 
 class WorkerError(UserError):
-    """An editing worker cannot work at all; the message is the worker's."""
+    """An editing worker cannot work at all, or Ray gave up; the message says why."""
 
 
 class WorkList(Datasource):
@@ -94,17 +96,18 @@ def stream_outcomes(
     supervisor: SupervisorClient,
     bars: bool = False,
 ) -> Iterator[pa.Table]:
-    """Runs the graph; yields the outcomes of a block, with their worker, as soon as it is done.
+    """Runs the graph; yields each block's outcomes, with a column `worker`, once it is done.
 
-    Closing the iterator stops the work. `bars`: Ray Data draws its own, which needs a terminal.
+    Closing the iterator stops the work. `bars`: show Ray Data's progress bars, which need a
+    terminal. Raises WorkerError.
     """
     context = _data_context(supervisor.limits, rows=max(part.rows for part in slices))
     context.enable_progress_bars = bars
     context.enable_rich_progress_bars = True
-    context.use_ray_tqdm = False  # else Ray takes no notice of the line above
-    context.execution_options.verbose_progress = True  # a bar for each stage, not for all alone
+    context.use_ray_tqdm = False  # otherwise Ray ignores the line above
+    context.execution_options.verbose_progress = True  # a bar per stage in addition to the total
     with DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 deprecates **ray_remote_args and has no other door yet for max_task_retries.
+        # Ray 2.60 deprecates **ray_remote_args, but offers no other way to set max_task_retries.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         dataset = _dataset(
             folder, slices, decoding=decoding, editing=editing, pool=pool, supervisor=supervisor
@@ -119,7 +122,7 @@ def stream_outcomes(
             yield table.drop_columns(["error"])
     except UserError:
         raise
-    except Exception as error:  # Ray has its own trees of errors, and its causes hide in text
+    except Exception as error:  # Ray has several trees of errors, and gives causes as text
         raise WorkerError(
             f"Ray gave up: {_in_one_line(error)} More is in Ray's logs (logs/ in its session "
             "folder). The same command goes on from what is committed."
@@ -135,7 +138,7 @@ def _dataset(
     pool: Pool,
     supervisor: SupervisorClient,
 ) -> Any:
-    """Work list, decode, edit, as a Dataset, whose batches Ray has no exact type for."""
+    """The graph as a Ray Dataset: work list, decode, edit."""
     dataset = ray.data.read_datasource(
         WorkList(folder, slices),
         num_cpus=1,
@@ -161,7 +164,7 @@ def _dataset(
             max_concurrent_calls_per_actor=BLOCKS_AT_A_TIME,
             enable_true_multi_threading=True,
         ),
-        # Of several kinds the least: with more, Ray Data would wait for what nobody asks for.
+        # The minimum of all kinds: Ray Data would wait for resources that no actor needs.
         num_cpus=min(kind.cpus_per_actor for kind in pool.kinds),
         num_gpus=min(kind.gpus_per_actor for kind in pool.kinds),
         max_restarts=-1,
@@ -176,20 +179,20 @@ def _data_context(limits: TimeLimits, rows: int) -> DataContext:
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.max_errored_blocks = _MOST_LOST_BLOCKS
-    context.max_consecutive_actor_init_deaths = 3  # then the machine is too small for the model
+    context.max_consecutive_actor_init_deaths = 3  # after 3 the model does not fit
     context.max_tasks_in_flight_per_actor = BLOCKS_AT_A_TIME
     context.execution_options.preserve_order = False
     if "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S" not in os.environ:
-        # Ray's guard, which ends the run, must not come before our watchdog, which ends a worker.
+        # Ray's timeout ends the run, so it must be longer than our watchdog's, which ends a worker.
         longest_s = 2 * limits.stall_s + limits.group_s * rows
         context.execution_no_progress_timeout_s = max(1800.0, longest_s)
     return context
 
 
 def _silence_ray_data() -> None:
-    """Keeps Ray Data's own lines out of the terminal; they stay in the session's ray-data.log.
+    """Keeps Ray Data's own log lines out of the terminal; they stay in the session's ray-data.log.
 
-    Handlers that somebody else put on its logger are none of our business.
+    Handlers that other code added to its logger are left alone.
     """
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == _RAY_CONSOLE:
@@ -197,7 +200,7 @@ def _silence_ray_data() -> None:
 
 
 def _in_one_line(error: Exception) -> str:
-    """What an error says, or where it is a remote traceback, how that ends."""
+    """The first line of an error's message, or the last line of a remote traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

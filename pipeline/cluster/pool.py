@@ -1,17 +1,17 @@
-"""How a job shares out a cluster: how many actors, with what each, how much work goes to each.
+"""Sizes the pool of a run: how many actors, which resources each gets, how large blocks are.
 
     GPUs       one actor per GPU
-    no GPU     one actor per CPU, less those that stay free; the cores' threads are shared out
-    pools      as many of each kind as the job says
-    always     at least one CPU is free: readers run there, and a pool of all CPUs hangs for ever
-    later      max_actors: actors with a GPU that find no place yet wait for a machine
+    no GPU     one actor per CPU, minus the CPUs that stay free; they share the machine's threads
+    pools      the number of each kind that the job sets
+    always     at least one CPU stays free for readers: a pool that takes all CPUs hangs forever
+    later      max_actors: actors with a GPU that have no place yet wait for a machine
 
-`actor_kinds` places them on machines.
+`actor_kinds` places the actors on machines.
 
-Sizes are decided once, before anything starts, and all actors are started at once: those that wait
-for a machine are what the cluster's autoscaler sees as demand. (Ray Data would ask for the machines
-of a growing pool little by little, and doubles them at most each time one has come up.) Actors
-without a GPU do not wait: wherever a CPU came free they would take it from the readers.
+Sizes are decided once, before anything starts, and all actors are started at once: the cluster's
+autoscaler sees those that wait for a machine as demand. (With a growing pool Ray Data would request
+machines step by step, at most doubling their number each time.) Actors without a GPU do not wait:
+they would take every CPU that becomes free from the readers.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ _READER_CPUS = 1.0
 _BLOCKS_PER_ACTOR = 8  # fewer leave actors idle at the end and progress coarse
 _FULL_BLOCK_GPU = 64, 128
 _FULL_BLOCK_CPU = 32, 128
-"""Groups of a block, where there are enough for all actors; more of them beyond _MANY_BLOCKS."""
+"""Groups in a full block: the first number, growing up to the second beyond _MANY_BLOCKS blocks."""
 _MANY_BLOCKS = 2048
 _CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The sizes of a run: its actors, kind by kind, and how many groups travel in a block.
+    """The sizes of a run: its actors, kind by kind, and how many groups a block has.
 
-    The first kind has a GPU if any has. What a Pool gives for an actor is of the first kind.
+    The first kind has a GPU if any kind has. The properties for one actor are those of the first
+    kind.
     """
 
     kinds: tuple[ActorKind, ...]
@@ -49,7 +50,7 @@ class Pool:
 
     @property
     def later(self) -> int:
-        """How many of the actors have no place yet."""
+        """How many of the actors have no machine yet."""
         return sum(kind.later for kind in self.kinds)
 
     @property
@@ -76,7 +77,7 @@ def size_pool(
     groups: int,
     pixels_per_image: int,
 ) -> Pool:
-    """The pool for `groups` groups of images of that many pixels. Few blocks need few actors.
+    """The pool for `groups` groups with `pixels_per_image`. It has no more actors than blocks.
 
     Raises InsufficientCapacityError, with what is missing, if readers and actors cannot run at the
     same time; ResourceError if more machines would not help.
@@ -106,7 +107,10 @@ def size_pool(
 
 
 def bundles_of(resources: ResourcesSection, *, device: str, groups: int) -> list[dict[str, float]]:
-    """What a run would take of a cluster that has all it may have, by Ray's names of resources."""
+    """The resources that a run takes if the cluster grows to its limit, by Ray's names.
+
+    The first bundle has the CPUs that stay free, then there is one per actor.
+    """
     has_gpus = resources.max_actors is not None or device.startswith("cuda")
     bundles = [{"CPU": _free_cpus(resources)}]
     for pool in _pools_of(resources, device, has_gpus=has_gpus):
@@ -117,7 +121,7 @@ def bundles_of(resources: ResourcesSection, *, device: str, groups: int) -> list
 def _pools_of(
     resources: ResourcesSection, device: str, *, has_gpus: bool
 ) -> tuple[PoolSection, ...]:
-    """The kinds of actors that a job asks for: one, unless it names several.
+    """The kinds of actors that a job requests: one, unless it lists several.
 
     `has_gpus`: whether each actor gets a GPU if neither the job nor the device says otherwise.
     Raises ResourceError for pools that the device does not fit.
@@ -146,9 +150,9 @@ def _free_cpus(resources: ResourcesSection) -> float:
 
 
 def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, on_gpu: bool) -> int:
-    """Enough to be worth a task, few enough that all actors work to the end.
+    """Enough groups to be worth a task, few enough that all actors have work until the end.
 
-    Of very many groups more, since a driver keeps some words about each block.
+    If there are very many groups, blocks are larger, because the driver keeps a record per block.
     """
     least, most = _FULL_BLOCK_GPU if on_gpu else _FULL_BLOCK_CPU
     full = min(most, max(least, math.ceil(groups / _MANY_BLOCKS)))
@@ -158,7 +162,7 @@ def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, on_gpu
 
 
 def this_machine() -> Node:
-    """What a local Ray would find here, without starting one."""
+    """The resources that a local Ray would find on this machine; does not start Ray."""
     import torch  # seconds to load: only when asked for
 
     from fpe_core.device import usable_cores  # loads torch too

@@ -1,7 +1,8 @@
-"""Waits until a cluster has room for a run, and asks its autoscaler for it meanwhile.
+"""Connects to Ray or starts it, and waits until the cluster has room for a run.
 
-The request ends with the waiting. From then on the actors without a place are the demand that an
-autoscaler sees: Ray Data starts all of a pool at once, and those wait for a machine.
+While it waits, the cluster's autoscaler is asked for the missing resources. The request ends with
+the waiting. After that the autoscaler sees the actors without a machine as demand, because Ray Data
+starts all actors of a pool at once.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from pipeline.cluster.actor_kinds import Node
 from pipeline.cluster.pool import Pool
 from pipeline.errors import InsufficientCapacityError, ResourceError
 
-_LOOK_INTERVAL_S = 1.0
+_POLL_INTERVAL_S = 1.0
 _log = logging.getLogger(__name__)
 
 
 def wait_for_capacity(
     size: Callable[[Sequence[Node]], Pool], bundles: Sequence[Mapping[str, float]], *, wait_s: float
 ) -> Pool:
-    """The pool that `size` makes of the machines that are there, as soon as it has room.
+    """Waits until `size` finds room on the machines of the cluster; returns the pool it makes.
 
-    `bundles`: what the autoscaler is asked for meanwhile, by Ray's names of resources.
-    Raises ResourceError where that takes longer than `wait_s`, with what is missing.
+    `bundles`: the resources that the autoscaler is asked for meanwhile, by Ray's names.
+    Raises ResourceError, with what is missing, if that takes longer than `wait_s`.
     """
     try:
         return size(nodes_alive())
@@ -45,17 +46,17 @@ def wait_for_capacity(
     until = time.monotonic() + wait_s
     with _requested(bundles):
         while time.monotonic() < until:
-            time.sleep(_LOOK_INTERVAL_S)
+            time.sleep(_POLL_INTERVAL_S)
             try:
                 return size(nodes_alive())
             except InsufficientCapacityError as error:
                 missing = error
-    raise ResourceError(f"{missing} Nothing came in {wait_s:g} s (resources.wait_s).")
+    raise ResourceError(f"{missing} No room was found in {wait_s:g} s (resources.wait_s).")
 
 
 @contextmanager
 def _requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
-    """Ray's autoscaler makes room for the bundles in this context; without one nothing happens."""
+    """A context in which Ray's autoscaler, if there is one, is to make room for the bundles."""
     import ray
     from ray.autoscaler.sdk import request_resources
 
@@ -73,24 +74,27 @@ _CONNECT_TIMEOUT_S = 10.0
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """A Ray to work with; what was started here ends here, quietly.
+    """A context with a Ray connection.
 
-    A Ray that is connected already is used as it is. Otherwise null starts a local one, and any
-    address ("auto", "ray://...") connects to that cluster.
+    If this process is connected already, that Ray is used and left connected. Otherwise `address`
+    None starts a local Ray, any other ("auto", "ray://...") connects to that cluster; the
+    connection, or the local Ray, ends with the context.
 
-    Raises ResourceError where there is none at the address.
+    Raises ResourceError if there is no Ray at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray  # a second to load, and it reads the environment: only when needed
+    import ray  # takes a second to load, and reads the environment variable above
 
     if ray.is_initialized():
         yield
         return
-    # Ray's C++ writes to the terminal past every logger; what matters comes as an exception.
+    # Ray's C++ code writes to the terminal directly; errors that matter are raised as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address:
         check_reachable(address)
-    few_cores = address is None and (os.cpu_count() or 1) < 2  # logical: reader and actor share it
+    few_cores = (
+        address is None and (os.cpu_count() or 1) < 2
+    )  # logical CPUs: reader and actor share one core
     try:
         with _silent_stderr():
             ray.init(
@@ -112,7 +116,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 
 def check_reachable(address: str) -> None:
-    """Raises ResourceError where nothing listens at host:port: Ray itself would try for minutes."""
+    """Raises ResourceError if nothing listens at host:port; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return  # "auto", "local", or a name that only Ray can resolve
@@ -127,7 +131,7 @@ def check_reachable(address: str) -> None:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Sends what is written to file descriptor 2 meanwhile, by whatever language, nowhere."""
+    """A context that discards everything written to file descriptor 2, by C++ code as well."""
     sys.stderr.flush()
     saved = os.dup(2)
     try:
@@ -140,7 +144,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def nodes_alive() -> tuple[Node, ...]:
-    """The machines of the Ray that is connected."""
+    """The machines of the Ray cluster that this process is connected to."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

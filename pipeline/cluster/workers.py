@@ -1,7 +1,7 @@
-"""The actors and tasks that Ray runs: thin shells around plain functions and classes.
+"""The actors and tasks that Ray runs: thin wrappers around plain functions and classes.
 
-The driver and the workers that read load this module too, and need no torch: only the editing
-worker imports the models' code, as it starts.
+The driver and the workers that decode import this module too, and need no torch. So the models'
+code is imported only when an editing worker starts.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _log = logging.getLogger(__name__)
 
 
 class RayEditActor:
-    """`EditActor` in a Ray worker. Never raises: Ray would retry, or drop the block without a word.
+    """`EditActor` in a Ray worker. Never raises: Ray would retry, or silently drop the block.
 
-    What it cannot do it reports in the column `error`, for the driver to raise.
+    Errors are returned in the column `error`; the driver raises them.
     """
 
     def __init__(
         self, settings: EditSettings, supervisor: SupervisorClient, kinds: Sequence[ActorKind] = ()
     ) -> None:
-        """`kinds`: those of the run's actors."""
+        """`kinds`: the kinds of actors of the run."""
         self._supervisor = supervisor
         self._error = ""
         self._actor: EditActor | None = None
@@ -59,7 +59,7 @@ class RayEditActor:
             self._error = f"the model cannot be used: {error}"
 
     def _load(self, settings: EditSettings) -> None:
-        """Under supervision, because Ray starts an actor that is killed here again and again."""
+        """Loads the model under supervision: Ray restarts an actor that dies here without limit."""
         me = str(ray.get_runtime_context().get_actor_id()).encode()
         began = time.monotonic()
 
@@ -73,15 +73,18 @@ class RayEditActor:
                     "resources.actors of them?"
                 )
             elif not oversight.orders.is_stopping:
-                from pipeline.edit.actor import EditActor
+                from fpe_core.checkpoint.lean_imports import lean_imports
 
-                self._actor = EditActor(settings, ModelThread())
+                with lean_imports():
+                    from pipeline.edit.actor import EditActor
+
+                    self._actor = EditActor(settings, ModelThread())
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         if self._error:
             return _report(self._error)
         if self._actor is None:
-            return _EMPTY  # the run was being stopped when this worker came up
+            return _EMPTY  # the run was being stopped when this worker started
         return self._edit(self._actor, _unpack(packed))
 
     def _edit(self, actor: EditActor, table: pa.Table) -> pa.Table:
@@ -103,12 +106,12 @@ class RayEditActor:
                 edited = actor.edit(block, oversight, hold.release_model)
                 costs.append(edited.figures)
         except DEVICE_FAILED:
-            # Every later call in this process would fail too. Ray starts a new one and tries again.
+            # Every later call in this process would fail too. Ray starts a new process and retries.
             _log.exception("the device failed; this worker ends itself")
             os._exit(70)
         except (FPEError, UserError) as error:
             return _report(str(error))
-        except Exception:  # noqa: BLE001 - rows are caught further down, so this is a defect
+        except Exception:  # noqa: BLE001 - errors of rows are caught further down; this is a bug
             return _report(f"an editing worker failed:\n{traceback.format_exc()}")
         no_error = pa.array([""] * len(edited.outcomes), pa.string())
         return edited.outcomes.append_column(_ERROR_FIELD, no_error)
@@ -117,9 +120,9 @@ class RayEditActor:
 def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSettings:
     """The settings of this actor's kind, found by the resources that Ray assigned to it."""
     if len(kinds) < 2:
-        return settings  # they are those of the first kind
+        return settings  # they are made for the first kind
     given = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-    (kind,) = (kind for kind in kinds if kind.was_given(given))
+    (kind,) = (kind for kind in kinds if kind.matches(given))
     return replace(
         settings,
         device=settings.device if kind.gpus_per_actor else "cpu",
@@ -129,8 +132,8 @@ def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSe
 
 
 class _Requests:
-    """The requests of this process, since now or since they were last taken, as figures of one
-    stage."""
+    """Counts this process's requests to stores, as figures of one stage, from one call of
+    `take_figures` to the next."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
@@ -176,10 +179,10 @@ def _groups_of(table: pa.Table) -> list[bytes]:
 
 
 def _report(error: str) -> pa.Table:
-    """A block of one empty row that carries an error to the driver."""
+    """A block of one dummy row that carries an error to the driver."""
     schema = pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD, _ERROR_FIELD])
-    nobody = EditKey(
+    no_edit = EditKey(
         edit_id=bytes(16), group_id=bytes(16), source_id=bytes(16), row=-1, target_prompt=""
     )
-    (row,) = outcomes_table([nobody.failed(FailureCode.WORKER_DIED, error)]).to_pylist()
+    (row,) = outcomes_table([no_edit.failed(FailureCode.WORKER_DIED, error)]).to_pylist()
     return pa.Table.from_pylist([row | {"worker": "", "error": error}], schema=schema)

@@ -1,13 +1,13 @@
-"""The commit protocol: what a run writes in which order, when it counts, what a crash leaves.
+"""The commit protocol: what a run writes in which order, when it is valid, what a crash leaves.
 
-     written                                    by       from then on
-  1  .lease/holder-<token>.json                 driver   this run alone writes here
-     .ledger/outcomes-<n>.parquet, no rows      driver   a fence, if an earlier holder did not
-                                                         release: it cannot commit any more
-  2  .plan/<plan>/work-<n>.parquet, plan.json   driver   it is known what is left
-  3  .metadata-schema, config.yaml, README.md   driver   the folder loads, unfinished as it is
-  4  part-<id>/edited/*, source/*, mask/*       actors   nothing: no metadata names them
-     rejected/part-<id>/*, the same             actors   nothing
+     written                                    by       meaning once it is written
+  1  .lease/holder-<token>.json                 driver   only this run may write here
+     .ledger/outcomes-<n>.parquet, no rows      driver   a fence, if the earlier holder did not
+                                                         release the lease: it cannot commit now
+  2  .plan/<plan>/work-<n>.parquet, plan.json   driver   the work that is left is known
+  3  .metadata-schema, config.yaml, README.md   driver   the folder can be loaded, though unfinished
+  4  part-<id>/edited/*, source/*, mask/*       actors   nothing yet: no metadata names them
+     rejected/part-<id>/*, the same             actors   nothing yet
   5  part-<id>/metadata.parquet                 actors   the part's edits are in the dataset
      rejected/part-<id>/metadata.parquet        actors   its rejected edits are in their table
   6  .ledger/outcomes-<n>.parquet               driver   its edits are done
@@ -18,43 +18,43 @@
 See `lease` for 1 and 8, `ledger` for the fence and 6, `pipeline.plan` for 2, `pipeline.run` for 3
 and 7, `pipeline.write.part` for 4 and 5.
 
-The first file of 5 commits a part and holds all that the second has. A part without an accepted
-edit has only the second, which commits it.
+The first file of 5 commits a part and also contains everything that the second has. A part without
+an accepted edit has only the second, which then commits it.
 
-Every write is whole or not there. All but the summaries (config.yaml and README.md of 3, and 7; the
-contact sheet and the report, which a person asks for and nothing reads) and
-the heartbeat go through `Folder.write_new`: an exclusive create, nothing is renamed on an object
-store, nothing is overwritten. Before 5 and 6 the lease is checked. Names of 2, 4 and 5 come from
-content, the number of 6 is the next one. A failed edit, and a rejected one that is not kept, has no
-files; its outcome travels in the metadata of its part where the part has any, else it only enters
-the ledger.
+A file is written as a whole or does not exist. The heartbeat and the summaries (config.yaml and
+README.md of 3, the files of 7, the contact sheet and the report, which no program reads) may be
+replaced. Everything else goes through `Folder.write_new`: an exclusive create; nothing is renamed
+on an object store, nothing is overwritten. Before 5 and 6 the lease is checked. Names of 2, 4 and 5
+come from content, the number of 6 is the next free one. A failed edit, and a rejected one that is
+not kept, has no image files; its outcome is stored in the metadata of its part if the part has any,
+else in the ledger alone.
 
 What a crash leaves, and how the next run repairs it:
 
-  after  1    a lease that nobody holds: taken over at once if the process is known to be gone,
-              else when it expires; the fence goes up. A fence counts nothing.
-  within 2    work files that no plan.json names: never read. The same plan finds and keeps them.
-  after  2-3  a plan in which nothing is done. A new one is made.
-  within 4    images that nothing names, invisible to `datasets`. The same work makes the same names
-              and keeps them; other work leaves them alone.
-  within 5    a part whose rejected edits are in no table: as after 5, which writes it first.
-  after  5    a finished part that is not in the ledger: `adopt_orphan_parts` commits it, before
-              anything is planned, so it is never made again. Same for one that was committed by
-              half, because its outcomes came with two commits.
-  after  6    nothing to repair: done is done, the plan leaves it out.
-  before 7    summaries that lag behind; a run that finds nothing to do writes them again.
+  after  1    a lease without a holder. It is taken over at once if the process is known to be gone,
+              else when it expires; a fence is written, which counts as no outcome.
+  within 2    work files that no plan.json names. They are never read; the same plan reuses them.
+  after  2-3  a plan of which nothing is done. A new one is made.
+  within 4    images that no metadata names, invisible to `datasets`. The same work reuses them
+              under the same names; other work leaves them alone.
+  within 5    a part whose rejected edits have no table. As after 5; the table is written first.
+  after  5    a finished part that is not in the ledger. `adopt_orphan_parts` commits it before
+              anything is planned, so it is never made again. The same for a part of which only some
+              outcomes are in the ledger, because they came with two commits.
+  after  6    nothing to repair: the edits are done, and the plan leaves them out.
+  before 7    outdated summaries; a run that finds nothing to do writes them again.
   before 8    as after 1.
 
-Failed edits that are tried again (`fpe retry`) go the same way from 2 to 8; in 6 their new outcome
-is a later row and supersedes the failure, which stays. Their part never has the name of a finished
-one: a part's name is the hash of the edits attempted in it, a finished part holds an accepted or
-rejected edit, and none of these is ever tried again. A retry that is killed leaves what any run
-leaves; what it had committed, or finished, no longer stands as failed, and the same command tries
-the rest.
+Retries of failed edits (`fpe retry`) follow the same steps from 2 to 8. In 6 the new outcome is a
+later row, which supersedes the failure; the failure's row stays. The part of a retry never has the
+name of a finished part: the name is the hash of the edits attempted in the part, a finished part
+contains an accepted or rejected edit, and those are never retried. A retry that is killed leaves
+what any run leaves. The edits that it had committed, or finished, no longer count as failed, and
+the same command retries the rest.
 
-Listings are asked for three things: which tokens, which ledger files and which parts there are. A
-token or number that a listing failed to show is found taken by its create, and the run stops or
-looks again. A part that it failed to show would be made again: under the same name where the block
-is the same (then its metadata is found and kept), else a second time, which `fpe verify` finds. The
-stores named in `storage.folder` list every file that was written before they were asked.
+Listings are used for three things: which tokens, which ledger files and which parts exist. If a
+listing misses a token or a ledger file, the exclusive create finds the name taken, and the run
+stops or lists again. If it misses a part, the part is made again: under the same name if the block
+is the same (then its metadata is found and kept), else a second time, which `fpe verify` reports.
+The stores named in `storage.folder` list every file that was written before the listing.
 """

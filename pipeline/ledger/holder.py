@@ -1,8 +1,9 @@
 """The process that holds a run folder: who it is, and whether it is known to be gone.
 
-Gone means: this process runs on the same boot of the same machine, in the same pid namespace
-(containers have their own), and there the holder's pid is free or another process has it now. All
-of that is read from Linux's /proc; elsewhere nobody is known to be gone, and a lease has to expire.
+A holder is known to be gone if this process runs on the same boot of the same machine, in the same
+pid namespace (containers have their own), and the holder's pid is free or belongs to another
+process now. All of this is read from Linux's /proc. On other systems no holder is known to be gone,
+and its lease has to expire.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Self
 
 _STATE, _START = 0, 19  # fields 3 and 22 of /proc/<pid>/stat, counted from 3 (proc(5))
-# Not psutil's Process.create_time(): it adds the boot time as the system clock has it now, so after
-# a step of that clock a living holder would look like another process, and count as gone.
+# Not psutil's Process.create_time(): it adds the boot time according to the system clock, so after
+# that clock is changed a living holder would look like another process, and count as gone.
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Holder:
     Attributes:
         machine: boot id and pid namespace; "" if not known.
         started: clock ticks from boot to the start of the process; "" if not known.
-        since: time by the holder's own clock, for people only.
+        since: when it took the lease, by its own clock; only shown, never compared.
         expiry_s: seconds of silence after which it counts as gone.
-        nonce: makes two takings different that are equal otherwise.
+        nonce: random, so that two holders are never equal.
     """
 
     host: str
@@ -70,7 +71,7 @@ class Holder:
         if not self.machine or (self.host, self.machine) != (socket.gethostname(), _machine()):
             return False
         try:
-            os.kill(self.pid, 0)  # asks and sends nothing; /proc may hide other people's processes
+            os.kill(self.pid, 0)  # signal 0 only checks; /proc may hide other users' processes
         except ProcessLookupError:
             return True
         except PermissionError:

@@ -1,7 +1,7 @@
-"""Sets of ids that take 16 bytes an id, and ids on disk: what a run of millions remembers.
+"""Sets of millions of ids: in memory with 16 bytes per id, or on disk.
 
-A Python set of ids takes some 110 bytes for each. `IdSet` has them sorted in arrays and answers for
-many at once; `RepeatFinder` finds those that come twice and holds none of the others.
+A Python set takes some 110 bytes per id. `IdSet` keeps ids in sorted arrays and answers questions
+about many ids at once; `RepeatFinder` finds ids that occur more than once and keeps no others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 _Halves: TypeAlias = npt.NDArray[np.uint64]
-"""(2, n): ids as two numbers each, the high ones in the first row. A search wants them in a row: of
-a column numpy would make a copy for every question."""
+"""(2, n): each id as two numbers, the high halves in the first row. Rows are contiguous, because
+numpy would copy a column for every search."""
 _HALF = np.dtype(">u8")
 _BUCKETS = 64
 _BUFFERED_IDS = 1 << 16
@@ -46,15 +46,15 @@ def _sorted(halves: _Halves) -> _Halves:
 
 
 def _is_again(ordered: _Halves) -> npt.NDArray[np.bool_]:
-    """Of sorted ids, from the second on, whether it is the one before."""
+    """(n - 1,): for each of the sorted ids but the first, whether it equals the one before."""
     return np.asarray((ordered[:, 1:] == ordered[:, :-1]).all(axis=0))
 
 
 class IdSet(AbstractSet[bytes]):
-    """Ids of 16 bytes in sorted arrays. It can grow and forgets nothing.
+    """A set of ids of 16 bytes, in sorted arrays. Ids can be added, but not removed.
 
-    The arrays double in size like a binary counter, so an id is moved log n times, and while two
-    become one, both and the result are in memory.
+    Arrays of similar size are merged, so an id is moved about log n times. During a merge its
+    inputs and its result are in memory.
     """
 
     def __init__(self, ids: Iterable[bytes] = ()) -> None:
@@ -62,7 +62,7 @@ class IdSet(AbstractSet[bytes]):
         self.update(ids)
 
     def update(self, ids: Iterable[bytes]) -> None:
-        """Adds ids, best many at once. Raises ValueError for one that is not of 16 bytes."""
+        """Adds ids; many at once are faster. Raises ValueError if one does not have 16 bytes."""
         added = _sorted(_halves(list(ids)))
         is_new = ~self._has(added)
         is_new[1:] &= ~_is_again(added)
@@ -72,12 +72,12 @@ class IdSet(AbstractSet[bytes]):
             self._merge(2)
 
     def compact(self) -> None:
-        """Into one array: then a question about one id takes microseconds."""
+        """Merges all arrays into one, so that looking up an id takes microseconds."""
         if len(self._runs) > 1:
             self._merge(len(self._runs))
 
     def _merge(self, last: int) -> None:
-        """Piece by piece, so that it takes the result's memory and hardly more."""
+        """Merges the last arrays; piece by piece, to need little memory next to the result."""
         runs = self._runs[-last:]
         borders = max(runs, key=lambda run: run.shape[1])[0, _MERGED_AT_ONCE::_MERGED_AT_ONCE]
         cuts = [[0, *run[0].searchsorted(borders).tolist(), run.shape[1]] for run in runs]
@@ -93,7 +93,7 @@ class IdSet(AbstractSet[bytes]):
         self._runs[-last:] = [merged]
 
     def has(self, ids: Sequence[bytes]) -> list[bool]:
-        """Of each of many ids whether it is in."""
+        """For each of many ids, whether it is in the set."""
         found: list[bool] = self._has(_halves(ids)).tolist()
         return found
 
@@ -105,7 +105,7 @@ class IdSet(AbstractSet[bytes]):
             at = np.minimum(places, len(highs) - 1)
             is_high = highs[at] == wanted[0]
             found |= is_high & (lows[at] == wanted[1])
-            # Two ids with the same first half: hardly ever, and then one by one.
+            # Two ids with the same first half are rare, so they are searched one by one.
             for index in np.flatnonzero(is_high & ~found):
                 last = np.searchsorted(highs, wanted[0, index], side="right")
                 found[index] = wanted[1, index] in lows[places[index] : last]
@@ -133,7 +133,7 @@ class IdSet(AbstractSet[bytes]):
         return sum(run.shape[1] for run in self._runs)
 
     def digest(self) -> bytes:
-        """16 bytes that are the same for equal sets, in whatever order they grew."""
+        """16 bytes that are equal for equal sets, in whatever order ids were added."""
         with np.errstate(over="ignore"):
             sums = [run.sum(axis=1, dtype=np.uint64) for run in self._runs]
             total = np.sum(sums, axis=0, dtype=np.uint64) if sums else np.zeros(2, np.uint64)
@@ -141,19 +141,19 @@ class IdSet(AbstractSet[bytes]):
 
     @classmethod
     def _from_iterable(cls, it: Iterable[bytes]) -> set[bytes]:  # type: ignore[override]
-        """What & and - make; the results are small."""
+        """Makes the results of & and -, which are small."""
         return set(it)
 
 
 def which_are_in(ids: Sequence[bytes], known: Container[bytes]) -> list[bool]:
-    """Of each of many ids whether it is known: at once where that is possible."""
+    """For each of many ids, whether it is in `known`; fast if that is an IdSet."""
     return known.has(ids) if isinstance(known, IdSet) else [each in known for each in ids]
 
 
 class RepeatFinder:
-    """Takes ids in any number, finds those that came more than once. On disk beyond some 65,000.
+    """Finds the ids that were added more than once. Beyond some 65,000 ids it uses temporary files.
 
-    A context: the files are gone at its end.
+    A context manager, which removes the files.
     """
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class RepeatFinder:
             self._spill()
 
     def finish(self) -> tuple[int, frozenset[bytes]]:
-        """How many different ids came, and those that came more than once."""
+        """(number of different ids, the ids that were added more than once)."""
         if not self._files:
             return _repeats(_halves(self._waiting))
         self._spill()
@@ -194,7 +194,7 @@ class RepeatFinder:
         return different, frozenset(repeated)
 
     def _spill(self) -> None:
-        """Ids are hashes, so their first bits share them out evenly."""
+        """Writes ids to files by their first bits; ids are hashes, so the files grow evenly."""
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="fpe-ids-")
             folder = Path(self._folder.name)
@@ -210,7 +210,7 @@ class RepeatFinder:
 
 
 def _repeats(halves: _Halves) -> tuple[int, frozenset[bytes]]:
-    """How many different ids, and those that are there more than once."""
+    """(number of different ids, the ids that occur more than once)."""
     ordered = _sorted(halves)
     is_again = _is_again(ordered)
     again = _bytes(ordered[:, 1:][:, is_again])

@@ -1,33 +1,35 @@
 """One run at a time writes to a run folder: a lease with an expiry and a fencing token.
 
     .lease/holder-00000003.json   who took token 3; exclusive create, never changed
-           beat-00000003.json     that holder's alone: a heartbeat, at the end that it released it
-           clock                  written by whoever must know what time it is on the store
+           beat-00000003.json     written by that holder only: heartbeats, then that it released
+           clock                  written by a process that needs the current time of the store
 
-Taking it: the next token is free to take if there is no lease yet, if the latest holder released
-it, if its process is known to be gone (see `holder`), or if it was silent for longer than the
-`expiry_s` that it promised. Anybody else is refused at once. Of several that take the same token,
-the exclusive create lets one through.
+Taking the lease: the next token may be taken if there is no lease yet, if the latest holder
+released it, if its process is known to be gone (see `holder`), or if it was silent for longer than
+the `expiry_s` in its holder file. Otherwise the attempt is refused at once. If several processes
+take the same token, the exclusive create lets one succeed.
 
-Time: no machine's clock is compared with another's. How long a holder was silent is the difference
-of two stamps that the store itself put on files: of the last heartbeat, and of `clock`, written
-that moment. A wrong verdict costs a run, never an edit, since safety does not come from time:
+Time: clocks of different machines are never compared. How long a holder was silent is the
+difference of two modification times that the store itself set: that of the last heartbeat, and that
+of `clock`, written at that moment. A wrong decision costs a run, but never an edit, because safety
+does not depend on time:
 
-Fencing: a holder asks `Lease.check` before each commit (ledger file, part's metadata). Whoever
-takes over from one that did not release it also takes the ledger's next number (`ledger.fence`),
-the only one under which the old holder could commit: however long it slept between check and
-write, its write is refused.
+Fencing: a holder calls `Lease.check` before each commit (ledger file, part's metadata). A process
+that takes over from a holder that did not release the lease also takes the ledger's next number
+(`ledger.fence`), the only number under which the old holder could commit. However long the old
+holder slept between check and write, its write is refused.
 
-What a store gives:
+What holds on which store:
 
 - local disk with hard links, memory:// (one process), S3 that obeys `If-None-Match` (AWS, MinIO):
   one holder per token, and no ledger commit of an old holder after a new one.
 - S3 that ignores it (rclone), local disk without hard links, GCS and Azure as far as tested here:
-  two that take the token at the same instant can both go on until the next check, when the one
-  whose file was overwritten stops. An old holder that sleeps within the one request between look
-  and put can overwrite the fence; `fpe verify` finds an edit that is then there twice.
-- any store: a part's metadata is checked and not fenced. An actor of an old holder that sleeps
-  between check and write can finish a part after the takeover; `fpe verify` finds its edits twice.
+  two processes that take the token at the same instant can both go on until the next check, when
+  the one whose file was overwritten stops. An old holder that sleeps between the look and the put
+  of one request can overwrite the fence; `fpe verify` reports an edit that then exists twice.
+- any store: a part's metadata is checked, but not fenced. An actor of an old holder that sleeps
+  between check and write can finish a part after the takeover; `fpe verify` reports its edits as
+  duplicates.
 """
 
 from __future__ import annotations
@@ -57,10 +59,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeaseState:
-    """What the lease folder says of the latest holder.
+    """The latest holder according to the lease folder.
 
-    `taken_at` is when it took the lease and `heard_at` its last sign of life, both in seconds since
-    1970 by the store's clock.
+    `taken_at` is when it took the lease, `heard_at` when it last gave a sign of life, both in
+    seconds since 1970 by the store's clock.
     """
 
     token: int
@@ -71,7 +73,7 @@ class LeaseState:
 
     @property
     def is_over(self) -> bool:
-        """Whether the holder released it or is known to be gone. A silent one may be neither."""
+        """Whether the holder released it or is known to be gone. A silent holder may be neither."""
         return self.is_released or self.holder.is_gone()
 
     def __str__(self) -> str:
@@ -87,17 +89,17 @@ class Lease:
     token: int
     holder: Holder
     is_takeover: bool = False
-    """Whether the holder before did not release it, and has to be fenced off."""
+    """Whether the previous holder did not release it, and has to be fenced off."""
 
     @property
     def run_id(self) -> str:
-        """What logs and metrics call the run: folder's name, a hash of its URL, the token."""
+        """The run's name in logs and metrics: the folder's name, a hash of its URL, the token."""
         name = _NO_NAME.sub("-", self.folder.url.rstrip("/").rpartition("/")[2])[:40]
         digest = hashlib.blake2b(self.folder.url.encode(), digest_size=4).hexdigest()
         return f"{name}-{digest}-{self.token}"
 
     def check(self) -> None:
-        """Raises LeaseError where another run has the folder by now, StorageError."""
+        """Raises LeaseError if another run uses the folder by now, and StorageError."""
         if not self.folder.exists(_holder_file(self.token + 1)):
             there = _read(self.folder, _holder_file(self.token))
             if there == self.holder.to_bytes():
@@ -113,7 +115,7 @@ class Lease:
 
 
 def lease_state(folder: Folder) -> LeaseState | None:
-    """Who took the latest token of a run folder; None where nobody ever did. Writes nothing.
+    """Who took the latest token of a run folder; None if it was never taken. Writes nothing.
 
     Raises StorageError, also for a damaged file.
     """
@@ -140,7 +142,7 @@ def lease_state(folder: Folder) -> LeaseState | None:
 
 
 def silence_s(folder: Folder, state: LeaseState) -> float:
-    """Seconds since the holder's last sign of life, all by the store's clock; see above."""
+    """Seconds since the holder's last sign of life, by the store's clock. Writes `clock`."""
     folder.replace(_CLOCK, b"now\n")
     return folder.modified(_CLOCK) - state.heard_at
 
@@ -151,10 +153,10 @@ def take_lease(
     expiry_s: float,
     silence_s: Callable[[Folder, LeaseState], float] = silence_s,
 ) -> Lease:
-    """Takes the next token, and fences an earlier holder off that did not release it.
+    """Takes the next token, and fences off an earlier holder that did not release the lease.
 
-    `expiry_s` is what the new holder promises. Raises LeaseError while another run has the folder,
-    and StorageError. There is no heartbeat yet: `hold_lease` is the whole of it.
+    `expiry_s`: seconds of silence after which the new holder counts as gone. Raises LeaseError
+    while another run uses the folder, and StorageError. Starts no heartbeat; `hold_lease` does.
     """
     while True:
         state = lease_state(folder)
@@ -166,12 +168,12 @@ def take_lease(
         is_takeover = state is not None and not state.is_released
         lease = Lease(folder, token, Holder.me(expiry_s), is_takeover)
         if folder.write_if_absent(_holder_file(token), lease.holder.to_bytes()):
-            break  # else somebody was quicker: look again at who
-    lease.check()  # where a create is not exclusive, the last of several is the holder
+            break  # else another process was quicker: read its state
+    lease.check()  # if creates are not exclusive, the last writer is the holder
     if is_takeover and state is not None:
         _log.warning("taking %s over from %s, which never released it", folder.url, state.holder)
         fence(folder, token)
-    _log.info("%s is ours", folder.url, extra=about(stage="lease", run=lease.run_id))
+    _log.info("took the lease of %s", folder.url, extra=about(stage="lease", run=lease.run_id))
     return lease
 
 
@@ -179,8 +181,8 @@ def take_lease(
 def hold_lease(folder: Folder, *, expiry_s: float, heartbeat_s: float) -> Iterator[Lease]:
     """Holds the run folder for the length of the context, with a heartbeat on a thread.
 
-    Seconds both; `heartbeat_s` well below `expiry_s`. Releases it however the context ends. Raises
-    LeaseError while another run has the folder, and StorageError.
+    Both times are in seconds; `heartbeat_s` must be well below `expiry_s`. Releases the lease
+    however the context ends. Raises LeaseError while another run uses the folder, and StorageError.
     """
     lease = take_lease(folder, expiry_s=expiry_s)
     with _Heart(lease, heartbeat_s):
@@ -188,7 +190,7 @@ def hold_lease(folder: Folder, *, expiry_s: float, heartbeat_s: float) -> Iterat
 
 
 class _Heart:
-    """Writes every few seconds that the holder is alive, and at last that it released the lease."""
+    """Writes a heartbeat every few seconds, and at the end that the holder released the lease."""
 
     def __init__(self, lease: Lease, heartbeat_s: float) -> None:
         self._lease = lease
@@ -202,16 +204,16 @@ class _Heart:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join()  # else its last beat could land after our last word
+        self._thread.join()  # else its last beat could overwrite the release
         try:
             self._lease.check()
             self._write(released=True)
             _log.info("released %s", self._lease.folder.url, extra=about(stage="lease"))
         except LeaseError:
-            return  # it is another run's by now
+            return  # another run took it over
         except StorageError as error:
             wait_s = self._lease.holder.expiry_s
-            _log.warning("the lease was not given back (%s); it expires in %g s", error, wait_s)
+            _log.warning("the lease was not released (%s); it expires in %g s", error, wait_s)
 
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat_s):
@@ -222,7 +224,7 @@ class _Heart:
                 _log.error("%s", error, extra=about(stage="lease"))  # the next commit raises it
                 return
             except StorageError as error:
-                what = "the heartbeat of the lease failed, trying on: %s"
+                what = "the heartbeat of the lease failed, the next one is tried: %s"
                 _log.warning(what, error, extra=about(stage="lease"))
 
     def _write(self, *, released: bool) -> None:
@@ -237,7 +239,7 @@ def _in_use(folder: Folder, state: LeaseState, silent_s: float) -> str:
         f"{folder.url} is in use by another run: {state.holder}. Its last heartbeat was "
         f"{max(0.0, silent_s):.0f} s ago, and after {state.holder.expiry_s:g} s without one it "
         "counts as gone. Wait for that run, or stop it, then start the same command again: it "
-        "goes on where that one has come to. Or give the job another output."
+        "goes on from where that one stopped. Or give the job another output."
     )
 
 
@@ -250,7 +252,7 @@ def _beat_file(token: int) -> str:
 
 
 def _read(folder: Folder, path: str) -> bytes | None:
-    """None for a file that is not there."""
+    """The content of a file; None if it does not exist."""
     try:
         return folder.read(path)
     except StorageError as error:

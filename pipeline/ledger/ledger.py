@@ -1,13 +1,16 @@
 """The committed outcomes of a run: "done" means "in the ledger".
 
-A ledger is a row of files, `.ledger/outcomes-00000000.parquet` and so on. Only the driver writes
-them, each by an exclusive create under the next number, and none is ever written again. So a kill
-at any moment leaves whole files, and of two drivers on one run folder the second finds its number
-taken and stops instead of doubling outcomes (on stores with a real exclusive create: see storage).
-An edit has one standing outcome, its latest: accepted and rejected are final, failed ones can be
-tried again (`Ledger.reopen`), and what came of that is a later row; the earlier one stays.
-A file without rows is a fence, see `fence`. A file of zero bytes is what a failed write left: it
-does not exist, and its number is free. `pipeline.ledger` lists what else a run writes, and when.
+A ledger is a sequence of files, `.ledger/outcomes-00000000.parquet` and so on. Only the driver
+writes them, each with an exclusive create under the next number, and none is ever changed. So a
+kill at any moment leaves whole files. Of two drivers on one run folder the second finds its number
+taken and stops, instead of writing outcomes twice (on stores with a true exclusive create: see
+`storage.folder`).
+
+An edit has one standing outcome, its latest. Accepted and rejected are final. A failed edit can be
+retried (`Ledger.reopen`); the new outcome is a later row, and the earlier row stays.
+
+A file without rows is a fence, see `fence`. A file of zero bytes is left by a failed write: it
+counts as missing, and its number as free. `pipeline.ledger` lists what else a run writes, and when.
 """
 
 from __future__ import annotations
@@ -36,19 +39,19 @@ LEDGER_FOLDER = ".ledger"
 FENCE_KEY = b"fpe.fence"
 """Key in the schema metadata of a fence; the value is the token of the lease that put it up."""
 _TAKEN = ["edit_id", "outcome", "reason", "part", "unet_rows", "seconds"]
-"""The columns of which a ledger keeps something in memory."""
+"""The columns that opening a ledger reads."""
 _READ_AT_ONCE = 8
-"""Files of a ledger, mostly waited for on a store: a million edits have five hundred. Every thread
-keeps some ten megabytes of the driver."""
+"""Files read in parallel, since reading mostly waits for the store; a million edits have 500 files.
+Every thread takes some ten megabytes of the driver's memory."""
 _NAME = re.compile(r"outcomes-(\d{8,})\.parquet")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LedgerCounts:
-    """What a ledger holds, summed: every edit once, by its standing outcome.
+    """The sums of a ledger: every edit counts once, by its standing outcome.
 
-    `seconds` and `unet_rows` are what all of it cost, with the attempts that were superseded.
+    `seconds` and `unet_rows` are the cost of all outcomes, including superseded ones.
     """
 
     accepted: int = 0
@@ -65,17 +68,17 @@ class LedgerCounts:
 
 
 class Right(Protocol):
-    """The right to write to a run folder, which can be lost: a `lease.Lease`."""
+    """The right to write to a run folder, which can be lost; `lease.Lease` is one."""
 
     def check(self) -> None:
-        """Raises UserError where it is lost."""
+        """Raises UserError if the right is lost."""
 
 
 class Ledger:
-    """The ledger of one run folder. One object, in the driver, writes; any number may read."""
+    """The ledger of one run folder. One object, in the driver, writes; any number can read."""
 
     def __init__(self, folder: Folder, right: Right | None = None) -> None:
-        """An empty view; `Ledger.open` reads what is there."""
+        """An empty ledger; `Ledger.open` reads the files that exist."""
         self.folder = folder
         self._right = right
         self._next_number = 0
@@ -91,9 +94,9 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Folder, right: Right | None = None) -> Self:
-        """Reads all committed outcomes, keeping ids and sums. Raises LedgerError, StorageError.
+        """Reads all committed outcomes, and keeps ids and sums. Raises LedgerError, StorageError.
 
-        `right` is checked before every commit; a run has one, its lease.
+        `right` is checked before every commit; a run passes its lease.
         """
         ledger = cls(folder, right)
         names = ledger.files()
@@ -109,11 +112,11 @@ class Ledger:
         return ledger
 
     def done_ids(self) -> IdSet:
-        """The edit ids that are in the ledger. The set is the ledger's own: read it only."""
+        """The ids of all edits in the ledger. The set is the ledger's own: do not change it."""
         return self._done
 
     def outcome_of(self, edit_id: bytes) -> Outcome | None:
-        """The standing outcome of an edit, None where the ledger does not have it."""
+        """The standing outcome of an edit; None if the ledger does not have it."""
         if edit_id not in self._done:
             return None
         if edit_id in self._failed:
@@ -121,26 +124,26 @@ class Ledger:
         return Outcome.REJECTED if edit_id in self._rejected else Outcome.ACCEPTED
 
     def failed_ids(self, codes: Collection[str] = ()) -> frozenset[bytes]:
-        """The edits that stand as failed, with one of these failure codes; no codes: with any."""
+        """The edits whose standing outcome is failed, with one of `codes`; empty: with any code."""
         return frozenset(i for i, code in self._failed.items() if not codes or code in codes)
 
     def reopen(self, edit_ids: frozenset[bytes]) -> None:
-        """Lets failed edits enter once more, whatever comes of them. Writes nothing.
+        """Allows one more outcome of any kind for each of these failed edits. Writes nothing.
 
-        Raises ValueError for an edit that does not stand as failed.
+        Raises ValueError if the standing outcome of one of them is not failed.
         """
         if not edit_ids <= self._failed.keys():
-            raise ValueError("only edits that stand as failed can be tried again")
+            raise ValueError("only edits whose standing outcome is failed can be retried")
         self._reopened = edit_ids
 
     def reopened_ids(self) -> frozenset[bytes]:
-        """The edits of `reopen` that have not entered again yet."""
+        """The edits of `reopen` without a new outcome yet."""
         return self._reopened
 
     def lacks(self, table: pa.Table) -> list[bool]:
-        """Which of these outcomes the ledger does not have: of new edits, or better than a failure.
+        """For each row, whether the ledger lacks it: a new edit, or one that only failed so far.
 
-        One that is better is found where a part was finished although its edits count as failed.
+        The latter occurs if a part was finished although its edits count as failed.
         """
         ids, outcomes = (table[name].to_pylist() for name in ("edit_id", "outcome"))
         return [
@@ -149,19 +152,19 @@ class Ledger:
         ]
 
     def parts(self) -> set[str]:
-        """The folders whose metadata has edits of the ledger, accepted or rejected ones."""
+        """The folders whose metadata has accepted or rejected edits of the ledger."""
         return self._parts
 
     def settled_parts(self) -> set[str]:
-        """The parts that cannot lack an outcome any more.
+        """The parts of which the ledger has all outcomes.
 
-        A run that is killed can leave one whose outcomes came half with the last commit and half
-        not at all, so those of the last file are not among them.
+        A run that is killed may have committed only some outcomes of a part, with its last commit,
+        so the parts of the last ledger file are not included.
         """
         return self._parts - self._last_parts
 
     def counts(self) -> LedgerCounts:
-        """Sums over everything committed."""
+        """The sums over all committed outcomes."""
         by_outcome: Counter[str] = Counter()
         for (outcome, _), count in self._counts.items():
             by_outcome[outcome] += count
@@ -176,12 +179,12 @@ class Ledger:
         )
 
     def commit(self, table: pa.Table) -> pa.Table:
-        """Adds outcomes and returns those that were added: an edit that is in already is left out.
+        """Commits outcomes, and returns those that were added.
 
-        A failed edit is not in the way of a better outcome, a reopened one of none. They are
-        committed when this returns. Writes nothing for nothing new. Raises LeaseError where another
-        run has the folder by now, LedgerError where another driver committed or put up a fence
-        meanwhile, and StorageError.
+        An outcome is left out if the ledger has one of the same edit already, unless that is a
+        failure and the new one is better, or the edit was reopened. If nothing is new, no file is
+        written. Raises LeaseError if another run uses the folder by now, LedgerError if another
+        driver committed or wrote a fence meanwhile, and StorageError.
         """
         if not table.schema.equals(OUTCOME_SCHEMA):
             raise ValueError(f"outcomes must have OUTCOME_SCHEMA, got {table.schema}")
@@ -198,7 +201,7 @@ class Ledger:
         except AlreadyExistsError as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} was written by another run on this folder: stop one "
-                "of the two, then start the other again; it goes on where both had come to"
+                "of the two, then start the other again; it goes on from what both committed"
             ) from error
         self._take(new, name)
         self._next_number += 1
@@ -225,7 +228,7 @@ class Ledger:
         return enters
 
     def _read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The outcomes of a file; `columns`: these only."""
+        """The outcomes of a file; `columns`: only these, None: all."""
         data = self.folder.read(name)
         try:
             if columns is None:
@@ -235,13 +238,13 @@ class Ledger:
             return with_todays_reasons(read.select(columns).cast(schema))
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise LedgerError(
-                f"{self.folder.url_of(name)} is damaged or no ledger file ({error}); restore it, "
-                "or move it away: its edits are then found in their parts or made again"
+                f"{self.folder.url_of(name)} is damaged or not a ledger file ({error}); restore "
+                "it, or move it away: its edits are then found in their parts or made again"
             ) from error
 
     def _take(self, table: pa.Table, name: str) -> None:
         if not table.num_rows:
-            return  # a fence; the last commit is still the last
+            return  # a fence is not a commit
         ids = table["edit_id"].to_pylist()
         superseded = self._supersede(ids)
         failed = _with_outcome(table, Outcome.FAILED)
@@ -265,7 +268,7 @@ class Ledger:
         _log.debug("%s: %d outcomes", name, len(ids))
 
     def _supersede(self, edit_ids: list[bytes]) -> set[bytes]:
-        """Takes the failures of these edits out of the count; their rows stay in their files."""
+        """Removes the failures of these edits from the counts; their rows stay in the files."""
         superseded = self._failed.keys() & edit_ids if self._failed else set[bytes]()
         for edit_id in superseded:
             self._counts[Outcome.FAILED, self._failed.pop(edit_id)] -= 1
@@ -285,7 +288,7 @@ _LEVELS = {Outcome.FAILED: logging.INFO, Outcome.REJECTED: logging.INFO}
 
 
 def _log_commit(new: pa.Table) -> None:
-    """What came in: every edit that failed or was rejected, and in detail the others too."""
+    """Logs a commit: failed and rejected edits at INFO, accepted ones at DEBUG."""
     for outcome in Outcome:
         level = _LEVELS.get(outcome, logging.DEBUG)
         if _log.isEnabledFor(level):
@@ -304,10 +307,11 @@ def _log_edit(level: int, outcome: Outcome, edit: Mapping[str, Any]) -> None:
 
 
 def fence(folder: Folder, token: int) -> str:
-    """Takes the next number of the ledger with a file without rows; returns its path.
+    """Writes a file without rows under the ledger's next number; returns its path.
 
-    Whoever read the ledger before can commit under that number only, so it cannot any more. One
-    that committed first has done so: read the ledger after the fence. Raises StorageError.
+    A process that read the ledger before can commit only under that number, so its commit now
+    fails. It may have committed before the fence, so read the ledger after this. Raises
+    StorageError.
     """
     names = _files(folder)
     number = number_of(names[-1]) + 1 if names else 0
@@ -315,12 +319,12 @@ def fence(folder: Folder, token: int) -> str:
     sink = io.BytesIO()
     pq.write_table(schema.empty_table(), sink)
     while not folder.write_if_absent(_file_of(number), sink.getvalue()):
-        number += 1  # the old holder committed at this very moment
+        number += 1  # the old holder has just committed
     return _file_of(number)
 
 
 def _files(folder: Folder) -> list[str]:
-    paths = folder.list(LEDGER_FOLDER)  # none of zero bytes
+    paths = folder.list(LEDGER_FOLDER)  # does not list files of zero bytes
     return sorted(
         (path for path in paths if _NAME.fullmatch(path.rpartition("/")[2])), key=number_of
     )

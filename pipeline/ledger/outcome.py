@@ -1,4 +1,4 @@
-"""What became of an edit: accepted, rejected or failed, with the reason. Nothing else exists."""
+"""The outcome of an edit: accepted, rejected or failed, with the reason. There is no other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from fpe_core.judging.rules import RejectReason
 from fpe_core.scores.edit_scores import EditScores
-from pipeline.redact import tellable
+from pipeline.redact import safe_text
 
 MAX_MESSAGE_CHARS = 500
 OUTCOMES_METADATA_KEY = b"fpe.outcomes"
@@ -28,7 +28,7 @@ class Outcome(StrEnum):
 
 
 class FailureCode(StrEnum):
-    """Why an edit could not be made. Closed."""
+    """Why an edit could not be made. A closed set."""
 
     SOURCE_MISSING = "source_missing"
     SOURCE_FORBIDDEN = "source_forbidden"
@@ -58,9 +58,9 @@ ATTEMPT_TYPE = pa.struct(
         *(pa.field(name, pa.float64()) for name in SCORE_COLUMNS),
     ]
 )
-"""One attempt at an edit; see `AttemptRecord`."""
+"""The Arrow type of one attempt at an edit; see `AttemptRecord`."""
 GATE_COLUMN = "autoencoder_psnr_db"
-"""PSNR in dB of its source, encoded and decoded, to itself; null where no gate measured it."""
+"""PSNR in dB of the source after encoding and decoding; null if no gate measured it."""
 
 OUTCOME_SCHEMA = pa.schema(
     [
@@ -82,7 +82,7 @@ OUTCOME_SCHEMA = pa.schema(
         pa.field("tries", pa.list_(ATTEMPT_TYPE)),
     ]
 )
-"""One row per edit; every ledger file and every batch that an actor returns has exactly this."""
+"""One row per edit. Ledger files, and the tables that actors return, have exactly this schema."""
 
 
 _NESTED = ("key", "scores", "tries")
@@ -93,9 +93,10 @@ class AttemptRecord:
     """One attempt at an edit that took several.
 
     Attributes:
-        parameters: what it was made with, as JSON (`EditParameters.to_dict`).
-        reason: why it was rejected; "" for the accepted one, FAILED for one that came to nothing.
-        unet_rows, seconds: its own; attempt 1 includes a share of the inversion's.
+        parameters: the edit parameters, as JSON (`EditParameters.to_dict`).
+        reason: why it was rejected; "" if it was accepted, FAILED if no image was made.
+        unet_rows, seconds: the cost of this attempt; that of attempt 1 includes a share of the
+            inversion's.
     """
 
     parameters: str
@@ -117,7 +118,7 @@ class AttemptRecord:
 class EditKey:
     """What identifies an edit in its outcome, known before the edit is made.
 
-    `edit_type` is what kind of change it asks for ("colour"), "" where nobody said.
+    `edit_type` is the kind of change that it asks for ("colour"), "" if not given.
     """
 
     edit_id: bytes
@@ -169,7 +170,7 @@ class EditKey:
         tries: tuple[AttemptRecord, ...] = (),
         autoencoder_psnr_db: float | None = None,
     ) -> EditOutcome:
-        """File names are "" where the picture, or its source, was not kept, `part` without both."""
+        """File names are "" if the image, or its source, was not kept; `part` if neither was."""
         return EditOutcome(
             key=self,
             part=part,
@@ -188,7 +189,7 @@ class EditKey:
     def failed(
         self, code: str, message: str, *, unet_rows: float = 0.0, seconds: float = 0.0
     ) -> EditOutcome:
-        """Raises ValueError for a code outside FailureCode."""
+        """Raises ValueError if `code` is not a FailureCode."""
         return EditOutcome(
             key=self,
             part="",
@@ -208,12 +209,12 @@ class EditOutcome:
     """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
 
     File names are relative to the run folder. `part` is the folder whose metadata has the edit:
-    part-<id> of an accepted one, rejected/part-<id> of a rejected one that was kept, "" of the
-    others. `reason` is "" exactly for accepted edits.
-    `unet_rows` is this edit's share of its group's, all attempts together. `scores` are None where
-    no judge looked at it, and so is `autoencoder_psnr_db` (of its source) where no gate measured
-    it. `tries` holds all attempts where there was more than one; the outcome is that of the
-    accepted one, else of the first.
+    part-<id> of an accepted edit, rejected/part-<id> of a rejected one that was kept, else "".
+    `reason` is "" for accepted edits, and only for them.
+    `unet_rows` is this edit's share of its group's UNet rows, over all attempts. Each of `scores`
+    is None if it was not computed, and `autoencoder_psnr_db` (of the source) if no gate measured
+    it. `tries` has all attempts if there was more than one; the outcome is that of the accepted
+    attempt, else of the first.
     """
 
     key: EditKey
@@ -245,7 +246,7 @@ class EditOutcome:
         return self.key.edit_id
 
     def to_row(self) -> dict[str, Any]:
-        # vars and not asdict, which copies every value: a row of millions is made here.
+        # vars and not asdict, which copies every value: this runs millions of times.
         return {
             **{name: value for name, value in vars(self).items() if name not in _NESTED},
             **vars(self.key),
@@ -255,8 +256,8 @@ class EditOutcome:
 
 
 def short_message(message: str) -> str:
-    """One line of at most MAX_MESSAGE_CHARS that any encoder accepts, without secrets of URLs."""
-    line = tellable(" ".join(message.split())).encode("utf-8", "replace").decode("utf-8")
+    """One line of at most MAX_MESSAGE_CHARS, valid as UTF-8, without secrets of URLs."""
+    line = safe_text(" ".join(message.split())).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
 
 
@@ -266,11 +267,11 @@ def outcomes_table(outcomes: Iterable[EditOutcome]) -> pa.Table:
 
 
 RENAMED_REASONS_OF_0_1 = {"source_not_reproduced": RejectReason.SOURCE_NOT_RECONSTRUCTED}
-"""Words that 0.1 wrote into ledgers and parts, and what they are called now."""
+"""Reasons that 0.1 wrote into ledgers and parts, and their names now."""
 
 
 def with_todays_reasons(table: pa.Table) -> pa.Table:
-    """Outcomes of any release, with the reasons of this one. Raises KeyError without `reason`."""
+    """Outcomes of any release, with the reasons' names of this one. KeyError without `reason`."""
     for old, new in RENAMED_REASONS_OF_0_1.items():
         is_old = pc.equal(table["reason"], old)
         if pc.any(is_old).as_py():
@@ -283,7 +284,6 @@ def with_todays_reasons(table: pa.Table) -> pa.Table:
 def as_outcomes(table: pa.Table) -> pa.Table:
     """A table in OUTCOME_SCHEMA, also if 0.1 wrote it; other columns are left out.
 
-
     Raises pyarrow.ArrowInvalid or KeyError for a table that does not hold outcomes.
     """
     columns = [table[item.name].cast(item.type) for item in OUTCOME_SCHEMA]
@@ -293,9 +293,9 @@ def as_outcomes(table: pa.Table) -> pa.Table:
 def outcomes_to_bytes(table: pa.Table) -> bytes:
     """The outcomes of a part as bytes for its metadata.parquet.
 
-    Stored under OUTCOMES_METADATA_KEY in the schema metadata, they let `adopt_orphan_parts`
-    restore rejected and failed edits, times and row counts too when a run died between writing
-    the part and committing it. Base64, because Parquet's key-values are text.
+    They are stored under OUTCOMES_METADATA_KEY in the schema metadata. If a run dies between
+    writing a part and committing it, `adopt_orphan_parts` restores from them rejected and failed
+    edits, times and row counts. Base64, because Parquet's key-value metadata is text.
     """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, OUTCOME_SCHEMA) as writer:
@@ -311,4 +311,4 @@ def outcomes_from_bytes(data: bytes) -> pa.Table:
             table = reader.read_all()
         return as_outcomes(table)
     except (binascii.Error, OSError, KeyError) as error:
-        raise pa.ArrowInvalid(f"these are no outcomes of a part: {error}") from error
+        raise pa.ArrowInvalid(f"these are not outcomes of a part: {error}") from error

@@ -1,4 +1,4 @@
-"""Parts on disk: which are finished, which are not in the ledger yet, and adopting those."""
+"""Parts on disk: lists finished ones, and commits those that are not in the ledger yet."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from pipeline.storage.folder import Folder
 METADATA_FILE = "metadata.parquet"
 PART_PREFIX = "part-"
 REJECTED_FOLDER = "rejected"
-"""Beside the parts, where no dataset looks unless it is asked to: rejected/part-<id>/."""
+"""Next to the parts: rejected/part-<id>/. `datasets` reads it only as a separate configuration."""
 REJECTED_METADATA_KEY = b"fpe.rejected"
-"""Key in the schema metadata of a part's metadata.parquet: the file of its rejected edits."""
+"""Key in the schema metadata of a part's metadata.parquet; the value is the file of its rejected
+edits, in Base64."""
 _log = logging.getLogger(__name__)
 
 
@@ -32,20 +33,20 @@ def rejected_part(part: str) -> str:
     return f"{REJECTED_FOLDER}/{part}"
 
 
-def finished_parts(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """The folders that have metadata, of accepted edits and of rejected ones, except `besides`."""
+def finished_parts(folder: Folder, skip: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """The folders with metadata of accepted or of rejected edits, except those in `skip`."""
     rejected = (rejected_part(name) for name in folder.list_folders(REJECTED_FOLDER))
     for name in itertools.chain(folder.list_folders(), rejected):
-        if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in besides:
+        if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in skip:
             continue
         if folder.exists(f"{name}/{METADATA_FILE}"):
             yield name
 
 
-def committing_folders(folder: Folder, besides: AbstractSet[str] = frozenset()) -> Iterator[str]:
-    """Of every finished part the folder whose metadata commits it, except those in `besides`."""
+def committing_folders(folder: Folder, skip: AbstractSet[str] = frozenset()) -> Iterator[str]:
+    """For every finished part, the folder whose metadata commits it, except those in `skip`."""
     seen: set[str] = set()
-    for name in finished_parts(folder, besides):  # those of the parts themselves come first
+    for name in finished_parts(folder, skip):  # those of the parts themselves come first
         part = name.rpartition("/")[2]
         if part not in seen:
             yield name
@@ -53,10 +54,10 @@ def committing_folders(folder: Folder, besides: AbstractSet[str] = frozenset()) 
 
 
 def restore_rejected_metadata(folder: Folder, part: str) -> None:
-    """Writes the metadata of a part's rejected edits where it is missing, out of the part's own.
+    """Writes the metadata of a part's rejected edits from the part's own, if it is missing.
 
-    Nothing to do for a part without rejected edits that were kept. Raises StorageError, and
-    LedgerError for metadata that is damaged.
+    Does nothing if the part has no rejected edits that were kept. Raises StorageError, and
+    LedgerError if the metadata is damaged.
     """
     path = f"{part}/{METADATA_FILE}"
     if not folder.exists(path):
@@ -80,9 +81,9 @@ def uncommitted(folder: Folder, ledger: Ledger, part: str) -> pa.Table:
 def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table]]:
     """Finished parts with outcomes that the ledger lacks: (name, those outcomes).
 
-    A run that is killed between writing a part's metadata and committing it leaves one.
+    A run that is killed between writing a part's metadata and committing it leaves one such part.
     """
-    for part in committing_folders(folder, besides=ledger.settled_parts()):
+    for part in committing_folders(folder, skip=ledger.settled_parts()):
         outcomes = uncommitted(folder, ledger, part)
         if outcomes.num_rows:
             yield part, outcomes
@@ -91,10 +92,10 @@ def orphan_parts(folder: Folder, ledger: Ledger) -> Iterator[tuple[str, pa.Table
 def adopt_orphan_parts(
     folder: Folder, ledger: Ledger, committed: Callable[[pa.Table], None] = lambda _: None
 ) -> int:
-    """Commits the outcomes of finished parts that no ledger file names; returns how many edits.
+    """Commits the outcomes of finished parts that the ledger lacks; returns how many edits.
 
-    Runs at the start of a run, before planning, so that no finished edit is made again. `committed`
-    is called with what was committed.
+    Called at the start of a run, before planning, so that no finished edit is made again.
+    `committed` is called with the outcomes that were committed.
     """
     adopted = 0
     for part, outcomes in orphan_parts(folder, ledger):
@@ -110,7 +111,7 @@ def adopt_orphan_parts(
 def read_part_outcomes(folder: Folder, part: str) -> pa.Table:
     """The outcomes of a finished part, which its metadata carries (`outcomes_to_bytes`).
 
-    Raises LedgerError for metadata that is damaged.
+    Raises LedgerError if the metadata is damaged.
     """
     path = f"{part}/{METADATA_FILE}"
     file = io.BytesIO(folder.read(path))

@@ -1,1 +1,1 @@
-"""What is left to do: ids from content, minus the ledger, cut into blocks of the work list."""
+"""Plans what is left to do: all edits by id, minus those in the ledger, cut into blocks."""

@@ -1,12 +1,11 @@
-"""What decides the cost of a group: how many UNet rows its source and its edits take, and of which
-kind.
+"""What the cost of a group depends on: the number of UNet rows for its source and its edits.
 
-    inversion   a real source, one row a step
-    source      the source beside its edits: a real one at the steps that replace maps, a synthetic
-                one at all of them
+    inversion   of a real source: one row per step
+    source      the source next to its edits: a real one at the steps that replace maps, a synthetic
+                one at all steps
     edit        the edits
 
-Groups of one shape cost the same; a job of millions has a handful of shapes.
+Groups of the same shape cost the same; a job of millions has a handful of shapes.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from fpe_core import EditParameters
 
 @dataclass(frozen=True)
 class GroupShape:
-    """A source with its edits, as far as its cost goes. T steps, R of them replace maps, G of them
-    are guided (all or none, but for `EditParameters.guidance_interval`), N edits.
+    """A source with its edits, as far as its cost depends on it: T steps, of which R replace maps
+    and G are guided (all or none, except with `EditParameters.guidance_interval`), and N edits.
 
-    `replaced_fraction`: that R comes of, to three decimals, so that a manifest with one of its own
-    in every row has not as many shapes.
+    `replaced_fraction`: gives R. Rounded to three decimals, so that there are few shapes even if
+    every row of the manifest has its own value.
     """
 
     steps: int
@@ -58,35 +57,35 @@ class GroupShape:
 
     @property
     def inversion_rows(self) -> int:
-        """T; none of a synthetic source."""
+        """T for a real source, 0 for a synthetic one."""
         return 0 if self.is_synthetic else self.steps
 
     @property
     def source_rows(self) -> int:
-        """R of a real source, T + G of a synthetic one."""
+        """R for a real source, T + G for a synthetic one."""
         if not self.is_synthetic:
             return self.replaced_steps
         return self.steps + self.guided_steps
 
     @property
     def edit_rows(self) -> int:
-        """(T + G) N; if the first step is guided, its unconditional row is one for all edits."""
+        """(T + G) N; if the first step is guided, all edits share its unconditional row."""
         shared = 1 if self.guides_first else 0
         each = self.steps + self.guided_steps - shared
         return each * self.edits + shared
 
     @property
     def unet_rows(self) -> int:
-        """As `fpe_core.editor` says. A row that stops at the last replaced layer counts as one.
+        """As in `fpe_core.editor`. A row that stops at the last replaced layer counts as one.
 
-        `layers` that name none of the checkpoint's layers save the source's own rows, which is not
-        foreseen here.
+        If `layers` names none of the checkpoint's layers, the source's rows are not evaluated; this
+        is not taken into account here.
         """
         return self.inversion_rows + self.source_rows + self.edit_rows
 
     @property
     def retry_rows(self) -> int:
-        """Rows of attempting all of its edits again, with the parameters of attempt 1."""
+        """Rows of another attempt at all of its edits, with the parameters of attempt 1."""
         return self.source_rows + self.edit_rows
 
     @property
@@ -94,11 +93,11 @@ class GroupShape:
         return self.guided_steps > 0
 
     def unguided(self) -> GroupShape:
-        """The same at guidance 1."""
+        """The same shape without guidance."""
         return replace(self, guided_steps=0, guides_first=False)
 
     def guided_until(self, share: float) -> GroupShape:
-        """The same with guidance only until that share of the steps, 0..1."""
+        """The same shape with guidance only until that share of the steps, 0 to 1."""
         last = math.ceil(self.steps * share - 1e-9)
         return replace(self, guided_steps=min(self.guided_steps, last))
 
@@ -106,7 +105,7 @@ class GroupShape:
         return replace(self, edits=edits)
 
     def with_replacement(self, steps: int, replaced_fraction: float) -> GroupShape:
-        """R as `EditParameters` has it; as many of the steps are guided as were."""
+        """The same shape with other steps and R, and the same share of guided steps."""
         return replace(
             self,
             steps=steps,

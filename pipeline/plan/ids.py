@@ -1,4 +1,4 @@
-"""Ids and file names, made from content and nothing else: no clock, no process, no order of work.
+"""Ids and file names. They depend on content alone, not on time, process or order of work.
 
     source key   what the source is: its id and URI, the hash of its bytes, or its prompt and seed
     base         hash of: source key, source prompt, parameters, seed, checkpoint, algorithm, fit
@@ -6,7 +6,7 @@
     edit_id      hash of: base, target prompt
     source_id    hash of: source key; for a synthetic source the base, which decides what it shows
 
-Rows that are equal in all of that are told apart by their occurrence: the n-th has n hashed in too.
+Rows that are equal in all of that are distinguished by their occurrence: n is hashed for the n-th.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SourceKey: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True)
 class EditContext:
-    """What all edits of a run share and their ids depend on."""
+    """What ids depend on and all edits of a run share."""
 
     fingerprint: str
     fit: str
@@ -46,17 +46,17 @@ _CANONICAL = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 )
 _text = json.encoder.encode_basestring
-"""A string as canonical JSON has it."""
+"""Encodes a string as canonical JSON."""
 
 
 def canonical_json(value: object) -> str:
-    """Equal values give equal text: sorted keys, no spaces, no NaN. Raises ValueError for NaN."""
+    """JSON that is equal for equal values: sorted keys, no spaces. Raises ValueError for NaN."""
     return _CANONICAL.encode(value)
 
 
 @lru_cache(maxsize=4096)
 def parameters_json(parameters: EditParameters) -> str:
-    """Parameters as ids and the work list hold them."""
+    """Parameters as canonical JSON, for ids and the work list."""
     return canonical_json(parameters.to_dict())
 
 
@@ -80,10 +80,11 @@ def base_id(
     seed: int | None,
     context: EditContext,
 ) -> bytes:
-    """The hash of everything in an edit's id but its target prompt.
+    """The hash of everything that an edit's id depends on, except its target prompt.
 
-    The content_id of "base", the key as a list, source prompt, parameters_json, seed, fingerprint,
-    algorithm version and fit; its JSON is put together here, since planning makes one of every row.
+    This is the `content_id` of "base", the key as a list, source prompt, parameters_json, seed,
+    fingerprint, algorithm version and fit. The JSON is assembled here for speed, since planning
+    makes one for every row.
     """
     parts = ",".join(map(_text, key))
     written = "null" if seed is None else int(seed)
@@ -111,9 +112,9 @@ def group_id(base: bytes, occurrence: int = 0) -> bytes:
 
 
 def _derived_id(kind: bytes, base: bytes, occurrence: int, text: str = "") -> bytes:
-    """The hash of kind, NUL, base, occurrence and text, each but the last of a known length.
+    """The hash of kind, NUL, base, occurrence and text; all but the last have a fixed length.
 
-    Takes a third of the time of JSON, and planning makes one for every edit.
+    Takes a third of the time of JSON; planning makes one for every edit.
     """
     content = kind + b"\0" + base + occurrence.to_bytes(8, "big") + text.encode()
     return hashlib.blake2b(content, digest_size=ID_BYTES).digest()
@@ -122,13 +123,13 @@ def _derived_id(kind: bytes, base: bytes, occurrence: int, text: str = "") -> by
 def source_id(key: SourceKey, base: bytes) -> bytes:
     if key[0] == "prompt":
         return content_id("source", base.hex())
-    return _hashed(f'["source",[{",".join(map(_text, key))}]]')  # as content_id has it, sooner
+    return _hashed(f'["source",[{",".join(map(_text, key))}]]')  # equals content_id, but is faster
 
 
 class Occurrences:
-    """Counts repetitions of an id: 0 for the first, 1 for the second. Keeps all ids it counts.
+    """Counts occurrences of ids: 0 for the first, 1 for the second. Keeps all ids that it counts.
 
-    `repeated`: the ids that come more than once, where that is known; only these are kept.
+    `repeated`: the ids that occur more than once, if they are known; then only these are kept.
     """
 
     def __init__(self, repeated: Container[bytes] | None = None) -> None:
@@ -150,14 +151,15 @@ class Occurrences:
 
 
 def file_stem(row_id: str, path: str, prompt: str) -> str:
-    """A readable start for a file name: 1 to 60 of [A-Za-z0-9_-], from the first that is not empty.
+    """A readable start of a file name: 1 to 60 characters of [A-Za-z0-9_-].
 
-    Not unique: an id follows it in every name. Hostile text (`..`, slashes, controls, any script)
-    comes out as harmless text.
+    Made from the id, the path or the prompt, the first that is not empty. Not unique: an id follows
+    it in every name. All other characters (`..`, slashes, control characters, other scripts) are
+    replaced.
     """
     name = row_id
     if not name and path:
-        path = without_query(path).rstrip("/\\")  # it may be a signature
+        path = without_query(path).rstrip("/\\")  # a query may be a signature
         name = re.split(r"[/\\]", path)[-1]
         name = name.rpartition(".")[0] or name
     for text in (name, prompt):

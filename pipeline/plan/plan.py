@@ -1,10 +1,10 @@
-"""Which edits a job means and which are left: ids for every edit, less what the ledger has.
+"""Plans a job: makes the ids of all its edits, and lists those that the ledger does not have.
 
-The manifest is streamed twice. The first time everything is checked (`survey`), so that nothing is
-written for a manifest with a mistake in it; the second time ids are made, and what is left is
-counted and written as the work list, Parquet files in `<run>/.plan/<plan_id>/`. The plan's id comes
-from its content: planning the same work again finds its files. The driver holds the ids of the
-ledger, 16 bytes each, and no row and no other id.
+The manifest is streamed twice. The first pass checks everything (`survey`), so that nothing is
+written if the manifest has a mistake. The second pass makes the ids, and counts and writes the
+edits that are left as the work list, Parquet files in `<run>/.plan/<plan_id>/`. The plan's id comes
+from its content, so planning the same work again finds its files. The driver keeps the ids of the
+ledger, 16 bytes each, but no rows and no other ids.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ PLAN_FILE = "plan.json"
 _PLAN_ID_BYTES = 8
 _GC_THRESHOLDS = (100_000, 50, 100)
 _log = logging.getLogger(__name__)
-_BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}  # of photographs at quality 95, roughly
+_BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}  # photographs at quality 95, roughly
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job's work in numbers, and where the work list lies.
+    """The numbers of a job's work, and the paths of its work list.
 
-    `edits_total`, `sources` and `parameters` are the whole job's; `groups_pending`, `unet_rows` and
-    `output_bytes` (an estimate) are of what is left. `work_files` are paths in the run folder, none
-    where nothing is left or the plan was not written. `carried_schema` has the columns of the work
-    list's `carried`, and is None where nothing is carried. `sources_refused` of the pending sources
-    will fail as source_forbidden, as far as their URIs tell (`images.allowed_sources`).
-    `label_types` are those of labels that are not text; `has_edit_types`, that every edit has a
-    type of its own.
-    `approximation` says what the edits leave out, "" where they are exact.
+    `edits_total`, `sources` and `parameters` are those of the whole job; `groups_pending`,
+    `unet_rows` and `output_bytes` (an estimate) those of the work that is left. `shapes` counts the
+    pending groups by their shape, which decides their cost.
+    `work_files` are paths in the run folder; () if nothing is left or the plan was not written.
+    `carried_schema` has the columns of the work list's `carried`, and is None if there are none.
+    `sources_refused`: how many pending sources will fail as source_forbidden, judging by their URIs
+    (`images.allowed_sources`).
+    `label_types` are the types of labels that are not text. `has_edit_types`: whether the manifest
+    has a type for each edit. `approximation` names the approximations of the edits, "" if exact.
 
-    Under quotas it is the plan of a round (`quotas`): `round` are its edits, and
-    `edits_skipped_by_quota` counts those that could be made and are not in it; a later round may
-    take some of them. `shapes` counts the pending
-    groups by what they cost.
+    Under quotas it is the plan of one round (`quotas`). `round` has its edits, and
+    `edits_skipped_by_quota` counts the edits that could be made but are not in this round; a later
+    round may take some of them.
     """
 
     plan_id: str
@@ -122,10 +122,10 @@ def make_plan(
 ) -> Plan:
     """Checks the whole manifest, counts, and (with `write`) writes the work list.
 
-    `only`: plan these edits, done or not, and leave out all others. Under quotas the plan is of the
-    next round, of all edits or of `only`. `ledger` is read from the job's output where it is not
-    given. Raises JobError, ManifestError, LedgerError and StorageError;
-    after an error nothing has been written.
+    `only`: plan these edits, whether done or not, and no others. Under quotas the plan is that of
+    the next round, taken from all edits or from `only`. `ledger`: None: it is read from the job's
+    output. Raises JobError, ManifestError, LedgerError and StorageError; after an error nothing has
+    been written.
     """
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder) if ledger is None else ledger
@@ -160,7 +160,7 @@ def make_plan(
 def _checked_judge(job: Job, parameters: EditParameters) -> dict[str, str]:
     """Fingerprints of the judge's models; {} without a judge.
 
-    Raises JobError where a model is not there, or a score needs larger pictures.
+    Raises JobError if a model does not exist, or a score needs larger images.
     """
     if job.judge is None:
         return {}
@@ -168,7 +168,7 @@ def _checked_judge(job: Job, parameters: EditParameters) -> dict[str, str]:
     for score, least_px in LEAST_PX.items():
         if score in job.judge.computed_scores and side_px < least_px:
             raise JobError(
-                f"judge.scores: {score} needs {least_px} px at least on both sides, and edits have "
+                f"judge.scores: {score} needs at least {least_px} px on both sides, and edits have "
                 f"{parameters.width_px} x {parameters.height_px}; choose scores without it, or a "
                 "larger edit.size_px"
             )
@@ -179,7 +179,7 @@ def _checked_judge(job: Job, parameters: EditParameters) -> dict[str, str]:
 
 
 def _nothing(batches: Iterable[PendingBatch]) -> Iterator[bytes]:
-    """Reads all of them, for their counts alone."""
+    """Consumes the batches, for their counts only."""
     for _ in batches:
         yield from ()
 
@@ -212,9 +212,9 @@ def open_edits(ledger: Ledger, only: AbstractSet[bytes] | None) -> Container[byt
 def quota_rows(
     plan: Plan, ledger: Ledger, only: AbstractSet[bytes] | None = None
 ) -> list[QuotaRow]:
-    """How full the cells of a plan's quotas are by now; [] without quotas.
+    """How full the cells of a plan's quotas are now; [] without quotas.
 
-    `only`: of the edits that the plan was limited to, those that were not made meanwhile.
+    `only`: the edits that the plan was limited to and that have no new outcome yet; None: no limit.
     """
     if plan.round is None:
         return []
@@ -222,13 +222,13 @@ def quota_rows(
 
 
 def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> int:
-    """UNet rows of a group: its source once, then every edit. See `GroupShape`."""
+    """UNet rows of a group, its source included. See `GroupShape`."""
     return GroupShape.of(parameters, edits, synthetic=synthetic).unet_rows
 
 
 @dataclass(frozen=True)
 class AllBut(Container[bytes]):
-    """Every edit but these."""
+    """All edits except these."""
 
     edit_ids: AbstractSet[bytes]
 
@@ -238,7 +238,7 @@ class AllBut(Container[bytes]):
 
 @dataclass
 class _Counts:
-    """What the second pass counts."""
+    """The counts of the second pass."""
 
     resolved: ResolvedJob
     rules: SourceRules
@@ -251,7 +251,7 @@ class _Counts:
     first_refused: str = ""
 
     def watch(self, batches: Iterable[PendingBatch]) -> Iterator[PendingBatch]:
-        """Counts the batches on their way."""
+        """Counts the batches as they pass through."""
         for batch in batches:
             self.edits_total += batch.edits_total
             for group in batch.groups:
@@ -270,7 +270,7 @@ class _Counts:
 
 
 def shape_of(group: PlannedGroup, edits: int) -> GroupShape:
-    """What `edits` of a group cost."""
+    """The shape of a group with this many edits."""
     return GroupShape.of(
         group.source.parameters,
         edits,
@@ -279,7 +279,7 @@ def shape_of(group: PlannedGroup, edits: int) -> GroupShape:
 
 
 def _count_refused(counts: _Counts, rules: SourceRules, source: SourceRow) -> None:
-    """A source, or one of its masks, that the rules do not let be read."""
+    """Counts a source if the rules forbid reading it or one of its masks."""
     uris = [uri for uri in (source.uri, *(mask.uri for mask in source.masks)) if uri]
     refused = next(((uri, refusal) for uri in uris if (refusal := rules.refusal(uri))), None)
     if refused is not None:
@@ -289,7 +289,7 @@ def _count_refused(counts: _Counts, rules: SourceRules, source: SourceRow) -> No
 
 
 def _plan_id(survey: Survey, left_out: IdSet | AllBut) -> str:
-    """The same for the same work: of equal manifests and jobs with the same edits left out."""
+    """An id that is equal for equal work: equal manifests and jobs, the same edits left out."""
     if isinstance(left_out, AllBut):
         ids = hashlib.blake2b(b"".join(sorted(left_out.edit_ids)), digest_size=16)
         which = ("only", len(left_out.edit_ids), ids.hexdigest())

@@ -1,30 +1,31 @@
-"""Quotas: at most this many accepted edits of each cell; which edits a run makes for that.
+"""Quotas: selects the edits of a run so that each cell gets at most Q accepted edits, its quota.
 
-A cell is a combination of values of labels and manifest columns, such as (red, cup). A run goes in
-rounds: `select_edits` takes, of every cell, as many edits as it lacks accepted ones, the first of
-its candidates in the order of the manifest that have no outcome; when all of them have theirs the
-next round is selected, until nothing is. The others are left out by quotas: they are never begun.
+A cell is a combination of values of labels and manifest columns, such as (red, cup); the cells of a
+job are found while its manifest is streamed. The edits with a cell's values are its candidates. A
+run goes in rounds. `select_edits` selects, for every cell, as many edits as it lacks accepted ones:
+the first candidates without an outcome, in the order of the manifest. When all of these have an
+outcome, the next round is selected, until a selection is empty. The other edits are left out by
+quotas: they are never begun.
 
-The accepted edits of a cell are then the first Q of its candidates that get accepted, in the order
-of the manifest, whatever completes first and wherever a run is killed. For let K be the place of
-the Q-th candidate that gets accepted, or the last place where there are fewer:
+The accepted edits of a cell are then the first Q acceptable candidates in the order of the
+manifest, regardless of which edit completes first and of when a run is killed. Proof: let K be the
+position of the Q-th acceptable candidate, or the last position if there are fewer than Q.
 
-1.  Nothing past K is ever selected. Say that all outcomes so far are of candidates up to K, A of
-    them accepted, as is so in the beginning. If fewer than Q ever get accepted, nothing is past K.
-    Else Q of those up to K do, and Q - A of these have no outcome yet; a selection is of the first
-    Q - A without an outcome, so it ends with the last of these at the latest.
-2.  Nothing is selected any more once A = Q, or once no candidate is without an outcome. In the
-    first case the Q accepted ones are up to K, where there are no others; in the second, all that
-    get accepted are.
+1.  Nothing after K is ever selected. Assume that all outcomes so far belong to candidates up to K,
+    and that A of them are accepted; this is true at the beginning. If fewer than Q candidates are
+    acceptable, nothing is after K. Otherwise Q candidates up to K are acceptable, and Q - A of them
+    have no outcome yet. A selection takes the first Q - A candidates without an outcome, so it ends
+    at the last of these at the latest.
+2.  Selection ends when A = Q, or when every candidate has an outcome. In the first case the Q
+    accepted ones are all acceptable candidates up to K. In the second case all acceptable
+    candidates are accepted.
 
-A kill leaves outcomes of some of the edits that were selected, and 1 holds for any such set. What
-it takes is that the outcome of an edit is its own, not that of its neighbours, and that the
-manifest stays. Failed edits have an outcome: the next candidate takes their place. A retry may
-fill what a cell still lacks, again in the order of the manifest, and no more; a failed edit whose
-cell is full by then is not tried again. So a cell never holds more than its quota, unless its edits
-were accepted before there was one.
-
-The cells of a job's quotas, read off its edits while the manifest is streamed.
+A killed run leaves outcomes of some of the selected edits, and 1 holds for any such subset. This
+requires that an edit's outcome does not depend on its neighbours, and that the manifest does not
+change. A failed edit has an outcome, so the next candidate takes its place. A retry selects at most
+as many edits as a cell still lacks, again in the order of the manifest; a failed edit of a full
+cell is not retried. So a cell never has more accepted edits than its quota, unless they were
+accepted before the quota was set.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ from pipeline.plan.resolved_job import PlannedGroup, ResolvedJob
 
 @dataclass(frozen=True)
 class QuotaRow:
-    """A cell before and after: its candidates in the manifest, and what became of them.
+    """How full a cell is: its candidates in the manifest, and their outcomes.
 
     Attributes:
         cell: the value of every column of `Quotas.by`.
-        candidates: edits that the job means.
-        done: those that have an outcome: accepted + rejected + failed.
-        quota: None where there is no limit.
-        short_by: accepted edits that the quota lacks.
-        to_do: edits that the next round takes. 0: the cell is full, or has no more candidates.
+        candidates: edits of the job that belong to the cell.
+        done: candidates with an outcome: accepted + rejected + failed.
+        quota: at most this many accepted edits; None: no limit.
+        short_by: how many accepted edits are missing to fill the quota.
+        to_do: how many edits the next round takes. 0: the cell is full, or has no more candidates.
     """
 
     cell: Mapping[str, str]
@@ -71,7 +72,7 @@ class QuotaRow:
 
     @property
     def over_by(self) -> int:
-        """Accepted edits past the quota: they were made before it was set."""
+        """Accepted edits beyond the quota, which were made before it was set."""
         return 0 if self.quota is None else max(0, self.accepted - self.quota)
 
 
@@ -79,7 +80,7 @@ class QuotaRow:
 class Selection:
     """The edits of a round, with their cells, in the order of the manifest cell by cell.
 
-    `others` counts what was not selected.
+    `others` counts the edits that were not selected.
     """
 
     quotas: Quotas
@@ -88,13 +89,13 @@ class Selection:
 
     @property
     def edits_skipped_by_quota(self) -> int:
-        """Edits that could be made, and are not in this round."""
+        """How many edits could be made, but are not in this round."""
         return sum(count.open for count in self.others.values())
 
 
 @dataclass
 class CellCount:
-    """Edits of a cell: all of them, those with an outcome, those that could be made."""
+    """Edits of a cell: all of them, those by outcome, and those that could be made (`open`)."""
 
     candidates: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -102,17 +103,17 @@ class CellCount:
 
 
 OutcomeOf: TypeAlias = Callable[[bytes], str | None]
-"""The standing outcome of an edit, None where it has none."""
+"""Returns the standing outcome of an edit; None if it has none."""
 IsOpen: TypeAlias = Callable[[bytes], bool]
-"""Whether an edit could be made: those without an outcome in a run, some failed ones in a retry."""
+"""Returns whether an edit can be made: in a run if it has no outcome, in a retry if it failed."""
 
 
 def select_edits(
     edits: Iterable[tuple[Cell, bytes]], quotas: Quotas, outcome_of: OutcomeOf, is_open: IsOpen
 ) -> Selection:
-    """The next round. `edits` are all of the job, in the order of the manifest.
+    """Selects the next round. `edits` are all edits of the job, in the order of the manifest.
 
-    Holds counts per cell, and ids of at most as many edits of a cell as its quota.
+    Keeps counts per cell, and for each cell at most as many ids as its quota.
     """
     counts: dict[Cell, CellCount] = {}
     first: dict[Cell, list[bytes]] = {}
@@ -140,7 +141,7 @@ def select_edits(
 
 
 def quota_table(selection: Selection, outcome_of: OutcomeOf, is_open: IsOpen) -> list[QuotaRow]:
-    """Every cell as it is now, sorted: also in the middle of the round that was selected."""
+    """All cells as they are now, sorted; may be called in the middle of the selected round."""
     counts = {
         cell: CellCount(count.candidates, Counter(count.outcomes), count.open)
         for cell, count in selection.others.items()
@@ -154,7 +155,7 @@ def quota_table(selection: Selection, outcome_of: OutcomeOf, is_open: IsOpen) ->
 
 
 def _to_do(count: CellCount, quota: int | None) -> int:
-    """Edits that the next round takes of a cell."""
+    """How many edits of a cell the next round takes."""
     return count.open if quota is None else min(count.open, _lacking(count, quota))
 
 
@@ -180,16 +181,16 @@ def _row(quotas: Quotas, cell: Cell, count: CellCount) -> QuotaRow:
 _log = logging.getLogger(__name__)
 _NO_CELLS = frozenset({"image", TARGET_LABELS})
 _Value: TypeAlias = Callable[[PlannedGroup, WantedEdit, dict[str, Any]], Any]
-"""A column's value, from an edit, its group and the carried columns of its row."""
+"""Returns a column's value, given a group, one of its edits, and the row's carried columns."""
 
 
 def select_round(
     resolved: ResolvedJob, quotas: Quotas, outcome_of: OutcomeOf, is_open: IsOpen
 ) -> Selection:
-    """The edits of a job that its quotas call for next, see `quotas.select_edits`.
+    """Selects the edits of a job's next round, see `select_edits`.
 
-    One stream over the manifest; rows with a problem are left out, whoever plans reports them.
-    Raises JobError where the quotas name something else than labels and columns.
+    Streams the manifest once. Rows with a problem are left out here; `make_plan` reports them.
+    Raises JobError if the quotas name anything but labels and columns.
     """
     selection = select_edits(cells_of_edits(resolved, quotas.by), quotas, outcome_of, is_open)
     values = [quotas.values_of(cell) for cell in selection.others]
@@ -214,7 +215,7 @@ def cells_of_edits(resolved: ResolvedJob, by: Sequence[str]) -> Iterator[tuple[C
 
 
 def _reader(resolved: ResolvedJob, name: str) -> _Value:
-    """How the value of a label or column is read. Raises JobError where there is none."""
+    """Returns a reader of a label's or column's value. Raises JobError if it does not exist."""
     if name in resolved.label_names:
         place = resolved.label_names.index(name)
         return lambda _group, edit, _row: edit.labels[place]

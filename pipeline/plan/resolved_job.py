@@ -39,10 +39,10 @@ from pipeline.plan.ids import (
 from pipeline.storage.folder import absolute_url
 
 NO_EDITOR = "none"
-"""A job's `editor` without a model, and in its place the fingerprint in the ids of what such a job
-makes: no checkpoint has it, theirs are 32 hex digits."""
+"""The value of a job's `editor` that uses no model. It also replaces the checkpoint's fingerprint
+in the ids of such a job; no checkpoint has it, since fingerprints are 32 hex digits."""
 SELF_ATTENTION_LAYERS = 16
-"""Of every model of the family, checked before anything is written."""
+"""The number of self-attention layers of every Stable Diffusion 1.x model."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class Repeats:
-    """What comes more than once in a manifest, as `survey` finds out before ids are made.
+    """What occurs more than once in a manifest; `survey` finds it before ids are made.
 
     Attributes:
-        row_ids: digests of ids (`manifest.rows.row_id_digest`); such a manifest is refused.
-        bases: of rows without an id that are equal in everything but their prompts.
+        row_ids: digests (`manifest.rows.row_id_digest`) of repeated row ids, which are refused.
+        bases: base ids of rows without an id that are equal in everything but target prompts.
     """
 
     row_ids: frozenset[bytes] = frozenset()
@@ -72,8 +72,8 @@ class Repeats:
 class ResolvedJob:
     """A job with every default filled in from its checkpoint, and the manifest's columns checked.
 
-    `recommended`: the checkpoint's own parameters; `parameters`: the job's over them. Streams the
-    groups of the manifest.
+    `recommended`: the checkpoint's default parameters; `parameters`: the job's on top of them.
+    Streams the groups of the manifest.
     """
 
     job: Job
@@ -116,7 +116,7 @@ class ResolvedJob:
 
     @property
     def carried_schema(self) -> pa.Schema:
-        """What edits inherit. A column that a label replaces is called source_<name>."""
+        """The columns that edits inherit. One with a label's name is renamed to source_<name>."""
         labels = self.label_names
         fields = [
             field.with_name(SOURCE_PREFIX + field.name) if field.name in labels else field
@@ -127,9 +127,9 @@ class ResolvedJob:
     def rows(
         self, problems: Problems, repeats: Repeats | None = None
     ) -> Iterator[tuple[ManifestBatch, list[SourceRow]]]:
-        """Per batch of the manifest its checked rows, with or without edits.
+        """For each batch of the manifest, its checked rows, with or without edits.
 
-        `repeats`: what comes more than once, where that is known; without it every id is kept.
+        `repeats`: what occurs more than once, if that is known; without it every id is kept.
         """
         wanted = self.annotations or AnnotationSettings()
         reader = RowReader(
@@ -146,9 +146,9 @@ class ResolvedJob:
     def groups(
         self, problems: Problems, repeats: Repeats | None = None
     ) -> Iterator[tuple[list[PlannedGroup], pa.Table]]:
-        """Per batch of rows: its groups, and the carried columns of exactly their rows.
+        """For each batch of rows, its groups and the carried columns of exactly these groups.
 
-        Rows with a problem, and those whose edits would all change nothing, are left out.
+        Rows with a problem, and those of which no edit would change anything, are left out.
         `repeats`: as in `rows`.
         """
         bases = None if repeats is None else repeats.bases
@@ -187,7 +187,7 @@ class ResolvedJob:
     ) -> PlannedGroup:
         key = source_key(row)
         base = self.base_of(row, key)
-        # Prompts of one row differ, so an edit comes again only with its base.
+        # The prompts of a row differ, so an edit can only be repeated if its base is.
         is_counted = repeated is None or base in repeated
         edits = []
         for edit in row.edits:
@@ -245,9 +245,9 @@ def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, .
 
 
 def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
-    """Fingerprint and recommendation of the job's checkpoint. Raises JobError.
+    """Fingerprint and default parameters of the job's checkpoint. Raises JobError.
 
-    Without an editor no checkpoint is looked at, and the ids are none of any checkpoint's.
+    With `editor: none` no checkpoint is read, and ids differ from those of every checkpoint.
     """
     if job.editor == NO_EDITOR:
         return NO_EDITOR, EditParameters()
@@ -270,7 +270,7 @@ def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
 def _annotations(
     section: AnnotationsSection | None, manifest: Manifest, prompts: PromptPlan | None
 ) -> AnnotationSettings | None:
-    """Raises JobError where a column is not there, or is not what it should be."""
+    """Raises JobError if a column does not exist, or has the wrong type."""
     if section is None:
         return None
     boxes, masks = section.boxes, section.masks
@@ -295,7 +295,7 @@ def _annotations(
 
 
 def _refuse_lists_of_types(job: Job, manifest: Manifest) -> None:
-    """Raises JobError: types of the manifest's own prompts do not fit the job's prompts."""
+    """Raises JobError if the manifest's edit types belong to its own prompts, not to the job's."""
     if job.prompts is None or job.judge is None or job.judge.edit_type is not None:
         return
     schema = manifest.carried_schema
@@ -307,7 +307,7 @@ def _refuse_lists_of_types(job: Job, manifest: Manifest) -> None:
 
 
 def _refuse_output_in_manifest(job: Job) -> None:
-    """Raises JobError: the next run would read what this one wrote as rows of the manifest."""
+    """Raises JobError if the output lies in the manifest: the next run would read it as rows."""
     output = absolute_url(job.output).rstrip("/") + "/"
     for url in job.manifest_urls:
         folder = absolute_url(url).rstrip("/") + "/"
@@ -319,7 +319,7 @@ def _refuse_output_in_manifest(job: Job) -> None:
 
 
 def source_key(row: SourceRow) -> SourceKey:
-    """What the source of a row is, for ids."""
+    """What identifies the source of a row in ids."""
     if row.image_bytes is not None:
         return source_key_of_bytes(row.id, row.image_bytes)
     if row.uri:

@@ -1,7 +1,7 @@
-"""The first reading of a manifest: every row checked, what comes twice found, nothing kept.
+"""The first pass over a manifest: checks every row, finds repetitions, keeps nothing else.
 
-Ids of rows and hashes of sources go through a `RepeatFinder`, on disk where they are many, so the
-driver holds none of them whatever the manifest's size.
+Ids of rows and hashes of sources go through a `RepeatFinder`, which uses files if there are many,
+so the driver's memory does not depend on the size of the manifest.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first reading says.
+    """The result of the first pass.
 
     Attributes:
-        sources: different ones, of rows with edits.
-        digest: 16 bytes that are the same for equal work, whatever is done of it.
+        repeats: the base ids that occur more than once.
+        sources: number of different sources of rows with edits.
+        digest: 16 bytes that are equal for equal work, however much of it is done already.
     """
 
     repeats: Repeats
@@ -44,7 +45,7 @@ def survey_manifest(resolved: ResolvedJob) -> Survey:
         for batch, rows in resolved.rows(problems, Repeats()):
             surveyor.take(batch, rows)
         _, repeated_ids = row_ids.finish()
-        if repeated_ids:  # read again, to say of each row of which it is the repetition
+        if repeated_ids:  # read again, to report for each of these rows which one it repeats
             problems = Problems()
             for _ in resolved.rows(problems, Repeats(row_ids=repeated_ids)):
                 pass
@@ -57,7 +58,7 @@ def survey_manifest(resolved: ResolvedJob) -> Survey:
 
 
 class _Surveyor:
-    """What is remembered from batch to batch."""
+    """The state that is kept from batch to batch."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class _Surveyor:
     ) -> None:
         self.digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         self.named = 0
-        """Sources of rows with an id of their own: no two of them are equal."""
+        """Number of sources of rows with an id; no two of them are equal."""
         self._resolved = resolved
         self._row_ids, self._bases, self._sources = row_ids, bases, sources
 
@@ -89,7 +90,7 @@ class _Surveyor:
 
 
 def _of_rows(rows: Sequence[SourceRow], bases: Sequence[bytes]) -> pa.RecordBatch:
-    """What the work list has of rows and is not in their ids."""
+    """The values of rows that the digest covers: base id, and what is not part of it."""
     columns: dict[str, pa.Array] = {
         "base": pa.array(bases, ID_TYPE),
         "row": pa.array([row.row for row in rows], pa.int64()),

@@ -1,6 +1,6 @@
-"""The work list: what is left to do, as Parquet files with one row per group and a fixed schema.
+"""The work list: the groups that are left, as Parquet files with one row per group.
 
-The work list in slices: which of its rows make a block, settled before Ray starts.
+It is cut into slices before Ray starts; the rows of a slice are one block of the run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROW_GROUP_BYTES = 8 << 20
 
 
 def work_schema(carried: pa.Schema, *, has_masks: bool = False) -> pa.Schema:
-    """The fixed schema of the work list; a column `masks` where the job has masks."""
+    """The schema of the work list; it has a column `masks` if the job has masks."""
     edit = pa.struct(
         [
             pa.field("edit_id", ID_TYPE, nullable=False),
@@ -64,9 +64,9 @@ def work_schema(carried: pa.Schema, *, has_masks: bool = False) -> pa.Schema:
 
 @dataclass(frozen=True)
 class PendingBatch:
-    """Of some groups of the manifest those with edits left, less the edits that are done.
+    """The groups of a batch of the manifest that have edits left, without the edits that are done.
 
-    `edits_total` counts the edits of all groups, the done ones included; `carried` has the rows of
+    `edits_total` counts the edits of all groups, including done ones; `carried` has the rows of
     `groups`.
     """
 
@@ -78,9 +78,9 @@ class PendingBatch:
 def pending_batches(
     resolved: ResolvedJob, done: Container[bytes], repeats: Repeats | None = None
 ) -> Iterator[PendingBatch]:
-    """The whole manifest in its order, a bounded number of groups at a time.
+    """Streams the whole manifest in its order, a bounded number of groups at a time.
 
-    Raises ManifestError for a manifest that is no longer what it was when it was checked.
+    Raises ManifestError if the manifest changed after it was checked.
     """
     problems = Problems()
     for groups, carried in resolved.groups(problems, repeats):
@@ -107,7 +107,7 @@ def pending_batch(
 
 
 def work_files(batches: Iterable[PendingBatch], schema: pa.Schema) -> Iterator[bytes]:
-    """The groups with something left, file by file, as Parquet. Streams."""
+    """Yields the work list file by file, as Parquet."""
     waiting: list[pa.Table] = []
     for batch in batches:
         waiting.append(_work_table(batch, schema))
@@ -135,12 +135,12 @@ def _parquet(tables: list[pa.Table]) -> bytes:
 def work_table(
     groups: list[PlannedGroup], carried: pa.Table, done: Container[bytes], schema: pa.Schema
 ) -> pa.Table:
-    """The rows of the work list for some groups, less the edits that are done."""
+    """The rows of the work list for some groups, without the edits that are done."""
     return _work_table(pending_batch(groups, carried, done), schema)
 
 
 def _work_table(batch: PendingBatch, schema: pa.Schema) -> pa.Table:
-    """Column by column: rows as mappings take three times as long, and planning makes millions."""
+    """Built by column: rows as mappings take three times as long, and there are millions."""
     groups, sources = batch.groups, [group.source for group in batch.groups]
     columns: dict[str, list[Any] | pa.Array] = {
         "row": [source.row for source in sources],
@@ -194,7 +194,7 @@ class WorkSlice:
 
 
 def cut_work(folder: Folder, work_files: Sequence[str], groups_per_block: int) -> list[WorkSlice]:
-    """The whole work list in slices of `groups_per_block` rows; only a file's last is shorter."""
+    """Cuts the work list into slices of `groups_per_block` rows; a file's last may be shorter."""
     slices: list[WorkSlice] = []
     for path in work_files:
         with folder.open_read(path) as source:
@@ -209,14 +209,14 @@ def cut_work(folder: Folder, work_files: Sequence[str], groups_per_block: int) -
 def lost_slices(
     folder: Folder, slices: Sequence[WorkSlice], groups_done: AbstractSet[bytes]
 ) -> list[WorkSlice]:
-    """Those of the slices with a group that is not in `groups_done`."""
+    """The slices that have a group that is not in `groups_done`."""
     lost: list[WorkSlice] = []
     for path, of_file in itertools.groupby(slices, key=lambda part: part.path):
         with folder.open_read(path) as source:
             groups = pq.ParquetFile(source).read(columns=["group_id"])["group_id"].to_pylist()
-        is_back = which_are_in(groups, groups_done)
+        is_done = which_are_in(groups, groups_done)
         lost.extend(
-            part for part in of_file if not all(is_back[part.first : part.first + part.rows])
+            part for part in of_file if not all(is_done[part.first : part.first + part.rows])
         )
     return lost
 
@@ -237,7 +237,7 @@ def read_slice(folder: Folder, part: WorkSlice) -> pa.Table:
 
 
 def quarantined(folder: Folder, part: WorkSlice) -> pa.Table:
-    """Outcomes of a slice that killed its worker again and again: failed as worker_died."""
+    """The outcomes of a slice whose workers died every time: failed as worker_died."""
     return outcomes_table(_quarantine(read_slice(folder, part)))
 
 

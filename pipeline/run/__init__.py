@@ -1,1 +1,1 @@
-"""Drives one job from its plan to its summary: lease, stream of outcomes, commits, figures."""
+"""Drives one job from its plan to its summary: lease, stream of outcomes, commits, statistics."""

@@ -1,8 +1,8 @@
-"""The outcomes of a run on their way into the ledger: buffered, committed, counted.
+"""Buffers the outcomes of a run, commits them to the ledger every few seconds, and counts them.
 
-Every few seconds what has arrived is entered into the ledger, and then the memory that it took is
-given back to the system. Between what stays (ids of edits, Ray's records of blocks) a commit leaves
-holes, which glibc keeps: without this a driver grows with the edits that go through it.
+After a commit the memory of the outcomes is returned to the operating system. Small objects that
+stay (ids of edits, Ray's records of blocks) lie between the freed ones, and glibc keeps such
+fragments: without this, a driver's memory would grow with the number of edits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMIT_EDITS = 2000
 
 
 class ProgressSink(Protocol):
-    """Is informed of how far a run is."""
+    """Receives the progress of a run."""
 
     def start(self, total: int, done: int) -> None: ...
     def advance(self, outcomes_table: pa.Table) -> None: ...
@@ -39,12 +39,12 @@ class ProgressSink(Protocol):
 
 
 class Commits:
-    """Takes the outcomes of a plan as they arrive, and enters them into the ledger.
+    """Takes the outcomes of a plan as they arrive, and commits them to the ledger.
 
     Attributes:
-        plan: whose outcomes arrive.
-        totals: of the run, over all of its plans.
-        groups_done: ids of the groups of the plan of which outcomes have arrived.
+        plan: the plan of the current round.
+        totals: the counts of the run, over all of its rounds.
+        groups_done: ids of the plan's groups whose outcomes have arrived.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Commits:
         progress: ProgressSink,
         requests: RequestCounts,
     ) -> None:
-        """`requests`: what this process had asked of stores when the run began."""
+        """`requests`: the requests that this process had sent to stores when the run began."""
         self.plan = plan
         self.totals = totals
         self.groups_done = IdSet()
@@ -70,32 +70,32 @@ class Commits:
         self._requests = requests
 
     def start_progress(self) -> None:
-        """The progress of the plan begins."""
+        """Starts the progress display of the plan."""
         self._progress.start(self.plan.edits_done + self.plan.edits_pending, self.plan.edits_done)
 
     def finish_progress(self) -> None:
-        """The progress of the plan ends, complete or not."""
+        """Ends the progress display, whether the plan is complete or not."""
         self._progress.finish()
 
     def next_round(self, plan: Plan) -> None:
-        """From now on outcomes are of another plan, which knows of all that arrived before."""
+        """Goes on with the plan of the next round, in which all earlier outcomes count as done."""
         self.totals.next_round()
         self.plan = plan
         self.groups_done = IdSet()  # the same sources are edited again, with other prompts
 
     @property
     def left(self) -> int:
-        """Edits of the plan without an outcome."""
+        """How many edits of the plan have no outcome yet."""
         return self.totals.left(self.plan)
 
     @property
     def is_due(self) -> bool:
-        """Whether enough has arrived, or waited long enough, to be committed."""
+        """Whether it is time to commit: enough outcomes arrived, or the last commit is long ago."""
         is_late = time.monotonic() - self._committed_at >= COMMIT_INTERVAL_S
         return is_late or sum(map(len, self._arrived)) >= COMMIT_EDITS
 
     def take(self, table: pa.Table) -> None:
-        """Buffers the outcomes of a block, with their worker where there was one."""
+        """Buffers and counts the outcomes of a block. A column `worker` is optional."""
         self.totals.add(table)
         outcomes = as_outcomes(table)
         self._arrived.append(outcomes)
@@ -104,9 +104,9 @@ class Commits:
         self._progress.advance(outcomes)
 
     def commit(self) -> None:
-        """Enters what has arrived into the ledger: now it is done. From any thread.
+        """Commits the buffered outcomes to the ledger. May be called from any thread.
 
-        Raises LeaseError, LedgerError and StorageError; what was not entered stays buffered.
+        Raises LeaseError, LedgerError and StorageError; outcomes not committed stay buffered.
         """
         with self._committing:
             arrived, began = [*self._arrived], time.monotonic()
@@ -127,9 +127,9 @@ class Commits:
 
 
 def give_back_memory() -> None:
-    """Gives memory that this process has freed back to the system. Takes some milliseconds.
+    """Returns memory that this process has freed to the operating system, in a few milliseconds.
 
-    If the C library is not glibc, this is done for Arrow's memory only.
+    If the C library is not glibc, only Arrow's memory is returned.
     """
     pa.default_memory_pool().release_unused()
     trim = _malloc_trim()

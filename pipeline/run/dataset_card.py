@@ -1,4 +1,4 @@
-"""The README.md of a run folder: a dataset card that says what it holds, and how to load it."""
+"""The README.md of a run folder: a dataset card with what it contains and how to load it."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def dataset_card(
     *,
     keeps_rejected: bool = False,
 ) -> bytes:
-    """The card as UTF-8 Markdown; its head makes `load_dataset` see the parts and nothing else.
+    """The card as UTF-8 Markdown; its YAML header makes `load_dataset` read the parts only.
 
-    `keeps_rejected`: there may be rejected edits with files, which are a configuration of their
-    own, `rejected`.
+    `keeps_rejected`: rejected edits may have files, which then form a second configuration,
+    `rejected`.
     """
     size = f"{plan.parameters.width_px} x {plan.parameters.height_px}"
     configs = _configs(totals, keeps_rejected)
@@ -91,10 +91,10 @@ rejected ({totals.rejected}) are in `.ledger/` with their reasons.
 
 
 def _configs(totals: LedgerCounts, keeps_rejected: bool) -> str:
-    """The head up to the configurations.
+    """The YAML header with the configurations of the dataset.
 
-    `datasets` takes the kind of all of them from the files of the first one, so that has to have
-    some.
+    `datasets` infers the file format of all of them from the files of the first one, so the first
+    must have files.
     """
     paths = {"default": f"{PART_PREFIX}*/**"}
     if keeps_rejected:
@@ -111,28 +111,28 @@ def _column_rows(layout: MetadataLayout) -> str:
         "edit_id": "hash of everything the edit was made from",
         "source_id": "hash of the source",
         "group_id": "hash of the source with its prompt and parameters",
-        "id, split": "of the manifest's row",
+        "id, split": "those of the manifest's row",
         "source_prompt, target_prompt": "what the source shows, and what the edit was to show",
-        "seed": "of a synthetic source",
-        "steps, guidance_scale, negative_prompt, replaced_fraction, layers": "parameters",
+        "seed": "seed of a synthetic source",
+        "steps, guidance_scale, negative_prompt, replaced_fraction, layers": "edit parameters",
         "checkpoint, checkpoint_fingerprint": "the model and the hash of its content",
         "fit_*": "original to edited pixels: x_edited = x * fit_scale_x + fit_offset_x_px",
     }
     if not layout.edited:
         for name in [name for name in meanings if name.startswith(("steps,", "checkpoint,"))]:
             del meanings[name]
-        meanings["editor"] = "that there was none"
+        meanings["editor"] = "none: nothing was edited"
     if layout.keep_source:
         meanings["source"] = "the source as the model saw it"
     if layout.limits_guidance:
-        meanings["guidance_interval"] = "from which share of the steps to which it was guided"
+        meanings["guidance_interval"] = "shares of the steps between which guidance was on"
     if layout.judged or layout.typed:
         meanings["edit_type"] = "the kind of change that was asked for"
     if layout.judged:
-        meanings["verdict, reject_reason"] = "of the judge"
+        meanings["verdict, reject_reason"] = "the judge's verdict and its reason"
         meanings[", ".join(SCORE_COLUMNS)] = "scores, see fpe_core/scores/edit_scores.py"
     if layout.gated:
-        meanings[GATE_COLUMN] = "PSNR in dB of the source, encoded and decoded, to itself"
+        meanings[GATE_COLUMN] = "PSNR in dB of the source after encoding and decoding"
     meanings |= _annotation_meanings(layout)
     meanings |= dict.fromkeys(layout.labels, "label of the edit")
     meanings |= {
@@ -148,11 +148,11 @@ def _annotation_meanings(layout: MetadataLayout) -> dict[str, str]:
         if item.name.startswith("edited_"):
             meanings[item.name] = "boxes in the pixels of the edited image, clipped to it"
         elif item.name.endswith("_verdict"):
-            meanings[item.name] = "of each box or mask: keep, review or drop"
+            meanings[item.name] = "verdict on each box or mask: keep, review or drop"
         elif item.name.endswith("_structure"):
-            meanings[item.name] = "structure of the source that the edit shows in it, 0 to 1"
+            meanings[item.name] = "how much of the source's structure the edit keeps there, 0 to 1"
         elif item.name.endswith("_visible"):
-            meanings[item.name] = "share of it that lies in the edited image, 0 to 1"
+            meanings[item.name] = "share of each box or mask that lies in the edited image, 0 to 1"
         else:
             meanings["mask"] = "fitted to the edited image, without loss"
     return meanings

@@ -1,16 +1,16 @@
-"""The whole job: plan, start Ray, stream outcomes into the ledger, write the summaries.
+"""Drives a run: plans, starts Ray, streams outcomes into the ledger, writes the summaries.
 
-lease    one run at a time: another one on the same folder is refused
-adopt    finished parts that a killed run did not get to commit
-plan     ids of every edit, less what the ledger has; nothing left: no Ray, the end
+lease    one run at a time: a second one on the same folder is refused
+adopt    commits finished parts that a killed run could not commit any more
+plan     ids of all edits, minus those in the ledger; if none is left, the run ends without Ray
 stream   decode -> edit -> write on the cluster, supervised; outcomes arrive block by block
-commit   every few seconds, and whatever happens at the end: a failure, a signal, a dead worker
-again    blocks that were lost with their worker or machine, until all of them have outcomes; rows
-         that crash their workers fail as worker_died
-round    under quotas plan, stream and commit again, until no cell needs another edit
+commit   every few seconds, and at the end however it ends: a failure, a signal, a dead worker
+retry    blocks that were lost with their worker or machine run again until all of them have
+         outcomes; rows that crash their workers fail as worker_died
+round    under quotas: plans, streams and commits again until no cell needs another edit
 sum up   stats.json, README.md, config.yaml
 
-`pipeline.ledger` describes what is written when, and what a crash between any two of them leaves.
+`pipeline.ledger` describes what is written when, and what a crash between two writes leaves.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ _log = logging.getLogger(__name__)
 def run_job(job: Job, *, progress: ProgressSink) -> RunSummary:
     """Makes every edit of a job that the ledger of its run folder does not have yet.
 
-    Raises UserErrors: LeaseError while another run has the folder, or as soon as one took it over;
-    JobError and ManifestError before any work; ResourceError; TooManyFailuresError, Interrupted and
-    WorkerError after what had arrived is committed.
+    Raises UserErrors: LeaseError if another run uses the folder, or takes it over; JobError and
+    ManifestError before any work; ResourceError; TooManyFailuresError, Interrupted and WorkerError
+    once all outcomes that arrived are committed.
     """
     return _hold_and_run(job, progress, retry=None)
 
@@ -82,11 +82,11 @@ def run_job(job: Job, *, progress: ProgressSink) -> RunSummary:
 def retry_failed(
     job: Job, codes: Collection[FailureCode] = (), *, progress: ProgressSink
 ) -> RunSummary:
-    """Makes the edits of a job again that stand as failed in the ledger of its run folder.
+    """Retries the edits of a job whose standing outcome in the ledger is a failure.
 
-    `codes`: only failures of these kinds; none: all. New edits of the job are left to `run_job`,
-    failed ones of other jobs or manifests, and under quotas those of full cells, stay as they are.
-    Raises what `run_job` raises.
+    `codes`: only failures with these codes; empty: all. Edits without an outcome are left to
+    `run_job`. Failed edits of other jobs or manifests, and under quotas those of full cells, stay
+    as they are. Raises what `run_job` raises.
     """
     return _hold_and_run(job, progress, retry=codes)
 
@@ -103,8 +103,10 @@ def _hold_and_run(
 def _run_with(
     lease: Lease, job: Job, progress: ProgressSink, retry: Collection[FailureCode] | None
 ) -> RunSummary:
-    """All of a run between taking the lease and releasing it; `retry` None: the edits without an
-    outcome."""
+    """All of a run between taking the lease and releasing it.
+
+    `retry`: the failure codes to retry; None: make the edits without an outcome.
+    """
     folder, requests = lease.folder, request_counts()
     totals = RunTotals() if job.judge is None else RunTotals(job.judge.to_rules())
     label_lines(run=lease.run_id)
@@ -117,7 +119,9 @@ def _run_with(
         _log.warning("editor: none: nothing is edited, every output is a copy of its fitted source")
     others = 0 if only is None else len(only) - plan.edits_pending - plan.edits_skipped_by_quota
     if others:
-        _log.warning("%d failed edits are of another job, manifest or model: left alone", others)
+        _log.warning(
+            "%d failed edits belong to another job, manifest or model and are not retried", others
+        )
     layout = metadata_layout(job, plan)
     commits = Commits(plan, ledger, totals, metrics=metrics, progress=progress, requests=requests)
     run = _Driver(job, lease, ledger, layout, metrics, commits, is_retry=retry is not None)
@@ -143,9 +147,9 @@ def _run_with(
 
 
 def _warn_of_slow_dtype(dtype: str) -> None:
-    """Logs a warning where a CPU like this one is slow with the networks' type."""
+    """Logs a warning if a CPU like this one is slow with the networks' dtype."""
     if dtype != "bfloat16":
-        return  # the only slow one; the driver needs torch for nothing else
+        return  # the only slow dtype; without it the driver need not load torch
     import torch
 
     from fpe_core.device import warn_of_slow_bfloat16
@@ -155,7 +159,7 @@ def _warn_of_slow_dtype(dtype: str) -> None:
 
 @dataclass
 class _Driver:
-    """Drives one run: plans its rounds, streams their outcomes to `commits`, winds up, sums up."""
+    """Drives one run: plans its rounds, streams their outcomes to `commits`, writes summaries."""
 
     job: Job
     lease: Lease
@@ -165,7 +169,7 @@ class _Driver:
     commits: Commits
     is_retry: bool
     pool: Pool | None = None
-    """The first round's, once the cluster has room for it."""
+    """The pool of the first round, once the cluster has room for it."""
 
     @property
     def folder(self) -> Folder:
@@ -177,9 +181,9 @@ class _Driver:
         return self.commits.plan
 
     def claim_folder(self) -> None:
-        """Writes what the folder holds before it holds anything, so that a killed run loads too.
+        """Writes schema, config and card before any edit, so that a killed run can be loaded too.
 
-        Raises JobError if its columns, or its judge, differ from those of the edits in it.
+        Raises JobError if the job's columns, or its judge, differ from those of the folder's edits.
         """
         if self.job.judge is not None:
             refuse_other_judge(self.folder, CONFIG_FILE, self.job.judge, self.ledger)
@@ -188,7 +192,7 @@ class _Driver:
         self.folder.replace(CARD_FILE, self._card())
 
     def work(self, stops: StopRequests) -> None:
-        """Runs the graph; commits what has arrived however it ends."""
+        """Runs all rounds on Ray, and writes the summaries however they end."""
         self.commits.start_progress()
         try:
             with ray_session(self.job.resources.ray_address):
@@ -211,7 +215,7 @@ class _Driver:
             )
 
     def _plan_next_round(self) -> bool:
-        """Whether the quotas call for more edits; without any the first plan is the only one."""
+        """Plans the next round; False if no quota needs more edits, or there are no quotas."""
         if self.job.quotas is None:
             return False
         self.commits.next_round(make_plan(self.job, self.ledger, only=self._only()))
@@ -223,7 +227,7 @@ class _Driver:
         return True
 
     def _only(self) -> frozenset[bytes] | None:
-        """What plans are limited to."""
+        """The edits that plans are limited to; None: no limit."""
         return self.ledger.reopened_ids() if self.is_retry else None
 
     def _wait_for_pool(self) -> Pool:
@@ -242,7 +246,7 @@ class _Driver:
             size, bundles, wait_s=resources.wait_s if resources.can_grow else 0.0
         )
         if pool.later:
-            _log.info("%d of %d actors wait for a machine", pool.later, pool.actors)
+            _log.info("%d of %d actors are waiting for a machine", pool.later, pool.actors)
         return pool
 
     def _run_round(self, stops: StopRequests) -> None:
@@ -251,7 +255,7 @@ class _Driver:
 
         failures, pool = self.job.failures, self._wait_for_pool()
         if self.pool is None and not pool.gpus_per_actor:
-            # As seen here; a worker warns too, but its log is not on anybody's screen.
+            # A worker warns too, but its log is not shown in the terminal.
             _warn_of_slow_dtype(self.job.model.dtype)
         self.pool = self.pool or pool
         self.metrics.planned(self.plan.edits_total, self.commits.left, pool.actors)
@@ -262,7 +266,7 @@ class _Driver:
             self._stream(pool, supervisor, stops)
 
     def _stream(self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests) -> None:
-        """Runs the graph and commits its outcomes; adds what the stages cost, however it ends."""
+        """Runs the graph and commits its outcomes; adds the stages' figures however it ends."""
         poller = FiguresPoller(self.metrics, supervisor.poll)
         try:
             with (
@@ -277,25 +281,25 @@ class _Driver:
             poller.finish(figures)
 
     def _wind_up(self, supervisor: SupervisorClient) -> None:
-        """Lets no source begin any more, and waits for those that workers have begun."""
+        """Stops workers from beginning new sources, and waits for those that they have begun."""
         grace_s = self.job.stop.grace_s
-        in_hand, until = supervisor.stop("edit"), time.monotonic() + grace_s
+        in_progress, until = supervisor.stop("edit"), time.monotonic() + grace_s
         self.commits.commit()
         _log.warning(
             "stopping: the %d sources that workers have begun are finished first, for at most %g s "
-            "(once more stops at once)",
-            len(in_hand - self.commits.groups_done),
+            "(a second signal stops at once)",
+            len(in_progress - self.commits.groups_done),
             grace_s,
         )
-        while not in_hand <= self.commits.groups_done and time.monotonic() < until:
+        while not in_progress <= self.commits.groups_done and time.monotonic() < until:
             time.sleep(_WIND_UP_POLL_S)
 
     def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
-        """Takes outcomes in and commits them, the last ones however it ends."""
+        """Takes and commits the outcomes; what arrived is committed however the stream ends."""
         commits = self.commits
         try:
             for table in outcomes:
-                with stops.held():  # a block is taken whole or not at all
+                with stops.held():  # a signal must not interrupt it: a block is taken whole
                     commits.take(table)
                 commits.totals.check(self.job.failures)
                 if commits.is_due:
@@ -306,13 +310,13 @@ class _Driver:
                 commits.commit()
 
     def left(self) -> int:
-        """Edits that the run would go on with."""
+        """How many edits are left to do."""
         if self.plan.round is None:
             return self.commits.left
         return sum(row.to_do for row in self._quota_rows())
 
     def summary(self) -> RunSummary:
-        """The run so far."""
+        """The summary of the run so far."""
         summary = self.commits.totals.summary(self.plan, self.folder.url, self._quota_rows())
         return replace(summary, run=self.lease.run_id)
 
@@ -320,7 +324,7 @@ class _Driver:
         return quota_rows(self.plan, self.ledger, self._only())
 
     def is_summed_up(self) -> bool:
-        """Whether stats.json counts what the ledger holds."""
+        """Whether the numbers of stats.json are those of the ledger."""
         try:
             stats = json.loads(self.folder.read(STATS_FILE))
             total, counts = stats["total"], self.ledger.counts()
@@ -349,7 +353,7 @@ class _Driver:
     def _outcomes(
         self, pool: Pool, supervisor: SupervisorClient, stops: StopRequests
     ) -> Generator[pa.Table]:
-        """Outcomes of all pending groups, with the worker where there was one."""
+        """The outcomes of all pending groups, with a column `worker` if a worker made them."""
         from pipeline.cluster.graph import (  # loads Ray Data: only when needed
             WorkerError,
             stream_outcomes,
@@ -371,9 +375,9 @@ class _Driver:
                 supervisor=supervisor,
                 bars=self.job.logs.shows_ray_bars,
             )
-            if stops.is_asked():
-                return  # blocks that were not begun have no outcomes, and are not lost
-            supervisor.raise_if_hopeless()
+            if stops.is_requested():
+                return  # blocks that were not begun have no outcomes; they are not lost
+            supervisor.raise_if_too_many_deaths()
             has_progress = len(self.commits.groups_done) > done_before
             without_progress = 0 if has_progress else without_progress + 1
             slices = lost_slices(self.folder, slices, self.commits.groups_done)
@@ -382,14 +386,16 @@ class _Driver:
             if slices and is_stuck:
                 raise WorkerError(
                     f"stopped: {len(slices)} blocks of work were lost {without_progress} times, "
-                    "and no worker died of them. Why is in ray-data.log and the workers' logs, in "
+                    "and no worker died. The reason is in ray-data.log and the workers' logs, in "
                     "Ray's session folder. The same command goes on from what is committed."
                 )
             isolating = max((part.rows for part in slices), default=0)
             if without_progress > _MAX_PASSES_WITHOUT_PROGRESS + isolating:
                 break
             if slices:
-                _log.warning("%d blocks were lost with their workers: once more", len(slices))
+                _log.warning(
+                    "%d blocks were lost with their workers and are processed again", len(slices)
+                )
         for part in slices:
             yield quarantined(self.folder, part)
 

@@ -1,10 +1,10 @@
-"""What a run folder records before it holds any edit: the job, and the columns.
+"""What a run folder records before its first edit: the job and the columns; later jobs must fit.
 
-A verdict is final, so a job has to judge as the edits of its run folder were judged. Rules are
-compared type by type, for the types that the ledger has edits of, so that a job may bring rules for
-a new type. Models and the gate count as soon as anything was judged. What else the section says may
-change: where models compute, which further scores there are, how rejected edits are tried again,
-whether they are kept.
+A verdict is final, so a job must judge as the edits of its run folder were judged. Rules are
+compared for each edit type that the ledger has edits of, so a job may add rules for a new type. The
+judge's models and the reconstruction gate are compared as soon as any edit was judged. The other
+keys of the section may change: where models compute, which further scores are computed, the retry
+ladder, and whether rejected edits are kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCHEMA_FILE = ".metadata-schema"
 
 
 def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
-    """The columns of a job's metadata. Raises JobError where a label has the name of one."""
+    """The columns of a job's metadata. Raises JobError if a label has the name of one of them."""
     layout = MetadataLayout(
         plan.label_names,
         plan.carried_schema,
@@ -59,9 +59,9 @@ def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
 
 
 def claim_columns(folder: Folder, schema: pa.Schema) -> None:
-    """Makes `schema` that of the folder's metadata files: the first job's decides.
+    """Records `schema` as that of the folder's metadata files, if it is the folder's first job.
 
-    Raises JobError if they have another one already.
+    Raises JobError if an earlier job recorded a different one.
     """
     if folder.write_if_absent(SCHEMA_FILE, schema.serialize().to_pybytes()):
         return
@@ -74,7 +74,7 @@ def claim_columns(folder: Folder, schema: pa.Schema) -> None:
 
 
 def encode_config(job: Job, plan: Plan) -> bytes:
-    """The job as it runs: edit parameters resolved, places absolute, no secrets of URLs."""
+    """The job as YAML: edit parameters resolved, paths absolute, secrets of URLs hidden."""
     manifest = [redact_url(absolute_url(url)) for url in job.manifest_urls]
     resolved = job.with_parameters(plan.parameters).model_copy(
         update={
@@ -89,32 +89,32 @@ def encode_config(job: Job, plan: Plan) -> bytes:
 
 
 def stored_job(config: bytes | str) -> dict[str, Any]:
-    """What `encode_config` wrote, by this release or an earlier one, in the keys of this one.
+    """Reads what `encode_config` of this or an earlier release wrote; keys are those of this one.
 
-    {} for what is not a mapping. Raises yaml.YAMLError, ValueError and RecursionError.
+    {} if it is not a mapping. Raises yaml.YAMLError, ValueError and RecursionError.
     """
     values = yaml.safe_load(config)
     return in_todays_keys(values) if isinstance(values, dict) else {}
 
 
 def _difference(there: pa.Schema, here: pa.Schema) -> str:
-    """Which columns differ, for people."""
+    """Text that names the columns that differ."""
     fields = [{f"{item.name}: {item.type}" for item in schema} for schema in (there, here)]
     parts = [("missing now", fields[0] - fields[1]), ("new", fields[1] - fields[0])]
     return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)
 
 
 _FOR_ALL_TYPES = ("clip", "structure", "lpips", "reconstruction")
-"""Settings that a verdict depends on, whatever the type of the edit."""
+"""Keys that the verdict on an edit of any type depends on."""
 
 
 def refuse_other_judge(folder: Folder, config: str, judge: JudgeSection, ledger: Ledger) -> None:
-    """Refuses a judge where the folder's last job judged otherwise, and left verdicts.
+    """Checks that a judge agrees with that of the folder's last job, if that left verdicts.
 
-    `config`: the file in the folder that has that job. One that is not there, or has no judge that
-    this release can read, is no reason to refuse.
+    `config`: the file in the folder that has the last job. Nothing is refused if it does not exist,
+    or has no judge that this release can read.
 
-    Raises JobError if it does, and StorageError if the store does not answer.
+    Raises JobError if the judges differ, and StorageError if the store does not answer.
     """
     before = _judge_of(folder, config)
     if before is None or before == judge:
@@ -123,7 +123,7 @@ def refuse_other_judge(folder: Folder, config: str, judge: JudgeSection, ledger:
     if found:
         raise JobError(
             f"{folder.url} holds edits judged by another judge ({'; '.join(found)}), and a verdict "
-            "is final: give the job another output, or the judge of before, which is in "
+            "is final: give the job another output, or the earlier judge, which is in "
             f"{folder.url_of(config)}"
         )
 
@@ -134,7 +134,7 @@ def _judge_of(folder: Folder, config: str) -> JudgeSection | None:
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
-        raise  # a store that does not answer is no leave to judge otherwise
+        raise  # unknown is not absent: a store that does not answer may hold another judge
     try:
         return JudgeSection.model_validate(stored_job(data)["judge"])
     except (yaml.YAMLError, ValidationError, KeyError, TypeError):
@@ -151,7 +151,7 @@ def _judged_types(ledger: Ledger) -> set[str]:
 
 
 def _differences(before: JudgeSection, now: JudgeSection, types: Collection[str]) -> Iterator[str]:
-    """What decides on edits of these types and is not the same, for people."""
+    """Texts that name what differs in judging edits of these types."""
     if not types:
         return
     for name in _FOR_ALL_TYPES:

@@ -1,12 +1,13 @@
-"""What a run exports to Prometheus: through Ray, whose agent on every node has a port for it.
+"""The Prometheus metrics of a run, exported through Ray, whose agent on every node serves them.
 
-Ray puts `ray_` before each name and adds labels of its own. Everything is exported by the driver:
-what it commits, and what the supervisor sums up, every few seconds. So figures do not die with a
-worker, and at the end of a run they are those of the ledger and of stats.json. A run that finds
+Ray puts `ray_` before each name and adds labels of its own. The driver exports everything: what it
+commits, and every few seconds what the supervisor has summed up. So no figure is lost with a
+worker, and at the end of a run the metrics agree with the ledger and stats.json. A run that finds
 nothing to do starts no Ray and exports nothing.
 
-Labels are closed sets, except `run`, which has one value per run; no edit has a series of its own.
-`docs/observability.md` shows how to scrape them, jobs/cluster/grafana-dashboard.json shows them.
+The values of labels are closed sets, except for `run`, which has one value per run; edits have no
+series of their own. docs/observability.md explains how to scrape the metrics,
+jobs/cluster/grafana-dashboard.json displays them.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from pipeline.supervision.supervisor import StageFigures
 
 RAY_PREFIX = "ray_"
 POLL_INTERVAL_S = 5.0
-"""Between two polls of the supervisor; Ray exports every 10 s."""
+"""Time between two polls of the supervisor; Ray exports every 10 s."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One metric. It has the label `run` and `labels`. Only a counter's name ends with _total."""
+    """One metric, with the label `run` and `labels`. A counter if the name ends with _total."""
 
     name: str
     labels: tuple[str, ...]
@@ -47,15 +48,15 @@ FAMILIES = (
         ("outcome", "reason"),
         "Edits that entered the ledger: accepted, rejected or failed, and why.",
     ),
-    Family("fpe_edits_planned", (), "Edits of the job, those of earlier runs included."),
+    Family("fpe_edits_planned", (), "Edits of the job, including those of earlier runs."),
     Family("fpe_edits_left", (), "Edits of the plan without an outcome."),
-    Family("fpe_actors", (), "Editing workers, a model each, that the run may have."),
-    Family("fpe_actors_there", (), "Editing workers that are there."),
+    Family("fpe_actors", (), "Editing workers that the run may have; each has a model."),
+    Family("fpe_actors_there", (), "Editing workers that exist now."),
     Family("fpe_unet_rows_total", (), "UNet rows of the edits that entered the ledger."),
     Family(
         "fpe_unet_rows_made_total",
         (),
-        "UNet rows that models evaluated, those that were lost included.",
+        "UNet rows that models evaluated, including those that were lost.",
     ),
     Family(
         "fpe_unet_rows_lost_total",
@@ -76,18 +77,18 @@ FAMILIES = (
     Family(
         "fpe_phase_seconds_total",
         ("phase",),
-        "Seconds of all workers together, by what they did: load, read, encode, invert, ...",
+        "Seconds of all workers added up, by phase: load, read, encode, invert, ...",
     ),
     Family("fpe_blocks_total", ("stage",), "Blocks of sources that a stage has finished."),
     Family(
         "fpe_block_seconds_total",
         ("stage",),
-        "Seconds that blocks were being processed, all of them together.",
+        "Seconds for which blocks were being processed, added up over all blocks.",
     ),
     Family(
         "fpe_blocks_lost_total",
         ("stage",),
-        "Blocks whose worker died or went away with its machine; they are made again.",
+        "Blocks whose worker died or went away with its machine; they are processed again.",
     ),
     Family("fpe_blocks_in_hand", ("stage",), "Blocks that a stage is working on."),
     Family(
@@ -98,12 +99,12 @@ FAMILIES = (
     Family(
         "fpe_worker_deaths_total", ("stage",), "Processes that died while they processed a block."
     ),
-    Family("fpe_store_requests_total", ("stage",), "Requests to stores, each once."),
-    Family("fpe_store_retries_total", ("stage",), "Further tries of requests to stores."),
+    Family("fpe_store_requests_total", ("stage",), "Requests to stores, not counting retries."),
+    Family("fpe_store_retries_total", ("stage",), "Retries of requests to stores."),
     Family("fpe_store_read_bytes_total", ("stage",), "Bytes of whole files read from stores."),
     Family("fpe_store_written_bytes_total", ("stage",), "Bytes written to stores."),
 )
-"""Everything there is. The dashboard and the documentation name these and no others."""
+"""All metrics. The dashboard and the documentation name these and no others."""
 
 _OF_STAGES = {
     "rows": "fpe_stage_rows_total",
@@ -128,18 +129,18 @@ _PHASE_OF_FIGURE = {
     ("write", "seconds"): "write",
     ("commit", "seconds"): "commit",
 }
-"""(stage, figure) to the phase whose time it is."""
+"""(stage, figure) to the phase whose time the figure is."""
 
 _Series = tuple[str, tuple[tuple[str, str], ...]]  # a family's name, and its labels
 
 
 @dataclass
 class RunMetrics:
-    """The metrics of one run. Counts from the start; exports while there is a Ray."""
+    """The metrics of one run. Counts from the start of the run, exports while Ray is connected."""
 
     run: str
     blocks_to_do: int = 0
-    """Handed to the stages since a supervisor is watched, those that are made again twice."""
+    """Blocks given to the stages since the poller began; those processed again count twice."""
     _counted: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
     _exported: defaultdict[_Series, float] = field(default_factory=lambda: defaultdict(float))
     _levels: dict[_Series, float] = field(default_factory=dict)
@@ -147,7 +148,7 @@ class RunMetrics:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def values(self) -> dict[_Series, float]:
-        """Every series there is so far, by name and labels."""
+        """The value of every series so far, by name and labels."""
         with self._lock:
             return {**self._counted, **self._levels}
 
@@ -161,13 +162,13 @@ class RunMetrics:
         self._count("fpe_edit_retries_total", sum(len(each) - 1 for each in tries))
 
     def planned(self, edits: int, left: int, actors: int) -> None:
-        """What the run is to do, and with how many."""
+        """Edits that are planned, edits left, and the number of actors."""
         self._set("fpe_edits_planned", edits)
         self._set("fpe_edits_left", left)
         self._set("fpe_actors", actors)
 
     def arrived(self, left: int, blocks_to_commit: int) -> None:
-        """Outcomes came in: edits left, and blocks that the next commit has to take."""
+        """Outcomes arrived: edits left now, and blocks that wait for the next commit."""
         self._set("fpe_edits_left", left)
         self._set("fpe_queue_blocks", blocks_to_commit, stage="commit")
 
@@ -185,18 +186,18 @@ class RunMetrics:
                     )
 
     def queued(self, queues: StageFigures, to_read: float) -> None:
-        """Blocks in hand and waiting, workers; `to_read`: blocks that no reader has finished."""
+        """Blocks in progress and waiting, and workers; `to_read`: blocks not decoded yet."""
         for stage in ("decode", "edit"):
-            in_hand = queues.get(stage, {}).get("in_hand", 0.0)
+            in_progress = queues.get(stage, {}).get("in_progress", 0.0)
             waiting = queues.get(stage, {}).get("waiting", 0.0)
             if stage == "decode":
-                waiting = max(0.0, to_read - in_hand)
-            self._set("fpe_blocks_in_hand", in_hand, stage=stage)
+                waiting = max(0.0, to_read - in_progress)
+            self._set("fpe_blocks_in_hand", in_progress, stage=stage)
             self._set("fpe_queue_blocks", waiting, stage=stage)
         self._set("fpe_actors_there", queues.get("edit", {}).get("workers", 0.0))
 
     def export(self) -> None:
-        """Hands over to Ray what is new; nothing is lost where there is no Ray yet."""
+        """Passes what changed to Ray. Without Ray it does nothing, and the next call catches up."""
         import ray
 
         if not ray.is_initialized():
@@ -232,7 +233,7 @@ class RunMetrics:
 
 
 class FiguresPoller:
-    """Polls the supervisor's figures, updates the metrics with what changed since the last poll."""
+    """Polls the supervisor's figures; updates the metrics with the changes since the last poll."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM while a job runs: what is in hand is finished, if that does not take too long.
+"""Ctrl-C and SIGTERM while a job runs: sources in progress are finished, within a time limit.
 
-The first signal starts to wind up where there is something to wind up, the second one ends the run
-at once; and what is being committed is committed first in any case.
+The first signal starts winding up, if there is work in progress; a second one ends the run at once.
+A commit in progress is completed in either case.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class StopRequests:
-    """A context in which both signals do what they did before, later where that is better.
+    """A context that delays both signals; after the delay the handlers of before are called.
 
     Outside the main thread, where signals never arrive, it does nothing.
     """
@@ -29,7 +29,7 @@ class StopRequests:
         self._is_holding = False
         self._held: tuple[int, FrameType | None] | None = None
         self._wind_up: Callable[[], None] | None = None
-        self._asked: int | None = None
+        self._requested: int | None = None
         self._winding_up = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -48,13 +48,13 @@ class StopRequests:
             signal.signal(number, handler)
 
     def arm(self) -> None:
-        """Takes the signals over, again where something else (Ray, when it starts) took them."""
+        """Installs the handlers; called again after Ray starts, which installs its own."""
         for number in self._before:
             signal.signal(number, self._handle)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A stretch that is not interrupted; a signal that arrives in it counts at its end."""
+        """A context that no signal interrupts; signals that arrive take effect at its end."""
         self._is_holding = True
         try:
             yield
@@ -64,15 +64,16 @@ class StopRequests:
             if held is not None:
                 self._pass_on(*held)
 
-    def is_asked(self) -> bool:
-        """Whether a signal has come."""
-        return self._asked is not None
+    def is_requested(self) -> bool:
+        """Whether a signal has started the winding up."""
+        return self._requested is not None
 
     @contextmanager
     def winding_up(self, wind_up: Callable[[], None]) -> Iterator[None]:
-        """A stretch in which the first signal calls `wind_up`, on a thread, and counts after that.
+        """A context in which the first signal calls `wind_up` on a thread, then takes effect.
 
-        If the stretch ends by itself meanwhile, it counts then. A second signal counts at once.
+        If the context ends before that, the signal takes effect at its end. A second signal takes
+        effect at once.
         """
         self._wind_up = wind_up
         try:
@@ -80,12 +81,12 @@ class StopRequests:
         finally:
             with self._winding_up:
                 self._wind_up = None
-        if self._asked is not None:
-            self._pass_on(self._asked, None)
+        if self._requested is not None:
+            self._pass_on(self._requested, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._wind_up is not None and self._asked is None:
-            self._asked = number
+        if self._wind_up is not None and self._requested is None:
+            self._requested = number
             threading.Thread(target=self._first_wind_up, args=(number,), daemon=True).start()
         elif self._is_holding:
             self._held = (number, frame)
@@ -97,8 +98,8 @@ class StopRequests:
         try:
             if wind_up is not None:
                 wind_up()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run ends now
-            _log.warning("could not finish what was in hand: %s", error)
+        except Exception as error:  # noqa: BLE001 - whatever the error, the run ends now
+            _log.warning("could not finish the work in progress: %s", error)
         with self._winding_up:
             if self._wind_up is not None:
                 signal.pthread_kill(_main_thread(), number)

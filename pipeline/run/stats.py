@@ -1,4 +1,4 @@
-"""What a run did, in numbers: counted while outcomes arrive, summed up at its end."""
+"""The statistics of a run: counted while outcomes arrive, written to stats.json at the end."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from pipeline.supervision.supervisor import StageFigures, merged
 STATS_FILE = "stats.json"
 STAGE_FIGURES = {
     "rows": "models loaded, sources decoded, edits attempted, images written, outcomes committed",
-    "seconds": "of all workers together; of editing, what the model took",
-    "block_seconds": "the same with everything around it: waiting for writes, for one",
-    "worker_seconds": "that editing workers were there, each since it began to load its model",
-    "span_seconds": "from the first block that was begun to the last one that ended",
-    "encode_seconds": "of editing: prompts and pictures through their encoders",
-    "invert_seconds": "of editing: the rest of inverting sources",
-    "sample_seconds": "of editing: the rest of making edits",
-    "decode_seconds": "of editing: latents back to pictures",
-    "unet_rows": "that models evaluated, whatever became of them",
+    "seconds": "of all workers added up; of the stage edit only the time of the model",
+    "block_seconds": "from begin to end of each block, added up; waiting for writes included",
+    "worker_seconds": "for which editing workers existed, each since it began to load its model",
+    "span_seconds": "from the begin of the first block to the end of the last one",
+    "encode_seconds": "of editing: encoding prompts and images",
+    "invert_seconds": "of editing: inverting sources, without encoding",
+    "sample_seconds": "of editing: sampling edits, without decoding",
+    "decode_seconds": "of editing: decoding latents to images",
+    "unet_rows": "that models evaluated, including those of lost blocks and failed calls",
     "lost_unet_rows": "of blocks whose worker died or went away with its machine",
-    "blocks": "that came to their end",
-    "lost_blocks": "whose worker died or went away with its machine; they were made again",
-    "requests": "to stores, each once however often it was tried; of committing, all of the driver",
-    "retries": "further tries of them",
+    "blocks": "that were finished",
+    "lost_blocks": "whose worker died or went away with its machine; they were processed again",
+    "requests": "to stores, without retries; those of the stage commit are all of the driver's",
+    "retries": "of these requests",
     "bytes_read": "from stores",
     "bytes_written": "to stores",
-    "worker_deaths": "of processes that were processing a block",
+    "worker_deaths": "processes that died while they processed a block",
 }
 """The figures of a stage in stats.json; one that is missing is zero."""
 
 
 @dataclass
 class Retries:
-    """What attempting rejected edits again came to.
+    """What the retry ladder did: attempts 2, 3 ... of edits that the judge had rejected.
 
     Attributes:
-        edits: that were attempted more than once.
-        attempts: of all of them, the first ones not counted.
-        accepted: edits that one of these made acceptable.
-        unet_rows: what these attempts cost.
+        edits: edits that were attempted more than once.
+        attempts: their attempts, not counting the first ones.
+        accepted: edits of which a later attempt was accepted.
+        unet_rows: what the later attempts cost.
     """
 
     edits: int = 0
@@ -65,7 +65,7 @@ class Retries:
     unet_rows: float = 0.0
 
     def add(self, tries: Sequence[Mapping[str, Any]]) -> None:
-        """`tries`: that column of an outcome, attempt 1 included."""
+        """`tries`: that column of an outcome, which includes attempt 1."""
         self.edits += 1
         self.attempts += len(tries) - 1
         self.accepted += any(not each["reason"] for each in tries)
@@ -74,27 +74,27 @@ class Retries:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run. Counts are of this run, but `edits_planned` and `already_done` of the whole job.
+    """The numbers of one run, except `edits_planned` and `already_done`, which are the whole job's.
 
     `edits_planned` = `already_done` + accepted + rejected + failed + `edits_skipped_by_quota` once
     a run has ended.
 
     Attributes:
-        edits_skipped_by_quota: edits that quotas leave out, in a retry failed ones.
+        edits_skipped_by_quota: edits that quotas leave out; in a retry, failed ones.
         quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
-        approximation: what the edits leave out, for people; "" where they are exact.
-        failure_examples: by code, what the first edit that failed so said.
-        scores_missing: by score, accepted edits that have none although a rule looks at it: that
-            rule could not reject them.
+        approximation: text that names the approximations of the edits; "" if they are exact.
+        failure_examples: by failure code, the message of the first edit that failed with it.
+        scores_missing: by score, how many edits were accepted without it although a rule checks it,
+            so that this rule could not reject them.
         judge_fingerprints: hash of the files of each of the judge's models.
         stages: what decoding, editing, writing and committing cost (see `STAGE_FIGURES`).
         run: its name in logs and metrics (`Lease.run_id`).
-        unet_rows: of its outcomes.
-        unet_rows_wasted: rows that models evaluated beyond those: in blocks that were lost, in
-            calls that raised. What a worker did in the last quarter of a second before its death
-            is not known, and not in it.
-        busy_share: part of the actors' time, each from when it began to load its model to the end,
-            in which their models computed; None where no worker was needed.
+        unet_rows: UNet rows of the run's outcomes.
+        unet_rows_wasted: UNet rows that models evaluated in addition: in blocks that were lost and
+            in calls that raised. Rows of the last quarter of a second before a worker's death are
+            not known, and not included.
+        busy_share: share of the actors' time, each from the begin of loading its model to the end,
+            in which their models computed; None if no worker was needed.
     """
 
     edits_planned: int
@@ -123,13 +123,13 @@ class RunSummary:
 
     @property
     def wasted_share(self) -> float:
-        """Part of all UNet rows that were wasted."""
+        """Share of all UNet rows that were wasted, 0 to 1."""
         made = self.unet_rows + self.unet_rows_wasted
         return self.unet_rows_wasted / made if made else 0.0
 
     @property
     def edits_made(self) -> int:
-        """Outcomes of this run, whatever they are."""
+        """How many outcomes of any kind this run has."""
         return self.accepted + self.rejected + self.failed
 
 
@@ -153,10 +153,10 @@ class RunTotals:
     stages: StageFigures = field(default_factory=dict)
     retries: Retries = field(default_factory=Retries)
     before_round: int = 0
-    """Outcomes that had arrived when the plan was made; 0 but for the later rounds of quotas."""
+    """Outcomes that had arrived when the plan was made; 0 except in later rounds of quotas."""
 
     def add(self, table: pa.Table) -> None:
-        """Takes in outcomes; a column `worker` is counted where there is one."""
+        """Counts a table of outcomes. A column `worker` is optional."""
         self.unet_rows += sum(table["unet_rows"].to_pylist())
         if "worker" in table.column_names:
             self.edits_by_worker.update(table["worker"].to_pylist())
@@ -177,10 +177,10 @@ class RunTotals:
             self.scores_missing.update(name for name in looked_at if row[name] is None)
 
     def _add_source(self, edits: Sequence[tuple[str, str, str]]) -> None:
-        """(outcome, reason, message) of a source's edits, which arrive together.
+        """Counts the (outcome, reason, message) of a source's edits, which arrive together.
 
-        A source counts as failed where nothing came of it: however many prompts it has, one bad
-        image is one failure.
+        A source counts as failed if all its edits failed: one bad image is one failure, however
+        many prompts it has.
         """
         self.sources += 1
         for outcome, reason, message in edits:
@@ -212,11 +212,11 @@ class RunTotals:
             )
 
     def add_stages(self, figures: StageFigures) -> None:
-        """Takes in what the stages cost."""
+        """Adds what the stages cost."""
         self.stages = merged(self.stages, figures)
 
     def next_round(self) -> None:
-        """What has arrived by now is done before the plan that is made now."""
+        """Notes that the next plan counts all outcomes so far as done."""
         self.before_round = self.outcomes.total()
 
     def left(self, plan: Plan) -> int:
@@ -224,7 +224,7 @@ class RunTotals:
         return plan.edits_pending - (self.outcomes.total() - self.before_round)
 
     def summary(self, plan: Plan, output: str, quotas: Sequence[QuotaRow] = ()) -> RunSummary:
-        """The run so far."""
+        """The summary of the run so far."""
         editing = self.stages.get("edit", {})
         model_s, there_s = editing.get("seconds", 0.0), editing.get("worker_seconds", 0.0)
         seconds, made = time.monotonic() - self.started, self.outcomes.total()
@@ -262,7 +262,7 @@ def _resources(pool: Pool) -> dict[str, Any]:
 def encode_stats(
     summary: RunSummary, totals: LedgerCounts, *, pool: Pool | None, workers: Mapping[str, int]
 ) -> bytes:
-    """stats.json: the last run, who made its edits, how full quotas are, the folder's totals."""
+    """stats.json: the last run, its edits by worker, how full quotas are, the folder's totals."""
     last_run = asdict(summary)
     quotas = last_run.pop("quotas")
     values = {

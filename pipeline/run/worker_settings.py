@@ -1,4 +1,4 @@
-"""What the workers of a run know of its job: how to read, to edit, to judge and to write."""
+"""The settings that a run sends to its workers: how to read, edit, judge and write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.write.metadata import MetadataLayout
 
 
 def decode_settings(job: Job) -> DecodeSettings:
-    """How a job has its sources read."""
+    """The settings for reading and decoding a job's sources."""
     return DecodeSettings(
         fit=job.images.fit,
         max_pixels=job.images.max_pixels,
@@ -32,7 +32,7 @@ def decode_settings(job: Job) -> DecodeSettings:
 def edit_settings(
     job: Job, plan: Plan, pool: Pool, layout: MetadataLayout, lease: Lease
 ) -> EditSettings:
-    """How the run that holds `lease` has its edits made, judged and written."""
+    """The settings for making, judging and writing edits in the run that holds `lease`."""
     model = job.model
     return EditSettings(
         output=absolute_url(job.output),
@@ -59,8 +59,10 @@ def edit_settings(
 def judge_settings(
     judge: JudgeSection, fingerprints: Mapping[str, str] | None = None
 ) -> JudgeSettings:
-    """How a job has its edits judged. `fingerprints`: of the models as planned; None: whatever they
-    are."""
+    """The settings for judging edits.
+
+    `fingerprints`: those that the models must have, as planned; None: they are not checked.
+    """
     return JudgeSettings(
         clip=judge.clip,
         clip_revision=judge.clip_revision,

@@ -1,14 +1,14 @@
-"""Where sources may live: what `images.allowed_sources` lets a manifest name.
+"""Where sources may be: the rules of `images.allowed_sources`.
 
-A manifest is often somebody else's, and a worker reads what it names with the worker's own rights.
-A rule is a folder or a file: an absolute local path, or a URL without its last parts
-(`s3://bucket`, `https://host/pictures`, `https://`). It holds for whole names: `/data/a` does not
-allow `/data/ab`.
+A manifest often comes from somebody else, and a worker reads the files that it names with the
+worker's own permissions. A rule is a folder or a file: an absolute local path, or the beginning of
+a URL (`s3://bucket`, `https://host/images`, `https://`). It applies to whole names: `/data/a` does
+not allow `/data/ab`.
 
-What is compared is what will be opened. Local paths are resolved, symbolic links too, those of the
-rule as those of the source. A URL that a client or server could read in another way than we do
-(`..` in any encoding, control characters, `::`) is refused, not guessed at. `fetch` asks again
-before it follows a redirect. Some file systems are refused in every job, see `_LAYERS`.
+The check is on the file that will be opened. Local paths are resolved, including symbolic links,
+those of the rule as well as those of the source. A URL that a client or server could interpret
+differently (`..` in any encoding, control characters, `::`) is refused. `fetch` checks again before
+it follows a redirect. Some file systems are refused in every job, see `_LAYERS`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.redact import redact_url
 
 _KEY = "images.allowed_sources"
 _LAYERS = frozenset({"simplecache", "filecache", "blockcache", "cached", "reference"})
-"""fsspec's that keep copies outside the run folder, or that read elsewhere where to read."""
+"""fsspec's layers that keep copies outside the run folder, or get the paths to read from a file."""
 _LOCAL = ("file", "local")
 _WEB = ("http://", "https://")
 _SAME_STORE = {"s3a": "s3", "gcs": "gs"}
@@ -39,15 +39,15 @@ _Place: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True)
 class SourceRules:
-    """The rules of a job. None: sources may live anywhere; (): only in the manifest itself."""
+    """The rules of a job. None: sources may be anywhere; (): only in the manifest itself."""
 
     allowed: tuple[str, ...] | None = None
 
     def refusal(self, url: str) -> str:
         """Why the source at an absolute path or URL is refused; "" if it is not.
 
-        A look ahead for planning: of a local path its folder is resolved, and each folder once, so
-        a file that is a symbolic link is found out only by `real_path`.
+        A quick check for planning. For a local path only the folder is resolved, and each folder
+        once; if the file itself is a symbolic link, only `real_path` follows it.
         """
         path = local_path(url)
         if path is None:
@@ -60,15 +60,15 @@ class SourceRules:
         return self._refusal_of_path(path, f"{_real_folder(folder or '/').rstrip('/')}/{name}")
 
     def check_url(self, url: str) -> None:
-        """Raises SourceForbiddenError for a URL, not of a local file, that is not allowed."""
+        """Raises SourceForbiddenError if a URL of a file that is not local is not allowed."""
         refusal = self._refusal_of_url(url)
         if refusal:
             raise SourceForbiddenError(f"{redact_url(url)}: {refusal}")
 
     def real_path(self, path: str) -> str:
-        """The file that an absolute local path leads to: what was checked, so the one to open.
+        """The file that an absolute local path resolves to. It was checked, so open this one.
 
-        Raises SourceForbiddenError. Without rules the path is returned as it is.
+        Raises SourceForbiddenError. Without rules the path is returned unchanged.
         """
         if self.allowed is None:
             return path
@@ -114,11 +114,11 @@ class SourceRules:
 
 
 def check_rule(rule: str) -> None:
-    """Raises ValueError, with what to write, for text that is not a rule."""
+    """Raises ValueError, with what to write instead, if the text is not a valid rule."""
     if "://" not in rule and not rule.startswith("/"):
         raise ValueError(
             f"{rule!r} is relative, and a rule has to mean the same on every machine: write an "
-            "absolute path, or a URL such as s3://bucket/pictures"
+            "absolute path, or a URL such as s3://bucket/images"
         )
     if local_path(rule) is None:
         try:
@@ -142,7 +142,7 @@ def _real_folder(folder: str) -> str:
 
 
 def _protocols(url: str) -> list[str]:
-    """The protocols of a URL, more than one where it chains them with `::`."""
+    """The protocols of a URL; more than one if it chains them with `::`."""
     if url.lower().startswith(_WEB):
         return [url.split("://")[0].lower()]
     return [part.split("://")[0].lower() for part in url.split("::")]
@@ -156,7 +156,7 @@ def _place_of_rule(rule: str) -> _Place:
 
 
 def _place_of(url: str) -> _Place:
-    """The parts of a URL. Raises ValueError for one that can be read in more than one way."""
+    """The parts of a URL. Raises ValueError if it can be interpreted in more than one way."""
     if re.search(r"[\x00-\x1f\x7f]", url):
         raise ValueError("the URL holds control characters")
     scheme, _, rest = url.partition("://")
@@ -171,7 +171,7 @@ def _place_of(url: str) -> _Place:
 
 
 def _web_names(scheme: str, rest: str) -> list[str]:
-    """Host (with a port that is not the usual one) and the decoded names of the path."""
+    """Host (with its port unless it is the default) and the decoded names of the path."""
     if not rest:
         return []
     if "\\" in rest.split("?")[0]:

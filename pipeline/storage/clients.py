@@ -1,18 +1,18 @@
-"""The client of a store: by default one try of a request, and never without a time limit.
+"""The client of a store: by default it sends a request once, and always has a time limit.
 
-Trying again is for `requests` alone, which counts it. What the clients do on their own:
+Retries are done, and counted, by `requests` alone. What the clients do themselves:
 
-- S3 (s3fs): one try. botocore tries once and s3fs's own loop is off. Connecting takes at most
-  CONNECT_TIMEOUT_S, and a server may be silent for READ_TIMEOUT_S. A job has its own way with
-  `storage_options: {config_kwargs: {connect_timeout, read_timeout, retries}}`, in botocore's words;
-  what botocore then retries is below our loop and not counted.
-- the web (fsspec on aiohttp): one try. The same limits, and WEB_ANSWER_TIMEOUT_S for one answer
-  from the first byte to the last, so that a server that drips does not hold a worker.
-- GCS and Azure (gcsfs, adlfs): they retry on their own, have no plain option against it, and keep
-  their own time limits. What they retry is below our loop and not counted.
-- all that stand on aiohttp: a request is sent once more, uncounted, where a connection that was
-  kept alive turns out to be broken.
-- chained URLs (`simplecache::s3://`): as their clients come.
+- S3 (s3fs): one attempt; botocore's retries and s3fs's own loop are off. Connecting takes at most
+  CONNECT_TIMEOUT_S, and a server may be silent for READ_TIMEOUT_S. A job can set other values with
+  `storage_options: {config_kwargs: {connect_timeout, read_timeout, retries}}`, which are botocore's
+  options; retries by botocore are below our loop and are not counted.
+- the web (fsspec on aiohttp): one attempt. The same limits, and WEB_ANSWER_TIMEOUT_S for a whole
+  answer, so that a slow server does not block a worker.
+- GCS and Azure (gcsfs, adlfs): they retry on their own, with no simple option to turn that off, and
+  have their own time limits. Their retries are below our loop and are not counted.
+- all clients on aiohttp: a request is sent a second time, uncounted, if a connection that was kept
+  alive turns out to be broken.
+- chained URLs (`simplecache::s3://`): the defaults of their clients.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ CONTENT_TYPES = {
     ".webp": "image/webp",
     ".yaml": "application/yaml",
 }
-"""What a run folder and a report are made of, as IANA registers it.
+"""The content types of the files of run folders and reports, as registered with IANA.
 
-Python's own table (`mimetypes`) knows half of these, and depends on the machine.
+Python's own table (`mimetypes`) has half of these, and depends on the machine.
 """
 
 
 def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the URL's path in it. Raises StorageError.
 
-    Options go to object stores only: a job has one set of them, while its manifest, sources and
-    output may lie in several places, and local disks and web servers would choke on them.
+    `options` are passed to object stores only. A job has one set of options, while its manifest,
+    sources and output may be on different file systems, and those of local disks and of web servers
+    reject options that they do not know.
     """
     if "\0" in url:
         raise StorageError(f"{url!r} holds a NUL character")
@@ -68,7 +69,7 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
     if protocol == "memory":
         options = {}
     try:
-        if protocol in _WEB:  # fsspec would take the "::" of an IPv6 host for its own
+        if protocol in _WEB:  # fsspec would split the URL at the "::" of an IPv6 host
             return fsspec.filesystem(protocol, client_kwargs=_web_options()), url
         if protocol in _S3:
             options = _s3_options(options)
@@ -80,15 +81,16 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
     except TypeError as error:
         raise StorageError(f"{url}: storage_options do not fit {protocol}: {error}") from error
     if protocol in _S3:
-        fs.retries = 1  # the loop of s3fs itself: an attribute of its class, and no option
+        fs.retries = 1  # s3fs's own loop; an attribute, since there is no option
     return fs, path
 
 
 def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
-    """What `fs.pipe_file` takes so that the store keeps a content type, which browsers go by.
+    """Arguments of `fs.pipe_file` that make the store keep the content type of a file.
 
-    Without one stores say octet-stream, and a browser saves a page instead of showing it. {} where
-    files have none (local disks, memory) and for endings that are not in CONTENT_TYPES.
+    Without one, stores report octet-stream, and a browser downloads a page instead of showing it.
+    {} if the file system has no content types (local disks, memory), and for file extensions that
+    are not in CONTENT_TYPES.
     """
     content_type = CONTENT_TYPES.get(posixpath.splitext(path)[1].lower())
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
@@ -106,7 +108,7 @@ def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, 
 
 
 def _s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's options over our defaults. A copy throughout: botocore writes into `retries`."""
+    """The job's options over our defaults. A deep copy, because botocore writes into `retries`."""
     defaults = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
@@ -117,7 +119,7 @@ def _s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _web_options() -> dict[str, Any]:
-    import aiohttp  # half of the jobs never ask the web
+    import aiohttp  # many jobs never read from the web
 
     limits = aiohttp.ClientTimeout(
         total=WEB_ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S

@@ -1,9 +1,8 @@
-"""The bytes of one source, from wherever a job lets it live, and no more of them than it allows.
+"""Fetches the bytes of one source, if the job allows its place and its size.
 
-A store is asked for the size first. The web is read as it comes and cut off at the limit, for what
-a server says about sizes need not be true; redirects are followed here, each by the job's rules.
-Time limits are those of the clients, see `clients`; how often a request is tried, of
-`requests`.
+A store is asked for the size first. A download from the web is stopped at the limit, because the
+size that a server reports may be wrong. Redirects are followed here, after a check of each with the
+job's rules. Time limits are those of `clients`, retries those of `requests`.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ def read_uri(
 ) -> bytes:
     """The bytes of a source; a relative URI is relative to the folder `base`.
 
-    Raises SourceMissingError (not there, a folder, an unknown protocol, or no try succeeded),
-    SourceForbiddenError (by the store or by `rules`) and ImageTooLargeError (over `max_bytes`, of
-    which not much more is read to find out).
+    Raises SourceMissingError (does not exist, is a folder, has an unknown protocol, or no attempt
+    succeeded), SourceForbiddenError (by the store or by `rules`) and ImageTooLargeError (more than
+    `max_bytes`; not much more than that is read).
     """
     rules = rules or SourceRules()
     url = _with_lower_scheme(resolve_uri(uri, base))
@@ -58,7 +57,7 @@ def read_uri(
         return data
     except (RowError, ImageTooLargeError):
         raise
-    except Exception as error:  # every client has its own tree of errors
+    except Exception as error:  # every client has its own exceptions
         message = f"{redact_url(url)}: {explain(error)}"
         if is_forbidden(error):
             raise SourceForbiddenError(message) from error
@@ -67,7 +66,7 @@ def read_uri(
 
 def _read(url: str, options: Mapping[str, Any], rules: SourceRules, max_bytes: int) -> bytes:
     if "://" in url and not url.startswith(("file://", "local://")):
-        rules.check_url(url)  # before a client is made: some do requests of their own
+        rules.check_url(url)  # before a client is made: some send requests then
     fs, path = filesystem_of(url, options)
     if isinstance(fs, LocalFileSystem):
         return with_retries(fs, lambda: _read_local(Path(rules.real_path(path)), max_bytes))
@@ -79,7 +78,7 @@ def _read(url: str, options: Mapping[str, Any], rules: SourceRules, max_bytes: i
 
 
 def _read_local(path: Path, max_bytes: int) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe or device would be read for ever
+    if path.exists() and not path.is_file():  # a pipe or device could be read forever
         raise IsADirectoryError(path)
     with path.open("rb") as file:
         check_size(os.fstat(file.fileno()).st_size, max_bytes)
@@ -120,7 +119,9 @@ async def _read_web(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes:
             if answer.status == 404:
                 raise FileNotFoundError(url)
             if answer.status >= 400:
-                raise _WebError(answer.status, f"the server says {answer.status} {answer.reason}")
+                raise _WebError(
+                    answer.status, f"the server answered {answer.status} {answer.reason}"
+                )
             try:
                 check_size(answer.content_length or 0, max_bytes)
                 data = bytearray()
@@ -128,32 +129,32 @@ async def _read_web(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes:
                     data += chunk
                     check_size(len(data), max_bytes)
             except ImageTooLargeError:
-                answer.close()  # or the rest would be read to use the connection again
+                answer.close()  # otherwise the rest would be read to reuse the connection
                 raise
             return bytes(data)
     raise ValueError(f"more than {_MOST_REDIRECTS} redirects")
 
 
 def _redirected(url: str, location: str, rules: SourceRules) -> str:
-    """Where a redirect leads. Raises SourceForbiddenError where the rules say no."""
+    """The target of a redirect. Raises SourceForbiddenError if the rules do not allow it."""
     target = _with_lower_scheme(urljoin(url, location))
     if not target.startswith(("http://", "https://")):
-        raise SourceForbiddenError(f"{redact_url(url)}: leads out of the web by a redirect")
+        raise SourceForbiddenError(f"{redact_url(url)}: redirects to a URL that is not http(s)")
     refusal = rules.refusal(target)
     if refusal:
         raise SourceForbiddenError(
-            f"{redact_url(url)}: leads to {redact_url(target)} by a redirect, and {refusal}"
+            f"{redact_url(url)}: redirects to {redact_url(target)}, and {refusal}"
         )
     return target
 
 
 def _with_lower_scheme(url: str) -> str:
-    """HTTPS:// is https:// (RFC 3986, 3.1), which fsspec does not know."""
+    """The URL with a lower-case scheme: schemes ignore case (RFC 3986, 3.1), fsspec does not."""
     return re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*(?=://)", lambda found: found[0].lower(), url)
 
 
 def check_size(size: int, max_bytes: int) -> None:
-    """Raises ImageTooLargeError."""
+    """Raises ImageTooLargeError if `size` is over `max_bytes`."""
     if size > max_bytes:
         raise ImageTooLargeError(
             f"the image has {size} bytes or more, over the allowed {max_bytes}; raise "

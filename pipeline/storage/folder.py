@@ -1,19 +1,19 @@
-"""Files on any fsspec URL: one folder that is written once.
+"""A folder on any fsspec URL, whose files are written once.
 
-Nothing that exists is overwritten, except the derived summaries and the heartbeats that
-`Folder.replace` is for. A file of zero bytes does not exist: it is what a failed write left, and
-its name is free. `requests` tries requests again and counts them.
+Existing files are not overwritten, except summaries and heartbeats, with `Folder.replace`. A file
+of zero bytes counts as missing, and its name as free: it is left by a failed write. `requests`
+retries and counts the requests.
 
-What an exclusive create (`Folder.write_new`) guarantees, by store:
+What an exclusive create (`Folder.write_new`) guarantees on each store:
 
-- local disk: the name appears with its whole content, and of several writers one wins (a hidden
-  temporary file is linked to its name). On disks without hard links a rename after a look takes the
-  link's place: still whole, but two writers at the same instant can both believe they won.
+- local disk: the file appears with its whole content, and of several writers one wins (a hidden
+  temporary file is linked to its name). On disks without hard links the file is renamed after a
+  check that the name is free: still whole, but two writers at the same instant can both succeed.
 - memory://: of several writers in this process one wins.
-- S3: a conditional put; of several writers one wins. Servers that ignore `If-None-Match` (rclone's
-  among them) leave only the look before the put, which is taken in any case: an earlier file is
-  safe, two writers at the same instant are not kept apart.
-- other stores (GCS, Azure): the same call of fsspec, not tested here; count on the look only.
+- S3: a conditional put; of several writers one wins. With servers that ignore `If-None-Match` (such
+  as rclone) only the check before the put remains, which is always done: an earlier file is safe,
+  but of two writers at the same instant one can overwrite the other.
+- other stores (GCS, Azure): the same call of fsspec, not tested here; rely on the check only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
 from pipeline.storage.clients import content_type_options, filesystem_of
-from pipeline.storage.requests import AskedFile, count_bytes, explain, means_taken, with_retries
+from pipeline.storage.requests import RetryingFile, count_bytes, explain, means_taken, with_retries
 
 _TEMPORARY_PREFIX = ".tmp-"
 _T = TypeVar("_T")
@@ -50,7 +50,7 @@ Entries: TypeAlias = list[dict[str, Any]]
 class Folder:
     """A folder on any fsspec URL. Paths are relative to it, with `/`, without `..`.
 
-    `url` is absolute, so the value means the same in every process; it pickles as url and options.
+    `url` is absolute, so the object can be sent to other processes; it pickles as url and options.
     """
 
     url: str
@@ -58,9 +58,9 @@ class Folder:
 
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any] | None = None) -> Self:
-        """The folder at a URL or local path; it need not exist. Raises StorageError."""
+        """The folder at a URL or local path; it does not have to exist. Raises StorageError."""
         folder = cls(absolute_url(url).rstrip("/") or "/", dict(options or {}))
-        folder.fs  # noqa: B018  # an unknown protocol shows here and not in the middle of a run
+        folder.fs  # noqa: B018  # raises for an unknown protocol now, not during the run
         return folder
 
     @cached_property
@@ -69,20 +69,20 @@ class Folder:
 
     @cached_property
     def root(self) -> str:
-        """The folder as its file system names it, without a slash at the end."""
+        """The folder's path in its file system, without a slash at the end."""
         return filesystem_of(self.url, self.options)[1].rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "options": self.options}
 
     def path_of(self, path: str) -> str:
-        """A path in the folder as its file system names it. Raises StorageError for one outside."""
+        """The path of a file of the folder in its file system. StorageError if it is outside."""
         if path.startswith("/") or "\\" in path or ".." in path.split("/"):
             raise StorageError(f"{path!r} is not a path inside {self.url}")
         return f"{self.root}/{path}" if path else self.root
 
     def url_of(self, path: str) -> str:
-        """A path in the folder as a URL that people and other programs can use."""
+        """The URL of a path in the folder, for people and other programs."""
         return f"{self.url}/{path}" if path else self.url
 
     @property
@@ -97,7 +97,7 @@ class Folder:
         return data
 
     def exists(self, path: str) -> bool:
-        """Whether there is a folder, or a file that is not empty; asks the store and no cache."""
+        """Whether there is a folder, or a file that is not empty. Does not use fsspec's cache."""
         full = self.path_of(path)
 
         def ask() -> bool:
@@ -114,7 +114,7 @@ class Folder:
         """Whether there is a file."""
         full = self.path_of(path)
 
-        def ask() -> bool:  # fsspec's isfile takes any trouble for a no
+        def ask() -> bool:  # fsspec's isfile returns False on any error
             try:
                 return bool(self.fs.info(full)["type"] == "file")
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -123,7 +123,7 @@ class Folder:
         return self._ask(path, ask)
 
     def size(self, path: str) -> int:
-        """Bytes of a file. Raises StorageError."""
+        """The size of a file in bytes. Raises StorageError."""
         full = self.path_of(path)
         return self._ask(path, lambda: int(self.fs.info(full)["size"]))
 
@@ -142,7 +142,7 @@ class Folder:
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
-        """The file for reading piece by piece.
+        """Opens a file to read it piece by piece.
 
         Raises StorageError if it cannot be opened, or on an object store if a piece cannot be read.
         """
@@ -152,15 +152,15 @@ class Folder:
             if self._is_local or not file.seekable():
                 yield file
                 return
-            asked = AskedFile(file, lambda read: self._ask(path, read, is_counted=False))
+            asked = RetryingFile(file, lambda read: self._ask(path, read, is_counted=False))
             with io.BufferedReader(asked) as buffered:
                 yield cast(BinaryIO, buffered)
 
     def list(self, prefix: str = "", *, empty_too: bool = False) -> Paths:
-        """Paths of all files under a folder in it, hidden ones too, sorted; [] if it is not there.
+        """Paths of all files under a subfolder, including hidden ones, sorted; [] if there is none.
 
-        Temporary files of `write_new` that a crash left behind are not listed, and those of zero
-        bytes only if `empty_too`.
+        Temporary files that a crash of `write_new` left are not listed, files of zero bytes only if
+        `empty_too`.
         """
         full = self.path_of(prefix)
 
@@ -176,9 +176,9 @@ class Folder:
         return sorted(n for n in names if not posixpath.basename(n).startswith(_TEMPORARY_PREFIX))
 
     def glob(self, pattern: str) -> Paths:
-        """Paths of the files that a pattern with *, ?, [] and ** finds, sorted.
+        """Paths of the files that match a pattern with *, ?, [] and **, sorted.
 
-        Not by the client's own: fsspec's takes a folder that could not be listed for empty.
+        Does not use fsspec's glob, which treats a folder that could not be listed as empty.
         """
         self.path_of(pattern)
         if "**" in pattern:
@@ -201,7 +201,7 @@ class Folder:
                 yield name
 
     def list_folders(self, prefix: str = "") -> Paths:
-        """Names of the folders directly in a folder in it, sorted; [] if it is not there."""
+        """Names of the folders directly in a subfolder, sorted; [] if it does not exist."""
         return sorted(
             posixpath.basename(entry["name"].rstrip("/"))
             for entry in self._entries(prefix)
@@ -209,7 +209,7 @@ class Folder:
         )
 
     def _entries(self, prefix: str) -> Entries:
-        """What is directly in a folder, with `name`, `type` and `size`; [] if it is not there."""
+        """The entries of a subfolder, with `name`, `type` and `size`; [] if it does not exist."""
         full = self.path_of(prefix)
 
         def ask() -> Entries:
@@ -222,7 +222,7 @@ class Folder:
         return self._ask(prefix, ask)
 
     def write_new(self, path: str, data: bytes) -> None:
-        """Writes a file whose name must be free; see the module's text for what that guarantees.
+        """Writes a file whose name must be free; the module's docstring says what is guaranteed.
 
         Raises AlreadyExistsError (nothing is written) and StorageError.
         """
@@ -234,7 +234,7 @@ class Folder:
         count_bytes(written=len(data))
 
     def write_if_absent(self, path: str, data: bytes) -> bool:
-        """`write_new` that returns False, and writes nothing, where the name is taken."""
+        """Like `write_new`, but returns False, and writes nothing, if the name is taken."""
         try:
             self.write_new(path, data)
         except AlreadyExistsError:
@@ -242,7 +242,7 @@ class Folder:
         return True
 
     def replace(self, path: str, data: bytes) -> None:
-        """Writes a file, whole, over an earlier one. For derived summaries and heartbeats only."""
+        """Writes a whole file, replacing an earlier one. For summaries and heartbeats only."""
         full = self.path_of(path)
         if self._is_local:
             self._ask(path, lambda: _replace_local(full, data))
@@ -259,14 +259,14 @@ class Folder:
             nonlocal tries
             tries += 1
             if tries > 1 and self._holds(full, data):
-                return  # an earlier try got through and only its answer was lost
+                return  # an earlier attempt succeeded, and only its answer was lost
             self._put(full, data, mode="create")
 
         try:
             self._ask(path, create)
         except StorageError as error:
-            # It can be the echo of our own success: an earlier try that was given up can land late,
-            # and below us aiohttp sends again what a kept-alive connection broke under.
+            # The name may be taken by our own write: an attempt that timed out can succeed later,
+            # and aiohttp sends a request again if a kept-alive connection breaks.
             if not means_taken(error.__cause__):
                 raise
             if self._ask(path, lambda: self._holds(full, b"")):
@@ -295,12 +295,12 @@ class Folder:
             raise AlreadyExistsError(
                 f"{self.url_of(path)} exists already and is never overwritten"
             ) from error
-        except Exception as error:  # every client has its own tree of errors
+        except Exception as error:  # every client has its own exceptions
             raise StorageError(f"{self.url_of(path)}: {explain(error)}") from error
 
 
 def absolute_url(url: str) -> str:
-    """A local path made absolute; any other URL as it is. `file://` is dropped."""
+    """A local path made absolute, without `file://`; any other URL unchanged."""
     if url.startswith(("file://", "local://")):
         url = url.split("://", 1)[1]
     if is_local_path(url):
@@ -313,7 +313,7 @@ def is_local_path(url: str) -> bool:
 
 
 def resolve_uri(uri: str, base: str) -> str:
-    """A URI or path, made absolute by the folder `base` where it is relative."""
+    """A URI or path; if it is relative, made absolute with the folder `base`."""
     if "://" in uri:
         return uri
     if uri.startswith("/") or not base:
@@ -326,10 +326,10 @@ def resolve_uri(uri: str, base: str) -> str:
 
 
 def _create_local(full: str, data: bytes) -> None:
-    """Raises FileExistsError where the name is taken."""
+    """Raises FileExistsError if the name is taken."""
     target = Path(full)
     if target.exists() and target.stat().st_size:
-        raise FileExistsError(full)  # before it is written in vain, perhaps on a full disk
+        raise FileExistsError(full)  # before the data is written in vain, perhaps to a full disk
     temporary = _write_temporary(target, data)
     try:
         os.link(temporary, target)
@@ -358,7 +358,7 @@ def _replace_local(full: str, data: bytes) -> None:
 
 
 def _write_temporary(target: Path, data: bytes) -> Path:
-    """The data, safely on disk, in a hidden file beside its target."""
+    """Writes and syncs the data to a hidden file next to its target; returns its path."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -1,8 +1,7 @@
-"""Requests to a store: tried again where that can help, counted, and their errors understood.
+"""Requests to a store: retries them if that can help, counts them, and interprets their errors.
 
-This is the only loop that tries a request again, see `clients`. It stands around requests and
-never around work. Every client library has a tree of errors of its own; this file knows them, so
-that no other must.
+This is the only loop that retries requests, see `clients`. It repeats single requests, never larger
+work. Every client library has its own exceptions; only this file knows them.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from fpe_core import ImageTooLargeError
 from pipeline.errors import RowError, StorageError
 
 STORE_ATTEMPTS = 8
-"""Tries of one request to an object store: some 25 s of trouble are ridden out."""
+"""Attempts of one request to an object store: enough to survive an outage of some 25 s."""
 WEB_ATTEMPTS = 4
-"""Tries of one request to the web, where servers come and go and one row hangs on it: some 3 s."""
+"""Attempts of one request to a web server, over some 3 s: few, since only one row depends on it."""
 _WAIT_FIRST_S = 0.2
 _WAIT_MOST_S = 10.0
 _WAIT_JITTER_S = 1.0
@@ -34,12 +33,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class RequestCounts:
-    """What was asked of stores, local folders included.
+    """Counts of requests to stores, including local folders.
 
-    `requests` are calls of a client, each once however often it was tried; one can be two messages
-    on the wire. `retries` are the further tries; the local disk has none. Bytes are those of whole
-    files that were read or written; what is read piece by piece (`Folder.open_read`: manifests,
-    work lists) is in none of the numbers but `retries`.
+    `requests` are calls of a client, not counting retries; one call can be two messages on the
+    wire. `retries` are the retries of these calls; the local disk has none. Bytes are those of
+    whole files that were read or written. Reads of pieces of a file (`Folder.open_read`: manifests,
+    work lists) are not counted, except their retries.
     """
 
     requests: int = 0
@@ -80,25 +79,26 @@ class _Meter:
             return self._sum
 
 
-_METER = _Meter()  # of the process, as its threads share clients
+_METER = _Meter()  # one per process, since its threads share clients
 
 
 def request_counts() -> RequestCounts:
-    """What this process asked of stores so far. Subtract an earlier answer for what came since."""
+    """The requests of this process so far. Subtract an earlier value for those since then."""
     return _METER.read()
 
 
 def count_bytes(*, read: int = 0, written: int = 0) -> None:
-    """Adds the bytes of a file that went through a request."""
+    """Counts the bytes of a file that was read or written."""
     _METER.add(RequestCounts(bytes_read=read, bytes_written=written))
 
 
 def with_retries(
     fs: fsspec.AbstractFileSystem, request: Callable[[], _T], *, is_counted: bool = True
 ) -> _T:
-    """What a request gives, tried again with growing pauses while its failure may be passing.
+    """Runs a request, retries it with growing pauses if its error may be transient.
 
-    Counts its retries, and itself if `is_counted`. Raises the error of the last try.
+    Counts the retries, and the request itself if `is_counted`. Raises the error of the last
+    attempt.
     """
     _METER.add(RequestCounts(requests=int(is_counted)))
     if isinstance(fs, LocalFileSystem | MemoryFileSystem):
@@ -106,7 +106,7 @@ def with_retries(
     for attempt in stamina.retry_context(
         on=_is_transient,
         attempts=WEB_ATTEMPTS if "http" in fs.protocol else STORE_ATTEMPTS,
-        timeout=None,  # each try has its own, and one that used it up is tried again as well
+        timeout=None,  # each attempt has its own time limit; a timeout is retried as well
         wait_initial=_WAIT_FIRST_S,
         wait_max=_WAIT_MOST_S,
         wait_jitter=_WAIT_JITTER_S,
@@ -118,10 +118,10 @@ def with_retries(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-class AskedFile(io.RawIOBase):
-    """A file, open for reading, of which every single read goes through `ask`, which may repeat it.
+class RetryingFile(io.RawIOBase):
+    """A file, open for reading, of which every read goes through `ask`, which may retry it.
 
-    The file must be able to seek.
+    The file must support seeking.
     """
 
     def __init__(self, file: BinaryIO, ask: Callable[[Callable[[], bytes]], bytes]) -> None:
@@ -170,11 +170,11 @@ _PERMANENT = (
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
 _BAD_SETTINGS = ("ConfigParseError", "NoRegionError", "ProfileNotFound")
 _PASSING_CODES = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
-"""S3's words for a request that was damaged or cut short on its way; the status is 400."""
+"""S3's error codes for a request that was damaged or cut short in transit; the status is 400."""
 _PASSING_STATUSES = (408, 409, 425, 429)
-"""Besides those from 500 on. 409: another request on the same name was under way."""
+"""In addition to those from 500 on. 409: another request for the same name was in progress."""
 _LASTING_STATUSES = (501, 505, 507)
-"""Not implemented, not this version, no space left."""
+"""Not implemented, HTTP version not supported, no space left."""
 
 
 def _is_transient(error: Exception) -> bool:
@@ -192,7 +192,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def is_forbidden(error: BaseException) -> bool:
-    """Whether the store knows us not, or says no."""
+    """Whether the store rejected the credentials, or does not allow the request."""
     if isinstance(error, PermissionError) or _answer(error).status in (401, 403):
         return True
     return type(error).__name__ in _NO_CREDENTIALS
@@ -208,14 +208,14 @@ def means_taken(error: BaseException | None) -> bool:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a store answered with, as far as its client's error tells: HTTP status, S3's code."""
+    """A store's answer, as far as its client's error contains it: HTTP status, S3's error code."""
 
     status: int | None = None
     code: str = ""
 
 
 def _answer(error: BaseException) -> _Answer:
-    """That of an error, or of its cause: s3fs makes an OSError of botocore's."""
+    """The answer in an error, or in its cause: s3fs converts botocore's errors to OSErrors."""
     own = _own_answer(error)
     return _own_answer(error.__cause__) if own == _Answer() and error.__cause__ else own
 
@@ -233,12 +233,13 @@ def _own_answer(error: BaseException) -> _Answer:
 
 
 def explain(error: BaseException) -> str:
+    """A short text for a client's error."""
     if isinstance(error, FileNotFoundError):
         return str(error) if "bucket does not exist" in str(error) else "not found"
     if isinstance(error, IsADirectoryError):
         return "is not a file"
     if isinstance(error, PermissionError) and error.strerror:
-        return error.strerror  # the local disk's; what stores raise has no errno
+        return error.strerror  # from the local disk; those of stores have no errno
     if is_forbidden(error):
         return f"not allowed with these credentials ({str(error) or type(error).__name__})"
     if isinstance(error, OSError) and error.strerror:

@@ -1,1 +1,1 @@
-"""Which worker processes which groups: crashes, stalls, stops, and the figures of a run."""
+"""Tracks which worker processes which groups: crashes, stalls, stops, and the figures of a run."""

@@ -23,8 +23,9 @@ from pipeline.supervision.watchdog import TimeLimits, Watchdog
 
 ANSWER_TIMEOUT_S = 10.0
 _REPORT_INTERVAL_S = 0.25
-"""Between two reports of the UNet rows that a block has cost so far. A crash hides those since the
-last report, but never more than half: they are also reported whenever they have doubled."""
+"""Time between two reports of the UNet rows that a block has cost so far. Rows since the last
+report are lost in a crash, but never more than half of all: a report is also sent whenever their
+number has doubled."""
 _log = logging.getLogger(__name__)
 
 
@@ -47,9 +48,9 @@ class SupervisorClient:
     ) -> Iterator[Oversight]:
         """Reports that this worker processes a block in this context, and watches its progress.
 
-        `figures` is called at the end and returns what the block has cost. If the context raises,
-        the supervisor goes on counting the block as in hand: the worker that takes it next learns
-        from its orders that an earlier one failed at it.
+        `figures` is called at the end and returns what the block cost. If the context raises, the
+        supervisor keeps the block as in progress: the worker that begins it next learns from its
+        orders that an earlier worker died with it.
         """
         log_to_stderr(self.logs, stage)
         worker, watchdog = _this_worker(), Watchdog(self.limits)
@@ -58,14 +59,14 @@ class SupervisorClient:
             yield _RayOversight(orders, watchdog, partial(self._focus, stage, worker))
             return
         one = {"group_id": groups[0]} if len(groups) == 1 and stage != "load" else {}
-        _log.info("a block of %d begun", len(groups), extra=about(groups=len(groups), **one))
+        _log.info("began a block of %d", len(groups), extra=about(groups=len(groups), **one))
         with watchdog.watching(len(groups)) if is_watched else nullcontext():
             focus, report = partial(self._focus, stage, worker), partial(self._report, worker)
             yield _RayOversight(orders, watchdog, focus, report)
         cost = figures()
         ray.get(self.actor.end.remote(stage, worker, cost))
         of_block = about(groups=len(groups), figures=cost, **one)
-        _log.info("a block of %d ended", len(groups), extra=of_block)
+        _log.info("ended a block of %d", len(groups), extra=of_block)
 
     def is_suspect(self, stage: str, groups: Sequence[bytes]) -> bool:
         """`Supervisor.is_suspect`."""
@@ -75,19 +76,19 @@ class SupervisorClient:
         ray.get(self.actor.focus.remote(stage, worker, groups))
 
     def _report(self, worker: Worker, unet_rows: int) -> None:
-        self.actor.report.remote(worker, unet_rows)  # nobody waits for it
+        self.actor.report.remote(worker, unet_rows)  # does not wait for the call to arrive
 
     def stop(self, stage: str) -> frozenset[bytes]:
-        """From now on no block is begun; returns the groups that a stage is processing."""
-        self.actor.stop.remote()  # one caller's calls arrive in order
-        in_hand = ray.get(self.actor.in_hand.remote(stage), timeout=ANSWER_TIMEOUT_S)
-        return frozenset(in_hand)
+        """Stops workers from beginning blocks; returns the groups that a stage is processing."""
+        self.actor.stop.remote()  # Ray keeps the order of one caller's calls
+        in_progress = ray.get(self.actor.in_progress.remote(stage), timeout=ANSWER_TIMEOUT_S)
+        return frozenset(in_progress)
 
-    def raise_if_hopeless(self) -> None:
+    def raise_if_too_many_deaths(self) -> None:
         """Raises TooManyFailuresError if too many workers in a row have died."""
-        if self._ask(self.actor.is_hopeless, default=False):
+        if self._ask(self.actor.has_too_many_deaths, default=False):
             raise TooManyFailuresError(
-                "stopped: one worker after the other died with a block in hand "
+                "stopped: one worker after the other died while it processed a block "
                 "(failures.max_in_a_row). Is there enough memory for the model? The workers' logs "
                 "are in Ray's session folder. What had arrived is committed; fix the cause and "
                 "start the same command again."
@@ -166,8 +167,10 @@ class _LoggingSupervisor(Supervisor):
 def supervision(
     limits: TimeLimits, most_deaths_in_a_row: int, logs: LogSettings | None = None
 ) -> Iterator[SupervisorClient]:
-    """A supervisor for the length of the context, on the driver's machine, which is there as long
-    as the driver is. (With `soft` Ray may put it on another one, and its state is lost with that.)
+    """Runs a supervisor as a Ray actor for the length of the context.
+
+    It is pinned to the driver's machine, which exists as long as the driver. (With `soft=True` Ray
+    could place it on another machine, and its state would be lost with that one.)
     """
     logs = logs or LogSettings()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

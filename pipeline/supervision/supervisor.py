@@ -1,18 +1,18 @@
-"""Tracks which worker is processing which groups: to find a row that crashed its worker, to wait
+"""Tracks which worker is processing which groups: to find the row that crashed a worker, to wait
 for work in progress on shutdown, and to count work.
 
-A worker that dies leaves no record, so it reports beforehand what it processes:
+A worker that dies cannot report anything, so it reports in advance what it processes:
 
-    begin    a block of groups; the answer says whether an earlier worker died of it
-    focus    some of them: the call that is made now
-    report   how many UNet rows it has made so far, so that they are counted if it dies
+    begin    a block of groups; the answer says whether an earlier worker died while it had it
+    focus    the groups of the block that are processed now, in one call
+    report   how many UNet rows it has evaluated so far, so that they are counted if it dies
     end      the block is done
 
-A block whose worker died is processed again one group at a time, and then the group that is
-processed at the next death is to blame: a group that was in hand at two deaths is quarantined. It
-fails as worker_died, and the others of its block are made. If a worker dies while it holds two
-blocks, both are retried alone; neither gets a strike for this crash. A machine that goes away is no
-group's fault and counts for nothing. The same holds for the tasks that fetch and decode.
+A block whose worker died is processed again one group at a time, which shows the group that is
+being processed at the next death. A group that was being processed at two deaths is quarantined: it
+fails as worker_died, and the others of its block are edited. If a worker dies while it holds two
+blocks, both are retried alone; neither gets a strike for this crash. The death of a whole machine
+is not held against any group. All of this applies to the tasks that fetch and decode as well.
 
 `Supervisor` is plain; `client` runs one as a Ray actor on the driver's machine. `Oversight` is what
 a worker's code sees of it.
@@ -33,9 +33,9 @@ from pipeline.logs import about
 DEATHS_TO_QUARANTINE = 2
 _log = logging.getLogger(__name__)
 _NEXT_STAGE = {"decode": "edit"}
-"""The stage for which a block waits when a stage has finished it."""
+"""The stage that a block waits for when a stage has finished it."""
 StageFigures: TypeAlias = Mapping[str, Mapping[str, float]]
-"""By stage: rows, seconds, requests, ...; whatever can be added up."""
+"""By stage and name: rows, seconds, requests, ...; all values can be added up."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,13 @@ class Worker:
 
 @dataclass(frozen=True)
 class Orders:
-    """What a worker learns when it begins a block.
+    """The supervisor's answer when a worker begins a block.
 
     Attributes:
-        is_stopping: the run is being stopped: leave the block alone.
-        is_careful: an earlier worker died of this block: process one group at a time.
-        quarantined: group id to the reason why it is not tried again.
+        is_stopping: the run is being stopped: do not process the block.
+        is_careful: an earlier worker died while it processed this block: process one group at a
+            time.
+        quarantined: ids of groups that must not be processed again, each with the reason.
     """
 
     is_stopping: bool = False
@@ -66,7 +67,7 @@ class Orders:
 
 
 class Oversight(Protocol):
-    """The view of a worker's code while it processes a block."""
+    """What a worker's code can ask and report while it processes a block."""
 
     @property
     def orders(self) -> Orders: ...
@@ -75,7 +76,7 @@ class Oversight(Protocol):
         """These groups, and no others, are processed in this context."""
 
     def alive(self) -> None:
-        """A sign of progress: the watchdog starts to count again."""
+        """Reports progress: restarts the watchdog's timer."""
 
     def made(self, unet_rows: int) -> None:
         """Reports how many UNet rows of the block have been made so far."""
@@ -108,8 +109,8 @@ def merged(*figures: StageFigures) -> dict[str, dict[str, float]]:
 
 
 @dataclass
-class _InHand:
-    """A block that a worker has begun, and the part of it that it processes now."""
+class _BlockInProgress:
+    """A block that a worker has begun, and the groups of it that are processed now."""
 
     groups: frozenset[bytes]
     began: float
@@ -124,23 +125,23 @@ class _Stage:
     """The state of one stage."""
 
     def __init__(self) -> None:
-        self.in_hand: dict[Worker, _InHand] = {}
+        self.in_progress: dict[Worker, _BlockInProgress] = {}
         self.first_began: float | None = None
         self.last_ended = 0.0
         self.died_on: dict[bytes, list[str]] = {}
-        """Group to the machines on which workers died that processed its block, and no other."""
+        """By group, the machines of the workers that died while they processed only its block."""
         self.died_with_another: dict[bytes, list[str]] = {}
-        """Same for workers that processed another block too: either may be to blame."""
+        """The same for workers that processed a second block too: either may be to blame."""
         self.deaths_in_a_row = 0
         self.waiting: set[bytes] = set()
         """One group of each block that the stage before has finished and this one has not begun."""
 
-    def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _InHand]]:
-        return ((w, held) for w, held in [*self.in_hand.items()] if held.groups & groups)
+    def holders_of(self, groups: frozenset[bytes]) -> Iterator[tuple[Worker, _BlockInProgress]]:
+        return ((w, held) for w, held in [*self.in_progress.items()] if held.groups & groups)
 
 
 class Supervisor:
-    """The state of the workers of one run. Not thread-safe: one call at a time."""
+    """The state of a run's workers. Not thread-safe: one call at a time."""
 
     def __init__(
         self,
@@ -152,19 +153,19 @@ class Supervisor:
         self._clock = clock
         self._stages: dict[str, _Stage] = {}
         self._dead: set[tuple[str, str]] = set()
-        """Processes, by name and node: one that processed two blocks died once."""
+        """Processes by name and node: the death of one that processed two blocks counts once."""
         self._died_of_either: set[tuple[str, str]] = set()
         """Those of them that processed two."""
         self._is_stopping = False
-        # One row may kill two workers alone, and one more together with another block.
+        # One row may kill two workers alone, and a third one together with another block.
         self._most_deaths_in_a_row = max(most_deaths_in_a_row, DEATHS_TO_QUARANTINE + 2)
         self._figures: StageFigures = {}
-        self._rows_in_hand: dict[Worker, int] = {}
+        self._unfinished_rows: dict[Worker, int] = {}
         self._working_since: dict[tuple[str, str], float] = {}
-        """When each living editing worker began to load its model."""
+        """For each living editing worker, when it began to load its model."""
 
     def begin(self, stage: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
-        """A worker begins a block; one that began these groups before and never ended them died."""
+        """A worker begins a block. An earlier one that began but did not end its groups is dead."""
         deaths = self._deaths_of(stage, groups)
         self._stage(stage).waiting -= frozenset(groups)
         if self._is_stopping:
@@ -172,7 +173,7 @@ class Supervisor:
         at, now = self._stage(stage), self._clock()
         if stage == "load":
             self._working_since[worker.name, worker.node] = now
-        at.in_hand[worker] = _InHand(frozenset(groups), now)
+        at.in_progress[worker] = _BlockInProgress(frozenset(groups), now)
         at.first_began = now if at.first_began is None else at.first_began
         return Orders(
             is_careful=self._is_suspect(stage, groups),
@@ -186,7 +187,7 @@ class Supervisor:
         )
 
     def is_suspect(self, stage: str, groups: Sequence[bytes]) -> bool:
-        """Whether a worker died of this block: the next one processes it and nothing else."""
+        """Whether a worker died while it processed this block; the next must process it alone."""
         self._deaths_of(stage, groups)
         return self._is_suspect(stage, groups)
 
@@ -198,9 +199,10 @@ class Supervisor:
         return any(map(self._is_node_alive, nodes))
 
     def _deaths_of(self, stage: str, groups: Sequence[bytes]) -> dict[bytes, int]:
-        """How many workers died of each group alone; whoever counts as processing them is dead.
+        """Per group, how many workers died while they processed only its block.
 
-        Counted again each time: Ray may learn that a machine is gone later than that its worker is.
+        Workers that are still recorded as processing the groups are dead, since another one begins
+        them. Counted again each time, because Ray may notice later that their machine died too.
         """
         at = self._stage(stage)
         for dead, held in at.holders_of(frozenset(groups)):
@@ -210,21 +212,21 @@ class Supervisor:
 
     def focus(self, stage: str, worker: Worker, groups: Collection[bytes]) -> None:
         """The worker processes these groups of its block now; [] means all of them."""
-        held = self._stage(stage).in_hand.get(worker)
+        held = self._stage(stage).in_progress.get(worker)
         if held is not None:
             held.focus = frozenset(groups)
 
     def report(self, worker: Worker, unet_rows: int) -> None:
-        """How many UNet rows the worker has made since it last ended a block."""
-        self._rows_in_hand[worker] = unet_rows
+        """Records the UNet rows that the worker has evaluated since it last ended a block."""
+        self._unfinished_rows[worker] = unet_rows
 
     def end(self, stage: str, worker: Worker, figures: StageFigures) -> None:
-        """The worker has finished its block; any death before was not the groups' fault.
+        """The worker has finished its block, so earlier deaths were not its groups' fault.
 
         `figures` is what the block cost.
         """
         at = self._stage(stage)
-        held = at.in_hand.pop(worker, None)
+        held = at.in_progress.pop(worker, None)
         if held is None:
             return
         at.deaths_in_a_row = 0
@@ -233,47 +235,47 @@ class Supervisor:
             at.died_with_another.pop(group, None)
         if held.groups and stage in _NEXT_STAGE:
             self._stage(_NEXT_STAGE[stage]).waiting.add(min(held.groups))
-        self._rows_in_hand.pop(worker, None)  # they are in its figures
+        self._unfinished_rows.pop(worker, None)  # they are in its figures
         at.last_ended = self._clock()
         block = {stage: {"blocks": 1.0, "block_seconds": at.last_ended - held.began}}
         self._figures = merged(self._figures, block, figures)
 
     def stop(self) -> None:
-        """From now on no block is begun."""
+        """Lets no worker begin a block any more."""
         self._is_stopping = True
 
-    def is_hopeless(self) -> bool:
-        """Whether more workers of a stage have died in a row than any row can be to blame for."""
+    def has_too_many_deaths(self) -> bool:
+        """Whether more workers of a stage died in a row than a single row can crash."""
         most = self._most_deaths_in_a_row
         return any(at.deaths_in_a_row >= most for at in self._stages.values())
 
-    def in_hand(self, stage: str) -> frozenset[bytes]:
+    def in_progress(self, stage: str) -> frozenset[bytes]:
         """The groups that workers of a stage have begun and not ended."""
-        return frozenset().union(*(h.groups for h in self._stage(stage).in_hand.values()))
+        return frozenset().union(*(h.groups for h in self._stage(stage).in_progress.values()))
 
     def queues(self) -> StageFigures:
-        """Per stage how many blocks it is processing and how many wait for it; editing workers."""
+        """Per stage, blocks in progress and blocks that wait for it; editing workers that exist."""
         queues = {
-            name: {"in_hand": float(len(at.in_hand)), "waiting": float(len(at.waiting))}
+            name: {"in_progress": float(len(at.in_progress)), "waiting": float(len(at.waiting))}
             for name, at in self._stages.items()
         }
         there = {"edit": {"workers": float(len(self._working_since))}}
         return merged(queues, there if self._working_since else {})
 
     def figures(self) -> StageFigures:
-        """What all blocks cost, seconds of all workers together, and deaths of workers.
+        """What all blocks cost, seconds of all workers added up, and deaths of workers.
 
         UNet rows include those of unfinished blocks, as far as they were reported.
-        `worker_seconds`: how long editing workers have existed, each from when it began to load
-        its model.
+        `worker_seconds`: how long editing workers have existed, each since it began to load its
+        model.
         """
         spans = {
             name: {"span_seconds": at.last_ended - at.first_began}
             for name, at in self._stages.items()
             if at.first_began is not None and at.last_ended > at.first_began
         }
-        in_hand = sum(self._rows_in_hand.values())
-        rows = {"edit": {"unet_rows": in_hand}} if in_hand else {}
+        unfinished = sum(self._unfinished_rows.values())
+        rows = {"edit": {"unet_rows": unfinished}} if unfinished else {}
         now = self._clock()
         there = {
             "edit": {"worker_seconds": sum(now - came for came in self._working_since.values())}
@@ -284,11 +286,11 @@ class Supervisor:
         """`figures` and `queues`."""
         return self.figures(), self.queues()
 
-    def _record_death(self, stage: str, dead: Worker, held: _InHand) -> None:
+    def _record_death(self, stage: str, dead: Worker, held: _BlockInProgress) -> None:
         at = self._stage(stage)
-        del at.in_hand[dead]
+        del at.in_progress[dead]
         process = (dead.name, dead.node)
-        if any((each.name, each.node) == process for each in at.in_hand):
+        if any((each.name, each.node) == process for each in at.in_progress):
             self._died_of_either.add(process)
         known = at.died_with_another if process in self._died_of_either else at.died_on
         for group in held.suspects:
@@ -297,14 +299,14 @@ class Supervisor:
         if came is not None:
             there = {"edit": {"worker_seconds": self._clock() - came}}
             self._figures = merged(self._figures, there)
-        rows = self._rows_in_hand.pop(dead, 0)
+        rows = self._unfinished_rows.pop(dead, 0)
         lost = {stage: {"lost_blocks": 1.0}}
         if rows:
             lost["edit"] = {**lost.get("edit", {}), "unet_rows": rows, "lost_unet_rows": rows}
         self._figures = merged(self._figures, lost)
         is_alone, of_block = self._is_node_alive(dead.node), held.suspects
         _log.warning(
-            "%s died while it processed %d sources, %d UNet rows lost; they are made again",
+            "%s died while it processed %d sources; they run again, %d UNet rows are lost",
             "a worker" if is_alone else "a machine with a worker",
             len(held.groups),
             rows,
@@ -319,7 +321,7 @@ class Supervisor:
             self._dead.add(process)
             self._figures = merged(self._figures, {stage: {"worker_deaths": 1}})
             at.deaths_in_a_row += 1
-            if self.is_hopeless():
+            if self.has_too_many_deaths():
                 self.stop()
 
     def _stage(self, name: str) -> _Stage:

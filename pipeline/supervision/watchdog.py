@@ -1,8 +1,8 @@
 """Ends a worker that makes no progress: Ray starts another, `supervisor` finds the row to blame.
 
 A call that hangs in C code can neither be interrupted nor abandoned from Python, and it may hold
-the interpreter's lock. So the process ends as a whole, by `faulthandler`, whose thread needs no
-lock; where every thread stood is then in the worker's log.
+the interpreter's lock. So the whole process is ended by `faulthandler`, whose thread does not need
+that lock; it writes the stack of every thread to the worker's log.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """Seconds.
+    """Time limits in seconds.
 
     Attributes:
-        stall_s: between two signs of life: calls of the UNet, sources fetched, files written.
-        group_s: for one source with all its edits; a block of n sources has n times as long.
+        stall_s: at most this long between two signs of progress: a UNet call, a source fetched, a
+            file written.
+        group_s: at most this long for one source with all its edits; n times as long for a block of
+            n sources.
     """
 
     stall_s: float
@@ -30,8 +32,8 @@ class TimeLimits:
 
 
 class Watchdog:
-    """Watches one block. Python has one such timer in a process: it goes off at the first of the
-    moments that all of them wait for."""
+    """Watches one block. A process has only one such timer, which is set to the earliest deadline
+    of all watchdogs."""
 
     _on_watch: ClassVar[list[Watchdog]] = []
     _lock: ClassVar[threading.Lock] = threading.Lock()
@@ -56,12 +58,12 @@ class Watchdog:
                 self._set_timer()
 
     def limit(self, groups: int) -> None:
-        """From now on the time limit is that of this many groups."""
+        """Restarts the time limit, with that of this many groups."""
         self._deadline = time.monotonic() + self._limits.group_s * max(1, groups)
         self._arm()
 
     def feed(self) -> None:
-        """A sign of life, from any thread."""
+        """Reports progress. May be called from any thread."""
         if time.monotonic() - self._fed_at > self._limits.stall_s / 20:
             self._arm()
 
@@ -72,7 +74,7 @@ class Watchdog:
 
     @classmethod
     def _set_timer(cls) -> None:
-        if not cls._on_watch:  # after the work was over, for one by a thread's last word
+        if not cls._on_watch:  # fed by a thread that outlived the work
             faulthandler.cancel_dump_traceback_later()
             return
         first = min(each._goes_off_at for each in cls._on_watch)

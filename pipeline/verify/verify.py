@@ -93,7 +93,7 @@ def verify_run(job: Job) -> Verification:
         problems.add(
             f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
         )
-    for part in committing_folders(folder, besides=ledger.settled_parts()):
+    for part in committing_folders(folder, skip=ledger.settled_parts()):
         problems.add(*_orphan_problem(folder, ledger, part))
     return _sum_up(job, outcome_of, images, problems)
 

@@ -75,7 +75,7 @@ def test_a_driver_that_is_refused_or_killed_at_each_write(
                 assert ended.code == KILLED, ended.output
             elif write == "release":  # all is done by then
                 assert ended.code == 0, ended.output
-                assert "the lease was not given back" in ended.output
+                assert "the lease was not released" in ended.output
             else:
                 assert ended.code == 1, ended.output
                 assert "not allowed with these credentials" in ended.output

@@ -77,7 +77,7 @@ def test_machines_that_come_during_a_run_take_part(job: Job, tmp_path: Path, how
     stats = json.loads(Path(job.output, "stats.json").read_bytes())
     assert (stats["resources"]["actors"], stats["resources"]["later"]) == (2, 1)
     assert 0 < stats["last_run"]["busy_share"] <= 1
-    assert "1 of 2 actors wait for a machine" in log
+    assert "1 of 2 actors are waiting for a machine" in log
     waited = "waiting for the cluster to have room, for at most 120 s (resources.wait_s)" in log
     assert waited == (how == "by-itself")
     assert did["asked"] == [], "nothing is asked for any more"

@@ -30,7 +30,7 @@ def tiny_float64(tiny_folder: Path) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def photos() -> list[Image.Image]:
-    """Three different smooth pictures of 64 x 64 pixels."""
+    """Three different smooth images of 64 x 64 pixels."""
     y, x = np.mgrid[0:64, 0:64] / 64
     return [
         Image.fromarray(

@@ -1,4 +1,4 @@
-"""The engine against the naive reference: equal where it must be, different where it must not."""
+"""The editor against the naive reference: equal, and different if a mistake is made on purpose."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint, rule, photos) -> Made:
-    """The photos, inverted and edited by the reference, which begins with the editor's z_0."""
+    """The photos, inverted and edited by the reference, which starts from the editor's z_0."""
     inversion = Editor(checkpoint).invert(photos, SOURCE_PROMPTS, parameters_for(rule))
     reference = reference_for(checkpoint, rule)
     made = Made([], [])
@@ -136,7 +136,7 @@ class LimitedGuidance(Reference):
     [("real", (0.0, 0.6)), ("real", (0.2, 0.9)), ("synthetic", (0.3, 0.8))],
 )
 def test_limited_guidance_is_scale_1_outside_the_interval(tiny, photos, kind, interval):
-    """Equal to the reference that has scale 1 there, far from the one that is guided throughout."""
+    """Equal to the reference with scale 1 at these steps, far from the one guided throughout."""
     parameters = parameters_for("range", guidance_interval=interval)
     editor = Editor(tiny, max_rows=5)
     if kind == "real":

@@ -1,4 +1,4 @@
-"""What is measured between two images, and what each tolerance lets pass."""
+"""The measured difference of two images, and what each tolerance admits."""
 
 from __future__ import annotations
 

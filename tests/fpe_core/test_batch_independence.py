@@ -1,4 +1,4 @@
-"""Promise 4: the same edit is the same image whatever it was batched with, to a stated tolerance.
+"""The same edit gives the same image in every batch, within a stated tolerance.
 
 In float64 the bound is seven orders of magnitude tighter: what is left in float32 is rounding.
 """
@@ -30,14 +30,14 @@ from fpe_core.still_life.render import render
 
 SOURCES, TARGETS = 8, 4
 REFERENCE = (0, 0)
-"""The source and the target of the edit that every batch below holds."""
+"""The source and the target of the edit that is part of every batch below."""
 
 Made = Mapping[tuple[int, int], Edit]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Every one of some sources with every one of some targets, in these orders."""
+    """All pairs of some sources and some targets, in these orders."""
 
     sources: Sequence[int]
     targets: Sequence[int]
@@ -61,7 +61,7 @@ CASES = [
     ("still-life", "32, in another order, 24 rows at a time"),
     ("still-life, synthetic", "8"),
 ]
-"""The built-in model is some hundred times as much work, so it tries fewer."""
+"""The built-in model takes about a hundred times as long, so fewer are tried."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Subject:
 
 
 def tiny_subject(checkpoint: Checkpoint, *, synthetic: bool) -> Subject:
-    """Two prompts of eight are none: an inversion without a prompt is a row like any other."""
+    """Two of eight prompts are empty: an inversion without a prompt is a row like any other."""
     y, x = np.mgrid[0:64, 0:64] / 64
     planes = [[128 + 127 * np.sin(6 * x * s), 255 * y**s, 255 * np.abs(x - y)] for s in range(1, 9)]
     words = ["a cat", "a red car", "snow", "a green dog"]
@@ -193,7 +193,7 @@ def test_in_float64_next_to_nothing_is_left(tiny_float64: Checkpoint, model: str
 
 
 def test_another_edit_is_not_the_same(subject: Subject, alone: Edit) -> None:
-    """The comparison tells a guidance that is 0.1 % off, so what it lets pass is less than that."""
+    """The comparison detects a guidance that is 0.1 % off, so it admits less than that."""
     scale = subject.parameters.guidance_scale
     guided = dataclasses.replace(subject.parameters, guidance_scale=scale * 1.001)
     others = {

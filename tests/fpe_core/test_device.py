@@ -1,4 +1,4 @@
-"""bfloat16 where the CPU cannot multiply it: said, and not refused."""
+"""bfloat16 on a CPU without its instructions: a warning, not an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def with_capabilities(monkeypatch: pytest.MonkeyPatch, **capabilities: object) -> None:
-    """As torch would tell of another chip."""
+    """What torch would report on another CPU."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
 
 
@@ -38,7 +38,7 @@ def test_what_a_chip_can_is_what_torch_says(
 def test_the_chip_here_is_read_as_linux_reads_it() -> None:
     flags = Path("/proc/cpuinfo")
     if not flags.exists() or "flags" not in flags.read_text() or has_native_bfloat16() is None:
-        pytest.skip("no x86 Linux, or a torch that does not tell")
+        pytest.skip("not Linux on x86, or torch does not report it")
     words = set(flags.read_text().split())
     assert has_native_bfloat16() == bool({"avx512_bf16", "amx_bf16"} & words)
 

@@ -31,7 +31,7 @@ SMALL = EditParameters(
 
 
 class CountingUNet:
-    """Counts what really goes through a UNet, independent of what the editor says.
+    """Counts what really goes through a UNet, independently of what the editor reports.
 
     At the first cross-attention, which has all rows: what is before it, rows may share.
     """
@@ -301,9 +301,11 @@ def test_sizes_other_than_the_native_one(tiny, photos):
 def test_arguments_that_do_not_fit_each_other(tiny, photos):
     editor = Editor(tiny)
     inversion = editor.invert(photos[:2], None, SMALL)
-    with pytest.raises(ParameterError, match="equally many, got 1 and 2"):
+    with pytest.raises(
+        ParameterError, match="as many lists of target prompts as sources, got 1 and 2"
+    ):
         editor.edit(inversion, [["a dog"]])
-    with pytest.raises(ParameterError, match="equally many"):
+    with pytest.raises(ParameterError, match="as many source prompts as images, got 1 and 2"):
         editor.invert(photos[:2], ["one prompt"], SMALL)
     with pytest.raises(ParameterError, match="list of prompts per source"):
         editor.edit(inversion, ["a dog", "a cat"])
@@ -317,7 +319,7 @@ def test_arguments_that_do_not_fit_each_other(tiny, photos):
         Editor(tiny, max_rows=0)
 
 
-# --- one test per defect of the authors' code (DESIGN section 4) ---------------------------------
+# --- one test per defect of the authors' code --------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1, 7, 25, 50])
@@ -353,7 +355,7 @@ def test_the_scaling_factor_is_the_checkpoint_s(tiny, photos):
 
 
 def test_an_image_that_is_not_square_is_not_squashed(tiny):
-    """A circle in a wide picture stays round."""
+    """A circle in a wide image stays round."""
     wide = Image.new("RGB", (200, 100), "white")
     wide.paste(Image.new("RGB", (40, 40), "black"), (80, 30))
     fitted = Editor(tiny).invert([wide], None, SMALL).images[0]
@@ -373,7 +375,7 @@ def test_a_prompt_past_the_window_is_cut_and_said_so(tiny, photos, caplog):
 
 
 def test_the_device_is_the_checkpoint_s(tiny_folder):
-    """Weights and noise live where the caller said; the meta device proves it anywhere."""
+    """Weights and noise are on the caller's device; the meta device shows it on any machine."""
     checkpoint = load_checkpoint(tiny_folder, device="meta")
     assert {p.device.type for p in checkpoint.unet.parameters()} == {"meta"}
     assert Editor(checkpoint).synthesise(["a cat"], [1], SMALL).noise.device.type == "meta"

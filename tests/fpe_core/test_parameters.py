@@ -43,13 +43,13 @@ def test_defaults_are_the_paper_s():
 
 
 def test_only_the_experiment_names_cross_attention_in_its_record():
-    """Records of ordinary edits, and with them their ids, are as they were before it existed."""
+    """Records of ordinary edits, and so their ids, do not change."""
     assert "replace_cross_attention" not in EditParameters().to_dict()
     assert EditParameters(replace_cross_attention=True).to_dict()["replace_cross_attention"] is True
 
 
 def test_only_limited_guidance_is_named_in_a_record():
-    """So are ids of edits that are guided at every step, however that was written."""
+    """Nor do ids of edits that are guided at every step, in any notation."""
     assert "guidance_interval" not in EditParameters(guidance_interval=(0, 1)).to_dict()
     limited = EditParameters(guidance_interval=(0, 0.5))
     assert limited.to_dict()["guidance_interval"] == [0.0, 0.5]

@@ -1,6 +1,6 @@
-"""What an edit does not compute: counted at the modules of the UNet, as rows that reach them.
+"""Computations that an edit saves, as the number of rows that reach the UNet's modules.
 
-That the pictures are the same all the same is held by test_against_reference.py.
+That the images stay the same is tested by test_against_reference.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ N = len(TARGETS)
 
 @contextmanager
 def rows_through(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Rows that come out of the named modules, none of them known to the editor."""
+    """Counts rows at the outputs of the named modules, independently of the editor."""
     rows = dict.fromkeys(names, 0)
 
     def counter(name: str):
@@ -63,7 +63,7 @@ def rows_through(unet: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[s
 def rows_per_call(unet: torch.nn.Module) -> Iterator[list[int]]:
     """Rows of each call of the UNet, in order."""
     rows: list[int] = []
-    # The first layer that has all rows: what is before it, rows may share.
+    # The first layer that has all rows: before it, rows may be shared.
     attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_q
     handle = attention.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
     try:
@@ -97,7 +97,7 @@ def test_a_real_source_s_row_ends_in_the_last_replaced_layer(
     ]
     with rows_through(tiny.unet, [*reached, *not_reached]) as rows:
         editor.edit(inversion, [TARGETS] * 3)
-    # At the first step an unconditional row is all its source's edits' (see below).
+    # At the first step all edits of a source share an unconditional row (see below).
     sources, targets, replaced = 3 * R, 3 * (2 * T * N - (N - 1)), 3 * R * N
     assert rows[f"{first}.to_v"] == sources + targets
     for name in (f"{first}.to_q", f"{last}.to_q", f"{last}.to_k"):

@@ -1,4 +1,4 @@
-"""The approximate presets: named, relative, and none by default."""
+"""The approximate presets: chosen by name, relative, and off by default."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 
 from fpe_core import EditParameters, ParameterError
 from fpe_core.parameters import EVERY_STEP
-from fpe_core.speed import PRESETS, SPEEDS, Preset, approximation_of, at_speed
+from fpe_core.speed import SPEED_PRESETS, SPEEDS, SpeedPreset, approximation_of, at_speed
 from pipeline.plan.plan import unet_rows_of
 
 
 def test_exact_is_the_recommendation_itself() -> None:
     recommended = EditParameters(steps=25)
     assert at_speed(recommended, "exact") is recommended
-    assert set(SPEEDS) == {"exact", *PRESETS}
+    assert set(SPEEDS) == {"exact", *SPEED_PRESETS}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 25, 50, 999])
@@ -30,7 +30,7 @@ def test_every_speed_does_less_than_the_one_before(steps: int) -> None:
 
 def test_a_preset_keeps_all_that_it_does_not_name() -> None:
     recommended = EditParameters(steps=40, guidance_scale=3.0, negative_prompt="blurred")
-    made = Preset(steps_share=0.5, guidance_interval=(0.0, 0.7)).applied_to(recommended)
+    made = SpeedPreset(steps_share=0.5, guidance_interval=(0.0, 0.7)).applied_to(recommended)
     assert (made.steps, made.guidance_interval) == (20, (0.0, 0.7))
     assert (made.guidance_scale, made.negative_prompt, made.layers) == (
         3.0,

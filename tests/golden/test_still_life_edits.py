@@ -1,4 +1,4 @@
-"""The built-in model really edits: a fast part of the benchmark, held to what it reached.
+"""The built-in model really edits: a fast part of the benchmark, with bounds from past results.
 
 The bounds are the figures of the test split (`fpe bench edits`, 40 scenes) less a margin for the
 few scenes here. Arms are ordered as the paper says: without replacement structure is lost, with all

@@ -1,7 +1,7 @@
-"""The editor on a CUDA GPU: the edits of a CPU, whatever the type and the batch.
+"""The editor on a CUDA GPU gives the edits of a CPU, for every dtype and batch.
 
 The built-in model, whose trajectories are smooth: with random weights, rounding alone grows to
-another picture.
+another image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = [
 SOURCES, TARGETS = 4, 3
 HALVES = (torch.float16, torch.bfloat16)
 ROUNDING_LEVELS = {torch.float16: 4.0, torch.bfloat16: 8.0}
-"""Bound on the mean difference from float32's pictures, of 255. On a CPU these edits are at most
+"""Bound on the mean difference from float32's images, of 255. On a CPU these edits are at most
 0.8 and 3.6 apart, other edits of the same scenes 18 and more."""
 CPU_TOLERANCE = 5e-4
 """Of latents in float32 against a CPU's: other kernels sum in another order from the first layer
@@ -86,7 +86,7 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def memory_left(room_bytes: int) -> Iterator[None]:
-    """torch's allocator has so much more than it holds now."""
+    """Leaves torch's allocator this much more than it holds now."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room_bytes) / total)
@@ -134,7 +134,7 @@ def test_half_precision_is_what_a_gpu_takes_by_itself() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_step_waits_for_the_device() -> None:
-    """Twice the steps make the host wait as often: for pictures, not for steps."""
+    """Twice the steps do not make the host wait more often: it waits for images, not for steps."""
 
     def waits(steps: int) -> int:
         torch.cuda.set_sync_debug_mode("warn")
@@ -149,7 +149,7 @@ def test_no_step_waits_for_the_device() -> None:
     editor = Editor(model("cuda", torch.float16))
     make(editor, steps=12)  # what happens the first times only: kernels, CUDA graphs
     few = waits(4)
-    assert few > 0, "pictures have to come to the host"
+    assert few > 0, "images have to come to the host"
     assert waits(8) == few
 
 

@@ -1,4 +1,4 @@
-"""Whole runs with workers on a CUDA GPU, in a Ray of their own."""
+"""Whole runs with workers on a CUDA GPU, each in its own local Ray."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import outcomes_table
 from pipeline.logs import (
     FIELDS,
-    FLOORS,
-    TRIED_AGAIN,
+    PACKAGES,
+    RETRY_LOGGER,
     Formatter,
     LogSettings,
     about,
+    describe_retry,
     label_lines,
     log_to_stderr,
-    say_what_is_tried_again,
 )
 from pipeline.storage.folder import Folder
 from pipeline.supervision.supervisor import Supervisor, Worker
@@ -54,7 +54,7 @@ class Lines:
 def lines(request: pytest.FixtureRequest) -> Iterator[Lines]:
     """JSON, or the format that the test asks for, of everything of ours from INFO on."""
     lines = Lines(LogSettings(getattr(request, "param", "json"), "recoloured-1f2e3d4c-3"))
-    loggers = [logging.getLogger(name) for name in (*FLOORS, TRIED_AGAIN)]
+    loggers = [logging.getLogger(name) for name in (*PACKAGES, RETRY_LOGGER)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(lines.handler)
@@ -90,7 +90,7 @@ def test_no_secret_of_a_url_comes_through(lines: Lines) -> None:
         raise OSError(f"no {URL}")
     except OSError:
         log.exception("because of %s", URL)
-    logging.getLogger(TRIED_AGAIN).warning(URL)
+    logging.getLogger(RETRY_LOGGER).warning(URL)
     assert SECRET not in lines.text
     assert lines.text.count("example.com/a.png") >= 4
     assert "Traceback" in lines.text
@@ -109,7 +109,7 @@ def test_stages_and_runs_can_change_and_a_line_can_say_its_own(lines: Lines) -> 
 
 
 def test_a_field_that_no_collector_knows_is_refused() -> None:
-    with pytest.raises(ValueError, match="no field of a log line: colour"):
+    with pytest.raises(ValueError, match="not a field of a log line: colour"):
         about(colour="red")
     for name in FIELDS:
         assert not hasattr(logging.makeLogRecord({}), name), "would hide logging's own"
@@ -163,14 +163,14 @@ def test_deaths_and_leases_are_told(lines: Lines, tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_tried_again_says_why(lines: Lines) -> None:
-    logger = logging.getLogger(TRIED_AGAIN)
-    logger.addFilter(say_what_is_tried_again)
+    logger = logging.getLogger(RETRY_LOGGER)
+    logger.addFilter(describe_retry)
     try:
         hidden = {"stamina.caused_by": f"OSError({URL})", "stamina.wait_for": 1.25}
         logger.warning("stamina.retry_scheduled", extra=hidden)
         logger.warning("something else")
     finally:
-        logger.removeFilter(say_what_is_tried_again)
+        logger.removeFilter(describe_retry)
     first, second = (line["message"] for line in lines.objects)
     assert first.startswith("trying again in 1.2 s after OSError(https://...@example.com/a.png")
     assert second == "something else"
@@ -180,7 +180,7 @@ def test_a_request_that_is_tried_again_says_why(lines: Lines) -> None:
 def test_a_worker_writes_each_line_once_however_often_it_is_told(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    loggers = [logging.getLogger(name) for name in (*FLOORS, TRIED_AGAIN)]
+    loggers = [logging.getLogger(name) for name in (*PACKAGES, RETRY_LOGGER)]
     before = [(each.handlers[:], each.level, each.propagate, each.filters[:]) for each in loggers]
     try:
         for stage in ("decode", "edit"):

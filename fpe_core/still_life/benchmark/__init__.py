@@ -1,1 +1,1 @@
-"""Edits with known right answers, made and judged."""
+"""Benchmarks on edits whose exact answers are known."""

@@ -29,7 +29,7 @@ _SCENES_AT_ONCE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way to edit."""
+    """One set of parameters to compare with others."""
 
     name: str
     parameters: EditParameters
@@ -82,7 +82,7 @@ def run_benchmark(
 ) -> Iterator[JudgedOutput]:
     """Edits every factor of every scene with every arm; a few scenes at a time, arms in turn.
 
-    `with_source_prompt` False inverts without a prompt, as for a picture nothing is known about.
+    `with_source_prompt` False inverts without a prompt, as for images without a caption.
     """
     factors = tuple(factors)
     for chunk in _chunks(seeds):
@@ -102,7 +102,7 @@ def run_benchmark(
 def measure_floors(
     editor: Editor, seeds: Sequence[int], parameters: EditParameters
 ) -> Iterator[Floors]:
-    """The two floors under every edit of the seeds' scenes, with their captions as prompts."""
+    """How well the seeds' scenes are reconstructed, with their captions as prompts."""
     plain = dataclasses.replace(parameters, guidance_scale=1.0, replaced_fraction=0.0)
     for chunk in _chunks(seeds):
         inversion = _invert(editor, chunk, plain, with_prompt=True)
@@ -121,7 +121,7 @@ def measure_floors(
 
 
 def figures_by_factor(edits: Iterable[JudgedOutput]) -> dict[tuple[str, str], FactorFigures]:
-    """(arm, factor) to its means, in the order in which they first came."""
+    """(arm, factor) to its means, in order of first appearance."""
     groups: dict[tuple[str, str], list[Judgement]] = {}
     for judged in edits:
         groups.setdefault((judged.arm, judged.edit.factor), []).append(judged.judgement)

@@ -1,4 +1,4 @@
-"""The benchmark's questions: edits of held-out scenes whose exact answers can be rendered."""
+"""The benchmark's edits: of held-out scenes, so that their exact answers can be rendered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fpe_core.still_life.scene import FACTORS, Scene, caption, counterfactual, sample_scene
 
 FIRST_SEED: Mapping[str, int] = MappingProxyType({"test": 2_000, "validation": 3_000})
-"""Where each split's scenes begin. Training's begin at 1,000,000; a split has 1,000 at most."""
+"""The first seed of each split, of at most 1,000 scenes. Training begins at 1,000,000."""
 
 MOST_SCENES = 1_000
 
@@ -20,7 +20,7 @@ MOST_SCENES = 1_000
 class BenchmarkEdit:
     """One factor of one scene changed to another of its values; everything else stays.
 
-    `answer` is the scene whose picture is the exact answer.
+    `answer` is the scene whose image is the exact answer.
     """
 
     seed: int

@@ -1,23 +1,23 @@
-"""What the gate on sources can promise: which sources it refuses, and whether their edits are bad.
+"""What the gate on sources achieves: which sources it refuses, and whether their edits are bad.
 
     tried = list(run_gate_benchmark(editor, hard_sources("validation", 5), parameters))
     gate_figures(tried).auc_foreign
 
 Clean, spoiled and foreign sources (`hard_sources`) are measured as the gate measures them: PSNR of
 the source, encoded and decoded, to itself. The scenes among them are edited and judged against
-exact answers. An edit is bad that misses the value asked for or has an IoU below 0.75. Only edits
-are counted whose exact answer, spoiled as its source is, is itself judged good: what the judge
-cannot see past is no fault of the edit.
+exact answers. An edit is bad if it misses the requested value or has an IoU below 0.75. An edit
+only counts if its exact answer, spoiled like its source, is judged good; otherwise the spoiling
+decides, not the edit.
 
 Measured 2026-11-25 by `fpe bench gate --device cpu`: 48 sources, 168 askable edits of which 47 are
 bad, built-in model, 25 steps, float32, one thread of an Intel Xeon. Terms as in GateFigures.
 
     AUC 0.49 (0.39 to 0.59), within kinds 0.51, foreign 1.00, caught 0.04
-    scenes 25.6 dB or more, pictures of another world 18.7 dB or less
+    scenes 25.6 dB or more, images of another world 18.7 dB or less
 
-So the figure does not predict a bad edit of a picture that the model knows. It tells whether the
-model knows the picture at all. Figures that walk the source back through its inversion, at up to
-one UNet row a step, predicted no more: where inversion has enough steps, an AUC of 0.50.
+So the PSNR does not predict a bad edit of an image that the model knows. It shows whether the model
+knows the image at all. Estimates that sample the source back from its inversion, at up to one UNet
+row per step, predicted no better: with enough inversion steps, an AUC of 0.50.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LOST_SHARE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class TriedEdit:
-    """An edit of a source. `is_askable`: the exact answer, spoiled as the source, is good."""
+    """An edit of a source. `is_askable`: the exact answer, spoiled like the source, is good."""
 
     edit: BenchmarkEdit
     judgement: Judgement
@@ -66,18 +66,19 @@ class TriedSource:
 
 @dataclasses.dataclass(frozen=True)
 class GateFigures:
-    """What the PSNR of a source tells; NaN where there is nothing to compare.
+    """What the PSNR of a source predicts; NaN if there is nothing to compare.
 
     Attributes:
-        auc: chance that a good edit's source has a higher one than a bad one's, 0..1; 0.5 is
-            chance.
-        auc_low, auc_high: 5 and 95 % of that over sources drawn again with replacement.
-        auc_within_kinds: the same among pairs of edits whose sources are of one kind.
-        auc_foreign: chance that a clean source has a higher one than a picture of another world.
-        caught: share of the bad edits below the threshold under which 5 % of the good ones lie.
-        scenes_lowest_db: of all sources that show a scene, spoiled ones too.
-        foreign_highest_db: of all pictures of another world. A limit between the two refuses
-            exactly these, where there is room.
+        auc: probability that a good edit's source has a higher PSNR than a bad edit's, 0..1; 0.5 is
+            no better than chance.
+        auc_low, auc_high: its 5th and 95th percentile, by bootstrap over the sources.
+        auc_within_kinds: the same, comparing only edits whose sources are of one kind.
+        auc_foreign: probability that a clean source has a higher PSNR than an image of another
+            world.
+        caught: share of the bad edits below the threshold that 5 % of the good ones are below.
+        scenes_lowest_db: lowest PSNR of the sources that show a scene, spoiled ones included.
+        foreign_highest_db: highest PSNR of the images of another world. If it is below
+            `scenes_lowest_db`, a limit between the two refuses exactly these images.
     """
 
     auc: float
@@ -114,9 +115,9 @@ def _try_together(
     parameters: EditParameters,
     factors: tuple[str, ...],
 ) -> Iterator[TriedSource]:
-    pictures = [source.picture(parameters.width_px) for source in sources]
-    measured = measure_autoencoder(editor, pictures, parameters)
-    inversion = editor.invert(pictures, [source.source_prompt for source in sources], parameters)
+    images = [source.image(parameters.width_px) for source in sources]
+    measured = measure_autoencoder(editor, images, parameters)
+    inversion = editor.invert(images, [source.source_prompt for source in sources], parameters)
     asked = [[] if s.is_foreign else edits_of_scene(s.seed, factors) for s in sources]
     result = editor.edit(inversion, [[edit.target_prompt for edit in of] for of in asked])
     for place, source in enumerate(sources):
@@ -138,7 +139,7 @@ def _is_askable(source: HardSource, edit: BenchmarkEdit, size_px: int) -> bool:
 
 
 def gate_figures(tried: Sequence[TriedSource]) -> GateFigures:
-    """What the gate's figure tells of the askable edits, and of foreign sources."""
+    """What the PSNR predicts for the askable edits, and for foreign sources."""
     low, high = _interval(tried)
     foreign = [each.autoencoder_psnr_db for each in tried if each.source.is_foreign]
     scenes = [each.autoencoder_psnr_db for each in tried if not each.source.is_foreign]
@@ -156,7 +157,7 @@ def gate_figures(tried: Sequence[TriedSource]) -> GateFigures:
 
 
 def _good_and_bad(tried: Iterable[TriedSource]) -> tuple[list[float], list[float]]:
-    """The figure of each good edit's source, and of each bad one's."""
+    """The PSNR of each good edit's source, and of each bad edit's."""
     good: list[float] = []
     bad: list[float] = []
     for source in tried:
@@ -185,7 +186,7 @@ def _auc_within_kinds(tried: Sequence[TriedSource]) -> float:
 
 
 def _interval(tried: Sequence[TriedSource]) -> tuple[float, float]:
-    """Edits of one source are no independent draws, so whole sources are drawn."""
+    """Bootstraps whole sources, because edits of one source are not independent."""
     rng = np.random.default_rng(0)
     drawn = (rng.integers(len(tried), size=len(tried)) for _ in range(_RESAMPLES))
     areas = [_auc([tried[place] for place in places]) for places in drawn]

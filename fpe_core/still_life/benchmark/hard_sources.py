@@ -1,12 +1,13 @@
 """Sources that are hard to invert, each from a held-out scene whose exact answers are known.
 
-A scene's picture is spoiled (grain, blur, JPEG, a checkerboard or soft light over it), told with
-another scene's caption, or inverted in few steps; how strongly is drawn from the scene's seed. The
-exact answer of an edit can be spoiled in the same way: it is what an editor without a fault makes.
+A scene's image is spoiled (grain, blur, JPEG, a checkerboard or soft light over it), captioned as
+another scene, or inverted in few steps. How strongly is drawn from the scene's seed. The exact
+answer of an edit can be spoiled in the same way: that is what a perfect editor would return.
 
-Strengths end where the benchmark's judge would call the spoiled exact answer itself wrong.
+Strengths are limited, so that the benchmark's judge does not reject the spoiled exact answer
+itself.
 
-Pictures of another world (noise, checkerboards, clouds) have no right answer at all.
+Images of another world (noise, checkerboards, clouds) show no scene and have no right answer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Pixels = NDArray[np.float64]  # (H, W, 3), 0..1
 _Spoil = Callable[[Pixels, np.random.Generator], Pixels]
 
 FEW_STEPS = (3, 5)
-"""Steps of the kind few_steps, in turn."""
+"""Numbers of steps of the sources of kind few_steps, in turn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,9 @@ class HardSource:
 
     Attributes:
         kind: one of SCENE_KINDS or FOREIGN_KINDS.
-        seed: of the scene it shows, or, of a foreign picture, of the scene it is said to show.
-        source_prompt: what it is inverted with.
-        steps: None for as many as the edits' parameters say.
+        seed: of the scene it shows; for a foreign image, of the scene whose caption it has.
+        source_prompt: the prompt for the inversion.
+        steps: None: as in the edits' parameters.
     """
 
     kind: str
@@ -54,30 +55,30 @@ class HardSource:
 
     @property
     def is_spoiled(self) -> bool:
-        """Whether its picture is another than the renderer's."""
+        """Whether its image differs from the renderer's."""
         return self.is_foreign or SCENE_KINDS[self.kind] is not None
 
     @property
     def scene(self) -> Scene:
         return sample_scene(self.seed)
 
-    def picture(self, size_px: int) -> Image.Image:
+    def image(self, size_px: int) -> Image.Image:
         """The source, RGB, `size_px` squared."""
         if self.is_foreign:
             return _as_image(FOREIGN_KINDS[self.kind](size_px, self._rng()))
         return self.spoil(render(self.scene, size_px))
 
-    def spoil(self, picture: Image.Image) -> Image.Image:
-        """Another picture of the size, spoiled as this source is."""
+    def spoil(self, image: Image.Image) -> Image.Image:
+        """An image of the source's size, spoiled in the same way."""
         change = SCENE_KINDS[self.kind]
-        return picture if change is None else _as_image(change(_as_unit(picture), self._rng()))
+        return image if change is None else _as_image(change(_as_unit(image), self._rng()))
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng((self.seed, 3))
 
 
 def hard_sources(split: str, scenes_per_kind: int) -> list[HardSource]:
-    """`scenes_per_kind` sources of every kind, twice as many clean ones; every seed comes once.
+    """`scenes_per_kind` sources of every kind, twice as many clean ones; every seed is used once.
 
     Raises ValueError for a split that does not exist, or more scenes than it has.
     """
@@ -90,32 +91,32 @@ def hard_sources(split: str, scenes_per_kind: int) -> list[HardSource]:
 
 
 def _hard_source(kind: str, seed: int, number: int) -> HardSource:
-    told = seed + 1 if kind == "wrong_prompt" else seed
+    captioned = seed + 1 if kind == "wrong_prompt" else seed
     steps = FEW_STEPS[number % len(FEW_STEPS)] if kind == "few_steps" else None
-    return HardSource(kind, seed, caption(sample_scene(told)), steps)
+    return HardSource(kind, seed, caption(sample_scene(captioned)), steps)
 
 
-def _grain(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    return picture + rng.uniform(0.01, 0.07) * rng.standard_normal(picture.shape)
+def _grain(image: Pixels, rng: np.random.Generator) -> Pixels:
+    return image + rng.uniform(0.01, 0.07) * rng.standard_normal(image.shape)
 
 
-def _blur(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    radius_px = rng.uniform(0.01, 0.04) * len(picture)
-    return _as_unit(_as_image(picture).filter(ImageFilter.GaussianBlur(radius_px)))
+def _blur(image: Pixels, rng: np.random.Generator) -> Pixels:
+    radius_px = rng.uniform(0.01, 0.04) * len(image)
+    return _as_unit(_as_image(image).filter(ImageFilter.GaussianBlur(radius_px)))
 
 
-def _jpeg(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    return _as_unit(compressed(_as_image(picture), int(rng.integers(2, 20))))
+def _jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
+    return _as_unit(compressed(_as_image(image), int(rng.integers(2, 20))))
 
 
-def _under_checks(picture: Pixels, rng: np.random.Generator) -> Pixels:
+def _under_checks(image: Pixels, rng: np.random.Generator) -> Pixels:
     share = rng.uniform(0.03, 0.15)
-    return (1 - share) * picture + share * _checkerboard(len(picture), rng)
+    return (1 - share) * image + share * _checkerboard(len(image), rng)
 
 
-def _under_clouds(picture: Pixels, rng: np.random.Generator) -> Pixels:
+def _under_clouds(image: Pixels, rng: np.random.Generator) -> Pixels:
     share = rng.uniform(0.03, 0.15)
-    return (1 - share) * picture + share * _clouds(len(picture), rng)
+    return (1 - share) * image + share * _clouds(len(image), rng)
 
 
 def _noise(size_px: int, rng: np.random.Generator) -> Pixels:
@@ -152,18 +153,18 @@ SCENE_KINDS: dict[str, _Spoil | None] = {
     "wrong_prompt": None,
     "few_steps": None,
 }
-"""Sources that show a scene, and what is done to its picture."""
+"""Sources that show a scene, and what is done to its image."""
 
 FOREIGN_KINDS: dict[str, Callable[[int, np.random.Generator], Pixels]] = {
     "only_noise": _noise,
     "only_checks": _checkerboard,
     "only_clouds": _clouds,
 }
-"""Pictures of another world."""
+"""Images of another world."""
 
 
-def _as_unit(picture: Image.Image) -> Pixels:
-    return np.asarray(picture, dtype=np.float64) / 255.0
+def _as_unit(image: Image.Image) -> Pixels:
+    return np.asarray(image, dtype=np.float64) / 255.0
 
 
 def _as_image(pixels: Pixels) -> Image.Image:

@@ -1,10 +1,10 @@
-"""Whether an edited picture is right, by the renderer that knows the exact answer.
+"""Whether an edited image is right, by the renderer that knows the exact answer.
 
 success     analysis by synthesis: of the scenes with every value of the edited factor, the one
-            whose picture is nearest to the output (squared error) has the value asked for
+            whose image is nearest to the output (squared error) has the value asked for
 structure   IoU of the object's mask in the output and in the exact answer, both recovered from
-            the picture by `recovered_mask`, so that the rule's own rim cancels
-psnr_db     likeness to the exact answer, whole picture
+            the image by `recovered_mask`, so that the rim that it adds cancels out
+psnr_db     likeness to the exact answer, whole image
 kept_psnr_db  the same where source and exact answer agree: what should not change
 """
 
@@ -27,7 +27,7 @@ from fpe_core.still_life.scene import FACTORS, Scene, counterfactual
 Pixels = NDArray[np.float32]  # (H, W, 3), 0..1
 
 LEAST_STRUCTURE = 0.75
-"""IoU of the object's mask in an edit and in the exact answer, from which an edit can be good."""
+"""IoU of the object's mask in an edit and in the exact answer, that a good edit has at least."""
 
 _FAR_RADII = 1.15  # from the object's centre: no shape reaches there
 _OBJECT_DIFFERENCE = 0.12  # root of the squared RGB difference to the empty scene
@@ -45,8 +45,8 @@ class Judgement:
         read_value: the edited factor's value that the output shows.
         success: whether it is the one asked for.
         structure: IoU, 0..1.
-        psnr_db, kept_psnr_db: at most 100; `kept_psnr_db` is None where an edit changes (nearly)
-            every pixel, as those of style do.
+        psnr_db, kept_psnr_db: at most 100; `kept_psnr_db` is None if an edit changes (nearly) every
+        pixel, as edits of style do.
     """
 
     read_value: str
@@ -62,13 +62,14 @@ class Judgement:
 
 
 def is_good(judgement: Judgement) -> bool:
-    """Whether one would keep the edit: the value asked for, and the object where it should be."""
+    """Whether one would keep the edit: it shows the requested value, and the object where it should
+    be."""
     return judgement.success and judgement.structure >= LEAST_STRUCTURE
 
 
 def judge(edit: BenchmarkEdit, output: Image.Image) -> Judgement:
-    """Judges an output of the size the scenes are rendered in, squared."""
-    picture, size_px = as_unit(output), output.width
+    """Judges a square output; the scenes are rendered in its size."""
+    image, size_px = as_unit(output), output.width
     source, answer = (as_unit(render(scene, size_px)) for scene in (edit.source, edit.answer))
     read_value = _nearest_value(edit, output)
     kept = np.abs(source - answer).max(axis=-1) <= _SAME
@@ -76,30 +77,30 @@ def judge(edit: BenchmarkEdit, output: Image.Image) -> Judgement:
         read_value=read_value,
         success=read_value == edit.target_value,
         structure=intersection_over_union(
-            recovered_mask(picture, edit.answer), recovered_mask(answer, edit.answer)
+            recovered_mask(image, edit.answer), recovered_mask(answer, edit.answer)
         ),
-        psnr_db=psnr_db(picture, answer),
+        psnr_db=psnr_db(image, answer),
         kept_psnr_db=(
-            psnr_db(picture[kept], answer[kept]) if kept.mean() >= _LEAST_KEPT_SHARE else None
+            psnr_db(image[kept], answer[kept]) if kept.mean() >= _LEAST_KEPT_SHARE else None
         ),
     )
 
 
-def recovered_mask(picture: Pixels, scene: Scene) -> NDArray[np.bool_]:
-    """Where a picture shows the object: bool, (H, W).
+def recovered_mask(image: Pixels, scene: Scene) -> NDArray[np.bool_]:
+    """Where an image shows the object: bool, (H, W).
 
-    Of the empty scenes with every background and style, the one nearest to the picture far from the
+    Of the empty scenes with every background and style, the one nearest to the image far from the
     object is subtracted; the object is where what remains, averaged over 3 x 3 pixels, exceeds
     0.12. So a wrong colour, pattern or background costs no structure. The scene gives the place,
-    the horizon and the light. Of true pictures, the rule finds the renderer's own mask with a
-    mean IoU of 0.95 (a rim of one pixel is added).
+    the horizon and the light. On rendered images it finds the renderer's own mask with a mean IoU
+    of 0.95 (it adds a rim of one pixel).
     """
-    size_px = picture.shape[0]
+    size_px = image.shape[0]
     centres = (np.arange(size_px) + 0.5) / size_px
     far = np.hypot(centres[None] - scene.centre_x, centres[:, None] - scene.centre_y)
     is_far = far > _FAR_RADII * scene.radius
     differences = [
-        ((ground - picture) ** 2).sum(axis=-1) for ground in _empty_scenes(_emptied(scene), size_px)
+        ((ground - image) ** 2).sum(axis=-1) for ground in _empty_scenes(_emptied(scene), size_px)
     ]
     nearest = min(differences, key=lambda difference: float(difference[is_far].mean()))
     mask: NDArray[np.bool_] = np.sqrt(_mean_of_nine(nearest)) > _OBJECT_DIFFERENCE
@@ -119,20 +120,20 @@ def psnr_db(first: Pixels, second: Pixels) -> float:
 
 
 def as_unit(image: Image.Image) -> Pixels:
-    """An RGB picture as (H, W, 3) float32, 0..1."""
+    """An RGB image as (H, W, 3) float32, 0..1."""
     return np.asarray(image, dtype=np.float32) / np.float32(255.0)
 
 
-def fitted_error(picture: Pixels, scene: Scene) -> float:
-    """Mean squared error between a picture and a scene, in the best pose found near the scene's.
+def fitted_error(image: Pixels, scene: Scene) -> float:
+    """Mean squared error between an image and a scene, in the best pose found near the scene's.
 
-    Place, size and angle go downhill one by one, in steps of 0.03 of the side, 8 % and 8 degrees,
-    then in halves of them.
+    Position, size and angle are optimised one after the other, in steps of 0.03 of the side, 8 %
+    and 8 degrees, then in half steps.
     """
-    size_px = picture.shape[0]
+    size_px = image.shape[0]
 
     def error(pose: Scene) -> float:
-        return float(np.mean((as_unit(render(pose, size_px)) - picture) ** 2))
+        return float(np.mean((as_unit(render(pose, size_px)) - image) ** 2))
 
     best, least = scene, error(scene)
     for scale in (1.0, 1.0, 0.5):

@@ -1,16 +1,17 @@
-"""What the scores of an edit tell apart: `python -m fpe_core.still_life.benchmark.measure_scores`.
+"""How well scores find bad edits: `python -m fpe_core.still_life.benchmark.measure_scores`.
 
 Edits of the benchmark's validation scenes, one of each factor per scene. A *correct* edit is the
 exact answer, encoded and decoded by the built-in autoencoder, as the output of a model would be.
-Against it stand, decoded the same way:
+It is compared with these, decoded in the same way:
 
     unchanged      the source
     other_scene    the exact answer of the next scene's edit of the same factor
     other_pose     the right factors, at another scene's place, size and angle
     wrong_value    the source with another, wrong value of the right factor
 
-Area under the ROC curve: the chance that a correct edit has more of a score than one of the others
-(for structure distance: less), ties half. A directional similarity that does not exist counts as 0.
+The figure is the area under the ROC curve: the probability that a correct edit has a higher score
+than one of the others (for structure distance: a lower one), ties counting half. A directional
+similarity of None counts as 0.
 
 Measured 2026-11-25, 40 scenes, 200 edits, built-in models, float32, one core of an Intel Xeon:
 
@@ -23,18 +24,18 @@ Measured 2026-11-25, 40 scenes, 200 edits, built-in models, float32, one core of
     the others, structure distance           0.000        0.999       0.997        0.409
     the least   directional similarity       1.000        1.000       0.706        1.000
 
-So the two complement each other, and neither is enough. Structure distance tells a lost layout from
-a correct edit, but less so for edits of shape, which change the layout themselves. It knows nothing
-of the value that was asked for, and an edit that changed nothing has less of it than a correct one.
-CLIP tells the wrong value and no change, and hardly sees a lost layout. These edits are rendered:
-what a model gets wrong is less clear-cut, and a wrong value drawn at random is seldom a near miss.
+So the two complement each other, and neither is enough. Structure distance detects a lost layout,
+but less well for edits of shape, which change the layout themselves. It does not depend on the
+requested value, and is lower for an edit that changed nothing than for a correct one. CLIP detects
+a wrong value and no change, but hardly a lost layout. These edits are rendered: a model's mistakes
+are less clear-cut, and a wrong value drawn at random is seldom a near miss.
 
 Structure distance itself, median and 5 to 95 %: correct 0.020 (0.005 to 0.158), unchanged 0.0005
 (to 0.002), other_pose 0.185 (0.063 to 0.406).
 
-The share of changed pixels at a distance of 0.12: unchanged, which is what the autoencoder does
-alone, 0.003 in the median and 0.018 at most; correct edits 0.043 at least. At 0.06 these two would
-be 0.067 and 0.077, at 0.2 they would be 0.003 and 0.020.
+The share of changed pixels at a distance of 0.12: for unchanged edits, which only the autoencoder
+changes, 0.003 in the median and at most 0.018; for correct edits at least 0.043. At 0.06 the two
+bounds would be 0.067 and 0.077, at 0.2 they would be 0.003 and 0.020.
 """
 
 from __future__ import annotations
@@ -84,13 +85,13 @@ def candidates(edits: Sequence[BenchmarkEdit]) -> dict[str, list[Scene]]:
 
 
 def area_under_curve(higher: Sequence[float], lower: Sequence[float]) -> float:
-    """The chance that one of `higher` exceeds one of `lower`, ties half, 0..1.
+    """The probability that one of `higher` exceeds one of `lower`, ties counting half, 0..1.
 
-    NaN where a value is NaN, or either is empty.
+    NaN if a value is NaN, or either is empty.
     """
     from scipy.stats import mannwhitneyu  # here, because it takes a second to load
 
-    found = mannwhitneyu(higher, lower, method="asymptotic")  # its p-value is not asked for
+    found = mannwhitneyu(higher, lower, method="asymptotic")  # its p-value is not used
     return float(found.statistic) / (len(higher) * len(lower))
 
 
@@ -118,10 +119,10 @@ def separation(
 
 
 def decoded(checkpoint: Checkpoint, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Each picture encoded and decoded again."""
+    """Each image encoded and decoded again."""
     limit, autoencoder = RowLimit(16), Autoencoder(checkpoint)
-    pictures, _ = autoencoder.decode(autoencoder.encode(images, limit), limit)
-    return list(pictures)
+    images, _ = autoencoder.decode(autoencoder.encode(images, limit), limit)
+    return list(images)
 
 
 def main() -> None:

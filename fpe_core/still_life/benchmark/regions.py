@@ -1,11 +1,11 @@
-"""Whether a box and a mask drawn on a source still hold in an edit, where the renderer knows.
+"""Samples of boxes and masks that do or do not hold in an edit, known from the renderer.
 
-A sample is a source, a picture, and the two IoUs of the object in both: of its masks, and of the
-boxes around them. It holds from an IoU of 0.75 on. Two kinds of pictures:
+A sample has a source, an image, and two IoUs of the object in the two: of its masks, and of the
+boxes around them. A box or mask holds if its IoU is at least 0.75. There are two kinds of images:
 
-    model    edits that a model made; masks of source and edit are recovered from the pictures by
-             `judgement.recovered_mask`, so that the rule's rim cancels; their boxes leave 3 % of
-             the pixels out on every side, because specks would make any box
+    model    edits that a model made; masks of source and edit are recovered from the images by
+             `judgement.recovered_mask`, so that the rim that it adds cancels out; their boxes leave
+             out 3 % of the pixels on every side, because single specks would enlarge them
     moved    exact answers of the same edits with the object moved, grown and turned by chance, a
              little or a lot, and saved as JPEG: masks are the renderer's own
 """
@@ -32,7 +32,7 @@ from fpe_core.still_life.render import object_mask, render
 from fpe_core.still_life.scene import Scene, caption, sample_scene
 
 HOLDS_IOU = 0.75
-_SPECKS = 0.03  # share of a recovered mask on each side that may be specks: a box would go there
+_SPECKS = 0.03  # share of a recovered mask on each side that may be specks
 _MOVE, _GROWTH, _TURN_DEG = 0.06, 0.2, 25.0  # deviations: of the side, log of the radius, degrees
 _JPEG_QUALITIES = (60, 95)
 _SCENES_AT_ONCE = 4
@@ -42,7 +42,7 @@ Mask = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class RegionSample:
-    """A picture, what the renderer knows of it (IoUs, 0..1), and scores by name."""
+    """An image, what the renderer knows of it (IoUs, 0..1), and scores by name."""
 
     kind: str
     factor: str
@@ -58,9 +58,9 @@ def moved_samples(
     for edit in (edit for seed in seeds for edit in edits_of_scene(seed)):
         rng = np.random.default_rng((edit.seed, len(edit.factor), 3))
         answer = moved(edit.answer, rng)
-        picture = compressed(render(answer), int(rng.integers(*_JPEG_QUALITIES)))
+        image = compressed(render(answer), int(rng.integers(*_JPEG_QUALITIES)))
         masks = object_mask(edit.source), object_mask(answer)
-        yield _sample("moved", edit, picture, masks, structure)
+        yield _sample("moved", edit, image, masks, structure)
 
 
 def model_samples(
@@ -69,7 +69,7 @@ def model_samples(
     arms: Sequence[EditParameters],
     structure: StructureModel | None = None,
 ) -> Iterator[RegionSample]:
-    """Every factor of the seeds' scenes, edited in every way; `arms` share steps and size."""
+    """One sample per factor of the seeds' scenes and arm; `arms` share steps and size."""
     for first in range(0, len(seeds), _SCENES_AT_ONCE):
         chunk = seeds[first : first + _SCENES_AT_ONCE]
         scenes = [sample_scene(seed) for seed in chunk]
@@ -81,8 +81,8 @@ def model_samples(
             made = editor.edit(inversion, prompts, parameters).edits
             for of_scene, outputs in zip(edits, made, strict=True):
                 for edit, output in zip(of_scene, outputs, strict=True):
-                    pictures = (render(edit.source, output.image.width), output.image)
-                    first_mask, second = (recovered_mask(as_unit(p), edit.answer) for p in pictures)
+                    images = (render(edit.source, output.image.width), output.image)
+                    first_mask, second = (recovered_mask(as_unit(p), edit.answer) for p in images)
                     masks = first_mask, second
                     yield _sample("model", edit, output.image, masks, structure)
 
@@ -101,7 +101,7 @@ def moved(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def box_around(mask: Mask, ignored: float = 0.0) -> Box | None:
-    """The box around a mask's pixels, less that share of them on every side; None for no pixels."""
+    """The box around a mask's pixels without the share `ignored` on every side; None if empty."""
     if not mask.any():
         return None
     (left, right), (top, bottom) = (_ends(mask.sum(axis=axis), ignored) for axis in (0, 1))
@@ -116,7 +116,7 @@ def _ends(profile: NDArray[np.int64], ignored: float) -> tuple[float, float]:
 
 
 def box_iou(first: Box | None, second: Box | None) -> float:
-    """IoU of two boxes, 0..1; 0 where one is missing."""
+    """IoU of two boxes, 0..1; 0 if one is missing."""
     if first is None or second is None:
         return 0.0
     width = min(first.right, second.right) - max(first.left, second.left)
@@ -128,21 +128,21 @@ def box_iou(first: Box | None, second: Box | None) -> float:
 def _sample(
     kind: str,
     edit: BenchmarkEdit,
-    picture: Image.Image,
+    image: Image.Image,
     masks: tuple[Mask, Mask],
     structure: StructureModel | None,
 ) -> RegionSample:
-    """`masks` of the object in source and picture."""
+    """`masks` of the object in source and image."""
     specks = _SPECKS if kind == "model" else 0.0
-    source, annotation = render(edit.source, picture.width), object_mask(edit.source, picture.width)
+    source, annotation = render(edit.source, image.width), object_mask(edit.source, image.width)
     box = box_around(annotation)
     assert box is not None  # every scene shows its object
     scores = {
-        "box": region_of_box(source, box).structure_in(picture) or 0.0,
-        "mask": region_of_mask(source, annotation).structure_in(picture) or 0.0,
+        "box": region_of_box(source, box).structure_in(image) or 0.0,
+        "mask": region_of_mask(source, annotation).structure_in(image) or 0.0,
     }
     if structure is not None:
-        scores["ViT"] = -token_distance(structure, source, picture, box)
+        scores["ViT"] = -token_distance(structure, source, image, box)
     return RegionSample(
         kind,
         edit.factor,
@@ -153,11 +153,12 @@ def _sample(
 
 
 def token_distance(
-    structure: StructureModel, source: Image.Image, picture: Image.Image, box: Box
+    structure: StructureModel, source: Image.Image, image: Image.Image, box: Box
 ) -> float:
-    """`fpe_core.structure_distance` of the tokens whose centres lie in a box, to all tokens: what
-    a ViT could say in place of `region_scores`. Square pictures; from 0, lower = structure kept."""
-    before, after = structure.self_similarities([source, picture])
+    """`fpe_core.structure_distance` of the tokens whose centres lie in a box, to all tokens: a
+    ViT's alternative to `fpe_core.scores.regions`. For square images; from 0, lower = structure
+    kept."""
+    before, after = structure.self_similarities([source, image])
     side = math.isqrt(len(before) - 1)
     places = (np.arange(side) + 0.5) * source.width / side
     rows = np.flatnonzero((places > box.top) & (places < box.bottom))

@@ -1,11 +1,11 @@
-"""What a retry ladder is worth, where the right answers are known.
+"""What a retry ladder achieves on edits whose exact answers are known.
 
     for each in run_retries(editor, seeds_of("test", 40), parameters, rules, ladder, score=score):
         [(a.reason, a.judgement, a.unet_rows) for a in each.attempts]
 
 Edits of held-out scenes are judged by rules over scores, as a job's are, and the rejected ones are
 attempted again along the ladder, from the same inversion. In addition to the rules' verdict, each
-attempt has what only the renderer knows: whether the picture really is right.
+attempt has what only the renderer knows: whether the image really is right.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def run_retries(
 def _next_attempts(
     tried: Sequence[Sequence[BenchmarkAttempt]], first: EditParameters, ladder: RetryLadder
 ) -> dict[EditParameters, list[int]]:
-    """Which edits are attempted again, as places, by the parameters."""
+    """The indices of the edits to attempt again, by the parameters of that attempt."""
     chosen: dict[EditParameters, list[int]] = defaultdict(list)
     for place, attempts in enumerate(tried):
         rejected = [(each.parameters, each.reason) for each in attempts if each.reason is not None]
@@ -117,7 +117,7 @@ class _Trial:
         asked: Sequence[tuple[int, BenchmarkEdit]],
         parameters: EditParameters,
     ) -> list[BenchmarkAttempt]:
-        """One attempt at each edit; `asked`: with the place of its scene, in their order."""
+        """One attempt at each edit of `asked`, (index of its scene, edit), in scene order."""
         by_scene: dict[int, list[str]] = defaultdict(list)
         for place, edit in asked:
             by_scene[place].append(edit.target_prompt)

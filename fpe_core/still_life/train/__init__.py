@@ -1,1 +1,1 @@
-"""How the built-in model and scorer were made: `python -m fpe_core.still_life.train`."""
+"""How the built-in model and scorer are trained: `python -m fpe_core.still_life.train`."""

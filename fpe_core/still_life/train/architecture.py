@@ -1,6 +1,7 @@
-"""The networks' shapes, Stable Diffusion 1.x in small and of the same classes, and the tokenizer.
+"""The architecture of the built-in model, before training: its networks and its tokenizer.
 
-It has a byte-level CLIP vocabulary whose merges make every word of the grammar one token.
+The networks are small versions of Stable Diffusion 1.x's, of the same classes. The tokenizer is
+CLIP's, with a byte-level vocabulary in which every word of the grammar is one token.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TEXT_WIDTH = 128
 def build_autoencoder() -> AutoencoderKL:
     """(B, 3, H, W) in -1..1 to (B, 4, H/8, W/8) and back.
 
-    It holds no attention, so it can train on crops; H and W are multiples of 8.
+    It has no attention, so it can train on crops; H and W are multiples of 8.
     """
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,

@@ -1,7 +1,7 @@
 """Trains the autoencoder in two stages.
 
-First both halves, on crops around the object and then on whole pictures; then the decoder alone, on
-latents that no longer change.
+`train_autoencoder` trains encoder and decoder, on crops around the object and then on whole images.
+`train_decoder` then trains the decoder alone, on latents that no longer change.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from fpe_core.still_life.train import workers
 from fpe_core.still_life.train.architecture import IMAGE_SIZE_PX, LATENT_SIZE
 from fpe_core.still_life.train.progress import Budget, Run
 
-_PEAK_LR = 2e-3
+_PEAK_LR, _DECODER_PEAK_LR = 2e-3, 1e-3
 _LATENT_PX = IMAGE_SIZE_PX // LATENT_SIZE
 _CROP_PX, _CROPS_PER_STEP = 64, 12  # in each process
 _WHOLE_PER_STEP = 3
-_WHOLE_AFTER = 0.55  # of the budget: crops see other GroupNorm statistics than whole pictures do
+_DECODER_IMAGES_PER_STEP = 4  # in each process
+_WHOLE_AFTER = 0.55  # share of the budget; crops have other GroupNorm statistics
 _EDGE_WEIGHT, _KL_WEIGHT = 0.5, 1e-5
 _RECORD_EVERY_STEPS = 200
 
@@ -42,7 +43,7 @@ def train_autoencoder(
     seed: int = 0,
     lr_scale: float = 1.0,
 ) -> Run:
-    """Trains in place on (N, 128, 128, 3) pictures and returns the finished run with its curve."""
+    """Trains in place on (N, 128, 128, 3) images and returns the finished run with its curve."""
     autoencoder.to(device).train()
     peak_lr = _PEAK_LR * lr_scale
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=peak_lr, weight_decay=1e-4)
@@ -70,7 +71,7 @@ def train_autoencoder(
 
 @torch.no_grad()
 def reconstruction_psnr_db(autoencoder: AutoencoderKL, seeds: Sequence[int]) -> float:
-    """Mean PSNR of the decoded posterior means of the seeds' scenes, whole pictures, in float32."""
+    """Mean PSNR of the decoded posterior means of the seeds' scenes, whole images, in float32."""
     values = []
     for seed in seeds:
         pixels = as_pixels(np.asarray(render(sample_scene(seed), IMAGE_SIZE_PX))[None])
@@ -100,10 +101,10 @@ def _batch(
 
 
 def _crop(image: NDArray[np.uint8], scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A square about a point of the object, moved to lie inside the picture.
+    """A square around a point of the object, moved to lie inside the image.
 
-    It begins at a multiple of the latent's 8 px, and nothing is mirrored: then the strokes of a
-    sketch lie alike in every latent position, and the decoder can draw them.
+    It starts at a multiple of the latent's 8 px and is not mirrored, so that the strokes of a
+    sketch are placed alike in every latent position and the decoder can learn to draw them.
     """
     corner = []
     for centre in (scene.centre_y, scene.centre_x):
@@ -120,11 +121,6 @@ def _divergence(posterior: DiagonalGaussianDistribution) -> torch.Tensor:
     return 0.5 * torch.mean(mean**2 + logvar.exp() - 1.0 - logvar)
 
 
-_DECODER_PEAK_LR = 1e-3
-_PICTURES_PER_STEP = 4  # in each process
-_DECODER_RECORD_EVERY_STEPS = 200
-
-
 def train_decoder(
     autoencoder: AutoencoderKL,
     latents: torch.Tensor,
@@ -138,7 +134,7 @@ def train_decoder(
 ) -> Run:
     """Trains the decoder in place and returns the finished run.
 
-    `latents` is (N, 4, 16, 16), those of the (N, 128, 128, 3) pictures, at unit scale.
+    `latents` is (N, 4, 16, 16), those of the (N, 128, 128, 3) images, at unit scale.
     """
     autoencoder.to(device).train()
     parts = {"decoder": autoencoder.decoder, "post_quant_conv": autoencoder.post_quant_conv}
@@ -148,7 +144,7 @@ def train_decoder(
     run = Run("decoder", folder, budget, optimizer, peak_lr, parts)
     for step in run.steps():
         rng = np.random.default_rng((seed, step, workers.rank()))
-        chosen = np.sort(rng.integers(len(images), size=_PICTURES_PER_STEP))
+        chosen = np.sort(rng.integers(len(images), size=_DECODER_IMAGES_PER_STEP))
         pixels = as_pixels(images[chosen]).to(device)
         z = latents[torch.from_numpy(chosen)].to(device) / autoencoder.config.scaling_factor
         with torch.autocast(device.type, torch.bfloat16):
@@ -159,7 +155,7 @@ def train_decoder(
         workers.average_gradients(weights)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        if step % _DECODER_RECORD_EVERY_STEPS == 0 and not workers.rank():
+        if step % _RECORD_EVERY_STEPS == 0 and not workers.rank():
             psnr_db = reconstruction_psnr_db(autoencoder, range(16))
             run.record(loss=float(loss.detach()), psnr_db=psnr_db)
     autoencoder.eval()

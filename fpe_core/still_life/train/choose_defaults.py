@@ -2,8 +2,8 @@
 `python -m fpe_core.still_life.train.choose_defaults CHECKPOINT`.
 
 First every choice of layers with every replaced fraction, then guidance at the best of those. The
-best has the highest success x structure, each factor counting the same. `fpe_defaults.json` takes
-what was chosen, `validation.json` everything that was tried.
+best has the highest success x structure, each factor counting the same. `fpe_defaults.json` gets
+the choice, `validation.json` everything that was tried.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEFAULTS_FILE, VALIDATION_FILE = "fpe_defaults.json", "validation.json"
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What is tried."""
+    """The values that are tried."""
 
     layers: Sequence[tuple[int, int]] = ((1, 16), (3, 13), (4, 14), (8, 16), (12, 16))
     fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8)
@@ -80,7 +80,7 @@ def choose_defaults(checkpoint: Path, *, scenes: int, grid: Grid | None = None) 
 
 
 def recommendation(parameters: EditParameters) -> dict[str, Any]:
-    """Parameters of square pictures as a checkpoint's `fpe_defaults.json` holds them."""
+    """Parameters of square images as a checkpoint's `fpe_defaults.json` holds them."""
     values = parameters.to_dict()
     size_px, _ = values.pop("width_px"), values.pop("height_px")
     return {"size_px": size_px, **values}

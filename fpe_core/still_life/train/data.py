@@ -1,6 +1,6 @@
-"""What the networks learn from: the training scenes, rendered once, and their latents.
+"""The training data: scenes, rendered once, and their latents.
 
-Latents are centred by folding their mean and scale into the autoencoder's weights.
+The latents are brought to zero mean and unit scale by changing the autoencoder's weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fpe_core.still_life.scene import Scene, sample_scene
 from fpe_core.still_life.train import workers
 from fpe_core.still_life.train.architecture import IMAGE_SIZE_PX
 
+_PER_BATCH = 16
 FIRST_TRAINING_SEED = 1_000_000
 """Seeds below this one are never trained on: they are for demonstrations, validation and tests."""
 
@@ -27,7 +28,7 @@ def training_scenes(count: int) -> list[Scene]:
 
 
 def rendered(folder: Path, scenes: list[Scene]) -> NDArray[np.uint8]:
-    """The scenes' pictures, (N, 128, 128, 3), mapped from a file that is drawn where it lacks."""
+    """The scenes' images, (N, 128, 128, 3), mapped from a file, which is made if missing."""
     path = folder / f"images_{len(scenes)}.npy"
     if not path.exists():
         partial = path.with_suffix(".partial.npy")
@@ -40,13 +41,10 @@ def rendered(folder: Path, scenes: list[Scene]) -> NDArray[np.uint8]:
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
 
-_PER_BATCH = 16
-
-
 def encoded(
     autoencoder: AutoencoderKL, images: NDArray[np.uint8], folder: Path, device: torch.device
 ) -> torch.Tensor:
-    """The pictures' latents at unit scale, (N, 4, 16, 16) float32, encoded now or read from disk.
+    """The images' latents at unit scale, (N, 4, 16, 16) float32, encoded now or read from disk.
 
     Afterwards the autoencoder yields latents of zero mean and one common deviation in each channel,
     and its config holds the `scaling_factor` that brings them to unit scale.
@@ -61,7 +59,7 @@ def encoded(
 
 @torch.no_grad()
 def centre_latents(autoencoder: AutoencoderKL, mean: torch.Tensor, gain: torch.Tensor) -> None:
-    """Makes the latent z become (z - mean) * gain, by channel, with the same decoded picture.
+    """Makes the latent z become (z - mean) * gain, by channel, with the same decoded image.
 
     Works on the two 1x1 convolutions between the networks and the latent, so nothing else changes.
     """

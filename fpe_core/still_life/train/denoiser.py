@@ -27,7 +27,7 @@ _MIN_SNR_GAMMA = 5.0
 _RECORD_EVERY_STEPS = 50
 
 
-class Denoiser(torch.nn.Module):
+class NoisePredictor(torch.nn.Module):
     """The two trained networks as one: (noisy latents, timesteps, token ids) to predicted noise."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
@@ -44,15 +44,15 @@ class Denoiser(torch.nn.Module):
 
 
 class Average:
-    """An exponential moving average of a module's weights, short at first."""
+    """An exponential moving average of a module's weights, over few updates at first."""
 
-    def __init__(self, module: Denoiser, longest_decay: float = 0.998) -> None:
-        self.module: Denoiser = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: NoisePredictor, longest_decay: float = 0.998) -> None:
+        self.module: NoisePredictor = copy.deepcopy(module).eval().requires_grad_(False)
         self.longest_decay = longest_decay
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, module: Denoiser) -> None:
+    def update(self, module: NoisePredictor) -> None:
         decay = min(self.longest_decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1.0 - decay)
         self.updates += 1
@@ -65,10 +65,10 @@ class Average:
         self.updates = state["updates"]
 
 
-def half_copy(denoiser: Denoiser, *, compiled: bool) -> HalfCopy[Denoiser]:
-    """The denoiser's bfloat16 copy; compiling its UNet makes GroupNorm fast too, after minutes."""
+def half_copy(denoiser: NoisePredictor, *, compiled: bool) -> HalfCopy[NoisePredictor]:
+    """The bfloat16 copy; compiling the UNet takes minutes and makes GroupNorm fast too."""
 
-    def prepare(copied: Denoiser) -> None:
+    def prepare(copied: NoisePredictor) -> None:
         copied.unet.set_attn_processor(AttnProcessor())  # explicit maps
         copied.text_encoder.set_attn_implementation("eager")
         if compiled:
@@ -78,7 +78,7 @@ def half_copy(denoiser: Denoiser, *, compiled: bool) -> HalfCopy[Denoiser]:
 
 
 def train_denoiser(
-    denoiser: Denoiser,
+    denoiser: NoisePredictor,
     latents: torch.Tensor,
     token_ids: torch.Tensor,
     *,
@@ -88,7 +88,7 @@ def train_denoiser(
     seed: int = 0,
     lr_scale: float = 1.0,
     compiled: bool = True,
-) -> Iterator[tuple[Run, Denoiser]]:
+) -> Iterator[tuple[Run, NoisePredictor]]:
     """Trains in place and yields (run, averaged weights) after every step and at the end.
 
     `latents` is (N, 4, 16, 16) at unit scale; `token_ids` is (N + 1, phrasings, 32) from
@@ -122,7 +122,7 @@ def train_denoiser(
             run.record(loss=float(np.mean(losses)))
             losses.clear()
         yield run, average.module
-    yield run, average.module  # also where the budget was spent before this start
+    yield run, average.module  # also if the budget was spent before this start
 
 
 def tokenize_captions(tokenizer: CLIPTokenizer, scenes: list[Scene]) -> torch.Tensor:
@@ -160,7 +160,7 @@ def _spread_timesteps(size: int, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _loss(
-    denoiser: Denoiser,
+    denoiser: NoisePredictor,
     clean: torch.Tensor,
     tokens: torch.Tensor,
     timesteps: torch.Tensor,

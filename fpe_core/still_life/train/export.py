@@ -1,6 +1,7 @@
-"""Writes a trained model as a diffusers folder, by one swap: no reader sees half of it.
+"""Exports a trained model as a diffusers folder, and reads one back to continue training from it.
 
-The way back too: a training may start from an exported model, also with new words.
+An export is written next to the old one and then renamed, so no reader sees half of it. Training
+may continue with new words in the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from fpe_core.still_life.train.architecture import assemble, build_tokenizer
-from fpe_core.still_life.train.denoiser import Denoiser
+from fpe_core.still_life.train.denoiser import NoisePredictor
 from fpe_core.still_life.train.progress import write_json
 
 _KEPT = ("README.md", "fpe_defaults.json", "validation.json")
-_PLACE_AND_PACE = {"size_px": 128, "steps": 25}  # the rest is the paper's until it is chosen
+_SIZE_AND_STEPS = {"size_px": 128, "steps": 25}  # the others are the paper's until they are chosen
 
 
 def export(
     folder: Path,
     autoencoder: AutoencoderKL,
-    denoiser: Denoiser,
+    denoiser: NoisePredictor,
     tokenizer: CLIPTokenizer,
     figures: dict[str, Any],
 ) -> None:
-    """Replaces `folder` by the model in float16 safetensors; a model card in it stays, and so do
-    parameters that were chosen."""
+    """Replaces `folder` by the model in float16 safetensors; keeps its model card and chosen
+    parameters."""
     vae, unet, text_encoder = (
         copy.deepcopy(module).cpu().eval().to(torch.float16)
         for module in (autoencoder, denoiser.unet, denoiser.text_encoder)
@@ -42,18 +43,18 @@ def export(
     shutil.rmtree(fresh, ignore_errors=True)
     assemble(vae, unet, text_encoder, tokenizer).save_pretrained(fresh, safe_serialization=True)
     build_tokenizer(fresh / "tokenizer")  # vocab.json and merges.txt for older readers
-    write_json(fresh / "fpe_defaults.json", _PLACE_AND_PACE)
+    write_json(fresh / "fpe_defaults.json", _SIZE_AND_STEPS)
     write_json(fresh / "training.json", figures)
     replace_folder(folder, fresh, keep=_KEPT)
 
 
 def replace_folder(folder: Path, fresh: Path, *, keep: Sequence[str]) -> None:
-    """Puts the folder `fresh` in the place of `folder`; of what is there, the files `keep` stay."""
+    """Replaces `folder` by the folder `fresh`, but keeps the files named in `keep`."""
     for name in keep:
         if (folder / name).exists():
             shutil.copy2(folder / name, fresh / name)
     for weights in fresh.rglob("*.safetensors"):
-        weights.chmod(0o644)  # safetensors writes them for the owner alone
+        weights.chmod(0o644)  # safetensors lets only the owner read them
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -66,12 +67,12 @@ _TOKEN_EMBEDDING = "embeddings.token_embedding.weight"  # noqa: S105
 
 
 def take_weights(
-    checkpoint: Path, autoencoder: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer
+    checkpoint: Path, autoencoder: AutoencoderKL, denoiser: NoisePredictor, tokenizer: CLIPTokenizer
 ) -> dict[str, Any]:
     """Fills the networks with a checkpoint's weights; returns its `training.json`.
 
-    A token that both vocabularies have keeps its embedding, whatever its number; one that is new
-    keeps the random embedding it has.
+    A token that both vocabularies have keeps its embedding, whatever its id; a new token keeps its
+    random embedding.
     """
     autoencoder.load_state_dict(_weights(checkpoint / "vae"))
     denoiser.unet.load_state_dict(_weights(checkpoint / "unet"))

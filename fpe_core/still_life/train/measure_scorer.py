@@ -1,7 +1,7 @@
 """How well a scorer judges held-out scenes: `python -m fpe_core.still_life.train.measure_scorer`.
 
-The renderer knows which caption is true and what the true answer of an edit looks like, so that
-what a scorer should prefer is known.
+The renderer knows which caption is true and what the right result of an edit looks like, so it is
+known what a scorer should prefer.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _UNEDITED_JPEG_QUALITY = 75
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
-    """Of one factor.
+class FactorJudgement:
+    """How well a scorer judges one factor.
 
     Attributes:
         read_right: share of scenes whose caption scores higher than the same caption with any other
-        value of the factor, 0..1.
-        edits_ranked_first: share of edits whose true picture has a higher directional similarity
-        than the picture with another, wrong value and than the unedited one, 0..1.
-        of_true_edits, of_wrong_edits, of_no_edit: mean directional similarity, -1..1, where no
-        direction counts as 0. The unedited picture is the source after a way through JPEG.
+            value of the factor, 0..1.
+        edits_ranked_first: share of edits whose true image has a higher directional similarity than
+            the image with another, wrong value and than the unedited one, 0..1.
+        of_true_edits, of_wrong_edits, of_no_edit: mean directional similarity, -1..1; None counts
+            as 0. The unedited image is the source, saved as JPEG.
     """
 
     read_right: float
@@ -46,7 +46,7 @@ class Judgement:
     of_no_edit: float
 
 
-def measure_scorer(scorer: ClipScorer, seeds: Sequence[int]) -> dict[str, Judgement]:
+def measure_scorer(scorer: ClipScorer, seeds: Sequence[int]) -> dict[str, FactorJudgement]:
     """Factor to how well the scorer judges it on the seeds' scenes."""
     scenes = [sample_scene(seed) for seed in seeds]
     before = scorer.embed_images(render(scene) for scene in scenes)
@@ -62,7 +62,7 @@ def _judge(
     scenes: Sequence[Scene],
     before: torch.Tensor,
     unedited: torch.Tensor,
-) -> Judgement:
+) -> FactorJudgement:
     rng = np.random.default_rng(len(scenes))
     wanted, wrong = [], []
     for scene in scenes:
@@ -85,7 +85,7 @@ def _judge(
         for each in (likeness["true"], np.fmax(likeness["wrong"], likeness["none"]))
     )
     means = {edit: float(np.mean(np.nan_to_num(each))) for edit, each in likeness.items()}
-    return Judgement(
+    return FactorJudgement(
         read_right=_share_read_right(scorer, factor, scenes, before),
         edits_ranked_first=float(np.mean(true > wrong_or_none)),
         of_true_edits=means["true"],

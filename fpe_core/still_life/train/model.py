@@ -1,14 +1,14 @@
-"""Makes the built-in model from nothing: `python -m fpe_core.still_life.train --out DIR`.
+"""Trains the built-in model from scratch: `python -m fpe_core.still_life.train --out DIR`.
 
     render      the training scenes, once
-    autoencoder pictures to latents and back
+    autoencoder images to latents and back
     encode      the latents of all training scenes, once
     decoder     again, on those latents
     denoiser    UNet and text encoder together
-    export      a diffusers folder, now and then and at the end
+    export      a diffusers folder, every ten minutes and at the end
     defaults    the parameters to edit with, chosen on the validation split
 
-Kill it at any moment and run the same command again: each stage goes on from its last snapshot.
+It may be killed at any time: the same command continues each stage from its last snapshot.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from fpe_core.still_life.train.autoencoder import (
 )
 from fpe_core.still_life.train.choose_defaults import choose_defaults
 from fpe_core.still_life.train.data import FIRST_TRAINING_SEED, encoded, rendered, training_scenes
-from fpe_core.still_life.train.denoiser import Denoiser, tokenize_captions, train_denoiser
+from fpe_core.still_life.train.denoiser import NoisePredictor, tokenize_captions, train_denoiser
 from fpe_core.still_life.train.export import export, take_weights
 from fpe_core.still_life.train.progress import Budget, Run, log_into
 
 _EXPORT_EVERY_S = 600.0
 _HELD_OUT_SEEDS = range(64)
-_CONTINUED_LR_SCALE = 0.6  # of the learning rates, where training starts from an earlier model
+_CONTINUED_LR_SCALE = 0.6  # for the learning rates, if training starts from an earlier model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +64,16 @@ def train(
 ) -> dict[str, Any]:
     """Runs or resumes every stage in `out`, exports to `out/checkpoint`, returns its figures.
 
-    `start_from` is an earlier export whose weights the networks begin with. `compiled` False saves
+    `start_from` is an earlier export whose weights the networks start with. `compiled` False saves
     the minutes that compiling the UNet takes, for a training of a few steps.
     """
-    # Longer than 50 lines: the stages in order, each working with what the ones before have made.
+    # Longer than 50 lines: the stages in order, each using the results of those before.
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(out / f"tokenizer_{workers.rank()}")
     autoencoder = build_autoencoder()
-    denoiser = Denoiser(build_unet(), build_text_encoder(tokenizer))
+    denoiser = NoisePredictor(build_unet(), build_text_encoder(tokenizer))
     earlier = take_weights(start_from, autoencoder, denoiser, tokenizer) if start_from else None
 
     scenes = training_scenes(scene_count)
@@ -123,13 +123,13 @@ def _figures_of(denoiser: Run) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
-    parser.add_argument("--start-from", type=Path, help="an earlier export to go on from")
-    parser.add_argument("--minutes", type=float, default=90.0, help="of training, in all")
+    parser.add_argument("--start-from", type=Path, help="an earlier export to continue from")
+    parser.add_argument("--minutes", type=float, default=90.0, help="of training, in total")
     parser.add_argument("--autoencoder-share", type=float, default=0.2, help="of the minutes")
     parser.add_argument("--decoder-share", type=float, default=0.1, help="of the minutes")
     parser.add_argument("--processes", type=int, help="default: one per core, one with a GPU")
     parser.add_argument(
-        "--validation-scenes", type=int, default=16, help="to choose the default parameters by"
+        "--validation-scenes", type=int, default=16, help="for choosing the default parameters"
     )
     chosen = parser.parse_args()
     in_all_s = chosen.minutes * 60.0

@@ -1,4 +1,4 @@
-"""What a training stage carries from one start to the next: budget, snapshots, curve."""
+"""What a training stage keeps between starts: budget, snapshots, curve."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Budget:
 
 @dataclasses.dataclass
 class Run:
-    """One stage's training loop, resumed from its snapshot where there is one.
+    """One stage's training loop, resumed from its snapshot if there is one.
 
     `state` names everything with `state_dict` and `load_state_dict` that must survive a kill. Time
     spent before the kill counts against the budget; the work since the last snapshot is lost.
@@ -108,7 +108,7 @@ class Run:
         self.optimizer.load_state_dict(snapshot["optimizer"])
         for name, part in self.state.items():
             part.load_state_dict(snapshot["state"][name])
-        log.info("%s goes on at step %d, %.0f s spent", self.name, self.step, self.seconds)
+        log.info("%s continues at step %d, %.0f s spent", self.name, self.step, self.seconds)
 
     def _set_lr(self) -> None:
         warmup = min(1.0, (self.step + 1) / _WARMUP_STEPS)

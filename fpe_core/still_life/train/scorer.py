@@ -1,11 +1,11 @@
-"""Makes the built-in scorer from nothing: `python -m fpe_core.still_life.train.scorer --out DIR`.
+"""Trains the built-in scorer from scratch: `python -m fpe_core.still_life.train.scorer --out DIR`.
 
     render      the training scenes, once, or those of an earlier run with `--pictures`
-    train       a small CLIP: pictures against captions, with near misses in every batch
+    train       a small CLIP: images against captions, with near misses in every batch
     export      a folder for `CLIPModel.from_pretrained`
     measure     the export, on held-out scenes, into its training.json
 
-Kill it at any moment and run the same command again: it goes on from the last snapshot.
+It may be killed at any time: the same command continues from the last snapshot.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def train_scorer(
     groups_per_step: int = GROUPS_PER_STEP,
     snapshot_every_s: float = 60.0,
 ) -> Run:
-    """Trains in place on (N, 128, 128, 3) pictures and returns the finished run with its curve."""
+    """Trains in place on (N, 128, 128, 3) images and returns the finished run with its curve."""
     learner = Learner(model).to(device).train()
     half = half_copy(learner)
     pool = ScenePool(scenes)
@@ -100,14 +100,14 @@ def make_scorer(
     out: Path,
     budget: Budget,
     *,
-    pictures: Path | None = None,
+    images_folder: Path | None = None,
     scene_count: int = 32_000,
     measured_seeds: Sequence[int] = _MEASURED_SEEDS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Trains, or goes on, in `out`, exports to `out/scorer` and returns its figures.
+    """Trains or resumes in `out`, exports to `out/scorer` and returns its figures.
 
-    `pictures` is a folder where the training scenes lie rendered, or are going to; default: `out`.
+    `images_folder` has the rendered training scenes, or gets them; default: `out`.
     """
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,9 +116,9 @@ def make_scorer(
     model = build_scorer(tokenizer)
     scenes = training_scenes(scene_count)
     if workers.rank() == 0:
-        rendered(pictures or out, scenes)
+        rendered(images_folder or out, scenes)
     workers.wait_for_all()
-    images = rendered(pictures or out, scenes)
+    images = rendered(images_folder or out, scenes)
     run = train_scorer(
         model, tokenizer, images, scenes, folder=out, budget=budget, device=device, seed=seed
     )
@@ -148,7 +148,7 @@ def export_scorer(
 ) -> dict[str, Any]:
     """Replaces `folder` by the model in float16 safetensors; a README.md in it stays.
 
-    Returns what the export reaches on the scenes of `measured_seeds`; it is in its training.json.
+    Returns the export's figures on the scenes of `measured_seeds`; training.json has them too.
     """
     fresh = folder.with_name(f"{folder.name}.fresh")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -164,14 +164,14 @@ def export_scorer(
 
 
 def _tenths(curve: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Some ten points of a curve, the first and the last among them."""
+    """About ten points of a curve, including the first and the last."""
     return [curve[i] for i in np.unique(np.linspace(0, len(curve) - 1, 10).astype(int)) if curve]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
-    parser.add_argument("--pictures", type=Path, help="folder of an earlier run's pictures")
+    parser.add_argument("--pictures", type=Path, help="folder of an earlier run's images")
     parser.add_argument("--minutes", type=float, default=15.0, help="of training")
     parser.add_argument("--processes", type=int, help="default: one per core, one with a GPU")
     chosen = parser.parse_args()
@@ -181,9 +181,9 @@ def main() -> None:
     )
 
 
-def _make_with_log(out: Path, budget: Budget, pictures: Path | None) -> None:
+def _make_with_log(out: Path, budget: Budget, images_folder: Path | None) -> None:
     log_into(out)
-    make_scorer(out, budget, pictures=pictures)
+    make_scorer(out, budget, images_folder=images_folder)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A CLIP while it learns: beside captions it is asked for factors and outlines.
+"""The built-in scorer's network, its training batches and its losses.
 
-Captions alone teach colours within minutes, but shapes hardly at all: to see a shape is to tell the
-object from its ground first, whatever their colours. The renderer knows both, so a linear layer
-reads the object's outline from the patches halfway up, and another one the factors at the top. Both
-layers are left behind when the scorer is exported.
+The scorer is a small CLIP (Radford et al. 2021, arXiv 2103.00020). Each caption in a batch has near
+misses: captions with one factor changed.
 
-The scorer is a small CLIP (Radford et al. 2021, arXiv 2103.00020). In its batches a picture's
-caption has near misses: captions with one factor changed.
+Captions alone teach colours within minutes, but shapes hardly at all: to see a shape, the network
+must first separate the object from its ground, whatever their colours. The renderer knows both. So,
+during training, a linear layer predicts the object's outline from the patches halfway up, and
+another one predicts the factors at the top. The exported scorer has neither layer.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ _EMBEDDING_WIDTH = 96
 def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
     """(B, 3, 128, 128) in -1..1 and (M, up to 32) token ids to embeddings of 96; 1.8 M weights.
 
-    Positions of patches start as sines and cosines of row and column (Beyer et al. 2022, arXiv
-    2205.01580), and go on learning: CLIP's own start makes them a twentieth of a patch's colour.
+    The patches' position embeddings are initialised as sines and cosines of row and column (Beyer
+    et al. 2022, arXiv 2205.01580) and trained: CLIP's own initialisation makes them a twentieth of
+    a patch's colour.
     """
     config = CLIPConfig(
         text_config={
@@ -83,7 +84,7 @@ def _places(across: int, width: int) -> torch.Tensor:
 
 
 def image_preprocessing() -> dict[str, Any]:
-    """The content of preprocessor_config.json: pictures to (3, 128, 128) in -1..1."""
+    """The content of preprocessor_config.json: images to (3, 128, 128) in -1..1."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -102,8 +103,8 @@ def image_preprocessing() -> dict[str, Any]:
 
 _VARIED = 3
 GROUP = 2**_VARIED
-"""Scenes with two values of each of three factors, in every combination: each has a near miss in
-every one of them. Shape, which is the hardest to see, is always one of the three."""
+"""Scenes in a group: two values of each of three factors, in every combination, so that each scene
+has a near miss in every one of them. Shape, the hardest to see, is always one of the three."""
 
 _FULL_PHRASING_RATE = 0.8
 _WORDS = list(FACTORS.values())
@@ -120,8 +121,8 @@ class Batch:
     Attributes:
         chosen: (B,) int64, numbers of the scenes.
         captions: B texts, the i-th written for the i-th scene.
-        is_true: (B, B) bool, scene i is what caption j says. Captions of other scenes are true too
-        where they name the same factors, or fewer of them.
+        is_true: (B, B) bool, whether caption j is true of scene i. The caption of another scene is
+            true too if the scenes agree in all factors that it names.
     """
 
     chosen: NDArray[np.int64]
@@ -168,7 +169,7 @@ class ScenePool:
 
 
 def _phrasing(rng: np.random.Generator) -> int:
-    """Mostly one that names every factor."""
+    """A random phrasing, mostly one that names every factor."""
     full = rng.random() < _FULL_PHRASING_RATE
     return int(rng.integers(*((0, FULL_PHRASINGS) if full else (FULL_PHRASINGS, len(PHRASINGS)))))
 
@@ -181,7 +182,7 @@ _OUTLINE_WEIGHT, _FACTOR_WEIGHT = 2.0, 0.3
 
 
 class Answers(NamedTuple):
-    """What a learner says of B pictures and M captions, as logits in float32.
+    """A learner's outputs for B images and M captions, as logits in float32.
 
     Attributes:
         captions: (B, M), cosines times the learned scale.
@@ -224,9 +225,9 @@ def half_copy(learner: Learner) -> HalfCopy[Learner]:
 
 
 def contrastive_loss(logits: torch.Tensor, is_true: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy both ways, as CLIP's, where a picture may have several true captions.
+    """CLIP's cross-entropy in both directions, for images that may have several true captions.
 
-    `logits` and `is_true` are (pictures, captions); every row and column of `is_true` holds a True.
+    `logits` and `is_true` are (images, captions); every row and column of `is_true` holds a True.
     The true ones share a row's, or column's, target equally.
     """
     wanted = is_true.float()

@@ -21,7 +21,10 @@ from fpe_core.device import usable_cores
 def run_on_workers(
     task: Callable[..., None], *arguments: Any, processes: int | None = None
 ) -> None:
-    """Runs `task(*arguments)` in that many processes at once; returns when all are done."""
+    """Runs `task(*arguments)` in several processes at once; returns when all are done.
+
+    `processes`: None: one with a GPU, else one per usable core.
+    """
     processes = processes or _sensible_count()
     if processes == 1:
         task(*arguments)
@@ -44,7 +47,7 @@ def count() -> int:
 
 
 def wait_for_all() -> None:
-    """Returns once every process has come here."""
+    """Returns once every process has called it."""
     if dist.is_initialized():
         dist.barrier()
 

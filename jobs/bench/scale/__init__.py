@@ -1,1 +1,1 @@
-"""What `fpe bench scale` is made of: the engine without its model, at sizes from 10^3 rows."""
+"""`fpe bench scale`: measures the engine without a model, for manifests of 10^3 rows and more."""

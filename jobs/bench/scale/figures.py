@@ -1,4 +1,4 @@
-"""What is measured at one size, and the aims that it is compared with; JSON can hold all of it."""
+"""The figures measured at one size, and the aims that they are compared with. All fit into JSON."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fpe_core.device import device_name
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What a phase took of the driver, a process of its own: wall and CPU seconds, peak of memory.
+    """Wall time, CPU time and peak memory of a phase of the driver, in a process of its own.
 
     Attributes:
-        start_bytes: what it held before the phase, its libraries loaded.
-        peak_bytes: without pages of Ray's object store, which are not the driver's.
-        shared_bytes: the most pages of the object store that it had mapped, in addition.
+        start_bytes: memory before the phase, with its libraries loaded.
+        peak_bytes: peak memory, without mapped pages of Ray's object store.
+        shared_bytes: peak of the mapped pages of the object store.
     """
 
     seconds: float
@@ -34,7 +34,7 @@ class PhaseCost:
 
 @dataclass(frozen=True)
 class Planned:
-    """Planning: the manifest checked, ids made, the work list written."""
+    """Planning: the manifest is checked, ids are made, the work list is written."""
 
     cost: PhaseCost
     edits: int
@@ -48,9 +48,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class Objects:
-    """Files of a run folder by kind.
+    """Numbers of files of a run folder by kind.
 
-    `in_parts` are those of parts, without images; `others` the lease, card, config, statistics.
+    `in_parts` counts the files of parts without images; `others` counts lease, dataset card, config
+    and statistics.
     """
 
     parts: int
@@ -62,24 +63,23 @@ class Objects:
 
     @property
     def small_per_part(self) -> float:
-        """In the parts themselves."""
+        """Files per part in the parts themselves, without images."""
         return self.in_parts / max(1, self.parts)
 
     @property
     def all_small_per_part(self) -> float:
-        """With the ledger, the work list and the rest shared out."""
+        """Files per part without images, including the ledger, the work list and the others."""
         return (self.in_parts + self.ledger + self.work + self.others) / max(1, self.parts)
 
 
 @dataclass(frozen=True)
 class RunThrough:
-    """A whole run: planned, fetched, decoded, encoded, written, committed.
+    """A whole run: plan, fetch, decode, encode, write, commit.
 
     Attributes:
-        start_s: until the first outcomes arrived: lease, plan, Ray, its workers' imports.
-        store_bytes: the most that Ray's object store held, polled once a second; None if Ray did
-            not report it.
-        requests: to the store, by stage of the run.
+        start_s: seconds until the first outcomes arrived: lease, plan, Ray, imports of its workers.
+        store_bytes: peak of Ray's object store, polled once a second; None if not reported.
+        requests: number of requests to the store, by stage of the run.
     """
 
     cost: PhaseCost
@@ -91,12 +91,12 @@ class RunThrough:
 
     @property
     def overhead_ms(self) -> float:
-        """Of one edit, on all CPUs of the machine, everything counted."""
+        """Duration of the whole run per edit, on all CPUs of the machine."""
         return 1000 * self.cost.seconds / self.edits
 
     @property
     def streaming_ms(self) -> float:
-        """The same from the first outcomes on: what it comes to in a long run."""
+        """The same from the first outcomes on, which is what a long run approaches."""
         return 1000 * (self.cost.seconds - self.start_s) / self.edits
 
 
@@ -104,7 +104,7 @@ class RunThrough:
 class Resumed:
     """The same command on a finished run.
 
-    `is_run_whole`: False where the outcomes were committed to the ledger without making pictures.
+    `is_run_whole` is False if the outcomes were committed to the ledger without making images.
     """
 
     cost: PhaseCost
@@ -116,7 +116,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class SizeFigures:
-    """All that was measured at one size; None what was not."""
+    """All figures measured at one size; None for what was not measured."""
 
     rows: int
     edits_per_row: int
@@ -130,7 +130,7 @@ class SizeFigures:
 
 
 def as_json(sizes: Sequence[SizeFigures]) -> dict[str, Any]:
-    """Everything, with the machine: figures of one say nothing about another."""
+    """All figures, with a description of the machine that they hold for."""
     return {
         "machine": {
             "cpu": device_name(torch.device("cpu")),
@@ -150,14 +150,14 @@ RESUME_S = 60.0
 RESUME_EDITS = 1_000_000
 DRIVER_BYTES = 2_000_000_000
 FLAT_RATIO = 1.25
-"""Growth of the driver from the smallest of the large sizes to the largest that still is flat: the
-ledger's ids alone take 16 bytes each."""
+"""Largest ratio of the driver's memory, largest to smallest of the large sizes, that counts as
+flat. It cannot be 1, because the ledger's ids take 16 bytes each."""
 OBJECTS_PER_PART = 1.0
 
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim with what was reached; None if nothing was measured that shows it."""
+    """One aim and the figure reached; None if it was not measured."""
 
     text: str
     reached: float | None
@@ -173,7 +173,7 @@ class Aim:
 
 
 def aims(sizes: Sequence[SizeFigures]) -> list[Aim]:
-    """All of them; each by the worst size that it speaks of."""
+    """All aims, each with the worst figure of the sizes that it is about."""
     large = [size for size in sizes if size.edits >= FLAT_FROM_EDITS]
     runs = [size.run for size in sizes if size.run is not None]
     largest_run = max(runs, key=lambda run: run.edits, default=None)

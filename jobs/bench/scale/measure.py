@@ -24,7 +24,7 @@ _OUTPUT_CHARS = 2000
 
 @dataclass(frozen=True)
 class Limits:
-    """Up to which number of edits each phase is done; planning always is."""
+    """The largest number of edits for each phase; planning has no limit."""
 
     run_edits: int
     resume_edits: int
@@ -33,9 +33,10 @@ class Limits:
 def measure(
     folder: Path, rows: int, edits_per_row: int, limits: Limits, report: Callable[[str], None]
 ) -> SizeFigures:
-    """Everything at one size. `folder` is for scratch; run folders in it are deleted afterwards.
+    """Measures all phases at one size.
 
-    `report` gets a line for each phase. Raises ResourceError if a phase fails.
+    `folder` is for scratch files; run folders in it are deleted afterwards. `report` is called with
+    a line for each phase. Raises ResourceError if a phase fails.
     """
     edits = rows * edits_per_row
     report(f"{rows:,} rows: manifest")
@@ -57,7 +58,7 @@ def measure(
             _phase("fill", manifest, output)
         if output.exists():
             report(f"{rows:,} rows: resuming")
-            if run is None:  # the first one writes the summaries, as the end of a run would have
+            if run is None:  # the first time also writes the summaries that a finished run has
                 _phase("resume", manifest, output)
             found = _with_cost(_phase("resume", manifest, output))
             resumed = Resumed(**found, is_run_whole=run is not None)
@@ -67,7 +68,7 @@ def measure(
 
 
 def count_objects(run_folder: Path) -> Objects:
-    """The files of a run folder by kind, as a store would count them."""
+    """Counts the files of a run folder by kind."""
     counts = dict.fromkeys(("images", "in_parts", "ledger", "work", "others"), 0)
     parts = 0
     for folder, _, names in os.walk(run_folder):
@@ -86,9 +87,10 @@ def _with_cost(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _phase(name: str, manifest: Path, output: Path) -> dict[str, Any]:
-    """What a phase found. Its log lines go where ours go."""
+    """Runs a phase as a process; returns its figures. Its log lines go to our stderr."""
     command = [sys.executable, "-m", "jobs.bench.scale.phase", name, str(manifest), str(output)]
-    # Ray gives its workers way to all other work, and then a busy machine is what is measured.
+    # By default Ray lowers the priority of its workers. On a busy machine they would then wait for
+    # other programs, and their load would be measured.
     environment = {"RAY_worker_niceness": "0", **os.environ}
     ended = subprocess.run(  # noqa: S603 - our own
         command, stdout=subprocess.PIPE, check=False, env=environment

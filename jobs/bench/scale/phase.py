@@ -1,13 +1,12 @@
-"""One phase in a process of its own, so that its peak of memory is its own.
+"""Runs one phase of the benchmark in a process of its own, so that its peak memory can be measured.
 
     python -m jobs.bench.scale.phase plan|run|fill|resume MANIFEST OUTPUT
 
-The last line that it prints is what it found, as JSON.
+The last line that it prints has its figures as JSON.
 
-`fill` makes a ledger as a finished run leaves it, without the run, for sizes that would take hours:
-plan, parts, outcomes and commits are the real ones; only images and metadata are missing, which a
-run that finds nothing to do does not read. The folders of the parts exist, empty, because they are
-listed.
+`fill` makes the ledger of a finished run without running it, for sizes that would take hours. Plan,
+parts, outcomes and commits are real. Images and metadata are missing, because a run without work
+does not read them. The folders of the parts exist and are empty, because a run lists them.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _MEMORY_LOOK_S = 0.02
 
 
 class _Progress:
-    """Notes when the first outcomes come; Ray is there by then, so its store is looked at."""
+    """Records when the first outcomes arrive, and polls the size of Ray's object store."""
 
     def __init__(self) -> None:
         self.first_at: float | None = None
@@ -71,7 +70,7 @@ class _Progress:
 
 
 def _store_bytes() -> int | None:
-    """What Ray's object store holds now; None if Ray does not run or does not report it."""
+    """Bytes in Ray's object store now; None if Ray does not run or does not report them."""
     import ray
 
     if not ray.is_initialized():
@@ -82,7 +81,7 @@ def _store_bytes() -> int | None:
         ask: Any = internal_api
         state = ask.get_state_from_address(ray.get_runtime_context().gcs_address)
         return int(ask.get_memory_info_reply(state).store_stats.object_store_bytes_used)
-    except Exception:  # noqa: BLE001 - a figure is missing then, and nothing else
+    except Exception:  # noqa: BLE001 - only this figure is missing then
         return None
 
 
@@ -104,7 +103,7 @@ def _costing(found: dict[str, Any]) -> Iterator[None]:
 
 @dataclass
 class _Memory:
-    """The most that this process held, by looks: its own, and the object store's that it mapped."""
+    """Peak memory of this process by polling: its own, and mapped pages of the object store."""
 
     own_bytes: int = 0
     shared_bytes: int = 0
@@ -116,12 +115,12 @@ class _Memory:
             self.shared_bytes = max(self.shared_bytes, shared)
 
     def peak_bytes(self) -> int:
-        """The kernel's peak, which misses nothing, unless shared memory is in that."""
+        """The kernel's own peak, which is exact, unless it includes shared memory."""
         return self.own_bytes if self.shared_bytes else _memory_bytes("VmHWM")[0]
 
 
 def _memory_bytes(*keys: str) -> tuple[int, ...]:
-    """Lines of this process's status, in bytes; zeros if the system does not report them."""
+    """Values of /proc/self/status in bytes; 0 if the system does not report them."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -131,7 +130,7 @@ def _memory_bytes(*keys: str) -> tuple[int, ...]:
 
 
 def plan(manifest: Path, output: Path) -> dict[str, Any]:
-    """Plans and writes the work list."""
+    """Makes the plan and writes the work list."""
     found: dict[str, Any] = {}
     with _costing(found):
         planned = make_plan(scale_job(manifest, output))
@@ -144,7 +143,7 @@ def plan(manifest: Path, output: Path) -> dict[str, Any]:
 
 
 def run(manifest: Path, output: Path) -> dict[str, Any]:
-    """Makes every edit, which without an editor is everything but the model."""
+    """Runs the job. Without an editor this is everything except the model."""
     found: dict[str, Any] = {}
     progress, began = _Progress(), time.monotonic()
     with _costing(found):
@@ -160,13 +159,13 @@ def run(manifest: Path, output: Path) -> dict[str, Any]:
 
 
 def fill(manifest: Path, output: Path) -> dict[str, Any]:
-    """Commits an outcome for every edit, as a run does, and makes no picture."""
+    """Commits an outcome for every edit, as a run does, without making images."""
     job = scale_job(manifest, output)
     return {"edits": fill_ledger(job)}
 
 
 def resume(manifest: Path, output: Path) -> dict[str, Any]:
-    """The same command on the finished run."""
+    """Runs the job again, with nothing left to do."""
     found: dict[str, Any] = {}
     job = scale_job(manifest, output)
     with _costing(found):
@@ -189,17 +188,8 @@ PHASE_FUNCTIONS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 }
 
 
-def main(phase: str, manifest: str, output: str) -> None:
-    found = PHASE_FUNCTIONS[phase](Path(manifest), Path(output))
-    sys.stdout.write(json.dumps(found) + "\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-
-
 def fill_ledger(job: Job) -> int:
-    """Commits every edit of a job as accepted; returns how many. For local run folders."""
+    """Commits every edit of a job as accepted; returns their number. Only for local run folders."""
     folder = Folder.open(job.output)
     ledger = Ledger.open(folder)
     plan = make_plan(job, ledger)
@@ -216,7 +206,7 @@ def fill_ledger(job: Job) -> int:
 
 
 def _parts(job: Job, folder: Folder, plan: Plan) -> Iterator[tuple[str, pa.Table]]:
-    """The parts of a run on two CPUs, and their outcomes."""
+    """The parts that a run on two CPUs would write, and their outcomes."""
     pixels = plan.parameters.width_px * plan.parameters.height_px
     pool = size_pool(
         [Node(cpus=2)],
@@ -258,3 +248,12 @@ def _outcomes(part: str, edits: list[tuple[dict[str, object], dict[str, object]]
 def _hex(identity: object) -> str:
     assert isinstance(identity, bytes)
     return identity.hex()
+
+
+def main(phase: str, manifest: str, output: str) -> None:
+    found = PHASE_FUNCTIONS[phase](Path(manifest), Path(output))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

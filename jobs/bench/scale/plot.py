@@ -1,4 +1,4 @@
-"""The measurements as a picture: cost against size."""
+"""Plots the figures against the number of edits."""
 
 from __future__ import annotations
 

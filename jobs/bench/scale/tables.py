@@ -1,4 +1,4 @@
-"""The measurements as a person reads them."""
+"""Printed tables of the figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.terminal.titled_table import titled_table
 
 
 def planning_table(sizes: Sequence[SizeFigures]) -> Table:
-    """Manifest to work list."""
+    """Planning, size by size."""
     columns = ("rows", "edits", "seconds", "edits/s", "per CPU second", "driver MB", "work MB")
     table = titled_table("Planning", columns)
     for size in sizes:
@@ -29,7 +29,7 @@ def planning_table(sizes: Sequence[SizeFigures]) -> Table:
 
 
 def run_table(sizes: Sequence[SizeFigures]) -> Table:
-    """Whole runs; the start is until the first outcomes."""
+    """Whole runs; "start-up" is the time until the first outcomes."""
     columns = (
         "edits",
         "seconds",
@@ -57,7 +57,7 @@ def run_table(sizes: Sequence[SizeFigures]) -> Table:
 
 
 def objects_table(sizes: Sequence[SizeFigures]) -> Table:
-    """What the runs wrote, and asked of the store."""
+    """The files that runs wrote, and their requests to the store."""
     columns = (
         "edits",
         "parts",
@@ -102,7 +102,7 @@ def resume_table(sizes: Sequence[SizeFigures]) -> Table:
 
 
 def aims_table(aims: Sequence[Aim]) -> Table:
-    """Every aim with what was reached."""
+    """Every aim with the figure reached."""
     table = titled_table("Aims", ("aim", "wanted", "reached", ""))
     for aim in aims:
         wanted = f">= {aim.least:,g}" if aim.least is not None else f"<= {aim.most:,g}"
@@ -113,7 +113,7 @@ def aims_table(aims: Sequence[Aim]) -> Table:
 
 
 def costs_note(sizes: Sequence[SizeFigures]) -> str:
-    """How large the driver is before it does anything."""
+    """A sentence on the driver's memory before it reads anything."""
     costs: list[PhaseCost] = [size.planned.cost for size in sizes]
     return f"The driver holds {_megabytes(costs[0].start_bytes)} MB before it reads anything."
 

@@ -1,4 +1,4 @@
-"""What is measured: a manifest of any length over a few small pictures, and a job for it."""
+"""The workload that is measured: a manifest of any length, 64 small images, and a job."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.job.job import Job
 
 SIZE_PX = 64
 PICTURES = 64
-"""Files that the rows share: a file system does not keep 10^7 sources, and the engine reads one per
-row whichever it is."""
+"""Image files that the rows share. 10^7 files would be too many for a file system, and the engine
+reads one file per row anyway."""
 _ROWS_AT_ONCE = 50_000
 _SCHEMA = pa.schema(
     [
@@ -27,9 +27,10 @@ _SCHEMA = pa.schema(
 
 
 def write_manifest(folder: Path, rows: int, edits_per_row: int) -> Path:
-    """A manifest with an id and so many prompts in every row, and a column to carry.
+    """Writes a manifest. A row has an id, `edits_per_row` prompts, and a column that is carried
+    along.
 
-    The same call gives the same rows. What is there already stays.
+    The same arguments give the same rows. A manifest that exists already is kept.
     """
     _write_pictures(folder / "sources")
     path = folder / f"manifest-{rows}x{edits_per_row}.parquet"
@@ -45,7 +46,7 @@ def write_manifest(folder: Path, rows: int, edits_per_row: int) -> Path:
 
 
 def scale_job(manifest: Path, output: Path) -> Job:
-    """Everything as a real job has it, but the editor."""
+    """A job like any other, except that it has no editor."""
     return Job.model_validate(
         {
             "manifest": str(manifest),

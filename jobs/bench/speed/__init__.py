@@ -1,1 +1,2 @@
-"""`fpe bench speed`: what an edit costs, compared with the authors' procedure and a plain loop."""
+"""`fpe bench speed`: the speed of editing, compared with the authors' procedure and a plain
+loop."""

@@ -1,13 +1,13 @@
-"""The ways of editing that are compared: all exact, all with one set of weights.
+"""The ways of editing (arms) that are compared: all exact, all with the same weights.
 
-    A     the authors' procedure, literally (`fpe_core.reference`), float32; or their own code, from
-          a checkout (`jobs.bench.speed.authors_checkout`)
+    A     the authors' procedure, step by step (`fpe_core.reference`), in float32; or their own code
+          from a checkout (`jobs.bench.speed.authors_checkout`)
     B     a plain diffusers loop (`jobs.bench.speed.plain_loop`), nothing shared between edits
     B+    the same, but the edits of a source share its inversion
     C     ours, one source at a time
     D     ours, all sources together
 
-Approximate ways are not among them: what they cost in quality has to stand beside their speed.
+Approximations are not compared here, because their speed means little without their quality.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fpe_core.unet.row_limit import RowLimit
 from jobs.bench.speed.authors_checkout import AuthorsCode, CheckoutArm
 from jobs.bench.speed.instruments import Networks, PhaseClock
 from jobs.bench.speed.plain_loop import PlainLoop
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 NAMES = ("A", "B", "B+", "C", "D")
 OURS = ("C", "D")
@@ -39,11 +39,11 @@ class Arm(Protocol):
 
     Attributes:
         name: its letter.
-        title: what it is, in a few words.
-        checkpoint: what it runs.
-        networks: what of it there is to watch.
-        shares: what edits share: "nothing", "inversion" (of one source) or "everything" (it gets
-            faster with more sources and edits, so it is run with all of them).
+        title: a short description.
+        checkpoint: the weights that it runs with.
+        networks: its networks, which are timed by hooks.
+        shares: what edits share: "nothing", "inversion" (of one source) or "everything". An arm
+            that shares everything is timed on the whole workload, others on a part of it.
     """
 
     @property
@@ -57,18 +57,18 @@ class Arm(Protocol):
     @property
     def shares(self) -> str: ...
 
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         """Final latents (edits, C, h, w) on the CPU, source by source; images are made as well."""
         ...
 
     def afresh(self) -> Self:
-        """The arm as it was before its first call."""
+        """A copy of the arm in the state before its first call."""
         ...
 
 
 @dataclass(frozen=True)
 class _Baseline:
-    """What A and B have in common: diffusers' own UNet, and one edit at a time."""
+    """Base of A and B: diffusers' own UNet, one edit at a time."""
 
     networks: Networks
     checkpoint: Checkpoint
@@ -96,14 +96,15 @@ class _Baseline:
 
 @dataclass(frozen=True)
 class AuthorsArm(_Baseline):
-    """A. With `wrong`, one of `fpe_core.reference.MISTAKES`, a negative control of the gate."""
+    """Arm A. `wrong` is one of `fpe_core.reference.MISTAKES`, for a negative control of the
+    gate."""
 
     wrong: str = ""
     name: str = "A"
     title: str = "the authors' procedure"
 
     @torch.inference_mode()
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         reference = self._reference(workload.parameters)
         latents = []
         for image, source, target in _one_by_one(workload):
@@ -133,13 +134,13 @@ class AuthorsArm(_Baseline):
 
 @dataclass(frozen=True)
 class PlainArm(_Baseline):
-    """B, and with `shares="inversion"` B+."""
+    """Arm B; with `shares="inversion"` arm B+."""
 
     name: str = "B"
     title: str = "a plain diffusers loop"
 
     @torch.inference_mode()
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         loop = PlainLoop(self.checkpoint, workload.parameters)
         latents = []
         inverted: tuple[Image.Image, list[Tensor]] | None = None
@@ -154,7 +155,7 @@ class PlainArm(_Baseline):
 
 @dataclass(frozen=True)
 class OurArm:
-    """C and D: the editor of this package."""
+    """Arms C and D: the editor of this package."""
 
     editor: Editor
     name: str
@@ -179,7 +180,7 @@ class OurArm:
     def afresh(self) -> Self:
         return replace(self, editor=Editor(self.checkpoint))
 
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         size = len(workload.images) if self.batched else 1
         latents = []
         for first in range(0, len(workload.images), size):
@@ -198,15 +199,15 @@ def exact_arms(
     reference: Checkpoint,
     authors: AuthorsCode | None = None,
 ) -> list[Arm]:
-    """All arms in order, A first.
+    """All arms, A first.
 
     Args:
-        checkpoint: what B to D run.
+        checkpoint: the weights of B to D.
         reference: the same weights in float32, for A.
-        authors: their own code, for A.
+        authors: the authors' own code, for A; None for `fpe_core.reference`.
 
     Raises:
-        ParameterError: a checkpoint that the authors' code cannot run.
+        ParameterError: the authors' code cannot run this checkpoint.
     """
     editor = Editor(checkpoint)
     return [
@@ -218,7 +219,7 @@ def exact_arms(
     ]
 
 
-def _one_by_one(workload: Workload) -> Iterator[tuple[Image.Image, str, str]]:
+def _one_by_one(workload: BenchWorkload) -> Iterator[tuple[Image.Image, str, str]]:
     for image, source, targets in zip(
         workload.images, workload.source_prompts, workload.target_prompts, strict=True
     ):

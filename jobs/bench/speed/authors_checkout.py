@@ -1,9 +1,9 @@
-"""Arm A by the authors' own code: a checkout of theirs that the user has, imported and not copied.
+"""Arm A with the authors' own code, imported from a checkout that the user has.
 
-It is the folder diffusion/FreePromptEditing of github.com/alibaba/EasyNLP. Their inversion guides
-with 7.5 and ours with 1, which is the same where the source's prompt is empty; their rule for
-layers is a number of tokens. So a run with it has no source prompts, and that rule in all arms
-(`LAYERS`).
+The checkout is the folder diffusion/FreePromptEditing of github.com/alibaba/EasyNLP. Two things
+differ from this program. Their inversion uses guidance 7.5 and ours 1, which is the same if the
+source prompt is empty; so these measurements have no source prompts. They select layers by a number
+of tokens; so all arms use that rule (`LAYERS`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ from torch import Tensor
 from fpe_core import Checkpoint, LayersByTokens, ParameterError
 from jobs.bench.speed.instruments import Networks, PhaseClock
 from jobs.bench.speed.plain_loop import plain_scheduler
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 LAYERS = LayersByTokens(1024)
-"""Their rule: maps of at most 32 x 32 tokens are replaced."""
+"""The authors' rule: layers with at most 32 x 32 tokens are replaced."""
 
 _NEEDED = {"cv2": "opencv-python-headless", "einops": "einops", "torchvision": "torchvision"}
 _SCALING_FACTOR = 0.18215
 
 
 class AuthorsCode(NamedTuple):
-    """What is used of a checkout: a pipeline, an attention controller, what puts that on."""
+    """The classes and functions of a checkout that are used.
+
+    `register` installs an attention `controller` in a `pipeline`.
+    """
 
     pipeline: Any
     controller: Any
@@ -47,7 +50,7 @@ def load_code(folder: pathlib.Path) -> AuthorsCode:
     """Imports a checkout.
 
     Raises:
-        ParameterError: it is none, or needs a package that is not installed.
+        ParameterError: the folder is not a checkout, or a package that it needs is missing.
     """
     if not (folder / "Freeprompt" / "diffuser_utils.py").exists():
         raise ParameterError(
@@ -73,7 +76,7 @@ def load_code(folder: pathlib.Path) -> AuthorsCode:
 
 @dataclass(frozen=True)
 class CheckoutArm:
-    """A, by the authors' code. One edit at a time, nothing shared."""
+    """Arm A with the authors' code: one edit at a time, nothing shared."""
 
     checkpoint: Checkpoint
     code: AuthorsCode
@@ -86,7 +89,7 @@ class CheckoutArm:
     def of(cls, checkpoint: Checkpoint, code: AuthorsCode) -> Self:
         """
         Raises:
-            ParameterError: a checkpoint that their code cannot run as ours does.
+            ParameterError: their code cannot run this checkpoint as ours does.
         """
         _require_theirs(checkpoint)
         return cls(checkpoint, code, _pipeline(checkpoint, code))
@@ -100,7 +103,7 @@ class CheckoutArm:
         return self
 
     @torch.inference_mode()
-    def edit(self, workload: Workload, clock: PhaseClock) -> Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
         """Final latents; see `jobs.bench.speed.arms.Arm`."""
         return torch.cat(
             [
@@ -117,11 +120,11 @@ class CheckoutArm:
         image: Image.Image,
         source: str,
         target: str,
-        workload: Workload,
+        workload: BenchWorkload,
         clock: PhaseClock,
     ) -> Tensor:
         parameters, pipeline = workload.parameters, self.pipeline
-        _take_off(pipeline.unet)
+        _unregister(pipeline.unet)
         with clock.inverting():
             start, trajectory = pipeline.invert(
                 self._tensor(image),
@@ -156,7 +159,7 @@ def _pipeline(checkpoint: Checkpoint, code: AuthorsCode) -> Any:
     theirs: Any = code.pipeline
 
     class KeepsLatents(theirs):  # type: ignore[misc]
-        """Theirs returns pictures only."""
+        """Keeps the final latents, because their pipeline returns only images."""
 
         def latent2image(self, latents: Tensor, return_type: str = "np") -> Any:
             self.final_latents = latents
@@ -175,13 +178,13 @@ def _pipeline(checkpoint: Checkpoint, code: AuthorsCode) -> Any:
 
 
 def _with_the_same_tensors(unet: Any) -> Any:
-    """A UNet whose attention may be exchanged while others run the same weights."""
+    """A copy of the UNet that shares its weights, so that its attention can be replaced."""
     shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
     return copy.deepcopy(unet, shared)
 
 
-def _take_off(unet: Any) -> None:
-    """Their registration replaces the attentions' `forward`; gives them back their own."""
+def _unregister(unet: Any) -> None:
+    """Undoes their registration, which replaces `forward` of the attention modules."""
     for module in unet.modules():
         module.__dict__.pop("forward", None)
 

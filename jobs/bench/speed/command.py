@@ -1,4 +1,4 @@
-"""`fpe bench speed`: what an edit costs, compared with the authors' procedure and a plain loop."""
+"""The command `fpe bench speed`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PresetName(enum.StrEnum):
-    """Ready-made measurements (`jobs.bench.speed.presets`)."""
+    """Names of the ready-made measurements of `jobs.bench.speed.presets`."""
 
     CPU = "cpu"
     GPU = "gpu"
@@ -135,7 +135,7 @@ def speed(
 
 
 def _measure(session: Session, models: Sequence[str], targets: Sequence[Target]) -> None:
-    """Measures, prints and writes model after model. Exits with 1 if one has no result."""
+    """Measures, prints and writes one model after the other. Exits with 1 if one has no result."""
     complete = [session.measure(name) for name in dict.fromkeys(models)]
     session.print_aims(targets)
     if not all(complete):
@@ -145,7 +145,8 @@ def _measure(session: Session, models: Sequence[str], targets: Sequence[Target])
 def _cells(
     sources: str | None, edits: str | None, preset: BenchPreset
 ) -> tuple[tuple[int, int], ...]:
-    """The preset's own; if numbers are given, all sources with all edits."""
+    """The preset's cells; if numbers are given, every number of sources with every number of
+    edits."""
     if sources is None and edits is None:
         return preset.cells
     of_preset = [sorted(set(numbers)) for numbers in zip(*preset.cells, strict=True)]

@@ -1,6 +1,6 @@
-"""What the device does with an arm's time: shares by kind of operation, by torch's profiler.
+"""How an arm's time is divided among kinds of operations, by torch's profiler.
 
-On CUDA kernels are classified by their names; on a CPU torch's operators are.
+Kernels on CUDA, and torch's operators on a CPU, are classified by their names.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch.profiler import ProfilerActivity
 from jobs.bench.machine import wait_for
 from jobs.bench.speed.arms import Arm
 from jobs.bench.speed.instruments import PhaseClock
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 _LONGEST = 10
 IDLE = "idle, launch"
-"""What is left: the device waits for Python, the scheduler, pictures; on a CPU also dispatch."""
+"""The rest: the device waits for Python, the scheduler or images; on a CPU also torch's
+dispatch."""
 
 _NAMES = (
     (IDLE, r"^aten::(empty|resize_|(_unsafe_|_reshape_)?(view|alias)|as_strided|transpose|expand)"),
@@ -32,21 +33,21 @@ _NAMES = (
     ("copy", r"copy|memcpy|memset|catarray|nchwtonhwc|nhwctonchw|aten::(cat|clone|contiguous)"),
     ("norm", r"norm|rowwisemoments|fusedparams|welford"),
 )
-"""Kinds of operations by their names; the first that fits."""
+"""Words in the names of operations by kind; the first kind that matches counts."""
 
 KINDS = ("convolution", "matrix product", "attention", "norm", "elementwise", "copy", IDLE)
 
 
 @dataclass(frozen=True)
 class DeviceTime:
-    """One arm, once, in the profiler.
+    """One run of an arm in the profiler.
 
     Attributes:
-        arm: which.
+        arm: its name.
         sources, edits_per_source: the cell of the sweep.
-        wall_s: of the pass, which the profiler makes a little longer.
-        share: of the time, by `KINDS`; together 1.
-        longest: the operations that took most, by name, with their shares.
+        wall_s: duration of the run; the profiler makes it a little longer.
+        share: share of the time by kind (`KINDS`); the shares add up to 1.
+        longest: the operations that took most time, by name, with their shares.
     """
 
     arm: str
@@ -57,8 +58,8 @@ class DeviceTime:
     longest: dict[str, float]
 
 
-def profiled(arm: Arm, workload: Workload) -> DeviceTime:
-    """Runs an arm once in the profiler; it should be warm."""
+def profiled(arm: Arm, workload: BenchWorkload) -> DeviceTime:
+    """Runs an arm once in the profiler. The arm should have run before, so that it is warmed up."""
     device = arm.checkpoint.device
     on_cuda = device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU
@@ -88,7 +89,7 @@ def profiled(arm: Arm, workload: Workload) -> DeviceTime:
 
 
 def kind_of(name: str) -> str:
-    """Which of `KINDS` an operator of torch or a kernel of CUDA is, by its name."""
+    """The kind, one of `KINDS`, of a torch operator or CUDA kernel, by its name."""
     for kind, pattern in _NAMES:
         if re.search(pattern, name, re.IGNORECASE):
             return kind

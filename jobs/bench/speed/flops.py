@@ -1,7 +1,7 @@
-"""Floating-point operations: what an edit needs, what an arm runs, what the device can do.
+"""FLOPs that an edit needs, that an arm runs, and that the device can compute per second.
 
-Needed are those of the UNet in the minimal exact procedure. They are counted module by module on
-one row, on torch's meta device, which computes nothing, and added up (`minimal_flops`).
+An edit needs the UNet's FLOPs in the minimal exact procedure (`minimal_flops`). They are added up
+from counts per module for one row, made on torch's meta device, which computes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fpe_core import Checkpoint
 from fpe_core.checkpoint.autoencoder import latent_shape
 from fpe_core.unet.attention import select_layers, self_attention_layers
 from jobs.bench.machine import wait_for
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 _PRODUCT_EDGE = {"cuda": 8192, "cpu": 1024}
 _PRODUCT_ROUNDS = 7
@@ -27,15 +27,15 @@ _PRODUCT_ROUNDS = 7
 
 @dataclass(frozen=True)
 class RowFlops:
-    """One row through the UNet, in FLOPs.
+    """FLOPs of one row through the UNet.
 
     Attributes:
-        row: all of it, less `time` and `text`.
-        time: what depends on the timestep alone.
-        text: keys and values of the cross-attention, which depend on the prompt alone.
-        prefix: what comes before the first cross-attention and does not know the prompt.
-        source: up to the queries and keys of the last replaced layer.
-        replaced: the queries and keys that a target need not have where it takes the source's map.
+        row: the whole row without `time` and `text`.
+        time: layers that depend only on the timestep.
+        text: keys and values of the cross-attention, which depend only on the prompt.
+        prefix: layers before the first cross-attention, which do not depend on the prompt.
+        source: layers up to the queries and keys of the last replaced layer.
+        replaced: queries and keys of the replaced layers, which an edit does not compute.
     """
 
     row: int
@@ -46,7 +46,7 @@ class RowFlops:
     replaced: int
 
 
-def count_row(checkpoint: Checkpoint, workload: Workload) -> RowFlops:
+def count_row(checkpoint: Checkpoint, workload: BenchWorkload) -> RowFlops:
     """Counts one row of a checkpoint's UNet at a workload's size. Computes nothing."""
     _, height, width = latent_shape(checkpoint, workload.parameters)
     units = _units(checkpoint, height, width)
@@ -72,13 +72,15 @@ def count_row(checkpoint: Checkpoint, workload: Workload) -> RowFlops:
 
 
 def minimal_flops(row: RowFlops, steps: int, replaced_steps: int, edits: int) -> int:
-    """Of the UNet, for one source and its edits, all exact savings taken; guidance is on.
+    """The UNet's FLOPs for one source and its edits with guidance, if all exact savings are used.
 
-    Inversion has one row a step. The source's row stops at its last wanted queries and keys. An
-    edit has two rows a step, which are one up to the first cross-attention. In the first step all
-    edits of a source start at one latent: they have one unconditional row, and one prefix with it
-    and the source. Text keys and values are had once per prompt (source, negative, targets), what
-    depends on the timestep once per timestep: both walks have the same.
+    - Inversion evaluates one row per step.
+    - While maps are replaced, the source's row is evaluated up to the last queries and keys needed.
+    - An edit evaluates two rows per step, which share everything before the first cross-attention.
+    - In the first step all edits of a source start from the same latent. So they share one
+      unconditional row, and its prefix is also that of the source.
+    - Keys and values of the text are computed once per prompt (source, negative, targets).
+    - What depends on the timestep is computed once per timestep, for inversion and edits together.
     """
     inversion = steps * row.row
     source = replaced_steps * row.source
@@ -88,10 +90,10 @@ def minimal_flops(row: RowFlops, steps: int, replaced_steps: int, edits: int) ->
 
 
 def product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """What a large square matrix product reaches on this device now, the median of seven.
+    """FLOPs per second of a large square matrix product on this device, the median of seven.
 
-    On CUDA float32 is rounded to TF32 as cuDNN's convolutions are at the time, which are most of
-    an arm's work: against a product without, A's utilisation could pass 1.
+    On CUDA it uses TF32 for float32 if cuDNN's convolutions do, which are most of an arm's work.
+    Compared with a product without TF32, the utilisation of A could exceed 1.
     """
     edge = _PRODUCT_EDGE.get(device.type, _PRODUCT_EDGE["cpu"])
     first, second = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
@@ -109,7 +111,7 @@ def product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
 
 @contextmanager
 def _as_convolutions() -> Iterator[None]:
-    """Matrix products in TF32 where convolutions are."""
+    """Inside it, matrix products use TF32 if convolutions do."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
@@ -120,15 +122,15 @@ def _as_convolutions() -> Iterator[None]:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts what runs inside it; torch's own leaves out the CPU's attention kernel."""
+    """A context that counts FLOPs. Unlike torch's own it knows the CPU's attention kernel."""
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops})
 
 
 def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, int]]:
-    """Name and FLOPs of the UNet's layers in order of execution; a sum over it is the whole row.
+    """Name and FLOPs of the UNet's layers in order of execution. They add up to the whole row.
 
-    An attention's own entry is what it does besides its projections.
+    The entry of an attention module does not include its projections, which have their own entries.
     """
     with torch.device("meta"):
         unet = type(checkpoint.unet).from_config(checkpoint.unet.config)
@@ -137,7 +139,7 @@ def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, i
         text = torch.zeros(1, window, int(checkpoint.unet.config.cross_attention_dim))
     counter = flop_counter()
     units: list[tuple[str, int]] = []
-    inside: list[list[int]] = []  # per module entered: the counter before, and its parts so far
+    inside: list[list[int]] = []  # per entered module: the count before it, FLOPs of its parts
 
     def enter(_module: Any, _inputs: Any) -> None:
         inside.append([counter.get_total_flops(), 0])
@@ -163,7 +165,7 @@ def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, i
 def _attention_flops(
     query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **_options: Any
 ) -> int:
-    """Of shapes (rows, heads, tokens, width)."""
+    """FLOPs of attention on queries, keys and values of shape (rows, heads, tokens, width)."""
     return int(sdpa_flop_count(query, key, value))
 
 

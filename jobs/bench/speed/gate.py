@@ -1,11 +1,11 @@
-"""Nothing is timed before it is right: final latents against the authors' procedure, in float32.
+"""Checks that all arms make the same edits before anything is timed.
 
-Each arm's latents have to agree with A's, and each of A's deliberate mistakes has to disagree: a
-gate that lets a mistake through proves nothing about the arms.
+The gate compares final latents in float32, with its own size and sources. Each arm has to agree
+with A, the authors' procedure. Variants of A with a deliberate mistake have to disagree, because a
+gate that passes mistakes proves nothing about the arms.
 
-The gate compares in float32, at a size and with sources of its own. In addition, every arm's
-latents from its first run in a cell are compared in the type that is timed (`agreements`): an arm
-that is wrong there has no speed.
+In addition, `agreements` compares the latents of each arm's first run in a cell, in the dtype that
+is timed. An arm that is wrong there gets no speed.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from fpe_core import ParameterError
 from fpe_core.agreement import latent_distance
 from jobs.bench.speed.arms import Arm, AuthorsArm
 from jobs.bench.speed.instruments import PhaseClock
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 TOLERANCE = 2e-3
 """Bound on `latent_distance` of every edit of an arm from A's, in float32.
 
-Guidance enlarges rounding from step to step. On a CPU the editor is 4e-4 away with random models in
-ten steps and 7e-4 in fifty; the mistakes are 0.1 and more away.
+Guidance enlarges rounding errors from step to step. With random weights on a CPU, the editor's
+distance is 4e-4 after ten steps and 7e-4 after fifty; the mistakes have distances of 0.1 and more.
 """
 
 _OF_MODEL = {"still-life": 5e-4}
-"""A trained model has smooth trajectories: in 25 steps arms are within 5e-6, and the nearest
-mistake, one step off, is 8.5e-3 away."""
+"""Tolerance for the trained model, whose trajectories are smoother: after 25 steps arms are within
+5e-6, and the nearest mistake (one step off) has a distance of 8.5e-3."""
 
 MARGIN = 10.0
-"""A mistake has to be this many tolerances away, in its farthest edit."""
+"""The farthest edit of a mistake has to have a distance of this many tolerances."""
 
 CONTROLS = ("nothing_replaced", "wrong_layers", "source_not_pinned", "one_step_off")
-"""The mistakes, of `fpe_core.reference.MISTAKES`."""
+"""The mistakes that are checked, of `fpe_core.reference.MISTAKES`."""
 
 _LEAST_REPLACED_STEPS = 2
 
 
 def tolerance_of(model: str) -> float:
-    """The gate's tolerance for a model of `jobs.bench.speed.models`, or any other checkpoint."""
+    """The gate's tolerance for a model of `jobs.bench.speed.models` or any other checkpoint."""
     return _OF_MODEL.get(model, TOLERANCE)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One arm or one mistake against A.
+class GateComparison:
+    """The distance of one arm, or one mistake, from A.
 
     Attributes:
         name, title: of the arm, or of the mistake.
-        distance: of the edit that is farthest from A's, as a share of its latent's norm.
-        bound: what the distance is held against.
-        is_control: whether this is a mistake, which has to be beyond the bound, not within it.
+        distance: the largest distance of an edit from A's, as a share of its latent's norm.
+        bound: upper bound of the distance of an arm, lower bound of that of a mistake.
+        is_control: whether this is a mistake.
     """
 
     name: str
@@ -67,17 +67,18 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """A distance that is no number is neither within nor beyond."""
+        """Whether the distance is on the right side of the bound; never for NaN."""
         return self.distance >= self.bound if self.is_control else self.distance <= self.bound
 
 
 def pass_gate(
-    arms: Sequence[Arm], workload: Workload, tolerance: float = TOLERANCE
-) -> list[Comparison]:
+    arms: Sequence[Arm], workload: BenchWorkload, tolerance: float = TOLERANCE
+) -> list[GateComparison]:
     """Compares every arm, and every mistake, with A, the first of the arms. All in float32.
 
     Raises:
-        ParameterError: fewer than two steps replace maps; an unpinned source shows from the second.
+        ParameterError: fewer than two steps replace maps. The mistake of a source that is not
+            pinned only has an effect from the second such step on.
     """
     replaced = workload.parameters.replaced_steps
     if replaced < _LEAST_REPLACED_STEPS:
@@ -89,7 +90,7 @@ def pass_gate(
     with exact_float32():
         expected = _latents(authors, workload)
         found = [
-            Comparison(
+            GateComparison(
                 arm.name, arm.title, farthest(_latents(arm, workload), expected), tolerance, False
             )
             for arm in arms[1:]
@@ -99,12 +100,12 @@ def pass_gate(
             control = AuthorsArm.of(authors.checkpoint, wrong=mistake)
             distance = farthest(_latents(control, single), expected[:1])
             title = f"mistake: {mistake.replace('_', ' ')}"
-            found.append(Comparison(mistake, title, distance, MARGIN * tolerance, True))
+            found.append(GateComparison(mistake, title, distance, MARGIN * tolerance, True))
     return found
 
 
 def farthest(latents: Tensor, expected: Tensor) -> float:
-    """The largest `latent_distance` of any edit; of (edits, C, h, w) each. NaN if any is."""
+    """The largest `latent_distance` of any edit; NaN if one is NaN. Both: (edits, C, h, w)."""
     distances = [
         latent_distance(latent.double(), reference.double())
         for latent, reference in zip(latents, expected, strict=True)
@@ -114,7 +115,7 @@ def farthest(latents: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Float32 is float32 inside: by default cuDNN's convolutions round it to TF32."""
+    """Inside it, float32 is exact: by default cuDNN's convolutions round it to TF32."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
@@ -124,25 +125,26 @@ def exact_float32() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _latents(arm: Arm, workload: Workload) -> Tensor:
+def _latents(arm: Arm, workload: BenchWorkload) -> Tensor:
     return arm.edit(workload, PhaseClock(arm.checkpoint.device))
 
 
 HALF_MARGIN = 3.0
-"""In half precision an arm may be this many times as far away as D, and D as B, from A.
+"""In half precision an arm's distance from A may be this many times D's, and D's this many times
+B's.
 
-Rounding alone decides how far that is: guidance enlarges it from step to step, and random weights
-more than trained ones.
+There is no fixed bound, because these distances come from rounding errors alone. Guidance enlarges
+them from step to step, with random weights more than with trained ones.
 """
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One arm's latents.
+    """How far one arm's latents are from those of A and of ours.
 
     Attributes:
         from_authors, from_ours: see `Measured`.
-        wrong: what is wrong with them, in a line; "" for nothing.
+        wrong: what is wrong with the latents, in one line; "" if nothing is.
     """
 
     from_authors: float | None
@@ -153,13 +155,13 @@ class Agreement:
 def agreements(
     latents: Mapping[str, Tensor], *, is_exact: bool, tolerance: float
 ) -> dict[str, Agreement]:
-    """Judges the arms of a cell.
+    """Compares the latents of the arms of a cell.
 
     Args:
-        latents: (edits, C, h, w) by arm, source by source; an arm may have made fewer edits, the
-            first of each of the first sources. An arm that failed is not there.
-        is_exact: whether they were made in float32, so that the gate's tolerance holds.
-        tolerance: of the gate.
+        latents: (edits, C, h, w) by arm, source by source. An arm may have made only the first
+            edits of the first sources. Arms that failed are missing.
+        is_exact: whether they were made in float32, to which the gate's tolerance applies.
+        tolerance: the gate's.
     """
     ours = next((name for name in ("C", "D") if name in latents), "")
     from_authors = {name: _distance(own, latents.get("A")) for name, own in latents.items()}
@@ -188,13 +190,13 @@ def _agreement(
 
 
 def _half_bound(name: str, from_authors: Mapping[str, float | None]) -> float:
-    """Infinite where what it is measured by failed."""
+    """The bound in half precision; infinite if the arm that it is derived from failed."""
     unit = from_authors.get("B" if name == "D" else "D")
     return float("inf") if unit is None else HALF_MARGIN * unit
 
 
 def _distance(latents: Tensor, expected: Tensor | None) -> float | None:
-    """Of the edits that both made."""
+    """The largest distance among the edits that both arms made."""
     if expected is None:
         return None
     both = min(len(latents), len(expected))

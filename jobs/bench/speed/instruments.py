@@ -1,7 +1,7 @@
-"""Where an arm's time goes and how many UNet rows it evaluates: seen from outside, by hooks.
+"""Measures an arm from outside: time per phase, UNet rows, and peak memory.
 
-Every arm is watched in the same way, whatever its code looks like. On CUDA the spans are measured
-by events on the stream, so that watching makes no step wait for the device. Also: peak memory.
+Hooks on the networks measure every arm in the same way, whatever its code looks like. On CUDA they
+record events on the stream, so that no step has to wait for the device.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.profiler import ProfilerActivity
 
 from fpe_core.unet.rows import Chunk
 
-PHASES = ("encode", "invert", "edit", "decode")
-"""Texts and pictures into the model; the UNet's two phases; pictures out of it."""
+NETWORK_PHASES = ("encode", "invert", "edit", "decode")
+"""Encoding texts and images, the UNet's inversion, the UNet's editing, decoding images."""
 
 
 class Networks(NamedTuple):
-    """What an arm calls. `unet` is diffusers' own, on latents, or `fpe_core.unet.call`, on rows."""
+    """The networks of an arm. `unet` is diffusers' own, or `fpe_core.unet.call.UNetCall`."""
 
     text_encoder: nn.Module
     encoder: nn.Module
@@ -32,10 +32,10 @@ class Networks(NamedTuple):
 
 
 class PhaseClock:
-    """Counts rows and measures the networks' time while `watching`.
+    """Counts UNet rows and measures the networks' time inside `watching`.
 
     Attributes:
-        rows: UNet rows so far; those that are left early count too.
+        rows: UNet rows so far, including rows that are not evaluated to the end.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class PhaseClock:
 
     @contextmanager
     def inverting(self) -> Iterator[None]:
-        """What the UNet does inside is inversion; elsewhere it edits."""
+        """The UNet's time inside it counts as inversion, elsewhere as editing."""
         self._unet_phase = "invert"
         try:
             yield
@@ -55,7 +55,7 @@ class PhaseClock:
 
     @contextmanager
     def watching(self, networks: Networks) -> Iterator[None]:
-        """Hooks on the networks, taken off at the end."""
+        """Installs hooks on the networks, and removes them at the end."""
         with ExitStack() as hooks:
             for network, phase in (
                 (networks.text_encoder, lambda: "encode"),
@@ -70,8 +70,9 @@ class PhaseClock:
             yield
 
     def seconds(self) -> dict[str, float]:
-        """Time inside the networks by phase. On CUDA only after the device was waited for."""
-        total = Counter(dict.fromkeys(PHASES, 0.0))
+        """Seconds inside the networks by phase. On CUDA call it only after waiting for the
+        device."""
+        total = Counter(dict.fromkeys(NETWORK_PHASES, 0.0))
         for phase, start, end in self._spans:
             total[phase] += (
                 end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
@@ -102,15 +103,15 @@ class PhaseClock:
         return event
 
 
-_MEMORY_EVENT = "[memory]"  # torch's name for what an allocator gave out or took back
+_MEMORY_EVENT = "[memory]"  # torch's name for an allocation or a release
 
 
 class PeakMemory:
-    """`bytes` after `measuring`.
+    """Measures peak memory; `bytes` has it after `measuring`.
 
-    On CUDA everything that the allocator gave out at the peak, weights included. On a CPU what
-    tensors held at the peak beyond what they held at the start, by the events of torch's profiler:
-    the size of the process would depend on what had run before, for a heap keeps its pages.
+    On CUDA this is the peak of allocated memory, weights included. On a CPU it is the peak of the
+    memory of tensors above that at the start, from events of torch's profiler. The size of the
+    process would depend on what had run before, because a heap keeps its pages.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -132,7 +133,7 @@ class PeakMemory:
 
 
 def _peak(profiler: Any) -> int:
-    """The highest sum of allocations less releases, in order of time."""
+    """The highest sum of allocations minus releases, in the order of time."""
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == _MEMORY_EVENT]
     held = highest = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -1,7 +1,7 @@
 """Models to measure with: Stable Diffusion's shapes with random weights, or any checkpoint.
 
-A UNet costs the same whatever its weights are, so no download is needed to measure what an edit
-costs. The shapes are those of the published configs, written down here.
+The cost of a UNet does not depend on its weights, so no download is needed to measure it. The
+shapes are those of the published configs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE, locate
 from fpe_core.device import choose_device
 
 LAYERS = LayersByRange(3, 13)
-"""The layers that the authors' rule selects at 512 px, at every size and in every model here."""
+"""The layers that the authors' rule selects at 512 px; used for every size and model here."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Shape:
     """How one model of the Stable Diffusion family differs from another.
 
     Attributes:
-        size_px: edge of the pictures it was made for.
+        size_px: edge of the images that it was made for.
         unet, vae, text: arguments of the networks that differ between models.
-        prediction_type: what the UNet's output is.
-        seed: of the weights.
+        prediction_type: the meaning of the UNet's output: "epsilon" or "v_prediction".
+        seed: seed of the random weights.
     """
 
     size_px: int
@@ -94,7 +94,7 @@ SHAPES = MappingProxyType(
             },
             text=_SMALL_TEXT,
         ),
-        "micro": Shape(  # every code path in milliseconds
+        "micro": Shape(  # runs every code path within milliseconds
             size_px=64,
             unet={
                 "block_out_channels": (8, 16, 16, 16),
@@ -111,14 +111,14 @@ SHAPES = MappingProxyType(
         ),
     }
 )
-"""The models with random weights, by the name they are asked for with."""
+"""The models with random weights, by the name that --model has."""
 
 
 def load_model(name: str, device: str) -> Checkpoint:
     """A model in float32: a name of `SHAPES`, "still-life", or what `load_checkpoint` takes.
 
     Raises:
-        CheckpointError: neither, or a device that is not there.
+        CheckpointError: there is no such model, or no such device.
     """
     if name in SHAPES:
         return build_random(name, SHAPES[name], choose_device(device))
@@ -127,7 +127,7 @@ def load_model(name: str, device: str) -> Checkpoint:
 
 
 def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
-    """The same weights in another type; the checkpoint itself where it has that type."""
+    """A copy of the checkpoint in another dtype, or the checkpoint itself if it has that dtype."""
     if checkpoint.dtype == dtype:
         return checkpoint
     networks = {
@@ -138,7 +138,8 @@ def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
 
 
 def build_random(name: str, shape: Shape, device: torch.device) -> Checkpoint:
-    """A model of a shape, float32. The same shape gives the same weights on one kind of device."""
+    """A model with random weights in float32. On one kind of device a shape gives the same
+    weights."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(shape.seed)
@@ -204,15 +205,15 @@ def _text_encoder(shape: Shape) -> Any:
 
 
 def _tokenizer() -> Any:
-    """The built-in model's: which words are tokens does not matter to random weights."""
+    """The built-in model's tokenizer: with random weights it does not matter which one."""
     folder = locate(BUILTIN_STILL_LIFE, allow_pickle=False, revision=None).path
     return CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77)
 
 
 @torch.no_grad()
 def _sharpen_maps(unet: Any) -> None:
-    """Freshly initialised queries and keys give nearly even maps: replacing one would change next
-    to nothing, and no gate could distinguish right from wrong."""
+    """Scales up queries and keys. Freshly initialised ones give almost uniform maps, so replacing a
+    map would change almost nothing, and the gate could not detect mistakes."""
     for name, parameter in unet.named_parameters():
         if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight")):
             parameter.mul_(3.0)

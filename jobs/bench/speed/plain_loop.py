@@ -1,4 +1,4 @@
-"""Free-Prompt-Editing as a good engineer writes it with diffusers: the baseline to be better than.
+"""Free-Prompt-Editing as one would write it with diffusers: the baseline, without batching.
 
 Stock attention kernels (scaled_dot_product_attention), diffusers' own scheduler, two-row inversion,
 four-row edit, and one processor that gives the target's conditional row the source's Q and K.
@@ -21,7 +21,7 @@ from fpe_core.schedule import ddim_schedule
 from fpe_core.unet.attention import select_layers, self_attention_layers
 
 _SOURCE, _TARGET = 2, 3
-"""Rows of an editing step: source and target unconditional, source and target conditional."""
+"""UNet rows of an editing step: source and target, each unconditional and conditional."""
 
 
 class PlainLoop:
@@ -51,7 +51,7 @@ class PlainLoop:
         context = self._encode([empty, empty, source_prompt, target_prompt])
         z = trajectory[-1]
         timesteps = self._scheduler.timesteps.tolist()
-        steps = list(zip(timesteps, reversed(trajectory), strict=False))  # z_0 is no input
+        steps = list(zip(timesteps, reversed(trajectory), strict=False))  # no step starts at z_0
         with self._source_maps(z):
             for timestep, z_source in steps[: parameters.replaced_steps]:
                 z = self._step(z_source, z, timestep, context)
@@ -115,8 +115,8 @@ class PlainLoop:
 def plain_scheduler(checkpoint: Checkpoint) -> Any:
     """diffusers' DDIMScheduler for a checkpoint, its table of noise levels in float64.
 
-    diffusers sums the table up in float32. Small models at many steps enlarge that rounding past
-    the gate's tolerance, and the gate is to compare procedures, not tables.
+    diffusers adds the table up in float32. With many steps, small models enlarge that rounding
+    error beyond the gate's tolerance, but the gate is meant to compare procedures, not rounding.
     """
     kind: Any = DDIMScheduler
     scheduler = kind.from_config(

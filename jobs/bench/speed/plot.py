@@ -1,4 +1,4 @@
-"""The measurements as a picture."""
+"""Plots the speed of the arms."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MARKERS = ("o", "s", "^", "D")
 def speed_plot(sweeps: Sequence[Sweep], path: pathlib.Path) -> None:
     """A panel per model: edits per hour against edits per source.
 
-    A colour per arm, and for ours a line and a marker of its own for each number of sources; A, B
-    and B+ make one edit after the other and have one line.
+    Each arm has a colour. Our arms have one line, with its own marker, per number of sources. A, B
+    and B+ make one edit after the other, so they have one line.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Ready-made measurements, and what was aimed for in each."""
+"""Ready-made measurements, and the aims for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Target:
 
     Attributes:
         unit: `PER_HOUR`, `UTILISATION` (the algorithmic one), or an arm whose speed is 1.
-        least: how many of that unit.
+        least: the smallest value, in that unit, that reaches the aim.
     """
 
     model: str
@@ -26,7 +26,8 @@ class Target:
     least: float
 
     def reached(self, sweep: Sweep) -> float | None:
-        """By the fastest of our arms, over all numbers of sources; None where it was not run."""
+        """The value of the fastest of our arms over all numbers of sources; None if not
+        measured."""
         fastest: dict[str, Measured] = {}
         for each in sweep.measured:
             known = fastest.get(each.arm, each)
@@ -43,7 +44,7 @@ class Target:
         return best.edits_per_s / fastest[self.unit].edits_per_s if self.unit in fastest else None
 
     def in_words(self, figure: float) -> str:
-        """A figure of this aim with its unit."""
+        """A value with the unit of this aim."""
         if self.unit == PER_HOUR:
             return f"{figure:,.0f} edits per hour"
         if self.unit == UTILISATION:
@@ -57,12 +58,12 @@ class Target:
 
 @dataclass(frozen=True)
 class BenchPreset:
-    """What the options of `fpe bench speed` are where they are not given.
+    """Values for the options of `fpe bench speed` that are not given.
 
     Attributes:
-        cells: (sources, edits of each).
-        gate_size_px: where explicit maps would take an hour at the size that is timed, a smaller
-            one for the gate; None: the same.
+        cells: (sources, edits per source).
+        gate_size_px: a smaller size for the gate, if explicit maps would take an hour at the size
+            that is timed; None for the same size.
     """
 
     models: tuple[str, ...]

@@ -1,7 +1,4 @@
-"""All that was measured, as one value that JSON can hold.
-
-What came out of timing the arms: runs, medians, and what went wrong instead.
-"""
+"""The results of timing the arms: runs, medians and failures, in a form that fits into JSON."""
 
 from __future__ import annotations
 
@@ -12,30 +9,30 @@ from typing import Any
 
 from jobs.bench.machine import Machine
 from jobs.bench.speed.device_time import DeviceTime
-from jobs.bench.speed.gate import Comparison
-from jobs.bench.speed.instruments import PHASES
+from jobs.bench.speed.gate import GateComparison
+from jobs.bench.speed.instruments import NETWORK_PHASES
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One model over the cells that have been measured so far.
+    """The results of one model for the cells that have been measured so far.
 
     Attributes:
         model: its name.
         parameters: of all edits, as `EditParameters.to_dict` has them.
-        gate: what had to agree and to disagree before anything was timed.
+        gate: the comparisons of the gate that the model had to pass.
         cells: (sources, edits per source), in the order of measuring.
         measured: cell by cell, arm by arm.
         failed: arms that have no times in a cell.
-        profiles: of our fastest arm in each cell, where one was made.
-        minimal_flops: of the UNet per edit in the minimal exact procedure, by edits per source.
-        product_flops_per_s: of a matrix product in this run, by dtype; float32 with TF32 where
-            convolutions may use that.
+        profiles: of our fastest arm in each cell, if profiles were requested.
+        minimal_flops: UNet FLOPs per edit in the minimal exact procedure, by edits per source.
+        product_flops_per_s: of a matrix product on this device, by dtype; float32 uses TF32 if
+            convolutions may use it.
     """
 
     model: str
     parameters: dict[str, Any]
-    gate: tuple[Comparison, ...]
+    gate: tuple[GateComparison, ...]
     cells: tuple[tuple[int, int], ...]
     measured: tuple[Measured, ...]
     failed: tuple[Failed, ...]
@@ -49,15 +46,16 @@ class Sweep:
         return [each for each in self.measured if (each.sources, each.edits_per_source) == cell]
 
     def utilisation(self, each: Measured) -> tuple[float, float]:
-        """Algorithmic and executed: FLOPs needed, and run, per second, over the product's."""
+        """FLOPs needed (algorithmic) and FLOPs run (executed) per second, both as a share of a
+        matrix product's."""
         peak = self.product_flops_per_s[each.dtype]
         needed = self.minimal_flops[each.edits_per_source]
         return needed * each.edits_per_s / peak, each.flops * each.edits_per_s / peak
 
     def noise(self, sources: int, edits_per_source: int) -> float | None:
-        """How far the two medians of D are apart, as a share: differences below mean nothing.
+        """Relative difference of the two medians of D; smaller differences mean nothing.
 
-        None where D failed.
+        None if D failed.
         """
         wall_s = {each.arm: each.wall_s for each in self.of(sources, edits_per_source)}
         if not {"D", "D again"} <= set(wall_s):
@@ -72,7 +70,7 @@ def as_json(
     sweeps: Sequence[Sweep],
     price_per_hour: float | None,
 ) -> dict[str, Any]:
-    """Everything, raw times included. `settings` are what a run that goes on has to have too."""
+    """All results, raw times included. A run can resume only with the same `settings`."""
     return {
         "machine": asdict(machine),
         "settings": settings,
@@ -120,17 +118,17 @@ def _measured_as_json(sweep: Sweep, each: Measured, price_per_hour: float | None
 
 
 REST = "rest"
-"""What is left of the time beside `PHASES`: scheduler, pictures, Python, waiting."""
+"""The time outside `NETWORK_PHASES`: scheduler, image conversion, Python, waiting."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm, once.
+    """One timed run of an arm.
 
     Attributes:
-        wall_s: from the call to everything done.
-        phase_s: the part of it inside the networks, by `PHASES`, and `REST`.
-        unet_rows: rows that entered the UNet, seen by a hook.
+        wall_s: from the call until all work is done.
+        phase_s: its parts: time inside the networks by `NETWORK_PHASES`, and `REST`.
+        unet_rows: rows that entered the UNet, counted by a hook.
     """
 
     wall_s: float
@@ -140,20 +138,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
-    """One arm on one workload.
+    """The results of one arm in one cell.
 
     Attributes:
-        arm, title: which.
-        dtype: the networks' type, as torch writes it without "torch.".
+        arm, title: its name and description.
+        dtype: the networks' dtype, such as "bfloat16".
         sources, edits_per_source: the cell of the sweep.
-        edits: that one run really made: arms that share nothing make a few and not all.
+        edits: the number of edits that one run made; arms that share nothing make only a few.
         runs: one per round, in order.
-        first_s: the first run, before the rounds: warm-up.
-        flops: run in all networks per edit, counted in the first run.
-        peak_bytes: of memory in the first run; see `PeakMemory`.
-        from_authors: of the edit farthest from A's, of those that both made, as a share of its
-            latent's norm, in this dtype; None where A failed.
-        from_ours: the same from C, or D where C failed; None for A and where both failed.
+        first_s: duration of the first run, the warm-up before the rounds.
+        flops: FLOPs per edit in all networks, counted in the first run.
+        peak_bytes: peak memory of the first run; see `PeakMemory`.
+        from_authors: the largest distance of an edit from A's, among those that both made, as a
+            share of its latent's norm, in this dtype; None if A failed.
+        from_ours: the same distance from C, or from D if C failed; None for A, and if both failed.
         timed_in: another cell, such as "1 x 1", in which these runs were made, because the arm
             does the same work there; "" for this one.
     """
@@ -174,7 +172,7 @@ class Measured:
 
     @property
     def wall_s(self) -> float:
-        """Median of the rounds."""
+        """Median over the rounds."""
         return statistics.median(run.wall_s for run in self.runs)
 
     @property
@@ -183,7 +181,7 @@ class Measured:
 
     @property
     def spread(self) -> float:
-        """Slowest less fastest round, as a share of the median."""
+        """Slowest minus fastest round, as a share of the median."""
         times = [run.wall_s for run in self.runs]
         return (max(times) - min(times)) / self.wall_s
 
@@ -193,21 +191,21 @@ class Measured:
 
     @property
     def phase_ms(self) -> dict[str, float]:
-        """Milliseconds per edit by phase, medians of the rounds."""
+        """Milliseconds per edit by phase, medians over the rounds."""
         return {
             phase: 1000 * statistics.median(run.phase_s[phase] for run in self.runs) / self.edits
-            for phase in (*PHASES, REST)
+            for phase in (*NETWORK_PHASES, REST)
         }
 
 
 @dataclass(frozen=True)
 class Failed:
-    """An arm without times in a cell.
+    """An arm that has no times in a cell.
 
     Attributes:
-        arm: which, or "profile".
+        arm: its name, or "profile".
         sources, edits_per_source: the cell.
-        cause: what happened, in a line.
+        cause: the error in one line.
     """
 
     arm: str

@@ -1,4 +1,4 @@
-"""Runs the arms in turn, several times, and keeps every time."""
+"""Times the arms of a cell in turn, in several rounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.bench.speed.flops import flop_counter
 from jobs.bench.speed.gate import agreements, exact_float32
 from jobs.bench.speed.instruments import PeakMemory, PhaseClock
 from jobs.bench.speed.results import REST, Failed, Measured, Run
-from jobs.bench.speed.workload import Workload
+from jobs.bench.speed.workload import BenchWorkload
 
 _TWICE = "D"
 _AGAIN = f"{_TWICE} again"
@@ -31,12 +31,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CellTimes:
-    """All arms on one workload.
+    """The results of all arms on one workload.
 
     Attributes:
         measured: in the arms' order, "D again" last.
-        failed: arms that have no times, and why.
-        profile: where the device's time goes in our fastest arm; None where none was made.
+        failed: arms that have no times, with the reason.
+        profile: where the time of our fastest arm goes; None if there is no profile.
     """
 
     measured: tuple[Measured, ...]
@@ -46,7 +46,7 @@ class CellTimes:
 
 @dataclass(frozen=True)
 class _First:
-    """An arm's first run. `flops`: per edit."""
+    """An arm's first run. `flops` is per edit."""
 
     latents: Tensor
     wall_s: float
@@ -57,8 +57,8 @@ class _First:
 class CellTimer:
     """Times the cells of one model, one after the other.
 
-    An arm that does the same work in two cells is timed in the first: A and B, which make the same
-    few edits whatever the cell, and B+ wherever the number of edits of a source comes again.
+    An arm that does the same work in two cells is timed only in the first of them. A and B make the
+    same few edits in every cell, and B+ does so in cells with the same number of edits per source.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class CellTimer:
     ) -> None:
         """
         Args:
-            arms: A first.
+            arms: the arms, A first.
             rounds: how many times each arm is timed.
-            baseline_edits: most edits of the arms that share nothing. They make one after the
-                other, so that their time per edit does not depend on how many there are.
-            tolerance: bound on how far float32 latents may be apart.
+            baseline_edits: most edits per run of the arms that share nothing. Their time per edit
+                does not depend on the number, because they make one after the other.
+            tolerance: bound on the distance of float32 latents.
             profiles: whether our fastest arm runs once more in a profiler.
         """
         self._arms = tuple(arms)
@@ -86,12 +86,12 @@ class CellTimer:
         self._profiles = profiles
         self._known: dict[tuple[str, int, int], tuple[_First, Measured]] = {}
 
-    def time_cell(self, workload: Workload) -> CellTimes:
-        """All arms on one workload, and D a second time as "D again": the noise floor.
+    def time_cell(self, workload: BenchWorkload) -> CellTimes:
+        """Times all arms on one workload, and D a second time as "D again" to show the noise.
 
-        Every arm is run once before the rounds, in float32 without TF32 where it is float32, and
-        judged by what it made. In a round every arm runs once, and each round begins with another
-        one. An arm that raises or is wrong is left out from there on.
+        Before the rounds every arm runs once, without TF32 if it runs in float32, and its latents
+        are checked. In a round every arm runs once; each round begins with another arm. An arm
+        that raises or has wrong latents is left out from then on.
         """
         cell = _Cell({arm.name: arm.afresh() for arm in self._arms}, workload, self._baseline_edits)
         known = {n: self._known[k] for n in cell.arms if (k := cell.key(n)) in self._known}
@@ -116,7 +116,7 @@ class CellTimer:
 class _Cell:
     """The state of one cell while it is timed."""
 
-    def __init__(self, arms: dict[str, Arm], workload: Workload, baseline_edits: int) -> None:
+    def __init__(self, arms: dict[str, Arm], workload: BenchWorkload, baseline_edits: int) -> None:
         self.arms = arms
         self.first: dict[str, _First] = {}
         self.failed: list[Failed] = []
@@ -125,12 +125,12 @@ class _Cell:
         self._runs: dict[str, list[Run]] = {}
 
     def key(self, name: str) -> tuple[str, int, int]:
-        """What an arm does here: its name, sources and edits of each."""
+        """An arm's work in this cell: its name, the sources and the edits per source."""
         part = self._parts[name]
         return name, len(part.images), len(part.target_prompts[0])
 
     def entries(self) -> list[str]:
-        """What is timed: the arms that have not failed, and D again."""
+        """The names to time: the arms that have not failed, and "D again"."""
         failed = {each.arm for each in self.failed}
         names = [*self.arms, _AGAIN] if _TWICE in self.arms else list(self.arms)
         return [n for n in names if n not in failed and _arm_of(n) not in failed]
@@ -142,7 +142,7 @@ class _Cell:
             self.first[name] = first
 
     def judge(self, tolerance: float) -> None:
-        """Fails the arms whose latents are wrong."""
+        """Marks the arms whose latents are wrong as failed."""
         self._agreements = agreements(
             {name: first.latents for name, first in self.first.items()},
             is_exact=all(arm.checkpoint.dtype == torch.float32 for arm in self.arms.values()),
@@ -189,7 +189,7 @@ class _Cell:
         )
 
     def again(self, known: Measured) -> Measured:
-        """What another cell measured, as this one's."""
+        """The results of another cell, in which the arm did the same work, for this cell."""
         agreement = self._agreements[known.arm]
         return replace(
             known,
@@ -201,7 +201,7 @@ class _Cell:
         )
 
     def profile(self, measured: dict[str, Measured]) -> DeviceTime | None:
-        """Of our fastest arm; None where all of ours failed, or the profiler did."""
+        """A profile of our fastest arm; None if all our arms failed, or the profiler did."""
         ours = [name for name in measured if name in OURS]
         if not ours:
             return None
@@ -209,10 +209,10 @@ class _Cell:
         return self._try("profile", lambda: profiled(self.arms[name], self._parts[name]))
 
     def _try(self, name: str, work: Callable[[], _T]) -> _T | None:
-        """None after an error, which is one arm's and not the others'."""
+        """The result of `work`; None after an error, which only makes this arm fail."""
         try:
             return work()
-        except Exception as error:  # noqa: BLE001 - out of memory, a kernel's, ...
+        except Exception as error:  # noqa: BLE001 - out of memory, a kernel that fails, ...
             cause = one_line(error)
         self._fail(name, cause)
         _free_memory()
@@ -228,7 +228,7 @@ def _arm_of(name: str) -> str:
     return _TWICE if name == _AGAIN else name
 
 
-def _part(arm: Arm, workload: Workload, baseline_edits: int) -> Workload:
+def _part(arm: Arm, workload: BenchWorkload, baseline_edits: int) -> BenchWorkload:
     if arm.shares == "everything":
         return workload
     if arm.shares == "inversion":
@@ -236,9 +236,12 @@ def _part(arm: Arm, workload: Workload, baseline_edits: int) -> Workload:
     return workload.cut(1, baseline_edits)
 
 
-def _first(arm: Arm, workload: Workload) -> _First:
-    """CUDA graphs show a counter none of their operations: they are off while it counts, and made
-    afterwards."""
+def _first(arm: Arm, workload: BenchWorkload) -> _First:
+    """An arm's first run: latents, time, FLOPs and peak memory.
+
+    A counter sees no operations inside a CUDA graph. So graphs are off here, and captured
+    afterwards.
+    """
     device = arm.checkpoint.device
     memory = PeakMemory(device)
     counter = flop_counter()
@@ -272,7 +275,7 @@ def _without_graphs(arm: Arm) -> Iterator[None]:
         unet.graphs.captures = before
 
 
-def _run(arm: Arm, workload: Workload) -> Run:
+def _run(arm: Arm, workload: BenchWorkload) -> Run:
     device = arm.checkpoint.device
     clock = PhaseClock(device)
     with clock.watching(arm.networks):
@@ -286,9 +289,9 @@ def _run(arm: Arm, workload: Workload) -> Run:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's type and the first line of what it says; two where that ends in a colon."""
-    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {' '.join(said[: 2 if said[0].endswith(':') else 1])}"
+    """An error's type and the first line of its message; two lines if the first ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}"
 
 
 def _free_memory() -> None:

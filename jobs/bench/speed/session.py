@@ -1,6 +1,6 @@
-"""One run of `fpe bench speed`: model after model, each printed and written cell by cell.
+"""One run of `fpe bench speed`: measures models, prints the results, and writes speed.json.
 
-speed.json: written after every cell, and read again by a run that goes on.
+speed.json is written after every cell, and read by a run that resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jobs.bench.machine import Machine, this_machine
 from jobs.bench.options import require_matplotlib
 from jobs.bench.speed import tables
 from jobs.bench.speed.device_time import DeviceTime
-from jobs.bench.speed.gate import Comparison
+from jobs.bench.speed.gate import GateComparison
 from jobs.bench.speed.plot import speed_plot
 from jobs.bench.speed.presets import Target
 from jobs.bench.speed.results import Failed, Measured, Run, Sweep, as_json
@@ -32,7 +32,7 @@ PLOT = "speed.png"
 
 
 class Session:
-    """What was measured so far, and where it is written."""
+    """Measures models, and keeps and writes the results."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class Session:
     ) -> None:
         """
         Args:
-            settings: what is measured of every model.
-            folder: for speed.json and speed.png. Without `resumes` a speed.json that is there is
-                renamed when there is something to write.
-            price_per_hour: of the device; None prints no prices.
+            settings: what to measure of every model.
+            folder: for speed.json and speed.png. Without `resumes`, an existing speed.json is
+                renamed before the first results are written.
+            price_per_hour: price of the device; None prints no prices.
             out: where tables are printed.
-            resumes: whether cells that speed.json has are taken from there.
+            resumes: whether to keep the cells in speed.json, and measure only the others.
 
         Raises:
             UserError: speed.json has other settings, or cannot be read; no matplotlib.
@@ -66,7 +66,7 @@ class Session:
         self._is_new = not resumes
 
     def measure(self, name: str) -> bool:
-        """One model. False where it did not pass the gate, or an arm of it failed.
+        """Measures and prints one model. Returns False if the gate failed, or an arm.
 
         Raises:
             CheckpointError, ParameterError: the model or the settings cannot be used.
@@ -79,7 +79,7 @@ class Session:
         return passed and sweep is not None and not sweep.failed
 
     def print_aims(self, targets: Sequence[Target]) -> None:
-        """What was aimed for in the models that were measured, and where the files are."""
+        """Prints the aims for the models that were measured, and where the files are."""
         for line in tables.target_lines(targets, list(self._sweeps.values())):
             self._out.print(line, markup=False)
         if self._sweeps:
@@ -130,7 +130,7 @@ def write_report(
     sweeps: Sequence[Sweep],
     price_per_hour: float | None,
 ) -> None:
-    """Replaces the file in one move: who is killed while writing leaves the one before."""
+    """Writes speed.json by replacing it at once: if the process is killed, the old file remains."""
     folder.mkdir(parents=True, exist_ok=True)
     report = as_json(machine, settings.comparable(), sweeps, price_per_hour)
     unfinished = folder / f".{FILE}"
@@ -139,10 +139,10 @@ def write_report(
 
 
 def read_report(folder: pathlib.Path, machine: Machine, settings: Settings) -> dict[str, Sweep]:
-    """What an earlier run measured, by model; nothing where there is no file.
+    """The results of an earlier run by model; empty if there is no file.
 
     Raises:
-        UserError: the file is none, or of other settings or another machine.
+        UserError: the file cannot be read, or has other settings or another machine.
     """
     path = folder / FILE
     if not path.exists():
@@ -153,13 +153,13 @@ def read_report(folder: pathlib.Path, machine: Machine, settings: Settings) -> d
         return {each["model"]: _sweep(each) for each in report["models"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be resumed ({type(error).__name__}: {error}): it is damaged or of "
+            f"{path} cannot be resumed ({type(error).__name__}: {error}): it is damaged or from "
             "another version of this program; give another --out, or leave out --resume"
         ) from error
 
 
 def set_aside(folder: pathlib.Path) -> pathlib.Path | None:
-    """Renames an earlier run's file, which a new one would overwrite; None where there is none."""
+    """Renames an existing speed.json, which would be overwritten; returns the new path, or None."""
     path, number = folder / FILE, 1
     if not path.exists():
         return None
@@ -182,7 +182,7 @@ def _require_the_same(
 
 
 def _identity(machine: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The machine's device, by name, stands for the one that was asked for."""
+    """What must be the same to resume. The device is compared by its name, not as requested."""
     return {**settings, **{name: machine[name] for name in ("device", "threads", "torch")}}
 
 
@@ -190,7 +190,7 @@ def _sweep(read: dict[str, Any]) -> Sweep:
     return Sweep(
         model=read["model"],
         parameters=read["parameters"],
-        gate=tuple(_made(Comparison, each) for each in read["gate"]),
+        gate=tuple(_made(GateComparison, each) for each in read["gate"]),
         cells=tuple((sources, edits) for sources, edits in read["cells"]),
         measured=tuple(
             _made(Measured, {**each, "runs": tuple(_made(Run, run) for run in each["runs"])})
@@ -204,5 +204,5 @@ def _sweep(read: dict[str, Any]) -> Sweep:
 
 
 def _made(kind: type[_T], read: dict[str, Any]) -> _T:
-    """A dataclass from its fields; what was worked out from them is left."""
+    """A dataclass from the JSON of its fields; other entries, which are derived, are ignored."""
     return kind(**{field.name: read[field.name] for field in fields(kind)})  # type: ignore[arg-type]

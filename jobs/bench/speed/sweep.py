@@ -1,4 +1,4 @@
-"""One model: its arms, the gate, and then cell by cell all numbers of sources and edits."""
+"""Measures one model: loads its arms, passes the gate, and times them cell by cell."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from jobs.bench.speed.arms import Arm, exact_arms
 from jobs.bench.speed.authors_checkout import LAYERS as AUTHORS_LAYERS
 from jobs.bench.speed.authors_checkout import load_code
 from jobs.bench.speed.flops import count_row, minimal_flops, product_flops_per_s
-from jobs.bench.speed.gate import Comparison, pass_gate, tolerance_of
+from jobs.bench.speed.gate import GateComparison, pass_gate, tolerance_of
 from jobs.bench.speed.models import LAYERS, cast, load_model
 from jobs.bench.speed.results import Sweep
 from jobs.bench.speed.rounds import CellTimer
-from jobs.bench.speed.workload import Workload, make_workload
+from jobs.bench.speed.workload import BenchWorkload, make_workload
 
 GATE_SOURCES, GATE_EDITS = 2, 2
-"""What the gate edits: the fewest that are batched both ways."""
+"""Size of the gate's workload: the smallest with several sources and several edits of each."""
 
 GATE_STEPS = 10
-"""Most steps in the gate. With more of them the trajectory one step off is nearer to the right one:
-fifty of Stable Diffusion 1.5's shapes are 4.9e-3 away, where no arm is more than 1.2e-5 away.
+"""Most steps in the gate. With more steps the mistake of a trajectory that is one step off has a
+smaller distance: 4.9e-3 with 50 steps of Stable Diffusion 1.5's shapes. Arms are within 1.2e-5.
 """
 
 _MAY_DIFFER = {"cells", "profiles"}
@@ -34,20 +34,20 @@ _MAY_DIFFER = {"cells", "profiles"}
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """What to measure.
 
     Attributes:
-        device, dtype: as `load_checkpoint` takes them; A runs in float32 always.
-        steps: of the inversion and of every edit.
-        size_px: edge of the pictures; None for the model's own.
-        gate_size_px: the same in the gate, at most `size_px`; None for the same.
-        cells: the sweep: (sources, edits of each).
+        device, dtype: as `load_checkpoint` takes them; A always runs in float32.
+        steps: DDIM steps of the inversion and of every edit.
+        size_px: edge of the images; None for the model's own size.
+        gate_size_px: edge of the gate's images, at most `size_px`; None for the same.
+        cells: the cells to measure: (sources, edits per source).
         rounds: how many times each arm is timed in each cell.
-        baseline_edits: most edits of an arm that shares nothing.
-        arms: names of those that are measured, A among them, with commas between them.
-        tolerance: of the gate, and of float32 latents in every cell; None: the model's own.
-        authors: folder of the authors' checkout, whose code is A; "" for `fpe_core.reference`. With
-            it sources have no prompts, and layers are the authors' rule.
+        baseline_edits: most edits per run of an arm that shares nothing.
+        arms: names of the arms to measure, A among them, separated by commas.
+        tolerance: of the gate, and of float32 latents in every cell; None for the model's own.
+        authors: folder of the authors' checkout, whose code is then A; "" for `fpe_core.reference`.
+            With it sources have no prompts, and the authors' rule selects the layers.
         profiles: whether our fastest arm of each cell is profiled.
     """
 
@@ -65,24 +65,24 @@ class Settings:
     profiles: bool
 
     def comparable(self) -> dict[str, Any]:
-        """What has to be the same for cells of two runs to stand in one report."""
+        """The settings that must be equal for cells of two runs to be in one report."""
         return {name: own for name, own in asdict(self).items() if name not in _MAY_DIFFER}
 
     def tolerance_for(self, model: str) -> float:
-        """The gate's for a model."""
+        """The gate's tolerance for a model."""
         return tolerance_of(model) if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A model whose arms went through the gate, well or not.
+    """A model whose arms were compared by the gate, whether they passed or not.
 
     Attributes:
-        name: the model's, as it was asked for.
-        parameters: of all edits.
-        reference, checkpoint: in float32, and in the type that is timed; often one and the same.
-        arms: what is to be timed.
-        gate: what came out; see `ok`.
+        name: the model's name, as given.
+        parameters: the parameters of all edits.
+        reference, checkpoint: the model in float32, and in the dtype that is timed; often the same.
+        arms: the arms to time.
+        gate: the results of the gate; see `ok`.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Checked:
     reference: Checkpoint
     checkpoint: Checkpoint
     arms: tuple[Arm, ...]
-    gate: tuple[Comparison, ...]
+    gate: tuple[GateComparison, ...]
 
     @property
     def ok(self) -> bool:
@@ -98,7 +98,7 @@ class Checked:
 
 
 def check(name: str, settings: Settings) -> Checked:
-    """Loads a model and holds its arms against the authors' procedure. Times nothing.
+    """Loads a model and compares its arms with the authors' procedure. Times nothing.
 
     Raises:
         CheckpointError, ParameterError: the model or the settings cannot be used.
@@ -119,15 +119,15 @@ def check(name: str, settings: Settings) -> Checked:
 
 
 def measure(checked: Checked, settings: Settings, earlier: Sweep | None = None) -> Iterator[Sweep]:
-    """Times every arm of a model that passed the gate; yields what there is after each cell.
+    """Times every arm of a model that passed the gate; yields all results so far after each cell.
 
     Args:
         checked: the model.
         settings: what to measure.
-        earlier: of this model, by the same settings; its cells are kept and not measured again.
+        earlier: results of this model with the same settings; its cells are not measured again.
 
     Raises:
-        ValueError: it did not pass: a wrong arm has no speed.
+        ValueError: the model did not pass the gate.
     """
     if not checked.ok:
         raise ValueError(f"{checked.name} did not pass the gate; its arms cannot be timed")
@@ -156,7 +156,7 @@ def measure(checked: Checked, settings: Settings, earlier: Sweep | None = None) 
 
 
 def missing_cells(settings: Settings, earlier: Sweep | None) -> list[tuple[int, int]]:
-    """What is still to be measured of a model."""
+    """The cells that are still to be measured."""
     return [cell for cell in settings.cells if earlier is None or cell not in earlier.cells]
 
 
@@ -181,7 +181,9 @@ def _chosen(arms: list[Arm], settings: Settings) -> list[Arm]:
     return [arm for arm in arms if arm.name in settings.arms.split(",")]
 
 
-def _workload(sources: int, edits: int, parameters: EditParameters, settings: Settings) -> Workload:
+def _workload(
+    sources: int, edits: int, parameters: EditParameters, settings: Settings
+) -> BenchWorkload:
     workload = make_workload(sources, edits, parameters)
     return workload.without_source_prompts() if settings.authors else workload
 
@@ -197,7 +199,7 @@ def _parameters(checkpoint: Checkpoint, settings: Settings) -> EditParameters:
 
 
 def parameters_in_the_gate(parameters: EditParameters, settings: Settings) -> EditParameters:
-    """What the gate edits with, of what is timed."""
+    """The parameters of the gate: at most `gate_size_px` and `GATE_STEPS`."""
     size_px = min(settings.gate_size_px or parameters.width_px, parameters.width_px)
     steps = min(GATE_STEPS, parameters.steps)
     return replace(parameters, steps=steps, width_px=size_px, height_px=size_px)

@@ -1,4 +1,4 @@
-"""The measurements as a person reads them."""
+"""Printed tables of the results."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from rich.table import Table
 
 from jobs.bench.machine import Machine
 from jobs.bench.speed.device_time import KINDS
-from jobs.bench.speed.gate import Comparison
-from jobs.bench.speed.instruments import PHASES
+from jobs.bench.speed.gate import GateComparison
+from jobs.bench.speed.instruments import NETWORK_PHASES
 from jobs.bench.speed.presets import Target
 from jobs.bench.speed.results import REST, Sweep, price_per_thousand
 from jobs.terminal.titled_table import titled_table
 
 
-def gate_table(model: str, gate: Sequence[Comparison]) -> Table:
-    """How far each arm is from A, and each mistake."""
+def gate_table(model: str, gate: Sequence[GateComparison]) -> Table:
+    """The distance of each arm, and of each mistake, from A."""
     table = titled_table(
         f"{model}: final latents against A, float32", ("", "distance", "wanted", "")
     )
@@ -31,7 +31,7 @@ def gate_table(model: str, gate: Sequence[Comparison]) -> Table:
 
 
 def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
-    """Every arm of every cell: speed, rows, utilisation, memory, distances, price."""
+    """Every arm in every cell: speed, UNet rows, utilisation, memory, distances, price."""
     columns = [
         "sources x edits",
         "arm",
@@ -77,18 +77,18 @@ def speed_table(sweep: Sweep, price_per_hour: float | None) -> Table:
 def phase_table(sweep: Sweep) -> Table:
     """Milliseconds per edit, phase by phase."""
     table = titled_table(
-        f"{sweep.model}: milliseconds per edit", ("sources x edits", "arm", *PHASES, REST)
+        f"{sweep.model}: milliseconds per edit", ("sources x edits", "arm", *NETWORK_PHASES, REST)
     )
     for sources, edits in sweep.cells:
         cell = sweep.of(sources, edits)
         for each in cell:
-            phases = [f"{each.phase_ms[phase]:,.1f}" for phase in (*PHASES, REST)]
+            phases = [f"{each.phase_ms[phase]:,.1f}" for phase in (*NETWORK_PHASES, REST)]
             table.add_row(f"{sources} x {edits}", each.arm, *phases, end_section=each is cell[-1])
     return table
 
 
 def profile_table(sweep: Sweep) -> Table:
-    """What the device did with the time of our fastest arm, cell by cell."""
+    """How the time of our fastest arm is divided among kinds of operations, cell by cell."""
     table = titled_table(
         f"{sweep.model}: the device's time, our fastest arm", ("sources x edits", "arm", *KINDS)
     )
@@ -99,7 +99,7 @@ def profile_table(sweep: Sweep) -> Table:
 
 
 def notes(sweep: Sweep, machine: Machine) -> list[str]:
-    """What has to be known to read the tables."""
+    """Explanations of the tables, a line each."""
     legend = {each.arm: each.title for each in sweep.measured}
     lines = [
         "; ".join(f"{arm}: {title}" for arm, title in legend.items()),
@@ -127,7 +127,7 @@ def notes(sweep: Sweep, machine: Machine) -> list[str]:
 
 
 def target_lines(targets: Sequence[Target], sweeps: Sequence[Sweep]) -> list[str]:
-    """A line for every aim that was measured: reached or missed, by the faster of C and D."""
+    """A line for every aim that was measured: reached or missed by the faster of C and D."""
     lines = []
     for target in targets:
         for sweep in sweeps:

@@ -1,4 +1,4 @@
-"""What is edited: pictures, and prompts for each."""
+"""The workload that is timed: images, and prompts for each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _THINGS = ("heart", "star", "circle", "square")
 
 
 @dataclass(frozen=True)
-class Workload:
+class BenchWorkload:
     """S sources, each edited N times with the same parameters.
 
     Attributes:
-        images: S RGB pictures of the parameters' size.
-        source_prompts: what each shows; may be empty.
+        images: S RGB images of the parameters' size.
+        source_prompts: one per source; may be empty.
         target_prompts: N per source.
-        parameters: of all edits.
+        parameters: the parameters of all edits.
     """
 
     images: tuple[Image.Image, ...]
@@ -33,13 +33,13 @@ class Workload:
     def edits(self) -> int:
         return sum(map(len, self.target_prompts))
 
-    def without_source_prompts(self) -> Workload:
-        """The same, with nothing said about what the pictures show."""
+    def without_source_prompts(self) -> BenchWorkload:
+        """The same workload with empty source prompts."""
         return replace(self, source_prompts=("",) * len(self.images))
 
-    def cut(self, sources: int, edits_per_source: int) -> Workload:
-        """The first sources, and the first edits of each."""
-        return Workload(
+    def cut(self, sources: int, edits_per_source: int) -> BenchWorkload:
+        """The workload of the first sources, and the first edits of each."""
+        return BenchWorkload(
             self.images[:sources],
             self.source_prompts[:sources],
             tuple(prompts[:edits_per_source] for prompts in self.target_prompts[:sources]),
@@ -47,15 +47,15 @@ class Workload:
         )
 
 
-def make_workload(sources: int, edits_per_source: int, parameters: EditParameters) -> Workload:
-    """Another picture for every source and another prompt for every edit; the same every time."""
+def make_workload(sources: int, edits_per_source: int, parameters: EditParameters) -> BenchWorkload:
+    """A workload with a different image per source and prompt per edit; the same in every call."""
     prompts = [
         f"a photo of a {colour} {thing} {number}"
         for number in range(1 + edits_per_source // (len(_COLOURS) * len(_THINGS)))
         for thing in _THINGS
         for colour in _COLOURS
     ]
-    return Workload(
+    return BenchWorkload(
         images=tuple(
             _picture(s, parameters.width_px, parameters.height_px) for s in range(sources)
         ),

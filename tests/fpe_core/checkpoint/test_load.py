@@ -1,4 +1,4 @@
-"""Every kind of source through one door, and a clear error for what is none."""
+"""Every kind of source loads, and anything else gives a clear error."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_single_file_is_the_same_model(tiny_folder, tmp_path):
     single = write_single_file(tiny_folder, tmp_path / "model.safetensors")
     checkpoint = load_checkpoint(single, device="cpu", config=tiny_folder)
     expected = edited(load_checkpoint(tiny_folder, device="cpu"))
-    # The weights are equal; where they lie in memory is not, which kernels round by.
+    # The weights are equal, but not their memory layout, and kernels round differently.
     assert torch.allclose(edited(checkpoint), expected, atol=1e-4)
     assert checkpoint.fingerprint == checkpoint_fingerprint(single, config=tiny_folder)
     assert checkpoint.fingerprint != checkpoint_fingerprint(single), "configs are part of it"

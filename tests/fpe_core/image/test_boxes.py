@@ -1,4 +1,4 @@
-"""Boxes follow a fitted picture exactly."""
+"""Boxes follow a fitted image exactly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bounding_box(mask: np.ndarray) -> Box:
 def test_a_drawn_rectangle_lies_where_its_box_says(
     width: int, height: int, shares: tuple[float, ...], policy: str
 ) -> None:
-    """The picture, the mask and the box of one rectangle, each fitted on its own way."""
+    """The image, the mask and the box of one rectangle, each fitted in its own way."""
     left, top = (
         int(share * (side - 20)) for share, side in zip(shares[:2], (width, height), strict=True)
     )
@@ -50,7 +50,7 @@ def test_a_drawn_rectangle_lies_where_its_box_says(
     if found.box.right - found.box.left < 2 or found.box.bottom - found.box.top < 2:
         return  # less than two pixels are left, and which of them is a matter of rounding
     picture = np.asarray(fitted.image.convert("L")) > 127
-    if policy == "pad":  # there the border repeats the picture's rim, and the mask is 0
+    if policy == "pad":  # there the border repeats the image's rim, and the mask is 0
         x, y = (np.arange(side) + 0.5 for side in (96, 64))
         is_source = (fitted.fit.to_source(x, 0)[0] > 0) & (fitted.fit.to_source(x, 0)[0] < width)
         picture &= is_source[None]

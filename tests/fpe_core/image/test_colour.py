@@ -60,7 +60,7 @@ def levels(image: Image.Image) -> np.ndarray:
 
 
 def test_the_arithmetic_is_that_of_the_standards() -> None:
-    """What the profiles below are held against: published numbers."""
+    """The profiles below are compared with published numbers."""
     assert np.allclose(
         matrix_to_xyz(SRGB),
         [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]],
@@ -145,7 +145,7 @@ def test_ink_of_a_press() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_and_palettes(mode: str) -> None:
-    """What is opaque is converted, what is not is white."""
+    """Opaque pixels are converted, transparent ones become white."""
     grey = mode == "LA"
     rgb = (180, 180, 180) if grey else (180, 60, 40)
     image = Image.new("RGBA", (8, 8), (*rgb, 255))
@@ -228,7 +228,7 @@ def test_damaged_profiles_of_all_kinds() -> None:
 def test_a_pillow_without_littlecms_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As Python finds it where Pillow was built without: the extension module is not there."""
+    """As in a Pillow that was built without it: the extension module is missing."""
     monkeypatch.setitem(sys.modules, "PIL._imagingcms", None)
     colour._warn_of_missing_conversion.cache_clear()
     with caplog.at_level(logging.WARNING, "fpe_core.image.colour"):

@@ -26,7 +26,7 @@ from fpe_core.judging.rules import RejectReason
 
 
 def edits_with_two_faults(count: int = 200) -> list[JudgedEdit]:
-    """Good ones; some that lost their layout; some that went the wrong way. Scores overlap."""
+    """Good edits, some that lost their layout, and some in the wrong direction. Scores overlap."""
     rng = np.random.default_rng(5)
     found = []
     for number in range(count):
@@ -175,7 +175,7 @@ def test_what_cannot_be_fitted_is_refused(
 
 
 def overlapping(count: int, seed: int) -> list[JudgedEdit]:
-    """Every third edit bad; four scores that tell a part of them, each with noise."""
+    """Every third edit is bad; four noisy scores each detect a part of them."""
     rng = np.random.default_rng(seed)
     edits = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""The ladder: which parameters a rejected edit is tried with next."""
+"""The retry ladder: the parameters of a rejected edit's next attempt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LADDER = RetryLadder(
 
 
 def climb(ladder: RetryLadder, *reasons: RejectReason, **options: bool) -> list[EditParameters]:
-    """The parameters of all tries of an edit that is rejected for these reasons in turn."""
+    """The parameters of all attempts at an edit that is rejected for these reasons in turn."""
     tried: list[tuple[EditParameters, RejectReason]] = []
     parameters: EditParameters | None = FIRST
     for reason in reasons:

@@ -1,4 +1,4 @@
-"""Rules over scores: what is accepted, and what an edit is rejected as."""
+"""Rules over scores: what is accepted, and the reason of each rejection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores by hand, embeddings as transformers has them, and a clear word for what is no CLIP."""
+"""Scores by hand, embeddings as in transformers, and clear errors for what is not a CLIP."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_hub_id_from_the_local_cache(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     scorer = load_scorer("somebody/tiny-clip", device="cpu", revision="converted")
     assert (scorer.name, scorer.width) == ("somebody/tiny-clip", 16)
-    with pytest.raises(CheckpointError, match="could not be had from the Hugging Face hub"):
+    with pytest.raises(CheckpointError, match="could not be downloaded from the Hugging Face hub"):
         load_scorer("somebody/tiny-clip", revision="main")
 
 
@@ -213,8 +213,8 @@ def test_half_precision_weights_are_scored_in_float32(
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "it has no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "is no model's config"),
-        (lambda f: (f / "config.json").write_text("[]"), "is no model's config"),
+        (lambda f: (f / "config.json").write_text("{"), "is not a model's config"),
+        (lambda f: (f / "config.json").write_text("[]"), "is not a model's config"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "clip_text_model"}'),
             "its model_type is 'clip_text_model'",
@@ -288,7 +288,7 @@ def test_the_built_in_scorer_prefers_the_true_caption(built_in: ClipScorer, fact
 
 
 def test_the_built_in_scorer_sees_the_direction_of_an_edit(built_in: ClipScorer) -> None:
-    """The colour that was asked for points there; another one does so less, nor does no edit."""
+    """The requested colour has the direction; another colour has it less, and no edit has none."""
     scenes = [sample_scene(seed) for seed in range(12)]
     wanted = [counterfactual(scene, colour=another(scene.colour, 2)) for scene in scenes]
     other = [counterfactual(scene, colour=another(scene.colour, 6)) for scene in scenes]
@@ -315,7 +315,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
 def build_tiny_clip(folder: Path) -> Path:
-    """A random CLIP for pictures of 32 px and texts of twelve tokens, as the hub would have it."""
+    """A random CLIP for images of 32 px and texts of twelve tokens, as the hub would have it."""
     tokenizer = build_tokenizer(folder)
     CLIPTokenizer.from_pretrained(folder, model_max_length=WINDOW).save_pretrained(folder)
     text = {

@@ -1,4 +1,4 @@
-"""All scores at once are the single ones; each can be off; what repeats is computed once."""
+"""All scores at once equal the single ones; each can be left out; repeated work is done once."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_lists_and_sizes_that_do_not_match_are_refused(models: dict[str, Any]) -
 
 @dataclasses.dataclass(frozen=True)
 class CountingClip(ClipScorer):
-    """The real one; notes how many pictures and texts each call brings."""
+    """The real scorer, which records how many images and texts each call gets."""
 
     images: list[int] = dataclasses.field(default_factory=list)
     texts: list[int] = dataclasses.field(default_factory=list)

@@ -138,7 +138,7 @@ def test_other_weights_are_refused(files: dict[str, Path], tmp_path: Path) -> No
 
 
 def random_classifier(net: str) -> dict[str, Tensor]:
-    """With a classifier's head, which is passed over, and half precision, as files come."""
+    """With a classifier's head, which is ignored, and in half precision, as in real files."""
     found = {"classifier.1.weight": torch.zeros(2, 2)}
     for number, (wide, narrow, side, *_) in LAYERS[net].items():
         spread = (2 / (narrow * side**2)) ** 0.5

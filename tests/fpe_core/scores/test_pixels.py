@@ -1,4 +1,4 @@
-"""Pixel scores by hand, in every form pictures may have."""
+"""Pixel scores against values computed by hand, for every form of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from fpe_core import ParameterError
-from fpe_core.scores.pictures import PICTURES_AT_ONCE, Pictures
+from fpe_core.scores.images import IMAGES_AT_ONCE, Images
 from fpe_core.scores.pixels import (
     changed_share,
     clipped_shift,
@@ -123,7 +123,7 @@ def test_ssim_and_psnr_fall_with_blur(
 
 
 def test_changed_share_of_a_square() -> None:
-    """A quarter of a picture changed, plus the rim in which the average of nine exceeds it."""
+    """A quarter of an image changed, plus the rim in which the average of nine exceeds it."""
     black = torch.zeros(1, 3, 20, 20)
     square = black.clone()
     square[..., :10, :10] = 1.0
@@ -212,7 +212,7 @@ def test_psnr_and_ssim_are_those_of_scikit_image(
         assert psnr_db([source], [edit]) == pytest.approx([ratio], abs=1e-5)
 
 
-# --- the forms of pictures ------------------------------------------------------------------------
+# --- the forms of images --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -224,7 +224,7 @@ def test_tensors_and_images_agree_together_and_alone(
     assert score(as_tensor(scenes), as_tensor(blurred)) == pytest.approx(together, rel=1e-6)
     alone = [score([a], [b])[0] for a, b in zip(scenes, blurred, strict=True)]
     assert alone == pytest.approx(together, rel=1e-6)
-    times = PICTURES_AT_ONCE // len(scenes) + 1
+    times = IMAGES_AT_ONCE // len(scenes) + 1
     many = score(scenes * times, blurred * times)
     assert many == pytest.approx(together * times, rel=1e-6)
     assert score([], []) == score(torch.zeros(0, 3, 16, 16), []) == []
@@ -254,7 +254,7 @@ def test_sizes_and_modes_may_differ_from_pair_to_pair(name: str) -> None:
         (plain(0, 0, 0, 10), plain(0, 0, 0, 10), "11 px at least"),
     ],
 )
-def test_other_pictures_are_refused(sources: Pictures, edits: Pictures, message: str) -> None:
+def test_other_pictures_are_refused(sources: Images, edits: Images, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         ssim(sources, edits)
 

@@ -1,4 +1,4 @@
-"""Structure inside boxes and masks: what it must not care about, and what it must see."""
+"""Structure inside boxes and masks: the changes that it must ignore, and those it must detect."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_object_that_went_away_is_seen(region: BoxRegion | MaskRegion) -> Non
 
 
 def test_scores_tell_regions_that_hold_by_the_renderers_own_masks() -> None:
-    """60 pictures of validation scenes whose objects were moved by known amounts."""
+    """60 images of validation scenes whose objects were moved by known amounts."""
     samples = list(moved_samples(seeds_of("validation", 12)))
     for score, iou, least in (("box", "box_iou", 0.85), ("mask", "mask_iou", 0.9)):
         held, lost = (
@@ -90,7 +90,7 @@ def test_a_region_of_one_pixel_is_a_region() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     for region in REGIONS:
-        with pytest.raises(ParameterError, match="one size"):
+        with pytest.raises(ParameterError, match="the same size"):
             region.structure_in(SOURCE.resize((64, 64)))
     with pytest.raises(ParameterError, match="area"):
         region_of_box(SOURCE, Box(128, 0, 140, 10))

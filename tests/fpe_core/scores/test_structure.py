@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fpe_core import CheckpointError, ParameterError
-from fpe_core.scores.pictures import PICTURES_AT_ONCE
+from fpe_core.scores.images import IMAGES_AT_ONCE
 from fpe_core.scores.structure import StructureModel, load_structure_model, structure_distance
 from fpe_core.still_life import FACTORS, counterfactual, render, sample_scene
 
@@ -146,7 +146,7 @@ def test_together_and_alone_and_in_other_sizes(
         short**2
     ] * 2
     assert model.self_similarities([]) == []
-    assert len(model.self_similarities(scenes[:1] * (PICTURES_AT_ONCE + 1))) == PICTURES_AT_ONCE + 1
+    assert len(model.self_similarities(scenes[:1] * (IMAGES_AT_ONCE + 1))) == IMAGES_AT_ONCE + 1
 
 
 def test_the_longer_side_has_a_limit(folders: dict[str, Path]) -> None:
@@ -224,7 +224,7 @@ def test_older_preprocessing(
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "config.json").unlink(), "no vision transformer: it has no config.json"),
+        (lambda f: (f / "config.json").unlink(), "not a vision transformer: it has no config.json"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "bert"}'),
             "model_type is 'bert'",

@@ -1,4 +1,4 @@
-"""The checkpoint that the package carries."""
+"""The checkpoint in the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and masks."""
+"""Images and masks."""
 
 from __future__ import annotations
 

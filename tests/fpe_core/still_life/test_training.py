@@ -1,4 +1,4 @@
-"""Training: what survives a kill, and the pieces of it that are arithmetic."""
+"""Training: resuming after a kill, and its arithmetic."""
 
 from __future__ import annotations
 

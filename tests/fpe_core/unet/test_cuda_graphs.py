@@ -1,4 +1,4 @@
-"""What CUDA graphs do where there is no GPU; tests/gpu has the rest."""
+"""The parts of CUDA graphs that need no GPU; tests/gpu has the rest."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_pass_is_a_function_of_its_tensors_and_its_kind(
     monkeypatch: pytest.MonkeyPatch,
     synthetic: bool,
 ) -> None:
-    """What a graph was captured with is overwritten by each later pass of its kind and shapes."""
+    """A graph's inputs are overwritten by each later pass of its kind and shapes."""
 
     def latents_of(editor: Editor) -> list[Tensor]:
         prompts = ["a cat", "snow", "the car"]
@@ -80,7 +80,7 @@ def too_large(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def test_memory_that_runs_out_is_told_and_ends_the_graphs() -> None:
-    """They keep memory that somebody needs now."""
+    """They keep memory that is needed now."""
     graphs, value = CudaGraphs(), torch.ones(3)
     assert torch.equal(graphs.run("twice", twice, [value])[0], 2 * value)
     assert graphs.captures

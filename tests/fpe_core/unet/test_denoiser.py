@@ -15,7 +15,7 @@ PARAMETERS = EditParameters(
 
 
 class _Watched(TorchDispatchMode):
-    """Remembers the operations from the first pass through the UNet on."""
+    """Records the operations from the first pass through the UNet on."""
 
     def __init__(self) -> None:
         super().__init__()

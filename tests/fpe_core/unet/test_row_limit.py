@@ -68,7 +68,7 @@ def test_a_first_limit_from_memory():
 
 GIB = 2**30
 ROW_ELEMENTS = GIB // (4 * 48)
-"""Of the widest map of a row that takes a gibibyte at its peak."""
+"""Elements of the widest map of a row that takes a gibibyte at its peak."""
 
 
 @pytest.mark.parametrize(

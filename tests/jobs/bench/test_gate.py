@@ -19,7 +19,7 @@ def test_sources_and_figures_are_printed_and_edits_written(
     arguments = ["bench", "gate", "steps=2", "--scenes", "1", *where]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "90"})
     assert result.exit_code == OK
-    for word in (*SCENE_KINDS, *FOREIGN_KINDS, "AUC, bad edits", "another world"):
+    for word in (*SCENE_KINDS, *FOREIGN_KINDS, "AUC, bad edits", "out-of-domain"):
         assert word in result.stdout
 
     rows = pq.read_table(tmp_path / "edits.parquet").to_pylist()

@@ -54,9 +54,7 @@ def read_terminal(terminal: int) -> str:
     return said.decode(errors="replace")
 
 
-def run_on_terminal(
-    job_file: Path, *, errors: Path | None, command: Sequence[str] = (sys.executable, "-m", "jobs")
-) -> str:
+def run_on_terminal(job_file: Path, *, errors: Path | None, command: Sequence[str]) -> str:
     """What a terminal shows of a run whose stderr is there too, or goes to a file."""
     ours, its = pty.openpty()
     with (errors or job_file).open("ab") as sink:
@@ -74,9 +72,10 @@ def run_on_terminal(
     return said
 
 
-def test_a_terminal_has_rays_bars_one_line_and_the_summary(job_file: Path) -> None:
-    """Of the command as it is started everywhere, with Ray's usual workers."""
-    said = run_on_terminal(job_file, errors=None)
+def test_a_terminal_has_rays_bars_one_line_and_the_summary(
+    job_file: Path, fork_server: None
+) -> None:
+    said = run_on_terminal(job_file, errors=None, command=FPE)
     assert BAR in said
     assert "_decode_block" in said
     after = said[said.rindex(BAR) :]
@@ -84,10 +83,11 @@ def test_a_terminal_has_rays_bars_one_line_and_the_summary(job_file: Path) -> No
     assert after.index(f"{EDITS}/{EDITS} edits, ") < after.index("edits planned")
 
 
-def test_errors_in_a_file_have_lines_and_no_bars(
-    job_file: Path, tmp_path: Path, fork_server: None
-) -> None:
-    said = run_on_terminal(job_file, errors=tmp_path / "errors", command=FPE)
+def test_errors_in_a_file_have_lines_and_no_bars(job_file: Path, tmp_path: Path) -> None:
+    """Of the command as users start it, whose workers load everything themselves."""
+    said = run_on_terminal(
+        job_file, errors=tmp_path / "errors", command=[sys.executable, "-m", "jobs"]
+    )
     errors = (tmp_path / "errors").read_text()
     assert BAR not in said + errors
     assert "edits planned" in said

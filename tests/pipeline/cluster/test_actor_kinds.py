@@ -124,7 +124,7 @@ def test_an_actor_knows_its_kind_by_what_it_was_given() -> None:
         {"CPU": 1.0},
     ]
     for number, resources in enumerate(given):
-        assert [kind.was_given(resources) for kind in kinds] == [n == number for n in range(3)]
+        assert [kind.matches(resources) for kind in kinds] == [n == number for n in range(3)]
 
 
 def test_ray_is_asked_for_each_actor_of_each_kind_once() -> None:

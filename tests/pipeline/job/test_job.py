@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from fpe_core import EditParameters, LayersByRange, LayersByTokens
 from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.judging.rules import Rules
-from fpe_core.speed import PRESETS
+from fpe_core.speed import SPEED_PRESETS
 from pipeline.job.job import Job
 
 MINIMAL: dict[str, Any] = {"manifest": "m.parquet", "output": "out"}
@@ -301,9 +301,9 @@ def test_what_is_chosen_wins_even_where_it_is_nothing() -> None:
     assert (square.width_px, square.height_px) == (256, 256)
 
 
-@pytest.mark.parametrize("speed", list(PRESETS))
+@pytest.mark.parametrize("speed", list(SPEED_PRESETS))
 def test_a_speed_changes_the_recommendation_and_gives_way_to_what_is_set(speed: str) -> None:
-    preset = PRESETS[speed]  # type: ignore[index]
+    preset = SPEED_PRESETS[speed]  # type: ignore[index]
     for recommended in (DEFAULTS, EditParameters()):
         parameters = job(edit={"speed": speed}).resolve_parameters(recommended)
         assert parameters == preset.applied_to(recommended) != recommended

@@ -223,7 +223,7 @@ def test_only_failed_edits_can_be_reopened(folder: Folder) -> None:
     ledger = Ledger.open(folder)
     ledger.commit(table_of(accepted(1), rejected(2)))
     for number in (1, 2, 3):
-        with pytest.raises(ValueError, match="stand as failed"):
+        with pytest.raises(ValueError, match="whose standing outcome is failed"):
             ledger.reopen(frozenset([key(number).edit_id]))
 
 

@@ -31,10 +31,10 @@ MakeJob = Callable[..., Job]
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"edit": {"size_px": 8}}, r"judge\.scores: ssim needs 11 px at least .* have 8 x 8"),
+        ({"edit": {"size_px": 8}}, r"judge\.scores: ssim needs at least 11 px .* have 8 x 8"),
         (
             {"edit": {"size_px": [32, 8]}, "judge": {"scores": ["ssim"]}},
-            r"judge\.scores: ssim needs 11 px",
+            r"judge\.scores: ssim needs at least 11 px",
         ),
         ({"judge": {"clip": "/nowhere"}}, r"judge\.clip: no scorer at /nowhere"),
     ],

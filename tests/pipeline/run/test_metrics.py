@@ -47,7 +47,7 @@ def test_figures_are_counted_once_however_often_they_are_polled() -> None:
         poller = FiguresPoller(metrics, answers.poll)
         metrics.blocks_to_do = 5
         edit = {"rows": 3.0, "blocks": 2.0, "unet_rows": 50.0, "lost_unet_rows": 10.0}
-        queues = {"decode": {"in_hand": 1.0}, "edit": {"in_hand": 1.0, "waiting": 3.0}}
+        queues = {"decode": {"in_progress": 1.0}, "edit": {"in_progress": 1.0, "waiting": 3.0}}
         answers.next = ({"edit": edit, "decode": {"blocks": 2.0}}, queues)
         poller.poll()
         poller.poll()

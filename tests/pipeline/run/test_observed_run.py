@@ -130,12 +130,12 @@ def test_workers_log_one_object_a_line_in_rays_folder(ran: Ran) -> None:
     ]
     said = Counter((line["stage"], line["message"]) for line in lines)
     assert said == {
-        ("load", "a block of 1 begun"): 1,
-        ("load", "a block of 1 ended"): 1,
-        ("decode", "a block of 2 begun"): 2,
-        ("decode", "a block of 2 ended"): 2,
-        ("edit", "a block of 2 begun"): 2,
-        ("edit", "a block of 2 ended"): 2,
+        ("load", "began a block of 1"): 1,
+        ("load", "ended a block of 1"): 1,
+        ("decode", "began a block of 2"): 2,
+        ("decode", "ended a block of 2"): 2,
+        ("edit", "began a block of 2"): 2,
+        ("edit", "ended a block of 2"): 2,
     }
     of_edit = [line for line in lines if line["stage"] == "edit" and "figures" in line]
     assert sum(line["figures"]["edit"]["rows"] for line in of_edit) == 8

@@ -112,10 +112,10 @@ def test_the_first_signal_winds_up_and_counts_after_that() -> None:
 
     def work(stops: StopRequests) -> None:
         with stops.winding_up(winding):
-            assert not stops.is_asked()
+            assert not stops.is_requested()
             kill(signal.SIGTERM)
             assert winding.begun.wait(30)
-            steps.append(stops.is_asked())  # and the work goes on meanwhile
+            steps.append(stops.is_requested())  # and the work goes on meanwhile
             winding.may_end.set()
             for _ in range(600):  # a signal that comes just before a wait does not end that wait
                 threading.Event().wait(0.05)
@@ -169,4 +169,4 @@ def test_what_fails_to_wind_up_still_ends(caplog: pytest.LogCaptureFixture) -> N
 
     with StopRequests() as stops, pytest.raises(KeyboardInterrupt):
         work(stops)
-    assert "could not finish what was in hand: no answer" in caplog.text
+    assert "could not finish the work in progress: no answer" in caplog.text

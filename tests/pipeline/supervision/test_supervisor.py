@@ -72,15 +72,15 @@ def test_one_death_after_the_other_is_no_rows_fault() -> None:
     for number, group in enumerate(groups[:2]):
         supervisor.begin("edit", worker(10 + number), [group])
     supervisor.end("edit", worker(10), {})
-    assert not supervisor.is_hopeless(), "two, and then one came to its end"
+    assert not supervisor.has_too_many_deaths(), "two, and then one came to its end"
     supervisor.begin("edit", worker(20), [groups[1]])
     supervisor.begin("edit", worker(21), [groups[2]])
     supervisor.begin("load", worker(22), [b"the next actor"])
     supervisor.end("load", worker(22), {})
     supervisor.begin("edit", worker(22), [groups[2]])
-    assert not supervisor.is_hopeless(), "one row alone may take three"
+    assert not supervisor.has_too_many_deaths(), "one row alone may take three"
     assert supervisor.begin("edit", worker(23), [groups[2]]).is_stopping
-    assert supervisor.is_hopeless()
+    assert supervisor.has_too_many_deaths()
 
 
 def test_a_process_with_two_blocks_in_hand_dies_once() -> None:
@@ -88,7 +88,7 @@ def test_a_process_with_two_blocks_in_hand_dies_once() -> None:
     for thread, groups in enumerate(([A, B], [C])):
         supervisor.begin("edit", Worker("host:1", "here", thread), groups)
     supervisor.focus("edit", Worker("host:1", "here", 0), [A])
-    assert supervisor.in_hand("edit") == {A, B, C}
+    assert supervisor.in_progress("edit") == {A, B, C}
     assert supervisor.begin("edit", worker(2), [C]).is_careful
     assert supervisor.begin("edit", worker(3), [A, B]).is_careful
     assert supervisor.figures()["edit"]["worker_deaths"] == 1
@@ -114,8 +114,8 @@ def test_stages_have_state_of_their_own() -> None:
     supervisor.begin("decode", worker(2), BLOCK)
     supervisor.end("decode", worker(2), {})
     assert not supervisor.begin("edit", worker(3), BLOCK).is_careful
-    assert supervisor.in_hand("decode") == frozenset()
-    assert supervisor.in_hand("edit") == set(BLOCK)
+    assert supervisor.in_progress("decode") == frozenset()
+    assert supervisor.in_progress("edit") == set(BLOCK)
 
 
 def test_a_run_that_is_stopped_begins_nothing_and_knows_what_is_in_hand() -> None:
@@ -123,9 +123,9 @@ def test_a_run_that_is_stopped_begins_nothing_and_knows_what_is_in_hand() -> Non
     supervisor.begin("edit", worker(1), [A])
     supervisor.stop()
     assert supervisor.begin("edit", worker(2), [B]).is_stopping
-    assert supervisor.in_hand("edit") == {A}
+    assert supervisor.in_progress("edit") == {A}
     supervisor.end("edit", worker(1), {})
-    assert supervisor.in_hand("edit") == frozenset()
+    assert supervisor.in_progress("edit") == frozenset()
 
 
 def test_what_ended_is_summed_up() -> None:
@@ -166,17 +166,17 @@ def test_a_block_waits_between_its_stages() -> None:
     supervisor = Supervisor()
     for number, block in enumerate(([A], [B, C])):
         supervisor.begin("decode", worker(number), block)
-    assert supervisor.queues()["decode"] == {"in_hand": 2, "waiting": 0}
+    assert supervisor.queues()["decode"] == {"in_progress": 2, "waiting": 0}
     for number in range(2):
         supervisor.end("decode", worker(number), {})
-    assert supervisor.queues()["edit"] == {"in_hand": 0, "waiting": 2}
+    assert supervisor.queues()["edit"] == {"in_progress": 0, "waiting": 2}
     supervisor.begin("edit", worker(5), [C, B])
-    assert supervisor.queues()["edit"] == {"in_hand": 1, "waiting": 1}
+    assert supervisor.queues()["edit"] == {"in_progress": 1, "waiting": 1}
     supervisor.end("edit", worker(5), {})
     supervisor.begin("edit", worker(5), [A])
     assert supervisor.queues() == {
-        "decode": {"in_hand": 0, "waiting": 0},
-        "edit": {"in_hand": 1, "waiting": 0},
+        "decode": {"in_progress": 0, "waiting": 0},
+        "edit": {"in_progress": 1, "waiting": 0},
     }
 
 
@@ -185,4 +185,4 @@ def test_a_worker_that_nobody_knows_is_ignored(call: str) -> None:
     """As after a restart of the supervisor, which remembers nothing."""
     supervisor = Supervisor()
     getattr(supervisor, call)("edit", worker(1), {})
-    assert supervisor.in_hand("edit") == frozenset()
+    assert supervisor.in_progress("edit") == frozenset()

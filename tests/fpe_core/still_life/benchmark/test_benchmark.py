@@ -1,4 +1,4 @@
-"""The benchmark's course: what is edited, inverted and counted."""
+"""How the benchmark runs: what is edited, inverted and counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The questions: which scenes, and what is changed in them."""
+"""The benchmark's edits: which scenes, and what is changed in them."""
 
 from __future__ import annotations
 

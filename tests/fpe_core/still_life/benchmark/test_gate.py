@@ -1,4 +1,4 @@
-"""The benchmark of the gate: its sources, its course, and its figures on results made by hand."""
+"""The benchmark of the gate: its sources, how it runs, and its figures on made-up results."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_every_kind_comes_as_often_clean_ones_twice_and_no_scene_twice() -> None
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_source_is_the_same_every_time_and_spoiled_by_its_kind(kind: str) -> None:
     source, other = HardSource(kind, 3000, "a"), HardSource(kind, 3001, "a")
-    picture = np.asarray(source.picture(64))
+    picture = np.asarray(source.image(64))
     assert picture.shape == (64, 64, 3)
-    assert np.array_equal(picture, np.asarray(source.picture(64)))
-    assert not np.array_equal(picture, np.asarray(other.picture(64)))
+    assert np.array_equal(picture, np.asarray(source.image(64)))
+    assert not np.array_equal(picture, np.asarray(other.image(64)))
     clean = np.asarray(render(source.scene, 64))
     assert np.array_equal(picture, clean) == (kind in ("clean", "wrong_prompt", "few_steps"))
     assert np.array_equal(picture, clean) != source.is_spoiled
@@ -72,7 +72,7 @@ def test_sources_are_edited_and_judged_and_foreign_ones_are_not(editor: Editor) 
     for each in tried:
         asked = [] if each.source.is_foreign else edits_of_scene(each.source.seed, ["colour"])
         assert [edit.edit for edit in each.edits] == asked
-        (alone,) = measure_autoencoder(editor, [each.source.picture(64)], SMALL)
+        (alone,) = measure_autoencoder(editor, [each.source.image(64)], SMALL)
         assert each.autoencoder_psnr_db == pytest.approx(alone, abs=1e-3)
         for edit in each.edits:
             answer = each.source.spoil(render(edit.edit.answer, 64))

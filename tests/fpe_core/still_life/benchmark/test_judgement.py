@@ -1,4 +1,4 @@
-"""The judge: full marks for true answers, none for pictures left as they were."""
+"""The judge: full marks for exact answers, none for unchanged images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Areas under the curve by hand, and candidates that are what they are called."""
+"""Areas under the curve by hand, and candidates that match their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of the retry ladder, on a tiny random model: what is counted is what was run."""
+"""The benchmark of the retry ladder, on a tiny random model: it counts what was run."""
 
 from __future__ import annotations
 

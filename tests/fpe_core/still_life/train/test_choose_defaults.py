@@ -1,4 +1,4 @@
-"""Choosing a model's parameters: what is tried, what is recorded, that the best is taken."""
+"""Choosing a model's parameters: what is tried and recorded, and that the best is chosen."""
 
 from __future__ import annotations
 

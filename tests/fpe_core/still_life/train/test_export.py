@@ -1,4 +1,4 @@
-"""Going on from an earlier model, also where the vocabulary has grown since."""
+"""Training on from an earlier model, also with a larger vocabulary."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from fpe_core.still_life.train import architecture
-from fpe_core.still_life.train.denoiser import Denoiser, half_copy
+from fpe_core.still_life.train.denoiser import NoisePredictor, half_copy
 from fpe_core.still_life.train.export import export, take_weights
 
 EMBEDDING = "embeddings.token_embedding.weight"
 
 
-def networks(folder: Path) -> tuple[architecture.AutoencoderKL, Denoiser, object]:
+def networks(folder: Path) -> tuple[architecture.AutoencoderKL, NoisePredictor, object]:
     tokenizer = architecture.build_tokenizer(folder)
-    denoiser = Denoiser(
+    denoiser = NoisePredictor(
         architecture.build_unet(), architecture.build_text_encoder(tokenizer)
     ).eval()
     return architecture.build_autoencoder().eval(), denoiser, tokenizer
 
 
-def embedding(denoiser: Denoiser) -> torch.Tensor:
+def embedding(denoiser: NoisePredictor) -> torch.Tensor:
     state = denoiser.text_encoder.state_dict()
     return next(value for name, value in state.items() if name.endswith(EMBEDDING))
 

@@ -106,9 +106,9 @@ def test_spoilt_pictures_stay_what_they_are(pictures: Path) -> None:
 def test_the_loss_is_clips_where_every_picture_has_one_caption() -> None:
     logits = torch.tensor([[2.0, 0.0], [1.0, 3.0]])
     by_hand = [
-        math.log1p(math.exp(-2.0)),  # picture 0 among captions, then picture 1
+        math.log1p(math.exp(-2.0)),  # image 0 among captions, then image 1
         math.log1p(math.exp(-2.0)),
-        math.log1p(math.exp(-1.0)),  # caption 0 among pictures, then caption 1
+        math.log1p(math.exp(-1.0)),  # caption 0 among images, then caption 1
         math.log1p(math.exp(-3.0)),
     ]
     loss = contrastive_loss(logits, torch.eye(2, dtype=torch.bool))
@@ -116,7 +116,7 @@ def test_the_loss_is_clips_where_every_picture_has_one_caption() -> None:
 
 
 def test_equal_captions_are_no_negatives() -> None:
-    """Two equal captions: the loss is lowest where both fit both pictures, and alike."""
+    """Two equal captions: the loss is lowest if both fit both images equally."""
     twins = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
     both = torch.where(twins, 20.0, 0.0)
     own_only = torch.where(torch.eye(3, dtype=torch.bool), 20.0, 0.0)
@@ -258,7 +258,7 @@ def fresh_scorer(folder: Path) -> tuple[CLIPModel, CLIPTokenizer]:
 def train(
     folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, images: Any, *, steps: int
 ) -> None:
-    """Eight pictures a step, a snapshot after every step."""
+    """Eight images a step, a snapshot after every step."""
     train_scorer(
         model,
         tokenizer,
@@ -277,7 +277,7 @@ class KilledError(Exception):
 
 
 class PicturesUntil:
-    """Pictures that kill whoever reads them once too often."""
+    """Images that kill the training at their n-th read."""
 
     def __init__(self, images: NDArray[np.uint8], kill_at: int) -> None:
         self.images, self.kill_at, self.reads = images, kill_at, 0
@@ -294,7 +294,7 @@ def make(out: Path, pictures: Path, *, steps: int) -> dict[str, Any]:
     return make_scorer(
         out,
         Budget(steps=steps),
-        pictures=pictures,
+        images_folder=pictures,
         scene_count=16,
         measured_seeds=range(3000, 3002),
     )

@@ -20,8 +20,8 @@ from jobs.bench.scale.figures import (
     SizeFigures,
     aims,
 )
-from jobs.bench.scale.measure import count_objects
-from jobs.bench.scale.phase import _Memory, _memory_bytes, fill_ledger
+from jobs.bench.scale.measure import _phase, count_objects
+from jobs.bench.scale.phase import _Memory, _memory_bytes
 from jobs.bench.scale.workload import scale_job, write_manifest
 from jobs.cli import app
 from jobs.terminal.exits import OK, USAGE
@@ -112,9 +112,10 @@ def test_a_manifest_is_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_a_filled_ledger_is_a_finished_run(tmp_path: Path) -> None:
-    """By outcomes that say what they are, committed as a run commits them."""
-    job = scale_job(write_manifest(tmp_path, ROWS, EDITS_PER_ROW), tmp_path / "run")
-    assert fill_ledger(job) == EDITS
+    """The phase is run as the benchmark runs it, as a process; its outcomes are committed."""
+    manifest = write_manifest(tmp_path, ROWS, EDITS_PER_ROW)
+    job = scale_job(manifest, tmp_path / "run")
+    assert _phase("fill", manifest, tmp_path / "run") == {"edits": EDITS}
     ledger = Ledger.open(Folder.open(job.output))
     assert ledger.counts().accepted == EDITS
     assert make_plan(job, ledger, write=False).edits_pending == 0

@@ -19,7 +19,7 @@ from jobs.bench.speed.models import LAYERS, SHAPES, build_random
 from jobs.bench.speed.results import Sweep
 from jobs.bench.speed.rounds import CellTimer, CellTimes
 from jobs.bench.speed.tables import notes, speed_table
-from jobs.bench.speed.workload import Workload, make_workload
+from jobs.bench.speed.workload import BenchWorkload, make_workload
 
 STEPS = 3
 
@@ -39,7 +39,7 @@ class Spoiled:
     def afresh(self) -> Spoiled:
         return self
 
-    def edit(self, workload: Workload, clock: PhaseClock) -> torch.Tensor:
+    def edit(self, workload: BenchWorkload, clock: PhaseClock) -> torch.Tensor:
         self.calls.append(workload.edits)
         latents: torch.Tensor = self.arm.edit(workload, clock)
         return latents if len(self.calls) <= self.sound else self.change(latents)

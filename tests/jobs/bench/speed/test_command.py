@@ -17,13 +17,20 @@ from fpe_core import Editor, EditParameters
 from jobs.bench.speed.arms import OURS, exact_arms
 from jobs.bench.speed.device_time import KINDS, kind_of
 from jobs.bench.speed.flops import count_row, minimal_flops
-from jobs.bench.speed.gate import CONTROLS, TOLERANCE, Comparison, farthest, pass_gate, tolerance_of
-from jobs.bench.speed.instruments import PHASES
+from jobs.bench.speed.gate import (
+    CONTROLS,
+    TOLERANCE,
+    GateComparison,
+    farthest,
+    pass_gate,
+    tolerance_of,
+)
+from jobs.bench.speed.instruments import NETWORK_PHASES
 from jobs.bench.speed.models import LAYERS, SHAPES, build_random
 from jobs.bench.speed.results import REST
 from jobs.bench.speed.rounds import CellTimer, CellTimes
 from jobs.bench.speed.sweep import GATE_STEPS, parameters_in_the_gate
-from jobs.bench.speed.workload import Workload, make_workload
+from jobs.bench.speed.workload import BenchWorkload, make_workload
 from jobs.cli import app
 from jobs.terminal.exits import INTERRUPTED, OK, STOPPED, USAGE
 from tests.jobs.bench.speed.test_results import settings_of
@@ -106,7 +113,7 @@ def test_the_report_holds_every_raw_figure(
     assert [each["sources"] for each in model["noise"]] == [2]
     for arm, each in measured.items():
         (run,) = each["runs"]
-        assert set(run["phase_s"]) == {*PHASES, REST}
+        assert set(run["phase_s"]) == {*NETWORK_PHASES, REST}
         assert min(run["phase_s"].values()) > 0, arm
         assert sum(run["phase_s"].values()) == pytest.approx(run["wall_s"])
         assert each["edits_per_s"] == pytest.approx(each["edits"] / run["wall_s"])
@@ -190,8 +197,8 @@ def test_an_arm_that_is_too_far_away_stops_the_command(tmp_path: pathlib.Path) -
     [(0.5, False, True), (2.0, False, False), (2.0, True, True), (0.5, True, False)],
 )
 def test_a_mistake_has_to_be_seen(distance: float, is_control: bool, ok: bool) -> None:
-    assert Comparison("x", "x", distance, 1.0, is_control).ok is ok
-    assert not Comparison("x", "x", float("nan"), 1.0, is_control).ok
+    assert GateComparison("x", "x", distance, 1.0, is_control).ok is ok
+    assert not GateComparison("x", "x", float("nan"), 1.0, is_control).ok
 
 
 def test_one_bad_edit_is_enough() -> None:
@@ -277,7 +284,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     whole = CellTimer.time_cell
     timed: list[int] = []
 
-    def interrupted(self: CellTimer, workload: Workload) -> CellTimes:
+    def interrupted(self: CellTimer, workload: BenchWorkload) -> CellTimes:
         timed.append(workload.edits)
         if len(timed) == 2:
             raise KeyboardInterrupt

@@ -11,8 +11,8 @@ import torch
 
 from jobs.bench.machine import this_machine
 from jobs.bench.speed.device_time import KINDS, DeviceTime
-from jobs.bench.speed.gate import TOLERANCE, Comparison
-from jobs.bench.speed.instruments import PHASES
+from jobs.bench.speed.gate import TOLERANCE, GateComparison
+from jobs.bench.speed.instruments import NETWORK_PHASES
 from jobs.bench.speed.presets import PER_HOUR, PRESETS, UTILISATION, Target
 from jobs.bench.speed.results import REST, Failed, Measured, Run, Sweep
 from jobs.bench.speed.session import read_report, set_aside, write_report
@@ -31,7 +31,7 @@ def cell_of(wall_s: dict[str, float], cell: tuple[int, int] = (1, 1)) -> list[Me
             sources=cell[0],
             edits_per_source=cell[1],
             edits=2,
-            runs=(Run(own, dict.fromkeys((*PHASES, REST), own / 5), 1),) * 3,
+            runs=(Run(own, dict.fromkeys((*NETWORK_PHASES, REST), own / 5), 1),) * 3,
             first_s=1.0,
             flops=3.0,
             peak_bytes=1,
@@ -75,7 +75,7 @@ def test_what_was_written_is_read_again(tmp_path: pathlib.Path) -> None:
     profile = DeviceTime("D", 1, 1, 1.0, dict.fromkeys(KINDS, 1 / 7), {"aten::mm": 0.5})
     sweep = sweep_of(
         *cell_of({"A": 12.0, "C": 2.0}),
-        gate=(Comparison("B", "b", 1e-4, 2e-3, False),),
+        gate=(GateComparison("B", "b", 1e-4, 2e-3, False),),
         failed=(Failed("D", 1, 1, "RuntimeError: out of memory"),),
         profiles=(profile,),
     )

@@ -1,7 +1,7 @@
-"""Pictures as the scores take them: a float tensor (N, 3, H, W) in 0..1, or a list of PIL images.
+"""Images as the scores take them: a float tensor (N, 3, H, W) in 0..1, or a list of PIL images.
 
-Of a list, every picture may have its own size and mode; it is read as RGB, v / 255. Values are
-sRGB as stored, not linear light.
+In a list, every image may have its own size and mode; it is converted to RGB, and its values are
+divided by 255. Values are sRGB as stored, not linear light.
 """
 
 from __future__ import annotations
@@ -16,56 +16,56 @@ from torch import Tensor
 
 from fpe_core.errors import ParameterError
 
-Pictures = Tensor | Sequence[Image.Image]
+Images = Tensor | Sequence[Image.Image]
 
-PICTURES_AT_ONCE = 16
-"""Pictures of one size that are computed on together."""
+IMAGES_AT_ONCE = 16
+"""How many images of one size are processed together."""
 
 
-def picture_rows(pictures: Pictures) -> list[Tensor]:
-    """Each picture as (3, H, W), float32, 0..1.
+def image_rows(images: Images) -> list[Tensor]:
+    """Each image as (3, H, W), float32, 0..1.
 
     Raises:
         ParameterError: a tensor of another shape or type, or with values that are not in 0..1.
     """
-    if not isinstance(pictures, Tensor):
-        return [_of_image(image) for image in pictures]
-    if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.is_floating_point():
+    if not isinstance(images, Tensor):
+        return [_of_image(image) for image in images]
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ParameterError(
-            f"pictures must be floats of shape (N, 3, H, W), got {pictures.dtype} of shape "
-            f"{tuple(pictures.shape)}"
+            f"images must be floats of shape (N, 3, H, W), got {images.dtype} of shape "
+            f"{tuple(images.shape)}"
         )
-    if pictures.numel() and not bool(((pictures >= 0) & (pictures <= 1)).all()):
-        raise ParameterError("pictures must have values in 0..1; divide 8-bit values by 255")
-    return list(pictures.detach().float().unbind())
+    if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
+        raise ParameterError("images must have values in 0..1; divide 8-bit values by 255")
+    return list(images.detach().float().unbind())
 
 
 def batches_by_size(*columns: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Rows of equal size together: their numbers, and each column of them stacked (n, 3, H, W)."""
+    """Batches of rows of equal size: their numbers, and each column stacked to (n, 3, H, W)."""
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
     for number, row in enumerate(zip(*columns, strict=True)):
         groups.setdefault(tuple(each.shape for each in row), []).append(number)
     for numbers in groups.values():
-        for first in range(0, len(numbers), PICTURES_AT_ONCE):
-            chosen = numbers[first : first + PICTURES_AT_ONCE]
+        for first in range(0, len(numbers), IMAGES_AT_ONCE):
+            chosen = numbers[first : first + IMAGES_AT_ONCE]
             yield chosen, [torch.stack([column[n] for n in chosen]) for column in columns]
 
 
 def score_pairs(
     name: str,
-    sources: Pictures,
-    edits: Pictures,
+    sources: Images,
+    edits: Images,
     score: Callable[[Tensor, Tensor], Sequence[Any]],
     *,
     least_px: int = 1,
 ) -> list[Any]:
-    """What `score` says of each source and its edit, in order; it gets (n, 3, H, W) of both.
+    """The score of each source and its edit, in order; `score` gets (n, 3, H, W) of both.
 
     Raises:
-        ParameterError: other pictures than `picture_rows` takes, another number of them, a source
-        and its edit of different sizes, or a side below `least_px`.
+        ParameterError: images that `image_rows` does not accept, different numbers of sources and
+            edits, a source and its edit of different sizes, or a side below `least_px`.
     """
-    before, after = picture_rows(sources), picture_rows(edits)
+    before, after = image_rows(sources), image_rows(edits)
     _check_pairs(name, before, after, least_px)
     scores: dict[int, Any] = {}
     with torch.inference_mode():
@@ -87,8 +87,8 @@ def _check_pairs(name: str, before: list[Tensor], after: list[Tensor], least_px:
             )
 
 
-def _size(picture: Tensor) -> str:
-    return f"{picture.shape[2]} x {picture.shape[1]} px"
+def _size(image: Tensor) -> str:
+    return f"{image.shape[2]} x {image.shape[1]} px"
 
 
 def _of_image(image: Image.Image) -> Tensor:
