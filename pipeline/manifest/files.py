@@ -181,9 +181,8 @@ class Manifest:
                 name = field.name
                 if name in table.column_names:
                     columns.append(_cast(table[name], field.type))
-                    columns[-1].validate(
-                        full=True
-                    )  # else text that is not UTF-8 would be passed on
+                    # Without this, text that is not UTF-8 would be passed on.
+                    columns[-1].validate(full=True)
                 else:
                     columns.append(pa.nulls(len(table), field.type))
         except (UnicodeDecodeError, pa.ArrowException) as error:

@@ -112,7 +112,7 @@ def test_halves_of_steps_and_of_replacement_are_those_of_the_parameters(
         assert found["edit.replaced_fraction"] == rows_if(half)
 
 
-def test_each_knob_counts_the_rows_that_a_job_with_that_key_is_planned_with() -> None:
+def test_each_changed_key_counts_the_rows_that_a_job_with_that_key_is_planned_with() -> None:
     work = replace(WORK, is_judged=True, other_speeds={"fast": 0.4})
     found = {effect.key: effect for effect in key_effects(work, PROBE)}
     expected = {
@@ -136,7 +136,7 @@ def test_each_knob_counts_the_rows_that_a_job_with_that_key_is_planned_with() ->
     assert all(math.isfinite(effect.estimate.wall_s) for effect in found.values())
 
 
-def test_knobs_that_would_change_nothing_are_left_out() -> None:
+def test_keys_that_would_change_nothing_are_left_out() -> None:
     plain = replace(PARAMETERS, guidance_scale=1.0, replaced_fraction=0.0, steps=1)
     work = replace(WORK, shapes={shape(2, plain): 3}, keep_source=False)
     assert [effect.key for effect in key_effects(work, PROBE)] == [
