@@ -43,7 +43,7 @@ def test_a_plan_is_priced_by_a_probe_that_is_kept(job_file: str, tmp_path: pathl
     assert (code, errors) == (0, "")
     row = figures(printed)
     # two sources of 4 + 2 rows, without a prompt, and two edits of 7 rows each
-    assert row["UNet rows to do"] == "40"
+    assert row["UNet rows to do"] == "42"
     assert float(row["seconds per UNet row"]) > 0
     assert float(row["device-hours"]) > 0
     assert {"cost", "time with 1 worker", "UNet"} <= set(row)
@@ -70,8 +70,8 @@ def test_json_has_the_counts_the_price_and_the_probe(job_file: str, tmp_path: pa
     code, printed, errors = fpe("plan", job_file, *options)
     assert (code, errors) == (0, "")
     said = json.loads(printed)
-    assert (said["edits_pending"], said["sources"], said["unet_rows"]) == (4, 2, 40)
-    assert said["price"]["unet_rows"] == 40
+    assert (said["edits_pending"], said["sources"], said["unet_rows"]) == (4, 2, 42)
+    assert said["price"]["unet_rows"] == 42
     assert said["price"]["money"] == pytest.approx(said["price"]["device_s"])
     assert said["output_bytes"] == round(said["price"]["output_bytes"])
     assert said["probe"]["is_measured_now"] is True
@@ -79,7 +79,7 @@ def test_json_has_the_counts_the_price_and_the_probe(job_file: str, tmp_path: pa
 
     code, printed, _ = fpe("plan", job_file, "--no-probe", "--json")
     counted = json.loads(printed)
-    assert (counted["unet_rows"], counted["price"], counted["why_not"]) == (40, None, "")
+    assert (counted["unet_rows"], counted["price"], counted["why_not"]) == (42, None, "")
 
     name = said["probe"]["device"]
     code, printed, _ = fpe("plan", job_file, "--device-name", name, "--probes", file, "--json")
@@ -91,7 +91,7 @@ def test_without_a_probe_the_plan_is_counted_and_what_was_asked_for_is_an_error(
 ) -> None:
     code, printed, errors = fpe("plan", job_file, "model.device=cuda:99")
     assert (code, errors) == (0, "")
-    assert figures(printed)["UNet rows to do"] == "40"
+    assert figures(printed)["UNet rows to do"] == "42"
     assert "No price: torch sees no device 'cuda:99'" in printed
     assert fpe("plan", job_file, "model.device=cuda:99", "--probe")[0] == 2
 
