@@ -42,7 +42,7 @@ def test_a_plan_is_priced_by_a_probe_that_is_kept(job_file: str, tmp_path: pathl
     code, printed, errors = fpe("plan", job_file, "--probe-seconds", "1", "--price-per-hour", "36")
     assert (code, errors) == (0, "")
     row = figures(printed)
-    # two sources of 4 + 2 rows, without a prompt, and two edits of 7 rows each
+    # two sources of 4 + 2 rows and one that their two edits, of 7 rows each, share
     assert row["UNet rows to do"] == "42"
     assert float(row["seconds per UNet row"]) > 0
     assert float(row["device-hours"]) > 0
