@@ -73,12 +73,9 @@ class RayEditActor:
                     "resources.actors of them?"
                 )
             elif not oversight.orders.is_stopping:
-                from fpe_core.checkpoint.lean_imports import lean_imports
+                from pipeline.edit.actor import EditActor
 
-                with lean_imports():
-                    from pipeline.edit.actor import EditActor
-
-                    self._actor = EditActor(settings, ModelThread())
+                self._actor = EditActor(settings, ModelThread())
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         if self._error:

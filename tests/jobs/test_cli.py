@@ -124,8 +124,9 @@ def test_plan_counts_and_writes_nothing(job_file: pathlib.Path) -> None:
     assert (code, errors) == (0, "")
     row = figures(printed)
     assert (row["edits"], row["already done"], row["to do"], row["sources"]) == ("6", "0", "6", "3")
-    # ten steps of inversion, five of them beside the edits, twice ten for each of two edits
-    assert row["UNet rows to do"] == str(3 * (10 + 5 + 2 * (20 - 1)))
+    # ten steps of inversion, five with the source's maps, twice ten for each of two edits, which
+    # share the first unconditional row
+    assert row["UNet rows to do"] == str(3 * (10 + 5 + 1 + 2 * (20 - 1)))
     assert not (job_file.parent / "run").exists()
 
 
@@ -137,7 +138,7 @@ def test_plan_says_that_edits_are_approximate(job_file: pathlib.Path) -> None:
     _, printed, _ = fpe("plan", str(job_file), "edit.guidance_interval=[0, 0.5]")
     row = figures(printed)
     assert row["approximation"] == "4 steps, guided from 0 to 0.5 of them"
-    assert row["UNet rows to do"] == str(3 * (4 + 2 + 2 * (4 + 2 - 1)))
+    assert row["UNet rows to do"] == str(3 * (4 + 2 + 1 + 2 * (4 + 2 - 1)))
 
 
 def test_plan_expands_labels(job_file: pathlib.Path) -> None:
@@ -215,8 +216,8 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     assert code == 0, errors
     row = figures(printed)
     assert (row["edits planned"], row["already done"], row["accepted"]) == ("6", "0", "6")
-    # four steps recommended, two of them replaced, two edits: (4 + 2 + 2 * (2 * 4 - 1)) / 2
-    assert row["UNet rows per edit"] == "10.0"
+    # four steps recommended, two of them replaced, two edits: (4 + 2 + 1 + 2 * (2 * 4 - 1)) / 2
+    assert row["UNet rows per edit"] == "10.5"
     assert float(row["edits/s"]) > 0
 
     written = sorted(small_job.parent.glob("run/part-*/edited/*.webp"))

@@ -233,5 +233,5 @@ def test_settings_are_yaml() -> None:
         "layers": {"first": 4, "last": 14},
         "negative_prompt": None,
     }
-    with pytest.raises(ParameterError, match="no YAML value"):
+    with pytest.raises(ParameterError, match="not a valid YAML value"):
         settings_from_text(["layers={first"])

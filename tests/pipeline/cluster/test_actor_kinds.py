@@ -196,7 +196,7 @@ def test_part_of_a_gpu_that_ray_has_is_given_out() -> None:
         ({"pools": [{}], "actors": 2}, "actors is set by each of the pools"),
         ({"pools": [{}, {"actors": 2}]}, "two pools have 1 GPUs an actor"),
         ({"pools": [{"accelerator": "H100", "gpus_per_actor": 0}]}, "have no accelerator"),
-        ({"pools": [{}, {"gpus_per_actor": 0}]}, "say model.dtype=float32"),
+        ({"pools": [{}, {"gpus_per_actor": 0}]}, "set model.dtype=float32"),
     ],
 )
 def test_pools_that_make_no_sense_are_refused(section: dict[str, Any], problem: str) -> None:

@@ -68,7 +68,12 @@ def test_what_a_block_costs(
     lease = take_lease(folder, expiry_s=60.0)
     actor = EditActor(
         EditSettings(
-            job.output, "none", plan.fingerprint, storage_options=job.storage_options, lease=lease
+            job.output,
+            "none",
+            plan.fingerprint,
+            storage_options=job.storage_options,
+            lease=lease,
+            makes_edits=plan.makes_edits,
         )
     )
     (part,) = cut_work(folder, plan.work_files, ROWS)
