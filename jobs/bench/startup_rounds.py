@@ -293,7 +293,7 @@ def _text(log: int) -> str:
 
 def measure_imports(checkpoint: str) -> list[Imports]:
     """What a run without work imports, and what an editing worker does until its model is there."""
-    driver = "jobs.job_file.load, jobs.terminal.progress, jobs.terminal.tables, pipeline.run.driver"
+    driver = "pipeline.job.file, jobs.terminal.progress, jobs.terminal.tables, pipeline.run.driver"
     load = f"fpe_core.load_checkpoint({checkpoint!r}, device='cpu')"
     return [
         _imports("a run that finds nothing to do", f"import {driver}"),
