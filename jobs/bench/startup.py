@@ -73,14 +73,14 @@ def startup(
 
 def _startup_table(measured: dict[str, list[Startup]]) -> Table:
     """Seconds from the command on; least, median and most of the rounds."""
-    from jobs.bench.startup_rounds import PHASES
+    from jobs.bench.startup_rounds import FIGURES
 
     first = next(iter(measured.values()))
     table = _table(f"Seconds from the command on: least / median / most of {len(first)}")
     table.add_column("")
     for name in measured:
         table.add_column(name, justify="right")
-    for phase, title in PHASES.items():
+    for phase, title in FIGURES.items():
         values = [[run.to_dict()[phase] for run in runs] for runs in measured.values()]
         table.add_row(title, *(_spread(of_one) for of_one in values))
     return table

@@ -1,7 +1,8 @@
-"""Runs of one edit, watched from outside: when what appears, and what all processes cost.
+"""Runs of one edit, watched from outside: when each step is seen, and what all processes cost.
 
-What is seen of a run is the same for every version of this program: a log line, the processes that
-Ray starts, files of the run folder. So an older installation can be measured beside this one.
+What can be seen of a run is the same for every version of this program: a log line, the processes
+that Ray starts, files of the run folder. So an older installation can be measured in turns with
+this one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipeline.ledger.ledger import LEDGER_FOLDER
 from pipeline.ledger.parts import METADATA_FILE, PART_PREFIX
 from pipeline.run.stats import STATS_FILE
 
-PHASES = {
+FIGURES = {
     "ray_s": "Ray's raylet is there",
     "asked_s": "workers asked for",
     "worker_s": "editing worker is there",
@@ -43,11 +44,11 @@ PHASES = {
 }
 _log = logging.getLogger(__name__)
 
-_LOOK_INTERVAL_S = 0.05
+_POLL_INTERVAL_S = 0.05
 _MOST_S = 600.0
 _LAST_PROCESS_S = 30.0
 """For a run's last process to end: workers notice some time later that their Ray is gone."""
-_TOLD_CHARS = 2000
+_QUOTED_CHARS = 2000
 _ASKED = "working with"
 _WORKER = "RayEditActor"
 _RAYLET = "/raylet/raylet"
@@ -226,18 +227,18 @@ class _Watched:
             try:
                 while child.poll() is None and time.monotonic() - began < _MOST_S:
                     self._look(me, time.monotonic() - began, log.fileno())
-                    time.sleep(_LOOK_INTERVAL_S)
+                    time.sleep(_POLL_INTERVAL_S)
             finally:
                 child.kill()
                 child.wait()
             self.end_s = time.monotonic() - began
             self._look(None, self.end_s, log.fileno())
             if child.returncode:
-                said = _text(log.fileno())[-_TOLD_CHARS:]
+                said = _text(log.fileno())[-_QUOTED_CHARS:]
                 raise ResourceError(f"{shlex.join(self._arguments)} failed: {said}")
         until = time.monotonic() + _LAST_PROCESS_S
         while self._count_cpu() and time.monotonic() < until:
-            time.sleep(_LOOK_INTERVAL_S)
+            time.sleep(_POLL_INTERVAL_S)
 
     def _look(self, me: psutil.Process | None, now: float, log: int) -> None:
         if "asked" not in self.seen and _ASKED in _text(log):

@@ -221,11 +221,6 @@ def quota_rows(
     return quota_table(plan.round, ledger.outcome_of, open_edits(ledger, only).__contains__)
 
 
-def unet_rows_of(parameters: EditParameters, edits: int, *, synthetic: bool) -> int:
-    """UNet rows of a group, its source included. See `GroupShape`."""
-    return GroupShape.of(parameters, edits, synthetic=synthetic).unet_rows
-
-
 @dataclass(frozen=True)
 class AllBut(Container[bytes]):
     """All edits except these."""

@@ -7,7 +7,7 @@ import pytest
 from fpe_core import EditParameters, ParameterError
 from fpe_core.parameters import EVERY_STEP
 from fpe_core.speed import SPEED_PRESETS, SPEEDS, SpeedPreset, approximation_of, at_speed
-from pipeline.plan.plan import unet_rows_of
+from pipeline.plan.group_shape import GroupShape
 
 
 def test_exact_is_the_recommendation_itself() -> None:
@@ -20,7 +20,7 @@ def test_exact_is_the_recommendation_itself() -> None:
 def test_every_speed_does_less_than_the_one_before(steps: int) -> None:
     """Of models that recommend few steps and many; one step cannot become fewer."""
     work = [
-        unet_rows_of(at_speed(EditParameters(steps=steps), speed), 1, synthetic=False)
+        GroupShape.of(at_speed(EditParameters(steps=steps), speed), 1, synthetic=False).unet_rows
         for speed in ("exact", "balanced", "fast")
     ]
     assert sorted(work, reverse=True) == work

@@ -39,8 +39,8 @@ from pipeline.run.driver import run_job
 from pipeline.storage.folder import Folder
 from pipeline.write.part import part_name
 
-_LOOK_S = 1.0
-_MEMORY_LOOK_S = 0.02
+_POLL_S = 1.0
+_MEMORY_POLL_S = 0.02
 
 
 class _Progress:
@@ -63,7 +63,7 @@ class _Progress:
         self._ended.set()
 
     def _look(self) -> None:
-        while not self._ended.wait(_LOOK_S):
+        while not self._ended.wait(_POLL_S):
             used = _store_bytes()
             if used is not None:
                 self.store_bytes = max(used, self.store_bytes or 0)
@@ -109,7 +109,7 @@ class _Memory:
     shared_bytes: int = 0
 
     def look(self, ended: threading.Event) -> None:
-        while not ended.wait(_MEMORY_LOOK_S):
+        while not ended.wait(_MEMORY_POLL_S):
             held, shared = _memory_bytes("VmRSS", "RssShmem")
             self.own_bytes = max(self.own_bytes, held - shared)
             self.shared_bytes = max(self.shared_bytes, shared)

@@ -28,7 +28,7 @@ from jobs.bench.arms import findings_arms, grid_arms, preset_arms, settings_from
 from jobs.bench.tables import clip_scores, mean_directional
 from jobs.cli import app
 from jobs.terminal.exits import OK, USAGE
-from pipeline.plan.plan import unet_rows_of
+from pipeline.plan.group_shape import GroupShape
 
 
 def fpe(*arguments: str) -> tuple[int, str, str]:
@@ -135,7 +135,7 @@ def test_presets_are_timed_judged_and_written(
     assert list(costs) == ["exact", "balanced", "fast", "exact again"]
     for name, arm in report["arms"].items():
         parameters = EditParameters.from_dict(arm["parameters"])
-        rows = unet_rows_of(parameters, 5, synthetic=False)
+        rows = GroupShape.of(parameters, 5, synthetic=False).unet_rows
         assert costs[name]["unet_rows"] == rows
         assert len(costs[name]["wall_s"]) == len(costs[name]["cpu_s"]) == 2
         by_factor = [arm["quality"][factor] for factor in FACTORS]

@@ -14,7 +14,6 @@ from fpe_core.speed import at_speed
 from pipeline.cost.estimate import PlannedWork, estimate, key_effects
 from pipeline.cost.probe import CallTimes, ImageFileCost, Probe, ProbeKey
 from pipeline.plan.group_shape import GroupShape
-from pipeline.plan.plan import unet_rows_of
 
 PARAMETERS = EditParameters(steps=20, replaced_fraction=0.8, guidance_scale=6.0)
 KEY = ProbeKey("f" * 32, 512, 512, "float32", "tokens<=1024", "")
@@ -96,7 +95,7 @@ def test_times_of_other_calls_lie_between_those_that_were_measured(edits: float)
 
 
 def rows_if(parameters: EditParameters, edits: int = 2) -> int:
-    return 100 * unet_rows_of(parameters, edits, synthetic=False)
+    return 100 * GroupShape.of(parameters, edits, synthetic=False).unet_rows
 
 
 @given(steps=st.integers(2, 100), thousandths=st.integers(1, 1000))

@@ -19,7 +19,8 @@ from pipeline.job.job import Job
 from pipeline.job.section import LayerRange
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import EditKey, outcomes_table
-from pipeline.plan.plan import Plan, make_plan, unet_rows_of
+from pipeline.plan.group_shape import GroupShape
+from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.resolved_job import resolve_job
 from pipeline.plan.work_list import work_schema
 from pipeline.storage.folder import Folder
@@ -196,7 +197,7 @@ def test_the_rows_that_are_planned_are_those_the_editor_counts(
         sources = editor.invert([picture()], [source_prompt], parameters)
         spent = sources.unet_rows
     spent += editor.edit(sources, [prompts], parameters).unet_rows
-    assert spent == unet_rows_of(parameters, len(prompts), synthetic=synthetic)
+    assert spent == GroupShape.of(parameters, len(prompts), synthetic=synthetic).unet_rows
 
 
 def test_planning_the_same_again_finds_the_same_files(
