@@ -127,7 +127,9 @@ def _colours_and_alpha(image: Image.Image, scale: Scale) -> tuple[Image.Image, I
         numbers = numbers_of(image, scale)
         alpha = None
         if "transparency" in image.info:
-            alpha = Image.fromarray(np.where(numbers == image.info["transparency"], 0, 255).astype("u1"))
+            alpha = Image.fromarray(
+                np.where(numbers == image.info["transparency"], 0, 255).astype("u1")
+            )
         return Image.fromarray(to_eight_bits(numbers, scale)), alpha
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")

@@ -9,11 +9,11 @@ Policies (`fit_image`):
 Both keep the aspect ratio (to within half a pixel for `pad`). `Fit` records the transform, in both
 directions, so that boxes, masks and points can be transformed too.
 
-Conversion to RGB: EXIF orientation is applied, and no other; deep and float samples are scaled to 8
-bits by what the file says about them (see `levels`); transparency is blended over white; of an
+Conversion to RGB: EXIF orientation is applied, and no other; deep and float samples are scaled to
+8 bits by what the file says about them (see `levels`); transparency is blended over white; of an
 animation the first frame is used; colours are converted to sRGB by their ICC profile (see
-`colour`), or by Pillow if there is none. Only pixels are kept: no EXIF (it may say where a photo was
-taken), XMP, comment or profile.
+`colour`), or by Pillow if there is none. Only pixels are kept: no EXIF (it may say where a photo
+was taken), XMP, comment or profile.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ def scale_of(image: Image.Image, data: bytes) -> Scale:
     (depth,) = set(bits)
     if (depth > 8 and image.mode != "I;16") or depth > 16:
         raise ImageDecodeError(
-            f"it is a JPEG 2000 of {len(bits)} x {depth} bits, which is not read right: only grey may "
-            "have more than 8, and at most 16; save it as PNG or TIFF"
+            f"it is a JPEG 2000 of {len(bits)} x {depth} bits, which Pillow decodes wrongly: only "
+            "grey may have more than 8 bits, and at most 16; save it as PNG or TIFF"
         )
     if depth < 8 and image.mode not in ("L", "RGB"):
         raise ImageDecodeError(
-            f"it is a JPEG 2000 of {len(bits)} x {depth} bits with a palette or alpha, which is not "
-            "read; save it as PNG"
+            f"it is a JPEG 2000 of {len(bits)} x {depth} bits with a palette or alpha, which is "
+            "not read; save it as PNG"
         )
     white = 2**depth - 1
     return Scale(white << ((16 if depth > 8 else 8) - depth), white)

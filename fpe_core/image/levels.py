@@ -9,8 +9,8 @@
     TIFF of signed samples                   not stated by the format: such images are refused
     Pillow image of mode I, I;16; F          0 and 65535; 0.0 and 1.0
 
-Samples outside of that are refused: they would all become black or white. In a float image NaN, which
-stands for "no value", becomes black.
+Samples outside of that are refused: they would all become black or white. In a float image NaN,
+which stands for "no value", becomes black.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def to_eight_bits(numbers: NDArray[Any], scale: Scale) -> NDArray[np.uint8]:
     """
     if scale.signed_bits:
         raise ImageDecodeError(
-            f"its samples are signed whole numbers of {scale.signed_bits} bits, and the format does "
-            "not say which of them is white; save the image with unsigned samples"
+            f"its samples are signed whole numbers of {scale.signed_bits} bits, and the format "
+            "does not say which of them is white; save the image with unsigned samples"
         )
     levels = numbers / np.float64(scale.white)
     levels *= 255
@@ -89,8 +89,9 @@ def to_eight_bits(numbers: NDArray[Any], scale: Scale) -> NDArray[np.uint8]:
     np.rint(levels, out=levels)
     if levels.size and not 0 <= levels.min() <= levels.max() <= 255:
         raise ImageDecodeError(
-            f"it has samples outside 0 (black) to {scale.white:g} (white), from {numbers.min():g} to "
-            f"{numbers.max():g}; scale or clip them, or save the image with 8 or 16 bits"
+            f"it has samples outside 0 (black) to {scale.white:g} (white), from "
+            f"{numbers.min():g} to {numbers.max():g}; scale or clip them, or save the image with 8 "
+            "or 16 bits"
         )
     eight = levels.astype(np.uint8)
     return 255 - eight if scale.is_inverted else eight

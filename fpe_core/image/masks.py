@@ -7,9 +7,9 @@ the size of the upright source, and is not 0 where the object is.
     L         0..255                       RGB       three bytes; equal ones become one
     I;16, I   0..65535                     LA, RGBA  as without alpha; must be opaque
 
-Values are the file's own samples: of a PNG of 4 bits 0 to 15, of a PGM 0 to its maxval. In a TIFF of
-kind WhiteIsZero 0 is the largest sample, since black is 0 here. A mask is turned as its own EXIF
-says, which is the rule for sources.
+Values are the file's own samples: 0 to 15 in a PNG of 4 bits, 0 to maxval in a PGM. Black is 0: in
+a TIFF of kind WhiteIsZero the largest sample is read as 0. A mask is turned as its own EXIF says,
+which is the rule for sources.
 """
 
 from __future__ import annotations

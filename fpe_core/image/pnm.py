@@ -1,8 +1,8 @@
-"""PGM and PPM as numpy reads them: exact, fast and without copies of their own.
+"""PGM and PPM with a maxval of their own: the samples as they are in the file.
 
-Pillow scales samples by a loop in Python, to whole levels of its own. Here they stay what the file
-has, and `levels` scales them by the header's maxval. (Pillow reads the header, plain text files, and
-files with a maxval of 255.)
+Pillow scales them in a loop in Python, which takes seconds, twelve bytes a pixel, and loses what a
+mask's values are. Here they are read as they are, and `levels` scales them by the header's maxval.
+Pillow reads the header, plain text files, and files with a maxval of 255.
 """
 
 from __future__ import annotations

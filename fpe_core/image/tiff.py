@@ -27,39 +27,75 @@ _FAX = (2, 3, 4)  # compressions
 _MOST_DIRECTORIES = 16
 
 _COMPRESSIONS = {
-    **{1: "none", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW"},
-    **{6: "old JPEG", 7: "JPEG", 8: "Deflate", 32773: "PackBits", 32946: "Deflate"},
-    **{33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34676: "SGI LogL"},
-    **{34677: "SGI LogLuv", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA", 34933: "PNG"},
-    **{34934: "JPEG XR", 22610: "JPEG XR", 48124: "Jetraw", 50000: "Zstandard", 50001: "WebP"},
-    **{50002: "JPEG XL", 52546: "JPEG XL", 34713: "Nikon NEF", 65535: "Pentax PEF"},
+    1: "none",
+    2: "CCITT RLE",
+    3: "CCITT group 3",
+    4: "CCITT group 4",
+    5: "LZW",
+    6: "old JPEG",
+    7: "JPEG",
+    8: "Deflate",
+    32773: "PackBits",
+    32946: "Deflate",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34676: "SGI LogL",
+    34677: "SGI LogLuv",
+    34887: "LERC",
+    34892: "lossy JPEG",
+    34925: "LZMA",
+    34933: "PNG",
+    34934: "JPEG XR",
+    22610: "JPEG XR",
+    48124: "Jetraw",
+    50000: "Zstandard",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+    34713: "Nikon NEF",
+    65535: "Pentax PEF",
 }
 _PHOTOMETRICS = {
-    **{0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "palette", 4: "transparency mask"},
-    **{5: "CMYK", 6: "YCbCr", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32803: "CFA"},
-    **{32844: "CIE LogL", 32845: "CIE LogLuv", 34892: "LinearRaw"},
+    0: "WhiteIsZero",
+    1: "BlackIsZero",
+    2: "RGB",
+    3: "palette",
+    4: "transparency mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIE Lab",
+    9: "ICC Lab",
+    10: "ITU Lab",
+    32803: "CFA",
+    32844: "CIE LogL",
+    32845: "CIE LogLuv",
+    34892: "LinearRaw",
 }
 _FORMATS = {
-    **{1: "unsigned", 2: "signed", 3: "float", 4: "untyped"},
-    **{5: "complex whole", 6: "complex float"},
+    1: "unsigned",
+    2: "signed",
+    3: "float",
+    4: "untyped",
+    5: "complex whole",
+    6: "complex float",
 }
 _AS_LIBTIFF_GIVES_IT = {
-    **{"F;32F": "F;32NF", "F;32BF": "F;32NF", "I;32S": "I;32NS", "I;32BS": "I;32NS"},
-    **{"I;16S": "I;16NS", "I;16BS": "I;16NS"},
+    "F;32F": "F;32NF",
+    "F;32BF": "F;32NF",
+    "I;32S": "I;32NS",
+    "I;32BS": "I;32NS",
+    "I;16S": "I;16NS",
+    "I;16BS": "I;16NS",
 }
-"""libtiff returns samples in the machine's order of bytes; Pillow 13.0 takes these raw modes for the
-file's, and so returns noise for compressed files of the other order."""
+"""libtiff returns samples in the machine's order of bytes. Pillow 13.0 takes these raw modes for the
+file's order, and so returns noise for compressed files of the other one."""
 
 
 def first_directory(data: bytes) -> ImageFileDirectory_v2 | None:
     """The tags of the first page; None if the bytes are not a TIFF or cannot be parsed."""
-    if not data.startswith(tuple(TiffImagePlugin.PREFIXES)):
-        return None
-    try:
-        directory = ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
-        return _loaded(directory, data, directory.next)
-    except Exception:  # noqa: BLE001 - parsers raise nearly anything on hostile bytes
-        return None
+    is_tiff = data.startswith(tuple(TiffImagePlugin.PREFIXES))
+    return _directory(data, None) if is_tiff else None
 
 
 def kind_of(data: bytes) -> str:
@@ -92,8 +128,8 @@ def refuse_raw_or_reduced(data: bytes, what: str) -> None:
     kind = _number(tags.get(_NEW_SUBFILE_TYPE), 0)
     if kind & 1 or _number(tags.get(_SUBFILE_TYPE), 1) == 2:
         raise ImageDecodeError(
-            f"the first page of the TIFF is a reduced copy of another {what} (tag NewSubfileType), and "
-            "only first pages are read; save the full one as a file of its own"
+            f"the first page of the TIFF is a reduced copy of another {what} (tag NewSubfileType), "
+            "and only first pages are read; save the full one as a file of its own"
         )
     if kind & 4 and what != "mask":
         raise ImageDecodeError(
@@ -116,8 +152,9 @@ def prepare(image: TiffImageFile) -> Scale:
         is_right = photometric in (_RGB, _SEPARATED) and (bits == 8 or compression != 1)
         if not is_right:
             raise ImageDecodeError(
-                "its planes are stored apart (PlanarConfiguration 2), which is read for RGB and CMYK "
-                "of 8 bits only, or of 16 bits if compressed; save it with the samples together"
+                "its planes are stored apart (PlanarConfiguration 2), which is read for RGB and "
+                "CMYK of 8 bits only, or of 16 bits if compressed; save it with the samples of a "
+                "pixel together"
             )
     if image.tile and image.tile[0].codec_name == "libtiff":
         raw_mode, *rest = image.tile[0].args  # type: ignore[misc]  # a tuple for this codec
@@ -162,19 +199,22 @@ def _directories(tags: ImageFileDirectory_v2, data: bytes) -> Iterator[ImageFile
         place = places.pop(0)
         if not 0 < place < len(data):
             continue
-        try:
-            page = _loaded(ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8]), data, place)
-        except Exception:  # noqa: BLE001 - as above
-            continue
-        yield page
-        if not places:
-            places.append(page.next)
+        page = _directory(data, place)
+        if page is not None:
+            yield page
+            if not places:
+                places.append(page.next)
 
 
-def _loaded(directory: ImageFileDirectory_v2, data: bytes, place: int) -> ImageFileDirectory_v2:
-    stream = io.BytesIO(data)
-    stream.seek(place)
-    directory.load(stream)
+def _directory(data: bytes, place: int | None) -> ImageFileDirectory_v2 | None:
+    """The tags at a place, or the first ones; None if they cannot be parsed."""
+    try:
+        directory = ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+        stream = io.BytesIO(data)
+        stream.seek(directory.next if place is None else place)
+        directory.load(stream)
+    except Exception:  # noqa: BLE001 - parsers raise nearly anything on hostile bytes
+        return None
     return directory
 
 

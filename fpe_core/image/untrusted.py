@@ -147,9 +147,7 @@ def _decoded_once(
         raise
 
 
-def _opened(
-    data: bytes, what: str, formats: tuple[str, ...], refusal: str
-) -> ImageFile.ImageFile:
+def _opened(data: bytes, what: str, formats: tuple[str, ...], refusal: str) -> ImageFile.ImageFile:
     """The header, read by Pillow. Unlike Image.open it says what is wrong with a file of a format
     that is read, and does not compare its size with Pillow's own limit."""
     Image.init()
@@ -189,8 +187,8 @@ def _scale_of_png(file: ImageFile.ImageFile, bits: int) -> Scale:
     transparency = file.info.get("transparency")
     if bits == 16 and isinstance(transparency, tuple):
         raise ImageDecodeError(
-            "it is a PNG of 16-bit colours of which one is transparent (tRNS), which Pillow cannot "
-            "tell from its neighbours; save it with an alpha channel"
+            "it is a PNG of 16-bit colours of which one is transparent (tRNS), which Pillow "
+            "cannot tell from its neighbours; save it with an alpha channel"
         )
     if file.mode != "L" or bits >= 8:
         return Scale(65535, 65535) if file.mode == "I;16" else Scale(stored_white=2**bits - 1)
