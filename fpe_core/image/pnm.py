@@ -19,16 +19,14 @@ def prepare(image: ImageFile.ImageFile, data: bytes) -> tuple[Image.Image, Scale
 
     Raises ImageDecodeError: the file ends before its pixels do, or has samples above its maxval.
     """
-    tile = image.tile[0]
     if image.mode == "F":
-        scale = float(image.info.get("scale", 1.0))
-        return image, Scale(scale, 1)
-    if tile.codec_name == "ppm_plain" and image.mode != "1":
-        maxval = int(tile.args[-1])  # type: ignore[index,arg-type]  # a tuple for this codec
+        return image, Scale(float(image.info.get("scale", 1.0)), 1)
+    tile = image.tile[0]
+    if image.mode == "1" or not isinstance(tile.args, tuple) or not isinstance(tile.args[-1], int):
+        return image, scale_of_mode(image.mode)  # no maxval, or one of 255
+    maxval = tile.args[-1]
+    if tile.codec_name == "ppm_plain":
         return image, Scale(65535 if image.mode == "I" else 255, maxval)
-    if tile.codec_name != "ppm":
-        return image, scale_of_mode(image.mode)
-    maxval = int(tile.args[-1])  # type: ignore[index,arg-type]
     scale = Scale(maxval, maxval)
     if image.mode == "RGB" and maxval > 255:
         return _of_deep_colours(image, data, scale), Scale(stored_white=maxval)

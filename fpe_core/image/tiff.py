@@ -88,8 +88,8 @@ _AS_LIBTIFF_GIVES_IT = {
     "I;16S": "I;16NS",
     "I;16BS": "I;16NS",
 }
-"""libtiff returns samples in the machine's order of bytes. Pillow 13.0 takes these raw modes for the
-file's order, and so returns noise for compressed files of the other one."""
+"""libtiff returns samples in the machine's order of bytes. Pillow 13.0 takes these raw modes for
+the file's order, and so returns noise for compressed files of the other one."""
 
 
 def first_directory(data: bytes) -> ImageFileDirectory_v2 | None:
@@ -156,10 +156,10 @@ def prepare(image: TiffImageFile) -> Scale:
                 "CMYK of 8 bits only, or of 16 bits if compressed; save it with the samples of a "
                 "pixel together"
             )
-    if image.tile and image.tile[0].codec_name == "libtiff":
-        raw_mode, *rest = image.tile[0].args  # type: ignore[misc]  # a tuple for this codec
-        native = _AS_LIBTIFF_GIVES_IT.get(raw_mode, raw_mode)
-        image.tile = [image.tile[0]._replace(args=(native, *rest))]
+    tile = image.tile[0] if image.tile else None
+    if tile is not None and tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
+        native = _AS_LIBTIFF_GIVES_IT.get(tile.args[0], tile.args[0])
+        image.tile = [tile._replace(args=(native, *tile.args[1:]))]
     return _scale(image, bits, photometric)
 
 

@@ -200,9 +200,9 @@ def _scale_of_png(file: ImageFile.ImageFile, bits: int) -> Scale:
 def orientation_of(image: Image.Image) -> int:
     """1 to 8, as EXIF says; 1 if there is none, or it cannot be read.
 
-    Only EXIF counts (in a JPEG, WebP or PNG; an AVIF's own rotation, which Pillow hands on as EXIF):
-    browsers and OpenCV do the same, so a box that was drawn in one of them is in the same pixels.
-    XMP's tiff:Orientation is ignored. A TIFF's tag Orientation has been applied by Pillow.
+    Only EXIF counts, in a JPEG, WebP or PNG (and an AVIF's own rotation, which Pillow hands on as
+    EXIF). Browsers and OpenCV do the same, so a box that was drawn in one of them is in the same
+    pixels. XMP's tiff:Orientation is ignored. A TIFF's tag Orientation has been applied by Pillow.
     """
     bearer = Image.new("1", (1, 1))
     kept = ("exif", "Raw profile type exif")

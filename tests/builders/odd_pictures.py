@@ -1,4 +1,4 @@
-"""Pictures as other programs write them, made byte by byte: TIFF directories, PNG depths, JP2 boxes."""
+"""Pictures as other programs write them, made byte by byte: TIFFs, PNGs of any depth, JP2s."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JPEG_OF_12_BITS = base64.b64decode(  # 8 x 8, grey; imagecodecs 2026.3.6, jpeg8_
     "EBYQERMUFRUVDA8XGBYUGBIUFRT/wQALDAAIAAgBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAADP/EABQQAQAAAAAAAAAA"
     "AAAAAAAAAAD/2gAIAQEAAD8AKKP/2Q=="
 )
-JPEG_OF_INKS = {  # 8 x 8 of ink 40, 200, 120, 0 of 255, inverted as Adobe does; imagecodecs 2026.3.6
+JPEG_OF_INKS = {  # 8 x 8, ink 40, 200, 120, 0 of 255, inverted as by Adobe; imagecodecs 2026.3.6
     "CMYK": base64.b64decode(
         "/9j/7gAOQWRvYmUAZAAAAAAA/9sAQwACAQEBAQECAQEBAgICAgIEAwICAgIFBAQDBAYFBgYGBQYGBgcJCAYHCQcGBggL"
         "CAkKCgoKCgYICwwLCgwJCgoK/8AAFAgACAAIBEMRAE0RAFkRAEsRAP/EAB8AAAEFAQEBAQEBAAAAAAAAAAABAgMEBQYH"

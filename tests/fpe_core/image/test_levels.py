@@ -92,7 +92,7 @@ def test_a_tiff_in_colour_is_read_right_or_refused(
     if kind == "u1" or (kind == "u2" and (planes == "contig" or compression)):
         assert_is(data, COLOURS, within=2.01)
         return
-    with pytest.raises(ImageDecodeError, match="32 bits, float|planes are stored apart"):
+    with pytest.raises(ImageDecodeError, match=r"32 bits, float|planes are stored apart"):
         decode_image(data, max_pixels=10**6)
 
 
