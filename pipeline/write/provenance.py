@@ -190,7 +190,7 @@ def _find_packet(data: bytes) -> bytes:
 def _hexadecimal(text: Any) -> bytes:
     """The packet in a text chunk of a PNG, as ImageMagick and GraphicsMagick write it: the name and
     the number of bytes, each on a line, and then the bytes as hexadecimal digits."""
-    with contextlib.suppress(ValueError, AttributeError, TypeError):
+    with contextlib.suppress(ValueError, LookupError, AttributeError, TypeError):
         return bytes.fromhex(text.split("\n", 3)[3])
     return b""
 
