@@ -43,8 +43,8 @@ MAX_PROMPT_CHARS = 1000
 less."""
 
 FPE_NAMESPACE = "urn:free-prompt-editing:provenance:1/"
-"""Ends in "/" as Exiv2 wants it: to a namespace that ends in neither "/" nor "#" it adds one when it
-writes the file again (seen in 0.27.6 and 0.28.8)."""
+"""Ends in "/" as Exiv2 wants it: to a namespace that ends in neither "/" nor "#" it adds one when
+it writes the file again (seen in 0.27.6 and 0.28.8)."""
 IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _RDF_NAMESPACE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XMP_NAMESPACE = "adobe:ns:meta/"
