@@ -16,6 +16,8 @@ from __future__ import annotations
 import io
 import logging
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -35,27 +37,51 @@ class _UnusableProfileError(Exception):
     """Why a profile is ignored."""
 
 
+@dataclass(frozen=True)
+class ToSrgb:
+    """Converts images of one mode and profile to sRGB in mode RGB.
+
+    `note` is "" if nothing has to be done, else one line for people, with text from the profile
+    (printable, at most 60 characters).
+    """
+
+    convert: Callable[[Image.Image], Image.Image]
+    note: str = ""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return self.convert(image)
+
+
 def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
     """Converts an image of mode L, RGB or CMYK from its ICC profile to sRGB in mode RGB.
 
-    Returns the image and a note: "" if nothing had to be done, else one line for people, with text
-    from the profile (printable, at most 60 characters). Never raises for a profile, whatever its
-    bytes are; raises MemoryError if memory runs out.
+    Returns the image and the note of `ToSrgb`. Never raises for a profile, whatever its bytes are;
+    raises MemoryError if memory runs out.
     """
+    convert = to_srgb_with(profile, image.mode)
+    return convert(image), convert.note
+
+
+def to_srgb_with(profile: bytes | None, mode: str) -> ToSrgb:
+    """The conversion of images of mode L, RGB or CMYK; errors as `to_srgb`."""
     if not profile:
-        return image.convert("RGB"), ""
+        return ToSrgb(_as_it_is)
     try:
-        return _convert(image, profile)
+        return _conversion(profile, mode)
     except _UnusableProfileError as error:
         reason = str(error)
     except MemoryError:
         raise  # an image's colours must not depend on what else the machine does
     except Exception as error:  # noqa: BLE001 - a hostile profile costs its colours only
         reason = f"it is damaged: {_printable(str(error)) or type(error).__name__}"
-    return image.convert("RGB"), f"colour profile ignored ({reason})"
+    return ToSrgb(_as_it_is, f"colour profile ignored ({reason})")
 
 
-def _convert(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def _conversion(profile: bytes, mode: str) -> ToSrgb:
     if len(profile) > MAX_PROFILE_BYTES:
         raise _UnusableProfileError(f"it has {len(profile)} bytes")
     if not features.check_module("littlecms2"):
@@ -63,32 +89,30 @@ def _convert(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
         raise _UnusableProfileError("Pillow was built without LittleCMS, which ImageCms needs")
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space
-    if source.profile.device_class not in _DEVICES or space not in _PROFILE_SPACES[image.mode]:
+    if source.profile.device_class not in _DEVICES or space not in _PROFILE_SPACES[mode]:
         raise _UnusableProfileError(
             f"it is of kind {_printable(source.profile.device_class)} for "
-            f"{_printable(space)}, the image is {image.mode}"
+            f"{_printable(space)}, the image is {mode}"
         )
-    if space == "RGB ":
-        image = image.convert("RGB")
+    taken = "RGB" if space == "RGB " else mode
     transform = ImageCms.buildTransform(
         source,
         ImageCms.ImageCmsProfile(io.BytesIO(srgb_profile())),
-        image.mode,
+        taken,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        _flags(image.mode),
+        _flags(taken),
     )
     name = _printable(source.profile.profile_description or "") or f"an unnamed {space.strip()}"
     note = f"colours converted from {name} to sRGB"
-    if image.mode == "CMYK":
-        return _apply(transform, image), note
-    before = _probe(image.mode)
+    before = _probe(taken)
     after = _apply(transform, before)
-    if _is_same(before, after):
-        return image.convert("RGB"), ""
-    if image.mode == "L":
-        return Image.merge("RGB", [image.point(c.tobytes()) for c in after.split()]), note
-    return _apply(transform, image), note
+    if taken == "L" and not _is_same(before, after):
+        tables = [channel.tobytes() for channel in after.split()]
+        return ToSrgb(lambda grey: Image.merge("RGB", [grey.point(t) for t in tables]), note)
+    if taken != "CMYK" and _is_same(before, after):
+        return ToSrgb(_as_it_is)
+    return ToSrgb(lambda colours: _apply(transform, colours.convert(taken)), note)
 
 
 def _flags(mode: str) -> ImageCms.Flags:
@@ -102,7 +126,9 @@ def _flags(mode: str) -> ImageCms.Flags:
 
 
 def _probe(mode: str) -> Image.Image:
-    """All greys from 0 to 255, or a grid of RGB with 9 levels a channel."""
+    """All greys from 0 to 255, a grid of RGB with 9 levels a channel, or one mix of inks."""
+    if mode == "CMYK":
+        return Image.new("CMYK", (1, 1))
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)

@@ -1,71 +1,31 @@
-"""Decodes untrusted images: every failure is a typed error, and pixels are limited."""
+"""Decodes untrusted images to upright 8-bit sRGB.
+
+Levels come from what the file says about its samples (`levels`), orientation from its EXIF
+(`untrusted.orientation_of`), colours from its ICC profile (`colour`). The work is done in strips: a
+deep or float image takes at most eight bytes a pixel, in addition to the file's own bytes.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 
-from fpe_core.errors import ImageDecodeError, ImageTooLargeError
-from fpe_core.image.colour import to_srgb
-
-
-@contextmanager
-def open_untrusted(
-    data: bytes, *, what: str, formats: tuple[str, ...], refusal: str, max_pixels: int
-) -> Iterator[Image.Image]:
-    """Yields the decoded image, in the mode and orientation of the file.
-
-    Args:
-        what: its name in messages, such as "image".
-        formats: the formats to accept, by Pillow's names.
-        refusal: the error message for bytes in any other format.
-        max_pixels: more declared pixels than this are refused before anything is decoded.
-
-    Raises:
-        ImageDecodeError: empty, another format, truncated or broken; also for any other error
-            raised inside the `with` block.
-        ImageTooLargeError: over `max_pixels`, or too large for the memory.
-    """
-    if not data:
-        raise ImageDecodeError(f"the {what} is empty (0 bytes)")
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit must not undercut the caller's
-    try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
-            _check_pixels(image, what, max_pixels)
-            image.load()
-            _check_pixels(image, what, max_pixels)  # a frame may be larger than the header says
-            yield image
-    except (ImageDecodeError, ImageTooLargeError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(
-            f"the {what} declares more pixels than the allowed {max_pixels}; raise "
-            "images.max_pixels if it is genuine"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise ImageDecodeError(refusal) from error
-    except MemoryError as error:
-        raise ImageTooLargeError(f"the {what} does not fit into memory") from error
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise ImageDecodeError(
-            f"the {what} cannot be decoded: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _check_pixels(image: Image.Image, what: str, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
-        raise ImageTooLargeError(
-            f"the {what} declares {image.width} x {image.height} pixels, more than the allowed "
-            f"{max_pixels}; raise images.max_pixels if it is genuine"
-        )
-
+from fpe_core.errors import ImageDecodeError
+from fpe_core.image import jpeg2000
+from fpe_core.image.colour import ToSrgb, to_srgb_with
+from fpe_core.image.levels import (
+    Scale,
+    numbers_of,
+    scale_of_mode,
+    strips,
+    to_eight_bits,
+    with_full_range,
+)
+from fpe_core.image.untrusted import open_untrusted, orientation_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI")
 """The formats that are read, by Pillow's names. All have a signature and are decoded in this
@@ -96,58 +56,88 @@ def decode_with_note(data: bytes, *, max_pixels: int) -> DecodedImage:
         max_pixels: more declared pixels than this are refused before anything is decoded.
 
     Raises:
-        ImageDecodeError: empty, unknown format, truncated or broken.
+        ImageDecodeError: empty, unknown format, a kind of it that is not read, truncated or broken.
         ImageTooLargeError: over `max_pixels`.
     """
     refusal = f"the bytes are not in a supported image format ({', '.join(FORMATS)})"
     with open_untrusted(
         data, what="image", formats=FORMATS, refusal=refusal, max_pixels=max_pixels
-    ) as image:
-        return DecodedImage(*_to_rgb(image))
+    ) as opened:
+        profile, space = opened.image.info.get("icc_profile"), ""
+        if opened.image.format == "JPEG2000":
+            profile, space = jpeg2000.colours_of(data)
+        pixels, note = _rgb_pixels(opened.image, opened.scale, profile)
+        orientation = opened.orientation
+    pixels = upright(pixels, orientation)
+    return DecodedImage(Image.fromarray(pixels), note or space)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image to upright 8-bit sRGB (rules: see `fpe_core.image.fit`)."""
-    return _to_rgb(image)[0]
+    """Any Pillow image to upright 8-bit sRGB (rules: see `fpe_core.image.fit`).
+
+    An image that is that already, and has no metadata, is returned itself.
+    """
+    if image.mode == "RGB" and not image.info:
+        return image
+    image.load()
+    pixels, _ = _rgb_pixels(image, scale_of_mode(image.mode), image.info.get("icc_profile"))
+    return Image.fromarray(upright(pixels, orientation_of(image)))
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """The same, with the note of `colour.to_srgb`."""
-    with contextlib.suppress(Exception):  # a corrupt EXIF block costs the rotation, not the image
-        image = ImageOps.exif_transpose(image)
-    colours, alpha = _colours_and_alpha(image)
-    rgb, note = to_srgb(colours, image.info.get("icc_profile"))
-    if alpha is not None:
-        background = Image.new("RGB", rgb.size, "white")
-        background.paste(rgb, mask=alpha)
-        rgb = background
-    rgb.info = {}
-    return rgb, note
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Pixels (H, W) or (H, W, 3) turned as EXIF's orientation (1 to 8) says; contiguous."""
+    if orientation in (3, 4, 7):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (5, 7):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (6, 8):
+        pixels = np.rot90(pixels, -1 if orientation == 6 else 1)
+    return np.ascontiguousarray(pixels)
 
 
-def _colours_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def _rgb_pixels(
+    image: Image.Image, scale: Scale, profile: bytes | None
+) -> tuple[NDArray[np.uint8], str]:
+    """(H, W, 3) in sRGB, not turned, and the note on its colours."""
+    if image.width < 1 or image.height < 1:
+        raise ImageDecodeError(f"the image has no pixels ({image.width} x {image.height})")
+    is_ink = image.format == "JPEG2000" and (profile or b"")[16:20] == b"CMYK"
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    convert: ToSrgb | None = None
+    for rows, strip in strips(image):
+        if is_ink and image.mode == "RGBA":  # Pillow does not look into the profile
+            strip = Image.frombytes("CMYK", strip.size, strip.tobytes())
+        colours, alpha = _colours_and_alpha(strip, scale)
+        convert = convert or to_srgb_with(profile, colours.mode)
+        rgb = convert(colours)
+        if alpha is not None:
+            background = Image.new("RGB", rgb.size, "white")
+            background.paste(rgb, mask=alpha)
+            rgb = background
+        pixels[rows] = np.asarray(rgb)
+    assert convert is not None
+    return pixels, convert.note
+
+
+def _colours_and_alpha(image: Image.Image, scale: Scale) -> tuple[Image.Image, Image.Image | None]:
     """8-bit L, RGB or CMYK, in the colours of the image's profile, and its opacity, if any."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _high_depth_to_grey(image), None
+    if image.mode.startswith("I") or image.mode == "F" or scale.signed_bits:
+        numbers = numbers_of(image, scale)
+        alpha = None
+        if "transparency" in image.info:
+            alpha = Image.fromarray(
+                np.where(numbers == image.info["transparency"], 0, 255).astype("u1")
+            )
+        return Image.fromarray(to_eight_bits(numbers, scale)), alpha
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")
         is_grey = image.mode in ("1", "L", "LA", "La")
         colours = layered.getchannel("R") if is_grey else layered.convert("RGB")
         return colours, layered.getchannel("A")
-    if image.mode in ("L", "RGB", "CMYK"):
+    if image.mode in ("L", "RGB"):
+        return with_full_range(image, scale), None
+    if image.mode == "CMYK":
         return image, None
     return image.convert("L" if image.mode == "1" else "RGB"), None
-
-
-def _high_depth_to_grey(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float greyscale: [0, 65535] (or [0, 1] for small floats) to [0, 255]."""
-    values = np.asarray(image, dtype=np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    highest = float(values.max(initial=0.0))
-    if image.mode == "F" and highest <= 1.0:
-        full_scale = 1.0
-    elif image.mode.startswith("I;16") or highest > 255:
-        full_scale = max(65535.0, highest)
-    else:
-        full_scale = 255.0
-    return Image.fromarray(np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8))

@@ -9,10 +9,11 @@ Policies (`fit_image`):
 Both keep the aspect ratio (to within half a pixel for `pad`). `Fit` records the transform, in both
 directions, so that boxes, masks and points can be transformed too.
 
-Conversion to RGB: EXIF orientation is applied; 16 bits are scaled to 8; transparency is blended
-over white; of an animation the first frame is used; colours are converted to sRGB by their ICC
-profile (see `colour`), or by Pillow if there is none. Only pixels are kept: no EXIF (it may say
-where a photo was taken), XMP, comment or profile.
+Conversion to RGB: EXIF orientation is applied, and no other; deep and float samples are scaled to
+8 bits by what the file says about them (see `levels`); transparency is blended over white; of an
+animation the first frame is used; colours are converted to sRGB by their ICC profile (see
+`colour`), or by Pillow if there is none. Only pixels are kept: no EXIF (it may say where a photo
+was taken), XMP, comment or profile.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def fit_image(
 
     Raises:
         ParameterError: an unknown policy.
-        ImageDecodeError: an image without pixels.
+        ImageDecodeError: an image without pixels, or with samples outside of black to white.
     """
     if policy not in POLICIES:
         raise ParameterError(f"fit must be one of {', '.join(POLICIES)}, got {policy!r}")
@@ -83,7 +84,7 @@ def fit_image(
     if image.width < 1 or image.height < 1:
         raise ImageDecodeError(f"the image has no pixels ({image.width} x {image.height})")
     if image.size == (width_px, height_px):
-        return FittedImage(image, Fit(policy, width_px, height_px, 1.0, 1.0, 0.0, 0.0))
+        return FittedImage(image.copy(), Fit(policy, width_px, height_px, 1.0, 1.0, 0.0, 0.0))
     fitted = _crop if policy == "crop" else _pad
     return fitted(image, width_px, height_px)
 

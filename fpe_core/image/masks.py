@@ -6,6 +6,10 @@ the size of the upright source, and is not 0 where the object is.
     1         0 and 255                    P         the palette's indices
     L         0..255                       RGB       three bytes; equal ones become one
     I;16, I   0..65535                     LA, RGBA  as without alpha; must be opaque
+
+Values are the file's own samples: 0 to 15 in a PNG of 4 bits, 0 to maxval in a PGM. Black is 0: in
+a TIFF of kind WhiteIsZero the largest sample is read as 0. A mask is turned as its own EXIF says,
+which is the rule for sources.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fpe_core.errors import ImageDecodeError
-from fpe_core.image.decode import open_untrusted
+from fpe_core.image.decode import upright
 from fpe_core.image.fit import Fit
+from fpe_core.image.levels import Scale, numbers_of, stored_numbers, strips
+from fpe_core.image.untrusted import open_untrusted
 
 MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 """By Pillow's names. Not JPEG, nor WebP, which can be lossy too: they change values next to an
@@ -42,7 +48,7 @@ class FittedMask:
 
 
 def decode_mask(data: bytes, *, max_pixels: int) -> MaskValues:
-    """An encoded mask in one of `MASK_FORMATS`, upright as its own EXIF says.
+    """An encoded mask in one of `MASK_FORMATS`, turned upright by the rule of its source.
 
     Raises:
         ImageDecodeError: empty, another format, broken, or a mode that is not listed above.
@@ -53,11 +59,15 @@ def decode_mask(data: bytes, *, max_pixels: int) -> MaskValues:
     )
     with open_untrusted(
         data, what="mask", formats=MASK_FORMATS, refusal=refusal, max_pixels=max_pixels
-    ) as image:
-        return _values_of(ImageOps.exif_transpose(image))
+    ) as opened:
+        values, orientation = _values_of(opened.image, opened.scale), opened.orientation
+    values = upright(values, orientation)
+    is_grey = values.ndim == 3 and bool((values == values[..., :1]).all())
+    return np.ascontiguousarray(values[..., 0]) if is_grey else values
 
 
-def _values_of(image: Image.Image) -> MaskValues:
+def _values_of(image: Image.Image, scale: Scale) -> MaskValues:
+    """(H, W) or (H, W, 3), not turned."""
     mode = image.mode
     if mode in ("RGBA", "LA", "PA"):
         if image.getchannel("A").getextrema() != (255, 255):
@@ -67,22 +77,28 @@ def _values_of(image: Image.Image) -> MaskValues:
         mode = mode[:-1]
         # converting PA to P would choose new indices
         image = image.getchannel(0) if mode in ("L", "P") else image.convert("RGB")
-    if mode == "1":
-        return np.asarray(image.convert("L"))
-    if mode in ("L", "P"):
-        return np.asarray(image).astype(np.uint8)
-    if mode.startswith("I"):
-        values = np.asarray(image)
-        if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 65535:
-            raise ImageDecodeError("the mask has values outside 0..65535")
-        return values.astype(np.uint16)
-    if mode == "RGB":
-        colours = np.asarray(image)
-        is_grey = bool((colours == colours[..., :1]).all())
-        return colours[..., 0] if is_grey else colours
-    raise ImageDecodeError(
-        f"the mask has pixels of mode {mode}; save it with whole numbers, as PNG"
-    )
+    if mode not in ("1", "L", "P", "RGB") and not mode.startswith("I"):
+        raise ImageDecodeError(
+            f"the mask has pixels of mode {mode}; save it with whole numbers, as PNG"
+        )
+    if mode in ("L", "RGB") and scale.stored_white > 255:
+        raise ImageDecodeError(
+            "the mask has colours of 16 bits, of which Pillow keeps 8; save it as grey of 16 bits"
+        )
+    shape = (image.height, image.width, *((3,) if mode == "RGB" else ()))
+    values = np.empty(shape, np.uint16 if mode.startswith("I") else np.uint8)
+    for rows, strip in strips(image):
+        values[rows] = _numbers_of(strip, scale)
+    return values
+
+
+def _numbers_of(strip: Image.Image, scale: Scale) -> MaskValues:
+    if strip.mode in ("1", "P"):
+        return np.asarray(strip.convert("L") if strip.mode == "1" else strip)
+    numbers = stored_numbers(numbers_of(strip, scale), scale)
+    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) <= 65535:
+        raise ImageDecodeError("the mask has values outside 0..65535")
+    return numbers
 
 
 def fit_mask(values: MaskValues, fit: Fit, width_px: int, height_px: int) -> FittedMask:

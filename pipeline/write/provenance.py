@@ -25,6 +25,7 @@ http://cv.iptc.org/newscodes/digitalsourcetype/), ISO 16684-1 and Adobe's XMP sp
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import xml.etree.ElementTree as ET
@@ -41,7 +42,9 @@ MAX_PROMPT_CHARS = 1000
 """The most characters of a prompt in the JSON. A text encoder reads about 77 tokens, which is
 less."""
 
-FPE_NAMESPACE = "urn:free-prompt-editing:provenance:1"
+FPE_NAMESPACE = "urn:free-prompt-editing:provenance:1/"
+"""Ends in "/" as Exiv2 wants it: to a namespace that ends in neither "/" nor "#" it adds one when
+it writes the file again (seen in 0.27.6 and 0.28.8)."""
 IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _RDF_NAMESPACE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XMP_NAMESPACE = "adobe:ns:meta/"
@@ -52,9 +55,11 @@ _PREFIXES = {
     "fpe": FPE_NAMESPACE,
 }
 _SOURCE_TYPE = f"{{{IPTC_NAMESPACE}}}DigitalSourceType"
-_GENERATION = f"{{{FPE_NAMESPACE}}}Generation"
+_GENERATIONS = tuple(f"{{{FPE_NAMESPACE.rstrip('/')}{end}}}Generation" for end in ("/", "#", ""))
+"""Up to version 0.2.0 the namespace was written without an end."""
 _DESCRIPTION = f"{{{_RDF_NAMESPACE}}}Description"
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_RAW_PROFILE = "Raw profile type xmp"
 _VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 
 
@@ -157,7 +162,8 @@ def read_provenance(data: bytes) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     for description in root.iter(_DESCRIPTION):
-        found |= _read_json(_property(description, _GENERATION))
+        for name in _GENERATIONS:
+            found |= _read_json(_property(description, name))
         if source_type := _property(description, _SOURCE_TYPE):
             found["digital_source_type"] = source_type
     return found
@@ -173,12 +179,20 @@ class _WithoutDoctype(ET.TreeBuilder):
 def _find_packet(data: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            packet = image.info.get("xmp", b"")
+            packet = image.info.get("xmp") or _hexadecimal(image.info.get(_RAW_PROFILE))
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise ImageDecodeError(
             f"not an image in one of the formats {', '.join(_FORMATS)}: {error}"
         ) from error
     return packet if isinstance(packet, bytes) else b""
+
+
+def _hexadecimal(text: Any) -> bytes:
+    """The packet in a text chunk of a PNG, as ImageMagick and GraphicsMagick write it: the name and
+    the number of bytes, each on a line, and then the bytes as hexadecimal digits."""
+    with contextlib.suppress(ValueError, LookupError, AttributeError, TypeError):
+        return bytes.fromhex(text.split("\n", 3)[3])
+    return b""
 
 
 def _property(description: ET.Element, name: str) -> str:

@@ -23,6 +23,8 @@ def picture(mode: str = "RGB", number: int = 0) -> Image.Image:
     image = Image.fromarray(np.stack(bands, -1).astype(np.uint8))
     if mode == "I;16":
         return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    if mode == "F":
+        return Image.fromarray(np.asarray(image.convert("L"), np.float32) / 255)
     return image.convert(mode)
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from fpe_core import Fit, ImageDecodeError, ImageTooLargeError, fit_image
 from fpe_core.image.masks import decode_mask, encode_mask, fit_mask, object_of
+from tests.builders.odd_pictures import packed_12_bits, page, png, tiff
 
 LIMIT = 10**6
 IDS = np.arange(60 * 40).reshape(40, 60)
@@ -48,6 +50,79 @@ def test_a_palette_is_no_colour_but_numbers() -> None:
     image.putpalette(list(np.random.default_rng(1).integers(0, 256, 768)))
     found = decode_mask(saved(image, transparency=0), max_pixels=LIMIT)
     assert np.array_equal(found, values)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_a_png_of_any_depth_has_the_numbers_that_are_in_it(bits: int) -> None:
+    """Pillow multiplies those of 2 and 4 bits by 85 and 17."""
+    ids = IDS % 2**bits
+    found = decode_mask(png(0, bits, ids), max_pixels=LIMIT)
+    assert np.array_equal(found, ids)
+    assert np.array_equal(decode_mask(encode_mask(found), max_pixels=LIMIT), ids)
+
+
+@pytest.mark.parametrize("maxval", [2, 20, 254, 255, 1000, 4095, 65535])
+@pytest.mark.parametrize("magic", ["P2", "P5"])
+def test_a_pgm_of_any_maxval_has_the_numbers_that_are_in_it(magic: str, maxval: int) -> None:
+    ids = IDS % (maxval + 1)
+    body = ids.astype(np.uint8 if maxval < 256 else ">u2").tobytes()
+    if magic == "P2":
+        body = " ".join(map(str, ids.ravel())).encode()
+    data = f"{magic} 60 40 {maxval}\n".encode() + body
+    assert np.array_equal(decode_mask(data, max_pixels=LIMIT), ids)
+
+
+def test_a_ppm_of_any_maxval_has_the_numbers_that_are_in_it() -> None:
+    ids = np.stack([IDS % 20, IDS % 7, IDS * 0], -1)
+    data = b"P6 60 40 19\n" + ids.astype(np.uint8).tobytes()
+    assert np.array_equal(decode_mask(data, max_pixels=LIMIT), ids)
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["u1", "u2", "i1", "i2", "i4", "u4"])
+def test_a_tiff_has_the_numbers_that_are_in_it_or_is_refused(
+    kind: str, order: str, compression: str | None, photometric: str
+) -> None:
+    ids = IDS % 101
+    stored = ids if photometric == "minisblack" else np.iinfo(kind).max - ids
+    sink = io.BytesIO()
+    tifffile.imwrite(
+        sink,
+        stored.astype(order + kind),
+        photometric=photometric,
+        compression=compression,
+        byteorder=order,
+    )
+    is_read = kind == "u1" or (kind == "u2" and "<" in order)
+    is_read |= photometric == "minisblack" and (kind != "u4" or order == "<")
+    if is_read:
+        assert np.array_equal(decode_mask(sink.getvalue(), max_pixels=LIMIT), ids)
+    else:
+        with pytest.raises(ImageDecodeError, match=r"WhiteIsZero|1 x 32 bits, unsigned"):
+            decode_mask(sink.getvalue(), max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["i1", "i2", "i4"])
+def test_negative_numbers_are_refused(kind: str) -> None:
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, np.full((40, 60), -1, kind), photometric="minisblack")
+    with pytest.raises(ImageDecodeError, match=r"outside 0\.\.65535"):
+        decode_mask(sink.getvalue(), max_pixels=LIMIT)
+
+
+def test_twelve_bits_are_numbers_too() -> None:
+    data = tiff([page((60, 40), 12)], [packed_12_bits(IDS)])
+    assert np.array_equal(decode_mask(data, max_pixels=LIMIT), IDS)
+
+
+@pytest.mark.parametrize("kind", [2, 4, 6])
+def test_colours_of_sixteen_bits_are_refused_instead_of_cut(kind: int) -> None:
+    samples = np.stack([IDS] * {2: 3, 4: 2, 6: 4}[kind], -1)
+    samples[..., -1] = 65535
+    with pytest.raises(ImageDecodeError, match="16 bits"):
+        decode_mask(png(kind, 16, samples), max_pixels=LIMIT)
 
 
 def test_colours_that_are_numbers_stay_whole() -> None:

@@ -26,6 +26,7 @@ from pipeline.read.decode import DecodeSettings, decode
 from pipeline.read.group import Group
 from pipeline.write.image_format import ImageFormat
 from pipeline.write.provenance import (
+    FPE_NAMESPACE,
     MAX_PROMPT_CHARS,
     DigitalSourceType,
     edit_packet,
@@ -39,6 +40,7 @@ from tests.builders.work_rows import PARAMETERS, work_row, work_table
 COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 TRAINED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 IPTC_EXTENSION = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+NAMESPACE = "urn:free-prompt-editing:provenance:1/"
 FINGERPRINT = "0123abcd"
 FORMATS = [ImageFormat("png"), ImageFormat("jpeg", 90), ImageFormat("webp", 90)]
 ALL_CHARACTERS = st.text(st.characters(exclude_categories=()), max_size=60)
@@ -135,7 +137,7 @@ def read_by_dom(packet: bytes) -> tuple[str, dict[str, Any]]:
     (source_type,) = document.getElementsByTagNameNS(IPTC_EXTENSION, "DigitalSourceType")
     (about,) = {source_type.parentNode.getAttribute("rdf:about")}
     assert about == ""
-    (ours,) = document.getElementsByTagNameNS("urn:free-prompt-editing:provenance:1", "Generation")
+    (ours,) = document.getElementsByTagNameNS(NAMESPACE, "Generation")
     return source_type.firstChild.data, json.loads(ours.firstChild.data)
 
 
@@ -374,6 +376,67 @@ def test_what_others_wrote_is_read_or_passed_over() -> None:
         '<?xml version="1.0" encoding="klingon"?>' + as_element,
     ):
         assert read_provenance(with_xmp(nothing)) == {}
+
+
+GENERATION = '{"edit_id":"ab","target_prompt":"a cat"}'
+
+
+@pytest.mark.parametrize("end", ["", "/", "#"])
+def test_every_spelling_of_the_namespace_is_read(end: str) -> None:
+    """Without an end, as files were written up to 0.2.0; and with one, as Exiv2 ends it then."""
+    packet = description(f"<f:Generation>{GENERATION}</f:Generation>")
+    spelled = packet.replace("provenance:1", f"provenance:1{end}")
+    assert read_provenance(with_xmp(spelled)) == json.loads(GENERATION)
+
+
+def test_what_exiv2_writes_again_is_read() -> None:
+    """An old file after `exiv2 -M "set Xmp.dc.title hello"`, by Exiv2 0.27.6 and 0.28.8."""
+    attribute = GENERATION.replace('"', "&quot;")
+    rewritten = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="XMP Core 4.4.0-Exiv2">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:iptcExt="{IPTC_EXTENSION}"
+    xmlns:fpe="urn:free-prompt-editing:provenance:1/"
+    xmlns:dc="http://purl.org/dc/elements/1.1/"
+   iptcExt:DigitalSourceType="{COMPOSITE}"
+   fpe:Generation="{attribute}">
+   <dc:title>
+    <rdf:Alt>
+     <rdf:li xml:lang="x-default">hello</rdf:li>
+    </rdf:Alt>
+   </dc:title>
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
+    expected = json.loads(GENERATION) | {"digital_source_type": COMPOSITE}
+    assert read_provenance(with_xmp(rewritten)) == expected
+
+
+def test_a_namespace_that_exiv2_leaves_as_it_is() -> None:
+    assert FPE_NAMESPACE == NAMESPACE
+    assert FPE_NAMESPACE.endswith(("/", "#"))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_read"),
+    [
+        ("\nxmp\n{length:8}\n{digits}\n", True),  # as ImageMagick 6.9.11 makes a PNG of a JPEG
+        ("\nxmp\n{length:8}\nno digits\n", False),
+        ("xmp", False),
+    ],
+)
+def test_a_png_that_imagemagick_made_is_read(text: str, is_read: bool) -> None:
+    packet = xmp_packet(DigitalSourceType.EDITED_BY_MODEL, json.loads(GENERATION))
+    digits = "\n".join(packet.hex()[n : n + 72] for n in range(0, 2 * len(packet), 72))
+    chunks = PngImagePlugin.PngInfo()
+    profile = text.format(length=len(packet), digits=digits)
+    chunks.add_text("Raw profile type xmp", profile, zip=True)
+    sink = io.BytesIO()
+    small().save(sink, "PNG", pnginfo=chunks)
+    expected = json.loads(GENERATION) | {"digital_source_type": COMPOSITE}
+    assert read_provenance(sink.getvalue()) == (expected if is_read else {})
 
 
 def test_xmp_with_entities_is_not_read() -> None:
