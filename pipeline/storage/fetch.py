@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
 
 import fsspec
 from fsspec.asyn import sync
@@ -25,6 +24,7 @@ from pipeline.storage.allowed_sources import SourceRules
 from pipeline.storage.clients import filesystem_of
 from pipeline.storage.folder import resolve_uri
 from pipeline.storage.requests import count_bytes, explain, is_forbidden, with_retries
+from pipeline.storage.web import redirect_target
 
 if TYPE_CHECKING:
     from fsspec.implementations.http import HTTPFileSystem
@@ -112,7 +112,7 @@ def _read_http(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes: int)
 async def _read_web(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes: int) -> bytes:
     session = await fs.set_session()
     for _ in range(_MOST_REDIRECTS + 1):
-        async with session.get(fs.encode_url(url), allow_redirects=False, **fs.kwargs) as answer:
+        async with session.get(url, allow_redirects=False, **fs.kwargs) as answer:
             if answer.status in _REDIRECTS and "Location" in answer.headers:
                 url = _redirected(url, answer.headers["Location"], rules)
                 continue
@@ -137,7 +137,7 @@ async def _read_web(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes:
 
 def _redirected(url: str, location: str, rules: SourceRules) -> str:
     """The target of a redirect. Raises SourceForbiddenError if the rules do not allow it."""
-    target = _with_lower_scheme(urljoin(url, location))
+    target = _with_lower_scheme(redirect_target(url, location))
     if not target.startswith(("http://", "https://")):
         raise SourceForbiddenError(f"{redact_url(url)}: redirects to a URL that is not http(s)")
     refusal = rules.refusal(target)

@@ -38,6 +38,7 @@ from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
 from pipeline.storage.clients import content_type_options, filesystem_of
+from pipeline.storage.file_uris import path_of_file_uri, with_slashes
 from pipeline.storage.requests import RetryingFile, count_bytes, explain, means_taken, with_retries
 
 _TEMPORARY_PREFIX = ".tmp-"
@@ -300,7 +301,10 @@ class Folder:
 
 
 def absolute_url(url: str) -> str:
-    """A local path made absolute, without `file://`; any other URL unchanged."""
+    """A local path or `file:` URI as an absolute path; any other URL unchanged."""
+    path = path_of_file_uri(url)
+    if path is not None:
+        return path
     if url.startswith(("file://", "local://")):
         url = url.split("://", 1)[1]
     if is_local_path(url):
@@ -314,6 +318,7 @@ def is_local_path(url: str) -> bool:
 
 def resolve_uri(uri: str, base: str) -> str:
     """A URI or path; if it is relative, made absolute with the folder `base`."""
+    uri = with_slashes(uri)
     if "://" in uri:
         return uri
     if uri.startswith("/") or not base:
