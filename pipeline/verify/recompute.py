@@ -51,6 +51,7 @@ _NOT_THE_MODELS = frozenset(
     {
         FailureCode.SOURCE_MISSING,
         FailureCode.SOURCE_FORBIDDEN,
+        FailureCode.SOURCE_THROTTLED,
         FailureCode.DECODE_FAILED,
         FailureCode.IMAGE_TOO_LARGE,
         FailureCode.OUT_OF_MEMORY,

@@ -31,6 +31,7 @@ _CODES = {
     "404": "NoSuchKey",
     "409": "ConditionalRequestConflict",
     "412": "PreconditionFailed",
+    "429": "TooManyRequests",
     "500": "InternalError",
     "503": "SlowDown",
     "507": "InsufficientStorage",
@@ -52,6 +53,7 @@ class Gate(http.server.ThreadingHTTPServer):
         self.behind = behind
         self.refused = 0
         self.lost_answers = 0
+        self.retry_after = ""
         self.before_put: threading.Barrier | None = None
         self.faults: dict[str, list[str]] = {}
         self.tries: Counter[str] = Counter()
@@ -136,7 +138,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         code = _CODES.get(status, "")
         text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
         body = text.encode() if code and self.command != "HEAD" else b""
-        self._answer(int(status), {}, body)
+        stated = self.server.retry_after
+        self._answer(int(status), {"Retry-After": stated} if stated else {}, body)
 
     def _answer(
         self, status: int, headers: dict[str, str], body: bytes, sent: int | None = None

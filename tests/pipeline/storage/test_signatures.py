@@ -24,7 +24,7 @@ from pipeline.storage.signatures import without_signature
 from tests.builders.work_rows import PARAMETERS
 from tests.servers.s3_server import S3Server
 
-AZURE = "sig={}%2Bb%2FcDeFgHiJkLmNoPqRsTuVwXyZ0123456789abcd%3D"
+AZURE = "sig={0}%2Bb%2FcDeFgHiJkLmNoPqRsTuVwXyZ0123456789abcd%3D"
 SIGNED = {
     "aws v4": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA{0}%2F20260101%2Fus-east-1%2Fs3"
     "%2Faws4_request&X-Amz-Date=2026010{0}T000000Z&X-Amz-Expires=3600&X-Amz-SignedHeaders=host"
