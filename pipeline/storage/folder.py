@@ -11,8 +11,9 @@ What an exclusive create (`Folder.write_new`) guarantees on each store:
   check that the name is free: still whole, but two writers at the same instant can both succeed.
 - memory://: of several writers in this process one wins.
 - S3: a conditional put; of several writers one wins. With servers that ignore `If-None-Match` (such
-  as rclone) only the check before the put remains, which is always done: an earlier file is safe,
-  but of two writers at the same instant one can overwrite the other.
+  as rclone), and with those that refuse it (501, or 400 with words to that effect), only the check
+  before the put remains, which is always done: an earlier file is safe, but of two writers at the
+  same instant one can overwrite the other. See `exclusive_put`.
 - other stores (GCS, Azure): the same call of fsspec, not tested here; rely on the check only.
 """
 
@@ -37,9 +38,15 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
-from pipeline.storage.clients import content_type_options, filesystem_of
+from pipeline.storage.clients import filesystem_of
+from pipeline.storage.exclusive_put import create_remote, put
 from pipeline.storage.file_uris import path_of_file_uri, with_slashes
-from pipeline.storage.requests import RetryingFile, count_bytes, explain, means_taken, with_retries
+from pipeline.storage.requests import (
+    RetryingFile,
+    count_bytes,
+    explain,
+    with_retries,
+)
 
 _TEMPORARY_PREFIX = ".tmp-"
 _T = TypeVar("_T")
@@ -248,43 +255,13 @@ class Folder:
         if self._is_local:
             self._ask(path, lambda: _replace_local(full, data))
         else:
-            self._ask(path, lambda: self._put(full, data))
+            self._ask(path, lambda: put(self.fs, full, data))
         count_bytes(written=len(data))
 
     def _create_remote(self, path: str, full: str, data: bytes) -> None:
         if self.exists(path):
             raise AlreadyExistsError(f"{self.url_of(path)} exists already and is never overwritten")
-        tries = 0
-
-        def create() -> None:
-            nonlocal tries
-            tries += 1
-            if tries > 1 and self._holds(full, data):
-                return  # an earlier attempt succeeded, and only its answer was lost
-            self._put(full, data, mode="create")
-
-        try:
-            self._ask(path, create)
-        except StorageError as error:
-            # The name may be taken by our own write: an attempt that timed out can succeed later,
-            # and aiohttp sends a request again if a kept-alive connection breaks.
-            if not means_taken(error.__cause__):
-                raise
-            if self._ask(path, lambda: self._holds(full, b"")):
-                self._ask(path, lambda: self._put(full, data))
-            elif not self._ask(path, lambda: self._holds(full, data)):
-                raise AlreadyExistsError(
-                    f"{self.url_of(path)} was written by someone else meanwhile"
-                ) from error
-
-    def _put(self, full: str, data: bytes, **mode: str) -> None:
-        self.fs.pipe_file(full, data, **mode, **content_type_options(self.fs, full))
-
-    def _holds(self, full: str, data: bytes) -> bool:
-        try:
-            return bool(self.fs.cat_file(full) == data)
-        except FileNotFoundError:
-            return False
+        create_remote(self.fs, self.url_of(path), full, data, lambda put: self._ask(path, put))
 
     def _ask(self, path: str, request: Callable[[], _T], *, is_counted: bool = True) -> _T:
         """Runs a request, with retries on a remote store; its errors become StorageErrors."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -202,6 +203,11 @@ _PASSING_STATUSES = (408, 409, 425, 429)
 """In addition to those from 500 on. 409: another request for the same name was in progress."""
 _LASTING_STATUSES = (501, 505, 507)
 """Not implemented, HTTP version not supported, no space left."""
+_NO_CONDITIONS = re.compile(
+    r"if-?none-?match|conditional|header .*(unsupported|not (supported|implemented))|"
+    r"(unsupported|unknown|unrecognized|not (supported|implemented)).* header",
+    re.IGNORECASE,
+)
 _THROTTLED_STATUSES = (429, 503)
 _THROTTLED_CODES = (
     "BandwidthLimitExceeded",
@@ -237,6 +243,17 @@ def is_forbidden(error: BaseException) -> bool:
     if isinstance(error, PermissionError) or _answer(error).status in (401, 403):
         return True
     return type(error).__name__ in _NO_CREDENTIALS
+
+
+def refuses_condition(error: BaseException) -> bool:
+    """Whether a store answered that it does not know the condition of a conditional put.
+
+    501 and NotImplemented are S3's words for that; servers also answer 400 and name the header.
+    """
+    answer = _answer(error)
+    if answer.status == 501 or answer.code == "NotImplemented":
+        return True
+    return answer.status == 400 and bool(_NO_CONDITIONS.search(str(error)))
 
 
 def is_throttled(error: BaseException) -> bool:

@@ -3,6 +3,8 @@
     def test_something(gate: Gate) -> None:
         gate.faults["GET"] = ["503", "reset"]     # the next two GETs, in this order
 
+`refusal`, a status, code and message, is what conditional puts are answered with.
+
 The faults: an HTTP status; `reset` (the connection, before anything is answered); `cut` (the body,
 in the middle); `silence` (no answer until the test is over).
 """
@@ -54,6 +56,7 @@ class Gate(http.server.ThreadingHTTPServer):
         self.refused = 0
         self.lost_answers = 0
         self.retry_after = ""
+        self.refusal: tuple[int, str, str] | None = None
         self.before_put: threading.Barrier | None = None
         self.faults: dict[str, list[str]] = {}
         self.tries: Counter[str] = Counter()
@@ -81,6 +84,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.content_types[self._file().name] = self.headers["Content-Type"]
         if self.server.before_put is not None:
             self.server.before_put.wait()
+        if self.server.refusal is not None and "If-None-Match" in self.headers:
+            self.server.refused += 1
+            self._refuse(*self.server.refusal)
+            return
         with self.server.lock:
             if self.headers.get("If-None-Match") == "*" and self._file().exists():
                 self.server.refused += 1
@@ -133,6 +140,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return answer.status, dict(answer.getheaders()), answer.read()
         finally:
             connection.close()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+        self._answer(status, {}, text.encode())
 
     def _answer_with_error(self, status: str) -> None:
         code = _CODES.get(status, "")
