@@ -93,7 +93,7 @@ def _is_there(fs: fsspec.AbstractFileSystem, full: str) -> bool:
     """Whether there is a file that is not empty."""
     fs.invalidate_cache(posixpath.dirname(full))
     try:
-        return fs.info(full)["size"] != 0
+        return bool(fs.info(full)["size"] != 0)
     except FileNotFoundError:
         return False
 

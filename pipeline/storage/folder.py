@@ -183,6 +183,27 @@ class Folder:
         names = (name[len(self.root) + 1 :] for name in found)
         return sorted(n for n in names if not posixpath.basename(n).startswith(_TEMPORARY_PREFIX))
 
+    def versions(self, prefix: str = "") -> dict[str, tuple[int, str]]:
+        """Size and version of all files under a path, or of the file there, sorted by path; {} if
+        there is none.
+
+        The version is a text that is another one when the file is written again, such as an ETag.
+        """
+        full = self.path_of(prefix)
+
+        def ask() -> Iterable[dict[str, Any]]:
+            self.fs.invalidate_cache(full)
+            try:
+                info = self.fs.info(full)
+                if info["type"] == "file":
+                    return [info | {"name": full}]
+                return cast(dict[str, dict[str, Any]], self.fs.find(full, detail=True)).values()
+            except (FileNotFoundError, NotADirectoryError):
+                return ()
+
+        found = {e["name"][len(self.root) + 1 :]: e for e in self._ask(prefix, ask)}
+        return {n: (int(found[n]["size"] or 0), _version(found[n])) for n in sorted(found)}
+
     def glob(self, pattern: str) -> Paths:
         """Paths of the files that match a pattern with *, ?, [] and **, sorted.
 
@@ -275,6 +296,12 @@ class Folder:
             ) from error
         except Exception as error:  # every client has its own exceptions
             raise StorageError(f"{self.url_of(path)}: {explain(error)}") from error
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """What tells one content of a file from the next; every client names it in its own way."""
+    names = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime")
+    return next((str(info[n]) for n in (*names, "Last-Modified", "created") if info.get(n)), "")
 
 
 def absolute_url(url: str) -> str:

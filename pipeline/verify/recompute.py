@@ -264,6 +264,7 @@ class _Recomputer:
                 allow_pickle=model.allow_pickle,
                 revision=model.revision,
                 config=model.config,
+                store=resolved.job.model_store,
                 max_rows=resolved.job.resources.max_rows,
                 image_format=ImageFormat("png"),
                 layout=MetadataLayout(resolved.label_names),
