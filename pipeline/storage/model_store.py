@@ -94,6 +94,7 @@ class ModelStore:
         url = absolute_url(source) if "://" in source or source.lower().startswith("file:") else ""
         if not url or is_local_path(url):
             return url or source
+        url = url.rstrip("/")
         folder, only = _place(url, self.options)
         found = folder.versions(only)
         if not found:
@@ -105,7 +106,7 @@ class ModelStore:
             raise CheckpointError(f"{url} holds no file of a model")
         chosen = {name: found[name] for name in names}
         digest = hashlib.blake2b(json.dumps([url, chosen]).encode(), digest_size=8).hexdigest()
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", posixpath.basename(url.rstrip("/")))[:60]
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", posixpath.basename(url))[:60]
         cache = Path(self.cache) if self.cache else default_cache()
         try:
             files = _Copy(cache / f"{stem}-{digest}", url).made(folder, chosen)
@@ -171,7 +172,7 @@ class _Copy:
 
 def _place(url: str, options: Mapping[str, Any]) -> tuple[Folder, str]:
     """The folder at a URL and "", or the folder of the file at the URL and its name."""
-    parent, _, name = url.rstrip("/").rpartition("/")
+    parent, _, name = url.rpartition("/")
     if not parent.endswith(("/", ":")):
         folder = Folder.open(parent, options)
         if folder.is_file(name):

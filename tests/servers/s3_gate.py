@@ -5,7 +5,7 @@
 
 `refusal`, a status, code and message, is what conditional puts are answered with.
 
-The faults: an HTTP status; `reset` (the connection, before anything is answered); `cut` (the body,
+Those of "READ" happen to GETs of objects, and to no listing. The faults: an HTTP status; `reset` (the connection, before anything is answered); `cut` (the body,
 in the middle); `silence` (no answer until the test is over).
 """
 
@@ -41,7 +41,8 @@ _CODES = {
 
 
 class Gate(http.server.ThreadingHTTPServer):
-    """Counts what it is asked, `tries`, by method; `content_types` are those of what was put."""
+    """Counts what it is asked, `tries`, by method; `read` are the keys of the objects that were read,
+    `content_types` those of what was put."""
 
     daemon_threads = True
 
@@ -60,6 +61,7 @@ class Gate(http.server.ThreadingHTTPServer):
         self.before_put: threading.Barrier | None = None
         self.faults: dict[str, list[str]] = {}
         self.tries: Counter[str] = Counter()
+        self.read: list[str] = []
         self.content_types: dict[str, str] = {}
         self.over = threading.Event()
 
@@ -101,16 +103,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(status, headers, answer)
 
     def do_GET(self) -> None:
-        if not self._fails():
+        is_read = self.command == "GET" and "?list-type" not in self.path
+        if is_read:
+            self.server.read.append(unquote(self.path.split("?")[0]))
+        if not self._fails("READ" if is_read and "READ" in self.server.faults else ""):
             self._answer(*self._forward(b""))
 
     do_HEAD = do_GET  # noqa: N815  # the name that http.server looks for
 
-    def _fails(self) -> bool:
-        """Takes the next fault for this method, if any, and answers as it says."""
+    def _fails(self, kind: str = "") -> bool:
+        """Takes the next fault for this method or kind, if any, and answers as it says."""
         with self.server.lock:
             self.server.tries[self.command] += 1
-            faults = self.server.faults.get(self.command)
+            faults = self.server.faults.get(kind or self.command)
             fault = faults.pop(0) if faults else ""
         if fault.isdigit():
             self._answer_with_error(fault)
