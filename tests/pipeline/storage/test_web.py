@@ -170,6 +170,15 @@ def test_the_proxy_of_the_environment_is_used(
     assert proxy.asked == asked
 
 
+def test_a_store_is_asked_through_the_proxy_too(
+    proxy: _Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.address}")
+    options = {"endpoint_url": "http://s3.example.test", "anon": True}
+    assert Folder.open("s3://bucket/a", options).read("b.png") == b"image"
+    assert proxy.asked == [b"GET http://s3.example.test/bucket/a/b.png"]
+
+
 def test_a_proxys_password_goes_to_the_proxy_and_into_no_message(
     proxy: _Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
