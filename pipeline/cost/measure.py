@@ -82,7 +82,11 @@ def measure_device(
         checkpoint = _load(job)
         judge = None
         if job.judge is not None:
-            judge = Judge(judge_settings(job.judge, store=job.model_store), checkpoint.device, pool.memory_share)
+            judge = Judge(
+                judge_settings(job.judge, store=job.model_store),
+                checkpoint.device,
+                pool.memory_share,
+            )
         load_s = time.perf_counter() - began
         editor = Editor(checkpoint, max_rows=job.resources.max_rows, memory_share=pool.memory_share)
         bench = _TimedModel(editor, judge, sample.groups[:per_call])

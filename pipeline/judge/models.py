@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import fpe_core
 from fpe_core import CheckpointError
 from fpe_core.scores.files import locate_lpips, locate_scorer, scorer_bytes, scorer_fingerprint
+from pipeline.errors import StorageError
 from pipeline.storage.model_store import ModelStore
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ def _files(names: ModelNames, store: ModelStore | None) -> dict[str, Path]:
             )
         except CheckpointError as error:
             raise CheckpointError(f"judge.{key}: {error}") from error
+        except StorageError as error:
+            raise StorageError(f"judge.{key}: {error}") from error
     return found
 
 

@@ -15,7 +15,7 @@ from fpe_core import (
     checkpoint_defaults,
     checkpoint_fingerprint,
 )
-from pipeline.errors import JobError
+from pipeline.errors import JobError, StorageError
 from pipeline.job.annotations import AnnotationsSection
 from pipeline.job.job import Job
 from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
@@ -267,6 +267,8 @@ def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
     except CheckpointError as error:
         copied = "" if model.checkpoint in str(error) else f" ({model.checkpoint})"
         raise JobError(f"model.checkpoint: {error}{copied}") from error
+    except StorageError as error:
+        raise StorageError(f"model.checkpoint: {error}") from error
     return fingerprint, defaults
 
 

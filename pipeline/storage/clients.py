@@ -75,17 +75,13 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
         protocol, url = "s3", f"s3://{url.split('://', 1)[1]}"
     if protocol in ("file", "local"):
         return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
-    if protocol == "memory":
-        options = {}
     try:
         if protocol in _WEB:  # fsspec would split the URL at the "::" of an IPv6 host
             web = fsspec.filesystem(
                 protocol, client_kwargs=_web_options(), get_client=web_session, encoded=True
             )
             return web, url
-        if protocol in _S3:
-            options = _s3_options(options)
-        fs, path = fsspec.core.url_to_fs(url, **options)
+        fs, path = fsspec.core.url_to_fs(url, **_options_of(protocol, options))
     except ValueError as error:
         raise StorageError(f"{url}: {error}; is the protocol spelt right?") from error
     except ImportError as error:
@@ -117,6 +113,17 @@ def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, 
 
         return {"content_settings": ContentSettings(content_type=content_type)}
     return {}
+
+
+def _options_of(protocol: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The job's options for a store, over our defaults."""
+    if protocol == "memory":
+        return {}
+    if protocol in _S3:
+        return _s3_options(options)
+    if protocol in _GCS:  # the other clients look for the environment's proxy by themselves
+        return {"session_kwargs": {"trust_env": True}, **options}
+    return options
 
 
 def _s3_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipeline.storage.requests import explain, means_taken, refuses_condition
 
 _log = logging.getLogger(__name__)
 _WITHOUT_CONDITIONS: set[tuple[str, ...]] = set()
-"""The stores (protocol, endpoint, bucket) that refuse conditional puts, as this process has seen."""
+"""The stores (protocol, endpoint, bucket) that refused conditional puts to this process."""
 
 
 def put(fs: fsspec.AbstractFileSystem, full: str, data: bytes, **mode: str) -> None:
@@ -82,8 +82,8 @@ def _put_new(fs: fsspec.AbstractFileSystem, url: str, full: str, data: bytes) ->
         _WITHOUT_CONDITIONS.add(store)
         _log.warning(
             "the store of %s refuses conditional puts (%s). Files are created after a look whether "
-            "their name is free: what was written stays safe, but two runs that take this folder at "
-            "the same instant are not kept apart, so start only one at a time",
+            "their name is free: what was written stays safe, but two runs that take this folder "
+            "at the same instant are not kept apart, so start only one at a time",
             redact_url(url),
             refusal,
         )

@@ -1,12 +1,11 @@
 """`file:` URIs, in the forms in which other programs write them (RFC 8089, appendix B).
 
     file:///data/a%20b.png             Python's Path.as_uri, browsers
-    file:/data/a b.png                 Java, Hadoop and Spark; not encoded by Spark's input_file_name
+    file:/data/a b.png                 Java, Hadoop and Spark
     file://localhost/data/a%20b.png    the host may be named
 
-Whether such a URI is percent-encoded cannot be seen from it: fsspec and older versions of Spark do
-not encode. So a file that has the path as it is written comes first; if there is none, the path is
-decoded.
+Whether such a URI is percent-encoded cannot be seen from it: fsspec, for one, does not encode. So a
+file that has the path as it is written comes first; if there is none, the path is decoded.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ import os
 import re
 from urllib.parse import unquote_to_bytes
 
-_FILE_URI = re.compile(
-    r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL
-)
+_FILE_URI = re.compile(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL)
 
 
 def with_slashes(uri: str) -> str:

@@ -3,11 +3,11 @@
     <cache>/<name>-<key>/files/...       the copy; the models' code sees only this folder, or file
                          fetched.json    size and hash of each file
 
-The key is a hash of the URL and of the sizes and versions (ETags) of the objects, so a model that is
-written again is another copy. A copy is made under a lock and appears as a whole, so processes of a
-node share one download. Each process checks its hashes before it uses it; a copy that is damaged or
-incomplete is fetched again. The run compares the content with what was planned anyway: its
-fingerprint is that of the same files on a disk.
+The key is a hash of the URL and of the sizes and versions (ETags) of the objects, so a model that
+is written again is another copy. A copy is made under a lock and appears as a whole, so processes
+of a node share one download. Each process checks its hashes before it uses it; a copy that is
+damaged or incomplete is fetched again. The run compares the content with what was planned anyway:
+its fingerprint is that of the same files on a disk.
 
 Only what is loaded is fetched: configs, tokenizer, and one set of weights.
 """
@@ -112,8 +112,8 @@ class ModelStore:
             files = _Copy(cache / f"{stem}-{digest}", url).made(folder, chosen)
         except OSError as error:
             raise StorageError(
-                f"{url} cannot be copied to {cache}: {error.strerror or error}. Name another folder "
-                "with model.cache"
+                f"{url} cannot be copied to {cache}: {error.strerror or error}. Name another "
+                "folder with model.cache"
             ) from error
         return str(files / only if only in found else files)
 
@@ -148,7 +148,9 @@ class _Copy:
 
     def _fetch(self, folder: Folder, chosen: Mapping[str, tuple[int, str]]) -> None:
         if self.home.exists():
-            _log.warning("the copy of %s in %s is damaged, and is fetched again", self.url, self.home)
+            _log.warning(
+                "the copy of %s in %s is damaged, and is fetched again", self.url, self.home
+            )
             shutil.rmtree(self.home)
         partial = self.home.with_name(f"{self.home.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed

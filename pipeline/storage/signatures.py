@@ -6,8 +6,8 @@ or a processing of it, and everything else that is not listed here. What the sto
 about it (`response-content-type` and others) changes no byte of the object and is left out, if the
 URL is signed.
 
-A signature is recognised by a parameter with a maker's name, or by several together of which one has
-an unmistakable form. A URL in which none is recognised is not changed in any way.
+A signature is recognised by a parameter with a maker's name, or by several together of which one
+has an unmistakable form. A URL in which none is recognised is not changed in any way.
 """
 
 from __future__ import annotations

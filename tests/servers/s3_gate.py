@@ -5,8 +5,9 @@
 
 `refusal`, a status, code and message, is what conditional puts are answered with.
 
-Those of "READ" happen to GETs of objects, and to no listing. The faults: an HTTP status; `reset` (the connection, before anything is answered); `cut` (the body,
-in the middle); `silence` (no answer until the test is over).
+The faults: an HTTP status; `reset` (the connection, before anything is answered); `cut` (the body,
+in the middle); `silence` (no answer until the test is over). Those of "READ" happen to GETs of
+objects, and to no listing.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _CODES = {
 
 
 class Gate(http.server.ThreadingHTTPServer):
-    """Counts what it is asked, `tries`, by method; `read` are the keys of the objects that were read,
-    `content_types` those of what was put."""
+    """Counts what it is asked, `tries`, by method; `read` are the keys of the objects that were
+    read, `content_types` are those of what was put."""
 
     daemon_threads = True
 
@@ -147,7 +148,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             connection.close()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+        text = (
+            f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+        )
         self._answer(status, {}, text.encode())
 
     def _answer_with_error(self, status: str) -> None:

@@ -24,8 +24,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline.cluster.graph import WorkerError
 from fpe_core.scores.files import SCORER_DIR
+from pipeline.cluster.graph import WorkerError
 from pipeline.errors import Interrupted, JobError, LeaseError, ResourceError, TooManyFailuresError
 from pipeline.job.job import Job
 from pipeline.job.judge import JudgeSection

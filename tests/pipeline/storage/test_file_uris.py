@@ -105,7 +105,7 @@ def test_rules_hold_in_every_spelling(image: Path, tmp_path: Path) -> None:
 
 
 def test_a_manifest_as_spark_writes_it(image: Path, tmp_path: Path) -> None:
-    """`input_file_name()` and binaryFile's `path`: file:/... (Spark 3) and file:///... (Spark 4)."""
+    """`file:/...` and `file:///...`, encoded or not."""
     uris = spellings(image)
     table = pa.table({"image": uris, "target_prompt": ["x"] * len(uris)})
     pq.write_table(table, tmp_path / "m.parquet")

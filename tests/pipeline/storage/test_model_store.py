@@ -247,7 +247,7 @@ def test_a_disk_without_room_or_rights_is_told_with_what_to_do(
 def test_what_is_not_there_or_no_checkpoint_refuses_the_job(
     store: Store, models: ModelStore, tiny_checkpoint: Path, tmp_path: Path, cache: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="nothing at .*models/none"):
+    with pytest.raises(CheckpointError, match=r"nothing at .*models/none"):
         models.checkpoint(store.url("models/none"))
     store.put("models/text/README.md", b"no model")
     with pytest.raises(CheckpointError, match="holds no file of a model"):

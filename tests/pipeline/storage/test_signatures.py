@@ -26,8 +26,8 @@ from tests.servers.s3_server import S3Server
 
 AZURE = "sig={0}%2Bb%2FcDeFgHiJkLmNoPqRsTuVwXyZ0123456789abcd%3D"
 SIGNED = {
-    "aws v4": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA{0}%2F20260101%2Fus-east-1%2Fs3"
-    "%2Faws4_request&X-Amz-Date=2026010{0}T000000Z&X-Amz-Expires=3600&X-Amz-SignedHeaders=host"
+    "aws v4": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA{0}%2F20260101%2Fus-east-1"
+    "%2Fs3%2Faws4_request&X-Amz-Date=2026010{0}T000000Z&X-Amz-Expires=3600&X-Amz-SignedHeaders=host"
     "&X-Amz-Signature=abc{0}",
     "aws v4 by a role": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Content-Sha256=UNSIGNED-PAYLOAD"
     "&X-Amz-Credential=ASIA{0}&X-Amz-Date=2026010{0}T000000Z&X-Amz-Expires=3600"
@@ -37,8 +37,8 @@ SIGNED = {
     "&x-amz-date={0}&x-amz-expires=9&x-amz-signedheaders=host&x-amz-signature=abc{0}",
     "aws v4a": "X-Amz-Algorithm=AWS4-ECDSA-P256-SHA256&X-Amz-Credential=a{0}&X-Amz-Date={0}"
     "&X-Amz-Expires=9&X-Amz-Region-Set=%2A&X-Amz-SignedHeaders=host&X-Amz-Signature=abc{0}",
-    "aws v4 with an answer": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA{0}&X-Amz-Date={0}"
-    "&X-Amz-Expires=3600&X-Amz-SignedHeaders=host&X-Amz-Signature=abc{0}"
+    "aws v4 with an answer": "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA{0}"
+    "&X-Amz-Date={0}&X-Amz-Expires=3600&X-Amz-SignedHeaders=host&X-Amz-Signature=abc{0}"
     "&response-content-disposition=attachment%3B%20filename%3D{0}.png",
     "aws v2": "AWSAccessKeyId=AKIA{0}&Signature=a%2B{0}%3D&Expires=176{0}",
     "aws v2 by a role": "AWSAccessKeyId=ASIA{0}&Signature=a%2B{0}%3D&x-amz-security-token=IQ{0}"
@@ -163,7 +163,9 @@ def test_ids_know_nothing_of_the_signature(tmp_path: Path, s3_process: S3Server)
     keys = []
     for _ in range(2):
         urls = [s3_process.presigned_url("a.png"), f"{plain}&Expires=1", plain]
-        pq.write_table(pa.table({"image": urls, "target_prompt": ["x"] * 3}), tmp_path / "m.parquet")
+        pq.write_table(
+            pa.table({"image": urls, "target_prompt": ["x"] * 3}), tmp_path / "m.parquet"
+        )
         manifest = Manifest.open(str(tmp_path / "m.parquet"))
         (batch,) = manifest.batches()
         rows = list(RowReader(manifest, PARAMETERS, None).read(batch, Problems()))

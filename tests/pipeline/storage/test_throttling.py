@@ -63,9 +63,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_what_the_server_asks_for_is_waited(
-    site: str, pauses: list[float], status: int
-) -> None:
+def test_what_the_server_asks_for_is_waited(site: str, pauses: list[float], status: int) -> None:
     _Site.answers = [(status, {"Retry-After": text}) for text in ("7", " 30 ", "1", "1", "1", "1")]
     before = requests.request_counts()
     assert read_uri(f"{site}/a.png?sig=%2F") == b"image"
@@ -101,7 +99,8 @@ def test_a_server_that_asks_for_no_time_at_all_is_not_asked_for_ever(
 
 
 @pytest.mark.parametrize(
-    ("asked", "waited"), [(["121"], []), (["86400"], []), (["100", "21"], [100.0]), (["9" * 99], [])]
+    ("asked", "waited"),
+    [(["121"], []), (["86400"], []), (["100", "21"], [100.0]), (["9" * 99], [])],
 )
 def test_what_is_longer_than_the_limit_is_not_waited_for(
     site: str, pauses: list[float], asked: list[str], waited: list[float]
@@ -130,7 +129,7 @@ def test_without_a_time_that_can_be_read_it_is_tried_as_any_other(
     with requests.stamina.set_testing(True, attempts=3):
         assert read_uri(f"{site}/a.png") == b"image"
         _Site.answers = [(429, headers)] * 3
-        with pytest.raises(SourceThrottledError, match="429.*too many requests"):
+        with pytest.raises(SourceThrottledError, match=r"429.*too many requests"):
             read_uri(f"{site}/a.png")
         _Site.answers = [(503, headers)] * 3
         with pytest.raises(SourceMissingError, match="503"):
