@@ -16,6 +16,7 @@
     └── RowError                fails one row and no other: .code is a FailureCode
         ├── SourceMissingError       source_missing
         ├── SourceForbiddenError     source_forbidden
+        ├── SourceThrottledError     source_throttled
         └── WorkerDiedError          worker_died
 
 Errors of single images and prompts that come from the algorithm (`decode_failed`,
@@ -124,6 +125,12 @@ class SourceForbiddenError(RowError):
     """The source may not be read: these credentials, or the job's rules, do not allow it."""
 
     code = "source_forbidden"
+
+
+class SourceThrottledError(RowError):
+    """The server gets too many requests, and asks to wait for longer than the pipeline does."""
+
+    code = "source_throttled"
 
 
 class WorkerDiedError(RowError):

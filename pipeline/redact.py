@@ -12,7 +12,10 @@ import re
 _HIDDEN = "..."
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#\s]*)@")
 _WEB = re.compile(r"https?://", re.IGNORECASE)
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+?(?=[:,;.)\]'\"]*(?:\s|$))")
+_URL_IN_TEXT = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s?#]*[?#]\.\.\.|\S+?)(?=[:,;.)\]'\"]*(?:\s|$))"
+)
+"""A URL that was redacted before is found with its dots, so that they do not grow."""
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")

@@ -32,7 +32,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "ledger": {"storage"},
         "job": {"manifest", "storage"},
         "read": {"manifest", "ledger", "storage", "supervision"},
-        "judge": {"read", "manifest", "ledger"},
+        "judge": {"read", "manifest", "ledger", "storage"},
         "write": {"read", "ledger", "storage"},
         "edit": {"judge", "write", "read", "manifest", "ledger", "supervision", "storage"},
         "plan": {"job", "judge", "manifest", "ledger", "storage"},

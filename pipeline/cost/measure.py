@@ -82,7 +82,11 @@ def measure_device(
         checkpoint = _load(job)
         judge = None
         if job.judge is not None:
-            judge = Judge(judge_settings(job.judge), checkpoint.device, pool.memory_share)
+            judge = Judge(
+                judge_settings(job.judge, store=job.model_store),
+                checkpoint.device,
+                pool.memory_share,
+            )
         load_s = time.perf_counter() - began
         editor = Editor(checkpoint, max_rows=job.resources.max_rows, memory_share=pool.memory_share)
         bench = _TimedModel(editor, judge, sample.groups[:per_call])
@@ -136,12 +140,12 @@ def _judge_text(judge: JudgeSection) -> str:
 def _load(job: Job) -> Checkpoint:
     model = job.model
     return load_checkpoint(
-        model.checkpoint,
+        job.model_store.checkpoint(model.checkpoint, allow_pickle=model.allow_pickle),
         device=model.device,
         dtype=model.dtype,
         allow_pickle=model.allow_pickle,
         revision=model.revision,
-        config=model.config,
+        config=job.model_store.config(model.config),
     )
 
 

@@ -243,14 +243,14 @@ class EditActor:
 
 
 def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> ClockedEditor:
-    """Raises CheckpointError."""
+    """Raises CheckpointError, and StorageError if the checkpoint cannot be fetched."""
     checkpoint = load_checkpoint(
-        settings.checkpoint,
+        settings.store.checkpoint(settings.checkpoint, allow_pickle=settings.allow_pickle),
         device=settings.device,
         dtype=settings.dtype,
         allow_pickle=settings.allow_pickle,
         revision=settings.revision,
-        config=settings.config,
+        config=settings.store.config(settings.config),
     )
     if checkpoint.fingerprint != settings.checkpoint_fingerprint:
         raise CheckpointError(

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.lease import Lease
 from pipeline.manifest.annotations import AnnotationSettings
+from pipeline.storage.model_store import ModelStore
 from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import MetadataLayout
 
@@ -24,6 +25,7 @@ class EditSettings:
 
     Attributes:
         makes_edits: False for `editor: none`.
+        store: where models are found that lie in an object store.
     """
 
     output: str
@@ -45,3 +47,4 @@ class EditSettings:
     judge: JudgeSettings | None = None
     annotations: AnnotationSettings | None = None
     makes_edits: bool = True
+    store: ModelStore = field(default_factory=ModelStore)

@@ -65,6 +65,17 @@ def refuse_credentials_in_url(url: str) -> None:
         )
 
 
+def checked_model(source: str) -> str:
+    """The source of a model. Raises ValueError for a URL with a password or a query."""
+    refuse_credentials_in_url(source)
+    if redact_url(source) != source:
+        raise ValueError(
+            "has a query, which may be a signature, and a job file is stored with its output; give "
+            "the URL without it, and set credentials in the environment of every node"
+        )
+    return source
+
+
 def _leaves(value: object, path: str, name: str = "") -> Iterator[tuple[str, str, object]]:
     """Every innermost value, with its path and the nearest name above it.
 

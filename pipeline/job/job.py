@@ -14,7 +14,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fpe_core import EditParameters
 from pipeline.job.annotations import AnnotationsSection
-from pipeline.job.credentials import refuse_credentials, refuse_credentials_in_url
+from pipeline.job.credentials import (
+    checked_model,
+    refuse_credentials,
+    refuse_credentials_in_url,
+)
 from pipeline.job.edit import EditSection
 from pipeline.job.judge import JudgeSection
 from pipeline.job.prompts import PromptsSection
@@ -24,6 +28,7 @@ from pipeline.job.section import Section, tuple_from_list
 from pipeline.logs import LogSettings
 from pipeline.redact import redact_url
 from pipeline.storage.allowed_sources import check_rule
+from pipeline.storage.model_store import ModelStore
 
 
 class LogsSection(Section):
@@ -63,8 +68,8 @@ class ModelSection(Section):
     checkpoint: str = Field(
         default="builtin:still-life",
         min_length=1,
-        description="builtin:still-life, a diffusers folder, a .safetensors file or a hub id of a "
-        "Stable Diffusion checkpoint",
+        description="builtin:still-life, a diffusers folder, a .safetensors file (paths, or URLs "
+        "of an object store) or a hub id of a Stable Diffusion checkpoint",
     )
     device: str = Field(
         default="auto",
@@ -87,6 +92,23 @@ class ModelSection(Section):
         description="diffusers folder or hub id that describes a single-file checkpoint; null: "
         "Stable Diffusion 1.5's on the hub",
     )
+    cache: str | None = Field(
+        default=None,
+        description="absolute folder on every node for copies of models that lie in an object "
+        "store; null: ~/.cache/fpe/models",
+    )
+
+    @field_validator("checkpoint", "config")
+    @classmethod
+    def _check_source(cls, source: str | None) -> str | None:
+        return None if source is None else checked_model(source)
+
+    @field_validator("cache")
+    @classmethod
+    def _check_cache(cls, cache: str | None) -> str | None:
+        if cache is not None and not cache.startswith("/"):
+            raise ValueError("is not an absolute path, and has to mean the same on every node")
+        return cache
 
 
 class ImagesSection(Section):
@@ -287,6 +309,11 @@ class Job(Section):
     @property
     def manifest_urls(self) -> tuple[str, ...]:
         return (self.manifest,) if isinstance(self.manifest, str) else tuple(self.manifest)
+
+    @property
+    def model_store(self) -> ModelStore:
+        """Where the job's models are found on this node."""
+        return ModelStore(self.storage_options, self.model.cache)
 
     def resolve_parameters(self, defaults: EditParameters) -> EditParameters:
         """The parameters of the job's `edit` section, with null replaced by `defaults`.

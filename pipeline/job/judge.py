@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fpe_core import SCORES, ParameterError
 from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
@@ -14,6 +14,7 @@ from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.judging.retry_ladder import MOST_RETRIES, Change, RetryLadder
 from fpe_core.judging.rules import RejectReason, Rule, Rules
 from fpe_core.scores.edit_scores import SCORES_OF_MODEL
+from pipeline.job.credentials import checked_model
 from pipeline.job.section import LayerRange, Section, TokenLayers, tuple_from_list
 
 
@@ -130,7 +131,8 @@ class JudgeSection(Section):
 
     clip: str | None = Field(
         default=BUILTIN_STILL_LIFE,
-        description="CLIP of the text scores: builtin:still-life, a folder or a hub id; null: off",
+        description="CLIP of the text scores: builtin:still-life, a folder (a path, or a URL of an "
+        "object store) or a hub id; null: off",
     )
     clip_revision: str | None = Field(
         default=None, description="branch, tag or commit of a clip on the hub"
@@ -181,6 +183,11 @@ class JudgeSection(Section):
     retries: RetriesSection | None = Field(
         default=None, description="how rejected edits are attempted again; null: they are not"
     )
+
+    @field_validator("clip", "structure", "lpips")
+    @classmethod
+    def _check_source(cls, source: str | None) -> str | None:
+        return None if source is None else checked_model(source)
 
     @model_validator(mode="after")
     def _check_scores(self) -> Self:

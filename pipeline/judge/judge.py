@@ -23,6 +23,7 @@ from pipeline.judge.models import load_models
 from pipeline.ledger.outcome import EditKey
 from pipeline.manifest.columns import EDIT_TYPE
 from pipeline.read.group import Group
+from pipeline.storage.model_store import ModelStore
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ class JudgeSettings:
         scores: the scores to compute; None: all whose model is there.
         edit_type: the type of every edit; None: as the manifest's column has it.
         ladder: how rejected edits are attempted again; None: they are not.
+        store: where models are found that lie in an object store.
     """
 
     clip: str | None = "builtin:still-life"
@@ -57,6 +59,7 @@ class JudgeSettings:
     keep_rejected: bool = True
     ladder: RetryLadder | None = None
     reconstruction: ReconstructionLimits = field(default_factory=ReconstructionLimits)
+    store: ModelStore = field(default_factory=ModelStore)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Judge:
             device=settings.device,
             model_device=model_device,
             memory_share=memory_share,
+            store=settings.store,
         )
         self._which = None if settings.scores is None else frozenset(settings.scores)
         self._edits = 0

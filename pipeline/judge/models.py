@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import fpe_core
 from fpe_core import CheckpointError
 from fpe_core.scores.files import locate_lpips, locate_scorer, scorer_bytes, scorer_fingerprint
+from pipeline.errors import StorageError
+from pipeline.storage.model_store import ModelStore
 
 if TYPE_CHECKING:
     import torch
@@ -56,12 +58,13 @@ class JudgeModels:
     device: torch.device
 
 
-def fingerprints(names: ModelNames) -> dict[str, str]:
+def fingerprints(names: ModelNames, store: ModelStore | None = None) -> dict[str, str]:
     """`scorer_fingerprint` of each model that is on, by key ("clip", "structure", "lpips").
 
-    Raises CheckpointError, with the key of the job file, if a model's files cannot be read.
+    Raises CheckpointError, with the key of the job file, if a model's files cannot be read, and
+    StorageError if `store` cannot fetch them.
     """
-    return {key: scorer_fingerprint(path) for key, path in _files(names).items()}
+    return {key: scorer_fingerprint(path) for key, path in _files(names, store).items()}
 
 
 def load_models(
@@ -71,6 +74,7 @@ def load_models(
     device: str,
     model_device: torch.device,
     memory_share: float = 1.0,
+    store: ModelStore | None = None,
 ) -> JudgeModels:
     """Loads the models that are on.
 
@@ -80,35 +84,39 @@ def load_models(
         device: the job's `judge.device`; "auto": see `choose_judge_device`.
         model_device: the device of the checkpoint, which is loaded already.
         memory_share: this process's share of that device's memory, 0..1.
+        store: where models are found that lie in an object store.
 
     Raises:
         CheckpointError: a model cannot be loaded, or differs from the one of the planning machine.
+        StorageError: a model cannot be fetched.
     """
     import torch  # here, because planning needs the fingerprints only
 
     from fpe_core.device import free_memory_bytes
 
     if planned:
-        _compare(names, planned, fingerprints(names))
+        _compare(names, planned, fingerprints(names, store))
     chosen = torch.device(device) if device != "auto" else model_device
     if device == "auto" and model_device.type == "cuda":
-        weights = sum(scorer_bytes(path) for path in _files(names).values())
+        weights = sum(scorer_bytes(path) for path in _files(names, store).values())
         chosen = choose_judge_device(
             model_device, weights, free_memory_bytes(model_device, memory_share)
         )
+    store = store or ModelStore()
+    clip, structure, lpips = map(store.scorer, (names.clip, names.structure, names.lpips))
     return JudgeModels(
         None
-        if names.clip is None
-        else fpe_core.load_scorer(names.clip, device=chosen, revision=names.clip_revision),
+        if clip is None
+        else fpe_core.load_scorer(clip, device=chosen, revision=names.clip_revision),
         None
-        if names.structure is None
+        if structure is None
         else fpe_core.load_structure_model(
-            names.structure, device=chosen, revision=names.structure_revision
+            structure, device=chosen, revision=names.structure_revision
         ),
         None
-        if names.lpips is None
+        if lpips is None
         else fpe_core.load_lpips(
-            names.lpips, net=names.lpips_net, device=chosen, revision=names.lpips_revision
+            lpips, net=names.lpips_net, device=chosen, revision=names.lpips_revision
         ),
         chosen,
     )
@@ -132,9 +140,9 @@ def choose_judge_device(
     return torch.device("cpu")
 
 
-def _files(names: ModelNames) -> dict[str, Path]:
-    """The file of each model that is on, by key. Models on the hub are downloaded."""
-    found = {}
+def _files(names: ModelNames, store: ModelStore | None) -> dict[str, Path]:
+    """The file of each model that is on, by key. Models on the hub or in a store are fetched."""
+    found, store = {}, store or ModelStore()
     for key, source, revision in (
         ("clip", names.clip, names.clip_revision),
         ("structure", names.structure, names.structure_revision),
@@ -143,13 +151,16 @@ def _files(names: ModelNames) -> dict[str, Path]:
         if source is None:
             continue
         try:
+            local = store.scorer(source) or source
             found[key] = (
-                locate_lpips(source, revision)
+                locate_lpips(local, revision)
                 if key == "lpips"
-                else locate_scorer(source, revision, "a CLIP" if key == "clip" else "a ViT")
+                else locate_scorer(local, revision, "a CLIP" if key == "clip" else "a ViT")
             )
         except CheckpointError as error:
             raise CheckpointError(f"judge.{key}: {error}") from error
+        except StorageError as error:
+            raise StorageError(f"judge.{key}: {error}") from error
     return found
 
 

@@ -23,7 +23,7 @@ What holds on which store:
 
 - local disk with hard links, memory:// (one process), S3 that obeys `If-None-Match` (AWS, MinIO):
   one holder per token, and no ledger commit of an old holder after a new one.
-- S3 that ignores it (rclone), local disk without hard links, GCS and Azure as far as tested here:
+- S3 that ignores or refuses it, local disk without hard links, GCS and Azure as far as tested here:
   two processes that take the token at the same instant can both go on until the next check, when
   the one whose file was overwritten stops. An old holder that sleeps between the look and the put
   of one request can overwrite the fence; `fpe verify` reports an edit that then exists twice.

@@ -32,6 +32,7 @@ class FailureCode(StrEnum):
 
     SOURCE_MISSING = "source_missing"
     SOURCE_FORBIDDEN = "source_forbidden"
+    SOURCE_THROTTLED = "source_throttled"
     DECODE_FAILED = "decode_failed"
     IMAGE_TOO_LARGE = "image_too_large"
     PROMPT_INVALID = "prompt_invalid"

@@ -18,7 +18,9 @@ from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS, ImageCell
 from pipeline.manifest.files import MAX_PROBLEMS, Manifest, ManifestBatch, ManifestFile
 from pipeline.manifest.labels import TARGET_LABELS, labels_of_row
 from pipeline.manifest.prompts import SOURCE_PREFIX, PromptPlan, TemplateError
+from pipeline.storage.file_uris import with_slashes
 from pipeline.storage.folder import resolve_uri
+from pipeline.storage.signatures import without_signature
 
 OVERRIDES = ("steps", "guidance_scale", "negative_prompt", "replaced_fraction")
 MAX_SEED = 2**63 - 1
@@ -313,9 +315,11 @@ def _texts_of(batch: ManifestBatch, name: str) -> list[str]:
 
 
 def _uri_key(uri: str, key_base: str) -> str:
-    """The form of a URI that goes into ids; relative ones are joined to `key_base`."""
+    """The form of a URI that goes into ids: without the signature of a signed URL, and relative
+    ones joined to `key_base`."""
+    uri = with_slashes(uri)
     if "://" in uri or uri.startswith("/"):
-        return uri
+        return without_signature(uri)
     if "://" in key_base:
         return resolve_uri(uri, key_base)
     return posixpath.normpath(posixpath.join(key_base, uri))

@@ -173,7 +173,7 @@ def _checked_judge(job: Job, parameters: EditParameters) -> dict[str, str]:
                 "larger edit.size_px"
             )
     try:
-        return fingerprints(job.judge)
+        return fingerprints(job.judge, job.model_store)
     except CheckpointError as error:
         raise JobError(str(error)) from error
 

@@ -15,7 +15,7 @@ from fpe_core import (
     checkpoint_defaults,
     checkpoint_fingerprint,
 )
-from pipeline.errors import JobError
+from pipeline.errors import JobError, StorageError
 from pipeline.job.annotations import AnnotationsSection
 from pipeline.job.job import Job
 from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
@@ -245,7 +245,8 @@ def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, .
 
 
 def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
-    """Fingerprint and default parameters of the job's checkpoint. Raises JobError.
+    """Fingerprint and default parameters of the job's checkpoint. Raises JobError, and StorageError
+    if the store that it lies in, or the disk for its copy, fails.
 
     With `editor: none` no checkpoint is read, and ids differ from those of every checkpoint.
     """
@@ -253,17 +254,21 @@ def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
         return NO_EDITOR, EditParameters()
     model = job.model
     try:
+        checkpoint = job.model_store.checkpoint(model.checkpoint, allow_pickle=model.allow_pickle)
         fingerprint = checkpoint_fingerprint(
-            model.checkpoint,
+            checkpoint,
             revision=model.revision,
             allow_pickle=model.allow_pickle,
-            config=model.config,
+            config=job.model_store.config(model.config),
         )
         defaults = checkpoint_defaults(
-            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
+            checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
         )
     except CheckpointError as error:
-        raise JobError(f"model.checkpoint: {error}") from error
+        copied = "" if model.checkpoint in str(error) else f" ({model.checkpoint})"
+        raise JobError(f"model.checkpoint: {error}{copied}") from error
+    except StorageError as error:
+        raise StorageError(f"model.checkpoint: {error}") from error
     return fingerprint, defaults
 
 

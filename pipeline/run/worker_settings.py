@@ -14,6 +14,7 @@ from pipeline.plan.plan import Plan
 from pipeline.read.decode import DecodeSettings
 from pipeline.storage.allowed_sources import SourceRules
 from pipeline.storage.folder import absolute_url
+from pipeline.storage.model_store import ModelStore
 from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import MetadataLayout
 
@@ -50,18 +51,25 @@ def edit_settings(
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=layout,
         lease=lease,
-        judge=None if job.judge is None else judge_settings(job.judge, plan.judge_fingerprints),
+        judge=None
+        if job.judge is None
+        else judge_settings(job.judge, plan.judge_fingerprints, store=job.model_store),
         annotations=plan.annotations,
         makes_edits=plan.makes_edits,
+        store=job.model_store,
     )
 
 
 def judge_settings(
-    judge: JudgeSection, fingerprints: Mapping[str, str] | None = None
+    judge: JudgeSection,
+    fingerprints: Mapping[str, str] | None = None,
+    *,
+    store: ModelStore | None = None,
 ) -> JudgeSettings:
     """The settings for judging edits.
 
     `fingerprints`: those that the models must have, as planned; None: they are not checked.
+    `store`: where models are found that lie in an object store.
     """
     return JudgeSettings(
         clip=judge.clip,
@@ -79,4 +87,5 @@ def judge_settings(
         keep_rejected=judge.rejected == "keep",
         ladder=None if judge.retries is None else judge.retries.to_ladder(),
         reconstruction=judge.reconstruction.to_limits(),
+        store=store or ModelStore(),
     )

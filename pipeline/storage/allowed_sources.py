@@ -24,13 +24,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import SourceForbiddenError
 from pipeline.redact import redact_url
+from pipeline.storage.file_uris import path_of_file_uri, with_slashes
 
 _KEY = "images.allowed_sources"
 _LAYERS = frozenset({"simplecache", "filecache", "blockcache", "cached", "reference"})
 """fsspec's layers that keep copies outside the run folder, or get the paths to read from a file."""
 _LOCAL = ("file", "local")
 _WEB = ("http://", "https://")
-_SAME_STORE = {"s3a": "s3", "gcs": "gs"}
+_SAME_STORE = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MOST_ENCODINGS = 4
 _Place: TypeAlias = tuple[str, ...]
@@ -115,6 +116,7 @@ class SourceRules:
 
 def check_rule(rule: str) -> None:
     """Raises ValueError, with what to write instead, if the text is not a valid rule."""
+    rule = with_slashes(rule)
     if "://" not in rule and not rule.startswith("/"):
         raise ValueError(
             f"{rule!r} is relative, and a rule has to mean the same on every machine: write an "
@@ -129,6 +131,9 @@ def check_rule(rule: str) -> None:
 
 def local_path(url: str) -> str | None:
     """The absolute path that a URL or path names on the local disk; None for any other URL."""
+    path = path_of_file_uri(url)
+    if path is not None:
+        return path
     if "://" not in url:
         return os.path.abspath(url)  # noqa: PTH100  # text in, text out
     if url.split("://", 1)[0] not in _LOCAL:

@@ -7,7 +7,7 @@ Retries are done, and counted, by `requests` alone. What the clients do themselv
   `storage_options: {config_kwargs: {connect_timeout, read_timeout, retries}}`, which are botocore's
   options; retries by botocore are below our loop and are not counted.
 - the web (fsspec on aiohttp): one attempt. The same limits, and WEB_ANSWER_TIMEOUT_S for a whole
-  answer, so that a slow server does not block a worker.
+  answer, so that a slow server does not block a worker. `web` says what is sent, and where to.
 - GCS and Azure (gcsfs, adlfs): they retry on their own, with no simple option to turn that off, and
   have their own time limits. Their retries are below our loop and are not counted.
 - all clients on aiohttp: a request is sent a second time, uncounted, if a connection that was kept
@@ -27,11 +27,15 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
+from pipeline.storage.file_uris import path_of_file_uri
+from pipeline.storage.web import web_session
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 WEB_ANSWER_TIMEOUT_S = 300.0
 _S3 = ("s3", "s3a")
+_HADOOPS_S3 = ("s3n",)
+"""Schemes by which Hadoop and Spark name S3, and s3fs does not; s3a is known to both."""
 _GCS = ("gs", "gcs")
 _AZURE = ("abfs", "az", "abfss")
 _WEB = ("http", "https")
@@ -63,17 +67,21 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
         raise StorageError(f"{url!r} holds a NUL character")
     if "://" not in url:  # a path may hold "::" or "#", which are more than characters in a URL
         return LocalFileSystem(), os.path.abspath(url)  # noqa: PTH100  # text in, text out
+    path = path_of_file_uri(url)
+    if path is not None:
+        return LocalFileSystem(), path
     protocol = url.split("://", 1)[0]
+    if protocol in _HADOOPS_S3:
+        protocol, url = "s3", f"s3://{url.split('://', 1)[1]}"
     if protocol in ("file", "local"):
         return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
-    if protocol == "memory":
-        options = {}
     try:
         if protocol in _WEB:  # fsspec would split the URL at the "::" of an IPv6 host
-            return fsspec.filesystem(protocol, client_kwargs=_web_options()), url
-        if protocol in _S3:
-            options = _s3_options(options)
-        fs, path = fsspec.core.url_to_fs(url, **options)
+            web = fsspec.filesystem(
+                protocol, client_kwargs=_web_options(), get_client=web_session, encoded=True
+            )
+            return web, url
+        fs, path = fsspec.core.url_to_fs(url, **_options_of(protocol, options))
     except ValueError as error:
         raise StorageError(f"{url}: {error}; is the protocol spelt right?") from error
     except ImportError as error:
@@ -107,6 +115,17 @@ def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, 
     return {}
 
 
+def _options_of(protocol: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The job's options for a store, over our defaults."""
+    if protocol == "memory":
+        return {}
+    if protocol in _S3:
+        return _s3_options(options)
+    if protocol in _GCS:  # the other clients look for the environment's proxy by themselves
+        return {"session_kwargs": {"trust_env": True}, **options}
+    return options
+
+
 def _s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The job's options over our defaults. A deep copy, because botocore writes into `retries`."""
     defaults = {
@@ -124,4 +143,4 @@ def _web_options() -> dict[str, Any]:
     limits = aiohttp.ClientTimeout(
         total=WEB_ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
     )
-    return {"timeout": limits}
+    return {"timeout": limits, "requote_redirect_url": False}

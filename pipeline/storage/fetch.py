@@ -12,19 +12,32 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
 
 import fsspec
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from fpe_core import ImageTooLargeError
-from pipeline.errors import RowError, SourceForbiddenError, SourceMissingError
+from pipeline.errors import (
+    RowError,
+    SourceForbiddenError,
+    SourceMissingError,
+    SourceThrottledError,
+)
 from pipeline.redact import redact_url
 from pipeline.storage.allowed_sources import SourceRules
 from pipeline.storage.clients import filesystem_of
 from pipeline.storage.folder import resolve_uri
-from pipeline.storage.requests import count_bytes, explain, is_forbidden, with_retries
+from pipeline.storage.requests import (
+    THROTTLE_WAIT_MOST_S,
+    count_bytes,
+    explain,
+    is_forbidden,
+    is_throttled,
+    stated_pause_s,
+    with_retries,
+)
+from pipeline.storage.web import redirect_target
 
 if TYPE_CHECKING:
     from fsspec.implementations.http import HTTPFileSystem
@@ -46,8 +59,9 @@ def read_uri(
     """The bytes of a source; a relative URI is relative to the folder `base`.
 
     Raises SourceMissingError (does not exist, is a folder, has an unknown protocol, or no attempt
-    succeeded), SourceForbiddenError (by the store or by `rules`) and ImageTooLargeError (more than
-    `max_bytes`; not much more than that is read).
+    succeeded), SourceForbiddenError (by the store or by `rules`), SourceThrottledError (too many
+    requests, also after a while) and ImageTooLargeError (more than `max_bytes`; not much more than
+    that is read).
     """
     rules = rules or SourceRules()
     url = _with_lower_scheme(resolve_uri(uri, base))
@@ -59,9 +73,21 @@ def read_uri(
         raise
     except Exception as error:  # every client has its own exceptions
         message = f"{redact_url(url)}: {explain(error)}"
+        if is_throttled(error):
+            raise SourceThrottledError(f"{message}{_told_to_wait(error)}") from error
         if is_forbidden(error):
             raise SourceForbiddenError(message) from error
         raise SourceMissingError(message) from error
+
+
+def _told_to_wait(error: Exception) -> str:
+    pause_s = stated_pause_s(error)
+    if pause_s is None:
+        return " (too many requests)"
+    return (
+        f" and asks to wait {pause_s:.0f} s; a source is waited for {THROTTLE_WAIT_MOST_S:.0f} s "
+        "at most"
+    )
 
 
 def _read(url: str, options: Mapping[str, Any], rules: SourceRules, max_bytes: int) -> bytes:
@@ -99,9 +125,9 @@ def _read_store(fs: fsspec.AbstractFileSystem, path: str, max_bytes: int) -> byt
 class _WebError(OSError):
     """A web server's answer that is not a file. Does not show the URL, which may hold a secret."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str]) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.headers = status, headers
 
 
 def _read_http(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes: int) -> bytes:
@@ -112,7 +138,7 @@ def _read_http(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes: int)
 async def _read_web(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes: int) -> bytes:
     session = await fs.set_session()
     for _ in range(_MOST_REDIRECTS + 1):
-        async with session.get(fs.encode_url(url), allow_redirects=False, **fs.kwargs) as answer:
+        async with session.get(url, allow_redirects=False, **fs.kwargs) as answer:
             if answer.status in _REDIRECTS and "Location" in answer.headers:
                 url = _redirected(url, answer.headers["Location"], rules)
                 continue
@@ -120,7 +146,9 @@ async def _read_web(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes:
                 raise FileNotFoundError(url)
             if answer.status >= 400:
                 raise _WebError(
-                    answer.status, f"the server answered {answer.status} {answer.reason}"
+                    answer.status,
+                    f"the server answered {answer.status} {answer.reason}",
+                    answer.headers,
                 )
             try:
                 check_size(answer.content_length or 0, max_bytes)
@@ -137,7 +165,7 @@ async def _read_web(fs: HTTPFileSystem, url: str, rules: SourceRules, max_bytes:
 
 def _redirected(url: str, location: str, rules: SourceRules) -> str:
     """The target of a redirect. Raises SourceForbiddenError if the rules do not allow it."""
-    target = _with_lower_scheme(urljoin(url, location))
+    target = _with_lower_scheme(redirect_target(url, location))
     if not target.startswith(("http://", "https://")):
         raise SourceForbiddenError(f"{redact_url(url)}: redirects to a URL that is not http(s)")
     refusal = rules.refusal(target)

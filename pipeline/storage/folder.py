@@ -11,8 +11,9 @@ What an exclusive create (`Folder.write_new`) guarantees on each store:
   check that the name is free: still whole, but two writers at the same instant can both succeed.
 - memory://: of several writers in this process one wins.
 - S3: a conditional put; of several writers one wins. With servers that ignore `If-None-Match` (such
-  as rclone) only the check before the put remains, which is always done: an earlier file is safe,
-  but of two writers at the same instant one can overwrite the other.
+  as rclone), and with those that refuse it (501, or 400 with words to that effect), only the check
+  before the put remains, which is always done: an earlier file is safe, but of two writers at the
+  same instant one can overwrite the other. See `exclusive_put`.
 - other stores (GCS, Azure): the same call of fsspec, not tested here; rely on the check only.
 """
 
@@ -37,8 +38,15 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
-from pipeline.storage.clients import content_type_options, filesystem_of
-from pipeline.storage.requests import RetryingFile, count_bytes, explain, means_taken, with_retries
+from pipeline.storage.clients import filesystem_of
+from pipeline.storage.exclusive_put import create_remote, put
+from pipeline.storage.file_uris import path_of_file_uri, with_slashes
+from pipeline.storage.requests import (
+    RetryingFile,
+    count_bytes,
+    explain,
+    with_retries,
+)
 
 _TEMPORARY_PREFIX = ".tmp-"
 _T = TypeVar("_T")
@@ -175,6 +183,27 @@ class Folder:
         names = (name[len(self.root) + 1 :] for name in found)
         return sorted(n for n in names if not posixpath.basename(n).startswith(_TEMPORARY_PREFIX))
 
+    def versions(self, prefix: str = "") -> dict[str, tuple[int, str]]:
+        """Size and version of all files under a path, or of the file there, sorted by path; {} if
+        there is none.
+
+        The version is a text that is another one when the file is written again, such as an ETag.
+        """
+        full = self.path_of(prefix)
+
+        def ask() -> Iterable[dict[str, Any]]:
+            self.fs.invalidate_cache(full)
+            try:
+                info = self.fs.info(full)
+                if info["type"] == "file":
+                    return [info | {"name": full}]
+                return cast(dict[str, dict[str, Any]], self.fs.find(full, detail=True)).values()
+            except (FileNotFoundError, NotADirectoryError):
+                return ()
+
+        found = {e["name"][len(self.root) + 1 :]: e for e in self._ask(prefix, ask)}
+        return {n: (int(found[n]["size"] or 0), _version(found[n])) for n in sorted(found)}
+
     def glob(self, pattern: str) -> Paths:
         """Paths of the files that match a pattern with *, ?, [] and **, sorted.
 
@@ -247,43 +276,13 @@ class Folder:
         if self._is_local:
             self._ask(path, lambda: _replace_local(full, data))
         else:
-            self._ask(path, lambda: self._put(full, data))
+            self._ask(path, lambda: put(self.fs, full, data))
         count_bytes(written=len(data))
 
     def _create_remote(self, path: str, full: str, data: bytes) -> None:
         if self.exists(path):
             raise AlreadyExistsError(f"{self.url_of(path)} exists already and is never overwritten")
-        tries = 0
-
-        def create() -> None:
-            nonlocal tries
-            tries += 1
-            if tries > 1 and self._holds(full, data):
-                return  # an earlier attempt succeeded, and only its answer was lost
-            self._put(full, data, mode="create")
-
-        try:
-            self._ask(path, create)
-        except StorageError as error:
-            # The name may be taken by our own write: an attempt that timed out can succeed later,
-            # and aiohttp sends a request again if a kept-alive connection breaks.
-            if not means_taken(error.__cause__):
-                raise
-            if self._ask(path, lambda: self._holds(full, b"")):
-                self._ask(path, lambda: self._put(full, data))
-            elif not self._ask(path, lambda: self._holds(full, data)):
-                raise AlreadyExistsError(
-                    f"{self.url_of(path)} was written by someone else meanwhile"
-                ) from error
-
-    def _put(self, full: str, data: bytes, **mode: str) -> None:
-        self.fs.pipe_file(full, data, **mode, **content_type_options(self.fs, full))
-
-    def _holds(self, full: str, data: bytes) -> bool:
-        try:
-            return bool(self.fs.cat_file(full) == data)
-        except FileNotFoundError:
-            return False
+        create_remote(self.fs, self.url_of(path), full, data, lambda put: self._ask(path, put))
 
     def _ask(self, path: str, request: Callable[[], _T], *, is_counted: bool = True) -> _T:
         """Runs a request, with retries on a remote store; its errors become StorageErrors."""
@@ -299,8 +298,17 @@ class Folder:
             raise StorageError(f"{self.url_of(path)}: {explain(error)}") from error
 
 
+def _version(info: Mapping[str, Any]) -> str:
+    """What tells one content of a file from the next; every client names it in its own way."""
+    names = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime")
+    return next((str(info[n]) for n in (*names, "Last-Modified", "created") if info.get(n)), "")
+
+
 def absolute_url(url: str) -> str:
-    """A local path made absolute, without `file://`; any other URL unchanged."""
+    """A local path or `file:` URI as an absolute path; any other URL unchanged."""
+    path = path_of_file_uri(url)
+    if path is not None:
+        return path
     if url.startswith(("file://", "local://")):
         url = url.split("://", 1)[1]
     if is_local_path(url):
@@ -314,6 +322,7 @@ def is_local_path(url: str) -> bool:
 
 def resolve_uri(uri: str, base: str) -> str:
     """A URI or path; if it is relative, made absolute with the folder `base`."""
+    uri = with_slashes(uri)
     if "://" in uri:
         return uri
     if uri.startswith("/") or not base:

@@ -51,6 +51,7 @@ _NOT_THE_MODELS = frozenset(
     {
         FailureCode.SOURCE_MISSING,
         FailureCode.SOURCE_FORBIDDEN,
+        FailureCode.SOURCE_THROTTLED,
         FailureCode.DECODE_FAILED,
         FailureCode.IMAGE_TOO_LARGE,
         FailureCode.OUT_OF_MEMORY,
@@ -263,6 +264,7 @@ class _Recomputer:
                 allow_pickle=model.allow_pickle,
                 revision=model.revision,
                 config=model.config,
+                store=resolved.job.model_store,
                 max_rows=resolved.job.resources.max_rows,
                 image_format=ImageFormat("png"),
                 layout=MetadataLayout(resolved.label_names),

@@ -36,6 +36,13 @@ def test_what_is_hidden(url: str, shown: str) -> None:
     assert "SECRET" not in without_query(url)
 
 
+def test_what_was_hidden_before_is_not_hidden_again() -> None:
+    once = redact(f"reading {SIGNED}: not found ({SIGNED})")
+    assert once == "reading https://host/a/cat.png?...: not found (https://host/a/cat.png?...)"
+    assert redact(redact(once)) == once
+    assert "SECRET" not in redact("https://host/a?...SECRET https://host/a?...,SECRET")
+
+
 @pytest.mark.parametrize(
     "url",
     [

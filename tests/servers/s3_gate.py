@@ -3,8 +3,11 @@
     def test_something(gate: Gate) -> None:
         gate.faults["GET"] = ["503", "reset"]     # the next two GETs, in this order
 
+`refusal`, a status, code and message, is what conditional puts are answered with.
+
 The faults: an HTTP status; `reset` (the connection, before anything is answered); `cut` (the body,
-in the middle); `silence` (no answer until the test is over).
+in the middle); `silence` (no answer until the test is over). Those of "READ" happen to GETs of
+objects, and to no listing.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ _CODES = {
     "404": "NoSuchKey",
     "409": "ConditionalRequestConflict",
     "412": "PreconditionFailed",
+    "429": "TooManyRequests",
     "500": "InternalError",
     "503": "SlowDown",
     "507": "InsufficientStorage",
@@ -38,7 +42,8 @@ _CODES = {
 
 
 class Gate(http.server.ThreadingHTTPServer):
-    """Counts what it is asked, `tries`, by method; `content_types` are those of what was put."""
+    """Counts what it is asked, `tries`, by method; `read` are the keys of the objects that were
+    read, `content_types` are those of what was put."""
 
     daemon_threads = True
 
@@ -52,9 +57,12 @@ class Gate(http.server.ThreadingHTTPServer):
         self.behind = behind
         self.refused = 0
         self.lost_answers = 0
+        self.retry_after = ""
+        self.refusal: tuple[int, str, str] | None = None
         self.before_put: threading.Barrier | None = None
         self.faults: dict[str, list[str]] = {}
         self.tries: Counter[str] = Counter()
+        self.read: list[str] = []
         self.content_types: dict[str, str] = {}
         self.over = threading.Event()
 
@@ -79,6 +87,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.content_types[self._file().name] = self.headers["Content-Type"]
         if self.server.before_put is not None:
             self.server.before_put.wait()
+        if self.server.refusal is not None and "If-None-Match" in self.headers:
+            self.server.refused += 1
+            self._refuse(*self.server.refusal)
+            return
         with self.server.lock:
             if self.headers.get("If-None-Match") == "*" and self._file().exists():
                 self.server.refused += 1
@@ -92,16 +104,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(status, headers, answer)
 
     def do_GET(self) -> None:
-        if not self._fails():
+        is_read = self.command == "GET" and "?list-type" not in self.path
+        if is_read:
+            self.server.read.append(unquote(self.path.split("?")[0]))
+        if not self._fails("READ" if is_read and "READ" in self.server.faults else ""):
             self._answer(*self._forward(b""))
 
     do_HEAD = do_GET  # noqa: N815  # the name that http.server looks for
 
-    def _fails(self) -> bool:
-        """Takes the next fault for this method, if any, and answers as it says."""
+    def _fails(self, kind: str = "") -> bool:
+        """Takes the next fault for this method or kind, if any, and answers as it says."""
         with self.server.lock:
             self.server.tries[self.command] += 1
-            faults = self.server.faults.get(self.command)
+            faults = self.server.faults.get(kind or self.command)
             fault = faults.pop(0) if faults else ""
         if fault.isdigit():
             self._answer_with_error(fault)
@@ -132,11 +147,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         finally:
             connection.close()
 
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        text = (
+            f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+        )
+        self._answer(status, {}, text.encode())
+
     def _answer_with_error(self, status: str) -> None:
         code = _CODES.get(status, "")
         text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
         body = text.encode() if code and self.command != "HEAD" else b""
-        self._answer(int(status), {}, body)
+        stated = self.server.retry_after
+        self._answer(int(status), {"Retry-After": stated} if stated else {}, body)
 
     def _answer(
         self, status: int, headers: dict[str, str], body: bytes, sent: int | None = None

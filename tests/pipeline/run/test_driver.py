@@ -24,6 +24,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fpe_core.scores.files import SCORER_DIR
 from pipeline.cluster.graph import WorkerError
 from pipeline.errors import Interrupted, JobError, LeaseError, ResourceError, TooManyFailuresError
 from pipeline.job.job import Job
@@ -643,6 +644,45 @@ def test_a_whole_job_on_an_object_store_with_credentials_from_the_environment(
     assert verification.ok, verification.problems
     assert (verification.accepted, verification.failed, verification.pending) == (3, 1, 0)
     assert credentials_in([*files.values(), *later.values(), caplog.text.encode()]) == []
+
+
+def test_a_whole_job_whose_models_lie_in_an_object_store(
+    make_job: MakeJob,
+    write_manifest: WriteManifest,
+    s3_process: S3Server,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """They are fetched to the node once, and the edits are those of the same models on a disk."""
+    server = s3_process.with_fresh_prefix()
+    for name, folder in (("tiny", tiny_checkpoint), ("clip", SCORER_DIR)):
+        for file in folder.rglob("*"):
+            if file.is_file():
+                server.put(f"{name}/{file.relative_to(folder)}", file.read_bytes())
+    stored = make_job(
+        write_manifest(2),
+        storage_options=server.storage_options,
+        model={"checkpoint": server.url("tiny"), "device": "cpu", "cache": str(tmp_path)},
+        judge={"clip": server.url("clip"), "structure": None},
+    )
+    summary = run_job(stored, progress=Recorder())
+    assert (summary.accepted, summary.failed, summary.rejected) == (2, 0, 0)
+    copies = sorted(path.name.rpartition("-")[0] for path in tmp_path.iterdir() if path.is_dir())
+    assert copies == ["clip", "tiny"]
+    (part,) = Path(stored.output).glob("part-*/metadata.parquet")
+    rows = pq.read_table(part).to_pylist()
+    assert {row["checkpoint"] for row in rows} == {server.url("tiny")}
+    assert all(row["text_score"] is not None for row in rows)
+    verification = verify_run(stored)
+    assert verification.ok, verification.problems
+    on_disk = stored.model_copy(
+        update={
+            "model": stored.model.model_copy(update={"checkpoint": str(tiny_checkpoint)}),
+            "judge": stored.judge and stored.judge.model_copy(update={"clip": str(SCORER_DIR)}),
+        }
+    )
+    again = run_job(on_disk, progress=Recorder())
+    assert (again.already_done, again.edits_made) == (2, 0)
 
 
 def test_a_whole_job_with_credentials_from_a_file(

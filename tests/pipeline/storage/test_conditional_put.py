@@ -1,15 +1,19 @@
-"""Exclusive create on an S3 server that obeys `If-None-Match`, as AWS and MinIO do."""
+"""Exclusive create on an S3 server that obeys `If-None-Match`, as AWS and MinIO do, and on servers
+that refuse the header."""
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.errors import AlreadyExistsError, LeaseError, LedgerError
-from pipeline.ledger.lease import take_lease
+from pipeline.errors import AlreadyExistsError, LeaseError, LedgerError, StorageError
+from pipeline.ledger.lease import hold_lease, take_lease
 from pipeline.ledger.ledger import Ledger
+from pipeline.storage import exclusive_put
 from pipeline.storage.folder import Folder
 from tests.builders.outcome_rows import accepted, table_of
 from tests.servers.s3_gate import Gate
@@ -89,3 +93,97 @@ def test_of_two_runs_that_start_at_the_same_instant_one_is_refused(
         errors = [future.exception() for future in taken]
     assert [type(error) for error in errors if error] == [LeaseError]
     assert gate.refused == 1
+
+
+REFUSALS = [
+    (501, "NotImplemented", "A header you provided implies functionality that is not implemented."),
+    (501, "", ""),
+    (400, "NotImplemented", "A header you provided implies functionality that is not implemented."),
+    (400, "InvalidArgument", "Unsupported header 'if-none-match' received for this API call."),
+    (400, "InvalidRequest", "Conditional writes are not available"),
+    (405, "NotImplemented", "no"),
+]
+"""S3's own words (its API reference, Error responses), and those in which other servers say it."""
+
+
+@pytest.fixture
+def _nothing_is_known_of_the_store() -> Iterator[None]:
+    exclusive_put._WITHOUT_CONDITIONS.clear()
+    yield
+    exclusive_put._WITHOUT_CONDITIONS.clear()
+
+
+@pytest.mark.usefixtures("_nothing_is_known_of_the_store")
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_server_that_refuses_the_condition_is_written_to_after_a_look(
+    folder: Folder,
+    gate: Gate,
+    refusal: tuple[int, str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gate.refusal = refusal
+    with caplog.at_level(logging.WARNING):
+        folder.write_new("a/x", b"first")
+        folder.write_new("a/y", b"second")
+        assert not folder.write_if_absent("a/x", b"third")
+        with pytest.raises(AlreadyExistsError):
+            folder.write_new("a/y", b"second")
+        assert folder.write_if_absent("z", b"fourth")
+    assert (folder.read("a/x"), folder.read("a/y")) == (b"first", b"second")
+    assert (gate.tries["PUT"], gate.refused) == (4, 1), "it is asked once, and remembered"
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert "refuses conditional puts" in told[0]
+    assert "start only one at a time" in told[0]
+
+
+@pytest.mark.usefixtures("_nothing_is_known_of_the_store")
+def test_without_conditions_what_came_between_is_seen_before_another_try(
+    folder: Folder, gate: Gate
+) -> None:
+    gate.refusal = REFUSALS[0]
+    folder.write_new("first", b"1")
+    gate.lost_answers = 1
+    folder.write_new("x", b"mine")
+    assert folder.read("x") == b"mine"
+    gate.faults["HEAD"] = ["404"]  # somebody else's write, just after the first look
+    folder.replace("y", b"theirs")
+    with pytest.raises(AlreadyExistsError):
+        folder.write_new("y", b"mine")
+    assert folder.read("y") == b"theirs"
+    folder.replace("empty", b"")
+    folder.write_new("empty", b"mine")
+    assert folder.read("empty") == b"mine"
+
+
+@pytest.mark.usefixtures("_nothing_is_known_of_the_store")
+def test_without_conditions_runs_take_turns_and_ledgers_grow(folder: Folder, gate: Gate) -> None:
+    gate.refusal = REFUSALS[0]
+    with hold_lease(folder, expiry_s=60, heartbeat_s=20) as lease:
+        Ledger.open(folder).commit(table_of(accepted(1)))
+        lease.check()
+        with pytest.raises(LeaseError):
+            take_lease(folder, expiry_s=60, silence_s=lambda *_: 0.0)
+    assert take_lease(folder, expiry_s=60).token == 2
+    Ledger.open(folder).commit(table_of(accepted(2)))
+    assert len(Ledger.open(folder).done_ids()) == 2
+
+
+@pytest.mark.usefixtures("_nothing_is_known_of_the_store")
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (400, "InvalidArgument", "Invalid storage class"),
+        (400, "BadDigest", "The Content-MD5 you specified did not match"),
+        (403, "AccessDenied", "no conditional puts for you"),
+        (507, "InsufficientStorage", "full"),
+    ],
+)
+def test_other_refusals_are_errors_as_before(
+    folder: Folder, gate: Gate, refusal: tuple[int, str, str]
+) -> None:
+    gate.refusal = refusal
+    with pytest.raises(StorageError):
+        folder.write_new("x", b"mine")
+    assert not exclusive_put._WITHOUT_CONDITIONS
+    assert not folder.exists("x")

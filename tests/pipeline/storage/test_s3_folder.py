@@ -14,6 +14,7 @@ import stamina
 from pipeline.errors import SourceForbiddenError, SourceMissingError, StorageError
 from pipeline.ledger.ledger import Ledger
 from pipeline.manifest.files import Manifest
+from pipeline.storage.allowed_sources import SourceRules
 from pipeline.storage.clients import content_type_options
 from pipeline.storage.fetch import read_uri
 from pipeline.storage.folder import Folder
@@ -169,3 +170,20 @@ def test_an_endpoint_may_come_from_the_environment(
     s3_server.put("there/status.json", b"here")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
     assert Folder.open(s3_server.url("there")).read("status.json") == b"here"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "s3n", "S3A", "S3N"])
+def test_schemes_of_hadoop_are_s3(s3_server: S3Server, scheme: str) -> None:
+    """As Spark writes them; read under rules for s3://, and outside of them not."""
+    s3_server.put("hadoop/a b.png", b"image")
+    uri = s3_server.url("hadoop/a b.png").replace("s3://", f"{scheme}://")
+    options = s3_server.storage_options
+    rules = SourceRules((s3_server.url("hadoop"),))
+    assert read_uri(uri, options=options, rules=rules) == b"image"
+    with pytest.raises(SourceForbiddenError):
+        read_uri(uri, options=options, rules=SourceRules((s3_server.url("other"),)))
+    if scheme.islower():  # a job's own URLs are in lower case
+        folder = Folder.open(uri.rpartition("/")[0], options)
+        folder.write_new("b.png", b"other")
+        assert (folder.read("b.png"), folder.list()) == (b"other", ["a b.png", "b.png"])
+        folder.fs.rm_file(folder.path_of("b.png"))
