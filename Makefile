@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-CODE   := fpe_core pipeline jobs tests
+CODE   := fpe.py fpe_core pipeline jobs tests
 FUZZ_CASES ?= 100000
 TEST_PROCESSES ?= 2
 # Files in the order of tests/conftest.py, which has the long ones first, instead of xdist's.

@@ -27,6 +27,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
+from pipeline.storage.environment import check_environment
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -68,6 +69,7 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
         return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
     if protocol == "memory":
         options = {}
+    check_environment()
     try:
         if protocol in _WEB:  # fsspec would split the URL at the "::" of an IPv6 host
             return fsspec.filesystem(protocol, client_kwargs=_web_options()), url
