@@ -1,7 +1,7 @@
-"""Our kernels in Triton's interpreter, which runs them on a CPU: their numbers, and large offsets.
+"""Our kernels in Triton's interpreter, which runs on a CPU: their numbers, and large offsets.
 
-`tests/gpu/test_kernels_on_gpu.py` runs them on a GPU. The interpreter has to be chosen before Triton
-is imported, so this file is also the program that a test starts.
+`tests/gpu/test_kernels_on_gpu.py` runs them on a GPU. The interpreter has to be chosen before
+Triton is imported, so this file is also the program that a test starts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _distance(made: Tensor, exact: Tensor) -> float:
 
 
 def numbers() -> None:
-    """Group norms in registers and in blocks, the gated GELU and the sum, against torch's float64."""
+    """Group norms in registers and in blocks, gated GELU and sum, against torch's float64."""
     from fpe_core.unet import fused
 
     torch.manual_seed(0)
