@@ -36,7 +36,9 @@ def test_the_versions_of_make_lowest_are_the_lower_bounds() -> None:
 
 def test_what_is_developed_with_is_not_below_a_lower_bound() -> None:
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    pinned = {name.lower(): version for name, version in (line.split("==") for line in text.split())}
+    pinned = {
+        name.lower(): version for name, version in (line.split("==") for line in text.split())
+    }
     for name, bound in bounds().items():
         if name in pinned:  # gcsfs and adlfs are not
             assert _numbers(pinned[name]) >= _numbers(bound), name

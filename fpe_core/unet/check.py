@@ -23,7 +23,7 @@ Measured on a CPU with Stable Diffusion 1.5's shapes: 3e-6 in float32, 1e-3 in f
 formula is far above.
 """
 _TENSOR_FLOAT = 2e-2
-"""The same for float32 on a GPU: torch rounds the inputs of convolutions to 10 bits there (TF32)."""
+"""For float32 on a GPU, where torch rounds the inputs of convolutions to 10 bits (TF32)."""
 _TIMESTEP, _TOKENS = 501, 5
 
 
@@ -51,9 +51,9 @@ def check_against_diffusers(unet: Any) -> None:
         import diffusers
 
         raise CheckpointError(
-            f"diffusers {diffusers.__version__} computes this UNet in another way than this program "
-            f"does: on the same input the outputs differ by {distance:.2g} of their size. Install "
-            "the version of diffusers in constraints.txt"
+            f"diffusers {diffusers.__version__} computes this UNet in another way than this "
+            f"program does: on the same input the outputs differ by {distance:.2g} of their size. "
+            "Install the version of diffusers that is in constraints.txt"
         )
 
 

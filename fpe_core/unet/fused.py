@@ -9,8 +9,8 @@ have Triton kernels (`fpe_core.unet.triton_kernels`):
     residual block  two of these and one sum in addition to its convolutions
     gated GELU      one pass
 
-Where `runs_on` is False, on a CPU above all, callers use diffusers' own modules. So they do on a GPU
-whose machine cannot build kernels: Triton needs a C compiler, Python's headers and a folder for
+Where `runs_on` is False, on a CPU above all, callers use diffusers' own modules. So they do on a
+GPU whose machine cannot build kernels: Triton needs a C compiler, Python's headers and a folder for
 what it has built.
 """
 
