@@ -8,14 +8,15 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-CODE   := fpe_core pipeline jobs tests
+LOWEST := .venv-lowest
+CODE   := fpe.py fpe_core pipeline jobs tests
 FUZZ_CASES ?= 100000
 TEST_PROCESSES ?= 2
 # Files in the order of tests/conftest.py, which has the long ones first, instead of xdist's.
 SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test endurance gpu fuzz check format clean
+.PHONY: help setup demo test endurance gpu lowest fuzz check format clean
 
 help:
 	@echo "make setup    create $(VENV) with the pinned dependencies"
@@ -23,6 +24,7 @@ help:
 	@echo "make test     set up, then make check and the tests"
 	@echo "make endurance  set up, then the tests of minutes: whole runs in which things fail"
 	@echo "make gpu      set up, then the tests that need a CUDA GPU; torch has to see one"
+	@echo "make lowest   run the demo's job with the lower bounds of all dependencies, in $(LOWEST)"
 	@echo "make fuzz     set up, then try FUZZ_CASES=$(FUZZ_CASES) hostile pictures, URIs and manifests"
 	@echo "make check    format, lint and types"
 	@echo "make format   put the code into its format"
@@ -54,6 +56,16 @@ endurance: $(READY)
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
+# From a wheel, in a folder of its own: it sees the program as somebody who installs it does.
+lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --progress-bar off -c constraints-lowest.txt torch
+	$(LOWEST)/bin/python -m pip install --progress-bar off -c constraints-lowest.txt '.[s3]'
+	$(LOWEST)/bin/python -m pip check
+	rm -rf out/lowest && mkdir -p out/lowest
+	cd out/lowest && ../../$(LOWEST)/bin/fpe demo --scenes 2 --folder . \
+	  && ../../$(LOWEST)/bin/fpe verify demo --recompute 2
+
 fuzz: $(READY)
 	FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/faults -k hostile
 
@@ -67,5 +79,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(CODE)
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

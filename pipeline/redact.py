@@ -18,12 +18,12 @@ _URL_IN_TEXT = re.compile(
 """A URL that was redacted before is found with its dots, so that they do not grow."""
 
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def safe_text(text: str) -> str:
-    """`redact`, with U+FFFD in place of control characters and of marks that change the direction
-    of text. New lines and tabs stay.
+    """`redact`, with U+FFFD in place of control characters, of marks that change the direction of
+    text, and of halves of surrogate pairs, which cannot be encoded. New lines and tabs stay.
     """
     return _CONTROL.sub("\ufffd", redact(text))
 

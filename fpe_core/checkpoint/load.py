@@ -31,6 +31,7 @@ from fpe_core.checkpoint.files import (
 from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
+from fpe_core.unet.check import check_against_diffusers
 from fpe_core.unet.forward import differences
 
 
@@ -105,6 +106,7 @@ def load_checkpoint(
         components[name].requires_grad_(False).eval().to(torch_device)
     for name in ("unet", "vae"):  # the layout in which convolutions are fast, on CPU and GPU alike
         components[name].to(memory_format=torch.channels_last)
+    check_against_diffusers(components["unet"])
     return Checkpoint(
         name=str(source),
         fingerprint=fingerprint_of(files, allow_pickle, config),

@@ -9,11 +9,15 @@ have Triton kernels (`fpe_core.unet.triton_kernels`):
     residual block  two of these and one sum in addition to its convolutions
     gated GELU      one pass
 
-Where `runs_on` is False, on a CPU above all, callers use diffusers' own modules.
+Where `runs_on` is False, on a CPU above all, callers use diffusers' own modules. So they do on a
+GPU whose machine cannot build kernels: Triton needs a C compiler, Python's headers and a folder for
+what it has built.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from fpe_core.device import DEVICE_FAILED
 
 try:
     from fpe_core.unet import triton_kernels as kernels
@@ -33,12 +39,38 @@ _IN_REGISTERS = 16384
 """Elements of a group that one program holds at once."""
 _TILE_TOKENS, _TILE_CHANNELS, _TILE_BLOCKS, _LINE = 128, 64, 32, 1024
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DEVICES = ("cuda",)
+"""The types of devices that Triton builds kernels for."""
+_log = logging.getLogger(__name__)
 
 
 def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether these kernels are used: on CUDA, if torch came with Triton, for floats of at most 32
-    bits."""
-    return _HAS_TRITON and device.type == "cuda" and dtype in _TYPES
+    """Whether these kernels are used: on CUDA, if torch came with Triton and it can build kernels
+    here, for floats of at most 32 bits.
+
+    The first call for a device builds a kernel. Loading a checkpoint is one.
+    """
+    return _HAS_TRITON and device.type in _DEVICES and dtype in _TYPES and _can_build(device)
+
+
+@functools.cache
+def _can_build(device: torch.device) -> bool:
+    """Whether a kernel can be built and run on a device; logs a warning if not, once a process."""
+    try:
+        with torch.cuda.device_of(torch.empty(0, device=device)):
+            gated_gelu(torch.zeros(1, 2, device=device))
+    except DEVICE_FAILED:
+        raise
+    except Exception as error:  # noqa: BLE001 - a compiler, a linker, a file system: any error
+        _log.warning(
+            "no GPU kernels of this program's own: Triton cannot build them here (%s: %s). torch's "
+            "are used, which take longer (docs/speed.md). Triton needs a C compiler, Python's "
+            "headers (python3-dev) and a folder that it may write to (TRITON_CACHE_DIR).",
+            type(error).__name__,
+            " ".join(str(error).split())[:300],
+        )
+        return False
+    return True
 
 
 def group_norm(
@@ -201,7 +233,7 @@ def _norm_in_blocks(
     blocks = _parts(tokens, _TILE_TOKENS)
     means, squares = hidden.new_empty((2, rows, blocks, channels), dtype=torch.float32)
     scales, shifts = hidden.new_empty((2, rows, channels), dtype=torch.float32)
-    grid = rows, blocks, _parts(channels, _TILE_CHANNELS)
+    grid = blocks, rows, _parts(channels, _TILE_CHANNELS)
     tile = {"TOKENS": _TILE_TOKENS, "CHANNELS": _TILE_CHANNELS}
     kernels.moments_of_channels[grid](hidden, means, squares, tokens, channels, **tile)
     kernels.scales_of_group[rows, groups](

@@ -1,7 +1,8 @@
 """Triton kernels for CUDA, called by `fpe_core.unet.fused`.
 
 Activations are (rows, tokens, channels) in memory, which is channels_last. All arithmetic is in
-float32.
+float32. Offsets are 64-bit: 4096 x 2048 px in 256 channels are 2 ** 31 values. Blocks of tokens are
+the grid's x, because its y and z end at 65,535.
 """
 
 import triton
@@ -25,7 +26,7 @@ def normalise_group(
     CHANNELS: tl.constexpr,
 ):
     """Normalises one group of one row that fits into registers."""
-    token = tl.arange(0, TOKENS)[:, None]
+    token = tl.arange(0, TOKENS)[:, None].to(tl.int64)
     within = tl.arange(0, CHANNELS)[None, :]
     channel = tl.program_id(1) * group_channels + within
     is_channel = within < group_channels
@@ -58,13 +59,13 @@ def moments_of_channels(
     CHANNELS: tl.constexpr,
 ):
     """Each channel's mean over a block of tokens, and its sum of squared deviations."""
-    block, blocks = tl.program_id(1), tl.num_programs(1)
+    block, blocks = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     first = block * TOKENS
     token = first + tl.arange(0, TOKENS)[:, None]
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
     is_there = (token < tokens) & is_channel[None, :]
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64)
     place = row * tokens * channels + token * channels + channel[None, :]
     value = tl.load(values + place, mask=is_there, other=0.0).to(tl.float32)
     mean = tl.sum(value, axis=0) / tl.minimum(TOKENS, tokens - first)
@@ -105,7 +106,7 @@ def scales_of_group(
     more = tl.zeros((CHANNELS,), tl.float32)
     if HAS_ADDED:
         more = tl.load(added + channel, mask=is_channel, other=0.0).to(tl.float32)
-    count = (tokens * group_channels).to(tl.float32)
+    count = tl.cast(tokens, tl.float32) * group_channels
     total = tl.zeros((CHANNELS,), tl.float32)
     for start in range(0, blocks, BLOCKS):
         block = start + tl.arange(0, BLOCKS)[:, None]
@@ -143,11 +144,11 @@ def scale_and_shift(
     CHANNELS: tl.constexpr,
 ):
     """Applies the channels' scales and shifts to a block of a row."""
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     is_channel = channel < channels
     is_there = (token < tokens) & is_channel[None, :]
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64)
     place = row * tokens * channels + token * channels + channel[None, :]
     value = tl.load(values + place, mask=is_there, other=0.0).to(tl.float32)
     scale = tl.load(scales + row * channels + channel, mask=is_channel, other=0.0)

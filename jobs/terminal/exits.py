@@ -15,6 +15,7 @@ in the job file allows, the run stops (1).
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
 import sys
@@ -39,6 +40,8 @@ OK, STOPPED, USAGE, DEFECT, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 IN_USE = 75
 """EX_TEMPFAIL of sysexits(3): lets a scheduler distinguish overlapping runs from a failure."""
 
+_OF_THE_MACHINE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT}
+"""Errors of a file system that is read-only, another user's, or full."""
 _GO_ON = "What was done is kept. The same command goes on from here."
 
 P = ParamSpec("P")
@@ -79,7 +82,8 @@ def exit_code(error: BaseException) -> int:
         return USAGE
     if isinstance(error, LeaseError):
         return IN_USE
-    return STOPPED if isinstance(error, PipelineError) else DEFECT
+    is_known = isinstance(error, PipelineError) or _is_of_the_machine(error)
+    return STOPPED if is_known else DEFECT
 
 
 def message_of(error: BaseException) -> str:
@@ -89,6 +93,11 @@ def message_of(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, PipelineError) or _is_of_the_core(error):
         return text
+    if _is_of_the_machine(error):
+        return (
+            f"{text}. A folder that this program writes to is read-only, full, or not this user's. "
+            "TMPDIR names the one for temporary files, RAY_TMPDIR that of Ray"
+        )
     lines = [line for line in text.splitlines() if line.strip()]
     return (
         f"{type(error).__name__}: {lines[-1].strip()}\n"
@@ -115,6 +124,12 @@ def _is_of_the_core(error: BaseException) -> bool:
     from fpe_core.errors import FPEError  # loads torch, so only after an error
 
     return isinstance(error, FPEError)
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+    return isinstance(error, OSError) and (
+        error.errno in _OF_THE_MACHINE or "No usable temporary directory" in str(error)
+    )
 
 
 def _raise_terminated(_number: int, _frame: FrameType | None) -> None:

@@ -4,8 +4,8 @@ Actors that name an accelerator are placed first, then those that take any GPU, 
 GPU. A machine that no kind fits on only reads and decodes. Actors pull blocks, so a faster kind
 processes more of them.
 
-Most runs have one kind of actors. All kinds belong to one stage of Ray Data; an actor finds its
-kind by the resources that Ray assigned to it.
+Most runs have one kind of actors. All kinds belong to one stage of Ray Data (`deputies`); an actor
+finds its kind by the resources that Ray assigned to it.
 """
 
 from __future__ import annotations
@@ -88,17 +88,11 @@ class ActorKind:
         return named == wanted and _same(resources.get("GPU", 0.0), self.gpus_per_actor)
 
 
-class RemoteArgsPerActor:
-    """Ray Data calls this once per actor it starts; returns the options of the next one."""
-
-    def __init__(self, kinds: Sequence[ActorKind]) -> None:
-        self._args = [kind.remote_args() for kind in kinds for _ in range(kind.actors)]
-        self._started = 0
-
-    def __call__(self) -> dict[str, Any]:
-        args = self._args[self._started % len(self._args)]
-        self._started += 1
-        return dict(args)
+def kind_of_actor(kinds: Sequence[ActorKind], number: int) -> ActorKind:
+    """The kind of the actor that is started as the `number`-th, from 0: first all of the first
+    kind. Numbers beyond the last begin again, for actors that take the place of others."""
+    each = [kind for kind in kinds for _ in range(kind.actors)]
+    return each[number % len(each)]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ If a worker dies, the next worker processes its block, and learns of the death f
 actor can be restarted elsewhere, at the latest when the other actors have nothing left to do. A
 block that is lost nevertheless is processed again in the driver's next pass. Exceptions of single
 rows do not reach the graph; `EditActor` catches them.
+
+Ray Data restarts actors and retries blocks without limit by itself; what limits deaths is the
+supervisor.
 """
 
 from __future__ import annotations
@@ -17,17 +20,17 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import warnings
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
-from pipeline.cluster.actor_kinds import RemoteArgsPerActor
+from pipeline.cluster.deputies import EditDeputy
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.workers import RayEditActor, _decode_block
 from pipeline.edit.model_sharing import BLOCKS_AT_A_TIME
@@ -39,8 +42,6 @@ from pipeline.storage.folder import Folder
 from pipeline.supervision.client import SupervisorClient
 from pipeline.supervision.watchdog import TimeLimits
 
-_MOST_TRIES = 20
-"""How often Ray retries a block whose worker or machine died. Rows are quarantined long before."""
 _MOST_LOST_BLOCKS = 1_000_000
 """Practically no limit, since lost blocks are processed again. `supervisor` limits deaths."""
 _RAY_CONSOLE = "console"
@@ -106,9 +107,12 @@ def stream_outcomes(
     context.enable_rich_progress_bars = True
     context.use_ray_tqdm = False  # otherwise Ray ignores the line above
     context.execution_options.verbose_progress = True  # a bar per stage in addition to the total
-    with DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 deprecates **ray_remote_args, but offers no other way to set max_task_retries.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+    if len(pool.kinds) > 1:  # its actors are ours, and Ray Data does not know what they take
+        context.execution_options.exclude_resources = ExecutionResources(
+            cpu=sum((kind.actors - kind.later) * kind.cpus_per_actor for kind in pool.kinds),
+            gpu=sum((kind.actors - kind.later) * kind.gpus_per_actor for kind in pool.kinds),
+        )
+    with DataContext.current(context):
         dataset = _dataset(
             folder, slices, decoding=decoding, editing=editing, pool=pool, supervisor=supervisor
         )
@@ -143,7 +147,6 @@ def _dataset(
         WorkList(folder, slices),
         num_cpus=1,
         override_num_blocks=len(slices),
-        ray_remote_args={"max_retries": _MOST_TRIES},
     )
     dataset = dataset.map_batches(
         _decode_block,
@@ -151,12 +154,14 @@ def _dataset(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1,
-        max_retries=_MOST_TRIES,
     )
-    is_plain = len(pool.kinds) == 1 and pool.kinds[0].accelerator is None
+    kinds, several = pool.kinds, len(pool.kinds) > 1
+    # Ray Data starts all actors of a stage with the same resources: those of several kinds have
+    # deputies there, which take none.
+    of_pool = (time.monotonic_ns(),) if several else ()
     return dataset.map_batches(
-        RayEditActor,
-        fn_constructor_args=(editing, supervisor, pool.kinds),
+        EditDeputy if several else RayEditActor,
+        fn_constructor_args=(editing, supervisor, kinds, *of_pool),
         batch_size=1,  # one packed block
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
@@ -164,12 +169,9 @@ def _dataset(
             max_concurrent_calls_per_actor=BLOCKS_AT_A_TIME,
             enable_true_multi_threading=True,
         ),
-        # The minimum of all kinds: Ray Data would wait for resources that no actor needs.
-        num_cpus=min(kind.cpus_per_actor for kind in pool.kinds),
-        num_gpus=min(kind.gpus_per_actor for kind in pool.kinds),
-        max_restarts=-1,
-        max_task_retries=_MOST_TRIES,
-        ray_remote_args_fn=None if is_plain else RemoteArgsPerActor(pool.kinds),
+        num_cpus=0 if several else kinds[0].cpus_per_actor,
+        num_gpus=0 if several else kinds[0].gpus_per_actor,
+        accelerator_type=None if several else kinds[0].accelerator,
     )
 
 

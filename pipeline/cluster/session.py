@@ -13,10 +13,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pipeline.cluster.actor_kinds import Node
+from pipeline.cluster.local_ray import local_files
+from pipeline.cluster.own_code import in_the_way, runtime_env
 from pipeline.cluster.pool import Pool
 from pipeline.errors import InsufficientCapacityError, ResourceError
 
@@ -70,6 +72,8 @@ def _requested(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
 
 
 _CONNECT_TIMEOUT_S = 10.0
+_TOO_SLOW = ("timed out during startup", "Failed to start GCS", "may not have started successfully")
+"""Words of errors of ray 2.60 (_private/node.py) when one of its processes is not there in time."""
 
 
 @contextmanager
@@ -80,12 +84,20 @@ def ray_session(address: str | None) -> Iterator[None]:
     None starts a local Ray, any other ("auto", "ray://...") connects to that cluster; the
     connection, or the local Ray, ends with the context.
 
-    Raises ResourceError if there is no Ray at the address.
+    Raises ResourceError if there is no Ray at the address, a local one cannot start, or workers of
+    a Ray that is connected already would import other code in place of this program's.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray  # takes a second to load, and reads the environment variable above
 
     if ray.is_initialized():
+        has_folder = ray.get_runtime_context().runtime_env.get("working_dir")
+        if not has_folder and (found := in_the_way()):
+            raise ResourceError(
+                f"{found} is in the way: the workers of the Ray that is connected would import it "
+                "in place of this program's package. Let the run start Ray, or start Python in "
+                "another folder"
+            )
         yield
         return
     # Ray's C++ code writes to the terminal directly; errors that matter are raised as exceptions.
@@ -95,24 +107,52 @@ def ray_session(address: str | None) -> Iterator[None]:
     few_cores = (
         address is None and (os.cpu_count() or 1) < 2
     )  # logical CPUs: reader and actor share one core
-    try:
-        with _silent_stderr():
-            ray.init(
-                address=address or "local",
-                num_cpus=2 if few_cores else None,
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise ResourceError(
-            f"no Ray at resources.ray_address={address or 'null (a local one)'}: {error}{cause}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with nullcontext() if address else local_files():
+        try:
+            with _silent_stderr():
+                ray.init(
+                    address=address or "local",
+                    num_cpus=2 if few_cores else None,
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env=runtime_env(),
+                )
+        except Exception as error:  # Ray has several trees of errors, and raises plain ones too
+            ray.shutdown()  # ends what has started
+            raise ResourceError(_why_no_ray(error, address)) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _why_no_ray(error: Exception, address: str | None) -> str:
+    """What to tell of an error of `ray.init`, and what to do."""
+    from ray.exceptions import AuthenticationError
+
+    cause = f" ({error.__cause__})" if error.__cause__ else ""
+    said = f"{' '.join(str(error).split()) or type(error).__name__}{cause}"
+    if isinstance(error, AuthenticationError):
+        return (
+            f"the Ray at resources.ray_address={address or 'null (a local one)'} asks for a token; "
+            "this machine has none, or a wrong one: set RAY_AUTH_MODE=token, and "
+            f"RAY_AUTH_TOKEN_PATH to the file with the cluster's token ({said})"
+        )
+    if address:
+        return f"no Ray at resources.ray_address={address}: {said}"
+    if any(words in said for words in _TOO_SLOW) or isinstance(error, TimeoutError):
+        return (
+            "Ray did not start in the time that it allows itself: this machine is overloaded, or "
+            "has too little memory. Nothing was edited; start the same command again when less is "
+            f"running. Ray says: {said}"
+        )
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        return (
+            f"Ray cannot start, because a file cannot be written: {said}. Its own files go to "
+            "RAY_TMPDIR (else TMPDIR, else /tmp), which needs room and a user who may write there"
+        )
+    return f"no Ray at resources.ray_address=null (a local one): {said}"
 
 
 def check_reachable(address: str) -> None:

@@ -84,6 +84,14 @@ class RayEditActor:
             return _EMPTY  # the run was being stopped when this worker started
         return self._edit(self._actor, _unpack(packed))
 
+    def is_ready(self) -> bool:
+        """True, as soon as the constructor is done."""
+        return True
+
+    def edit_block(self, packed: pa.Table) -> pa.Table:
+        """A call of this object, with a name, as Ray wants it for a call from another actor."""
+        return self(packed)
+
     def _edit(self, actor: EditActor, table: pa.Table) -> pa.Table:
         from fpe_core.device import DEVICE_FAILED
 

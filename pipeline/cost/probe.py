@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -147,7 +148,10 @@ class Probe:
 def default_file() -> Path:
     """The default file of probes (XDG Base Directory Specification)."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
+    try:
+        base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:  # a user without a home, as in a container
+        base = Path(tempfile.gettempdir())
     return base / "fpe" / "probes.json"
 
 

@@ -8,6 +8,7 @@ unknown tags.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,10 @@ _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 def read_document(name: str, text: str) -> Document:
     """Parses a document. Raises JobError if it is not YAML or not a mapping, or if it has a key
     twice."""
-    loader = yaml.SafeLoader(text)  # builds plain values only
+    try:
+        loader = yaml.SafeLoader(text)  # builds plain values only
+    except yaml.YAMLError as error:  # a character that YAML does not have
+        raise JobError(_what_is_wrong(name, error)) from error
     try:
         node = loader.get_single_node()
         lines: dict[Path, int] = {}
@@ -53,8 +57,7 @@ def read_document(name: str, text: str) -> Document:
         raise JobError(_what_is_wrong(name, error)) from error
     finally:
         loader.dispose()
-    if data is None:
-        data = {}
+    data = {} if data is None else _joined(data)
     if not isinstance(data, dict):
         raise JobError(
             f"{name}: a job file is a mapping of keys to values, this one holds {kind_of(data)}"
@@ -65,9 +68,28 @@ def read_document(name: str, text: str) -> Document:
 def read_value(name: str, text: str) -> Any:
     """The value of a YAML text. Raises JobError if it is not valid YAML."""
     try:
-        return yaml.safe_load(text)
+        return _joined(yaml.safe_load(text))
     except _NOT_YAML as error:
         raise JobError(_what_is_wrong(name, error)) from error
+
+
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
+
+def _joined(value: Any) -> Any:
+    """The value with one character in place of each surrogate pair.
+
+    JSON is YAML, and programs write it in ASCII: a character beyond U+FFFF as two escapes.
+    """
+    if isinstance(value, str):
+        return _PAIR.sub(
+            lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), value
+        )
+    if isinstance(value, list):
+        return [_joined(each) for each in value]
+    if isinstance(value, dict):
+        return {_joined(key): _joined(each) for key, each in value.items()}
+    return value
 
 
 def dotted(path: Path) -> str:
@@ -108,7 +130,10 @@ def _walk(
     elif isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key_node, value_node in node.value:
-            key = str(key_node.value)
+            key = _joined(str(key_node.value))
+            if not key.isprintable() and key.encode("utf-8", "replace").decode() != key:
+                line = key_node.start_mark.line + 1
+                raise JobError(f"{name}:{line}: the key {key!a} cannot be written as UTF-8")
             if key in seen:
                 line = key_node.start_mark.line + 1
                 where = dotted((*path, key))
@@ -125,6 +150,12 @@ def _what_is_wrong(name: str, error: Exception) -> str:
         return f"{name}: nested too deeply to be a job file"
     if isinstance(error, ValueError):
         return f"{name}: a value is not what it looks like: {error}. Quote it if it is text"
+    if isinstance(error, yaml.reader.ReaderError):
+        found = error.character if isinstance(error.character, int) else error.character[0]
+        return (
+            f"{name}: not YAML: character {error.position + 1} is {chr(found)!a}, which may "
+            "not be in a YAML text"
+        )
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or "not readable as YAML"
     context = getattr(error, "context", None)

@@ -29,6 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import StorageError
 from pipeline.storage.file_uris import path_of_file_uri
 from pipeline.storage.web import web_session
+from pipeline.storage.environment import check_environment
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -75,6 +76,7 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
         protocol, url = "s3", f"s3://{url.split('://', 1)[1]}"
     if protocol in ("file", "local"):
         return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
+    check_environment()
     try:
         if protocol in _WEB:  # fsspec would split the URL at the "::" of an IPv6 host
             web = fsspec.filesystem(

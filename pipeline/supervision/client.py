@@ -72,6 +72,10 @@ class SupervisorClient:
         """`Supervisor.is_suspect`."""
         return bool(ray.get(self.actor.is_suspect.remote(stage, groups)))
 
+    def number_in(self, pool: int, member: str) -> int:
+        """`Supervisor.number_in`."""
+        return int(ray.get(self.actor.number_in.remote(pool, member)))
+
     def _focus(self, stage: str, worker: Worker, groups: Sequence[bytes]) -> None:
         ray.get(self.actor.focus.remote(stage, worker, groups))
 

@@ -163,6 +163,7 @@ class Supervisor:
         self._unfinished_rows: dict[Worker, int] = {}
         self._working_since: dict[tuple[str, str], float] = {}
         """For each living editing worker, when it began to load its model."""
+        self._members: dict[int, list[str]] = {}
 
     def begin(self, stage: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
         """A worker begins a block. An earlier one that began but did not end its groups is dead."""
@@ -209,6 +210,13 @@ class Supervisor:
             self._record_death(stage, dead, held)
         died_on = {group: at.died_on[group] for group in groups if group in at.died_on}
         return {group: sum(map(self._is_node_alive, nodes)) for group, nodes in died_on.items()}
+
+    def number_in(self, pool: int, member: str) -> int:
+        """The number of a member of a pool: 0, 1, 2, ... in the order in which they first ask."""
+        members = self._members.setdefault(pool, [])
+        if member not in members:
+            members.append(member)
+        return members.index(member)
 
     def focus(self, stage: str, worker: Worker, groups: Collection[bytes]) -> None:
         """The worker processes these groups of its block now; [] means all of them."""

@@ -87,6 +87,20 @@ def test_group_norm_is_torch_s(
     assert distance(made, exact) <= TOLERANCE[dtype]
 
 
+def test_a_group_norm_of_more_than_2_31_values_is_torch_s() -> None:
+    """An output of 4096 x 2048 px in the decoder: 65,536 blocks, and offsets beyond 32 bits."""
+    hidden = torch.randn(1, 256, 2048, 4096, device=CUDA, dtype=torch.float16)
+    hidden = hidden.contiguous(memory_format=torch.channels_last)
+    norm = random_norm(32, 256, torch.float16)
+    made = group_norm(hidden, norm)
+    for rows in (slice(0, 8), slice(-8, None)):  # the moments are those of the whole image
+        moments = hidden.view(1, 32, 8, 2048, 4096).float().var_mean(dim=(2, 3, 4), unbiased=False)
+        deviation, mean = ((each.repeat_interleave(8, 1)[..., None, None]) for each in moments)
+        exact = (hidden[:, :, rows].float() - mean) / (deviation + norm.eps).sqrt()
+        exact = exact * norm.weight.float()[:, None, None] + norm.bias.float()[:, None, None]
+        assert distance(made[:, :, rows], exact) <= TOLERANCE[torch.float16]
+
+
 @pytest.mark.parametrize("shape", [(2, 64, 9, 16), (2, 64, 4096), (1, 32, 7)])
 def test_norms_of_modules_that_are_not_ours_are_torch_s(shape: tuple[int, ...]) -> None:
     norm, hidden = random_norm(8, shape[1], torch.float32), random(*shape)

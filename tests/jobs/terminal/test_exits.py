@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -48,6 +49,11 @@ def code_of(error: BaseException) -> int:
         (KeyboardInterrupt(), 130),
         (Terminated(), 143),
         (RuntimeError("x"), 70),
+        (OSError(errno.EROFS, "Read-only file system", "/tmp/fpe-ids"), 1),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/.cache"), 1),
+        (OSError(errno.ENOSPC, "No space left on device"), 1),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 70),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pipeline.cluster.actor_kinds import (
     ActorKind,
     Node,
-    RemoteArgsPerActor,
     first_actors,
+    kind_of_actor,
     place_actors,
 )
 from pipeline.cluster.pool import Pool, size_pool
@@ -129,9 +129,9 @@ def test_an_actor_knows_its_kind_by_what_it_was_given() -> None:
 
 def test_ray_is_asked_for_each_actor_of_each_kind_once() -> None:
     kinds = (ActorKind(2, 1, 1, 1, 1.0, "A10G"), ActorKind(1, 2, 0, 1, 1.0))
-    next_args = RemoteArgsPerActor(kinds)
-    asked = [next_args() for _ in range(3)]
-    assert asked == [
+    asked = [kind_of_actor(kinds, number).remote_args() for number in range(4)]
+    assert asked[3] == asked[0], "an actor that takes the place of another"
+    assert asked[:3] == [
         {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A10G"},
         {"num_cpus": 1, "num_gpus": 1, "accelerator_type": "A10G"},
         {"num_cpus": 2, "num_gpus": 0},

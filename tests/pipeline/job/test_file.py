@@ -248,3 +248,58 @@ def test_no_message_holds_a_secret_that_was_typed(tmp_path: pathlib.Path, overri
         with pytest.raises(JobError, match="looks like a credential") as caught:
             load_job(file)
         assert "hunter2" not in str(caught.value)
+
+
+LONE = "\\ud83d"
+"""As JSON and YAML write half of a character beyond U+FFFF."""
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (f'prompts: {{target: "a {LONE} cat"}}', "job.yaml:3: prompts.target: this text"),
+        (
+            f'prompts: {{target: "{{c}}", labels: {{c: ["x", "{LONE}"]}}}}',
+            "under 'c': item 2: this",
+        ),
+        (
+            f'storage_options: {{client_kwargs: {{region_name: "{LONE}"}}}}',
+            "job.yaml:3: storage_op",
+        ),
+        (f'storage_options: {{"{LONE}": 1}}', "job.yaml:3: the key '\\ud83d'"),
+        (f'edit: {{negative_prompt: "{LONE}"}}', "job.yaml:3: edit.negative_prompt: this text"),
+        (f'judge: {{rules: "{LONE}.yaml"}}', "job.yaml:3: judge.rules"),
+        (f'"{LONE}": 1', "job.yaml:3: the key '\\ud83d'"),
+    ],
+)
+def test_text_without_an_encoding_is_refused_by_its_place(
+    tmp_path: pathlib.Path, text: str, place: str
+) -> None:
+    """Failed before: a UnicodeEncodeError while planning (PyYAML 6.0.3 lets it pass)."""
+    found = complaint(tmp_path, MINIMAL + text)
+    assert place in found
+    assert found.encode()
+
+
+@pytest.mark.parametrize("override", ["output=\udcff", 'edit.negative_prompt="\\ud83d"'])
+def test_an_override_that_is_not_utf8_is_refused(tmp_path: pathlib.Path, override: str) -> None:
+    """Python gives a command line's bytes that are not UTF-8 as surrogates (PEP 383)."""
+    assert complaint(tmp_path, MINIMAL, override).startswith("override")
+
+
+def test_a_job_from_python_is_checked_too() -> None:
+    with pytest.raises(JobError, match="manifest: item 2: this text cannot be written as UTF-8"):
+        load_job({"manifest": ["a", "\ud83d"], "output": "out"})
+
+
+def test_a_surrogate_pair_is_one_character(tmp_path: pathlib.Path) -> None:
+    """json.dumps writes an emoji as two escapes, and JSON is YAML."""
+    job = job_of(
+        tmp_path, MINIMAL + 'prompts: {target: "\\ud83d\\ude00"}', 'output="\\ud83d\\ude00"'
+    )
+    assert job.prompts is not None
+    assert (job.prompts.target, job.output) == ("\U0001f600", "\U0001f600")
+
+
+def test_a_control_character_is_refused(tmp_path: pathlib.Path) -> None:
+    assert "not YAML: character 37 is '\\x01'" in complaint(tmp_path, MINIMAL + "x: \x01")
