@@ -94,7 +94,7 @@ def verify_run(job: Job) -> Verification:
             rows = _read_metadata(folder, part, problems)
             committed = part in ledger.parts()
             problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
-            hashes = _read_hashes(folder, part, problems)
+            hashes = _read_hashes(folder, part, problems) if rows else {}
             images += _check_images(folder, _images_of(rows), hashes, pool, problems)
     for edit_id in file_of.keys() - seen:
         problems.add(
