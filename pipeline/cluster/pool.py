@@ -30,12 +30,14 @@ _FULL_BLOCK_GPU = 64, 128
 _FULL_BLOCK_CPU = 32, 128
 """Groups in a full block: the first number, growing up to the second beyond _MANY_BLOCKS blocks."""
 _MANY_BLOCKS = 2048
+_FULL_BLOCK_EDITS = 2048
+"""Edits in a full block: its outcomes are one file, and what a crash loses is this at most."""
 _CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The sizes of a run: its actors, kind by kind, and how many groups a block has.
+    """The sizes of a run: its actors, kind by kind, and how many groups and edits a block has.
 
     The first kind has a GPU if any kind has. The properties for one actor are those of the first
     kind.
@@ -43,6 +45,7 @@ class Pool:
 
     kinds: tuple[ActorKind, ...]
     groups_per_block: int
+    edits_per_block: int = _FULL_BLOCK_EDITS
 
     @property
     def actors(self) -> int:
@@ -103,7 +106,11 @@ def size_pool(
         on_gpu=any(each.pool.gpus_per_actor for each in placements),
     )
     placements = first_actors(placements, math.ceil(groups / groups_per_block))
-    return Pool(tuple(each.to_kind(nodes) for each in placements), groups_per_block)
+    return Pool(
+        tuple(each.to_kind(nodes) for each in placements),
+        groups_per_block,
+        resources.edits_per_block or _FULL_BLOCK_EDITS,
+    )
 
 
 def bundles_of(resources: ResourcesSection, *, device: str, groups: int) -> list[dict[str, float]]:

@@ -80,7 +80,14 @@ class ResourcesSection(Section):
     groups_per_block: int | None = Field(
         default=None,
         ge=1,
-        description="sources that are processed and committed together, as one block",
+        description="sources that are processed and committed together, as one block; null: by "
+        "the size of images and the number of actors",
+    )
+    edits_per_block: int | None = Field(
+        default=None,
+        ge=1,
+        description="limit of a block's edits, if its sources have more than one each: a block has "
+        "fewer sources then, and one at least; null: 2048",
     )
     max_rows: int | None = Field(
         default=None, ge=1, description="latents in one UNet call; null: as many as memory allows"

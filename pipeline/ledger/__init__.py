@@ -8,6 +8,8 @@
   3  .metadata-schema, config.yaml, README.md   driver   the folder can be loaded, though unfinished
   4  part-<id>/edited/*, source/*, mask/*       actors   nothing yet: no metadata names them
      rejected/part-<id>/*, the same             actors   nothing yet
+     .outcomes/part-<id>-<hash>.parquet         actors   nothing yet: the outcomes of 5, and the
+     .outcomes/part-<id>-<hash>-rejected.parquet         metadata of the rejected edits of 5
   5  part-<id>/metadata.parquet                 actors   the part's edits are in the dataset
      rejected/part-<id>/metadata.parquet        actors   its rejected edits are in their table
   6  .ledger/outcomes-<n>.parquet               driver   its edits are done
@@ -26,8 +28,9 @@ README.md of 3, the files of 7, the contact sheet and the report, which no progr
 replaced. Everything else goes through `Folder.write_new`: an exclusive create; nothing is renamed
 on an object store, nothing is overwritten. Before 5 and 6 the lease is checked. Names of 2, 4 and 5
 come from content, the number of 6 is the next free one. A failed edit, and a rejected one that is
-not kept, has no image files; its outcome is stored in the metadata of its part if the part has any,
-else in the ledger alone.
+not kept, has no image files; its outcome is stored in the outcomes of its part if the part has
+metadata, else in the ledger alone. Metadata, outcomes and ledger files have a hash of their content
+(`checked_file`), and the outcomes have those of the images, so damage is noticed.
 
 What a crash leaves, and how the next run repairs it:
 
@@ -35,8 +38,9 @@ What a crash leaves, and how the next run repairs it:
               else when it expires; a fence is written, which counts as no outcome.
   within 2    work files that no plan.json names. They are never read; the same plan reuses them.
   after  2-3  a plan of which nothing is done. A new one is made.
-  within 4    images that no metadata names, invisible to `datasets`. The same work reuses them
-              under the same names; other work leaves them alone.
+  within 4    images and outcomes that no metadata names, invisible to `datasets`. The same work
+              reuses them if it makes the same bytes; else it leaves them, and adds a hash to its
+              own names.
   within 5    a part whose rejected edits have no table. As after 5; the table is written first.
   after  5    a finished part that is not in the ledger. `adopt_orphan_parts` commits it before
               anything is planned, so it is never made again. The same for a part of which only some

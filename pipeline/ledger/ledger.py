@@ -15,7 +15,6 @@ counts as missing, and its number as free. `pipeline.ledger` lists what else a r
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 from collections import Counter
@@ -27,9 +26,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExistsError, LedgerError
+from pipeline.ledger.checked_file import DAMAGED, checked_parquet, read_checked
 from pipeline.ledger.id_set import IdSet
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes, with_todays_reasons
 from pipeline.logs import about
@@ -191,13 +190,12 @@ class Ledger:
         new = table.filter(pa.array(self._enters(table), pa.bool_()))
         if not new.num_rows:
             return new
-        sink = io.BytesIO()
-        pq.write_table(new, sink, compression="zstd")
+        data = checked_parquet(new)
         name = _file_of(self._next_number)
         if self._right is not None:
             self._right.check()
         try:
-            self.folder.write_new(name, sink.getvalue())
+            self.folder.write_new(name, data)
         except AlreadyExistsError as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} was written by another run on this folder: stop one "
@@ -232,11 +230,11 @@ class Ledger:
         data = self.folder.read(name)
         try:
             if columns is None:
-                return as_outcomes(pq.read_table(io.BytesIO(data)))
+                return as_outcomes(read_checked(data))
             schema = pa.schema([OUTCOME_SCHEMA.field(column) for column in columns])
-            read = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
+            read = read_checked(data, columns)
             return with_todays_reasons(read.select(columns).cast(schema))
-        except (pa.ArrowException, KeyError, ValueError) as error:
+        except DAMAGED as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} is damaged or not a ledger file ({error}); restore "
                 "it, or move it away: its edits are then found in their parts or made again"
@@ -316,9 +314,8 @@ def fence(folder: Folder, token: int) -> str:
     names = _files(folder)
     number = number_of(names[-1]) + 1 if names else 0
     schema = OUTCOME_SCHEMA.with_metadata({FENCE_KEY: str(token).encode()})
-    sink = io.BytesIO()
-    pq.write_table(schema.empty_table(), sink)
-    while not folder.write_if_absent(_file_of(number), sink.getvalue()):
+    data = checked_parquet(schema.empty_table())
+    while not folder.write_if_absent(_file_of(number), data):
         number += 1  # the old holder has just committed
     return _file_of(number)
 

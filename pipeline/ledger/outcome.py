@@ -18,7 +18,7 @@ from pipeline.redact import safe_text
 
 MAX_MESSAGE_CHARS = 500
 OUTCOMES_METADATA_KEY = b"fpe.outcomes"
-"""Key in the schema metadata of a part's metadata.parquet; see `outcomes_to_bytes`."""
+"""Key in the schema metadata of a part's metadata.parquet of 0.2.0 (`outcomes_from_bytes`)."""
 
 
 class Outcome(StrEnum):
@@ -291,21 +291,11 @@ def as_outcomes(table: pa.Table) -> pa.Table:
     return with_todays_reasons(pa.table(columns, schema=OUTCOME_SCHEMA))
 
 
-def outcomes_to_bytes(table: pa.Table) -> bytes:
-    """The outcomes of a part as bytes for its metadata.parquet.
-
-    They are stored under OUTCOMES_METADATA_KEY in the schema metadata. If a run dies between
-    writing a part and committing it, `adopt_orphan_parts` restores from them rejected and failed
-    edits, times and row counts. Base64, because Parquet's key-value metadata is text.
-    """
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, OUTCOME_SCHEMA) as writer:
-        writer.write_table(table.cast(OUTCOME_SCHEMA))
-    return base64.b64encode(sink.getvalue())
-
-
 def outcomes_from_bytes(data: bytes) -> pa.Table:
-    """The reverse of `outcomes_to_bytes`; raises pyarrow.ArrowInvalid for anything else."""
+    """The outcomes in a part's metadata of 0.2.0: an Arrow stream in Base64.
+
+    Raises pyarrow.ArrowInvalid for anything else.
+    """
     try:
         stream = base64.b64decode(data, validate=True)
         with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:

@@ -1,21 +1,34 @@
-"""Parts on disk: lists finished ones, and commits those that are not in the ledger yet."""
+"""Parts on disk: lists finished ones, and commits those that are not in the ledger yet.
+
+    .outcomes/<part>-<hash>.parquet             all outcomes of a part, with hashes of its images
+    .outcomes/<part>-<hash>-rejected.parquet    the metadata of its rejected edits, if it has any
+
+A part's metadata names both in its schema metadata. They are written before it, and their names
+have the hash of their content, so attempts at one part with different outcomes do not mix. (0.2.0
+had both within the schema metadata, which pyarrow refuses to read from 100 MB on.)
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
+import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.errors import LedgerError
+from pipeline.errors import LedgerError, StorageError
+from pipeline.ledger.checked_file import DAMAGED, checked_parquet, read_checked, schema_metadata
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import OUTCOMES_METADATA_KEY, outcomes_from_bytes
+from pipeline.ledger.outcome import (
+    OUTCOME_SCHEMA,
+    OUTCOMES_METADATA_KEY,
+    as_outcomes,
+    outcomes_from_bytes,
+)
 from pipeline.storage.folder import Folder
 
 METADATA_FILE = "metadata.parquet"
@@ -24,7 +37,18 @@ REJECTED_FOLDER = "rejected"
 """Next to the parts: rejected/part-<id>/. `datasets` reads it only as a separate configuration."""
 REJECTED_METADATA_KEY = b"fpe.rejected"
 """Key in the schema metadata of a part's metadata.parquet; the value is the file of its rejected
-edits, in Base64."""
+edits, in Base64. Only 0.2.0 wrote it."""
+OUTCOMES_FOLDER = ".outcomes"
+OUTCOMES_FILE_KEY = b"fpe.outcomes_file"
+"""Key in the schema metadata of a part's metadata.parquet; the value is the path of its outcomes
+in the run folder."""
+REJECTED_FILE_KEY = b"fpe.rejected_file"
+"""Likewise, of the metadata of its rejected edits."""
+_HASH_TYPE = pa.binary(16)
+_HASH_FIELDS = (
+    pa.field("edited_file_hash", _HASH_TYPE),
+    pa.field("source_file_hash", _HASH_TYPE),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -53,23 +77,86 @@ def committing_folders(folder: Folder, skip: AbstractSet[str] = frozenset()) -> 
         seen.add(part)
 
 
+def image_hash(data: bytes) -> bytes:
+    """The hash of an image file of a part: 16 bytes of BLAKE2b."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def write_outcomes(
+    folder: Folder, part: str, outcomes: pa.Table, hashes: Mapping[str, bytes]
+) -> str:
+    """Writes the outcomes of a part to a file of their own; returns its path.
+
+    `hashes`: those of the images that the outcomes name (`image_hash`), by path in the run folder.
+    Raises StorageError.
+    """
+    files = (outcomes[name].to_pylist() for name in ("edited_file_name", "source_file_name"))
+    found = (pa.array([hashes.get(name) for name in of_kind], _HASH_TYPE) for of_kind in files)
+    columns = [*outcomes.cast(OUTCOME_SCHEMA).columns, *found]
+    schema = pa.schema([*OUTCOME_SCHEMA, *_HASH_FIELDS])
+    return write_beside(folder, part, checked_parquet(pa.table(columns, schema=schema)))
+
+
+def write_beside(folder: Folder, part: str, data: bytes, ending: str = "") -> str:
+    """Writes a file about a part to OUTCOMES_FOLDER, under its hash; returns its path."""
+    path = f"{OUTCOMES_FOLDER}/{part}-{image_hash(data).hex()}{ending}.parquet"
+    folder.write_if_absent(path, data)
+    return path
+
+
+def _read_beside(folder: Folder, path: str) -> bytes:
+    """A file of `write_beside`. Raises LedgerError if it is missing or damaged, StorageError."""
+    try:
+        data = folder.read(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise LedgerError(
+                f"{folder.url_of(path)} is missing; restore it, or move its part away: its edits "
+                "are made again"
+            ) from error
+        raise
+    if f"-{image_hash(data).hex()}" not in path:
+        raise LedgerError(
+            f"{folder.url_of(path)} is damaged; restore it, or move its part away: its edits are "
+            "made again"
+        )
+    return data
+
+
 def restore_rejected_metadata(folder: Folder, part: str) -> None:
     """Writes the metadata of a part's rejected edits from the part's own, if it is missing.
 
     Does nothing if the part has no rejected edits that were kept. Raises StorageError, and
     LedgerError if the metadata is damaged.
     """
-    path = f"{part}/{METADATA_FILE}"
-    if not folder.exists(path):
+    if not folder.exists(f"{part}/{METADATA_FILE}"):
         return
-    data = folder.read(path)
+    stored = part_metadata(folder, part)
+    if path := stored.get(REJECTED_FILE_KEY):
+        table = _read_beside(folder, path.decode())
+    elif REJECTED_METADATA_KEY in stored:
+        try:
+            table = base64.b64decode(stored[REJECTED_METADATA_KEY], validate=True)
+        except binascii.Error as error:
+            raise _damaged(folder, part, error) from error
+    else:
+        return
+    folder.write_if_absent(f"{rejected_part(part)}/{METADATA_FILE}", table)
+
+
+def part_metadata(folder: Folder, part: str) -> dict[bytes, bytes]:
+    """The key-values of a part's metadata. Raises StorageError, LedgerError if it is damaged."""
     try:
-        stored = (pq.read_schema(io.BytesIO(data)).metadata or {}).get(REJECTED_METADATA_KEY)
-        table = None if stored is None else base64.b64decode(stored, validate=True)
-    except (pa.ArrowException, binascii.Error) as error:
-        raise LedgerError(f"{folder.url_of(path)} is damaged ({error})") from error
-    if table is not None:
-        folder.write_if_absent(f"{rejected_part(part)}/{METADATA_FILE}", table)
+        return schema_metadata(folder.read(f"{part}/{METADATA_FILE}"))
+    except DAMAGED as error:
+        raise _damaged(folder, part, error) from error
+
+
+def _damaged(folder: Folder, part: str, error: object) -> LedgerError:
+    return LedgerError(
+        f"{folder.url_of(f'{part}/{METADATA_FILE}')} is damaged or not the metadata of a run "
+        f"({error}); move the folder away: its edits are made again"
+    )
 
 
 def uncommitted(folder: Folder, ledger: Ledger, part: str) -> pa.Table:
@@ -109,16 +196,27 @@ def adopt_orphan_parts(
 
 
 def read_part_outcomes(folder: Folder, part: str) -> pa.Table:
-    """The outcomes of a finished part, which its metadata carries (`outcomes_to_bytes`).
-
-    Raises LedgerError if the metadata is damaged.
-    """
-    path = f"{part}/{METADATA_FILE}"
-    file = io.BytesIO(folder.read(path))
+    """The outcomes of a finished part. Raises StorageError, LedgerError if they are damaged."""
+    stored = part_metadata(folder, part)
+    if path := stored.get(OUTCOMES_FILE_KEY):
+        return as_outcomes(read_checked(_read_beside(folder, path.decode())))
     try:
-        return outcomes_from_bytes(pq.read_schema(file).metadata[OUTCOMES_METADATA_KEY])
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise LedgerError(
-            f"{folder.url_of(path)} is damaged or not the metadata of a run ({error}); move the "
-            "folder away: its edits are made again"
-        ) from error
+        return outcomes_from_bytes(stored[OUTCOMES_METADATA_KEY])
+    except DAMAGED as error:
+        raise _damaged(folder, part, error) from error
+
+
+def image_hashes(folder: Folder, part: str) -> dict[str, bytes]:
+    """The hashes of a finished part's images (`image_hash`), by path in the run folder.
+
+    Empty for a part that 0.2.0 wrote. Raises StorageError, LedgerError if they are damaged.
+    """
+    path = part_metadata(folder, part).get(OUTCOMES_FILE_KEY)
+    if path is None:
+        return {}
+    table = read_checked(_read_beside(folder, path.decode()))
+    found: dict[str, bytes] = {}
+    for kind in ("edited", "source"):
+        names, hashes = (table[f"{kind}_file_{what}"].to_pylist() for what in ("name", "hash"))
+        found |= {name: digest for name, digest in zip(names, hashes, strict=True) if digest}
+    return found

@@ -10,9 +10,10 @@ import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError, WorkerDiedError
@@ -193,17 +194,32 @@ class WorkSlice:
     rows: int
 
 
-def cut_work(folder: Folder, work_files: Sequence[str], groups_per_block: int) -> list[WorkSlice]:
-    """Cuts the work list into slices of `groups_per_block` rows; a file's last may be shorter."""
+def cut_work(
+    folder: Folder, work_files: Sequence[str], groups_per_block: int, edits_per_block: int
+) -> list[WorkSlice]:
+    """Cuts the work list into slices, each as large as both limits allow.
+
+    A slice has at least one row: a group with more edits than `edits_per_block` is a slice of its
+    own, because the edits of a group share its inversion. No slice spans two files.
+    """
     slices: list[WorkSlice] = []
     for path in work_files:
-        with folder.open_read(path) as source:
-            total = pq.ParquetFile(source).metadata.num_rows
-        slices.extend(
-            WorkSlice(path, first, min(groups_per_block, total - first))
-            for first in range(0, total, groups_per_block)
-        )
+        first = rows = edits = 0
+        for of_group in _edit_counts(folder, path):
+            if rows == groups_per_block or (rows and edits + of_group > edits_per_block):
+                slices.append(WorkSlice(path, first, rows))
+                first, rows, edits = first + rows, 0, 0
+            rows, edits = rows + 1, edits + of_group
+        if rows:
+            slices.append(WorkSlice(path, first, rows))
     return slices
+
+
+def _edit_counts(folder: Folder, path: str) -> list[int]:
+    """How many edits each row of a work file has, from the smallest column that shows it."""
+    with folder.open_read(path) as source:
+        edits = pq.ParquetFile(source).read(columns=["edits.list.element.edit_type"])["edits"]
+    return cast(list[int], pc.list_value_length(edits).to_pylist())
 
 
 def lost_slices(

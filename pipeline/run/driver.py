@@ -361,7 +361,9 @@ class _Driver:
 
         decoding = decode_settings(self.job)
         editing = edit_settings(self.job, self.plan, pool, self.layout, self.lease)
-        slices = cut_work(self.folder, self.plan.work_files, pool.groups_per_block)
+        slices = cut_work(
+            self.folder, self.plan.work_files, pool.groups_per_block, pool.edits_per_block
+        )
         without_progress, deaths = 0, 0.0
         while slices:
             self.metrics.blocks_to_do += len(slices)

@@ -3,23 +3,28 @@ are there and readable."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from fpe_core import FPEError, decode_image
 from pipeline.errors import LedgerError, StorageError
 from pipeline.job.job import Job
+from pipeline.ledger.checked_file import DAMAGED, read_checked
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
-from pipeline.ledger.parts import METADATA_FILE, committing_folders, finished_parts, uncommitted
+from pipeline.ledger.parts import (
+    METADATA_FILE,
+    committing_folders,
+    finished_parts,
+    image_hash,
+    image_hashes,
+    uncommitted,
+)
 from pipeline.manifest.annotations import mask_names
 from pipeline.manifest.files import MAX_PROBLEMS
 from pipeline.plan.quotas import QuotaRow, quota_table, select_round
@@ -72,7 +77,8 @@ def verify_run(job: Job) -> Verification:
       one, and the parts' metadata has the edit once;
     - the ledger's accepted edits and the rows of the metadata are the same, with the same file
       names; so are rejected edits that were kept and the rows of their metadata;
-    - every image that the metadata names exists and can be decoded;
+    - every image that the metadata names exists, can be decoded, and is the one that was judged and
+      written with this metadata, by its hash (parts of 0.2.0 have no hashes);
     - the ledger has all finished parts.
 
     Raises JobError, ManifestError, LedgerError and StorageError if it cannot check the run.
@@ -88,7 +94,8 @@ def verify_run(job: Job) -> Verification:
             rows = _read_metadata(folder, part, problems)
             committed = part in ledger.parts()
             problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
-            images += _check_images(folder, _images_of(rows), pool, problems)
+            hashes = _read_hashes(folder, part, problems) if rows else {}
+            images += _check_images(folder, _images_of(rows), hashes, pool, problems)
     for edit_id in file_of.keys() - seen:
         problems.add(
             f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
@@ -144,14 +151,14 @@ def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> lis
     read."""
     path = f"{part}/{METADATA_FILE}"
     try:
-        table = pq.read_table(io.BytesIO(folder.read(path)))
+        table = read_checked(folder.read(path))
         ids = [bytes.fromhex(text) for text in table["edit_id"].to_pylist()]
         edited = table["edited_file_name"].to_pylist()
         has_sources = "source_file_name" in table.column_names
         sources = table["source_file_name"].to_pylist() if has_sources else [None] * len(ids)
         others = table.select(columns).to_pylist() if columns else [{}] * len(ids)
         masks = mask_names(table)
-    except (pa.ArrowException, StorageError, KeyError, TypeError, ValueError) as error:
+    except (StorageError, *DAMAGED) as error:
         raise LedgerError(f"{path} cannot be read: {error}") from error
     return [
         MetadataRow(
@@ -173,6 +180,15 @@ def _read_metadata(folder: Folder, part: str, problems: _Problems) -> list[Metad
     except LedgerError as error:
         problems.add(str(error))
         return []
+
+
+def _read_hashes(folder: Folder, part: str, problems: _Problems) -> dict[str, bytes]:
+    """The hashes of the part's images, by path in the run folder."""
+    try:
+        return image_hashes(folder, part)
+    except (LedgerError, StorageError) as error:
+        problems.add(str(error))
+        return {}
 
 
 def _differences(
@@ -225,23 +241,34 @@ def read_image(folder: Folder, name: str) -> Image.Image:
     return decode_image(folder.read(name), max_pixels=_MOST_PIXELS)
 
 
-def _check_images(folder: Folder, names: Iterable[str], pool: Executor, problems: _Problems) -> int:
-    """Checks that the images exist and can be decoded; returns how many were checked."""
+def _check_images(
+    folder: Folder,
+    names: Iterable[str],
+    hashes: Mapping[str, bytes],
+    pool: Executor,
+    problems: _Problems,
+) -> int:
+    """Checks the images; returns how many there are. `hashes`: as `image_hashes` returns them."""
     images = 0
-    for problem in pool.map(lambda name: _image_problem(folder, name), names):
+    for problem in pool.map(lambda name: _image_problem(folder, name, hashes.get(name)), names):
         images += 1
         problems.add(*problem)
     return images
 
 
-def _image_problem(folder: Folder, name: str) -> tuple[str, ...]:
-    """A problem if the image is missing or cannot be decoded, else ()."""
+def _image_problem(folder: Folder, name: str, expected: bytes | None) -> tuple[str, ...]:
+    """A problem if the image is missing, is another, or cannot be decoded; else ()."""
     try:
-        read_image(folder, name)
+        data = folder.read(name)
+        decode_image(data, max_pixels=_MOST_PIXELS)
     except StorageError as error:
         return (f"an image is missing: {error}",)
     except FPEError as error:
         return (f"{name} does not decode: {error}",)
+    digest = image_hash(data)
+    is_mask = name.rpartition("/")[0].endswith("/mask")  # its name has its hash
+    if (is_mask and digest.hex() not in name) or digest != (expected or digest):
+        return (f"{name} is not the image that was written there: it has another hash",)
     return ()
 
 

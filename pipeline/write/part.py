@@ -6,41 +6,48 @@
               metadata.parquet
     rejected/part-<id>/<stem>__<edit_id>.<ext>
                        source/*, mask/*, metadata.parquet   the same, of its rejected edits
+    .outcomes/part-<id>-*.parquet        written before the metadata, see `ledger.parts`
 
 `datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so once one part is
 finished, images of unfinished parts are not seen. Every name is derived from the content, so a
-second attempt at the same work finds the file there and leaves it unchanged. All metadata files of
+second attempt at the same work finds the file there. If it has another image for the same name (the
+retry ladder, the quality or the source's bytes changed since an attempt that was killed), the file
+stays, and the new one is <stem>__<edit_id>-<hash>.<ext>. So nothing is overwritten, and an image is
+never under the metadata of another attempt. All metadata files of
 a run folder have one schema (`MetadataLayout`). Metadata only names files in its own folder, so a
 source with accepted and rejected edits is written to both folders.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.errors import AlreadyExistsError
+from pipeline.errors import AlreadyExistsError, StorageError
+from pipeline.ledger.checked_file import checked_parquet
 from pipeline.ledger.ledger import Right
-from pipeline.ledger.outcome import OUTCOMES_METADATA_KEY, outcomes_to_bytes
 from pipeline.ledger.parts import (
     METADATA_FILE,
+    OUTCOMES_FILE_KEY,
     PART_PREFIX,
-    REJECTED_METADATA_KEY,
+    REJECTED_FILE_KEY,
+    image_hash,
     read_part_outcomes,
     rejected_part,
     restore_rejected_metadata,
+    write_beside,
+    write_outcomes,
 )
 from pipeline.storage.folder import Folder
 from pipeline.write.image_format import ImageFormat
+
+_HASH_IN_NAME = 8
 
 
 def part_name(edit_ids: Iterable[bytes]) -> str:
@@ -75,6 +82,7 @@ class PartWriter:
         self._format = image_format
         self._pool = pool
         self._keeps_rejected = keeps_rejected
+        self._hashes: dict[str, bytes] = {}
         self._images_written = 0
         self._seconds = 0.0
         self._counting = threading.Lock()
@@ -139,18 +147,28 @@ class PartWriter:
         """Writes the metadata that commits the part, and returns the part's outcomes.
 
         `accepted` and `rejected` are the metadata rows of the edits with files; at least one of
-        them has rows. The metadata of the accepted edits commits the part; if there are none, that
-        of the rejected edits does. If another attempt at the same work finished first, its file
-        stays and its outcomes are returned, so the outcomes always match the folder. Raises
-        LeaseError, and writes nothing, if another run has taken the folder over.
+        them has rows. The outcomes are written to a file of their own first. The metadata of the
+        accepted edits commits the part; if there are none, that of the rejected edits does.
+
+        If another attempt at the same work finished first, its file stays and its outcomes are
+        returned, so the outcomes always match the folder. Raises LeaseError, and does not commit
+        the part, if another run has taken the folder over.
         """
         if self._right is not None:
             self._right.check()
         if self._keeps_rejected and (found := self.finished_outcomes()) is not None:
             return found  # its verdicts may differ, and then its metadata file has the other name
-        folder, data = self.part, encode_metadata(accepted, outcomes, rejected)
-        if rejected is not None and not accepted.num_rows:
-            folder, data = rejected_part(self.part), encode_metadata(rejected, outcomes)
+        record = write_outcomes(self._folder, self.part, outcomes, self._hashes)
+        folder, data = self.part, encode_metadata(accepted, record)
+        if rejected is not None and rejected.num_rows:
+            of_rejected = encode_metadata(rejected, record)
+            if accepted.num_rows:
+                later = write_beside(self._folder, self.part, of_rejected, "-rejected")
+                data = encode_metadata(accepted, record, later)
+            else:
+                folder, data = rejected_part(self.part), of_rejected
+        if self._right is not None:
+            self._right.check()
         try:
             self._folder.write_new(f"{folder}/{METADATA_FILE}", data)
         except AlreadyExistsError:
@@ -174,32 +192,52 @@ class PartWriter:
         return self._write(name, lambda: self._format.encode(image, xmp), is_rejected)
 
     def _write(self, name: str, encode: Callable[[], bytes], is_rejected: bool) -> Future[str]:
-        """Encodes and writes a file on the pool. The future returns `name`."""
-        path = f"{self.folder_of(is_rejected=is_rejected)}/{name}"
+        """Encodes and writes a file on the pool. The future returns the name that it has."""
+        folder = self.folder_of(is_rejected=is_rejected)
 
         def encode_and_write() -> str:
             began = time.monotonic()
-            self._folder.write_if_absent(path, encode())
+            data = encode()
+            digest = image_hash(data)
+            written = self._write_image(folder, name, data, digest)
             with self._counting:
+                self._hashes[f"{folder}/{written}"] = digest
                 self._images_written += 1
                 self._seconds += time.monotonic() - began
-            return name
+            return written
 
         return self._pool.submit(encode_and_write)
 
+    def _write_image(self, folder: str, name: str, data: bytes, digest: bytes) -> str:
+        """Writes the image, unless it is there; returns its name. Raises StorageError."""
+        if self._is_written(f"{folder}/{name}", data, digest):
+            return name
+        begin, _, extension = name.rpartition(".")
+        name = f"{begin}-{digest[:_HASH_IN_NAME].hex()}.{extension}"
+        if self._is_written(f"{folder}/{name}", data, digest):
+            return name
+        raise StorageError(
+            f"{self._folder.url_of(f'{folder}/{name}')} exists with another content than the hash "
+            "in its name says: it is damaged; move it away"
+        )
 
-def encode_metadata(
-    metadata: pa.Table, outcomes: pa.Table, rejected: pa.Table | None = None
-) -> bytes:
-    """The bytes of a metadata.parquet with all outcomes of the part in its key-value metadata.
+    def _is_written(self, path: str, data: bytes, digest: bytes) -> bool:
+        """Writes a file if its name is free; whether the file has these bytes now."""
+        if self._folder.write_if_absent(path, data):
+            return True
+        with self._counting:
+            if path in self._hashes:  # this attempt wrote it
+                return self._hashes[path] == digest
+        return image_hash(self._folder.read(path)) == digest
 
-    `rejected`: the metadata rows of the part's rejected edits, whose own file is written after this
-    one. They are in the key-value metadata too, so that the file can be restored
-    (`ledger.parts.restore_rejected_metadata`).
+
+def encode_metadata(metadata: pa.Table, record: str, rejected: str | None = None) -> bytes:
+    """The bytes of a metadata.parquet.
+
+    `record`: the path of the part's outcomes (`write_outcomes`); `rejected`: that of the metadata
+    of its rejected edits, which is written after this one.
     """
-    values = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
-    if rejected is not None and rejected.num_rows:
-        values[REJECTED_METADATA_KEY] = base64.b64encode(encode_metadata(rejected, outcomes))
-    sink = io.BytesIO()
-    pq.write_table(metadata.replace_schema_metadata(values), sink, compression="zstd")
-    return sink.getvalue()
+    names = {OUTCOMES_FILE_KEY: record.encode()}
+    if rejected is not None:
+        names[REJECTED_FILE_KEY] = rejected.encode()
+    return checked_parquet(metadata.replace_schema_metadata(names))

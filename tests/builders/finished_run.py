@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.edit.actor import EditActor
 from pipeline.edit.settings import EditSettings
@@ -16,12 +14,11 @@ from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import (
     OUTCOME_SCHEMA,
-    OUTCOMES_METADATA_KEY,
     EditKey,
     EditOutcome,
     outcomes_table,
-    outcomes_to_bytes,
 )
+from pipeline.ledger.parts import image_hash, write_outcomes
 from pipeline.manifest.rows import Problems
 from pipeline.plan.plan import make_plan
 from pipeline.plan.resolved_job import resolve_job
@@ -31,6 +28,7 @@ from pipeline.run.worker_settings import decode_settings
 from pipeline.storage.folder import Folder
 from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import MetadataLayout
+from pipeline.write.part import encode_metadata
 
 METADATA_SCHEMA = pa.schema(
     [
@@ -45,6 +43,12 @@ METADATA_SCHEMA = pa.schema(
         )
     ]
 )
+
+
+def hashes_of(folder: Folder, outcomes: pa.Table) -> dict[str, bytes]:
+    """The hashes of the images that outcomes name, of those that exist."""
+    names = {*outcomes["edited_file_name"].to_pylist(), *outcomes["source_file_name"].to_pylist()}
+    return {name: image_hash(folder.read(name)) for name in names if name and folder.exists(name)}
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,9 @@ class FinishedRun:
                 }
             )
         table = outcomes_table(outcomes)
-        metadata = pa.Table.from_pylist(rows, schema=METADATA_SCHEMA).replace_schema_metadata(
-            {OUTCOMES_METADATA_KEY: outcomes_to_bytes(table)}
-        )
-        sink = io.BytesIO()
-        pq.write_table(metadata, sink)
-        self.folder.write_new(f"{part}/metadata.parquet", sink.getvalue())
+        record = write_outcomes(self.folder, part, table, hashes_of(self.folder, table))
+        metadata = pa.Table.from_pylist(rows, schema=METADATA_SCHEMA)
+        self.folder.write_new(f"{part}/metadata.parquet", encode_metadata(metadata, record))
         return table
 
     def commit(self, *tables: pa.Table) -> None:
@@ -107,7 +108,13 @@ class FinishedRun:
             ledger.commit(table)
 
 
-def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = None) -> None:
+def make_edits(
+    job: Job,
+    groups_per_block: int,
+    judge: JudgeSettings | None = None,
+    *,
+    edits_per_block: int = 10_000,
+) -> None:
     """Runs a job in this process, with the model: every block of sources is a part."""
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder)
@@ -118,6 +125,7 @@ def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = No
             checkpoint=job.model.checkpoint,
             checkpoint_fingerprint=plan.fingerprint,
             device="cpu",
+            makes_edits=plan.makes_edits,
             image_format=ImageFormat(job.images.format, job.images.quality),
             layout=MetadataLayout(
                 plan.label_names,
@@ -128,11 +136,12 @@ def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = No
                 annotations=() if plan.annotations is None else plan.annotations.fields,
                 typed=plan.has_edit_types,
                 label_types=plan.label_types,
+                edited=plan.makes_edits,
             ),
             judge=judge,
             annotations=plan.annotations,
         )
     )
-    for part in cut_work(folder, plan.work_files, groups_per_block):
+    for part in cut_work(folder, plan.work_files, groups_per_block, edits_per_block):
         outcomes = actor(decode(read_slice(folder, part), decode_settings(job)))
         ledger.commit(outcomes.select(OUTCOME_SCHEMA.names))

@@ -18,13 +18,14 @@ from fpe_core.scores.edit_scores import EditScores
 from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import EditKey, EditOutcome, outcomes_table
+from pipeline.ledger.parts import write_outcomes
 from pipeline.plan.plan import make_plan
 from pipeline.run.folder import CONFIG_FILE
 from pipeline.run.stats import STATS_FILE, RunTotals, encode_stats
 from pipeline.storage.folder import Folder
 from pipeline.write.metadata import MetadataLayout
 from pipeline.write.part import encode_metadata
-from tests.builders.finished_run import FinishedRun
+from tests.builders.finished_run import FinishedRun, hashes_of
 from tests.servers.stores import Store
 
 RULES = {
@@ -132,6 +133,8 @@ def write_metadata(
         if outcome.outcome == "accepted"
     ]
     metadata = MetadataLayout(tuple(labels), judged=True).table(rows, None)
-    data = encode_metadata(metadata, outcomes_table(outcomes))
+    table = outcomes_table(outcomes)
+    record = write_outcomes(folder, PART, table, hashes_of(folder, table))
+    data = encode_metadata(metadata, record)
     folder.write_if_absent(f"{PART}/metadata.parquet", data)
     return metadata

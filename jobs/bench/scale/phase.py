@@ -215,7 +215,7 @@ def _parts(job: Job, folder: Folder, plan: Plan) -> Iterator[tuple[str, pa.Table
         groups=plan.groups_pending,
         pixels_per_image=pixels,
     )
-    for work in cut_work(folder, plan.work_files, pool.groups_per_block):
+    for work in cut_work(folder, plan.work_files, pool.groups_per_block, pool.edits_per_block):
         groups = read_slice(folder, work).to_pylist()
         edits = [(group, edit) for group in groups for edit in group["edits"]]
         part = part_name(edit["edit_id"] for _, edit in edits)

@@ -32,10 +32,12 @@ from pipeline.edit.actor import EditActor, EditedBlock
 from pipeline.edit.model_sharing import ModelLock, ModelThread
 from pipeline.edit.phase_clock import MODEL_PHASES
 from pipeline.edit.settings import WORKER_FIELD, EditSettings
+from pipeline.errors import LeaseError
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.outcome import OUTCOME_SCHEMA
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.supervision.supervisor import Orders
+from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import MetadataLayout
 from pipeline.write.part import part_name
 from tests.builders.tiny_checkpoint import SIZE_PX, build_tiny_checkpoint
@@ -495,3 +497,37 @@ def test_rows_are_told_while_they_are_made_and_all_of_them_at_the_end(
     assert all(seconds > 0 for seconds in phases)
     assert sum(phases) <= edit["seconds"]
     assert actor.edit(block, watched).figures == {}, "the part is there: nothing is made again"
+
+
+class Lost:
+    """A right to write that is lost after the images were written."""
+
+    def check(self) -> None:
+        raise LeaseError("another run has the folder")
+
+
+def test_images_of_an_attempt_that_was_killed_are_not_taken_for_those_of_the_next(
+    settings: EditSettings,
+    picture: Callable[..., Image.Image],
+    png: Callable[[Image.Image], bytes],
+) -> None:
+    """The file behind a URI was replaced meanwhile, and the images' quality too: same ids."""
+    first = replace(settings, lease=Lost(), image_format=ImageFormat("jpeg", 50))  # type: ignore[arg-type]
+    with pytest.raises(LeaseError):
+        run(first, [work_row(0, image_bytes=png(picture(0)))])
+    left = {
+        path: path.read_bytes() for path in (*written(first, "edited"), *written(first, "source"))
+    }
+    assert len(left) == 2
+    second = replace(settings, image_format=ImageFormat("jpeg", 95))
+    rows = [work_row(0, image_bytes=png(picture(5)))]
+    run(second, rows)
+    alone = replace(second, output=f"{settings.output}-alone")
+    run(alone, rows)
+    (row,), (expected,) = metadata(second), metadata(alone)
+    (part,) = Path(second.output).glob("part-*")
+    for name in ("edited_file_name", "source_file_name"):
+        image = (part / row[name]).read_bytes()
+        assert row[name] != expected[name]
+        assert image == Path(alone.output, part.name, expected[name]).read_bytes()
+    assert {path: path.read_bytes() for path in left} == left

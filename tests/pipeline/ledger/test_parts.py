@@ -10,10 +10,17 @@ import pytest
 
 from pipeline.errors import LedgerError
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import OUTCOMES_METADATA_KEY, outcomes_to_bytes
-from pipeline.ledger.parts import adopt_orphan_parts, orphan_parts
+from pipeline.ledger.parts import (
+    adopt_orphan_parts,
+    image_hashes,
+    orphan_parts,
+    read_part_outcomes,
+    write_outcomes,
+)
 from pipeline.storage.folder import Folder
+from pipeline.write.part import encode_metadata
 from tests.builders.outcome_rows import accepted, failed, key, table_of
+from tests.builders.part_of_0_2 import metadata_of_0_2
 from tests.servers.stores import Store
 
 
@@ -22,8 +29,8 @@ def folder(store: Store) -> Folder:
     return store.folder("run")
 
 
-def write_part(folder: Folder, part: str, outcomes: pa.Table) -> None:
-    """metadata.parquet as the writer leaves it."""
+def write_part(folder: Folder, part: str, outcomes: pa.Table, *, is_of_0_2: bool = False) -> None:
+    """Outcomes and metadata.parquet as the writer leaves them."""
     rows = [row for row in outcomes.to_pylist() if row["part"]]
     metadata = pa.table(
         {
@@ -34,19 +41,23 @@ def write_part(folder: Folder, part: str, outcomes: pa.Table) -> None:
             "target_prompt": [row["target_prompt"] for row in rows],
         }
     )
-    stored = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
-    sink = io.BytesIO()
-    pq.write_table(metadata.replace_schema_metadata(stored), sink)
-    folder.write_new(f"{part}/metadata.parquet", sink.getvalue())
+    if is_of_0_2:
+        data = metadata_of_0_2(metadata, outcomes)
+    else:
+        data = encode_metadata(metadata, write_outcomes(folder, part, outcomes, {}))
+    folder.write_new(f"{part}/metadata.parquet", data)
 
 
-def test_a_part_that_was_not_committed_is_adopted_with_all_its_outcomes(folder: Folder) -> None:
+@pytest.mark.parametrize("is_of_0_2", [False, True])
+def test_a_part_that_was_not_committed_is_adopted_with_all_its_outcomes(
+    folder: Folder, is_of_0_2: bool
+) -> None:
     ledger = Ledger.open(folder)
     committed = table_of(accepted(1, "part-a"))
     write_part(folder, "part-a", committed)
     ledger.commit(committed)
     lost = table_of(accepted(2, "part-b"), failed(3), accepted(4, "part-b"))
-    write_part(folder, "part-b", lost)
+    write_part(folder, "part-b", lost, is_of_0_2=is_of_0_2)
     folder.write_new("part-c/edited/5.png", b"an image of a part that was never finished")
     assert [part for part, _ in orphan_parts(folder, ledger)] == ["part-b"]
 
@@ -113,3 +124,27 @@ def test_a_retry_that_was_killed_before_its_commit_is_adopted(folder: Folder) ->
     assert dict(after.counts().failed_by_code) == {"decode_failed": 1}
     assert after.failed_ids() == {key(3).edit_id}
     assert list(orphan_parts(folder, after)) == []
+
+
+def test_the_outcomes_of_a_part_are_found_by_their_hash(folder: Folder) -> None:
+    """Two attempts at a part leave two files; the metadata names that of its own attempt."""
+    first, second = table_of(accepted(1, "part-a"), failed(2)), table_of(accepted(1, "part-a"))
+    image = first["edited_file_name"][0].as_py()
+    write_outcomes(folder, "part-a", second, {})
+    record = write_outcomes(folder, "part-a", first, {image: b"x" * 16})
+    folder.write_new("part-a/metadata.parquet", encode_metadata(pa.table({"a": [1]}), record))
+    assert len(folder.list(".outcomes")) == 2
+    assert read_part_outcomes(folder, "part-a").equals(first)
+    assert image_hashes(folder, "part-a") == {image: b"x" * 16}
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_outcomes_that_are_damaged_are_named(folder: Folder, damage: str) -> None:
+    write_part(folder, "part-a", table_of(accepted(1, "part-a")))
+    (path,) = folder.list(".outcomes")
+    if damage == "missing":
+        folder.fs.rm_file(folder.path_of(path))
+    else:
+        folder.replace(path, folder.read(path)[:-1] + b"x")
+    with pytest.raises(LedgerError, match=rf"{path.replace('.', '[.]')} is {damage[:7]}|damaged"):
+        adopt_orphan_parts(folder, Ledger.open(folder))

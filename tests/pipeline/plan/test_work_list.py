@@ -31,10 +31,19 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Folder:
 
 @pytest.mark.parametrize("size", [1, 2, 4, 7, 50])
 def test_every_row_is_in_one_slice(folder: Folder, size: int) -> None:
-    slices = cut_work(folder, FILES, size)
+    slices = cut_work(folder, FILES, size, 1000)
     assert all(part.rows <= size for part in slices)
     tables = [read_slice(folder, part) for part in slices]
     assert [len(table) for table in tables] == [part.rows for part in slices]
+    assert pa.concat_tables(tables)["row"].to_pylist() == list(range(14))
+
+
+@pytest.mark.parametrize(("edits", "rows"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 3), (1000, 7)])
+def test_a_slice_has_no_more_edits_than_it_may(folder: Folder, edits: int, rows: int) -> None:
+    """Every row has two edits, so a limit of one edit leaves one row."""
+    slices = cut_work(folder, FILES, 7, edits)
+    assert max(part.rows for part in slices) == rows
+    tables = [read_slice(folder, part) for part in slices]
     assert pa.concat_tables(tables)["row"].to_pylist() == list(range(14))
 
 
@@ -42,7 +51,7 @@ def test_lost_blocks_are_found_as_they_were_cut(folder: Folder) -> None:
     groups = read_slice(folder, WorkSlice(FILES[0], 0, 10))["group_id"].to_pylist()
     groups += read_slice(folder, WorkSlice(FILES[1], 0, 4))["group_id"].to_pylist()
     back = {group for number, group in enumerate(groups) if number not in (3, 12)}
-    slices = cut_work(folder, FILES, 3)
+    slices = cut_work(folder, FILES, 3, 1000)
     lost = lost_slices(folder, slices, back)
     assert lost == [WorkSlice(FILES[0], 3, 3), WorkSlice(FILES[1], 0, 3)]
     assert lost_slices(folder, lost, back | {groups[3]}) == [WorkSlice(FILES[1], 0, 3)]

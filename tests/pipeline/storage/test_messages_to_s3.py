@@ -76,7 +76,7 @@ def test_what_a_block_costs(
             makes_edits=plan.makes_edits,
         )
     )
-    (part,) = cut_work(folder, plan.work_files, ROWS)
+    (part,) = cut_work(folder, plan.work_files, ROWS, 1000)
     work = read_slice(folder, part)
     messages.clear()
     block = decode(work, decode_settings(job))

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline.job.job import Job
+from pipeline.ledger.checked_file import checked_parquet, read_checked
 from pipeline.ledger.ledger import Ledger, number_of
 from pipeline.ledger.parts import adopt_orphan_parts
 from pipeline.verify.verify import Verification, verify_run
@@ -135,14 +135,24 @@ def damage_failed_with_an_image(run: FinishedRun) -> None:
 
 def damage_other_file(run: FinishedRun) -> None:
     key = run.keys()[0]
-    table = pq.read_table(io.BytesIO(run.folder.read("part-a/metadata.parquet")))
+    table = read_checked(run.folder.read("part-a/metadata.parquet"))
     names = table["edited_file_name"].to_pylist()
     names[0], names[1] = names[1], names[0]
     assert key.edit_id.hex() in names[1]
     table = table.set_column(0, "edited_file_name", pa.array(names))
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    run.folder.replace("part-a/metadata.parquet", sink.getvalue())
+    run.folder.replace("part-a/metadata.parquet", checked_parquet(table))
+
+
+def damage_another_image(run: FinishedRun) -> None:
+    other = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(other, "PNG")
+    path = f"part-a/edited/{run.keys()[0].edit_id.hex()}.png"
+    run.folder.replace(path, other.getvalue())
+
+
+def damage_outcomes_gone(run: FinishedRun) -> None:
+    (path,) = run.folder.list(".outcomes")
+    run.folder.fs.rm(run.folder.path_of(path))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +185,8 @@ def damage_other_file(run: FinishedRun) -> None:
             ["is failed in the ledger", "part-z is finished, and 1 of its edits"],
         ),
         (damage_other_file, ["the ledger names another file"] * 2),
+        (damage_another_image, [r"\w+\.png is not the image that was written there"]),
+        (damage_outcomes_gone, [r"\.outcomes/part-a-\w+\.parquet is missing; restore it"] * 2),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

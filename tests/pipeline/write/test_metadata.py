@@ -45,12 +45,11 @@ def test_the_schema_does_not_depend_on_the_rows() -> None:
     empty = pa.table({name: [None] for name in CARRIED.names}, schema=CARRIED)
     rows = [one_row(colour="red", seed=4, steps=5, guidance_scale=7.5, fit_scale_x=1), one_row()]
     schemas = {
-        pq.read_schema(io.BytesIO(encode_metadata(layout.table([row], inherited), outcomes)))
+        pq.read_schema(io.BytesIO(encode_metadata(layout.table([row], inherited), ".outcomes/a")))
         .remove_metadata()
         .to_string()
         for row in rows
         for inherited in (full, empty)
-        for outcomes in [outcomes_table([accepted(1)])]
     }
     assert schemas == {layout.schema.to_string()}
 
@@ -160,7 +159,8 @@ def test_the_first_finish_of_a_part_wins(store: Store, picture: Callable[..., Im
     assert found is not None
     assert found.equals(mine)
     assert name == f"edited/stem__{'01' * 16}.png"
-    assert set(store.raw()) == {f"run/part-a/{name}", "run/part-a/metadata.parquet"}
+    visible = {path for path in store.raw() if not path.startswith("run/.outcomes/part-a-")}
+    assert visible == {f"run/part-a/{name}", "run/part-a/metadata.parquet"}
     assert read_part_outcomes(folder, "part-a").equals(mine)
 
 
@@ -180,12 +180,24 @@ def test_a_writer_that_lost_the_folder_finishes_no_part(store: Store) -> None:
     assert store.raw() == {}
 
 
-def test_an_image_is_never_written_twice(store: Store, picture: Callable[..., Image.Image]) -> None:
+@pytest.mark.parametrize("is_same_attempt", [False, True])
+def test_an_image_that_is_there_is_neither_overwritten_nor_taken_for_another(
+    store: Store, picture: Callable[..., Image.Image], is_same_attempt: bool
+) -> None:
+    """An attempt that was killed left image 0; the next one makes image 1 for the same name."""
     folder = store.folder("run")
     with ThreadPoolExecutor(2) as pool:
         writer = PartWriter(folder, "part-a", ImageFormat(), pool)
         name = writer.put_source("s", b"\2" * 16, picture(0)).result()
-        before = store.raw()
-        assert writer.put_source("s", b"\2" * 16, picture(1)).result() == name
-    assert store.raw() == before
-    assert list(before) == [f"run/part-a/{name}"]
+        left = store.raw()
+        assert list(left) == [f"run/part-a/{name}"]
+        if not is_same_attempt:
+            writer = PartWriter(folder, "part-a", ImageFormat(), pool)
+        assert writer.put_source("s", b"\2" * 16, picture(0)).result() == name
+        assert store.raw() == left
+        other = writer.put_source("s", b"\2" * 16, picture(1)).result()
+        assert other == writer.put_source("s", b"\2" * 16, picture(1)).result()
+    assert other.startswith(f"source/s__{'02' * 16}-")
+    assert store.raw()[f"run/part-a/{name}"] == left[f"run/part-a/{name}"]
+    assert store.raw()[f"run/part-a/{other}"] == ImageFormat().encode(picture(1), None)
+    assert len(store.raw()) == 2
