@@ -16,6 +16,7 @@ from pipeline.write.metadata import fit_columns, judged_columns, parameter_colum
 
 if TYPE_CHECKING:
     from pipeline.edit.settings import EditSettings
+    from pipeline.write.part import PartWriter
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class MetadataRows:
         self._settings = settings
         self._rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
         self._places: dict[bool, list[int]] = {False: [], True: []}
+        self._stems: dict[int, str] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -56,12 +58,40 @@ class MetadataRows:
         is_rejected = outcome.outcome == Outcome.REJECTED
         self._rows[is_rejected].append(self._row(made, outcome, names))
         self._places[is_rejected].append(made.group.place)
+        self._stems[made.group.place] = made.group.stem
 
-    def table(self, carried: pa.Table | None, *, is_rejected: bool) -> pa.Table:
-        """The rows in the run's schema; `carried` are the carried columns of the block's groups."""
-        places = pa.array(self._places[is_rejected], pa.int64())
-        inherited = None if carried is None else carried.take(places)
-        return self._settings.layout.table(self._rows[is_rejected], inherited)
+    def table(
+        self, carried: pa.Table | None, writer: PartWriter, *, is_rejected: bool
+    ) -> pa.Table:
+        """The rows in the run's schema; `carried` are the carried columns of the block's groups.
+
+        Writes the images among them. Raises StorageError.
+        """
+        layout, places = self._settings.layout, self._places[is_rejected]
+        if carried is None:
+            return layout.table(self._rows[is_rejected], None)
+        files = {}
+        for name in sorted(layout.image_columns):
+            of_place = {
+                place: self._image_files(carried[name][place].as_py(), place, writer, is_rejected)
+                for place in dict.fromkeys(places)
+            }
+            files[name] = [of_place[place] for place in places]
+        inherited = carried.take(pa.array(places, pa.int64()))
+        return layout.table(self._rows[is_rejected], inherited, files)
+
+    def _image_files(
+        self, cell: Any, place: int, writer: PartWriter, is_rejected: bool
+    ) -> str | list[str | None] | None:
+        """Writes the images of a cell; returns the names of their files.
+
+        None for an image without bytes, [] for a list that is null: `datasets` cannot load null.
+        """
+        if isinstance(cell, dict):
+            data = cell.get("bytes")
+            stem = self._stems[place]
+            return writer.put_carried(stem, data, is_rejected=is_rejected).result() if data else None
+        return [self._image_files(each, place, writer, is_rejected) for each in cell or ()]
 
     def _row(
         self, made: MadeEdit | UnmadeEdit, outcome: EditOutcome, names: FileNames

@@ -3,9 +3,11 @@
     part-<id>/edited/<stem>__<edit_id>.<ext>
               source/<stem>__<source_id>.<ext>
               mask/<stem>__<hash of the file>.png
+              carried/<stem>__<hash of the file>.<its own ext>
               metadata.parquet
     rejected/part-<id>/<stem>__<edit_id>.<ext>
-                       source/*, mask/*, metadata.parquet   the same, of its rejected edits
+                       source/*, mask/*, carried/*, metadata.parquet   the same, of its rejected
+                                                                       edits
 
 `datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so once one part is
 finished, images of unfinished parts are not seen. Every name is derived from the content, so a
@@ -40,7 +42,7 @@ from pipeline.ledger.parts import (
     restore_rejected_metadata,
 )
 from pipeline.storage.folder import Folder
-from pipeline.write.image_format import ImageFormat
+from pipeline.write.image_format import ImageFormat, extension_of
 
 
 def part_name(edit_ids: Iterable[bytes]) -> str:
@@ -129,6 +131,12 @@ class PartWriter:
         digest = hashlib.blake2b(png, digest_size=16).hexdigest()
         return self._write(f"mask/{stem}__{digest}.png", lambda: png, is_rejected)
 
+    def put_carried(self, stem: str, data: bytes, *, is_rejected: bool = False) -> Future[str]:
+        """Same for an image of the manifest that is carried: its bytes are written unchanged."""
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        name = f"carried/{stem}__{digest}.{extension_of(data)}"
+        return self._write(name, lambda: data, is_rejected)
+
     def figures(self) -> dict[str, float]:
         """rows: images written; seconds: time for encoding and writing, summed over all threads."""
         return {"rows": self._images_written, "seconds": self._seconds}
@@ -197,7 +205,7 @@ def encode_metadata(
     one. They are in the key-value metadata too, so that the file can be restored
     (`ledger.parts.restore_rejected_metadata`).
     """
-    values = {OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
+    values = {**(metadata.schema.metadata or {}), OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
     if rejected is not None and rejected.num_rows:
         values[REJECTED_METADATA_KEY] = base64.b64encode(encode_metadata(rejected, outcomes))
     sink = io.BytesIO()

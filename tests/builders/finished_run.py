@@ -128,6 +128,7 @@ def make_edits(job: Job, groups_per_block: int, judge: JudgeSettings | None = No
                 annotations=() if plan.annotations is None else plan.annotations.fields,
                 typed=plan.has_edit_types,
                 label_types=plan.label_types,
+                label_classes=plan.label_classes,
             ),
             judge=judge,
             annotations=plan.annotations,
