@@ -4,6 +4,7 @@ for rejected ones."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from pipeline.edit.attempt import MadeEdit, UnmadeEdit
 from pipeline.edit.no_editor import NOT_EDITED
 from pipeline.judge.regions import annotation_columns
 from pipeline.ledger.outcome import EditOutcome, Outcome
+from pipeline.manifest.arrow_types import is_list
 from pipeline.write.metadata import fit_columns, judged_columns, parameter_columns
 
 if TYPE_CHECKING:
@@ -60,9 +62,7 @@ class MetadataRows:
         self._places[is_rejected].append(made.group.place)
         self._stems[made.group.place] = made.group.stem
 
-    def table(
-        self, carried: pa.Table | None, writer: PartWriter, *, is_rejected: bool
-    ) -> pa.Table:
+    def table(self, carried: pa.Table | None, writer: PartWriter, *, is_rejected: bool) -> pa.Table:
         """The rows in the run's schema; `carried` are the carried columns of the block's groups.
 
         Writes the images among them. Raises StorageError.
@@ -70,28 +70,30 @@ class MetadataRows:
         layout, places = self._settings.layout, self._places[is_rejected]
         if carried is None:
             return layout.table(self._rows[is_rejected], None)
-        files = {}
+        files: dict[str, list[Any]] = {}
         for name in sorted(layout.image_columns):
-            of_place = {
-                place: self._image_files(carried[name][place].as_py(), place, writer, is_rejected)
-                for place in dict.fromkeys(places)
-            }
+            put = partial(self._image_file, writer=writer, is_rejected=is_rejected)
+            of_place: dict[int, Any] = {}
+            for place in dict.fromkeys(places):
+                cell = carried[name][place].as_py()
+                if is_list(carried[name].type):  # null becomes [], since datasets cannot load null
+                    of_place[place] = [put(each, place) for each in cell or ()]
+                else:
+                    of_place[place] = put(cell, place)
             files[name] = [of_place[place] for place in places]
         inherited = carried.take(pa.array(places, pa.int64()))
         return layout.table(self._rows[is_rejected], inherited, files)
 
-    def _image_files(
-        self, cell: Any, place: int, writer: PartWriter, is_rejected: bool
-    ) -> str | list[str | None] | None:
-        """Writes the images of a cell; returns the names of their files.
-
-        None for an image without bytes, [] for a list that is null: `datasets` cannot load null.
-        """
-        if isinstance(cell, dict):
-            data = cell.get("bytes")
-            stem = self._stems[place]
-            return writer.put_carried(stem, data, is_rejected=is_rejected).result() if data else None
-        return [self._image_files(each, place, writer, is_rejected) for each in cell or ()]
+    def _image_file(
+        self, image: Any, place: int, *, writer: PartWriter, is_rejected: bool
+    ) -> str | None:
+        """Writes a carried image; returns the name of its file, None for an image without bytes."""
+        if image is None:
+            return None
+        data = image["fpe_data"] if image["bytes"] is None else image["bytes"]
+        if data is None:
+            return None
+        return writer.put_carried(self._stems[place], data, is_rejected=is_rejected).result()
 
     def _row(
         self, made: MadeEdit | UnmadeEdit, outcome: EditOutcome, names: FileNames

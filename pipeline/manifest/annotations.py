@@ -115,8 +115,8 @@ class BoxColumn:
         return tuple(boxes)
 
     def may_be_shares(self, boxes: Sequence[Box]) -> bool:
-        """Whether all of these boxes lie within 0..1, but for rounding. In pixels that is the corner
-        of the picture."""
+        """Whether all of these boxes lie within 0..1, but for rounding. In pixels that is the
+        corner of the picture."""
         least, most = -_SHARE_TOLERANCE, 1 + _SHARE_TOLERANCE
         return self.has_fractions and all(
             least <= value <= most

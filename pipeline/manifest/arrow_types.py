@@ -227,12 +227,11 @@ def _converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
 def _converted_struct(array: pa.StructArray, kind: pa.DataType) -> pa.Array:
     children, names = array.flatten(), [item.name for item in array.type]
     wanted = list(kind)
-    if set(names) <= {item.name for item in wanted}:
+    wanted_names = {item.name for item in wanted}
+    if wanted_names <= set(names) or set(names) <= wanted_names:
         by_name = dict(zip(names, children, strict=True))
         children = [by_name.get(item.name, pa.nulls(len(array))) for item in wanted]
-    columns = [
-        _converted(child, item.type) for child, item in zip(children, wanted, strict=True)
-    ]
+    columns = [_converted(child, item.type) for child, item in zip(children, wanted, strict=True)]
     return pa.StructArray.from_arrays(columns, fields=wanted, mask=array.is_null())
 
 
@@ -281,8 +280,7 @@ def can_be_written_as(kind: pa.DataType, before: pa.DataType, *, was_uuid: bool 
     types = pa.types
     if types.is_struct(kind) and types.is_struct(before):
         return kind.num_fields == before.num_fields and all(
-            can_be_written_as(one.type, other.type)
-            for one, other in zip(kind, before, strict=True)
+            can_be_written_as(one.type, other.type) for one, other in zip(kind, before, strict=True)
         )
     if is_list(kind) and is_list(before):
         sizes = {x.list_size if types.is_fixed_size_list(x) else None for x in (kind, before)}
@@ -307,4 +305,3 @@ _SAME = {
     ("bool", "int8"),  # bool8
     (str(_LARGE_UNSIGNED), "uint64"),
 }
-

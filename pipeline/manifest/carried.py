@@ -20,15 +20,29 @@ from pipeline.manifest.features import (
     class_names,
     class_without_name,
     features_of,
+    holds_images,
     is_image,
     item_of,
     metadata_of,
     with_classes,
 )
 from pipeline.manifest.words import words_of
+from pipeline.storage.folder import resolve_uri
 
 WAS_UUID = {b"was": b"uuid"}
 """Metadata of a field whose text is UUIDs, which earlier releases carried as 16 bytes."""
+
+
+IMAGE_TYPE = pa.struct(
+    [
+        pa.field("bytes", pa.binary()),
+        pa.field("path", pa.string()),
+        pa.field("fpe_uri", pa.string()),
+        pa.field("fpe_data", pa.binary()),
+    ]
+)
+"""An image that is carried, on its way to the output: the manifest's bytes and path, the absolute
+URI of an image that has only a path, and the bytes that were found there."""
 
 
 def carried_schema(
@@ -55,9 +69,19 @@ def carried_schema(
         unified = pa.unify_schemas(own, promote_options="permissive")
     except pa.ArrowException as error:
         raise ManifestError(f"a column has different types in different files: {error}") from error
-    fields = [_field(item, schemas.values()) for item in unified]
+    fields = [_field(item, list(schemas.values())) for item in unified]
     features = {item.name: _feature(item, schemas) for item in fields}
+    fields = [
+        item.with_type(_image_type(item.type)) if holds_images(features[item.name]) else item
+        for item in fields
+    ]
     return pa.schema(fields, metadata_of({name: each for name, each in features.items() if each}))
+
+
+def _image_type(kind: pa.DataType) -> pa.DataType:
+    if not is_list(kind):
+        return IMAGE_TYPE
+    return pa.large_list(IMAGE_TYPE) if pa.types.is_large_list(kind) else pa.list_(IMAGE_TYPE)
 
 
 def _carried_type(schema: pa.Schema, item: pa.Field) -> pa.DataType:
@@ -101,9 +125,10 @@ def _known_feature(kind: pa.DataType, feature: Feature) -> Feature:
 
 
 def carried_column(
-    name: str, column: pa.ChunkedArray, file_schema: pa.Schema, carried: pa.Schema
+    name: str, column: pa.ChunkedArray, file_schema: pa.Schema, carried: pa.Schema, base: str
 ) -> pa.ChunkedArray:
-    """The values of a file's column in the type in which it is carried.
+    """The values of a file's column in the type in which it is carried. `base`: the file's folder,
+    which paths of images are relative to.
 
     Raises pa.ArrowException and UnicodeDecodeError for values that do not fit, and ValueError for a
     class label without a name.
@@ -114,7 +139,19 @@ def carried_column(
         words = words_of(file_schema.field(name).type, classes)
         return pa.chunked_array([[words(value) or None for value in column.to_pylist()]], item.type)
     values = converted(column, item.type)
+    if holds_images(features.get(name)):
+        values = _with_uris(values, base)
     values.validate(full=True)  # without this, text that is not UTF-8 would be passed on
     if name in features and (number := class_without_name(values, features[name])) is not None:
         raise ValueError(f"class {number} has no name in its datasets.ClassLabel")
     return values
+
+
+def _with_uris(column: pa.ChunkedArray, base: str) -> pa.ChunkedArray:
+    """Images with the absolute URIs of those that have no bytes."""
+    cells = column.to_pylist()
+    for cell in cells:
+        for image in cell if isinstance(cell, list) else [cell]:
+            if image is not None and image["bytes"] is None and image["path"]:
+                image["fpe_uri"] = resolve_uri(image["path"], base)
+    return pa.chunked_array([cells], column.type)

@@ -69,6 +69,11 @@ def is_image(feature: Feature) -> bool:
     return _type_of(feature) == "Image"
 
 
+def holds_images(feature: Feature) -> bool:
+    """Whether a column has an image, or a list of them, in each row."""
+    return is_image(feature) or is_image(item_of(feature))
+
+
 def item_of(feature: Feature) -> Feature:
     """The feature of a list's items; None if it is not a list's."""
     if isinstance(feature, list):
@@ -93,9 +98,7 @@ def with_classes(kind: pa.DataType, feature: Feature) -> Feature:
     if names := class_names(feature):
         return class_label(names) if pa.types.is_int64(kind) else None
     if pa.types.is_struct(kind):
-        found = {
-            item.name: with_classes(item.type, field_of(feature, item.name)) for item in kind
-        }
+        found = {item.name: with_classes(item.type, field_of(feature, item.name)) for item in kind}
         if not any(found.values()):
             return None
         return {item.name: found[item.name] or _plain_feature(item.type) for item in kind}

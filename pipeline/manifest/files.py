@@ -188,7 +188,9 @@ class Manifest:
                 name = field.name
                 if name in table.column_names:
                     columns.append(
-                        carried_column(name, table[name], file.schema, self.carried_schema)
+                        carried_column(
+                            name, table[name], file.schema, self.carried_schema, file.base
+                        )
                     )
                 else:
                     columns.append(pa.nulls(len(table), field.type))

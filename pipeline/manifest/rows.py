@@ -235,9 +235,9 @@ class RowReader:
         problems.add(
             file,
             row,
-            f"{'.'.join(self._boxes.path)}: the boxes of this and all other rows lie within 0 to 1, "
-            "so they are shares of the picture, and boxes have to be in pixels: multiply them by "
-            "the picture's width and height",
+            f"{'.'.join(self._boxes.path)}: the boxes of this and all other rows lie within 0 to "
+            "1, so they are shares of the picture, and boxes have to be in pixels: multiply them "
+            "by the picture's width and height",
         )
 
     def _check_id(self, row_id: str, row: int, found: list[str]) -> None:
@@ -253,11 +253,9 @@ class RowReader:
         schema = batch.file.schema
         if name not in schema.names:
             return [""] * batch.rows
-        if name in batch.known:
-            values = batch.known[name]
-        else:
-            values = batch.carried[name].to_pylist()
-        words = self._words_of(schema, name)
+        is_known = name in batch.known
+        values = batch.known[name] if is_known else batch.carried[name].to_pylist()
+        words = self._words_of(schema, name, is_read=is_known or name == EDIT_TYPE)
         texts = []
         for index, value in enumerate(values):
             try:
@@ -267,13 +265,13 @@ class RowReader:
                 texts.append("")
         return texts
 
-    def _words_of(self, schema: pa.Schema, name: str) -> Words:
+    def _words_of(self, schema: pa.Schema, name: str, *, is_read: bool) -> Words:
         """How the values of a column become words. Those of a class label are its names, unless the
-        job's labels have its numbers."""
+        job's labels have its numbers. `is_read`: JSON and class labels are text already."""
         kind = schema.field(name).type
         classes = class_names(features_of(schema).get(name))
-        if name in KNOWN_COLUMNS and (is_json(kind) or classes):
-            return _known_text  # read already
+        if is_read and (is_json(kind) or classes):
+            return _known_text
         if self._prompts is not None and name in self._prompts.label_names:
             values = self._prompts.values_of(name)
             if not set(values) <= set(classes) and are_numbers(pa.int64(), values):

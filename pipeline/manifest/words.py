@@ -90,16 +90,10 @@ def json_words(text: str) -> str:
     """The words of a cell of JSON: text without its quotes, numbers as they are written."""
     value = json_value(text)
     if isinstance(value, list | dict):
-        raise ValueError(f"{_short(text)} is JSON with several values; a template needs one")
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, bool) else _number_words(text, value)
-
-
-def _number_words(text: str, value: float) -> str:
-    return _float_words(value, float) if isinstance(value, float) else text.strip()
+        raise ValueError(f"{_short(text)} is JSON with several values, where one is needed")
+    if isinstance(value, float):
+        return _float_words(value, float)
+    return "" if value is None else str(value)
 
 
 def _float_words(value: float, kind: Callable[[float], Any]) -> str:

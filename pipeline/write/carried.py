@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.manifest.arrow_types import is_list, is_text
-from pipeline.manifest.features import Feature, field_of, is_image, item_of
+from pipeline.manifest.features import Feature, field_of, item_of
 
 IMAGE_ENDINGS = ("file_name", "file_names")
 """`datasets` opens a column x_file_name as images and names it x."""
@@ -73,11 +73,6 @@ def _with_item(feature: Feature, item: Feature) -> Feature:
     return {**feature, "feature": item}
 
 
-def holds_images(feature: Feature) -> bool:
-    """Whether a column has an image, or a list of them, in each row."""
-    return is_image(feature) or is_image(item_of(feature))
-
-
 def image_fields(column: str, *, is_a_list: bool) -> tuple[pa.Field, pa.Field]:
     """The output's columns for a column of images: the files, and the paths in the manifest."""
     kind = pa.list_(pa.string()) if is_a_list else pa.string()
@@ -93,3 +88,11 @@ def image_paths(cells: Sequence[Any]) -> list[Any]:
         else (None if cell is None else cell.get("path"))
         for cell in cells
     ]
+
+
+def without_files(kind: pa.DataType) -> pa.DataType:
+    """The type of a column of images in the run folder of an earlier release."""
+    if is_list(kind):
+        build = pa.large_list if pa.types.is_large_list(kind) else pa.list_
+        return build(without_files(kind.value_type))
+    return pa.struct([item for item in kind if not item.name.startswith("fpe_")])

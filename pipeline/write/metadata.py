@@ -18,13 +18,19 @@ from fpe_core.parameters import layer_rule_from_text
 from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS, EditOutcome
 from pipeline.manifest.arrow_types import can_be_written_as, converted, is_list
 from pipeline.manifest.carried import WAS_UUID
-from pipeline.manifest.features import Feature, class_label, features_of, metadata_of
+from pipeline.manifest.features import (
+    Feature,
+    class_label,
+    features_of,
+    holds_images,
+    metadata_of,
+)
 from pipeline.write.carried import (
     IMAGE_ENDINGS,
-    holds_images,
     image_fields,
     image_paths,
     new_name,
+    without_files,
     written,
 )
 
@@ -93,15 +99,20 @@ class MetadataLayout:
         nulls keep their type."""
         if self.recorded is not None:
             return self.recorded
-        moved, features = [], {n: class_label(names) for n, names in self.label_classes.items()}
+        moved: list[pa.Field] = []
+        features = {name: class_label(names) for name, names in self.label_classes.items()}
         for item in self.carried or ():
             name = self.carried_names[item.name]
             if item.name in self.image_columns:
                 moved += image_fields(name, is_a_list=is_list(item.type))
                 continue
-            kind, feature = written(item.type, self._features.get(item.name))
+            feature = self._features.get(item.name)
+            if holds_images(feature):
+                moved.append(pa.field(name, without_files(item.type)))
+                continue
+            kind, feature = written(item.type, feature)
             moved.append(pa.field(name, kind, metadata=item.metadata))
-            if feature is not None and not holds_images(feature):
+            if feature is not None:
                 features[name] = feature
         fields = [*self._our_fields(self.keep_source), *self._label_fields, *moved]
         return pa.schema(fields, metadata_of(features))
@@ -136,9 +147,7 @@ class MetadataLayout:
         used |= self._names_of_datasets
         result: dict[str, str] = {}
         for item in self.carried or ():
-            chosen = new_name(
-                item.name, used, is_image_name=item.name.endswith(IMAGE_ENDINGS)
-            )
+            chosen = new_name(item.name, used, is_image_name=item.name.endswith(IMAGE_ENDINGS))
             taken = {chosen}
             if item.name in self.image_columns:
                 while used & (taken := _names_of_image(chosen, item.type)):

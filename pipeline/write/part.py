@@ -205,7 +205,10 @@ def encode_metadata(
     one. They are in the key-value metadata too, so that the file can be restored
     (`ledger.parts.restore_rejected_metadata`).
     """
-    values = {**(metadata.schema.metadata or {}), OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes)}
+    values = {
+        **(metadata.schema.metadata or {}),
+        OUTCOMES_METADATA_KEY: outcomes_to_bytes(outcomes),
+    }
     if rejected is not None and rejected.num_rows:
         values[REJECTED_METADATA_KEY] = base64.b64encode(encode_metadata(rejected, outcomes))
     sink = io.BytesIO()
