@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.job.job import Job
 from pipeline.verify.verify import verify_run
 from tests.builders.finished_run import make_edits
-from tests.builders.parquet_types import KINDS, Kind, array_of, at_every_depth, mark_column
+from tests.builders.parquet_types import KINDS, array_of, at_every_depth, mark_column
 
 ROWS = 4
 Write = Callable[..., Path]
@@ -65,9 +65,12 @@ def run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    return lambda out: datasets.load_dataset(
-        str(out), split="train", cache_dir=str(tmp_path / "cache")
-    ).sort("id")
+    def load(out: Path) -> datasets.Dataset:
+        found = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+        ids = found["id"][:]
+        return found.select(sorted(range(len(ids)), key=lambda place: ids[place]))
+
+    return load
 
 
 def in_order(out: Path) -> pa.Table:
@@ -75,18 +78,13 @@ def in_order(out: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in files]).sort_by("id")
 
 
-def cases() -> Iterator[Any]:
-    for name, kind in KINDS.items():
-        yield pytest.param(dict(at_every_depth(kind)), id=name)
-
-
-@pytest.mark.parametrize("columns", cases())
+@pytest.mark.parametrize("name", KINDS)
 def test_a_type_at_every_depth_is_loaded_by_every_library(
-    columns: dict[str, Kind], write: Write, run: Callable[..., Path], load: Load
+    name: str, write: Write, run: Callable[..., Path], load: Load
 ) -> None:
     """Columns of every type that is let through, alone and in lists and structs. Read with datasets
     5.2, pandas 3.1, pyarrow 26 and DuckDB 2.0."""
-    arrays = {}
+    columns, arrays = dict(at_every_depth(KINDS[name])), {}
     for depth, each in columns.items():
         try:
             arrays[depth] = array_of(each.type, each.values)
