@@ -33,7 +33,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "job": {"manifest", "storage"},
         "read": {"manifest", "ledger", "storage", "supervision"},
         "judge": {"read", "manifest", "ledger", "storage"},
-        "write": {"read", "ledger", "storage"},
+        "write": {"read", "manifest", "ledger", "storage"},
         "edit": {"judge", "write", "read", "manifest", "ledger", "supervision", "storage"},
         "plan": {"job", "judge", "manifest", "ledger", "storage"},
         "cluster": {"edit", "read", "plan", "job", "ledger", "supervision", "storage"},

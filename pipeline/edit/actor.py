@@ -229,7 +229,9 @@ class EditActor:
         if rows.is_empty:
             return table
         try:
-            accepted, rejected = (rows.table(carried, is_rejected=which) for which in (False, True))
+            accepted, rejected = (
+                rows.table(carried, writer, is_rejected=which) for which in (False, True)
+            )
             table = writer.finish(accepted, table, rejected)
         except LeaseError:
             raise  # no row caused it, and this run must not write to the folder any more

@@ -4,6 +4,7 @@ for rejected ones."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -12,10 +13,12 @@ from pipeline.edit.attempt import MadeEdit, UnmadeEdit
 from pipeline.edit.no_editor import NOT_EDITED
 from pipeline.judge.regions import annotation_columns
 from pipeline.ledger.outcome import EditOutcome, Outcome
+from pipeline.manifest.arrow_types import is_list
 from pipeline.write.metadata import fit_columns, judged_columns, parameter_columns
 
 if TYPE_CHECKING:
     from pipeline.edit.settings import EditSettings
+    from pipeline.write.part import PartWriter
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class MetadataRows:
         self._settings = settings
         self._rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
         self._places: dict[bool, list[int]] = {False: [], True: []}
+        self._stems: dict[int, str] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -56,12 +60,40 @@ class MetadataRows:
         is_rejected = outcome.outcome == Outcome.REJECTED
         self._rows[is_rejected].append(self._row(made, outcome, names))
         self._places[is_rejected].append(made.group.place)
+        self._stems[made.group.place] = made.group.stem
 
-    def table(self, carried: pa.Table | None, *, is_rejected: bool) -> pa.Table:
-        """The rows in the run's schema; `carried` are the carried columns of the block's groups."""
-        places = pa.array(self._places[is_rejected], pa.int64())
-        inherited = None if carried is None else carried.take(places)
-        return self._settings.layout.table(self._rows[is_rejected], inherited)
+    def table(self, carried: pa.Table | None, writer: PartWriter, *, is_rejected: bool) -> pa.Table:
+        """The rows in the run's schema; `carried` are the carried columns of the block's groups.
+
+        Writes the images among them. Raises StorageError.
+        """
+        layout, places = self._settings.layout, self._places[is_rejected]
+        if carried is None:
+            return layout.table(self._rows[is_rejected], None)
+        files: dict[str, list[Any]] = {}
+        for name in sorted(layout.image_columns):
+            put = partial(self._image_file, writer=writer, is_rejected=is_rejected)
+            of_place: dict[int, Any] = {}
+            for place in dict.fromkeys(places):
+                cell = carried[name][place].as_py()
+                if is_list(carried[name].type):  # null becomes [], since datasets cannot load null
+                    of_place[place] = [put(each, place) for each in cell or ()]
+                else:
+                    of_place[place] = put(cell, place)
+            files[name] = [of_place[place] for place in places]
+        inherited = carried.take(pa.array(places, pa.int64()))
+        return layout.table(self._rows[is_rejected], inherited, files)
+
+    def _image_file(
+        self, image: Any, place: int, *, writer: PartWriter, is_rejected: bool
+    ) -> str | None:
+        """Writes a carried image; returns the name of its file, None for an image without bytes."""
+        if image is None:
+            return None
+        data = image["fpe_data"] if image["bytes"] is None else image["bytes"]
+        if data is None:
+            return None
+        return writer.put_carried(self._stems[place], data, is_rejected=is_rejected).result()
 
     def _row(
         self, made: MadeEdit | UnmadeEdit, outcome: EditOutcome, names: FileNames

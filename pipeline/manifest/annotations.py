@@ -14,10 +14,13 @@ from fpe_core.errors import ParameterError
 from fpe_core.image.boxes import Box
 from fpe_core.judging.region_verdict import BOX_RULE, MASK_RULE, VerdictRule
 from pipeline.errors import JobError
-from pipeline.manifest.columns import KNOWN_COLUMNS, ImageCell, is_image_type, plain_type
+from pipeline.manifest.arrow_types import is_json, is_list, is_text, plain_type
+from pipeline.manifest.columns import KNOWN_COLUMNS, ImageCell, is_image_type
 from pipeline.manifest.files import Manifest
+from pipeline.manifest.words import is_fraction
 from pipeline.storage.folder import resolve_uri
 
+_SHARE_TOLERANCE = 0.05
 _EXPECTED = (
     "one box (a list of four numbers) or a list of boxes; of structs name the field, such as "
     "objects.bbox"
@@ -32,11 +35,14 @@ class BoxColumn:
         path: a column and the struct fields below it.
         box_format: how the four numbers of a box are read, see `fpe_core.image.boxes`.
         is_list: True if a row has a list of boxes, False if it has one box.
+        has_fractions: whether the type of the numbers has fractions; only then can they be shares
+            of the picture.
     """
 
     path: tuple[str, ...]
     box_format: str
     is_list: bool
+    has_fractions: bool = False
 
     @classmethod
     def find(cls, schema: pa.Schema, column: str, box_format: str) -> Self:
@@ -60,8 +66,9 @@ class BoxColumn:
             found = schema.field(path[0]).type
             raise JobError(
                 f"annotations.boxes.column: {column!r} must be {_EXPECTED}; it is {found}"
+                + (" (JSON has to be written as lists)" if is_text(kind) else "")
             )
-        return cls(path, box_format, is_list=lists == 2)
+        return cls(path, box_format, lists == 2, has_fractions=is_fraction(kind))
 
     @property
     def name(self) -> str:
@@ -107,6 +114,16 @@ class BoxColumn:
                 raise ParameterError(f"{'.'.join(self.path)}: {error}{where}") from error
         return tuple(boxes)
 
+    def may_be_shares(self, boxes: Sequence[Box]) -> bool:
+        """Whether all of these boxes lie within 0..1, but for rounding. In pixels that is the
+        corner of the picture."""
+        least, most = -_SHARE_TOLERANCE, 1 + _SHARE_TOLERANCE
+        return self.has_fractions and all(
+            least <= value <= most
+            for box in boxes
+            for value in (box.left, box.top, box.right, box.bottom)
+        )
+
     def columns(self, per_box: Sequence[tuple[Any, ...]] | None) -> dict[str, Any]:
         """The values of one output row by column. `per_box`: for each box, its values in the order
         of `fields`; None for a row without boxes."""
@@ -122,14 +139,13 @@ class BoxColumn:
 def _plain_list(kind: pa.DataType) -> tuple[pa.DataType, int]:
     """The type inside nested lists, and how many lists are around it."""
     lists = 0
-    types = pa.types
-    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    while is_list(kind):
         kind, lists = kind.value_type, lists + 1
     return kind, lists
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
+    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind)) or is_fraction(kind)
 
 
 def _field_of(value: Any, name: str) -> Any:
@@ -175,11 +191,8 @@ class MaskColumn:
         """Raises JobError if there is no such column, or if it does not hold masks."""
         if column in KNOWN_COLUMNS:
             raise JobError(f"annotations.masks.column: {column} has a meaning of its own")
-        kinds = {
-            _shape_of(plain_type(file.schema.field(column).type))
-            for file in manifest.files
-            if column in file.schema.names
-        } - {None}
+        there = [f.schema.field(column).type for f in manifest.files if column in f.schema.names]
+        kinds = {_shape_of(kind) for kind in there} - {None}
         if not kinds:
             known = sorted(manifest.columns - set(KNOWN_COLUMNS))
             raise JobError(
@@ -256,13 +269,12 @@ def mask_names(metadata: pa.Table) -> list[list[str]]:
 
 def _shape_of(kind: pa.DataType) -> str | None:
     """One of "one", "list" and "other"; None for a column of nulls."""
-    if pa.types.is_null(kind):
+    plain = plain_type(kind)
+    if pa.types.is_null(plain):
         return None
-    if is_image_type(kind):
-        return "one"
-    types = pa.types
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return "list" if is_list and is_image_type(plain_type(kind.value_type)) else "other"
+    if is_image_type(plain):
+        return "other" if is_json(kind) else "one"
+    return "list" if is_list(plain) and is_image_type(plain.value_type) else "other"
 
 
 @dataclass(frozen=True)

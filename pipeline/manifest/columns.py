@@ -10,8 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.manifest.arrow_types import converted, is_bytes, is_json, is_list, is_text, plain_type
+from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.labels import EXPECTED as EXPECTED_LABELS
 from pipeline.manifest.labels import TARGET_LABELS, is_target_labels
+from pipeline.manifest.words import json_value, json_words, words_of
 
 
 @dataclass(frozen=True)
@@ -62,38 +65,20 @@ EDIT_TYPE = "edit_type"
 prompt."""
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type without dictionary encoding and extension types."""
-    if pa.types.is_dictionary(kind):
-        return plain_type(kind.value_type)
-    if isinstance(kind, pa.BaseExtensionType):
-        return plain_type(kind.storage_type)
-    return kind
-
-
 def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(
-        types.is_string(kind)
-        or types.is_large_string(kind)
-        or types.is_string_view(kind)
-        or types.is_null(kind)
-    )
+    return is_text(kind) or bool(pa.types.is_null(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_null(kind))
+    return is_bytes(kind) or bool(pa.types.is_null(kind))
 
 
 def _is_list_of_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(is_list and _is_text(plain_type(kind.value_type)))
+    return is_list(kind) and _is_text(kind.value_type)
 
 
 def is_image_type(kind: pa.DataType) -> bool:
-    """Whether cells of this type can hold images, see `ImageCell`."""
+    """Whether cells of a plain type can hold images, see `ImageCell`."""
     if not pa.types.is_struct(kind):
         return _is_text(kind) or _is_bytes(kind)
     fields = {field.name: field.type for field in kind}
@@ -109,14 +94,15 @@ def _is_integer(kind: pa.DataType) -> bool:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return _is_integer(kind) or bool(pa.types.is_floating(kind))
+    types = pa.types
+    return _is_integer(kind) or bool(types.is_floating(kind) or types.is_decimal(kind))
 
 
 _EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "image": (is_image_type, "text (a URI), or bytes, or struct<bytes: binary, path: string>"),
     "target_prompt": (lambda kind: _is_text(kind) or _is_list_of_text(kind), "text or lists of it"),
     TARGET_LABELS: (is_target_labels, EXPECTED_LABELS),
-    "id": (lambda kind: _is_text(kind) or _is_integer(kind), "text or whole numbers"),
+    "id": (lambda kind: _is_text(kind) or _is_number(kind), "text or whole numbers"),
     "source_prompt": (_is_text, "text"),
     "seed": (_is_number, "whole numbers"),  # pandas makes floats of integers with a null
     "split": (_is_text, "text"),
@@ -125,4 +111,43 @@ _EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "replaced_fraction": (_is_number, "numbers"),
     "steps": (_is_number, "whole numbers"),
 }
-"""The type of every known column: a predicate, and its description for messages."""
+"""The type of every known column: a predicate on plain types, and its description for messages."""
+_MAY_BE_LISTS = ("target_prompt", EDIT_TYPE)
+_MAY_BE_CLASSES = ("target_prompt", "source_prompt", "split", EDIT_TYPE)
+
+
+def known_type(name: str, schema: pa.Schema) -> pa.DataType:
+    """The plain type in which a column is read. The classes of a class label are read as text."""
+    kind = plain_type(schema.field(name).type)
+    return pa.string() if _classes_of(name, schema) and pa.types.is_integer(kind) else kind
+
+
+def _classes_of(name: str, schema: pa.Schema) -> tuple[str, ...]:
+    return class_names(features_of(schema).get(name)) if name in _MAY_BE_CLASSES else ()
+
+
+def known_values(name: str, column: pa.ChunkedArray, schema: pa.Schema) -> list[Any]:
+    """The values of a column that the pipeline reads, as Python values.
+
+    `schema`: that of the file, as `arrow_types.meant_schema` has it. Raises pa.ArrowException for
+    values that do not fit their type, and ValueError for JSON, or the number of a class, that
+    cannot be the value of such a column.
+    """
+    kind = schema.field(name).type
+    values: list[Any] = converted(column, plain_type(kind)).to_pylist()
+    if is_json(kind):
+        return [None if value is None else _value_of_json(name, value) for value in values]
+    if (classes := _classes_of(name, schema)) and pa.types.is_integer(plain_type(kind)):
+        words = words_of(kind, classes)
+        return [words(value) or None for value in values]
+    return values
+
+
+def _value_of_json(name: str, text: str) -> str | list[str | None]:
+    """Text, or a list of texts: as fastparquet writes lists."""
+    value = json_value(text)
+    if not isinstance(value, list) or name not in _MAY_BE_LISTS:
+        return json_words(text)
+    if not all(each is None or isinstance(each, str) for each in value):
+        raise ValueError(f"{text} must be a list of texts")
+    return value

@@ -17,13 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError, StorageError
+from pipeline.manifest.arrow_types import is_json, meant_schema, plain_type
+from pipeline.manifest.carried import carried_column, carried_schema
 from pipeline.manifest.columns import (
     _EXPECTED,
     EDIT_TYPE,
     KNOWN_COLUMNS,
     _is_list_of_text,
     _is_text,
-    plain_type,
+    known_type,
+    known_values,
 )
 from pipeline.manifest.labels import TARGET_LABELS, label_fields
 from pipeline.storage.folder import Folder, absolute_url
@@ -119,7 +122,8 @@ class Manifest:
         if needs_target_prompt:
             labels = label_fields([file.schema for file in files])
             read_too = (*read_too, *_lists_of_types(files))
-        carried = _carried_schema(files, carry, read_too)
+        schemas = {file.label: file.schema for file in files}
+        carried = carried_schema(schemas, carry, (*KNOWN_COLUMNS, *read_too))
         return cls(tuple(files), carried, options, tuple(read_too), labels)
 
     @property
@@ -176,16 +180,21 @@ class Manifest:
         try:
             for name in (*KNOWN_COLUMNS, *self.read_too):
                 is_there = name in table.column_names
-                known[name] = table[name].to_pylist() if is_there else [None] * len(table)
+                if is_there:
+                    known[name] = known_values(name, table[name], file.schema)
+                else:
+                    known[name] = [None] * len(table)
             for field in self.carried_schema:
                 name = field.name
                 if name in table.column_names:
-                    columns.append(_cast(table[name], field.type))
-                    # Without this, text that is not UTF-8 would be passed on.
-                    columns[-1].validate(full=True)
+                    columns.append(
+                        carried_column(
+                            name, table[name], file.schema, self.carried_schema, file.base
+                        )
+                    )
                 else:
                     columns.append(pa.nulls(len(table), field.type))
-        except (UnicodeDecodeError, pa.ArrowException) as error:
+        except (ValueError, pa.ArrowException) as error:
             last_row = first_row + len(table) - 1
             raise ManifestError(
                 f"{file.url}: column {name} cannot be read, in one of the rows {first_row} to "
@@ -198,14 +207,8 @@ class Manifest:
 def _lists_of_types(files: Sequence[ManifestFile]) -> tuple[str, ...]:
     """(EDIT_TYPE,) if that column has a list with one type per prompt, else ()."""
     kinds = (f.schema.field(EDIT_TYPE).type for f in files if EDIT_TYPE in f.schema.names)
-    return (EDIT_TYPE,) if any(_is_list_of_text(plain_type(kind)) for kind in kinds) else ()
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """The values, cast to the type in which they are carried."""
-    if isinstance(column.type, pa.BaseExtensionType):
-        column = column.cast(column.type.storage_type)
-    return column if column.type.equals(kind) else column.cast(kind)
+    are_lists = any(is_json(kind) or _is_list_of_text(plain_type(kind)) for kind in kinds)
+    return (EDIT_TYPE,) if are_lists else ()
 
 
 def _shown(urls: str | Sequence[str]) -> str:
@@ -278,7 +281,7 @@ def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) 
     try:
         with folder.open_read(name) as source:
             footer = pq.ParquetFile(source)
-            rows, schema = footer.metadata.num_rows, footer.schema_arrow
+            rows, schema = footer.metadata.num_rows, meant_schema(footer)
             _read_names(schema)
     except StorageError:
         raise
@@ -310,7 +313,7 @@ def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[s
     for name, (fits, expected) in _EXPECTED.items():
         if name == TARGET_LABELS and not needs_target_prompt:
             continue  # not used, since the job makes the prompts
-        if names.count(name) == 1 and not fits(plain_type(schema.field(name).type)):
+        if names.count(name) == 1 and not fits(known_type(name, schema)):
             yield f"column {name} must be {expected}, it is {schema.field(name).type}"
 
 
@@ -318,32 +321,3 @@ def _near(name: str, names: Sequence[str]) -> str:
     lowered = {other.lower(): other for other in names if other not in KNOWN_COLUMNS}
     found = difflib.get_close_matches(name, lowered, n=1, cutoff=0.7)
     return f" (is it {lowered[found[0]]!r}?)" if found else f" (there are {', '.join(names)})"
-
-
-def _carried_schema(
-    files: Sequence[ManifestFile], carry: Sequence[str], read_too: Sequence[str]
-) -> pa.Schema:
-    """The columns that are carried to the edits, each with one type in all files.
-
-    Raises ManifestError if a column has types that do not go together.
-    """
-    schemas = []
-    for file in files:
-        names = set(file.schema.names) - {*KNOWN_COLUMNS, *read_too} | set(carry)
-        kept = [f for f in file.schema if f.name in names]
-        schemas.append(pa.schema([pa.field(field.name, plain_type(field.type)) for field in kept]))
-    try:
-        unified = pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise ManifestError(f"a column has different types in different files: {error}") from error
-    for field in unified:
-        if pa.types.is_map(field.type):
-            label = next(file.label for file in files if field.name in file.schema.names)
-            raise ManifestError(
-                f"{label}: column {field.name} is a {field.type}, which datasets.load_dataset "
-                "cannot load from the output: make it a struct or a list, or leave it out"
-            )
-    # A column that is null in every file has no type of its own.
-    return pa.schema(
-        [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in unified]
-    )

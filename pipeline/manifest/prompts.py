@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Self
+
+from pipeline.manifest.words import are_equal_numbers
 
 SOURCE_PREFIX = "source_"
 """Prefix of a column that a label replaces, both in the output and in templates."""
@@ -100,16 +102,20 @@ class PromptPlan:
         is_replaced = column in self.label_names and column in manifest_columns
         return column if column != name and is_replaced else None
 
-    def expand(self, row: Mapping[str, str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    def expand(
+        self, row: Mapping[str, str], numbers: Container[str] = frozenset()
+    ) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """The edits of a row as (target prompt, values of the labels), in the job's order.
 
-        `row` maps columns to text, "" for null. Raises TemplateError.
+        `row` maps columns to text, "" for null. `numbers`: the columns whose values are compared as
+        numbers: a label 1.50 does not change 1.5. Raises TemplateError.
         """
         own = tuple(row.get(name) for name in self.label_names)
+        fractions = [name in numbers for name in self.label_names]
         values = self._values(row)
         edits = []
         for labels in self.combinations:
-            if self.skip_unchanged and labels and labels == own:
+            if self.skip_unchanged and labels and all(map(_is_same, labels, own, fractions)):
                 continue
             values.update(zip(self.label_names, labels, strict=True))
             edits.append((self.target.fill(values), labels))
@@ -122,3 +128,7 @@ class PromptPlan:
     def _values(self, row: Mapping[str, str]) -> dict[str, str]:
         replaced = {SOURCE_PREFIX + n: row[n] for n in self.label_names if n in row}
         return {**replaced, **row}
+
+
+def _is_same(label: str, own: str | None, is_fraction: bool) -> bool:
+    return label == own or (is_fraction and own is not None and are_equal_numbers(label, own))

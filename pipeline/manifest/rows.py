@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import posixpath
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +14,13 @@ import pyarrow as pa
 from fpe_core import EditParameters, ParameterError
 from pipeline.errors import JobError, ManifestError
 from pipeline.manifest.annotations import BoxColumn, MaskColumn, MaskSource
+from pipeline.manifest.arrow_types import is_json, plain_type
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS, ImageCell
+from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.files import MAX_PROBLEMS, Manifest, ManifestBatch, ManifestFile
-from pipeline.manifest.labels import TARGET_LABELS, labels_of_row
+from pipeline.manifest.labels import TARGET_LABELS, are_numbers, label_words, labels_of_row
 from pipeline.manifest.prompts import SOURCE_PREFIX, PromptPlan, TemplateError
+from pipeline.manifest.words import Words, has_words, is_fraction, whole_number, words_of
 from pipeline.storage.file_uris import with_slashes
 from pipeline.storage.folder import resolve_uri
 from pipeline.storage.signatures import without_signature
@@ -122,10 +125,14 @@ class RowReader:
         self._parameters = parameters
         self._prompts = prompts
         self._boxes, self._masks = boxes, masks
+        self._has_pixels = False
+        self._first_boxes: int | None = None
         self._rows_of_ids: dict[bytes, int] = {}
         self._repeated_ids = repeated_ids
         self._parameters_of: dict[tuple[Any, ...], EditParameters] = {}
         self._labels = tuple(item.name for item in manifest.labels)
+        self._label_words: Mapping[str, Words] = {}
+        self._fractions: frozenset[str] = frozenset()
         if prompts is None:
             refuse_label_names(TARGET_LABELS, self._labels, manifest.columns)
             self._text_columns = manifest.columns & frozenset(self._labels)
@@ -134,7 +141,9 @@ class RowReader:
 
     def read(self, batch: ManifestBatch, problems: Problems) -> Iterator[SourceRow]:
         """The rows of a batch. A row with a problem is added to `problems` and left out."""
-        texts = {name: _texts_of(batch, name) for name in self._text_columns}
+        texts = {name: self._texts_of(batch, name, problems) for name in self._text_columns}
+        self._fractions = _fractions_of(batch.file.schema, self._text_columns)
+        self._label_words = label_words(batch.file.schema) if self._labels else {}
         boxes = self._boxes.cells(batch.carried) if self._boxes else [None] * batch.rows
         has_drawings = self._boxes is not None or self._masks is not None
         names, places = tuple(batch.known), _Places(batch.file)
@@ -165,7 +174,7 @@ class RowReader:
     ) -> SourceRow | None:
         """The row; adds its problems to `found`. Raises for a problem that prevents further
         checks."""
-        row_id = "" if known["id"] is None else str(known["id"])
+        row_id = _id_text(known["id"])
         if row_id and self._repeated_ids != frozenset():
             self._check_id(row_id, row, found)
         seed = _whole_number("seed", known["seed"])
@@ -209,8 +218,29 @@ class RowReader:
         except ParameterError as error:
             found.append(str(error))
             return
+        if self._boxes is not None and any(box.area for box in boxes or ()):
+            self._watch_shares(row.row, self._boxes.may_be_shares(boxes or ()))
         if row.is_synthetic and (boxes or row.masks):
             found.append("has boxes or masks, but no image to which they could belong")
+
+    def _watch_shares(self, row: int, may_be_shares: bool) -> None:
+        self._has_pixels = self._has_pixels or not may_be_shares
+        if self._first_boxes is None:
+            self._first_boxes = row
+
+    def finish(self, files: Sequence[ManifestFile], problems: Problems) -> None:
+        """Adds the problems that only all rows together show; to be called after the last row."""
+        if self._boxes is None or self._has_pixels or self._first_boxes is None:
+            return
+        row = self._first_boxes
+        file = next(each for each in reversed(files) if each.first_row <= row)
+        problems.add(
+            file,
+            row,
+            f"{'.'.join(self._boxes.path)}: the boxes of this and all other rows lie within 0 to "
+            "1, so they are shares of the picture, and boxes have to be in pixels: multiply them "
+            "by the picture's width and height",
+        )
 
     def _check_id(self, row_id: str, row: int, found: list[str]) -> None:
         digest = row_id_digest(row_id)
@@ -219,6 +249,36 @@ class RowReader:
         first = self._rows_of_ids.setdefault(digest, row)
         if first != row:
             found.append(f"id {row_id!r} is also the id of row {first}")
+
+    def _texts_of(self, batch: ManifestBatch, name: str, problems: Problems) -> list[str]:
+        """The words of a column's values, "" for null. A value that has none is a problem."""
+        schema = batch.file.schema
+        if name not in schema.names:
+            return [""] * batch.rows
+        is_known = name in batch.known
+        values = batch.known[name] if is_known else batch.carried[name].to_pylist()
+        words = self._words_of(schema, name, is_read=is_known or name == EDIT_TYPE)
+        texts = []
+        for index, value in enumerate(values):
+            try:
+                texts.append(words(value))
+            except ValueError as error:
+                problems.add(batch.file, batch.first_row + index, f"column {name}: {error}")
+                texts.append("")
+        return texts
+
+    def _words_of(self, schema: pa.Schema, name: str, *, is_read: bool) -> Words:
+        """How the values of a column become words. Those of a class label are its names, unless the
+        job's labels have its numbers. `is_read`: JSON and class labels are text already."""
+        kind = schema.field(name).type
+        classes = class_names(features_of(schema).get(name))
+        if is_read and (is_json(kind) or classes):
+            return _known_text
+        if self._prompts is not None and name in self._prompts.label_names:
+            values = self._prompts.values_of(name)
+            if not set(values) <= set(classes) and are_numbers(pa.int64(), values):
+                classes = ()
+        return words_of(kind, classes if pa.types.is_integer(plain_type(kind)) else ())
 
     def _row_parameters(self, known: Mapping[str, Any]) -> EditParameters:
         if all(known[name] is None for name in OVERRIDES):
@@ -248,7 +308,7 @@ class RowReader:
             return source_prompt, self._edits_of_columns(known, text)
         try:
             template_prompt = self._prompts.source_prompt(text)
-            edits = tuple(WantedEdit(*edit) for edit in self._prompts.expand(text))
+            edits = tuple(WantedEdit(*edit) for edit in self._prompts.expand(text, self._fractions))
         except TemplateError as error:
             raise _BadRowError(str(error)) from error
         _refuse_repeated([edit.target_prompt for edit in edits])
@@ -260,7 +320,9 @@ class RowReader:
         prompts = _prompts_of_column(known["target_prompt"])
         types = _types_of_column(known.get(EDIT_TYPE), len(prompts))
         try:
-            labels = labels_of_row(known[TARGET_LABELS], len(prompts), self._labels, text)
+            labels = labels_of_row(
+                known[TARGET_LABELS], len(prompts), self._labels, text, self._label_words
+            )
         except ValueError as error:
             raise _BadRowError(str(error)) from error
         return tuple(map(WantedEdit, prompts, labels, types))
@@ -280,12 +342,20 @@ def template_columns(manifest: Manifest, prompts: PromptPlan) -> frozenset[str]:
         raise JobError(f"prompts: {error}") from error
     refuse_label_names("prompts.labels", prompts.label_names, columns)
     for name in sorted(needed):
-        kinds = [f.schema.field(name).type for f in manifest.files if name in f.schema.names]
-        for kind in kinds:
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+        files = [file for file in manifest.files if name in file.schema.names]
+        for file in files:
+            kind = file.schema.field(name).type
+            if not has_words(kind):
                 raise JobError(
                     f"prompts: column {name} is {kind}; a template needs text or numbers"
                 )
+        without = [f.label for f in files if not class_names(features_of(f.schema).get(name))]
+        if 0 < len(without) < len(files):
+            raise JobError(
+                f"prompts: column {name} has the names of its classes (datasets.ClassLabel) in "
+                f"some files of the manifest, and not in {without[0]}: write all files with "
+                "datasets, or none"
+            )
     return needed
 
 
@@ -304,14 +374,16 @@ def refuse_label_names(where: str, labels: Sequence[str], columns: frozenset[str
             )
 
 
-def _texts_of(batch: ManifestBatch, name: str) -> list[str]:
-    if name in batch.known:
-        values = batch.known[name]
-    elif name in batch.carried.column_names:
-        values = batch.carried[name].to_pylist()
-    else:
-        values = [None] * batch.rows
-    return ["" if value is None else str(value) for value in values]
+def _known_text(value: Any) -> str:
+    if isinstance(value, list):
+        raise ValueError("is a list; a template needs text or numbers")
+    return "" if value is None else str(value)
+
+
+def _fractions_of(schema: pa.Schema, names: Iterable[str]) -> frozenset[str]:
+    """Those of the columns that have numbers with several ways of writing them."""
+    there = (name for name in names if name in schema.names)
+    return frozenset(name for name in there if is_fraction(schema.field(name).type))
 
 
 def _uri_key(uri: str, key_base: str) -> str:
@@ -351,6 +423,16 @@ def _refuse_repeated(prompts: list[str]) -> None:
         raise _BadRowError(f"target prompt {repeated!r} appears twice in this row")
 
 
+def _id_text(value: Any) -> str:
+    if value is None or isinstance(value, str | int):
+        return "" if value is None else str(value)
+    if math.isnan(value):
+        return ""
+    if (number := whole_number(value)) is None:
+        raise _BadRowError(f"id must be text or a whole number, got {value!r}")
+    return str(number)
+
+
 def _number(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
@@ -360,6 +442,6 @@ def _whole_number(name: str, value: Any) -> int | None:
         return value
     if math.isnan(value):
         return None
-    if not value.is_integer():
+    if (number := whole_number(value)) is None:
         raise _BadRowError(f"{name} must be a whole number, got {value!r}")
-    return int(value)
+    return number

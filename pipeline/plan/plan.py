@@ -60,7 +60,8 @@ class Plan:
     `carried_schema` has the columns of the work list's `carried`, and is None if there are none.
     `sources_refused`: how many pending sources will fail as source_forbidden, judging by their URIs
     (`images.allowed_sources`).
-    `label_types` are the types of labels that are not text. `has_edit_types`: whether the manifest
+    `label_types` are the types of labels that are not text, `label_classes` the names of those that
+    are class labels. `has_edit_types`: whether the manifest
     has a type for each edit. `approximation` names the approximations of the edits, "" if exact.
 
     Under quotas it is the plan of one round (`quotas`). `round` has its edits, and
@@ -86,6 +87,7 @@ class Plan:
     approximation: str = ""
     annotations: AnnotationSettings | None = None
     label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    label_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_edit_types: bool = False
     shapes: Mapping[GroupShape, int] = field(default_factory=dict)
     judge_fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -324,6 +326,7 @@ def _plan_of(
         approximation=approximation_of(resolved.parameters, resolved.job.edit.speed),
         annotations=resolved.annotations,
         label_types=resolved.label_types,
+        label_classes=resolved.label_classes,
         has_edit_types=resolved.has_edit_types,
         shapes=dict(counts.shapes),
     )

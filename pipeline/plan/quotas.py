@@ -36,14 +36,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import pyarrow as pa
-
 from pipeline.errors import JobError
 from pipeline.job.quotas import Cell, Quotas, cell_text
 from pipeline.ledger.outcome import Outcome
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS
+from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.labels import TARGET_LABELS
 from pipeline.manifest.rows import OVERRIDES, Problems, WantedEdit
+from pipeline.manifest.words import has_words, words_of
 from pipeline.plan.resolved_job import PlannedGroup, ResolvedJob
 
 
@@ -236,6 +236,7 @@ def _reader(resolved: ResolvedJob, name: str) -> _Value:
             f"{', '.join(there)}"
         )
     kind = carried.field(name).type
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if not has_words(kind):
         raise JobError(f"quotas.by: column {name} is {kind}; a cell needs text or numbers")
-    return lambda _group, _edit, row: row[name]
+    words = words_of(kind, class_names(features_of(carried).get(name)))
+    return lambda _group, _edit, row: words(row[name])

@@ -19,9 +19,11 @@ from pipeline.errors import JobError, StorageError
 from pipeline.job.annotations import AnnotationsSection
 from pipeline.job.job import Job
 from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
+from pipeline.manifest.arrow_types import is_json
 from pipeline.manifest.columns import EDIT_TYPE
+from pipeline.manifest.features import class_names, features_of, metadata_of
 from pipeline.manifest.files import Manifest, ManifestBatch
-from pipeline.manifest.labels import TARGET_LABELS, label_type, type_of_texts
+from pipeline.manifest.labels import TARGET_LABELS, common_classes, label_type, type_of_texts
 from pipeline.manifest.prompts import SOURCE_PREFIX, PromptPlan
 from pipeline.manifest.rows import Problems, RowReader, SourceRow, WantedEdit
 from pipeline.plan.ids import (
@@ -103,11 +105,26 @@ class ResolvedJob:
                 for item in self.manifest.labels
             }
         else:
+            features = features_of(schema)
             types = {
-                name: type_of_texts(kind, self.prompts.values_of(name))
+                name: type_of_texts(
+                    kind, self.prompts.values_of(name), class_names(features.get(name))
+                )
                 for name, kind in own.items()
             }
         return {name: kind for name, kind in types.items() if not pa.types.is_string(kind)}
+
+    @property
+    def label_classes(self) -> dict[str, tuple[str, ...]]:
+        """The names of labels that are class labels, and written as their numbers.
+
+        Raises ManifestError if the files of the manifest have different ones.
+        """
+        features = features_of(self.manifest.carried_schema)
+        found = {name: class_names(features.get(name)) for name in self.label_names}
+        if self.prompts is None:
+            found |= common_classes([file.schema for file in self.manifest.files])
+        return {name: found[name] for name in self.label_types if found.get(name)}
 
     @property
     def has_edit_types(self) -> bool:
@@ -118,11 +135,11 @@ class ResolvedJob:
     def carried_schema(self) -> pa.Schema:
         """The columns that edits inherit. One with a label's name is renamed to source_<name>."""
         labels = self.label_names
-        fields = [
-            field.with_name(SOURCE_PREFIX + field.name) if field.name in labels else field
-            for field in self.manifest.carried_schema
-        ]
-        return pa.schema(fields)
+        own = self.manifest.carried_schema
+        names = {name: SOURCE_PREFIX + name if name in labels else name for name in own.names}
+        fields = [field.with_name(names[field.name]) for field in own]
+        features = {names[name]: each for name, each in features_of(own).items()}
+        return pa.schema(fields, metadata_of(features))
 
     def rows(
         self, problems: Problems, repeats: Repeats | None = None
@@ -142,6 +159,7 @@ class ResolvedJob:
         )
         for batch in self.manifest.batches():
             yield batch, list(reader.read(batch, problems))
+        reader.finish(self.manifest.files, problems)
 
     def groups(
         self, problems: Problems, repeats: Repeats | None = None
@@ -153,13 +171,14 @@ class ResolvedJob:
         """
         bases = None if repeats is None else repeats.bases
         group_counter, edit_counter = Occurrences(bases), Occurrences()
+        names = self.carried_schema.names
         for batch, rows in self.rows(problems, repeats):
             groups = [
                 self._planned(row, group_counter, edit_counter, bases) for row in rows if row.edits
             ]
             indices = [group.source.row - batch.first_row for group in groups]
             carried = batch.carried.take(pa.array(indices, pa.int64()))
-            yield groups, carried.rename_columns(self.carried_schema.names)
+            yield groups, carried.rename_columns(names)
 
     def edit_ids(self) -> Iterator[bytes]:
         """The ids of all edits of the job, in order. Raises ManifestError."""
@@ -303,8 +322,8 @@ def _refuse_lists_of_types(job: Job, manifest: Manifest) -> None:
     """Raises JobError if the manifest's edit types belong to its own prompts, not to the job's."""
     if job.prompts is None or job.judge is None or job.judge.edit_type is not None:
         return
-    schema = manifest.carried_schema
-    if EDIT_TYPE in schema.names and pa.types.is_nested(schema.field(EDIT_TYPE).type):
+    kinds = [f.schema.field(EDIT_TYPE).type for f in manifest.files if EDIT_TYPE in f.schema.names]
+    if any(pa.types.is_nested(kind) or is_json(kind) for kind in kinds):
         raise JobError(
             f"judge.edit_type: the manifest's column {EDIT_TYPE} has a type for each of its own "
             "target prompts, and this job has prompts: say here what type of edits they ask for"

@@ -27,6 +27,7 @@ from fpe_core.image.masks import decode_mask, encode_mask, fit_mask
 from pipeline.errors import RowError
 from pipeline.ledger.outcome import FailureCode, short_message
 from pipeline.manifest.annotations import FITTED_MASK_TYPE
+from pipeline.read.carried_images import with_carried_images
 from pipeline.redact import redact_url
 from pipeline.storage.allowed_sources import SourceRules
 from pipeline.storage.fetch import MAX_BYTES, check_size, read_uri
@@ -97,6 +98,8 @@ def decode(
     if MASKS_FIELD.name in table.column_names:
         columns.append(MASKS_FIELD.name)
     rows = table.select(columns).to_pylist()
+    with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
+        table = with_carried_images(table, lambda uri: _read(uri, None, settings), pool)
     if orders.is_careful:
         decoded = []
         for row in rows:

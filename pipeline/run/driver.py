@@ -187,7 +187,7 @@ class _Driver:
         """
         if self.job.judge is not None:
             refuse_other_judge(self.folder, CONFIG_FILE, self.job.judge, self.ledger)
-        claim_columns(self.folder, self.layout.schema)
+        self.layout = claim_columns(self.folder, self.layout)
         self.folder.replace(CONFIG_FILE, encode_config(self.job, self.plan))
         self.folder.replace(CARD_FILE, self._card())
 

@@ -25,6 +25,7 @@ from pipeline.job.renamed_keys import in_todays_keys
 from pipeline.job.section import Section
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
+from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.labels import TARGET_LABELS
 from pipeline.plan.plan import Plan
 from pipeline.redact import redact_url
@@ -48,6 +49,7 @@ def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
         annotations=() if plan.annotations is None else plan.annotations.fields,
         typed=plan.has_edit_types,
         label_types=plan.label_types,
+        label_classes=plan.label_classes,
         edited=plan.makes_edits,
     )
     for name in layout.refused_labels():
@@ -58,19 +60,22 @@ def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
     return layout
 
 
-def claim_columns(folder: Folder, schema: pa.Schema) -> None:
-    """Records `schema` as that of the folder's metadata files, if it is the folder's first job.
+def claim_columns(folder: Folder, layout: MetadataLayout) -> MetadataLayout:
+    """Records the layout's schema as that of the folder's metadata files, if it is the folder's
+    first job. Returns the layout with the schema that is recorded.
 
-    Raises JobError if an earlier job recorded a different one.
+    Raises JobError if an earlier job recorded other columns, or other types of values.
     """
-    if folder.write_if_absent(SCHEMA_FILE, schema.serialize().to_pybytes()):
-        return
+    if folder.write_if_absent(SCHEMA_FILE, layout.schema.serialize().to_pybytes()):
+        return layout
     there = pa.ipc.read_schema(pa.py_buffer(folder.read(SCHEMA_FILE)))
-    if not schema.equals(there):
+    continuing = layout.continuing(there)
+    if continuing is None:
         raise JobError(
             f"{folder.url} holds edits with other columns, and a folder has one set of them "
-            f"({_difference(there, schema)}): give the job another output"
+            f"({_difference(there, layout.schema)}): give the job another output"
         )
+    return continuing
 
 
 def encode_config(job: Job, plan: Plan) -> bytes:
@@ -99,9 +104,16 @@ def stored_job(config: bytes | str) -> dict[str, Any]:
 
 def _difference(there: pa.Schema, here: pa.Schema) -> str:
     """Text that names the columns that differ."""
-    fields = [{f"{item.name}: {item.type}" for item in schema} for schema in (there, here)]
+    fields = [set(_described(schema)) for schema in (there, here)]
     parts = [("missing now", fields[0] - fields[1]), ("new", fields[1] - fields[0])]
     return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in parts if names)
+
+
+def _described(schema: pa.Schema) -> Iterator[str]:
+    features = features_of(schema)
+    for item in schema:
+        names = class_names(features.get(item.name))
+        yield f"{item.name}: {item.type}{f' with classes {list(names)}' if names else ''}"
 
 
 _FOR_ALL_TYPES = ("clip", "structure", "lpips", "reconstruction")

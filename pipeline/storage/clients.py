@@ -27,9 +27,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
+from pipeline.storage.environment import check_environment
 from pipeline.storage.file_uris import path_of_file_uri
 from pipeline.storage.web import web_session
-from pipeline.storage.environment import check_environment
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0

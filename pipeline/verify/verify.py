@@ -9,6 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 
 from fpe_core import FPEError, decode_image
@@ -32,6 +33,7 @@ from pipeline.plan.resolved_job import resolve_job
 from pipeline.storage.folder import Folder
 
 _LEDGER_COLUMNS = ("edit_id", "outcome", "part", "edited_file_name")
+_OWN_FILES = ("edited_file_name", "source_file_name", "mask_file_name", "mask_file_names")
 _READ_THREADS = 8
 _MOST_PIXELS = 2**31  # no limit is needed: the pipeline itself wrote these images
 
@@ -78,7 +80,7 @@ def verify_run(job: Job) -> Verification:
     - the ledger's accepted edits and the rows of the metadata are the same, with the same file
       names; so are rejected edits that were kept and the rows of their metadata;
     - every image that the metadata names exists, can be decoded, and is the one that was judged and
-      written with this metadata, by its hash (parts of 0.2.0 have no hashes);
+      written with this metadata, by its hash (parts of 0.2.0 have no hashes); carried ones exist;
     - the ledger has all finished parts.
 
     Raises JobError, ManifestError, LedgerError and StorageError if it cannot check the run.
@@ -96,6 +98,9 @@ def verify_run(job: Job) -> Verification:
             problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
             hashes = _read_hashes(folder, part, problems) if rows else {}
             images += _check_images(folder, _images_of(rows), hashes, pool, problems)
+            carried = dict.fromkeys(name for row in rows for name in row.carried_files)
+            for missing in pool.map(lambda name: _missing(folder, name), carried):
+                problems.add(*missing)
     for edit_id in file_of.keys() - seen:
         problems.add(
             f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
@@ -134,7 +139,8 @@ def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str],
 @dataclass(frozen=True)
 class MetadataRow:
     """An edit of a part. File names are relative to the run folder; "" for a source that was not
-    kept, and for the edit of a source that the gate rejected.
+    kept, and for the edit of a source that the gate rejected. `carried_files` are images that the
+    manifest holds, written as they are.
 
     `columns`: the values of further columns that were asked for.
     """
@@ -144,6 +150,7 @@ class MetadataRow:
     source_file: str
     columns: Mapping[str, Any] = field(default_factory=dict)
     mask_files: tuple[str, ...] = ()
+    carried_files: tuple[str, ...] = ()
 
 
 def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> list[MetadataRow]:
@@ -158,6 +165,7 @@ def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> lis
         sources = table["source_file_name"].to_pylist() if has_sources else [None] * len(ids)
         others = table.select(columns).to_pylist() if columns else [{}] * len(ids)
         masks = mask_names(table)
+        carried = _carried_names(table)
     except (StorageError, *DAMAGED) as error:
         raise LedgerError(f"{path} cannot be read: {error}") from error
     return [
@@ -167,11 +175,24 @@ def read_metadata(folder: Folder, part: str, columns: Sequence[str] = ()) -> lis
             f"{part}/{source}" if source else "",
             other,
             tuple(f"{part}/{mask}" for mask in of_row),
+            tuple(f"{part}/{name}" for name in inherited),
         )
-        for identity, file, source, other, of_row in zip(
-            ids, edited, sources, others, masks, strict=True
+        for identity, file, source, other, of_row, inherited in zip(
+            ids, edited, sources, others, masks, carried, strict=True
         )
     ]
+
+
+def _carried_names(metadata: pa.Table) -> list[list[str]]:
+    """The files of carried images of each row of a part's metadata, relative to the part."""
+    found: list[list[str]] = [[] for _ in range(len(metadata))]
+    for name in metadata.column_names:
+        if name in _OWN_FILES or not name.endswith(("_file_name", "_file_names")):
+            continue
+        for names, cell in zip(found, metadata[name].to_pylist(), strict=True):
+            cells = cell if isinstance(cell, list) else [cell]
+            names.extend(each for each in cells if each)
+    return found
 
 
 def _read_metadata(folder: Folder, part: str, problems: _Problems) -> list[MetadataRow]:
@@ -266,10 +287,15 @@ def _image_problem(folder: Folder, name: str, expected: bytes | None) -> tuple[s
     except FPEError as error:
         return (f"{name} does not decode: {error}",)
     digest = image_hash(data)
-    is_mask = name.rpartition("/")[0].endswith("/mask")  # its name has its hash
-    if (is_mask and digest.hex() not in name) or digest != (expected or digest):
+    has_hash_in_name = name.rpartition("/")[0].endswith("/mask")
+    if (has_hash_in_name and digest.hex() not in name) or digest != (expected or digest):
         return (f"{name} is not the image that was written there: it has another hash",)
     return ()
+
+
+def _missing(folder: Folder, name: str) -> tuple[str, ...]:
+    """A problem if a file is missing. Carried images are not decoded: they are what they were."""
+    return () if folder.exists(name) else (f"a carried image is missing: {folder.url_of(name)}",)
 
 
 def _sum_up(

@@ -16,6 +16,23 @@ from fpe_core import EditParameters
 from fpe_core.image.fit import Fit
 from fpe_core.parameters import layer_rule_from_text
 from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS, EditOutcome
+from pipeline.manifest.arrow_types import can_be_written_as, converted, is_list
+from pipeline.manifest.carried import WAS_UUID
+from pipeline.manifest.features import (
+    Feature,
+    class_label,
+    features_of,
+    holds_images,
+    metadata_of,
+)
+from pipeline.write.carried import (
+    IMAGE_ENDINGS,
+    image_fields,
+    image_paths,
+    new_name,
+    without_files,
+    written,
+)
 
 _FIT_FIELDS = (
     pa.field("fit_policy", pa.string()),
@@ -42,8 +59,6 @@ PARAMETER_COLUMNS = (
 """The metadata columns with the parameters of an edit, in every run that makes edits."""
 _GUIDANCE_INTERVAL = pa.field("guidance_interval", pa.list_(pa.float64()))
 _GATE_FIELD = pa.field(GATE_COLUMN, pa.float64())
-_IMAGE_ENDINGS = ("file_name", "file_names")
-"""`datasets` opens a column x_file_name as images and names it x."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,8 @@ class MetadataLayout:
     """The columns of a run's metadata files: the pipeline's own, the labels, and the carried ones.
 
     A carried column with the name of one of the pipeline's own is written as manifest_<name>. So is
-    one that `datasets` would open as an image file; it also loses its ending _file_name.
+    one that `datasets` would open as an image file; it also loses its ending _file_name. `carried`
+    has the class labels and images among its columns in its metadata, see `manifest.features`.
     """
 
     labels: tuple[str, ...] = ()
@@ -66,6 +82,13 @@ class MetadataLayout:
     anyway."""
     label_types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """The types of labels that are not text."""
+    label_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The names of labels that are written as the numbers of classes."""
+    writes_images: bool = True
+    """Whether images among the carried columns are written as files. False in a run folder of an
+    earlier release."""
+    recorded: pa.Schema | None = None
+    """The schema of the run folder's metadata, if earlier jobs have recorded one."""
     edited: bool = True
     """False for `editor: none`: then there is a column `editor`, and no columns for parameters and
     checkpoint. A folder with these columns cannot hold edits."""
@@ -74,50 +97,114 @@ class MetadataLayout:
     def schema(self) -> pa.Schema:
         """The same for all parts of a run, so that they can be read as one table: columns with only
         nulls keep their type."""
-        moved = [
-            pa.field(self.carried_names[item.name], item.type) for item in (self.carried or ())
-        ]
-        return pa.schema([*self._our_fields(self.keep_source), *self._label_fields, *moved])
+        if self.recorded is not None:
+            return self.recorded
+        moved: list[pa.Field] = []
+        features = {name: class_label(names) for name, names in self.label_classes.items()}
+        for item in self.carried or ():
+            name = self.carried_names[item.name]
+            if item.name in self.image_columns:
+                moved += image_fields(name, is_a_list=is_list(item.type))
+                continue
+            feature = self._features.get(item.name)
+            if holds_images(feature):
+                moved.append(pa.field(name, without_files(item.type)))
+                continue
+            kind, feature = written(item.type, feature)
+            moved.append(pa.field(name, kind, metadata=item.metadata))
+            if feature is not None:
+                features[name] = feature
+        fields = [*self._our_fields(self.keep_source), *self._label_fields, *moved]
+        return pa.schema(fields, metadata_of(features))
+
+    def continuing(self, recorded: pa.Schema) -> MetadataLayout | None:
+        """This layout with the schema that a run folder has already; None if columns differ.
+
+        Types may differ in how they store values (`arrow_types.can_be_written_as`).
+        """
+        own_types = {n: kind for n, kind in self.label_types.items() if n not in self.label_classes}
+        of_before = replace(self, label_types=own_types, label_classes={})
+        for layout in (self, of_before):
+            for each in (layout, replace(layout, writes_images=False)):
+                if _fits(each.schema, recorded):
+                    return replace(each, recorded=recorded)
+        return None
+
+    @cached_property
+    def _features(self) -> Mapping[str, Feature]:
+        return {} if self.carried is None else features_of(self.carried)
+
+    @cached_property
+    def image_columns(self) -> frozenset[str]:
+        """The carried columns whose images are written as files."""
+        found = (name for name, each in self._features.items() if holds_images(each))
+        return frozenset(found if self.writes_images else ())
 
     @cached_property
     def carried_names(self) -> dict[str, str]:
-        """The output column of each carried column."""
+        """The output column of each carried column; of images what `datasets` calls it."""
         used = {item.name for item in (*self._our_fields(True), *self._label_fields)}
         used |= self._names_of_datasets
         result: dict[str, str] = {}
-        for name in () if self.carried is None else self.carried.names:
-            chosen = name
-            while chosen in used or chosen.endswith(_IMAGE_ENDINGS):
-                if chosen.endswith(_IMAGE_ENDINGS):
-                    chosen = chosen.removesuffix("_names").removesuffix("_name") + "_path"
-                chosen = f"manifest_{chosen}"
-            result[name] = chosen
-            used.add(chosen)
+        for item in self.carried or ():
+            chosen = new_name(item.name, used, is_image_name=item.name.endswith(IMAGE_ENDINGS))
+            taken = {chosen}
+            if item.name in self.image_columns:
+                while used & (taken := _names_of_image(chosen, item.type)):
+                    chosen = f"manifest_{chosen}"
+            result[item.name] = chosen
+            used |= taken
         return result
 
-    def table(self, rows: Sequence[Mapping[str, Any]], carried: pa.Table | None) -> pa.Table:
+    def table(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        carried: pa.Table | None,
+        image_files: Mapping[str, Sequence[Any]] | None = None,
+    ) -> pa.Table:
         """Metadata rows in `schema`: the pipeline's columns and the labels from `rows`, then the
         carried columns.
 
         `carried` has one row per row, in the same order; its values never become Python objects.
+        `image_files`: for each of the `image_columns` the names of the files of each row.
         """
+        inherited = {} if carried is None else self._inherited(carried, image_files or {})
         columns = []
-        names = {output: name for name, output in self.carried_names.items()}
         for item in self.schema:
-            if carried is not None and item.name in names:
-                columns.append(carried[names[item.name]].cast(item.type))
-            elif item.name in self.label_types:
-                columns.append(
-                    pa.array([row.get(item.name) for row in rows], pa.string()).cast(item.type)
-                )
+            if item.name in inherited:
+                columns.append(converted(inherited[item.name], item.type))
+            elif item.name in self.labels and not pa.types.is_string(item.type):
+                texts = [row.get(item.name) for row in rows]
+                columns.append(self._label_numbers(item, texts))
             else:
                 columns.append(pa.array([row.get(item.name) for row in rows], item.type))
         return pa.table(columns, schema=self.schema)
 
+    def _inherited(
+        self, carried: pa.Table, image_files: Mapping[str, Sequence[Any]]
+    ) -> dict[str, pa.ChunkedArray]:
+        """The carried columns by their names in the output."""
+        found: dict[str, pa.ChunkedArray] = {}
+        for name, output in self.carried_names.items():
+            if name not in self.image_columns:
+                found[output] = carried[name]
+                continue
+            files, paths = image_fields(output, is_a_list=is_list(carried[name].type))
+            found[files.name] = pa.chunked_array([image_files[name]], files.type)
+            cells = image_paths(carried[name].to_pylist())
+            found[paths.name] = pa.chunked_array([cells], paths.type)
+        return found
+
+    def _label_numbers(self, item: pa.Field, texts: Sequence[str | None]) -> pa.Array:
+        """The values of a label of whole numbers: those of its classes, if it has names."""
+        places = {name: str(n) for n, name in enumerate(self.label_classes.get(item.name, ()))}
+        numbers = [None if text is None else places.get(text, text) for text in texts]
+        return pa.array(numbers, pa.string()).cast(item.type)
+
     def refused_labels(self) -> tuple[str, ...]:
         """Labels that cannot be columns, because the pipeline or `datasets` uses their names."""
         ours = {item.name for item in self._our_fields(True)} | self._names_of_datasets
-        return tuple(n for n in self.labels if n in ours or n.endswith(_IMAGE_ENDINGS))
+        return tuple(n for n in self.labels if n in ours or n.endswith(IMAGE_ENDINGS))
 
     def _our_fields(self, keep_source: bool) -> list[pa.Field]:
         typed = (_EDIT_TYPE,) if self.judged or self.typed else ()
@@ -135,6 +222,22 @@ class MetadataLayout:
     @property
     def _label_fields(self) -> list[pa.Field]:
         return [pa.field(name, self.label_types.get(name, pa.string())) for name in self.labels]
+
+
+def _names_of_image(column: str, kind: pa.DataType) -> set[str]:
+    return {column, *(item.name for item in image_fields(column, is_a_list=is_list(kind)))}
+
+
+def _fits(schema: pa.Schema, recorded: pa.Schema) -> bool:
+    """Whether rows of `schema` can be written with the recorded one."""
+    if schema.names != recorded.names:
+        return False
+    classes, before = features_of(schema), features_of(recorded)
+    return all(
+        can_be_written_as(item.type, was.type, was_uuid=item.metadata == WAS_UUID)
+        and before.get(item.name) in (None, classes.get(item.name))
+        for item, was in zip(schema, recorded, strict=True)
+    )
 
 
 def _made_fields(keep_source: bool) -> list[pa.Field]:
@@ -172,7 +275,7 @@ def _copied_fields(keep_source: bool) -> list[pa.Field]:
 
 def _opened_as(column: str) -> str:
     """The name under which `datasets` opens a column as images; "" if it does not."""
-    for ending in _IMAGE_ENDINGS:
+    for ending in IMAGE_ENDINGS:
         if column.endswith(f"_{ending}"):
             return column.removesuffix(f"_{ending}")
     return ""

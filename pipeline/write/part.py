@@ -3,9 +3,11 @@
     part-<id>/edited/<stem>__<edit_id>.<ext>
               source/<stem>__<source_id>.<ext>
               mask/<stem>__<hash of the file>.png
+              carried/<stem>__<hash of the file>.<its own ext>
               metadata.parquet
     rejected/part-<id>/<stem>__<edit_id>.<ext>
-                       source/*, mask/*, metadata.parquet   the same, of its rejected edits
+                       source/*, mask/*, carried/*, metadata.parquet   the same, of its rejected
+                                                                       edits
     .outcomes/part-<id>-*.parquet        written before the metadata, see `ledger.parts`
 
 `datasets.load_dataset(run_dir)` reads exactly the rows of the metadata files, so once one part is
@@ -45,7 +47,7 @@ from pipeline.ledger.parts import (
     write_outcomes,
 )
 from pipeline.storage.folder import Folder
-from pipeline.write.image_format import ImageFormat
+from pipeline.write.image_format import ImageFormat, extension_of
 
 _HASH_IN_NAME = 8
 
@@ -136,6 +138,12 @@ class PartWriter:
         """Same for a fitted mask, given as PNG. Equal masks of a source share one file."""
         digest = hashlib.blake2b(png, digest_size=16).hexdigest()
         return self._write(f"mask/{stem}__{digest}.png", lambda: png, is_rejected)
+
+    def put_carried(self, stem: str, data: bytes, *, is_rejected: bool = False) -> Future[str]:
+        """Same for an image of the manifest that is carried: its bytes are written unchanged."""
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        name = f"carried/{stem}__{digest}.{extension_of(data)}"
+        return self._write(name, lambda: data, is_rejected)
 
     def figures(self) -> dict[str, float]:
         """rows: images written; seconds: time for encoding and writing, summed over all threads."""
@@ -237,7 +245,7 @@ def encode_metadata(metadata: pa.Table, record: str, rejected: str | None = None
     `record`: the path of the part's outcomes (`write_outcomes`); `rejected`: that of the metadata
     of its rejected edits, which is written after this one.
     """
-    names = {OUTCOMES_FILE_KEY: record.encode()}
+    names = {**(metadata.schema.metadata or {}), OUTCOMES_FILE_KEY: record.encode()}
     if rejected is not None:
         names[REJECTED_FILE_KEY] = rejected.encode()
     return checked_parquet(metadata.replace_schema_metadata(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -24,10 +24,10 @@ from pipeline.plan.plan import make_plan
 from pipeline.plan.resolved_job import resolve_job
 from pipeline.plan.work_list import cut_work, read_slice
 from pipeline.read.decode import decode
+from pipeline.run.folder import claim_columns, metadata_layout
 from pipeline.run.worker_settings import decode_settings
 from pipeline.storage.folder import Folder
 from pipeline.write.image_format import ImageFormat
-from pipeline.write.metadata import MetadataLayout
 from pipeline.write.part import encode_metadata
 
 METADATA_SCHEMA = pa.schema(
@@ -119,27 +119,22 @@ def make_edits(
     folder = Folder.open(job.output, job.storage_options)
     ledger = Ledger.open(folder)
     plan = make_plan(job, ledger)
+    layout = replace(
+        metadata_layout(job, plan),
+        judged=judge is not None,
+        gated=judge is not None and judge.reconstruction.is_on,
+    )
     actor = EditActor(
         EditSettings(
             output=job.output,
             checkpoint=job.model.checkpoint,
             checkpoint_fingerprint=plan.fingerprint,
             device="cpu",
-            makes_edits=plan.makes_edits,
             image_format=ImageFormat(job.images.format, job.images.quality),
-            layout=MetadataLayout(
-                plan.label_names,
-                plan.carried_schema,
-                job.images.keep_source,
-                judged=judge is not None,
-                gated=judge is not None and judge.reconstruction.is_on,
-                annotations=() if plan.annotations is None else plan.annotations.fields,
-                typed=plan.has_edit_types,
-                label_types=plan.label_types,
-                edited=plan.makes_edits,
-            ),
+            layout=claim_columns(folder, layout),
             judge=judge,
             annotations=plan.annotations,
+            makes_edits=plan.makes_edits,
         )
     )
     for part in cut_work(folder, plan.work_files, groups_per_block, edits_per_block):

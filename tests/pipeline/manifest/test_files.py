@@ -156,7 +156,7 @@ class TestColumns:
             {
                 "image": [1],
                 "target_prompt": [{"a": 1}],
-                "id": [1.5],
+                "id": [True],
                 "seed": ["1"],
                 "split": [True],
                 "steps": [True],
