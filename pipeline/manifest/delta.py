@@ -54,6 +54,11 @@ def live_files_of_delta(root: Folder) -> list[LiveFile]:
             _refuse_features(root, table)
             dead_rows = _dead_rows(root, table, place)
             adds = pa.table(table.get_add_actions(flatten=True))
+            if unknown := dead_rows.keys() - set(map(unquote, adds["path"].to_pylist())):
+                raise ManifestError(
+                    f"the Delta table {root.url} has a deletion vector of {min(unknown)}, which is "
+                    "not among its files: write its rows to plain Parquet files"
+                )
             schema = pa.schema(table.schema().to_arrow())
         except (ManifestError, StorageError):
             raise
