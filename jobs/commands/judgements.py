@@ -85,7 +85,7 @@ def of_types(judged: Judgements, types: Sequence[str] | None, file: pathlib.Path
 
 
 def _columns(file: pathlib.Path, names: Sequence[str]) -> list[str]:
-    """The columns that are read. Raises JobError if one that is needed is missing, or twice there."""
+    """The columns that are read. Raises JobError if one is missing, or there twice."""
     found = [name for name in names if name in {*SCORES, _GOOD, _TYPE, _SOURCE}]
     if _GOOD not in found or not SCORES.intersection(found):
         raise JobError(

@@ -98,9 +98,7 @@ def _log_files(root: Folder) -> list[str]:
         since = int(json.loads(root.read(f"{_LOG}/_last_checkpoint"))["version"])
     versions = {path: re.match(r"(\d{20})\.", path.removeprefix(f"{_LOG}/")) for path in paths}
     return [
-        path
-        for path, version in versions.items()
-        if version is None or int(version[1]) >= since
+        path for path, version in versions.items() if version is None or int(version[1]) >= since
     ]
 
 

@@ -68,13 +68,12 @@ class FileLayout:
         sources = {}
         for name in live.schema.names:
             names = [name, *live.old_names.get(name, ())]
-            sources.update({name: each for each in names[::-1] if each in physical.names})
+            if source := next((each for each in names if each in physical.names), None):
+                sources[name] = source
         if live.ids is not None and (ids := _top_ids(physical)):
             _refuse_renamed_inside(live.ids, physical)
             sources = {
-                name: ids[number]
-                for number, name in _top_ids(live.ids).items()
-                if number in ids
+                name: ids[number] for number, name in _top_ids(live.ids).items() if number in ids
             }
         return cls(live.schema, sources, live.constants, dead_rows=live.dead_rows)
 
@@ -112,7 +111,7 @@ class FileLayout:
     def _check(self, table: pa.Table, name: str, value: pa.Scalar, first: int) -> None:
         column = table[name].cast(value.type)
         is_equal = pc.equal(column, value) if value.is_valid else pc.is_null(column)
-        wrong = pc.index(pc.fill_null(is_equal, False), False).as_py()  # noqa: FBT003
+        wrong = pc.index(pc.fill_null(is_equal, False), False).as_py()
         if wrong >= 0:
             raise ManifestError(
                 f"row {first + wrong}: column {name} is {column[wrong].as_py()!r}, and the file's "

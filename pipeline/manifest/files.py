@@ -41,9 +41,9 @@ class ManifestFile:
     """One Parquet file of the manifest; `label` is its name in messages.
 
     `base` is the URL of the folder that relative URIs are relative to: that of the file, or of the
-    table that the file belongs to. `key_base` is the base of relative URIs when ids are computed: `base` relative to the job's
-    manifest URL, so that a dataset that moves together with its manifest keeps its ids. If the job
-    lists several URLs it is `base`.
+    table that the file belongs to. `key_base` is the base of relative URIs when ids are computed:
+    `base` relative to the job's manifest URL, so that a dataset that moves together with its
+    manifest keeps its ids. If the job lists several URLs it is `base`.
 
     `layout` makes the file's rows into rows of `schema`; None if they are as in the file.
     """
@@ -228,9 +228,9 @@ def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[M
     types = partition_types([(f.partitions, s) for f, s in zip(ordered, schemas, strict=True)])
     files: list[ManifestFile] = []
     first_row = 0
-    for file, (rows, schema) in zip(ordered, footers, strict=True):
+    for file, footer in zip(ordered, footers, strict=True):
         root = file.root if isinstance(urls, str) else ""
-        files.append(_manifest_file(file, root, rows, first_row, schema, types))
+        files.append(_manifest_file(file, root, footer, types, first_row))
         first_row += files[-1].rows
     return files
 
@@ -238,13 +238,12 @@ def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[M
 def _manifest_file(
     file: FoundFile,
     root: str,
-    rows: int,
-    first_row: int,
-    schema: pa.Schema,
+    footer: tuple[int, pa.Schema],
     types: Mapping[str, pa.DataType],
+    first_row: int,
 ) -> ManifestFile:
     """`root`: the folder to which the file's label and `key_base` are relative; "": none."""
-    layout = None
+    (rows, schema), layout = footer, None
     try:
         if file.live is not None:
             layout = FileLayout.of_table(file.live, schema)

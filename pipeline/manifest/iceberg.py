@@ -67,9 +67,7 @@ def live_files_of_iceberg(metadata_url: str, options: Mapping[str, Any]) -> list
     try:
         import pyiceberg  # noqa: F401
     except ImportError as error:
-        raise refuse_without_reader(
-            metadata_url, Format.ICEBERG, "iceberg", "pyiceberg"
-        ) from error
+        raise refuse_without_reader(metadata_url, Format.ICEBERG, "iceberg", "pyiceberg") from error
     try:
         table = _table(metadata_url, _store_io(options))
         return list(_live_files(table, metadata_url, options))
