@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ManifestError, StorageError
-from pipeline.manifest.table_formats import Format, LiveFile, refuse_without_reader
+from pipeline.manifest.table_formats import Format, LiveFile, reader_is_missing
 from pipeline.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def live_files_of_delta(root: Folder) -> list[LiveFile]:
     try:
         from deltalake import DeltaTable
     except ImportError as error:
-        raise refuse_without_reader(root.url, Format.DELTA, "delta", "deltalake") from error
+        raise reader_is_missing(root.url, Format.DELTA, "delta", "deltalake") from error
     with tempfile.TemporaryDirectory(prefix="fpe-delta-") as name:
         place = Path(name).resolve()
         try:

@@ -8,8 +8,8 @@ content of a row. Rows are numbered from 0 over all files, in the order of their
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -56,6 +56,8 @@ class ManifestFile:
     base: str
     key_base: str
     layout: FileLayout | None = None
+    is_live: bool = False
+    """Whether it belongs to a table of Delta or Iceberg."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,18 @@ class Manifest:
     @property
     def columns(self) -> frozenset[str]:
         return frozenset(name for file in self.files for name in file.schema.names)
+
+    @property
+    def partition_columns(self) -> frozenset[str]:
+        """The columns that are in the names of folders, and in no file."""
+        plain = [file.layout for file in self.files if file.layout is not None and not file.is_live]
+        found = {name for layout in plain for name in layout.constants}
+        return frozenset(found - {name for layout in plain for name in layout.sources})
+
+    def without(self, columns: Container[str]) -> Self:
+        """The manifest without some of the columns that are carried."""
+        kept = [field for field in self.carried_schema if field.name not in columns]
+        return replace(self, carried_schema=pa.schema(kept))
 
     def has_image_bytes(self, file: ManifestFile) -> bool:
         """Whether a file holds encoded images, so that its rows may be large."""
@@ -261,6 +275,7 @@ def _manifest_file(
         base=base or "/",
         key_base=base[len(root) :].strip("/") if root else base,
         layout=layout,
+        is_live=file.live is not None,
     )
 
 

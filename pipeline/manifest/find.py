@@ -10,13 +10,14 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from pipeline.errors import ManifestError
+from pipeline.manifest.delta import live_files_of_delta
+from pipeline.manifest.iceberg import current_metadata, live_files_of_iceberg
 from pipeline.manifest.partitions import Texts, is_partition, partitions_of, refuse_mixed
 from pipeline.manifest.table_formats import (
     METADATA_SUFFIXES,
     Format,
     LiveFile,
     format_at,
-    live_files,
     tables_in,
 )
 from pipeline.storage.clients import filesystem_of
@@ -46,8 +47,6 @@ def find_files(url: str, options: Mapping[str, Any]) -> list[FoundFile]:
     """The Parquet files that a manifest URL names. Raises ManifestError if there are none."""
     url = absolute_url(url)
     if url.split("?", 1)[0].endswith(METADATA_SUFFIXES):
-        from pipeline.manifest.iceberg import live_files_of_iceberg  # its reader is optional
-
         found = live_files_of_iceberg(url, options)
         return [FoundFile(live.url, live.table, live=live) for live in found]
     place, paths, listed = _paths(url, options)
@@ -88,7 +87,8 @@ def _table_files(
 ) -> Iterator[FoundFile]:
     """The live files of a table; `wanted`: of these URLs alone, None: of all."""
     kind, options = tables.formats[root], tables.options
-    files = {_key(live.url, options): live for live in live_files(root, kind or "", options)}
+    assert kind is not None  # `root` is the folder of a table
+    files = {_key(live.url, options): live for live in _live_files(root, kind, options)}
     if wanted is not None:
         keys = {_key(each, options) for each in wanted}
         files = {key: live for key, live in files.items() if key in keys}
@@ -104,6 +104,19 @@ def _table_files(
 def _key(url: str, options: Mapping[str, Any]) -> str:
     """The path in its store, by which URLs with other spellings of the protocol are equal."""
     return filesystem_of(url, options)[1]
+
+
+def _live_files(url: str, kind: Format, options: Mapping[str, Any]) -> list[LiveFile]:
+    """The live data files of a table. Raises ManifestError if its format cannot be read here."""
+    if kind is Format.DELTA:
+        return live_files_of_delta(Folder.open(url, options))
+    if kind is Format.ICEBERG:
+        return live_files_of_iceberg(current_metadata(Folder.open(url, options)), options)
+    raise ManifestError(
+        f"{url} is the folder of a {kind} table: it can also hold files of deleted and earlier "
+        "rows, and only the table's log says which are live. This format is not read: write the "
+        "rows of the table to plain Parquet files, for example with Spark"
+    )
 
 
 class _Tables:

@@ -18,7 +18,7 @@ from pipeline.manifest.table_formats import (
     METADATA_SUFFIXES,
     Format,
     LiveFile,
-    refuse_without_reader,
+    reader_is_missing,
 )
 from pipeline.storage.folder import Folder, absolute_url
 
@@ -67,7 +67,7 @@ def live_files_of_iceberg(metadata_url: str, options: Mapping[str, Any]) -> list
     try:
         import pyiceberg  # noqa: F401
     except ImportError as error:
-        raise refuse_without_reader(metadata_url, Format.ICEBERG, "iceberg", "pyiceberg") from error
+        raise reader_is_missing(metadata_url, Format.ICEBERG, "iceberg", "pyiceberg") from error
     try:
         table = _table(metadata_url, _store_io(options))
         return list(_live_files(table, metadata_url, options))

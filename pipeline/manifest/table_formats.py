@@ -1,7 +1,7 @@
 """Folders of table formats, in which only the format's log says which files are live.
 
-Such a folder also holds files of deleted and earlier rows. Delta and Iceberg tables are read by
-their logs, with the readers of the extras `delta` and `iceberg`; other formats are refused.
+Such a folder also holds files of deleted and earlier rows. `delta` and `iceberg` read their tables'
+logs, with the readers of the extras of these names; other formats are refused.
 """
 
 from __future__ import annotations
@@ -111,24 +111,7 @@ def _is_metadata(path: str) -> bool:
     return posixpath.basename(folder) == _ICEBERG_METADATA and name.endswith(METADATA_SUFFIXES)
 
 
-def live_files(url: str, kind: Format, options: Mapping[str, Any]) -> list[LiveFile]:
-    """The live data files of a table. Raises ManifestError if its format cannot be read here."""
-    if kind is Format.DELTA:
-        from pipeline.manifest.delta import live_files_of_delta  # its reader is optional
-
-        return live_files_of_delta(Folder.open(url, options))
-    if kind is Format.ICEBERG:
-        from pipeline.manifest.iceberg import current_metadata, live_files_of_iceberg  # likewise
-
-        return live_files_of_iceberg(current_metadata(Folder.open(url, options)), options)
-    raise ManifestError(
-        f"{url} is the folder of a {kind} table: it can also hold files of deleted and earlier "
-        "rows, and only the table's log says which are live. This format is not read: write the "
-        "rows of the table to plain Parquet files, for example with Spark"
-    )
-
-
-def refuse_without_reader(url: str, kind: Format, extra: str, package: str) -> ManifestError:
+def reader_is_missing(url: str, kind: Format, extra: str, package: str) -> ManifestError:
     """The error for a table whose reader is not installed."""
     return ManifestError(
         f"{url} is the folder of a table in the format {kind}: it also holds files of deleted and "

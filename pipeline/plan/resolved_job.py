@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Container, Iterator, Mapping
@@ -28,7 +29,13 @@ from pipeline.manifest.files import Manifest, ManifestBatch
 from pipeline.manifest.find import is_pattern, matches, split_pattern
 from pipeline.manifest.labels import TARGET_LABELS, label_type, type_of_texts
 from pipeline.manifest.prompts import SOURCE_PREFIX, PromptPlan
-from pipeline.manifest.rows import Problems, RowReader, SourceRow, WantedEdit
+from pipeline.manifest.rows import (
+    Problems,
+    RowReader,
+    SourceRow,
+    WantedEdit,
+    template_columns,
+)
 from pipeline.plan.ids import (
     EditContext,
     Occurrences,
@@ -43,11 +50,14 @@ from pipeline.plan.ids import (
 )
 from pipeline.storage.folder import Folder, absolute_url
 
+_log = logging.getLogger(__name__)
 NO_EDITOR = "none"
 """The value of a job's `editor` that uses no model. It also replaces the checkpoint's fingerprint
 in the ids of such a job; no checkpoint has it, since fingerprints are 32 hex digits."""
 SELF_ATTENTION_LAYERS = 16
 """The number of self-attention layers of every Stable Diffusion 1.x model."""
+SCHEMA_FILE = ".metadata-schema"
+"""The schema of the run folder's metadata files: a later job with other columns is refused."""
 _ID = "0123456789abcdef"
 _FILES_OF_RUNS = (
     f"part-{_ID}/metadata.parquet",
@@ -254,6 +264,7 @@ def resolve_job(job: Job) -> ResolvedJob:
             f"self-attention layers of Stable Diffusion 1.x, got {layers.last}"
         )
     _refuse_output_in_manifest(job, manifest)
+    manifest = _as_begun(job, manifest, prompts)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
     return ResolvedJob(job, manifest, defaults, parameters, context, prompts, annotations)
 
@@ -354,6 +365,35 @@ def _refuse_output_in_manifest(job: Job, manifest: Manifest) -> None:
                 f"output: {job.output} holds {inside}, a file of its run, which the manifest "
                 "names as well; give the job another output"
             )
+
+
+def _as_begun(job: Job, manifest: Manifest, prompts: PromptPlan | None) -> Manifest:
+    """The manifest without partition columns that a run folder of an earlier release lacks.
+
+    Those did not read the names of folders, and a run folder has one set of columns. Columns that
+    this job needs stay.
+    """
+    carried = set(manifest.carried_schema.names) & manifest.partition_columns
+    folder = Folder.open(job.output, job.storage_options)
+    if not carried or not folder.exists(SCHEMA_FILE):
+        return manifest
+    there = pa.ipc.read_schema(pa.py_buffer(folder.read(SCHEMA_FILE))).names
+    needed = set(_label_names(prompts, manifest))
+    needed |= set() if prompts is None else template_columns(manifest, prompts)
+    needed |= set() if job.quotas is None else set(job.quotas.by)
+    lacking = {
+        name
+        for name in carried - needed
+        if not {name, f"{SOURCE_PREFIX}{name}", f"manifest_{name}"} & set(there)
+    }
+    if lacking:
+        _log.warning(
+            "%s was begun without the columns %s, which are in the names of the manifest's folders:"
+            " they are left out here too; a job with another output has them",
+            job.output,
+            ", ".join(sorted(lacking)),
+        )
+    return manifest.without(lacking)
 
 
 def _place(url: str, options: Mapping[str, Any]) -> str:

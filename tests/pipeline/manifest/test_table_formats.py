@@ -16,7 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog.memory import InMemoryCatalog
+from pyiceberg.manifest import (
+    DataFile,
+    DataFileContent,
+    FileFormat,
+    ManifestContent,
+    ManifestEntry,
+    ManifestEntryStatus,
+    ManifestWriterV2,
+    write_manifest_list,
+)
 from pyiceberg.table import Table
+from pyiceberg.typedef import Record
 from pyiceberg.types import LongType
 from pyroaring import BitMap
 
@@ -27,7 +38,11 @@ from tests.servers.stores import Store
 
 Row = dict[str, Any]
 THREE = pa.table(
-    {"image": ["0.png", "1.png", "2.png"], "target_prompt": ["red"] * 3, "kind": ["a b", "c%", None]}
+    {
+        "image": ["0.png", "1.png", "2.png"],
+        "target_prompt": ["red"] * 3,
+        "kind": ["a b", "c%", None],
+    }
 )
 
 
@@ -49,9 +64,7 @@ def delta(tmp_path: Path) -> Path:
     folder = tmp_path / "delta"
     write_deltalake(folder, THREE, partition_by=["kind"])
     DeltaTable(folder).delete("image = '1.png'")
-    DeltaTable(folder).update(
-        predicate="image = '2.png'", updates={"target_prompt": "'blue'"}
-    )
+    DeltaTable(folder).update(predicate="image = '2.png'", updates={"target_prompt": "'blue'"})
     return folder
 
 
@@ -74,7 +87,9 @@ class TestDelta:
         assert images(f"{url}/*/*.parquet", options) == ["0.png", "2.png"]
         assert images(f"{url}/kind=a%20b", options) == ["0.png"]
         assert images(store.url("t*/kind=a%20b/*.parquet"), options) == ["0.png"]
-        with pytest.raises(ManifestError, match=r"inside of the Delta table .*/t, and none of them"):
+        with pytest.raises(
+            ManifestError, match=r"inside of the Delta table .*/t, and none of them"
+        ):
             rows(f"{url}/kind=c%25", options)
         live = {file.url for file in Manifest.open(url, options).files}
         for file in sorted(delta.rglob("*.parquet")):
@@ -148,7 +163,7 @@ def z85(data: bytes) -> str:
 
 @pytest.fixture
 def logged(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a table of one file of five rows by hand, with features that deltalake cannot write."""
+    """Writes a table of one file of five rows by hand, with what deltalake cannot write."""
 
     def write(
         features: Sequence[str], dv: Row | None = None, settings: Mapping[str, str] | None = None
@@ -251,6 +266,82 @@ def iceberg(tmp_path: Path) -> Callable[..., Table]:
     return make
 
 
+def puffin(data_file: str, dead: Sequence[int]) -> bytes:
+    """A Puffin file with one deletion vector (iceberg.apache.org/puffin-spec)."""
+    vector = struct.pack(">I", 0xD1D33964) + struct.pack("<qI", 1, 0) + BitMap(dead).serialize()
+    blob = struct.pack(">I", len(vector)) + vector + struct.pack(">I", zlib.crc32(vector))
+    about = {
+        "type": "deletion-vector-v1",
+        "fields": [],
+        "snapshot-id": -1,
+        "sequence-number": -1,
+        "offset": 4,
+        "length": len(blob),
+        "properties": {"referenced-data-file": data_file, "cardinality": str(len(dead))},
+    }
+    footer = json.dumps({"blobs": [about], "properties": {}}).encode()
+    end = struct.pack("<I", len(footer)) + bytes(4) + b"PFA1"
+    return b"PFA1" + blob + b"PFA1" + footer + end
+
+
+class DeletesWriter(ManifestWriterV2):
+    """pyiceberg 0.12.0 writes no manifests of deletes itself."""
+
+    def content(self) -> ManifestContent:
+        return ManifestContent.DELETES
+
+    @property
+    def _meta(self) -> dict[str, str]:
+        return {**super()._meta, "content": "deletes"}
+
+
+def with_deletes(
+    table: Table,
+    file: Path,
+    place: Path,
+    content: DataFileContent = DataFileContent.POSITION_DELETES,
+) -> str:
+    """The metadata file of the table with one more snapshot, which adds a file of deletes."""
+    before, store, number = table.current_snapshot(), table.io, 77
+    assert before is not None
+    assert before.sequence_number is not None
+    deletes = DataFile.from_args(
+        content=content,
+        file_path=str(file),
+        file_format=FileFormat.PUFFIN if file.suffix == ".puffin" else FileFormat.PARQUET,
+        partition=Record(),
+        record_count=2,
+        file_size_in_bytes=file.stat().st_size,
+        equality_ids=[1] if content is DataFileContent.EQUALITY_DELETES else None,
+    )
+    entry = ManifestEntry.from_args(
+        status=ManifestEntryStatus.ADDED, snapshot_id=number, data_file=deletes
+    )
+    output = store.new_output(str(place / "deletes.avro"))
+    with DeletesWriter(table.spec(), table.schema(), output, number, "null") as writer:
+        writer.add_entry(entry)
+    output = store.new_output(str(place / "list.avro"))
+    after = before.sequence_number + 1
+    with write_manifest_list(2, output, number, before.snapshot_id, after, "null") as written:
+        written.add_manifests([*before.manifests(store), writer.to_manifest_file()])
+    metadata = json.loads(Path(table.metadata_location).read_text())
+    snapshot = {
+        "snapshot-id": number,
+        "parent-snapshot-id": before.snapshot_id,
+        "sequence-number": after,
+        "timestamp-ms": before.timestamp_ms + 1,
+        "manifest-list": str(place / "list.avro"),
+        "summary": {"operation": "delete"},
+        "schema-id": 0,
+    }
+    metadata["snapshots"].append(snapshot)
+    metadata |= {"current-snapshot-id": number, "last-sequence-number": after}
+    metadata["refs"]["main"]["snapshot-id"] = number
+    path = place / "with-deletes.metadata.json"
+    path.write_text(json.dumps(metadata))
+    return str(path)
+
+
 class TestIceberg:
     def test_the_live_rows_and_columns(self, iceberg: Callable[..., Table]) -> None:
         table = iceberg()
@@ -272,7 +363,11 @@ class TestIceberg:
 
     def test_a_folder_whose_catalog_is_elsewhere(self, iceberg: Callable[..., Table]) -> None:
         table = iceberg()
-        for url in (table.location(), f"{table.location()}/data", f"{table.location()}/*/*.parquet"):
+        for url in (
+            table.location(),
+            f"{table.location()}/data",
+            f"{table.location()}/*/*.parquet",
+        ):
             with pytest.raises(ManifestError) as caught:
                 rows(url)
             assert f"the newest one here is {table.metadata_location})" in str(caught.value)
@@ -311,8 +406,40 @@ class TestIceberg:
         assert [row["box"] for row in rows(table.metadata_location)] == [{"w": 1}] * 3
         with table.update_schema() as change:
             change.rename_column(("box", "w"), "width")
-        with pytest.raises(ManifestError, match=r"the field \.width inside of a column was renamed"):
+        with pytest.raises(
+            ManifestError, match=r"the field \.width inside of a column was renamed"
+        ):
             rows(table.metadata_location)
+
+    @pytest.mark.parametrize("is_vector", [False, True], ids=["delete file", "deletion vector"])
+    def test_deletes_apart_from_the_data(
+        self, iceberg: Callable[..., Table], tmp_path: Path, *, is_vector: bool
+    ) -> None:
+        """Merge-on-read: what Spark 3.5 writes with write.delete.mode, and Athena always."""
+        table = iceberg(properties={"format-version": "2"})
+        (task,) = table.scan().plan_files()
+        data = task.file.file_path
+        if is_vector:
+            file = tmp_path / "deletes.puffin"
+            file.write_bytes(puffin(data, [0, 2]))
+        else:
+            file = tmp_path / "deletes.parquet"
+            others = pa.table({"file_path": [data, "other", data], "pos": [2, 1, 0]})
+            pq.write_table(others, file)
+        metadata = with_deletes(table, file, tmp_path)
+        assert images(metadata) == ["1.png"]
+        assert Manifest.open(metadata).rows == 1
+        assert images(table.metadata_location) == ["0.png", "1.png", "2.png"]
+
+    def test_deletes_by_value(self, iceberg: Callable[..., Table], tmp_path: Path) -> None:
+        table = iceberg(properties={"format-version": "2"})
+        file = tmp_path / "equality.parquet"
+        pq.write_table(pa.table({"image": ["1.png"]}), file)
+        metadata = with_deletes(table, file, tmp_path, DataFileContent.EQUALITY_DELETES)
+        with pytest.raises(
+            ManifestError, match=r"equality deletes.*rewrite the table's data files"
+        ):
+            rows(metadata)
 
     def test_a_damaged_metadata_file(self, tmp_path: Path) -> None:
         file = tmp_path / "metadata" / "v1.metadata.json"
