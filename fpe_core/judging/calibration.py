@@ -25,7 +25,7 @@ chosen that leaves a margin to both on the held-out edits.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ from fpe_core.scores.edit_scores import EditScores
 
 _FOLDS = 10
 _AIMS = 11
+_EDITS_AT_ONCE = 8192  # (choices, edits) matrices would not fit into memory for very large tables
 _LOST_SHARES = tuple(number / 40 for number in range(13))
 """The shares of the good edits that one rule may cost: 0 to 0.3."""
 
@@ -144,12 +145,20 @@ class RuleSearch:
             raise ParameterError(
                 f"no edit has a score to fit rules to; those are {', '.join(sorted(FITTED))}"
             )
+        values = {name: _Values.of(edits, name) for name in FITTED}
+        bounds = {reason: _bounds(reason, values, good) for reason in _SCORES_OF_REASON}
         self._unchanged = _unchanged(edits, good)
-        self._first = _pairs(edits, good, RejectReason.NO_CHANGE, RejectReason.STRUCTURE_LOST)
-        self._second = _pairs(edits, good, RejectReason.WRONG_DIRECTION, RejectReason.OFF_TARGET)
-        first, second = _passes(self._first), _passes(self._second)  # (choices, edits)
-        self._hits = (first * good) @ second.T  # (choices, choices), as all below
-        self._accepted = first @ second.T
+        self._first = _pairs(bounds, RejectReason.NO_CHANGE, RejectReason.STRUCTURE_LOST)
+        self._second = _pairs(bounds, RejectReason.WRONG_DIRECTION, RejectReason.OFF_TARGET)
+        self._hits = np.zeros((len(self._first), len(self._second)))  # (choices, choices), as below
+        self._accepted = self._hits.copy()
+        for start in range(0, len(edits), _EDITS_AT_ONCE):
+            part = slice(start, start + _EDITS_AT_ONCE)
+            first, second = (
+                _passes(choices, values, part) for choices in (self._first, self._second)
+            )  # (choices, edits)
+            self._hits += (first * good[part]) @ second.T
+            self._accepted += first @ second.T
         self._rules = _counts(self._first)[:, None] + _counts(self._second)[None]
 
     def rules(self, precision: float) -> tuple[Rule, ...]:
@@ -161,7 +170,7 @@ class RuleSearch:
         for rank in (np.minimum(found, precision), self._hits, -self._rules):
             is_best &= rank == rank[is_best].max()
         first, second = np.argwhere(is_best)[0]
-        chosen = (*self._first[first][0], *self._second[second][0])
+        chosen = (*self._first[first], *self._second[second])
         is_there = any(rule.reason == RejectReason.NO_CHANGE for rule in chosen)
         return chosen if is_there else (*self._unchanged, *chosen)
 
@@ -177,47 +186,69 @@ def _unchanged(edits: Sequence[JudgedEdit], good: Mask) -> tuple[Rule, ...]:
     return (Rule("changed_share", RejectReason.NO_CHANGE, at_least=bound),) if bound > 0 else ()
 
 
+@dataclass(frozen=True)
+class _Values:
+    """A score of all edits: float64, and which edits do not have it."""
+
+    numbers: NDArray[np.float64]
+    is_missing: Mask
+
+    @classmethod
+    def of(cls, edits: Sequence[JudgedEdit], name: str) -> _Values:
+        values = [getattr(edit.scores, name) for edit in edits]
+        numbers = np.array([math.nan if value is None else value for value in values], np.float64)
+        return cls(numbers, np.array([value is None for value in values], dtype=bool))
+
+    def pass_rule(self, rule: Rule, part: slice) -> Mask:
+        """The edits that do not break a rule (`Rule.broken_by`)."""
+        numbers = self.numbers[part]
+        is_met = numbers <= rule.at_most if rule.at_least is None else numbers >= rule.at_least
+        return is_met | self.is_missing[part]
+
+
 def _pairs(
-    edits: Sequence[JudgedEdit], good: Mask, *reasons: RejectReason
-) -> list[tuple[tuple[Rule, ...], Mask]]:
-    """Every choice of one bound or none for each reason, with the mask of the edits that pass."""
-    choices: list[tuple[tuple[Rule, ...], Mask]] = [((), np.ones(len(edits), dtype=bool))]
+    bounds: Mapping[RejectReason, Sequence[Rule]], *reasons: RejectReason
+) -> list[tuple[Rule, ...]]:
+    """Every choice of one bound or none for each reason."""
+    choices: list[tuple[Rule, ...]] = [()]
     for reason in reasons:
-        bounds = [
-            b for name in _SCORES_OF_REASON[reason] for b in _bounds(name, reason, edits, good)
-        ]
-        choices += [
-            ((*rules, rule), mask & passes) for rules, mask in choices for rule, passes in bounds
-        ]
+        choices += [(*rules, rule) for rules in choices for rule in bounds[reason]]
     return choices
 
 
-def _passes(choices: Sequence[tuple[tuple[Rule, ...], Mask]]) -> NDArray[np.float64]:
-    return np.stack([mask for _, mask in choices]).astype(np.float64)
+def _passes(
+    choices: Sequence[tuple[Rule, ...]], values: Mapping[str, _Values], part: slice
+) -> NDArray[np.float32]:
+    """Which of some edits pass each choice of rules: 1 or 0."""
+    of_rule = {
+        rule: values[rule.score].pass_rule(rule, part)
+        for rule in dict.fromkeys(rule for rules in choices for rule in rules)
+    }
+    every = ~np.zeros(len(values[next(iter(values))].numbers[part]), dtype=bool)
+    found = np.empty((len(choices), len(every)), np.float32)
+    for row, rules in zip(found, choices, strict=True):
+        row[:] = np.logical_and.reduce([every, *(of_rule[rule] for rule in rules)])
+    return found
 
 
-def _counts(choices: Sequence[tuple[tuple[Rule, ...], Mask]]) -> NDArray[np.int64]:
-    return np.array([len(rules) for rules, _ in choices])
+def _counts(choices: Sequence[tuple[Rule, ...]]) -> NDArray[np.int64]:
+    return np.array([len(rules) for rules in choices])
 
 
-def _bounds(
-    name: str, reason: RejectReason, edits: Sequence[JudgedEdit], good: Mask
-) -> list[tuple[Rule, Mask]]:
-    values = [getattr(edit.scores, name) for edit in edits]
-    of_good = [
-        value
-        for value, is_good in zip(values, good, strict=True)
-        if is_good and value is not None and math.isfinite(value)  # equal images: infinite PSNR
-    ]
-    if not of_good:
-        return []
-    is_most = name in _BOUNDED_FROM_ABOVE
-    found = {}
-    for share in _LOST_SHARES:
-        bound = float(np.quantile(of_good, 1 - share if is_most else share))
-        rule = Rule(name, reason, at_most=bound) if is_most else Rule(name, reason, at_least=bound)
-        found[rule] = np.array([not rule.broken_by(value) for value in values], dtype=bool)
-    return list(found.items())
+def _bounds(reason: RejectReason, values: Mapping[str, _Values], good: Mask) -> list[Rule]:
+    """The rules that are tried for a reason."""
+    found = []
+    for name in _SCORES_OF_REASON[reason]:
+        of_good = values[name].numbers[good]
+        of_good = of_good[np.isfinite(of_good)]  # equal images have an infinite PSNR
+        if not len(of_good):
+            continue
+        is_most = name in _BOUNDED_FROM_ABOVE
+        for share in _LOST_SHARES:
+            bound = float(np.quantile(of_good, 1 - share if is_most else share))
+            bounds = {"at_most": bound} if is_most else {"at_least": bound}
+            found.append(Rule(name, reason, **bounds))
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

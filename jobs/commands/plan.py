@@ -170,6 +170,7 @@ def _as_json(report: _PlanReport) -> dict[str, Any]:
         "sources": plan.sources,
         "sources_pending": plan.groups_pending,
         "sources_refused": plan.sources_refused,
+        "rows_repeated": plan.rows_repeated,
         "unet_rows": plan.unet_rows,
         "output_bytes": plan.output_bytes,
         "quotas": [asdict(row) for row in report.quotas],

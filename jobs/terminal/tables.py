@@ -32,6 +32,7 @@ def summary_table(summary: RunSummary) -> Table:
     _row(table, "already done", _count(summary.already_done))
     if summary.quotas:
         _row(table, "left out by quotas", _count(summary.edits_skipped_by_quota))
+    _repeated_rows(table, summary.rows_repeated)
     if not summary.edits_made:
         return table
     if summary.approximation:
@@ -114,11 +115,17 @@ def plan_table(plan: Plan, output: str) -> Table:
     _row(table, "sources to do", _count(plan.groups_pending))
     if plan.sources_refused:
         _row(table, "  not allowed, will fail", _count(plan.sources_refused), "red")
+    _repeated_rows(table, plan.rows_repeated)
     if plan.approximation:
         _row(table, "approximation", plan.approximation, "yellow")
     _row(table, "UNet rows to do", _count(plan.unet_rows))
     _row(table, "images to write", f"about {size_text(plan.output_bytes)}")
     return table
+
+
+def _repeated_rows(table: Table, rows: int) -> None:
+    if rows:
+        _row(table, "rows that repeat another one exactly", _count(rows), "yellow")
 
 
 def status_table(status: RunStatus) -> Table:

@@ -8,9 +8,8 @@ content of a row. Rows are numbered from 0 over all files, in the order of their
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -28,8 +27,11 @@ from pipeline.manifest.columns import (
     known_type,
     known_values,
 )
+from pipeline.manifest.file_layout import FileLayout
+from pipeline.manifest.find import FoundFile, find_files, folder_and_name
 from pipeline.manifest.labels import TARGET_LABELS, label_fields
-from pipeline.storage.folder import Folder, absolute_url
+from pipeline.manifest.partitions import partition_types
+from pipeline.storage.folder import Folder
 
 MAX_PROBLEMS = 20
 ROWS_PER_BATCH = 1024
@@ -41,9 +43,12 @@ _READ_BUFFER_BYTES = 1 << 20
 class ManifestFile:
     """One Parquet file of the manifest; `label` is its name in messages.
 
-    `key_base` is the base of relative URIs when ids are computed: the file's folder relative to the
-    job's manifest URL, so that a dataset that moves together with its manifest keeps its ids. If
-    the job lists several URLs it is the folder's own URL.
+    `base` is the URL of the folder that relative URIs are relative to: that of the file, or of the
+    table that the file belongs to. `key_base` is the base of relative URIs when ids are computed:
+    `base` relative to the job's manifest URL, so that a dataset that moves together with its
+    manifest keeps its ids. If the job lists several URLs it is `base`.
+
+    `layout` makes the file's rows into rows of `schema`; None if they are as in the file.
     """
 
     url: str
@@ -51,16 +56,11 @@ class ManifestFile:
     rows: int
     first_row: int
     schema: pa.Schema
+    base: str
     key_base: str
-
-    @property
-    def base(self) -> str:
-        """The folder that relative URIs are relative to, as a URL."""
-        return _folder_and_name(self.url)[0] or "/"
-
-    @property
-    def name(self) -> str:
-        return _folder_and_name(self.url)[1]
+    layout: FileLayout | None = None
+    is_live: bool = False
+    """Whether it belongs to a table of Delta or Iceberg."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,18 @@ class Manifest:
     def columns(self) -> frozenset[str]:
         return frozenset(name for file in self.files for name in file.schema.names)
 
+    @property
+    def partition_columns(self) -> frozenset[str]:
+        """The columns that are in the names of folders, and in no file."""
+        plain = [file.layout for file in self.files if file.layout is not None and not file.is_live]
+        found = {name for layout in plain for name in layout.constants}
+        return frozenset(found - {name for layout in plain for name in layout.sources})
+
+    def without(self, columns: Container[str]) -> Self:
+        """The manifest without some of the columns that are carried."""
+        kept = [field for field in self.carried_schema if field.name not in columns]
+        return replace(self, carried_schema=pa.schema(kept))
+
     def has_image_bytes(self, file: ManifestFile) -> bool:
         """Whether a file holds encoded images, so that its rows may be large."""
         kinds = [
@@ -153,23 +165,29 @@ class Manifest:
 
     def _batches_of(self, file: ManifestFile) -> Iterator[ManifestBatch]:
         row = file.first_row
-        for batch in self._record_batches(file):
-            yield self._batch(file, row, pa.Table.from_batches([batch]))
-            row += batch.num_rows
+        for table in self._tables(file):
+            yield self._batch(file, row, table)
+            row += len(table)
 
-    def _record_batches(self, file: ManifestFile) -> Iterator[pa.RecordBatch]:
-        folder = Folder.open(file.base, self.options)
+    def _tables(self, file: ManifestFile) -> Iterator[pa.Table]:
+        base, name = folder_and_name(file.url)
+        folder = Folder.open(base or "/", self.options)
         size = ROWS_PER_BATCH_OF_BYTES if self.has_image_bytes(file) else ROWS_PER_BATCH
         rows = 0
         try:
-            with folder.open_read(file.name) as source:
+            with folder.open_read(name) as source:
                 # Without a buffer Arrow reads a whole column of a row group at once, images too.
                 reader = pq.ParquetFile(source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
                 for batch in reader.iter_batches(size, use_threads=False):
-                    yield batch
+                    if file.layout is None:
+                        yield pa.Table.from_batches([batch])
+                    else:
+                        yield file.layout.rows_of(batch, rows)
                     rows += batch.num_rows
         except StorageError:
             raise
+        except ManifestError as error:
+            raise ManifestError(f"{file.url}: {error}") from error
         except Exception as error:  # Arrow's, or a client's
             raise ManifestError(f"{file.url} cannot be read past row {rows}: {error}") from error
 
@@ -217,66 +235,56 @@ def _shown(urls: str | Sequence[str]) -> str:
 
 def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[ManifestFile]:
     """The files with their row numbers, in the order of their URLs, each once."""
-    roots: dict[str, str] = {}
+    found: dict[str, FoundFile] = {}
     for url in [urls] if isinstance(urls, str) else urls:
-        root, paths = _find(absolute_url(url), options)
-        for path in paths:
-            roots.setdefault(root.url_of(path), root.url if isinstance(urls, str) else "")
+        for file in find_files(url, options):
+            found.setdefault(file.url, file)
+    ordered = [found[url] for url in sorted(found)]
+    footers = [_read_footer(file.url, options) for file in ordered]
+    schemas = [schema for _, schema in footers]
+    types = partition_types([(f.partitions, s) for f, s in zip(ordered, schemas, strict=True)])
     files: list[ManifestFile] = []
     first_row = 0
-    for url in sorted(roots):
-        files.append(_open_file(url, roots[url], first_row, options))
+    for file, footer in zip(ordered, footers, strict=True):
+        root = file.root if isinstance(urls, str) else ""
+        files.append(_manifest_file(file, root, footer, types, first_row))
         first_row += files[-1].rows
     return files
 
 
-def _find(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str]]:
-    """The Parquet files that a manifest URL names: their common folder, and paths in it."""
-    parent, name = _folder_and_name(url.rstrip("/"))
-    folder = Folder.open(parent or "/", options)
-    if folder.is_file(name):
-        return folder, [name]
-    folder = Folder.open(url, options)
-    paths = [
-        path for path in folder.list(empty_too=True) if _is_data(path)
-    ]  # empty files are an error
-    if not paths and any(mark in url for mark in "*?["):
-        folder = Folder.open(_before_pattern(url), options)
-        paths = folder.glob(url[len(_before_pattern(url)) + 1 :])
-        paths = [path for path in paths if not _is_hidden(path)]
-    if not paths:
-        raise ManifestError(
-            f"the manifest {url} is not a Parquet file, a folder with Parquet files, or a pattern "
-            "that matches some: check the path, and whether these credentials may list it"
-        )
-    return folder, paths
+def _manifest_file(
+    file: FoundFile,
+    root: str,
+    footer: tuple[int, pa.Schema],
+    types: Mapping[str, pa.DataType],
+    first_row: int,
+) -> ManifestFile:
+    """`root`: the folder to which the file's label and `key_base` are relative; "": none."""
+    (rows, schema), layout = footer, None
+    try:
+        if file.live is not None:
+            layout = FileLayout.of_table(file.live, schema)
+        elif file.partitions:
+            layout = FileLayout.of_partitions(file.partitions, types, schema)
+    except ManifestError as error:
+        raise ManifestError(f"{file.url}: {error}") from error
+    base = folder_and_name(file.url)[0] if file.live is None else file.live.table
+    return ManifestFile(
+        url=file.url,
+        label=file.url[len(root) :].lstrip("/") if root and file.url.startswith(root) else file.url,
+        rows=rows if layout is None else rows - layout.dead,
+        first_row=first_row,
+        schema=schema if layout is None else layout.schema,
+        base=base or "/",
+        key_base=base[len(root) :].strip("/") if root else base,
+        layout=layout,
+        is_live=file.live is not None,
+    )
 
 
-def _folder_and_name(url: str) -> tuple[str, str]:
-    """Splits a URL before its last name. The query after it may contain slashes too."""
-    is_web = url.startswith(("http://", "https://"))
-    bare = re.split("[?#]", url, maxsplit=1)[0] if is_web else url
-    folder, _, name = bare.rpartition("/")
-    return folder, name + url[len(bare) :]
-
-
-def _before_pattern(url: str) -> str:
-    """The part of a glob before its first folder with a wildcard."""
-    parts = url.split("/")
-    first = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
-    return "/".join(parts[:first])
-
-
-def _is_data(path: str) -> bool:
-    return path.endswith((".parquet", ".pq")) and not _is_hidden(path)
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) for part in path.split("/"))
-
-
-def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) -> ManifestFile:
-    base, name = _folder_and_name(url)
+def _read_footer(url: str, options: Mapping[str, Any]) -> tuple[int, pa.Schema]:
+    """Rows and schema of a Parquet file. Raises ManifestError and StorageError."""
+    base, name = folder_and_name(url)
     folder = Folder.open(base or "/", options)
     try:
         with folder.open_read(name) as source:
@@ -287,9 +295,7 @@ def _open_file(url: str, root: str, first_row: int, options: Mapping[str, Any]) 
         raise
     except Exception as error:  # Arrow may raise anything for damaged bytes
         raise ManifestError(f"{url} is not a Parquet file, or is cut short: {error}") from error
-    key_base = base[len(root) :].strip("/") if root else base
-    label = url[len(root) :].lstrip("/") if root else url
-    return ManifestFile(url, label, rows, first_row, schema, key_base)
+    return rows, schema
 
 
 def _read_names(fields: Iterable[pa.Field]) -> None:

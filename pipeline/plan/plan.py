@@ -58,6 +58,8 @@ class Plan:
     pending groups by their shape, which decides their cost.
     `work_files` are paths in the run folder; () if nothing is left or the plan was not written.
     `carried_schema` has the columns of the work list's `carried`, and is None if there are none.
+    `rows_repeated`: how many rows of the manifest equal an earlier row in everything; their edits
+    are made too.
     `sources_refused`: how many pending sources will fail as source_forbidden, judging by their URIs
     (`images.allowed_sources`).
     `label_types` are the types of labels that are not text, `label_classes` the names of those that
@@ -82,6 +84,7 @@ class Plan:
     fingerprint: str
     parameters: EditParameters
     sources_refused: int = 0
+    rows_repeated: int = 0
     edits_skipped_by_quota: int = 0
     round: Selection | None = None
     approximation: str = ""
@@ -240,6 +243,7 @@ class _Counts:
     resolved: ResolvedJob
     rules: SourceRules
     edits_total: int = 0
+    rows_repeated: int = 0
     edits_pending: int = 0
     groups_pending: int = 0
     shapes: Counter[GroupShape] = field(default_factory=Counter)
@@ -251,6 +255,7 @@ class _Counts:
         """Counts the batches as they pass through."""
         for batch in batches:
             self.edits_total += batch.edits_total
+            self.rows_repeated += batch.rows_repeated
             for group in batch.groups:
                 self._add(group)
             yield batch
@@ -321,6 +326,7 @@ def _plan_of(
         fingerprint=resolved.context.fingerprint,
         parameters=resolved.parameters,
         sources_refused=counts.refused,
+        rows_repeated=counts.rows_repeated,
         edits_skipped_by_quota=skipped,
         round=selection,
         approximation=approximation_of(resolved.parameters, resolved.job.edit.speed),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+import logging
+import os
+import re
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,9 +28,16 @@ from pipeline.manifest.arrow_types import is_json
 from pipeline.manifest.columns import EDIT_TYPE
 from pipeline.manifest.features import class_names, features_of, metadata_of
 from pipeline.manifest.files import Manifest, ManifestBatch
+from pipeline.manifest.find import is_pattern, matches, split_pattern
 from pipeline.manifest.labels import TARGET_LABELS, common_classes, label_type, type_of_texts
 from pipeline.manifest.prompts import SOURCE_PREFIX, PromptPlan
-from pipeline.manifest.rows import Problems, RowReader, SourceRow, WantedEdit
+from pipeline.manifest.rows import (
+    Problems,
+    RowReader,
+    SourceRow,
+    WantedEdit,
+    template_columns,
+)
 from pipeline.plan.ids import (
     EditContext,
     Occurrences,
@@ -38,20 +50,37 @@ from pipeline.plan.ids import (
     source_key_of_prompt,
     source_key_of_uri,
 )
-from pipeline.storage.folder import absolute_url
+from pipeline.storage.folder import Folder, absolute_url
 
+_log = logging.getLogger(__name__)
 NO_EDITOR = "none"
 """The value of a job's `editor` that uses no model. It also replaces the checkpoint's fingerprint
 in the ids of such a job; no checkpoint has it, since fingerprints are 32 hex digits."""
 SELF_ATTENTION_LAYERS = 16
 """The number of self-attention layers of every Stable Diffusion 1.x model."""
+SCHEMA_FILE = ".metadata-schema"
+"""The schema of the run folder's metadata files: a later job with other columns is refused."""
+_ID = "0123456789abcdef"
+_FILES_OF_RUNS = (
+    f"part-{_ID}/metadata.parquet",
+    f"rejected/part-{_ID}/metadata.parquet",
+    f"part-{_ID}/edited/source__{_ID}{_ID}.webp",
+    "config.yaml",
+    "README.md",
+    "stats.json",
+)
+"""What a run writes; hidden files, such as the ledger's, are never in a manifest."""
 
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """A row of the manifest with its ids: one source and its edits."""
+    """A row of the manifest with its ids: one source and its edits.
+
+    `base`: the hash of all that its ids depend on, except target prompts (`plan.ids`).
+    """
 
     source: SourceRow
+    base: bytes
     group_id: bytes
     source_id: bytes
     edits: tuple[tuple[bytes, WantedEdit], ...]
@@ -216,6 +245,7 @@ class ResolvedJob:
             edits.append((identity, edit))
         return PlannedGroup(
             source=row,
+            base=base,
             group_id=group_id(base, group_counter.next(base)),
             source_id=source_id(key, base),
             edits=tuple(edits),
@@ -252,7 +282,8 @@ def resolve_job(job: Job) -> ResolvedJob:
             f"edit.layers.last: must be at most {SELF_ATTENTION_LAYERS}, the number of "
             f"self-attention layers of Stable Diffusion 1.x, got {layers.last}"
         )
-    _refuse_output_in_manifest(job)
+    _refuse_output_in_manifest(job, manifest)
+    manifest = _as_begun(job, manifest, prompts)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
     return ResolvedJob(job, manifest, defaults, parameters, context, prompts, annotations)
 
@@ -330,16 +361,70 @@ def _refuse_lists_of_types(job: Job, manifest: Manifest) -> None:
         )
 
 
-def _refuse_output_in_manifest(job: Job) -> None:
-    """Raises JobError if the output lies in the manifest: the next run would read it as rows."""
-    output = absolute_url(job.output).rstrip("/") + "/"
+def _refuse_output_in_manifest(job: Job, manifest: Manifest) -> None:
+    """Raises JobError if files of the run are in the manifest: the next run would read them as
+    rows. Files that are not there yet are looked for by names that a run gives."""
+    place = partial(_place, options=job.storage_options)
+    output = place(job.output)
     for url in job.manifest_urls:
-        folder = absolute_url(url).rstrip("/") + "/"
-        if output.startswith(folder):
+        absolute = absolute_url(url).rstrip("/")
+        if output.startswith(place(absolute)):
             raise JobError(
                 f"output: {job.output} lies in the manifest folder {url}; give it a place outside, "
                 "or name the manifest's files"
             )
+        if not is_pattern(absolute):
+            continue
+        above, pattern = split_pattern(absolute)
+        inside = output.removeprefix(place(above))
+        if inside != output and any(matches(pattern, inside + name) for name in _FILES_OF_RUNS):
+            raise JobError(
+                f"output: {job.output} lies where the manifest {url} finds files, so that the next "
+                "run would read this run's own files as rows; give it a place outside"
+            )
+    for file in manifest.files:
+        inside = place(file.url).rstrip("/").removeprefix(output)
+        if re.fullmatch(r"(rejected/)?part-[^/]+/[^/]+|\.(ledger|plan)/.+", inside):
+            raise JobError(
+                f"output: {job.output} holds {inside}, a file of its run, which the manifest "
+                "names as well; give the job another output"
+            )
+
+
+def _as_begun(job: Job, manifest: Manifest, prompts: PromptPlan | None) -> Manifest:
+    """The manifest without partition columns that a run folder of an earlier release lacks.
+
+    Those did not read the names of folders, and a run folder has one set of columns. Columns that
+    this job needs stay.
+    """
+    carried = set(manifest.carried_schema.names) & manifest.partition_columns
+    folder = Folder.open(job.output, job.storage_options)
+    if not carried or not folder.exists(SCHEMA_FILE):
+        return manifest
+    there = pa.ipc.read_schema(pa.py_buffer(folder.read(SCHEMA_FILE))).names
+    needed = set(_label_names(prompts, manifest))
+    needed |= set() if prompts is None else template_columns(manifest, prompts)
+    needed |= set() if job.quotas is None else set(job.quotas.by)
+    lacking = {
+        name
+        for name in carried - needed
+        if not {name, f"{SOURCE_PREFIX}{name}", f"manifest_{name}"} & set(there)
+    }
+    if lacking:
+        _log.warning(
+            "%s was begun without the columns %s, which are in the names of the manifest's folders:"
+            " they are left out here too; a job with another output has them",
+            job.output,
+            ", ".join(sorted(lacking)),
+        )
+    return manifest.without(lacking)
+
+
+def _place(url: str, options: Mapping[str, Any]) -> str:
+    """A folder's store and path, equal for all spellings of its URL, with a slash at the end."""
+    folder = Folder.open(url, options)
+    path = os.path.realpath(folder.root) if "://" not in folder.url else folder.root  # noqa: PTH
+    return f"{type(folder.fs).__name__}:{path}".rstrip("/") + "/"
 
 
 def source_key(row: SourceRow) -> SourceKey:

@@ -5,6 +5,7 @@ It is cut into slices before Ray starts; the rows of a slice are one block of th
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -68,12 +69,38 @@ class PendingBatch:
     """The groups of a batch of the manifest that have edits left, without the edits that are done.
 
     `edits_total` counts the edits of all groups, including done ones; `carried` has the rows of
-    `groups`.
+    `groups`. `rows_repeated` counts the rows that equal an earlier one in everything.
     """
 
     groups: list[PlannedGroup]
     carried: pa.Table
     edits_total: int
+    rows_repeated: int = 0
+
+
+class RepeatedRows:
+    """Counts rows that equal an earlier row in everything: source, prompts, carried columns.
+
+    `bases`: the base ids that occur more than once; a digest of each of their rows is kept.
+    """
+
+    def __init__(self, bases: Container[bytes]) -> None:
+        self._bases = bases
+        self._seen: set[bytes] = set()
+
+    def count(self, groups: Sequence[PlannedGroup], carried: pa.Table) -> int:
+        """How many of the groups are such rows; `carried` has one row for each group."""
+        found = 0
+        for index, group in enumerate(groups):
+            if group.base not in self._bases:
+                continue
+            source, edits = group.source, [edit for _, edit in group.edits]
+            others = carried.slice(index, 1).to_pylist()
+            text = repr((group.base, source.split, source.masks, edits, others))
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            found += digest in self._seen
+            self._seen.add(digest)
+        return found
 
 
 def pending_batches(
@@ -84,10 +111,12 @@ def pending_batches(
     Raises ManifestError if the manifest changed after it was checked.
     """
     problems = Problems()
+    repeated = RepeatedRows(frozenset() if repeats is None else repeats.bases)
     for groups, carried in resolved.groups(problems, repeats):
         if problems.total:
             raise ManifestError("the manifest changed while it was planned:", problems.lines)
-        yield pending_batch(groups, carried, done)
+        batch = pending_batch(groups, carried, done)
+        yield replace(batch, rows_repeated=repeated.count(groups, carried))
 
 
 def pending_batch(

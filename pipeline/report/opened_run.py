@@ -28,9 +28,9 @@ from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.ledger.parts import METADATA_FILE
+from pipeline.plan.resolved_job import SCHEMA_FILE
 from pipeline.report.edit_table import edits_so_far, planned_labels, standing_outcomes
 from pipeline.report.status import RunStatus, require_run, run_status
-from pipeline.run.folder import SCHEMA_FILE
 from pipeline.run.stats import STATS_FILE
 from pipeline.storage.folder import Folder
 

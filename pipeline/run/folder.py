@@ -28,13 +28,12 @@ from pipeline.ledger.outcome import Outcome
 from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.labels import TARGET_LABELS
 from pipeline.plan.plan import Plan
+from pipeline.plan.resolved_job import SCHEMA_FILE
 from pipeline.redact import redact_url
 from pipeline.storage.folder import Folder, absolute_url
 from pipeline.write.metadata import MetadataLayout
 
 CONFIG_FILE = "config.yaml"
-SCHEMA_FILE = ".metadata-schema"
-"""The schema of the run folder's metadata files: a later job with other columns is refused."""
 
 
 def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:

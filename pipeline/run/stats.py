@@ -82,6 +82,7 @@ class RunSummary:
     Attributes:
         edits_skipped_by_quota: edits that quotas leave out; in a retry, failed ones.
         quotas: how full each cell of the job's quotas is, over all runs; () without quotas.
+        rows_repeated: rows of the manifest that equal an earlier row in everything.
         approximation: text that names the approximations of the edits; "" if they are exact.
         failure_examples: by failure code, the message of the first edit that failed with it.
         scores_missing: by score, how many edits were accepted without it although a rule checks it,
@@ -120,6 +121,7 @@ class RunSummary:
     approximation: str = ""
     unet_rows_wasted: float = 0.0
     run: str = ""
+    rows_repeated: int = 0
 
     @property
     def wasted_share(self) -> float:
@@ -252,6 +254,7 @@ class RunTotals:
             quotas=tuple(quotas),
             unet_rows_wasted=max(0.0, evaluated - self.unet_rows),
             approximation=plan.approximation,
+            rows_repeated=plan.rows_repeated,
         )
 
 

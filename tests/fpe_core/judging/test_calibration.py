@@ -6,6 +6,7 @@ Rules that hold for edits they were not fitted to.
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -14,6 +15,7 @@ import pytest
 
 from fpe_core import EditScores, ParameterError
 from fpe_core.judging.calibration import (
+    FITTED,
     JudgedEdit,
     Quality,
     fit_for,
@@ -23,6 +25,24 @@ from fpe_core.judging.calibration import (
     quality_of,
 )
 from fpe_core.judging.rules import RejectReason
+
+
+def test_memory_does_not_grow_with_the_choices_of_rules() -> None:
+    """Every edit against every choice of rules at once would take 10 kB an edit, 0.6 GB here."""
+    rng = np.random.default_rng(3)
+    names = sorted(FITTED)
+    edits = [
+        JudgedEdit(EditScores(**dict(zip(names, values, strict=True))), is_good=values[0] > 0.3)
+        for values in rng.random((60_000, len(names))).tolist()
+    ]
+    tracemalloc.start()
+    try:
+        rules = fit_rules(edits)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rules
+    assert peak < 200e6
 
 
 def edits_with_two_faults(count: int = 200) -> list[JudgedEdit]:

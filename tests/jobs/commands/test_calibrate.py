@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pathlib
@@ -76,7 +77,7 @@ def test_rules_of_a_table_go_into_a_job_file(table: pathlib.Path, tmp_path: path
         ({"changed_share": [0.1]}, "needs a column `good`"),
         ({"good": [], "changed_share": []}, "has no rows"),
         ({"good": [True], "beauty": [1.0]}, "at least one score"),
-        ({"good": ["yes"], "changed_share": [0.1]}, "row 0: good must be true or false"),
+        ({"good": ["perhaps"], "changed_share": [0.1]}, "row 0: good must be true or false"),
         ({"good": [True], "changed_share": ["much"]}, "row 0: changed_share must be a number"),
     ],
 )
@@ -86,6 +87,92 @@ def test_a_table_that_says_nothing_is_refused(
     pq.write_table(pa.table(columns), tmp_path / "judged.parquet")
     with pytest.raises(JobError, match=message):
         read_judgements(tmp_path / "judged.parquet")
+
+
+RIGHT = [(True, 0.25, "colour"), (False, 0.5, "colour"), (True, None, "other")]
+"""good, changed_share and type of the rows of TABLES."""
+TABLES = {
+    "judged.csv": b"good,changed_share,edit_type\nTrue,0.25,colour\nFalse,0.5,colour\nTrue,,\n",
+    "pandas_with_index.csv": b",good,changed_share,edit_type\n0,True,0.25,colour\n1,False,0.5,"
+    b"colour\n2,True,NaN,nan\n3,,0.5,colour\n",
+    "floats.csv": b"good,changed_share,edit_type\n1.0,0.25,colour\n0.0,.5,colour\n1.0,,\n,1,\n",
+    "EXCEL.CSV": b"\xef\xbb\xbfgood,changed_share,edit_type\r\nTRUE,0.25,colour\r\nFALSE,0.5,colour"
+    b"\r\nTRUE,,\r\n,,\r\n",
+    "excel_german.csv": "\ufeffgood;changed_share;edit_type\r\n1;0,25;colour\r\n0;5E-1;colour\r\n1;;\r\n"
+    ";;\r\n".encode(),
+    "excel_hint.csv": b"sep=;\r\ngood;changed_share;edit_type\r\nyes;0.25;colour\r\nNO;0.5;colour\r\n"
+    b"y;N/A\r\n",
+    "unicode_text.txt": "good\tchanged_share\tedit_type\r\nTRUE\t0,25\tcolour\r\nFALSE\t0,5\tcolour"
+    "\r\nTRUE\t\t\r\n".encode("utf-16"),
+    "quoted.csv": b'"prompt, in words","good","changed_share","edit_type"\n"a\nb, c","T","0.25","colour"'
+    b'\n"","F","0.5","colour"\n"x","T","null",""\n',
+    "packed.csv.gz": gzip.compress(
+        b"good,changed_share,edit_type\nTrue,0.25,colour\nFalse,0.5,colour\nTrue,,\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_pandas_and_spreadsheets_write_them(tmp_path: pathlib.Path, name: str) -> None:
+    (tmp_path / name).write_bytes(TABLES[name])
+    judged = read_judgements(tmp_path / name)
+    found = [(e.is_good, e.scores.changed_share, kind) for kind, of in judged.items() for e in of]
+    assert found == RIGHT
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        pa.array([True, False, None, True]),
+        pa.array([1.0, 0.0, float("nan"), 1.0]),  # pandas, of 1, 0 and empty
+        pa.array([1, 0, None, 1], pa.int8()),
+        pa.array(["True", "no", "", "TRUE"]),
+        pa.array(["yes", "no", None, "yes"]).dictionary_encode(),
+        pa.array([1, 0, None, 1], pa.decimal128(3, 1)),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_the_columns_of_parquet_tables(tmp_path: pathlib.Path, good: pa.Array) -> None:
+    shares = pa.array([0.25, 0.5, 0.75, float("nan")], pa.float32())
+    kinds = ["colour", "colour", "colour", "nan"]
+    pq.write_table(
+        pa.table({"good": good, "changed_share": shares, "edit_type": kinds}),
+        tmp_path / "judged.parquet",
+    )
+    judged = read_judgements(tmp_path / "judged.parquet")
+    found = [(e.is_good, e.scores.changed_share, kind) for kind, of in judged.items() for e in of]
+    assert found == RIGHT
+
+
+def test_a_large_table_whose_columns_begin_empty(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "judged.csv"
+    with file.open("w") as out:
+        out.write("prompt,good,changed_share\n")
+        out.writelines([f'"{"long " * 20}\nprompt",,\n'] * 50_000)
+        out.write(f'"{"long " * 50_000}",True,0.5\n')
+    (edit,) = read_judgements(file)["other"]
+    assert (edit.is_good, edit.scores.changed_share) == (True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("judged.xlsx", b"PK", r"is a spreadsheet: save it as CSV"),
+        ("judged.ODS", b"PK", r"is a spreadsheet: save it as CSV"),
+        ("judged.csv", b"good,ssim\n1,0.5\n1,0.5,7\n", "row 1: has 3 cells for 2 columns"),
+        ("judged.csv", b"good,good,ssim\n1,1,0.5\n", "has the column good twice"),
+        ("judged.csv", b"good,ssim,a\n1,0.5,caf\xe9\n", "is not UTF-8: save it as CSV again"),
+        ("judged.csv", b'good,ssim\n1,"0,5"\n', r"row 0: ssim must be a number, got '0,5'"),
+        ("judged.csv", b"", "needs a column `good`"),
+        ("judged.csv.gz", b"good,ssim\n1,0.5\n", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_text_table(
+    tmp_path: pathlib.Path, name: str, data: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(JobError, match=message):
+        read_judgements(tmp_path / name)
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: pathlib.Path) -> None:

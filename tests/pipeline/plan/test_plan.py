@@ -14,6 +14,7 @@ import pytest
 
 import pipeline.plan.work_list
 from fpe_core import Editor, EditParameters, load_checkpoint
+from jobs.terminal.tables import plan_table
 from pipeline.errors import JobError, ManifestError
 from pipeline.job.job import Job
 from pipeline.job.section import LayerRange
@@ -23,6 +24,7 @@ from pipeline.plan.group_shape import GroupShape
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.resolved_job import resolve_job
 from pipeline.plan.work_list import work_schema
+from pipeline.run.folder import claim_columns, metadata_layout
 from pipeline.storage.folder import Folder
 from tests.servers.stores import Store
 
@@ -501,6 +503,102 @@ def test_an_output_inside_the_manifest_folder_is_refused(
     inside = make_stored_job(columns, manifest=store.url(), output=store.url("run"))
     with pytest.raises(JobError, match="lies in the manifest folder"):
         make_plan(inside)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output", "is_refused"),
+    [
+        ("**/*.parquet", "run", True),
+        ("**/*.parquet", "deep/er/run", True),
+        ("**", "run", True),
+        ("**/part-*/*", "run", True),
+        ("*/*/*.parquet", "run", True),
+        ("*/*/*/metadata.parquet", "run", True),  # of rejected edits
+        ("run/part-*/*.parquet", "run", True),
+        ("**/m*.parquet", "run", True),
+        ("*.parquet", "run", False),
+        ("*/*.parquet", "run", False),
+        ("**/manifest*.parquet", "run", False),
+        ("**/*.parquet", "_runs/1", False),  # hidden from patterns
+        ("**/*.parquet", "../run", False),
+    ],
+)
+def test_an_output_that_the_manifests_pattern_finds_is_refused(
+    make_stored_job: MakeJob, store: Store, pattern: str, output: str, is_refused: bool
+) -> None:
+    rows = {"image": ["a.png"], "target_prompt": ["x"]}
+    for path in ("data/manifest.parquet", "data/b/manifest.parquet", "data/run/part-0/m.parquet"):
+        store.put_table(path, rows)
+    store.put_table("data/b/c/d/metadata.parquet", rows)
+    place = store.url("run") if output == "../run" else store.url(f"data/{output}")
+    job = make_stored_job(rows, manifest=store.url(f"data/{pattern}"), output=place)
+    if is_refused:
+        with pytest.raises(JobError, match=r"output: .* lies where the manifest .* finds files"):
+            make_plan(job, write=False)
+    else:
+        assert make_plan(job, write=False).edits_total > 0
+
+
+def test_a_manifest_of_the_runs_own_files_is_refused(
+    make_stored_job: MakeJob, store: Store
+) -> None:
+    rows = {"image": ["a.png"], "target_prompt": ["x"]}
+    own = store.put_table("run/part-0a/metadata.parquet", rows)
+    other = store.put_table("run/manifest.parquet", rows)
+    run = store.url("run")
+    for url in (own, store.url("run/part-0a"), [other, own]):
+        with pytest.raises(JobError, match=r"holds part-0a/metadata\.parquet, a file of its run"):
+            make_plan(make_stored_job(rows, manifest=url, output=run), write=False)
+    assert make_plan(make_stored_job(rows, manifest=other, output=run), write=False).edits_total
+
+
+def test_an_output_that_a_link_leads_into_the_manifest(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job({"image": ["a.png"], "target_prompt": ["x"]})
+    (tmp_path / "link").symlink_to(Path(job.manifest_urls[0]).parent)
+    there = f"{Path(job.manifest_urls[0]).parent}/**/*.parquet"
+    job = job.model_copy(update={"manifest": there, "output": str(tmp_path / "link" / "run")})
+    with pytest.raises(JobError, match="finds files"):
+        make_plan(job, write=False)
+
+
+def test_rows_that_repeat_exactly_are_counted(make_job: MakeJob) -> None:
+    columns = {
+        "image": ["a.png", "a.png", "a.png", "a.png", "b.png", "b.png", "c.png", "c.png", "c.png"],
+        "target_prompt": [["x"], ["x"], ["x"], ["y"], ["x"], ["x"], ["x"], ["x"], ["x"]],
+        "note": ["1", "1", "1", "1", "1", "2", None, None, "1"],
+    }
+    plan = make_plan(make_job(columns), write=False)
+    assert plan.rows_repeated == 3, "two of a, one of c: the others differ in a prompt or a note"
+    assert plan.edits_total == 9, "all are made"
+    printed = [str(cell) for cell in plan_table(plan, "run").columns[0].cells]
+    assert "rows that repeat another one exactly" in printed
+    assert make_plan(make_job({k: v[3:6] for k, v in columns.items()})).rows_repeated == 0
+
+
+def test_a_run_folder_that_was_begun_without_partition_columns_goes_on(
+    make_job: MakeJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Releases up to 0.2.0 did not read the names of folders."""
+    folder = tmp_path / "hive" / "split=train" / "kind=cat"
+    folder.mkdir(parents=True)
+    rows = {"image": ["a.png"], "target_prompt": ["x"], "note": ["n"]}
+    pq.write_table(pa.table(rows), folder / "m.parquet")
+    old = make_job(manifest=str(folder / "m.parquet"))
+    new = make_job(manifest=str(tmp_path / "hive"))
+    plain = make_job(rows)
+    claim_columns(run_folder(new), metadata_layout(plain, make_plan(plain, write=False)).schema)
+    plan = make_plan(new, write=False)
+    assert plan.carried_schema is not None
+    assert plan.carried_schema.names == ["note"]
+    claim_columns(run_folder(new), metadata_layout(new, plan).schema)
+    assert "was begun without the columns kind" in caplog.text
+    needed = make_job(manifest=old.manifest, prompts={"target": "a {kind}"})
+    kept = make_plan(needed, write=False).carried_schema
+    assert kept is not None
+    assert kept.names[0:2] == ["target_prompt", "note"]
+    assert "kind" in kept.names
+    fresh = new.model_copy(update={"output": str(tmp_path / "fresh")})
+    assert "kind" in make_plan(fresh, write=False).carried_schema.names  # type: ignore[union-attr]
 
 
 def test_a_plan_counts_the_sources_that_may_not_be_read(
