@@ -185,6 +185,7 @@ def hugging_face(
         every = datasets.Features({**own, "id": datasets.Value("string"), **features})
         made = datasets.Dataset.from_dict(base | columns, features=every)
         made.to_parquet(str(tmp_path / name))
+        (tmp_path / "gone.png").unlink(missing_ok=True)
         return tmp_path / name, every
 
     return write
@@ -237,6 +238,7 @@ def test_carried_images_come_back_as_images(
         "views": [names[:2], None, []],
         "gone": [str(tmp_path / "gone.png")] * 3,
     }
+    Image.new("RGB", (8, 8)).save(tmp_path / "gone.png")  # until the manifest is written
     features = {
         "depth": datasets.Image(),
         "views": datasets.List(datasets.Image()),
