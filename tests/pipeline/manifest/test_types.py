@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 import pandas as pd
@@ -193,7 +193,11 @@ class TestKnownColumns:
 
     @pytest.mark.parametrize(
         ("text", "problem"),
-        [("[1, 2]", "must be a list of texts"), ('{"a": 1}', "several values"), ('["', "not valid")],
+        [
+            ("[1, 2]", "must be a list of texts"),
+            ('{"a": 1}', "several values"),
+            ('["', "not valid"),
+        ],
     )
     def test_json_that_is_no_prompt(
         self, write: Write, tmp_path: Path, text: str, problem: str
@@ -228,7 +232,10 @@ class TestKnownColumns:
             (pa.array([1.0, 2.0, None, float("nan")]), ["1", "2", "", ""]),
             (pa.array([Decimal("7.0"), None]), ["7", ""]),
             (pa.array([2**64 - 1], pa.uint64()), ["18446744073709551615"]),
-            (array_of(pa.uuid(), [b"\xff" * 16, None]), ["ffffffff-ffff-ffff-ffff-ffffffffffff", ""]),
+            (
+                array_of(pa.uuid(), [b"\xff" * 16, None]),
+                ["ffffffff-ffff-ffff-ffff-ffffffffffff", ""],
+            ),
             (pa.array(["a"], pa.string_view()), ["a"]),
         ],
         ids=lambda each: str(each.type) if isinstance(each, pa.Array) else "",
@@ -272,7 +279,12 @@ class TestKnownColumns:
         assert rows_of(resolved(url, tmp_path))[0].uri == f"{tmp_path}/a.png"
 
     def test_labels_of_target_labels(self, write: Write, tmp_path: Path) -> None:
-        kinds = {"n": pa.float64(), "f": pa.float32(), "d": pa.decimal128(3, 1), "t": pa.string_view()}
+        kinds = {
+            "n": pa.float64(),
+            "f": pa.float32(),
+            "d": pa.decimal128(3, 1),
+            "t": pa.string_view(),
+        }
         cells = [{"n": 3.0, "f": 0.1, "d": Decimal("1.5"), "t": "a"}]
         labels = array_of(pa.struct(list(kinds.items())), cells)
         [row] = rows_of(resolved(write(target_labels=labels), tmp_path))
@@ -306,7 +318,7 @@ OF_EARLIER_RELEASES = [
 class TestClasses:
     """Hugging Face's class labels: numbers whose names are in the schema's metadata."""
 
-    FEATURE: dict[str, Any] = {"names": list(CLASSES), "_type": "ClassLabel"}
+    FEATURE: ClassVar[dict[str, Any]] = {"names": list(CLASSES), "_type": "ClassLabel"}
 
     def test_prompts_have_their_names(self, write: Write, tmp_path: Path) -> None:
         url = write(label=[0, 1], features={"label": self.FEATURE})
@@ -388,9 +400,7 @@ class TestClasses:
         self, write: Write, tmp_path: Path, metadata: bytes
     ) -> None:
         url = write(label=[0])
-        pq.write_table(
-            pq.read_table(url).replace_schema_metadata({b"huggingface": metadata}), url
-        )
+        pq.write_table(pq.read_table(url).replace_schema_metadata({b"huggingface": metadata}), url)
         assert prompts_of(url, tmp_path, "a {label}") == ["a 0"]
 
 
@@ -415,7 +425,7 @@ class TestCarried:
         self, write: Write, tmp_path: Path, kind: pa.DataType, place: str
     ) -> None:
         url = write(x=pa.nulls(1, kind))
-        with pytest.raises(ManifestError, match=f"{place}.*which datasets.load_dataset cannot load"):
+        with pytest.raises(ManifestError, match=rf"{place}.*which datasets\.load_dataset cannot"):
             resolved(url, tmp_path)
 
     def test_times_that_would_lose_digits_are_refused(self, write: Write, tmp_path: Path) -> None:

@@ -236,8 +236,9 @@ def test_carried_images_come_back_as_images(
     columns = {
         "depth": [names[0], None, {"bytes": b"no image", "path": "x.png"}],
         "views": [names[:2], None, []],
-        "gone": [str(tmp_path / "gone.png")] * 3,
+        "gone": [str(tmp_path / "gone.png"), str(tmp_path / "secret"), None],
     }
+    (tmp_path / "secret").write_text("not an image: it must not be copied into the output")
     Image.new("RGB", (8, 8)).save(tmp_path / "gone.png")  # until the manifest is written
     features = {
         "depth": datasets.Image(),
@@ -278,7 +279,12 @@ def test_a_run_goes_on_with_another_type_of_text(
     tmp_path: Path, write: Write, run: Callable[..., Path]
 ) -> None:
     """pandas 3 writes large_string, pyarrow string, Delta and DataFusion views."""
-    kinds = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+    kinds = [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int8(), pa.string()),
+    ]
     for number, kind in enumerate(kinds):
         array = pa.array([f"n{number}"], kind)
         lists = pa.array([[f"n{number}"]], pa.list_(pa.large_string() if number else pa.string()))
