@@ -47,19 +47,15 @@ def _images_of(cells: list[Any]) -> list[dict[str, Any]]:
 def _fetch(image: dict[str, Any], read: Callable[[str], bytes]) -> None:
     """A file that is not an image is left alone too: a manifest must not copy any file into the
     output."""
+    uri, why = image["fpe_uri"], "it is not an image"
     try:
-        data = read(image["fpe_uri"])
-        problem = "" if image_kind(data) else "it is not an image"
+        data = read(uri)
+        if image_kind(data):
+            image["fpe_data"] = data
+            return
     except RowError as error:
-        problem = str(error)
-    if not problem:
-        image["fpe_data"] = data
-        return
-    _log.warning(
-        "an image that the manifest carries is left out: %s: %s",
-        redact_url(image["fpe_uri"]),
-        problem,
-    )
+        why = str(error)
+    _log.warning("an image that the manifest carries is left out: %s: %s", redact_url(uri), why)
 
 
 def image_kind(data: bytes) -> str:

@@ -431,7 +431,7 @@ class TestCarried:
     def test_times_that_would_lose_digits_are_refused(self, write: Write, tmp_path: Path) -> None:
         """pandas 3.1 cannot read a file with such a time, datasets 5.2 drops its nanoseconds."""
         url = write(at=pa.array([1], pa.time64("ns")))
-        with pytest.raises(ManifestError, match="column at cannot be read.*would lose data"):
+        with pytest.raises(ManifestError, match=r"column at cannot be read.*would lose data"):
             rows_of(resolved(url, tmp_path))
 
     def test_one_text_and_another_are_one_type(self, write: Write, tmp_path: Path) -> None:
