@@ -6,7 +6,8 @@
                                                          release the lease: it cannot commit now
   2  .plan/<plan>/work-<n>.parquet, plan.json   driver   the work that is left is known
   3  .metadata-schema, config.yaml, README.md   driver   the folder can be loaded, though unfinished
-  4  part-<id>/edited/*, source/*, mask/*       actors   nothing yet: no metadata names them
+  4  part-<id>/edited/*, source/*, mask/*,      actors   nothing yet: no metadata names them
+     carried/*
      rejected/part-<id>/*, the same             actors   nothing yet
      .outcomes/part-<id>-<hash>.parquet         actors   nothing yet: the outcomes of 5, and the
      .outcomes/part-<id>-<hash>-rejected.parquet         metadata of the rejected edits of 5

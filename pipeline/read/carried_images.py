@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
 import pyarrow as pa
+from PIL import Image
 
 from pipeline.errors import RowError
 from pipeline.manifest.arrow_types import is_list
@@ -43,11 +45,23 @@ def _images_of(cells: list[Any]) -> list[dict[str, Any]]:
 
 
 def _fetch(image: dict[str, Any], read: Callable[[str], bytes]) -> None:
+    """A file that is not an image is left alone too: a manifest must not copy any file into the
+    output."""
+    uri, why = image["fpe_uri"], "it is not an image"
     try:
-        image["fpe_data"] = read(image["fpe_uri"])
+        data = read(uri)
+        if image_kind(data):
+            image["fpe_data"] = data
+            return
     except RowError as error:
-        _log.warning(
-            "an image that the manifest carries is left out: %s: %s",
-            redact_url(image["fpe_uri"]),
-            error,
-        )
+        why = str(error)
+    _log.warning("an image that the manifest carries is left out: %s: %s", redact_url(uri), why)
+
+
+def image_kind(data: bytes) -> str:
+    """The format of an encoded image by its header, such as "png"; "" for anything else."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return (image.format or "").lower()
+    except Exception:  # noqa: BLE001 - Pillow's plugins raise what they like for hostile files
+        return ""

@@ -54,13 +54,3 @@ def _png_chunks(xmp: bytes | None) -> PngImagePlugin.PngInfo:
     if xmp:
         chunks.add_itxt("XML:com.adobe.xmp", xmp.decode(), zip=False)
     return chunks
-
-
-def extension_of(data: bytes) -> str:
-    """The file name extension of an encoded image, by its content; "bin" for anything else."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind = image.format or "bin"
-    except Exception:  # noqa: BLE001 - Pillow's plugins raise what they like for hostile files
-        return "bin"
-    return {"JPEG": "jpg"}.get(kind, kind.lower())

@@ -46,8 +46,9 @@ from pipeline.ledger.parts import (
     write_beside,
     write_outcomes,
 )
+from pipeline.read.carried_images import image_kind
 from pipeline.storage.folder import Folder
-from pipeline.write.image_format import ImageFormat, extension_of
+from pipeline.write.image_format import ImageFormat
 
 _HASH_IN_NAME = 8
 
@@ -142,7 +143,8 @@ class PartWriter:
     def put_carried(self, stem: str, data: bytes, *, is_rejected: bool = False) -> Future[str]:
         """Same for an image of the manifest that is carried: its bytes are written unchanged."""
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        name = f"carried/{stem}__{digest}.{extension_of(data)}"
+        extension = image_kind(data) or "bin"
+        name = f"carried/{stem}__{digest}.{'jpg' if extension == 'jpeg' else extension}"
         return self._write(name, lambda: data, is_rejected)
 
     def figures(self) -> dict[str, float]:

@@ -17,7 +17,6 @@ _STRING_MARK = b"\x25\x00\x4c\x1c\x00\x00"
 """Thrift of a Parquet schema element of text: converted type UTF8, logical type STRING (fields 6
 and 10 of SchemaElement in parquet-format's parquet.thrift)."""
 MARKS = {"ENUM": b"\x25\x08\x4c\x4c\x00\x00", "JSON": b"\x25\x26\x4c\xcc\x00\x00"}
-_BYTES_MARK = b"\x25"
 
 
 class Kind(NamedTuple):
@@ -57,7 +56,6 @@ KINDS = {
         pa.decimal64(9, 1), [Decimal("1.5")] * 2, pa.decimal128(9, 1), [Decimal("1.5")] * 2
     ),
     "date32": _same(pa.date32(), _MOMENT.date(), dt.date(1, 1, 1)),
-    "date64": _same(pa.date64(), _MOMENT.date(), dt.date(1, 1, 1)),
     "time32": _same(pa.time32("ms"), dt.time(1, 2, 3), dt.time(0, 0)),
     "time64": _same(pa.time64("us"), dt.time(1, 2, 3, 4), dt.time(0, 0)),
     "time64_ns": Kind(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 import pandas as pd
@@ -318,7 +318,7 @@ OF_EARLIER_RELEASES = [
 class TestClasses:
     """Hugging Face's class labels: numbers whose names are in the schema's metadata."""
 
-    FEATURE: dict[str, Any] = {"names": list(CLASSES), "_type": "ClassLabel"}
+    FEATURE: ClassVar[dict[str, Any]] = {"names": list(CLASSES), "_type": "ClassLabel"}
 
     def test_prompts_have_their_names(self, write: Write, tmp_path: Path) -> None:
         url = write(label=[0, 1], features={"label": self.FEATURE})
@@ -425,15 +425,13 @@ class TestCarried:
         self, write: Write, tmp_path: Path, kind: pa.DataType, place: str
     ) -> None:
         url = write(x=pa.nulls(1, kind))
-        with pytest.raises(
-            ManifestError, match=f"{place}.*which datasets.load_dataset cannot load"
-        ):
+        with pytest.raises(ManifestError, match=rf"{place}.*which datasets\.load_dataset cannot"):
             resolved(url, tmp_path)
 
     def test_times_that_would_lose_digits_are_refused(self, write: Write, tmp_path: Path) -> None:
         """pandas 3.1 cannot read a file with such a time, datasets 5.2 drops its nanoseconds."""
         url = write(at=pa.array([1], pa.time64("ns")))
-        with pytest.raises(ManifestError, match="column at cannot be read.*would lose data"):
+        with pytest.raises(ManifestError, match=r"column at cannot be read.*would lose data"):
             rows_of(resolved(url, tmp_path))
 
     def test_one_text_and_another_are_one_type(self, write: Write, tmp_path: Path) -> None:

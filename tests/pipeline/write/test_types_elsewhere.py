@@ -185,6 +185,7 @@ def hugging_face(
         every = datasets.Features({**own, "id": datasets.Value("string"), **features})
         made = datasets.Dataset.from_dict(base | columns, features=every)
         made.to_parquet(str(tmp_path / name))
+        (tmp_path / "gone.png").unlink(missing_ok=True)
         return tmp_path / name, every
 
     return write
@@ -235,8 +236,10 @@ def test_carried_images_come_back_as_images(
     columns = {
         "depth": [names[0], None, {"bytes": b"no image", "path": "x.png"}],
         "views": [names[:2], None, []],
-        "gone": [str(tmp_path / "gone.png")] * 3,
+        "gone": [str(tmp_path / "gone.png"), str(tmp_path / "secret"), None],
     }
+    (tmp_path / "secret").write_text("not an image: it must not be copied into the output")
+    Image.new("RGB", (8, 8)).save(tmp_path / "gone.png")  # until the manifest is written
     features = {
         "depth": datasets.Image(),
         "views": datasets.List(datasets.Image()),
