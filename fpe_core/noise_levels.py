@@ -30,7 +30,7 @@ def training_levels(config: Mapping[str, Any]) -> Levels:
             use.
     """
     try:
-        levels = np.cumprod(1.0 - _betas(config))
+        levels: Levels = np.cumprod(1.0 - _betas(config), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"its scheduler config has unusable betas: {error}") from error
     if levels.ndim != 1 or len(levels) < 2 or not (np.diff(levels) < 0).all() or levels[-1] < 0:
@@ -94,7 +94,10 @@ def timesteps_of(config: Mapping[str, Any], steps: int) -> tuple[int, ...]:
 def _betas(config: Mapping[str, Any]) -> Levels:
     if config.get("trained_betas") is not None:
         return np.asarray(config["trained_betas"], dtype=np.float64)
-    first, last = float(_stated(config, "beta_start", 1e-4)), float(_stated(config, "beta_end", 0.02))
+    first, last = (
+        float(_stated(config, "beta_start", 1e-4)),
+        float(_stated(config, "beta_end", 0.02)),
+    )
     count = int(_stated(config, "num_train_timesteps", 1000))
     kind = _stated(config, "beta_schedule", "linear")
     if kind == "scaled_linear":

@@ -8,7 +8,7 @@ Held against the libraries' own modules in tests/fpe_core/checkpoint/test_layout
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
@@ -142,7 +142,9 @@ def _resnet(place: str, inputs: int, outputs: int) -> Shapes:
     """ResnetBlock2D without what it takes from the timestep."""
     found = _norm(f"{place}.norm1", inputs) | _affine(f"{place}.conv1", outputs, inputs, 3)
     found |= _norm(f"{place}.norm2", outputs) | _affine(f"{place}.conv2", outputs, outputs, 3)
-    return found | (_affine(f"{place}.conv_shortcut", outputs, inputs, 1) if inputs != outputs else {})
+    return found | (
+        _affine(f"{place}.conv_shortcut", outputs, inputs, 1) if inputs != outputs else {}
+    )
 
 
 def _each(value: Any, count: int) -> list[Any]:
@@ -180,23 +182,26 @@ class _UNet:
             found |= self._up(block, str(kind))
         if options["norm_num_groups"] is not None:
             found |= _norm("conv_norm_out", first)
-        return found | _affine("conv_out", options["out_channels"], first, options["conv_out_kernel"])
+        return found | _affine(
+            "conv_out", options["out_channels"], first, options["conv_out_kernel"]
+        )
 
     def _down(self, block: int, kind: str) -> Shapes:
         outputs = self._channels[block]
         place, found = f"down_blocks.{block}", Shapes()
         for layer in range(self._layers[block]):
             inputs = self._channels[max(block - 1, 0)] if layer == 0 else outputs
-            found |= self._layer(place, layer, block, kind, inputs)
+            found |= self._layer(place, layer, block, kind, inputs=inputs)
         if block < len(self._channels) - 1:
             found |= _affine(f"{place}.downsamplers.0.conv", outputs, outputs, 3)
         return found
 
     def _middle(self) -> Shapes:
-        last = len(self._channels) - 1
-        found = self._timed_resnet("mid_block.resnets.0", self._channels[last], self._channels[last])
-        return found | self._layer(
-            "mid_block", 1, last, "UNetMidBlock2DCrossAttn", self._channels[last], attention=0
+        last, channels = len(self._channels) - 1, self._channels[-1]
+        return (
+            self._timed_resnet("mid_block.resnets.0", channels, channels)
+            | self._transformer("mid_block.attentions.0", last)
+            | self._timed_resnet("mid_block.resnets.1", channels, channels)
         )
 
     def _up(self, block: int, kind: str) -> Shapes:
@@ -210,19 +215,16 @@ class _UNet:
         for layer in range(layers):
             skipped = above if layer == layers - 1 else outputs
             inputs = (below if layer == 0 else outputs) + skipped
-            found |= self._layer(place, layer, level, kind, inputs)
+            found |= self._layer(place, layer, level, kind, inputs=inputs)
         if level > 0:
             found |= _affine(f"{place}.upsamplers.0.conv", outputs, outputs, 3)
         return found
 
-    def _layer(
-        self, place: str, layer: int, level: int, kind: str, inputs: int, attention: int | None = None
-    ) -> Shapes:
+    def _layer(self, place: str, layer: int, level: int, kind: str, *, inputs: int) -> Shapes:
         """A residual block, and the transformer that follows it in blocks with attention."""
         found = self._timed_resnet(f"{place}.resnets.{layer}", inputs, self._channels[level])
         if "CrossAttn" in kind:
-            number = layer if attention is None else attention
-            found |= self._transformer(f"{place}.attentions.{number}", level)
+            found |= self._transformer(f"{place}.attentions.{layer}", level)
         return found
 
     def _timed_resnet(self, place: str, inputs: int, outputs: int) -> Shapes:
@@ -255,34 +257,42 @@ class _UNet:
 def _autoencoder(options: Mapping[str, Any]) -> Shapes:
     channels = [int(each) for each in options["block_out_channels"]]
     latent, layers = int(options["latent_channels"]), int(options["layers_per_block"])
+    has_attention = bool(options["mid_block_add_attention"])
     first, deepest = channels[0], channels[-1]
     found = _affine("encoder.conv_in", first, options["in_channels"], 3)
-    for block, outputs in enumerate(channels):
-        place, inputs = f"encoder.down_blocks.{block}", channels[max(block - 1, 0)]
-        for layer in range(layers):
-            found |= _resnet(f"{place}.resnets.{layer}", outputs if layer else inputs, outputs)
-        if block < len(channels) - 1:
-            found |= _affine(f"{place}.downsamplers.0.conv", outputs, outputs, 3)
-    found |= _affine("decoder.conv_in", deepest, latent, 3)
-    for block, outputs in enumerate(reversed(channels)):
-        place, inputs = f"decoder.up_blocks.{block}", channels[min(-block, -1)]
-        for layer in range(layers + 1):
-            found |= _resnet(f"{place}.resnets.{layer}", outputs if layer else inputs, outputs)
-        if block < len(channels) - 1:
-            found |= _affine(f"{place}.upsamplers.0.conv", outputs, outputs, 3)
-    for half in ("encoder", "decoder"):
-        for resnet in (0, 1):
-            found |= _resnet(f"{half}.mid_block.resnets.{resnet}", deepest, deepest)
-        if options["mid_block_add_attention"]:
-            place = f"{half}.mid_block.attentions.0"
-            found |= _norm(f"{place}.group_norm", deepest)
-            for name in ("to_q", "to_k", "to_v", "to_out.0"):
-                found |= _affine(f"{place}.{name}", deepest, deepest)
-    found |= _norm("encoder.conv_norm_out", deepest) | _norm("decoder.conv_norm_out", first)
+    found |= _levels("encoder.down_blocks", [first, *channels], layers, "downsamplers")
+    found |= _middle_of_autoencoder("encoder.mid_block", deepest, has_attention)
+    found |= _norm("encoder.conv_norm_out", deepest)
     found |= _affine("encoder.conv_out", 2 * latent, deepest, 3)
+    found |= _affine("decoder.conv_in", deepest, latent, 3)
+    found |= _middle_of_autoencoder("decoder.mid_block", deepest, has_attention)
+    found |= _levels("decoder.up_blocks", [deepest, *channels[::-1]], layers + 1, "upsamplers")
+    found |= _norm("decoder.conv_norm_out", first)
     found |= _affine("decoder.conv_out", options["out_channels"], first, 3)
     if options["use_quant_conv"]:
         found |= _affine("quant_conv", 2 * latent, 2 * latent, 1)
     if options["use_post_quant_conv"]:
         found |= _affine("post_quant_conv", latent, latent, 1)
+    return found
+
+
+def _levels(place: str, channels: Sequence[int], layers: int, resampler: str) -> Shapes:
+    """Residual blocks of every level; `channels`: what goes in, then what each level gives."""
+    found = Shapes()
+    for level, outputs in enumerate(channels[1:]):
+        for layer in range(layers):
+            inputs = outputs if layer else channels[level]
+            found |= _resnet(f"{place}.{level}.resnets.{layer}", inputs, outputs)
+        if level < len(channels) - 2:
+            found |= _affine(f"{place}.{level}.{resampler}.0.conv", outputs, outputs, 3)
+    return found
+
+
+def _middle_of_autoencoder(place: str, channels: int, has_attention: bool) -> Shapes:
+    found = _resnet(f"{place}.resnets.0", channels, channels)
+    found |= _resnet(f"{place}.resnets.1", channels, channels)
+    if has_attention:
+        found |= _norm(f"{place}.attentions.0.group_norm", channels)
+        for name in ("to_q", "to_k", "to_v", "to_out.0"):
+            found |= _affine(f"{place}.attentions.0.{name}", channels, channels)
     return found

@@ -14,8 +14,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -26,6 +27,7 @@ SCORER_DIR: Path = Path(__file__).parent.parent / "still_life" / "scorer"
 """What `builtin:still-life` is: a folder for `CLIPModel.from_pretrained`."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_IMAGE_SETTINGS = "preprocessor_config.json"
 _LPIPS_WEIGHTS = "model.safetensors"
 _HUB_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*-of-*.safetensors")
 
@@ -133,12 +135,29 @@ def model_type_of(folder: Path, wanted: str) -> str:
     return str(kind)
 
 
-def check_preprocessing(folder: Path) -> None:
-    """Raises CheckpointError if a folder does not describe how its images are prepared."""
-    if not (folder / "preprocessor_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no preprocessor_config.json, which describes how images are prepared"
-        )
+def image_settings(folder: Path) -> Mapping[str, Any]:
+    """How a folder's images are prepared: preprocessor_config.json, or that part of
+    processor_config.json, where transformers 5 writes it and looks for it first.
+
+    Raises:
+        CheckpointError: it has neither, or they cannot be read.
+    """
+    for name, part in (("processor_config.json", "image_processor"), (_IMAGE_SETTINGS, None)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = content if part is None else content.get(part)
+            if found is not None:
+                return dict(found)
+        except (ValueError, TypeError, AttributeError, OSError) as error:
+            raise CheckpointError(
+                f"{path} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+    raise CheckpointError(
+        f"{folder} has no {_IMAGE_SETTINGS}, which describes how images are prepared"
+    )
 
 
 def check_weights(folder: Path) -> None:

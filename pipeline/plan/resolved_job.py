@@ -12,9 +12,9 @@ from fpe_core import (
     EditParameters,
     LayersByRange,
     ParameterError,
-    checkpoint_defaults,
-    checkpoint_fingerprint,
 )
+from fpe_core.checkpoint.check import check_files
+from fpe_core.checkpoint.files import default_parameters_of, fingerprint_of, locate
 from pipeline.errors import JobError
 from pipeline.job.annotations import AnnotationsSection
 from pipeline.job.job import Job
@@ -253,15 +253,10 @@ def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
         return NO_EDITOR, EditParameters()
     model = job.model
     try:
-        fingerprint = checkpoint_fingerprint(
-            model.checkpoint,
-            revision=model.revision,
-            allow_pickle=model.allow_pickle,
-            config=model.config,
-        )
-        defaults = checkpoint_defaults(
-            model.checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
-        )
+        files = locate(model.checkpoint, model.allow_pickle, model.revision)
+        check_files(model.checkpoint, files, model.allow_pickle, model.config)
+        fingerprint = fingerprint_of(files, model.allow_pickle, model.config)
+        defaults = default_parameters_of(files, model.config)
     except CheckpointError as error:
         raise JobError(f"model.checkpoint: {error}") from error
     return fingerprint, defaults
