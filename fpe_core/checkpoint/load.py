@@ -40,6 +40,7 @@ from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
 from fpe_core.unet.forward import differences
+from fpe_core.unet.norms import make_norms_exact
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def load_checkpoint(
         components[name].requires_grad_(False).eval().to(torch_device)
     for name in ("unet", "vae"):  # the layout in which convolutions are fast, on CPU and GPU alike
         components[name].to(memory_format=torch.channels_last)
+        make_norms_exact(components[name])
     return Checkpoint(
         name=str(source),
         fingerprint=fingerprint_of(files, allow_pickle, config),

@@ -88,7 +88,8 @@ def _renaming(model_class: Any, folder: Path) -> dict[str, Any]:
         return {}
     if not held or any(name.startswith(_PREFIX) for name in held):
         return {}
-    return {"key_mapping": {r"^(?=embeddings|encoder|final_layer_norm)": _PREFIX}}
+    roots = ("embeddings", "encoder", "final_layer_norm")
+    return {"key_mapping": {f"^{root}": _PREFIX + root for root in roots}}
 
 
 def clip_tokenizer(folder: Path) -> Any:
