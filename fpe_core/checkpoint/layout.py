@@ -41,10 +41,55 @@ def autoencoder_weights(config: Mapping[str, Any]) -> Shapes | None:
 def text_encoder_weights(config: Mapping[str, Any]) -> Shapes:
     """The weights of a CLIPTextModel, without the prefix `text_model.` that some files have."""
     options = {**_TEXT_DEFAULTS, **text_config(config)}
+    width = int(options["hidden_size"])
+    return {
+        "embeddings.token_embedding.weight": (int(options["vocab_size"]), width),
+        "embeddings.position_embedding.weight": (int(options["max_position_embeddings"]), width),
+        **_clip_layers(options),
+        **_norm("final_layer_norm", width),
+    }
+
+
+def clip_weights(config: Mapping[str, Any]) -> Shapes:
+    """The weights of a CLIPModel: both towers, and the projections into the space they share."""
+    options = {**_VISION_DEFAULTS, **_part(config, "vision_config")}
+    text_width = int({**_TEXT_DEFAULTS, **text_config(config)}["hidden_size"])
+    width, patch = int(options["hidden_size"]), int(options["patch_size"])
+    shared = int(config.get("projection_dim", 512))
+    vision = {
+        "embeddings.class_embedding": (width,),
+        "embeddings.patch_embedding.weight": (width, int(options["num_channels"]), patch, patch),
+        "embeddings.position_embedding.weight": (
+            (int(options["image_size"]) // patch) ** 2 + 1,
+            width,
+        ),
+        **_norm("pre_layrnorm", width),  # as transformers spells it
+        **_clip_layers(options),
+        **_norm("post_layernorm", width),
+    }
+    return {
+        **{f"text_model.{name}": shape for name, shape in text_encoder_weights(config).items()},
+        **{f"vision_model.{name}": shape for name, shape in vision.items()},
+        "text_projection.weight": (shared, text_width),
+        "visual_projection.weight": (shared, width),
+        "logit_scale": (),
+    }
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The text encoder's part of a config: all of it, or that of a whole CLIP."""
+    part = config.get("text_config")
+    return _part(config, "text_config") if isinstance(part, Mapping) else config
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A tower's part of a CLIP's config; older ones repeat it as name_dict, which counts more."""
+    return {**(config.get(name) or {}), **(config.get(f"{name}_dict") or {})}
+
+
+def _clip_layers(options: Mapping[str, Any]) -> Shapes:
     width, inner = int(options["hidden_size"]), int(options["intermediate_size"])
     found = Shapes()
-    found["embeddings.token_embedding.weight"] = (int(options["vocab_size"]), width)
-    found["embeddings.position_embedding.weight"] = (int(options["max_position_embeddings"]), width)
     for layer in range(int(options["num_hidden_layers"])):
         place = f"encoder.layers.{layer}"
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -52,13 +97,7 @@ def text_encoder_weights(config: Mapping[str, Any]) -> Shapes:
         found |= _norm(f"{place}.layer_norm1", width) | _norm(f"{place}.layer_norm2", width)
         found |= _affine(f"{place}.mlp.fc1", inner, width)
         found |= _affine(f"{place}.mlp.fc2", width, inner)
-    return found | _norm("final_layer_norm", width)
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The text encoder's part of a config: all of it, or that of a whole CLIP."""
-    part = config.get("text_config")
-    return part if isinstance(part, Mapping) else config
+    return found
 
 
 _UNET_DEFAULTS: Mapping[str, Any] = {
@@ -126,6 +165,16 @@ _TEXT_DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 77,
 }
 """Those of transformers' CLIPTextConfig."""
+
+_VISION_DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+}
+"""Those of transformers' CLIPVisionConfig."""
 
 
 def _affine(place: str, outputs: int, inputs: int, kernel: int | None = None) -> Shapes:

@@ -32,7 +32,8 @@ from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
 from fpe_core.checkpoint.pretrained import clip_tokenizer, load_network
 from fpe_core.device import choose_device
 from fpe_core.errors import CheckpointError, ParameterError, PromptError
-from fpe_core.scores.files import check_weights, image_settings, locate_scorer, model_type_of
+from fpe_core.scores.check import POSITION_IDS, check_clip, image_settings
+from fpe_core.scores.files import locate_scorer
 
 ROWS_AT_ONCE = 64
 """Images, or texts, that go through the network together."""
@@ -198,26 +199,10 @@ def load_scorer(
     """
     torch_device = choose_device(device)
     folder = locate_scorer(source, revision, "a CLIPModel")
-    _check_folder(folder)
+    check_clip(folder)
     model, tokenizer, image_processor = _load_folder(folder)
     model.requires_grad_(False).eval().to(torch_device)
     return ClipScorer(str(source), model, tokenizer, image_processor, torch_device)
-
-
-def _check_folder(folder: Path) -> None:
-    kind = model_type_of(folder, "CLIP")
-    if kind != "clip":
-        raise CheckpointError(
-            f"{folder} is not a CLIP: its model_type is {kind!r}. A scorer needs a whole CLIPModel "
-            "('clip'): images and texts in one space"
-        )
-    image_settings(folder)
-    names = {path.name for path in folder.iterdir()}
-    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-        raise CheckpointError(
-            f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt"
-        )
-    check_weights(folder)
 
 
 def _load_folder(folder: Path) -> tuple[Any, Any, Any]:
@@ -228,7 +213,7 @@ def _load_folder(folder: Path) -> tuple[Any, Any, Any]:
         folder,
         f"scorer {folder}",
         torch.float32,
-        (r"embeddings\.position_ids$",),
+        POSITION_IDS,
         use_safetensors=True,
     )
     try:

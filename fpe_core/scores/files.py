@@ -1,4 +1,4 @@
-"""Finds scoring models, and checks that a folder has the files that a model needs.
+"""Finds scoring models, and computes their fingerprints.
 
     builtin:still-life      the small CLIP in this package
     a folder                in transformers' layout (config.json, model.safetensors, ...)
@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
@@ -27,7 +25,6 @@ SCORER_DIR: Path = Path(__file__).parent.parent / "still_life" / "scorer"
 """What `builtin:still-life` is: a folder for `CLIPModel.from_pretrained`."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_IMAGE_SETTINGS = "preprocessor_config.json"
 _LPIPS_WEIGHTS = "model.safetensors"
 _HUB_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*-of-*.safetensors")
 
@@ -119,52 +116,3 @@ def _values_in(file: Path) -> int:
             return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     except Exception as error:  # truncated, or something else under that name
         raise CheckpointError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def model_type_of(folder: Path, wanted: str) -> str:
-    """The `model_type` of a folder's config.json; `wanted`: the model's name, for the error
-    message."""
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a {wanted}: it has no config.json") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} is not a model's config: {error}"
-        ) from error
-    return str(kind)
-
-
-def image_settings(folder: Path) -> Mapping[str, Any]:
-    """How a folder's images are prepared: preprocessor_config.json, or that part of
-    processor_config.json, where transformers 5 writes it and looks for it first.
-
-    Raises:
-        CheckpointError: it has neither, or they cannot be read.
-    """
-    for name, part in (("processor_config.json", "image_processor"), (_IMAGE_SETTINGS, None)):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = content if part is None else content.get(part)
-            if found is not None:
-                return dict(found)
-        except (ValueError, TypeError, AttributeError, OSError) as error:
-            raise CheckpointError(
-                f"{path} cannot be loaded: {type(error).__name__}: {error}"
-            ) from error
-    raise CheckpointError(
-        f"{folder} has no {_IMAGE_SETTINGS}, which describes how images are prepared"
-    )
-
-
-def check_weights(folder: Path) -> None:
-    """Raises CheckpointError if a folder has no weights in safetensors."""
-    names = [path.name for path in folder.iterdir()]
-    if not any(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name) for name in names):
-        raise CheckpointError(
-            f"{folder} holds no model.safetensors; pickled weights (.bin) can run code and are "
-            "not read. On the hub, another revision may have been converted"
-        )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import fpe_core
 from fpe_core import CheckpointError
+from fpe_core.scores.check import check_clip, check_structure
 from fpe_core.scores.files import locate_lpips, locate_scorer, scorer_bytes, scorer_fingerprint
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class JudgeModels:
 def fingerprints(names: ModelNames) -> dict[str, str]:
     """`scorer_fingerprint` of each model that is on, by key ("clip", "structure", "lpips").
 
-    Raises CheckpointError, with the key of the job file, if a model's files cannot be read.
+    Raises CheckpointError, with the key of the job file, if a model's files cannot be read or are
+    not those of such a model.
     """
     return {key: scorer_fingerprint(path) for key, path in _files(names).items()}
 
@@ -143,11 +145,14 @@ def _files(names: ModelNames) -> dict[str, Path]:
         if source is None:
             continue
         try:
-            found[key] = (
-                locate_lpips(source, revision)
-                if key == "lpips"
-                else locate_scorer(source, revision, "a CLIP" if key == "clip" else "a ViT")
-            )
+            if key == "lpips":
+                found[key] = locate_lpips(source, revision)
+            elif key == "clip":
+                found[key] = locate_scorer(source, revision, "a CLIP")
+                check_clip(found[key])
+            else:
+                found[key] = locate_scorer(source, revision, "a ViT")
+                check_structure(found[key])
         except CheckpointError as error:
             raise CheckpointError(f"judge.{key}: {error}") from error
     return found

@@ -6,6 +6,8 @@ The bounds of docs/speed.md. With torch's own kernel for group norms of channels
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,8 @@ from fpe_core.checkpoint.load import load_checkpoint
 from fpe_core.parameters import EditParameters
 from fpe_core.unet.norms import ExactGroupNorm, make_norms_exact
 from jobs.bench.speed.models import LAYERS, cast, load_model
+
+_log = logging.getLogger(__name__)
 
 
 def picture(size_px: int) -> Image.Image:
@@ -38,9 +42,7 @@ def distances(checkpoint: Checkpoint, size_px: int, steps: int) -> list[float]:
     """Of the trajectory and of the edit, as shares of their norms in float64."""
     exact = latents(cast(checkpoint, torch.float64), size_px, steps)
     found = latents(checkpoint, size_px, steps)
-    return [
-        float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)
-    ]
+    return [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_float32_is_as_near_to_float64_as_the_docs_say(
     model: str, size_px: int, steps: int, bounds: tuple[float, float]
 ) -> None:
     trajectory, edit = distances(load_model(model, "cpu"), size_px, steps)
-    print(f"{model}, {size_px} px, {steps} steps: trajectory {trajectory:.1e}, edit {edit:.1e}")
+    _log.info("%s, %d px, %d steps: %.1e, %.1e", model, size_px, steps, trajectory, edit)
     assert trajectory <= bounds[0]
     assert edit <= bounds[1]
 
