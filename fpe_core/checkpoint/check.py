@@ -31,7 +31,7 @@ from fpe_core.checkpoint.original_layout import (
 )
 from fpe_core.checkpoint.weights import Header, compared, headers_of, refuse, usual_kind
 from fpe_core.errors import CheckpointError
-from fpe_core.noise_levels import check_schedule
+from fpe_core.noise_levels import check_schedule, timesteps_of
 from fpe_core.unet.family import config_differences
 
 CLASSES: Mapping[str, tuple[str, ...]] = {
@@ -64,7 +64,13 @@ _OTHER_PARTS = ("text_encoder_2", "transformer", "prior")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """How autoencoders of diffusers before 0.15 have their attention's weights, Stable Diffusion 1.5's
 own among them; diffusers renames them when it loads them."""
-_WHAT = {"unet": "UNet", "vae": "autoencoder", "text_encoder": "text encoder"}
+_NETWORKS = ("unet", "vae", "text_encoder")
+_WHAT = {
+    "unet": "UNet",
+    "vae": "autoencoder",
+    "text_encoder": "text encoder",
+    "tokenizer": "tokenizer",
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,19 @@ def check_files(
         if expected is not None and all(path.suffix == ".safetensors" for path in paths):
             held = {_modern(name, key): each for key, each in headers_of(paths).items()}
             found = compared(held, expected, unread_weights(files.path, name))
-            refuse(f"checkpoint {source}: its {_WHAT[name]}", CLASSES[name][0], found)
+            refuse(
+                f"checkpoint {source}: its {_WHAT[name]}",
+                CLASSES[name][0],
+                found,
+                "The files are not whole, or the config is of another model",
+            )
+
+
+def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -> None:
+    """Raises ParameterError if the checkpoint's schedule cannot be sampled in so many steps."""
+    folder = config_folder(config) if files.is_single_file else files.path
+    if folder is not None:
+        timesteps_of(_json(folder, "scheduler/scheduler_config.json"), steps)
 
 
 def unread_weights(folder: Path, name: str) -> tuple[str, ...]:
@@ -183,7 +201,8 @@ def _class_problems(configs: Configs) -> list[str]:
         if name in ("unet", "vae"):
             stated.add(getattr(configs, name).get("_class_name"))
         problems += [
-            f"its {name} is not a {allowed[0]} but a {kind}" for kind in stated - {None, *allowed}
+            f"its {_WHAT[name]} is not {_a(allowed[0])} but {_a(str(kind))}"
+            for kind in sorted(stated - {None, *allowed})
         ]
     kind = configs.text_encoder.get("model_type")
     if kind is not None and kind not in _CLIP_KINDS and not problems:
@@ -200,8 +219,8 @@ def _config_problems(configs: Configs) -> list[str]:
     """Networks that do not fit each other, or have options that Stable Diffusion's do not have."""
     unet, vae, text = configs.unet, configs.vae, text_config(configs.text_encoder)
     problems = [
-        f"its {name} is quantised"
-        for name in _WHAT
+        f"its {_WHAT[name]} is quantised"
+        for name in _NETWORKS
         if getattr(configs, name).get("quantization_config") is not None
     ]
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
@@ -228,6 +247,10 @@ def _config_problems(configs: Configs) -> list[str]:
     if not any("Attn" in str(kind) for kind in kinds):
         problems.append("its UNet has no self-attention layers")
     return problems or [f"of its UNet: {each}" for each in config_differences(unet)]
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind.startswith('A') else 'a'} {kind}"
 
 
 # --- the tokenizer --------------------------------------------------------------------------------
@@ -291,7 +314,7 @@ def _check_single_file(path: Path, configs: Configs | None) -> None:
             hint = usual_kind(held) or _incomplete(held)
             raise CheckpointError(
                 f"checkpoint file {path} holds no {_WHAT[name]}: none of its {len(held)} weights "
-                f"begins with {' or '.join(prefixes)}{'. ' + hint if hint else ''}"
+                f"has a name like {' or '.join(f'{each}*' for each in prefixes)}. {hint}"
             )
     if configs is None:
         return

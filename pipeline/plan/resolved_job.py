@@ -13,8 +13,13 @@ from fpe_core import (
     LayersByRange,
     ParameterError,
 )
-from fpe_core.checkpoint.check import check_files
-from fpe_core.checkpoint.files import default_parameters_of, fingerprint_of, locate
+from fpe_core.checkpoint.check import check_files, check_steps
+from fpe_core.checkpoint.files import (
+    CheckpointFiles,
+    default_parameters_of,
+    fingerprint_of,
+    locate,
+)
 from pipeline.errors import JobError
 from pipeline.job.annotations import AnnotationsSection
 from pipeline.job.job import Job
@@ -222,9 +227,11 @@ def resolve_job(job: Job) -> ResolvedJob:
     )
     _refuse_lists_of_types(job, manifest)
     annotations = _annotations(job.annotations, manifest, prompts)
-    fingerprint, defaults = _checkpoint_of(job)
+    fingerprint, defaults, files = _checkpoint_of(job)
     try:
         parameters = job.resolve_parameters(defaults)
+        if files is not None:
+            check_steps(files, job.model.config, parameters.steps)
     except ParameterError as error:
         raise JobError(f"edit: {error}") from error
     layers = parameters.layers
@@ -244,13 +251,16 @@ def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, .
     return tuple(item.name for item in manifest.labels)
 
 
-def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
-    """Fingerprint and default parameters of the job's checkpoint. Raises JobError.
+def _checkpoint_of(job: Job) -> tuple[str, EditParameters, CheckpointFiles | None]:
+    """Fingerprint, default parameters and files of the job's checkpoint.
 
     With `editor: none` no checkpoint is read, and ids differ from those of every checkpoint.
+
+    Raises:
+        JobError: it is not a checkpoint, or cannot be edited with.
     """
     if job.editor == NO_EDITOR:
-        return NO_EDITOR, EditParameters()
+        return NO_EDITOR, EditParameters(), None
     model = job.model
     try:
         files = locate(model.checkpoint, model.allow_pickle, model.revision)
@@ -259,7 +269,7 @@ def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
         defaults = default_parameters_of(files, model.config)
     except CheckpointError as error:
         raise JobError(f"model.checkpoint: {error}") from error
-    return fingerprint, defaults
+    return fingerprint, defaults, files
 
 
 def _annotations(
