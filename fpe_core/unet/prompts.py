@@ -103,7 +103,7 @@ def _spelled_out(tokenizer: Any, prompt: str) -> str:
         count = next(n for n in range(1, len(added) + 1) if f"{token}_{n}" not in added)
         first = rf"{re.escape(token)}(?!_\d)(?!\s*{re.escape(token)}_1)"
         every = " ".join([token, *(f"{token}_{n}" for n in range(1, count))])
-        prompt = re.sub(first, lambda _, every=every: every, prompt)
+        prompt = every.join(re.split(first, prompt))
     return prompt
 
 
