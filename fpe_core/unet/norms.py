@@ -42,8 +42,9 @@ class ExactGroupNorm(nn.GroupNorm):
         squares = torch.stack([(part - mean).square_().sum(1) for part in parts]).sum(0)
         variance = self._of_groups(squares) / (height * width)
         scale = (variance + self.eps).rsqrt() * self.weight
-        normed = torch.addcmul(self.bias - mean * scale, tokens, scale)
-        return normed.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        normed: Tensor = torch.addcmul(self.bias - mean * scale, tokens, scale)
+        normed = normed.unflatten(1, (height, width))
+        return normed.permute(0, 3, 1, 2)
 
     def _of_groups(self, of_channels: Tensor) -> Tensor:
         """(rows, channels) to the means of their groups, (rows, 1, channels)."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from fpe_core import CheckpointError, EditParameters, checkpoint_defaults, load_checkpoint
 from fpe_core.checkpoint.check import check_files
 from fpe_core.checkpoint.files import locate
+from fpe_core.checkpoint.original_layout import text_encoder_in_file
 from fpe_core.unet.prompts import encode_prompts
 from tests.builders.single_file import write_single_file
 
@@ -480,6 +481,31 @@ def test_what_single_files_hold_beside_the_networks(single: Path, tiny_folder: P
     }
     expected = embedding(single, config=tiny_folder)
     rewritten(single, lambda weights: weights | more)
+    check(single, tiny_folder)
+    assert torch.equal(embedding(single, config=tiny_folder), expected)
+
+
+def test_a_single_file_of_stable_diffusion_2(single: Path, tiny_folder: Path) -> None:
+    """Its text encoder is OpenCLIP's, with one layer more than its config has."""
+    expected = embedding(single, config=tiny_folder)
+    text = load_file(tiny_folder / TEXT)
+    text = {name.removeprefix("text_model."): each for name, each in text.items()}
+
+    def as_openclip(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        joined: dict[str, dict[str, torch.Tensor]] = {}
+        for name, each in text.items():
+            (original,) = text_encoder_in_file(
+                {name: tuple(each.shape)}, ["cond_stage_model.model.ln_final.weight"]
+            )
+            joined.setdefault(original, {})[name] = each
+        made = {k: v for k, v in weights.items() if not k.startswith("cond_stage_model.")}
+        for original, parts in joined.items():  # q_proj, k_proj, v_proj in this order
+            names = sorted(parts, key=lambda name: "qkv".find(name.split(".")[-2][0]))
+            made[original] = torch.cat([parts[name] for name in names])
+        last = [name for name in made if ".resblocks.1." in name]
+        return made | {n.replace(".resblocks.1.", ".resblocks.2."): made[n].clone() for n in last}
+
+    rewritten(single, as_openclip)
     check(single, tiny_folder)
     assert torch.equal(embedding(single, config=tiny_folder), expected)
 
