@@ -11,13 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fpe_core.errors import CheckpointError, ParameterError
-
-_STEPS_OFFSET = 1
+from fpe_core.noise_levels import prediction_type_of, timesteps_of, training_levels
 
 
 @dataclass(frozen=True)
@@ -62,44 +59,21 @@ class DDIMSchedule:
 def ddim_schedule(scheduler_config: Mapping[str, Any], steps: int) -> DDIMSchedule:
     """The grid of `steps` DDIM steps on the noise schedule a checkpoint was trained with.
 
-    Only what describes the training is read from the config (betas, number of timesteps, prediction
-    type); spacing, offset and final alpha are fixed by the algorithm. Coefficients are float64.
+    Only what describes the training is read from the config (betas, their rescaling to zero
+    terminal SNR, number of timesteps, prediction type); spacing, offset and final alpha are fixed
+    by the algorithm. Coefficients are float64.
 
     Raises:
         ParameterError: more steps than training timesteps.
         CheckpointError: a beta schedule or prediction type that Stable Diffusion 1.x does not use.
     """
-    training_alphas_bar = np.cumprod(1.0 - _training_betas(scheduler_config))
-    training_steps = len(training_alphas_bar)
-    stride = training_steps // steps
-    if stride < 1 or (steps - 1) * stride + _STEPS_OFFSET >= training_steps:
-        raise ParameterError(
-            f"steps must be at most {training_steps - _STEPS_OFFSET} for this checkpoint "
-            f"(trained on {training_steps} timesteps), got {steps}"
-        )
-    timesteps = tuple(k * stride + _STEPS_OFFSET for k in range(steps))
-    prediction_type = str(scheduler_config.get("prediction_type", "epsilon"))
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise CheckpointError(
-            f"scheduler prediction_type {prediction_type!r} is not supported; "
-            "allowed: epsilon, v_prediction"
-        )
-    alphas_bar = (training_alphas_bar[0], *(training_alphas_bar[t] for t in timesteps))
-    return DDIMSchedule(timesteps, tuple(float(level) for level in alphas_bar), prediction_type)
-
-
-def _training_betas(config: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], dtype=np.float64)
-    first, last = float(config.get("beta_start", 0.00085)), float(config.get("beta_end", 0.012))
-    count = int(config.get("num_train_timesteps", 1000))
-    kind = config.get("beta_schedule", "scaled_linear")
-    if kind == "scaled_linear":
-        return np.linspace(first**0.5, last**0.5, count, dtype=np.float64) ** 2
-    if kind == "linear":
-        return np.linspace(first, last, count, dtype=np.float64)
-    raise CheckpointError(
-        f"scheduler beta_schedule {kind!r} is not supported; allowed: scaled_linear, linear"
+    levels = training_levels(scheduler_config)
+    timesteps = timesteps_of(scheduler_config, steps)
+    alphas_bar = (levels[0], *(levels[t] for t in timesteps))
+    return DDIMSchedule(
+        timesteps,
+        tuple(float(level) for level in alphas_bar),
+        prediction_type_of(scheduler_config),
     )
 
 

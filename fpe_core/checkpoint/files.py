@@ -60,15 +60,50 @@ def checkpoint_fingerprint(
 
 
 def checkpoint_defaults(
-    source: str | Path, *, revision: str | None = None, allow_pickle: bool = False
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    config: str | Path | None = None,
 ) -> EditParameters:
     """The edit parameters a checkpoint recommends (`fpe_defaults.json`), else the paper's at its
-    own size. Loads no weights.
+    own size. Those of a single file are in the folder of its `config`. Loads no weights.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
-    return default_parameters_of(locate(source, allow_pickle, revision))
+    return default_parameters_of(locate(source, allow_pickle, revision), config)
+
+
+def config_folder(config: str | Path | None) -> Path | None:
+    """The folder with the configs and the tokenizer of a single file.
+
+    None: Stable Diffusion 1.5's, from the hub; None is returned unless they are on this machine.
+
+    Raises:
+        CheckpointError: neither a folder nor a repository that is available.
+    """
+    if config is not None and Path(config).is_dir():
+        return Path(config)
+    from huggingface_hub import snapshot_download
+
+    name = str(config or SINGLE_FILE_CONFIG)
+    patterns = [f"{component}/*{end}" for component in COMPONENTS for end in (".json", ".txt")]
+    try:
+        folder = snapshot_download(
+            name,
+            allow_patterns=["model_index.json", DEFAULTS_FILE, *patterns],
+            local_files_only=config is None,
+        )
+    except Exception as error:  # the hub's client raises from several libraries
+        if config is None:
+            return None
+        raise CheckpointError(
+            f"model.config: {name!r} is not a folder, and could not be downloaded from the Hugging "
+            f"Face hub: {type(error).__name__}: {error}"
+        ) from error
+    is_whole = all((Path(folder) / component).is_dir() for component in COMPONENTS)
+    return Path(folder) if is_whole or config is not None else None
 
 
 def locate(source: str | Path, allow_pickle: bool, revision: str | None) -> CheckpointFiles:
@@ -207,14 +242,20 @@ def hash_file(digest: Any, label: str, path: Path) -> None:
             digest.update(block)
 
 
-def default_parameters_of(files: CheckpointFiles) -> EditParameters:
+def default_parameters_of(
+    files: CheckpointFiles, config: str | Path | None = None
+) -> EditParameters:
+    folder = files.path
     if files.is_single_file:
-        return EditParameters()
-    recommended = files.path / DEFAULTS_FILE
+        configs = None if config is None else config_folder(config)
+        if configs is None:
+            return EditParameters()
+        folder = configs
+    recommended = folder / DEFAULTS_FILE
     if recommended.is_file():
         return _read_recommendation(recommended)
-    unet = json.loads((files.path / "unet" / "config.json").read_text())
-    vae = json.loads((files.path / "vae" / "config.json").read_text())
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
     sample_size = unet.get("sample_size")
     if not isinstance(sample_size, int):
         return EditParameters()

@@ -20,19 +20,28 @@ from typing import Any
 
 import torch
 
+from fpe_core.checkpoint.check import check_files, unread_weights
 from fpe_core.checkpoint.files import (
     COMPONENTS,
     SINGLE_FILE_CONFIG,
+    config_folder,
     default_parameters_of,
     fingerprint_of,
     locate,
     weights_files,
+)
+from fpe_core.checkpoint.pretrained import (
+    clip_tokenizer,
+    limit_window,
+    load_network,
+    refuse_empty,
 )
 from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
 from fpe_core.unet.check import check_against_diffusers
 from fpe_core.unet.forward import differences
+from fpe_core.unet.norms import make_norms_exact
 
 
 @dataclass(frozen=True)
@@ -97,15 +106,22 @@ def load_checkpoint(
     torch_dtype = choose_dtype(dtype, torch_device)
     warn_of_slow_bfloat16(torch_dtype, torch_device)
     files = locate(source, allow_pickle, revision)
+    check_files(source, files, allow_pickle, config)
     if files.is_single_file:
         components = _load_single_file(files.path, torch_dtype, config)
     else:
         components = _load_folder(files.path, torch_dtype, allow_pickle)
-    _check_family(str(source), components)
+    if found := differences(components["unet"]):
+        raise CheckpointError(
+            f"{source} is not of the Stable Diffusion 1.x family: of its UNet: {'; '.join(found)}"
+        )
+    positions = components["text_encoder"].config.max_position_embeddings
+    components["tokenizer"] = limit_window(components["tokenizer"], positions)
     for name in ("unet", "vae", "text_encoder"):
         components[name].requires_grad_(False).eval().to(torch_device)
     for name in ("unet", "vae"):  # the layout in which convolutions are fast, on CPU and GPU alike
         components[name].to(memory_format=torch.channels_last)
+        make_norms_exact(components[name])
     check_against_diffusers(components["unet"])
     return Checkpoint(
         name=str(source),
@@ -117,87 +133,74 @@ def load_checkpoint(
         scheduler_config=dict(components["scheduler"].config),
         device=torch_device,
         dtype=torch_dtype,
-        default_parameters=default_parameters_of(files),
+        default_parameters=default_parameters_of(files, config),
     )
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> dict[str, Any]:
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     components: dict[str, Any] = {}
-    try:
-        for name, model_class in classes.items():
-            weights = weights_files(folder, name, allow_pickle)[0].name
-            options: dict[str, Any] = {"use_safetensors": weights.endswith(".safetensors")}
-            if ".fp16" in weights:
-                options["variant"] = "fp16"
-            dtype_option = "dtype" if name == "text_encoder" else "torch_dtype"
-            components[name] = model_class.from_pretrained(
-                folder / name, local_files_only=True, **options, **{dtype_option: dtype}
-            )
-        components["tokenizer"] = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        scheduler: Any = DDIMScheduler
-        components["scheduler"] = scheduler.from_pretrained(folder / "scheduler")
-    except CheckpointError:
-        raise
-    except Exception as error:  # broken JSON, truncated safetensors, shapes that do not match, ...
-        raise CheckpointError(
-            f"checkpoint {folder} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+    for name, model_class in classes.items():
+        weights = weights_files(folder, name, allow_pickle)[0].name
+        options: dict[str, Any] = {"use_safetensors": weights.endswith(".safetensors")}
+        if ".fp16" in weights:
+            options["variant"] = "fp16"
+        components[name] = load_network(
+            model_class,
+            folder / name,
+            f"checkpoint {folder / name}",
+            dtype,
+            unread_weights(folder, name),
+            **options,
+        )
+    components["tokenizer"] = clip_tokenizer(folder / "tokenizer")
+    components["scheduler"] = _scheduler(folder)
     return components
+
+
+def _scheduler(folder: Path) -> Any:
+    from diffusers import DDIMScheduler
+
+    kind: Any = DDIMScheduler
+    try:
+        return kind.from_pretrained(folder / "scheduler")
+    except Exception as error:  # broken JSON, a config that the class refuses
+        raise CheckpointError(
+            f"checkpoint {folder / 'scheduler'} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
 
+    folder = config_folder(config)
     try:
         pipe = StableDiffusionPipeline.from_single_file(
             str(path),
-            config=str(config or SINGLE_FILE_CONFIG),
+            config=str(folder or SINGLE_FILE_CONFIG),
             torch_dtype=dtype,
-            local_files_only=config is not None and Path(config).is_dir(),
+            local_files_only=folder is not None,
             safety_checker=None,
             requires_safety_checker=False,
+            **({} if folder is None else {"tokenizer": clip_tokenizer(folder / "tokenizer")}),
         )
-    except Exception as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # what is not in the file, or not on the hub, raises many types
+        advice = (
+            ""
+            if config is not None
+            else ". A single file contains neither configs nor a "
+            "tokenizer; without network access set model.config to a diffusers folder that has them"
+        )
         raise CheckpointError(
             f"single-file checkpoint {path} cannot be loaded with the configs of "
-            f"{config or SINGLE_FILE_CONFIG}: {type(error).__name__}: {error}. A single file "
-            "contains neither configs nor a tokenizer; without network access set model.config to "
-            "a diffusers folder that has them."
+            f"{config or SINGLE_FILE_CONFIG}: {type(error).__name__}: {error}{advice}"
         ) from error
-    return {name: getattr(pipe, name) for name in COMPONENTS}
-
-
-def _check_family(source: str, components: Mapping[str, Any]) -> None:
-    """Refuses what loads but is not of the family: SDXL, inpainting, depth and other relatives."""
-    unet = components["unet"]
-    config = unet.config
-    problems = []
-    if type(components["text_encoder"]).__name__ != "CLIPTextModel":
-        problems.append("its text encoder is not a CLIPTextModel")
-    if config.in_channels != components["vae"].config.latent_channels:
-        problems.append(
-            f"its UNet takes {config.in_channels} channels, but the autoencoder has "
-            f"{components['vae'].config.latent_channels} (an inpainting or depth model?)"
-        )
-    if config.get("addition_embed_type") is not None:
-        problems.append("its UNet needs added embeddings (SDXL?)")
-    if config.get("class_embed_type") is not None:
-        problems.append("its UNet is class-conditional")
-    width = components["text_encoder"].config.hidden_size
-    if config.cross_attention_dim != width:
-        problems.append(
-            f"its UNet attends over width {config.cross_attention_dim}, its text encoder "
-            f"gives {width}"
-        )
-    if not any(name.endswith("attn1.processor") for name in unet.attn_processors):
-        problems.append("its UNet has no self-attention layers")
-    if not problems:
-        problems = [f"of its UNet: {difference}" for difference in differences(unet)]
-    if problems:
-        raise CheckpointError(
-            f"{source} is not of the Stable Diffusion 1.x family: {'; '.join(problems)}"
-        )
+    components = {name: getattr(pipe, name) for name in COMPONENTS}
+    for name in ("unet", "vae", "text_encoder"):
+        refuse_empty(f"single-file checkpoint {path}: its {name}", components[name])
+    return components

@@ -29,9 +29,11 @@ from PIL import Image
 from torch import Tensor
 
 from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
+from fpe_core.checkpoint.pretrained import clip_tokenizer, load_network
 from fpe_core.device import choose_device
 from fpe_core.errors import CheckpointError, ParameterError, PromptError
-from fpe_core.scores.files import check_preprocessing, check_weights, locate_scorer, model_type_of
+from fpe_core.scores.check import POSITION_IDS, check_clip, image_settings
+from fpe_core.scores.files import locate_scorer
 
 ROWS_AT_ONCE = 64
 """Images, or texts, that go through the network together."""
@@ -197,51 +199,30 @@ def load_scorer(
     """
     torch_device = choose_device(device)
     folder = locate_scorer(source, revision, "a CLIPModel")
-    _check_folder(folder)
+    check_clip(folder)
     model, tokenizer, image_processor = _load_folder(folder)
     model.requires_grad_(False).eval().to(torch_device)
     return ClipScorer(str(source), model, tokenizer, image_processor, torch_device)
 
 
-def _check_folder(folder: Path) -> None:
-    kind = model_type_of(folder, "CLIP")
-    if kind != "clip":
-        raise CheckpointError(
-            f"{folder} is not a CLIP: its model_type is {kind!r}. A scorer needs a whole CLIPModel "
-            "('clip'): images and texts in one space"
-        )
-    check_preprocessing(folder)
-    names = {path.name for path in folder.iterdir()}
-    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-        raise CheckpointError(
-            f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt"
-        )
-    check_weights(folder)
-
-
 def _load_folder(folder: Path) -> tuple[Any, Any, Any]:
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import CLIPModel
 
+    model = load_network(
+        CLIPModel,
+        folder,
+        f"scorer {folder}",
+        torch.float32,
+        POSITION_IDS,
+        use_safetensors=True,
+    )
     try:
-        model, report = CLIPModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-        image_processor = _image_processor_class().from_pretrained(folder)
-    except Exception as error:  # broken JSON, truncated safetensors, shapes that do not match, ...
+        image_processor = _image_processor_class().from_dict(dict(image_settings(folder)))
+    except Exception as error:  # settings that the class refuses
         raise CheckpointError(
             f"scorer {folder} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"scorer {folder} lacks {len(missing)} of CLIPModel's weights, {missing[0]} among them"
-        )
-    return model, tokenizer, image_processor
+    return model, clip_tokenizer(folder), image_processor
 
 
 def _image_processor_class() -> Any:

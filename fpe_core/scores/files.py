@@ -1,4 +1,4 @@
-"""Finds scoring models, and checks that a folder has the files that a model needs.
+"""Finds scoring models, and computes their fingerprints.
 
     builtin:still-life      the small CLIP in this package
     a folder                in transformers' layout (config.json, model.safetensors, ...)
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -117,35 +116,3 @@ def _values_in(file: Path) -> int:
             return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     except Exception as error:  # truncated, or something else under that name
         raise CheckpointError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def model_type_of(folder: Path, wanted: str) -> str:
-    """The `model_type` of a folder's config.json; `wanted`: the model's name, for the error
-    message."""
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a {wanted}: it has no config.json") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} is not a model's config: {error}"
-        ) from error
-    return str(kind)
-
-
-def check_preprocessing(folder: Path) -> None:
-    """Raises CheckpointError if a folder does not describe how its images are prepared."""
-    if not (folder / "preprocessor_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no preprocessor_config.json, which describes how images are prepared"
-        )
-
-
-def check_weights(folder: Path) -> None:
-    """Raises CheckpointError if a folder has no weights in safetensors."""
-    names = [path.name for path in folder.iterdir()]
-    if not any(re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name) for name in names):
-        raise CheckpointError(
-            f"{folder} holds no model.safetensors; pickled weights (.bin) can run code and are "
-            "not read. On the hub, another revision may have been converted"
-        )

@@ -24,7 +24,6 @@ Distances by different models cannot be compared. DINOv3's keys are taken before
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,11 @@ import torch
 from torch import Tensor
 
 from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE
+from fpe_core.checkpoint.pretrained import ANYTHING, load_network
 from fpe_core.device import choose_device
-from fpe_core.errors import CheckpointError, ParameterError
-from fpe_core.scores.files import check_preprocessing, check_weights, locate_scorer, model_type_of
+from fpe_core.errors import ParameterError
+from fpe_core.scores.check import STRUCTURE_KINDS, check_structure, image_preparation
+from fpe_core.scores.files import locate_scorer
 from fpe_core.scores.images import Images, batches_by_size, image_rows
 
 _LONGEST = 480 / 224
@@ -166,12 +167,10 @@ def load_structure_model(
     """
     torch_device = choose_device(device)
     folder = locate_scorer(source, revision, "a ViT, DINOv2, DINOv3 or CLIP")
-    kind = model_type_of(folder, "vision transformer")
-    check_preprocessing(folder)
-    check_weights(folder)
+    kind = check_structure(folder)
     model = _load(folder, kind)
     model.requires_grad_(False).eval().to(torch_device)
-    size_px, mean, std = _preprocessing(folder)
+    size_px, mean, std = image_preparation(folder)
     return StructureModel(
         str(source), model, size_px, int(model.config.patch_size), mean, std, torch_device
     )
@@ -180,63 +179,14 @@ def load_structure_model(
 def _load(folder: Path, kind: str) -> Any:
     import transformers
 
-    classes: dict[str, tuple[str, dict[str, Any]]] = {
-        "vit": ("ViTModel", {"add_pooling_layer": False}),
-        "dinov2": ("Dinov2Model", {}),
-        "dinov2_with_registers": ("Dinov2WithRegistersModel", {}),
-        "dinov3_vit": ("DINOv3ViTModel", {}),
-        "clip": ("CLIPModel", {}),
-        "clip_vision_model": ("CLIPVisionModel", {}),
-    }
-    if kind not in classes:
-        raise CheckpointError(
-            f"{folder} is not a supported vision transformer: its model_type is {kind!r}; allowed: "
-            f"{', '.join(classes)}"
-        )
-    name, settings = classes[kind]
-    try:
-        model, report = getattr(transformers, name).from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **settings,
-        )
-    except Exception as error:  # broken JSON, truncated safetensors, shapes that do not match, ...
-        raise CheckpointError(
-            f"structure model {folder} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"structure model {folder} lacks {len(missing)} of {name}'s weights, {missing[0]} "
-            "among them"
-        )
+    name, settings = STRUCTURE_KINDS[kind]
+    model = load_network(
+        getattr(transformers, name),
+        folder,
+        f"structure model {folder}",
+        torch.float32,
+        ANYTHING,
+        use_safetensors=True,
+        **settings,
+    )
     return model.vision_model if kind == "clip" else model
-
-
-def _preprocessing(
-    folder: Path,
-) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
-    """Size, mean and standard deviation from preprocessor_config.json, in its old or new form."""
-    path = folder / "preprocessor_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        cropped = settings.get("do_center_crop") and settings.get("crop_size")
-        size = cropped or settings["size"]
-        if isinstance(size, dict):
-            size = size.get("shortest_edge") or min(size["height"], size["width"])
-        mean, std = (_three(settings[name]) for name in ("image_mean", "image_std"))
-        if int(size) < 1 or min(std) <= 0:
-            raise ValueError(f"size {size}, image_std {std}")
-        return int(size), mean, std
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(
-            f"{path} has no usable size, image_mean and image_std: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)

@@ -6,4 +6,6 @@ attention           which layers' maps are recorded and injected
 forward, attend     one pass; rows of one latent are computed once until they differ
 call, cuda_graphs   passes captured as CUDA graphs
 fused               fewer passes over memory on a GPU (triton_kernels)
+norms               group norms that are exact on a CPU
+family              which configs are of the family
 """

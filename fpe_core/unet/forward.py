@@ -20,20 +20,10 @@ from torch import Tensor, nn
 from fpe_core.errors import CheckpointError
 from fpe_core.unet.attend import attend
 from fpe_core.unet.attention import AttentionMap
+from fpe_core.unet.family import BLOCKS, MIDDLE_BLOCK, config_differences
 from fpe_core.unet.fused import gated_gelu, group_norm, is_plain_resnet, residual_block, runs_on
 from fpe_core.unet.prompts import PromptRows
 
-_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-_UNSUPPORTED = (
-    "class_embed_type",
-    "num_class_embeds",
-    "addition_embed_type",
-    "encoder_hid_dim_type",
-    "time_cond_proj_dim",
-    "time_embedding_act_fn",
-    "center_input_sample",
-    "dual_cross_attention",
-)
 RESNET, TRANSFORMER, KEEP, JOIN, DOWN, UP = range(6)
 
 
@@ -313,11 +303,11 @@ def differences(unet: Any) -> list[str]:
     """Why `forward` would not compute this UNet correctly, as text; empty if it would."""
     if type(unet).__name__ != "UNet2DConditionModel":
         return [f"it is a {type(unet).__name__}"]
-    found = [f"it has {name}" for name in _UNSUPPORTED if unet.config.get(name)]
-    blocks = (*unet.down_blocks, *unet.up_blocks)
-    found += [f"it has a {name}" for name in _names(blocks) if name not in _BLOCKS]
-    if unet.mid_block is not None and _names([unet.mid_block]) != ["UNetMidBlock2DCrossAttn"]:
-        found.append(f"it has a {type(unet.mid_block).__name__}")
+    found = config_differences(unet.config)
+    kinds = _names((*unet.down_blocks, *unet.up_blocks))
+    kinds += [] if unet.mid_block is None else _names([unet.mid_block])
+    known = (*BLOCKS, MIDDLE_BLOCK)
+    found += [f"it has a {kind}" for kind in kinds if kind not in known and not found]
     if any(getattr(block, name, None) for block in unet.up_blocks for name in ("s1", "b1")):
         found.append("FreeU is on")
     if not found:

@@ -14,6 +14,7 @@ per distinct prompt: 3.8 MB for Stable Diffusion 1.5 in half precision. If a cal
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ def _tokenize(tokenizer: Any, prompt: object) -> tuple[list[int], str]:
     if not isinstance(prompt, str):
         raise PromptError(f"a prompt must be text, got {prompt!r}")
     window = int(tokenizer.model_max_length)
+    prompt = _spelled_out(tokenizer, prompt)
     try:
         everything = tokenizer(prompt, truncation=False, verbose=False).input_ids
         ids = tokenizer(prompt, padding="max_length", max_length=window, truncation=True).input_ids
@@ -85,6 +87,24 @@ def _tokenize(tokenizer: Any, prompt: object) -> tuple[list[int], str]:
         raise PromptError(f"prompt {prompt!r} cannot be tokenized: {error}") from error
     rest = everything[window - 1 : -1]  # the window's last place is the end token's
     return list(ids), tokenizer.decode(rest).strip() if rest else ""
+
+
+def _spelled_out(tokenizer: Any, prompt: str) -> str:
+    """The prompt with every vector of its embeddings of textual inversion.
+
+    An embedding <x> of several vectors is saved as the tokens <x>, <x>_1, <x>_2, ..., and a prompt
+    that says <x> means all of them (diffusers' TextualInversionLoaderMixin). A prompt that writes
+    them out itself stays as it is.
+    """
+    added = tokenizer.get_added_vocab()
+    for token in added:
+        if token not in prompt or f"{token}_1" not in added:
+            continue
+        count = next(n for n in range(1, len(added) + 1) if f"{token}_{n}" not in added)
+        first = rf"{re.escape(token)}(?!_\d)(?!\s*{re.escape(token)}_1)"
+        every = " ".join([token, *(f"{token}_{n}" for n in range(1, count))])
+        prompt = every.join(re.split(first, prompt))
+    return prompt
 
 
 class PromptRows(NamedTuple):

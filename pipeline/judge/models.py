@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import fpe_core
 from fpe_core import CheckpointError
+from fpe_core.scores.check import check_clip, check_structure
 from fpe_core.scores.files import locate_lpips, locate_scorer, scorer_bytes, scorer_fingerprint
 from pipeline.errors import StorageError
 from pipeline.storage.model_store import ModelStore
@@ -61,8 +62,8 @@ class JudgeModels:
 def fingerprints(names: ModelNames, store: ModelStore | None = None) -> dict[str, str]:
     """`scorer_fingerprint` of each model that is on, by key ("clip", "structure", "lpips").
 
-    Raises CheckpointError, with the key of the job file, if a model's files cannot be read, and
-    StorageError if `store` cannot fetch them.
+    Raises CheckpointError, with the key of the job file, if a model's files cannot be read or are
+    not those of such a model, and StorageError if `store` cannot fetch them.
     """
     return {key: scorer_fingerprint(path) for key, path in _files(names, store).items()}
 
@@ -152,11 +153,14 @@ def _files(names: ModelNames, store: ModelStore | None) -> dict[str, Path]:
             continue
         try:
             local = store.scorer(source) or source
-            found[key] = (
-                locate_lpips(local, revision)
-                if key == "lpips"
-                else locate_scorer(local, revision, "a CLIP" if key == "clip" else "a ViT")
-            )
+            if key == "lpips":
+                found[key] = locate_lpips(local, revision)
+            elif key == "clip":
+                found[key] = locate_scorer(local, revision, "a CLIP")
+                check_clip(found[key])
+            else:
+                found[key] = locate_scorer(local, revision, "a ViT")
+                check_structure(found[key])
         except CheckpointError as error:
             raise CheckpointError(f"judge.{key}: {error}") from error
         except StorageError as error:

@@ -17,8 +17,13 @@ from fpe_core import (
     EditParameters,
     LayersByRange,
     ParameterError,
-    checkpoint_defaults,
-    checkpoint_fingerprint,
+)
+from fpe_core.checkpoint.check import check_files, check_steps
+from fpe_core.checkpoint.files import (
+    CheckpointFiles,
+    default_parameters_of,
+    fingerprint_of,
+    locate,
 )
 from pipeline.errors import JobError, StorageError
 from pipeline.job.annotations import AnnotationsSection
@@ -271,9 +276,11 @@ def resolve_job(job: Job) -> ResolvedJob:
     )
     _refuse_lists_of_types(job, manifest)
     annotations = _annotations(job.annotations, manifest, prompts)
-    fingerprint, defaults = _checkpoint_of(job)
+    fingerprint, defaults, files = _checkpoint_of(job)
     try:
         parameters = job.resolve_parameters(defaults)
+        if files is not None:
+            check_steps(files, job.model.config, parameters.steps)
     except ParameterError as error:
         raise JobError(f"edit: {error}") from error
     layers = parameters.layers
@@ -294,32 +301,32 @@ def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, .
     return tuple(item.name for item in manifest.labels)
 
 
-def _checkpoint_of(job: Job) -> tuple[str, EditParameters]:
-    """Fingerprint and default parameters of the job's checkpoint. Raises JobError, and StorageError
-    if the store that it lies in, or the disk for its copy, fails.
+def _checkpoint_of(job: Job) -> tuple[str, EditParameters, CheckpointFiles | None]:
+    """Fingerprint, default parameters and files of the job's checkpoint.
 
     With `editor: none` no checkpoint is read, and ids differ from those of every checkpoint.
+
+    Raises:
+        JobError: it is not a checkpoint, or cannot be edited with.
+        StorageError: the store that it is in, or the disk for its copy, fails.
     """
     if job.editor == NO_EDITOR:
-        return NO_EDITOR, EditParameters()
+        return NO_EDITOR, EditParameters(), None
     model = job.model
     try:
-        checkpoint = job.model_store.checkpoint(model.checkpoint, allow_pickle=model.allow_pickle)
-        fingerprint = checkpoint_fingerprint(
-            checkpoint,
-            revision=model.revision,
-            allow_pickle=model.allow_pickle,
-            config=job.model_store.config(model.config),
-        )
-        defaults = checkpoint_defaults(
-            checkpoint, revision=model.revision, allow_pickle=model.allow_pickle
-        )
+        store = job.model_store
+        checkpoint = store.checkpoint(model.checkpoint, allow_pickle=model.allow_pickle)
+        config = store.config(model.config)
+        files = locate(checkpoint, model.allow_pickle, model.revision)
+        check_files(model.checkpoint, files, model.allow_pickle, config)
+        fingerprint = fingerprint_of(files, model.allow_pickle, config)
+        defaults = default_parameters_of(files, config)
     except CheckpointError as error:
         copied = "" if model.checkpoint in str(error) else f" ({model.checkpoint})"
         raise JobError(f"model.checkpoint: {error}{copied}") from error
     except StorageError as error:
         raise StorageError(f"model.checkpoint: {error}") from error
-    return fingerprint, defaults
+    return fingerprint, defaults, files
 
 
 def _annotations(

@@ -5,6 +5,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from fpe_core import CheckpointError, ParameterError
+from fpe_core.noise_levels import training_levels
 from fpe_core.schedule import ddim_schedule, seeded_noise
 
 SD = {
@@ -44,6 +45,43 @@ def test_both_directions_are_diffusers_ddim(prediction_type, steps):
         output = torch.randn(1, 4, 8, 8, generator=generator, dtype=torch.float64)
         expected = sampler.step(output, timestep, z).prev_sample
         assert torch.allclose(schedule.sample_step(z, output, k), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "betas",
+    [
+        {},
+        {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
+        {"trained_betas": [0.001 + 0.00002 * step for step in range(500)]},
+    ],
+)
+def test_zero_terminal_snr_is_diffusers_own(betas):
+    """diffusers 0.42.1, schedulers/scheduling_ddim.py: rescale_zero_terminal_snr."""
+    config = {**SD, **betas, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    scheduler = DDIMScheduler(**config)
+    levels = training_levels(config)
+    assert len(levels) == len(scheduler.alphas_cumprod)
+    assert levels == pytest.approx(scheduler.alphas_cumprod.double().numpy(), abs=1e-6)
+    assert levels[-1] == 0
+    schedule = ddim_schedule(config, len(levels) - 1)
+    z, output = torch.randn(2, 1, 4, 8, 8, dtype=torch.float64).unbind()
+    for k in (len(levels) - 2, 100):  # the first begins at pure noise
+        assert torch.isfinite(schedule.sample_step(z, output, k)).all()
+        assert torch.isfinite(schedule.invert_step(z, output, k)).all()
+
+
+def test_pure_noise_cannot_be_sampled_by_what_predicts_epsilon():
+    config = {**SD, "rescale_betas_zero_snr": True}
+    assert ddim_schedule(config, 50).timesteps[-1] == 981
+    for steps in (500, 999):
+        with pytest.raises(ParameterError, match="pure noise"):
+            ddim_schedule(config, steps)
+
+
+def test_what_a_config_leaves_out_is_diffusers_default():
+    scheduler = DDIMScheduler()
+    expected = scheduler.alphas_cumprod.double().numpy()
+    assert training_levels({}) == pytest.approx(expected, abs=1e-6)
 
 
 def test_inversion_is_diffusers_inverse_ddim():

@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fpe_core import Checkpoint, EditParameters, LayersByRange, load_checkpoint
 from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE, locate
 from fpe_core.device import choose_device
+from fpe_core.unet.norms import make_norms_exact
 
 LAYERS = LayersByRange(3, 13)
 """The layers that the authors' rule selects at 512 px; used for every size and model here."""
@@ -149,6 +150,7 @@ def build_random(name: str, shape: Shape, device: torch.device) -> Checkpoint:
     _sharpen_maps(unet)
     for network in (unet, vae):
         network.to(memory_format=torch.channels_last)
+        make_norms_exact(network)
     return Checkpoint(
         name=f"{name}, random weights",
         fingerprint="",

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fpe_core import Checkpoint, EditParameters
 from fpe_core.checkpoint.autoencoder import latent_dtype
-from fpe_core.schedule import ddim_schedule
+from fpe_core.noise_levels import training_levels
 from fpe_core.unet.attention import select_layers, self_attention_layers
 
 _SOURCE, _TARGET = 2, 3
@@ -126,9 +126,7 @@ def plain_scheduler(checkpoint: Checkpoint) -> Any:
         steps_offset=1,
         timestep_spacing="leading",
     )
-    most = scheduler.config.num_train_timesteps - 1  # steps that take every timestep
-    levels = ddim_schedule(checkpoint.scheduler_config, most).alphas_bar
-    scheduler.alphas_cumprod = torch.tensor(levels, dtype=torch.float64)
+    scheduler.alphas_cumprod = torch.from_numpy(training_levels(checkpoint.scheduler_config))
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     return scheduler
 

@@ -25,6 +25,7 @@ from fpe_core.scores.clip import (
     text_score,
 )
 from fpe_core.scores.files import SCORER_DIR
+from fpe_core.scores.structure import load_structure_model
 from fpe_core.still_life import FACTORS, caption, counterfactual, render, sample_scene
 from fpe_core.still_life.train.architecture import build_tokenizer
 
@@ -207,6 +208,29 @@ def test_half_precision_weights_are_scored_in_float32(
     assert not any(weight.requires_grad for weight in halved.model.parameters())
     expected = scorer.embed_images(pictures)
     torch.testing.assert_close(halved.embed_images(pictures), expected, atol=2e-3, rtol=0)
+
+
+def test_a_clip_as_transformers_5_saves_it(
+    shared_folder: Path, scorer: ClipScorer, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    """CLIPProcessor.save_pretrained of transformers 5.23.0 writes processor_config.json only."""
+    folder = tmp_path / "saved"
+    CLIPProcessor.from_pretrained(shared_folder).save_pretrained(folder)
+    CLIPModel.from_pretrained(shared_folder).save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+    saved = load_scorer(folder, device="cpu")
+    assert torch.equal(saved.embed_images(pictures), scorer.embed_images(pictures))
+    assert torch.equal(saved.embed_texts(["a cat"]), scorer.embed_texts(["a cat"]))
+    assert load_structure_model(folder, device="cpu").size_px == 32
+
+
+def test_without_a_window_the_positions_are_the_window(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = load_scorer(folder, device="cpu")
+    assert loaded.window == 77
+    assert loaded.embed_texts(["cat " * 100]).shape == (1, loaded.width)
 
 
 @pytest.mark.parametrize(

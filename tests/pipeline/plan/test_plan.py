@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 import pipeline.plan.work_list
 from fpe_core import Editor, EditParameters, load_checkpoint
+from fpe_core.scores.files import SCORER_DIR
 from jobs.terminal.tables import plan_table
 from pipeline.errors import JobError, ManifestError
 from pipeline.job.job import Job
@@ -26,6 +29,7 @@ from pipeline.plan.resolved_job import resolve_job
 from pipeline.plan.work_list import work_schema
 from pipeline.run.folder import claim_columns, metadata_layout
 from pipeline.storage.folder import Folder
+from tests.builders.single_file import write_single_file
 from tests.servers.stores import Store
 
 MakeJob = Callable[..., Job]
@@ -408,6 +412,75 @@ def test_a_manifest_with_a_mistake_in_its_last_row_leaves_nothing_behind(
     with pytest.raises(ManifestError, match=r"row 2999 \(manifest\.parquet, row 2999\)"):
         make_plan(job)
     assert not Path(job.output).exists()
+
+
+def lacks_a_query(folder: Path) -> None:
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def has_other_betas(folder: Path) -> None:
+    file = folder / "scheduler/scheduler_config.json"
+    content = json.loads(file.read_text()) | {"beta_schedule": "squaredcos_cap_v2"}
+    file.write_text(json.dumps(content))
+
+
+def has_zero_snr(folder: Path) -> None:
+    file = folder / "scheduler/scheduler_config.json"
+    content = json.loads(file.read_text()) | {"rescale_betas_zero_snr": True}
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sections", "message"),
+    [
+        (lacks_a_query, {}, r"model\.checkpoint: .*lacks 1 of UNet2DConditionModel's weights"),
+        (has_other_betas, {}, r"model\.checkpoint: .*beta_schedule 'squaredcos_cap_v2'"),
+        (has_zero_snr, {"edit": {"steps": 500}}, r"edit: 500 steps begin at timestep 999"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_edited_with_is_refused_at_planning(
+    spoil: Callable[[Path], object],
+    sections: dict[str, Any],
+    message: str,
+    make_job: MakeJob,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    spoil(folder)
+    job = make_job(COLUMNS, **sections, model={"checkpoint": str(folder)})
+    with pytest.raises(JobError, match=message):
+        make_plan(job)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_model_that_is_not_whole_is_refused_at_planning(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(SCORER_DIR, tmp_path / "clip"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    job = make_job(COLUMNS, judge={"clip": str(folder)})
+    with pytest.raises(JobError, match=r"judge\.clip: .*lacks 1 of CLIPModel's weights"):
+        make_plan(job)
+    (folder / "preprocessor_config.json").unlink()
+    job = make_job(COLUMNS, judge={"structure": str(folder)})
+    with pytest.raises(JobError, match=r"judge\.structure: .*no preprocessor_config\.json"):
+        make_plan(job)
+
+
+def test_a_single_file_is_planned_with_the_defaults_of_its_config(
+    make_job: MakeJob, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    single = write_single_file(tiny_checkpoint, tmp_path / "model.safetensors")
+    model = {"checkpoint": str(single), "config": str(tiny_checkpoint)}
+    resolved = resolve_job(make_job(COLUMNS, model=model))
+    assert resolved.parameters == resolve_job(make_job(COLUMNS)).parameters
+    assert (resolved.parameters.steps, resolved.parameters.width_px) == (4, 64)
 
 
 def test_a_checkpoint_that_is_none(make_job: MakeJob) -> None:

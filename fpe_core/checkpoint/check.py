@@ -1,0 +1,370 @@
+"""Whether a checkpoint can be edited with, by its configs and the headers of its weights.
+
+A job is planned with this, so no torch is needed and no weight is read. It refuses what would only
+fail, or would silently be filled in, when the model is loaded: another family, a schedule that
+cannot be run, a network that lacks weights or holds others. Weights in pickles have no header; they
+are checked when they are loaded (`fpe_core.checkpoint.pretrained`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fpe_core.checkpoint.files import COMPONENTS, CheckpointFiles, config_folder, weights_files
+from fpe_core.checkpoint.layout import (
+    Shapes,
+    autoencoder_weights,
+    text_config,
+    text_encoder_weights,
+    unet_weights,
+)
+from fpe_core.checkpoint.original_layout import (
+    PREFIXES,
+    autoencoder_in_file,
+    text_encoder_in_file,
+    unet_in_file,
+)
+from fpe_core.checkpoint.weights import Header, compared, headers_of, refuse, usual_kind
+from fpe_core.errors import CheckpointError
+from fpe_core.noise_levels import check_schedule, timesteps_of
+from fpe_core.unet.family import config_differences
+
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+"""What each component has to be; the first is what it is loaded as."""
+_UNREAD: Mapping[str, tuple[str, ...]] = {
+    "unet": (),
+    "vae": (),
+    "text_encoder": (
+        r"embeddings\.position_ids$",
+        r"(^|\.)(text_projection(\.weight)?|logit_scale|visual_projection\.weight)$",
+        r"^(vision_model|visual)\.",
+    ),
+}
+"""Names of weights that are none of the network's, but are saved next to them by usual tools: what
+a whole CLIP has beyond its text encoder."""
+_UNREAD_IN_FILE: Mapping[str, tuple[str, ...]] = {
+    "vae": (r"^first_stage_model\.(loss|model_ema)\.",),
+    "text_encoder": (
+        r"^cond_stage_model\.(model|transformer)\.(attn_mask|visual|text_projection|logit_scale)",
+    ),
+}
+"""The same, in single files: what an autoencoder was trained with, the rest of a CLIP."""
+_CLIP_KINDS = ("clip_text_model", "clip")
+_OTHER_PARTS = ("text_encoder_2", "transformer", "prior")
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""How autoencoders of diffusers before 0.15 have their attention's weights, Stable Diffusion 1.5's
+own among them; diffusers renames them when it loads them."""
+_NETWORKS = ("unet", "vae", "text_encoder")
+_WHAT = {
+    "unet": "UNet",
+    "vae": "autoencoder",
+    "text_encoder": "text encoder",
+    "tokenizer": "tokenizer",
+}
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The configs of a diffusers folder, by component; `index`: its model_index.json."""
+
+    folder: Path
+    index: Mapping[str, Any]
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    text_encoder: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+
+
+def check_files(
+    source: str | Path, files: CheckpointFiles, allow_pickle: bool, config: str | Path | None
+) -> None:
+    """Refuses a checkpoint that cannot be loaded whole, or is of another family.
+
+    Args:
+        source: its name, for messages.
+        files, allow_pickle, config: as `load_checkpoint` takes and finds them.
+
+    Raises:
+        CheckpointError: with what is wrong, and what such a file usually is.
+    """
+    if files.is_single_file:
+        folder = config_folder(config)
+        configs = None if folder is None else _checked_configs(str(config or folder), folder)
+        if files.path.suffix == ".safetensors":
+            _check_single_file(files.path, configs)
+        return
+    configs = _checked_configs(str(source), files.path)
+    for name, expected in _expected(configs).items():
+        paths = weights_files(files.path, name, allow_pickle)
+        if expected is not None and all(path.suffix == ".safetensors" for path in paths):
+            held = {_modern(name, key): each for key, each in headers_of(paths).items()}
+            found = compared(held, expected, unread_weights(files.path, name))
+            refuse(
+                f"checkpoint {source}: its {_WHAT[name]}",
+                CLASSES[name][0],
+                found,
+                "The files are not whole, or the config is of another model",
+            )
+
+
+def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -> None:
+    """Raises ParameterError if the checkpoint's schedule cannot be sampled in so many steps."""
+    folder = config_folder(config) if files.is_single_file else files.path
+    if folder is not None:
+        timesteps_of(_json(folder, "scheduler/scheduler_config.json"), steps)
+
+
+def unread_weights(folder: Path, name: str) -> tuple[str, ...]:
+    """Patterns of the weights that a component of a diffusers folder may hold in addition."""
+    if name != "text_encoder":
+        return _UNREAD[name]
+    return (*_UNREAD[name], _later_layers(_json(folder, "text_encoder/config.json")))
+
+
+def _later_layers(config: Mapping[str, Any]) -> str:
+    """A pattern for the text encoder's layers after those that its config has: leaving out the last
+    ones ("clip skip") is how some models are meant."""
+    first = int(text_config(config).get("num_hidden_layers", 12))
+    later = "|".join(str(layer) for layer in range(first, first + 64))
+    return rf"(^|\.)(encoder\.layers|transformer\.resblocks)\.({later})\."
+
+
+def _checked_configs(source: str, folder: Path) -> Configs:
+    configs = _read_configs(folder)
+    problems = [*_class_problems(configs), *_config_problems(configs)]
+    if problems:
+        raise CheckpointError(
+            f"{source} is not of the Stable Diffusion 1.x family: {'; '.join(problems)}"
+        )
+    with _naming(source):
+        check_schedule(configs.scheduler)
+        _check_tokenizer(folder / "tokenizer", configs)
+    return configs
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {source}: {error}") from error
+
+
+def _read_configs(folder: Path) -> Configs:
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{folder} is not a diffusers checkpoint: it has no model_index.json. Expected the "
+            f"folders {', '.join(COMPONENTS)} next to it."
+        )
+    return Configs(
+        folder,
+        _json(folder, "model_index.json"),
+        unet=_json(folder, "unet/config.json"),
+        vae=_json(folder, "vae/config.json"),
+        text_encoder=_json(folder, "text_encoder/config.json"),
+        scheduler=_json(folder, "scheduler/scheduler_config.json"),
+    )
+
+
+def _json(folder: Path, name: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be loaded: {name}: {type(error).__name__}: {error}"
+        ) from error
+    return content
+
+
+# --- the family -----------------------------------------------------------------------------------
+
+
+def _class_problems(configs: Configs) -> list[str]:
+    """Components that are of another class than Stable Diffusion's, by model_index.json and by
+    their own configs."""
+    problems = []
+    for name, allowed in CLASSES.items():
+        entry = configs.index.get(name)
+        stated = {entry[1]} if isinstance(entry, list) and len(entry) == 2 else set()
+        if name in ("unet", "vae"):
+            stated.add(getattr(configs, name).get("_class_name"))
+        problems += [
+            f"its {_WHAT[name]} is not {_a(allowed[0])} but {_a(str(kind))}"
+            for kind in sorted(stated - {None, *allowed})
+        ]
+    kind = configs.text_encoder.get("model_type")
+    if kind is not None and kind not in _CLIP_KINDS and not problems:
+        problems.append(f"its text encoder is not a CLIPTextModel: its model_type is {kind!r}")
+    problems += [
+        f"it has a {name} (Stable Diffusion XL or later?)"
+        for name in _OTHER_PARTS
+        if isinstance(configs.index.get(name), list) and configs.index[name][-1] is not None
+    ]
+    return problems
+
+
+def _config_problems(configs: Configs) -> list[str]:
+    """Networks that do not fit each other, or have options that Stable Diffusion's do not have."""
+    unet, vae, text = configs.unet, configs.vae, text_config(configs.text_encoder)
+    problems = [
+        f"its {_WHAT[name]} is quantised"
+        for name in _NETWORKS
+        if getattr(configs, name).get("quantization_config") is not None
+    ]
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels != latent:
+        problems.append(
+            f"its UNet takes {channels} channels, but the autoencoder has {latent} "
+            "(an inpainting or depth model?)"
+        )
+    elif unet.get("out_channels", 4) != latent:
+        problems.append(f"its UNet gives {unet['out_channels']} channels, not {latent}")
+    colours = (vae.get("in_channels", 3), vae.get("out_channels", 3))
+    if colours != (3, 3):
+        problems.append(
+            f"its autoencoder takes {colours[0]} and gives {colours[1]} channels, not 3"
+        )
+    if unet.get("addition_embed_type") is not None:
+        problems.append("its UNet needs added embeddings (SDXL?)")
+    if unet.get("class_embed_type") is not None:
+        problems.append("its UNet is class-conditional")
+    wanted, width = unet.get("cross_attention_dim", 1280), text.get("hidden_size", 512)
+    if any(each != width for each in (wanted if isinstance(wanted, list) else [wanted])):
+        problems.append(f"its UNet attends over width {wanted}, its text encoder gives {width}")
+    kinds = [*unet.get("down_block_types", ["CrossAttn"]), *unet.get("up_block_types", ())]
+    if not any("Attn" in str(kind) for kind in kinds):
+        problems.append("its UNet has no self-attention layers")
+    return problems or [f"of its UNet: {each}" for each in config_differences(unet)]
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind.startswith('A') else 'a'} {kind}"
+
+
+# --- the tokenizer --------------------------------------------------------------------------------
+
+
+def _check_tokenizer(folder: Path, configs: Configs) -> None:
+    """Refuses a tokenizer that is missing, not CLIP's, or has tokens without an embedding."""
+    names = {path.name for path in folder.glob("*")}
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+        raise CheckpointError(
+            f"{folder} has no tokenizer of CLIP: neither tokenizer.json nor vocab.json and "
+            "merges.txt"
+        )
+    highest = max((number for number in _token_ids(folder, names)), default=0)
+    embedded = int(text_config(configs.text_encoder).get("vocab_size", 49408))
+    if highest >= embedded:
+        raise CheckpointError(
+            f"its tokenizer has tokens up to number {highest}, its text encoder only {embedded} "
+            "embeddings: tokens were added, by textual inversion for one, and the text encoder was "
+            "not saved with them"
+        )
+
+
+def _token_ids(folder: Path, names: set[str]) -> Iterator[int]:
+    if "tokenizer.json" in names:
+        content = _json(folder, "tokenizer.json")
+        vocabulary = content.get("model", {}).get("vocab", {})
+        yield from vocabulary.values() if isinstance(vocabulary, dict) else ()
+        yield from (int(token["id"]) for token in content.get("added_tokens", ()))
+    else:
+        yield from _json(folder, "vocab.json").values()
+    if "added_tokens.json" in names:
+        yield from _json(folder, "added_tokens.json").values()
+
+
+# --- the weights ----------------------------------------------------------------------------------
+
+
+def _expected(configs: Configs) -> dict[str, Shapes | None]:
+    return {
+        "unet": unet_weights(configs.unet),
+        "vae": autoencoder_weights(configs.vae),
+        "text_encoder": text_encoder_weights(configs.text_encoder),
+    }
+
+
+def _modern(component: str, name: str) -> str:
+    """The name that today's class has for a weight."""
+    if component == "text_encoder":
+        return name.removeprefix("text_model.")
+    if component == "vae" and ".attentions." in name:
+        for old, new in _OLD_ATTENTION.items():
+            name = name.replace(f".{old}.", f".{new}.")
+    return name
+
+
+def _check_single_file(path: Path, configs: Configs | None) -> None:
+    held = headers_of([path])
+    for name, prefixes in PREFIXES.items():
+        if not any(weight.startswith(prefixes) for weight in held):
+            hint = usual_kind(held) or _incomplete(held)
+            raise CheckpointError(
+                f"checkpoint file {path} holds no {_WHAT[name]}: none of its {len(held)} weights "
+                f"has a name like {' or '.join(f'{each}*' for each in prefixes)}. {hint}"
+            )
+    if configs is None:
+        return
+    for name, expected in _expected_in_file(configs, held).items():
+        if expected is None:
+            continue
+        found = compared(
+            {key: _flat(key, each) for key, each in held.items() if key.startswith(PREFIXES[name])},
+            expected,
+            (*unread_weights(configs.folder, name), *_UNREAD_IN_FILE.get(name, ())),
+        )
+        refuse(
+            f"checkpoint file {path}: its {_WHAT[name]}, with the config of {configs.folder},",
+            CLASSES[name][0],
+            found,
+            "The config is of another model; set model.config to that of this file's model",
+        )
+
+
+def _expected_in_file(configs: Configs, held: Mapping[str, Header]) -> dict[str, Shapes | None]:
+    """The weights of each network under their names in a file; None: not described here."""
+    weights = _expected(configs)
+    unet, vae, text = weights["unet"], weights["vae"], weights["text_encoder"]
+    return {
+        "unet": None if unet is None else unet_in_file(unet, configs.unet),
+        "vae": None if vae is None else autoencoder_in_file(vae, configs.vae),
+        "text_encoder": None if text is None else text_encoder_in_file(text, held),
+    }
+
+
+def _flat(name: str, header: Header) -> Header:
+    """The autoencoder's attention was saved as 1 x 1 convolutions, and is loaded as matrices."""
+    is_square = ".attn_1." in name and header.shape[2:] == (1, 1)
+    return header._replace(shape=header.shape[:2]) if is_square else header
+
+
+def _incomplete(held: Mapping[str, Header]) -> str:
+    """What a file without one of the networks usually is."""
+    if any(name.startswith(("down_blocks.", "conv_in.", "mid_block.")) for name in held):
+        return (
+            "It looks like a UNet alone, which belongs into the folder unet of a diffusers folder"
+        )
+    if any(name.startswith(("encoder.", "decoder.")) for name in held):
+        return "It looks like an autoencoder alone"
+    found = [
+        name for name, prefixes in PREFIXES.items() if any(k.startswith(prefixes) for k in held)
+    ]
+    if found:
+        return (
+            f"It holds {' and '.join(_WHAT[name] for name in found)} only: it was saved without "
+            "the rest, which its user is meant to add; save the model whole"
+        )
+    return "It looks like a model of another kind"
