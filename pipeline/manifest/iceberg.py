@@ -143,7 +143,7 @@ def _constants(
     }
     for index, part in enumerate(table.specs()[task.file.spec_id].fields):
         name = schema.find_column_name(part.source_id)
-        if isinstance(part.transform, IdentityTransform) and name in arrow.names:
+        if isinstance(part.transform, IdentityTransform) and name and name in arrow.names:
             values[name] = task.file.partition[index]
     return {name: pa.scalar(value, arrow.field(name).type) for name, value in values.items()}
 

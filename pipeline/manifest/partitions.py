@@ -14,7 +14,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from pipeline.errors import ManifestError
-from pipeline.manifest.columns import _EXPECTED, plain_type
+from pipeline.manifest.arrow_types import plain_type
+from pipeline.manifest.columns import _EXPECTED
 
 NULL_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
