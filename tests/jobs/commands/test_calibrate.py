@@ -96,16 +96,16 @@ TABLES = {
     "pandas_with_index.csv": b",good,changed_share,edit_type\n0,True,0.25,colour\n1,False,0.5,"
     b"colour\n2,True,NaN,nan\n3,,0.5,colour\n",
     "floats.csv": b"good,changed_share,edit_type\n1.0,0.25,colour\n0.0,.5,colour\n1.0,,\n,1,\n",
-    "EXCEL.CSV": b"\xef\xbb\xbfgood,changed_share,edit_type\r\nTRUE,0.25,colour\r\nFALSE,0.5,colour"
-    b"\r\nTRUE,,\r\n,,\r\n",
-    "excel_german.csv": "\ufeffgood;changed_share;edit_type\r\n1;0,25;colour\r\n0;5E-1;colour\r\n1;;\r\n"
-    ";;\r\n".encode(),
-    "excel_hint.csv": b"sep=;\r\ngood;changed_share;edit_type\r\nyes;0.25;colour\r\nNO;0.5;colour\r\n"
-    b"y;N/A\r\n",
-    "unicode_text.txt": "good\tchanged_share\tedit_type\r\nTRUE\t0,25\tcolour\r\nFALSE\t0,5\tcolour"
-    "\r\nTRUE\t\t\r\n".encode("utf-16"),
-    "quoted.csv": b'"prompt, in words","good","changed_share","edit_type"\n"a\nb, c","T","0.25","colour"'
-    b'\n"","F","0.5","colour"\n"x","T","null",""\n',
+    "EXCEL.CSV": b"\xef\xbb\xbfgood,changed_share,edit_type\r\nTRUE,0.25,colour\r\n"
+    b"FALSE,0.5,colour\r\nTRUE,,\r\n,,\r\n",
+    "excel_german.csv": b"\xef\xbb\xbfgood;changed_share;edit_type\r\n1;0,25;colour\r\n"
+    b"0;5E-1;colour\r\n1;;\r\n;;\r\n",
+    "excel_hint.csv": b"sep=;\r\ngood;changed_share;edit_type\r\nyes;0.25;colour\r\n"
+    b"NO;0.5;colour\r\ny;N/A\r\n",
+    "unicode_text.txt": "good\tchanged_share\tedit_type\r\nTRUE\t0,25\tcolour\r\n"
+    "FALSE\t0,5\tcolour\r\nTRUE\t\t\r\n".encode("utf-16"),
+    "quoted.csv": b'"prompt, in words","good","changed_share","edit_type"\n'
+    b'"a\nb, c","T","0.25","colour"\n"","F","0.5","colour"\n"x","T","null",""\n',
     "packed.csv.gz": gzip.compress(
         b"good,changed_share,edit_type\nTrue,0.25,colour\nFalse,0.5,colour\nTrue,,\n"
     ),

@@ -87,9 +87,7 @@ class TestDelta:
         assert images(f"{url}/*/*.parquet", options) == ["0.png", "2.png"]
         assert images(f"{url}/kind=a%20b", options) == ["0.png"]
         assert images(store.url("t*/kind=a%20b/*.parquet"), options) == ["0.png"]
-        with pytest.raises(
-            ManifestError, match=r"inside of the Delta table .*/t, and none of them"
-        ):
+        with pytest.raises(ManifestError, match=r"inside of the Delta table .*/t, and none of"):
             rows(f"{url}/kind=c%25", options)
         live = {file.url for file in Manifest.open(url, options).files}
         for file in sorted(delta.rglob("*.parquet")):
@@ -406,9 +404,7 @@ class TestIceberg:
         assert [row["box"] for row in rows(table.metadata_location)] == [{"w": 1}] * 3
         with table.update_schema() as change:
             change.rename_column(("box", "w"), "width")
-        with pytest.raises(
-            ManifestError, match=r"the field \.width inside of a column was renamed"
-        ):
+        with pytest.raises(ManifestError, match=r"the field \.width inside of a column was"):
             rows(table.metadata_location)
 
     @pytest.mark.parametrize("is_vector", [False, True], ids=["delete file", "deletion vector"])
@@ -436,9 +432,7 @@ class TestIceberg:
         file = tmp_path / "equality.parquet"
         pq.write_table(pa.table({"image": ["1.png"]}), file)
         metadata = with_deletes(table, file, tmp_path, DataFileContent.EQUALITY_DELETES)
-        with pytest.raises(
-            ManifestError, match=r"equality deletes.*rewrite the table's data files"
-        ):
+        with pytest.raises(ManifestError, match=r"equality deletes.*rewrite the table's data"):
             rows(metadata)
 
     def test_a_damaged_metadata_file(self, tmp_path: Path) -> None:
