@@ -104,8 +104,8 @@ TABLES = {
     b"NO;0.5;colour\r\ny;N/A\r\n",
     "unicode_text.txt": "good\tchanged_share\tedit_type\r\nTRUE\t0,25\tcolour\r\n"
     "FALSE\t0,5\tcolour\r\nTRUE\t\t\r\n".encode("utf-16"),
-    "quoted.csv": b'"prompt, in words","good","changed_share","edit_type"\n"a\nb, c","T","0.25","colour"'
-    b'\n"","F","0.5","colour"\n"x","T","null",""\n',
+    "quoted.csv": b'"prompt, in words","good","changed_share","edit_type"\n'
+    b'"a\nb, c","T","0.25","colour"\n"","F","0.5","colour"\n"x","T","null",""\n',
     "packed.csv.gz": gzip.compress(
         b"good,changed_share,edit_type\nTrue,0.25,colour\nFalse,0.5,colour\nTrue,,\n"
     ),
