@@ -216,6 +216,22 @@ def test_links_lead_to_files_and_headings(page: pathlib.Path) -> None:
         assert not anchor or anchor in anchors(text_of(file)), target
 
 
+def test_what_is_read_names_tests_that_exist() -> None:
+    """Every row ends with tests, each a link [name](file)."""
+    rows = re.findall(r"^\| .* \|$", text_of(DOCS / "what-is-read.md"), re.M)
+    rows = [row for row in rows if not row.startswith("| kind |")]
+    assert len(rows) > 100
+    for row in rows:
+        tests = re.findall(
+            r"\[(\w+(?:\.py)?)\]\(\.\./(tests/[\w/]+\.py)\)", row.rsplit(" | ", 1)[1]
+        )
+        assert tests, row
+        for name, file in tests:
+            text = (ROOT / file).read_text(encoding="utf-8")
+            found = re.search(rf"^ *(?:def|class) {name}\b", text, re.M)
+            assert found or name == pathlib.Path(file).name, f"{file} has no {name}"
+
+
 @pytest.mark.parametrize("block", list(job_blocks()))
 def test_blocks_of_job_files_are_jobs(block: str) -> None:
     """A block that is a part of a job file is valid in one."""
