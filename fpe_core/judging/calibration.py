@@ -201,9 +201,11 @@ class _Values:
 
     def pass_rule(self, rule: Rule, part: slice) -> Mask:
         """The edits that do not break a rule (`Rule.broken_by`)."""
-        numbers = self.numbers[part]
-        is_met = numbers <= rule.at_most if rule.at_least is None else numbers >= rule.at_least
-        return is_met | self.is_missing[part]
+        numbers, is_missing = self.numbers[part], self.is_missing[part]
+        if rule.at_least is not None:
+            return (numbers >= rule.at_least) | is_missing
+        assert rule.at_most is not None  # a rule has one of the two
+        return (numbers <= rule.at_most) | is_missing
 
 
 def _pairs(
