@@ -201,13 +201,11 @@ class _Values:
 
     def pass_rule(self, rule: Rule, part: slice) -> Mask:
         """The edits that do not break a rule (`Rule.broken_by`)."""
-        numbers = self.numbers[part]
+        numbers, is_missing = self.numbers[part], self.is_missing[part]
         if rule.at_least is not None:
-            is_met = numbers >= rule.at_least
-        else:
-            assert rule.at_most is not None  # a rule has one of the two
-            is_met = numbers <= rule.at_most
-        return is_met | self.is_missing[part]
+            return (numbers >= rule.at_least) | is_missing
+        assert rule.at_most is not None  # a rule has one of the two
+        return (numbers <= rule.at_most) | is_missing
 
 
 def _pairs(

@@ -142,8 +142,8 @@ def _constants(
         if column.initial_default is not None
     }
     for index, part in enumerate(table.specs()[task.file.spec_id].fields):
-        name = schema.find_column_name(part.source_id)
-        if isinstance(part.transform, IdentityTransform) and name and name in arrow.names:
+        name = schema.find_column_name(part.source_id) or ""
+        if isinstance(part.transform, IdentityTransform) and name in arrow.names:
             values[name] = task.file.partition[index]
     return {name: pa.scalar(value, arrow.field(name).type) for name, value in values.items()}
 
