@@ -63,7 +63,18 @@ def job_file(
 
 def test_the_entry_point_is_the_command() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["scripts"] == {"fpe": "jobs.cli:main"}
+    assert project["scripts"] == {"fpe": "fpe:main"}
+    shown = [
+        subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.argv = ['fpe', '--help']; {code}"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        ).stdout
+        for code in ("import fpe; fpe.main()", "import jobs.cli; jobs.cli.main()")
+    ]
+    assert shown[0] == shown[1] != ""
 
 
 def help_without_slow_modules(*words: str) -> str:
