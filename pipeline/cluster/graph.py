@@ -44,6 +44,9 @@ from pipeline.supervision.watchdog import TimeLimits
 
 _MOST_LOST_BLOCKS = 1_000_000
 """Practically no limit, since lost blocks are processed again. `supervisor` limits deaths."""
+_READER_MEMORY_BYTES = 1
+"""Requested by tasks that read and decode, and by no actor: Ray Data runs a stage inside of the
+actors of the next one if both request the same, and then no CPU but theirs would decode."""
 _RAY_CONSOLE = "console"
 """The name of Ray Data's logging handler that writes to the terminal."""
 
@@ -146,6 +149,7 @@ def _dataset(
     dataset = ray.data.read_datasource(
         WorkList(folder, slices),
         num_cpus=1,
+        memory=_READER_MEMORY_BYTES,
         override_num_blocks=len(slices),
     )
     dataset = dataset.map_batches(
@@ -154,6 +158,7 @@ def _dataset(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1,
+        memory=_READER_MEMORY_BYTES,
     )
     kinds, several = pool.kinds, len(pool.kinds) > 1
     # Ray Data starts all actors of a stage with the same resources: those of several kinds have

@@ -18,7 +18,8 @@ from pipeline.ledger.outcome import (
     EditOutcome,
     outcomes_table,
 )
-from pipeline.ledger.parts import image_hash, write_outcomes
+from pipeline.ledger.checked_file import read_checked
+from pipeline.ledger.parts import image_hash, read_part_outcomes, write_outcomes
 from pipeline.manifest.rows import Problems
 from pipeline.plan.plan import make_plan
 from pipeline.plan.resolved_job import resolve_job
@@ -49,6 +50,13 @@ def hashes_of(folder: Folder, outcomes: pa.Table) -> dict[str, bytes]:
     """The hashes of the images that outcomes name, of those that exist."""
     names = {*outcomes["edited_file_name"].to_pylist(), *outcomes["source_file_name"].to_pylist()}
     return {name: image_hash(folder.read(name)) for name in names if name and folder.exists(name)}
+
+
+def accept_images(folder: Folder, part: str) -> None:
+    """Makes the part one that was written with the images that it has now."""
+    outcomes, path = read_part_outcomes(folder, part), f"{part}/metadata.parquet"
+    record = write_outcomes(folder, part, outcomes, hashes_of(folder, outcomes))
+    folder.replace(path, encode_metadata(read_checked(folder.read(path)), record))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from pipeline.storage.folder import Folder
+from tests.builders.finished_run import accept_images
 from tests.servers.forked_workers import FPE
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -270,6 +272,13 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
 
     kept = written[0].read_bytes()
     Image.new("RGB", (64, 64)).save(written[0])
+    code, printed, _ = fpe("verify", output)
+    assert code == 1
+    assert "is not the image that was written there" in " ".join(printed.split())
+    part = written[0].parent.parent.name
+    metadata = written[0].parent.parent / "metadata.parquet"
+    kept_metadata = metadata.read_bytes()
+    accept_images(Folder.open(output), part)
     code, printed, _ = fpe("verify", output, "--recompute", "20")
     assert code == 1
     row = figures(printed)
@@ -279,6 +288,7 @@ def test_run_then_run_again_then_verify(small_job: pathlib.Path) -> None:
     assert "levels apart" in line
     assert "The run is not in order." in printed
     written[0].write_bytes(kept)
+    metadata.write_bytes(kept_metadata)
     (small_job.parent / "0.png").unlink()
     code, printed, _ = fpe("verify", output, "--recompute", "20")
     assert code == 0, "what cannot be made again is no difference"
