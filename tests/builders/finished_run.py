@@ -11,6 +11,7 @@ from pipeline.edit.actor import EditActor
 from pipeline.edit.settings import EditSettings
 from pipeline.job.job import Job
 from pipeline.judge.judge import JudgeSettings
+from pipeline.ledger.checked_file import read_checked
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import (
     OUTCOME_SCHEMA,
@@ -18,7 +19,6 @@ from pipeline.ledger.outcome import (
     EditOutcome,
     outcomes_table,
 )
-from pipeline.ledger.checked_file import read_checked
 from pipeline.ledger.parts import image_hash, read_part_outcomes, write_outcomes
 from pipeline.manifest.rows import Problems
 from pipeline.plan.plan import make_plan
