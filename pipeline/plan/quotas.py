@@ -36,15 +36,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import JobError
 from pipeline.job.quotas import Cell, Quotas, cell_text
+from pipeline.ledger.id_set import ID_BYTES, IdMap, unpacked
 from pipeline.ledger.outcome import Outcome
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS
 from pipeline.manifest.labels import TARGET_LABELS
 from pipeline.manifest.rows import OVERRIDES, Problems, WantedEdit
-from pipeline.plan.resolved_job import PlannedGroup, ResolvedJob
+from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,13 @@ class QuotaRow:
 
 @dataclass(frozen=True)
 class Selection:
-    """The edits of a round, with their cells, in the order of the manifest cell by cell.
+    """The edits of a round: a set of ids, each with the place of its cell in `others`.
 
     `others` counts the edits that were not selected.
     """
 
     quotas: Quotas
-    edits: Mapping[bytes, Cell]
+    edits: IdMap
     others: Mapping[Cell, CellCount]
 
     @property
@@ -102,6 +104,8 @@ class CellCount:
     open: int = 0
 
 
+_PIECE_BYTES = 1 << 16
+_MOST_PIECES = 1 << 10
 OutcomeOf: TypeAlias = Callable[[bytes], str | None]
 """Returns the standing outcome of an edit; None if it has none."""
 IsOpen: TypeAlias = Callable[[bytes], bool]
@@ -113,31 +117,69 @@ def select_edits(
 ) -> Selection:
     """Selects the next round. `edits` are all edits of the job, in the order of the manifest.
 
-    Keeps counts per cell, and for each cell at most as many ids as its quota.
+    Keeps counts per cell, and 16 to 20 bytes of each edit that it selects.
     """
     counts: dict[Cell, CellCount] = {}
-    first: dict[Cell, list[bytes]] = {}
+    first: dict[Cell, _Candidates] = {}
     for cell, edit_id in edits:
         if cell not in counts:
-            counts[cell], first[cell] = CellCount(), []
-        count, quota = counts[cell], quotas.quota_of(cell)
+            counts[cell], first[cell] = CellCount(), _Candidates(quotas.quota_of(cell))
+        count = counts[cell]
         count.candidates += 1
         outcome = outcome_of(edit_id)
         if outcome is not None:
             count.outcomes[outcome] += 1
         if is_open(edit_id):
             count.open += 1
-            if quota is None or len(first[cell]) < quota:
-                first[cell].append(edit_id)
-    selected: dict[bytes, Cell] = {}
-    for cell, count in counts.items():
-        for edit_id in first[cell][: _to_do(count, quotas.quota_of(cell))]:
-            selected[edit_id] = cell
-            count.open -= 1
-            outcome = outcome_of(edit_id)
-            if outcome is not None:
-                count.outcomes[outcome] -= 1
+            first[cell].add(edit_id)
+    selected = IdMap(np.min_scalar_type(len(counts)))
+    waiting: list[tuple[bytes, int]] = []
+    for number, (cell, count) in enumerate(counts.items()):
+        for ids in first.pop(cell).take(_to_do(count, quotas.quota_of(cell))):
+            for edit_id in unpacked(ids):
+                count.open -= 1
+                outcome = outcome_of(edit_id)
+                if outcome is not None:
+                    count.outcomes[outcome] -= 1
+            waiting.append((ids, number))
+            if sum(len(ids) for ids, _ in waiting) >= _PIECE_BYTES or len(waiting) >= _MOST_PIECES:
+                _put(selected, waiting)
+    _put(selected, waiting)
+    selected.compact()
     return Selection(quotas, selected, counts)
+
+
+def _put(selected: IdMap, waiting: list[tuple[bytes, int]]) -> None:
+    """Adds packed ids, each piece with its number, and empties the list."""
+    numbers = np.repeat([n for _, n in waiting], [len(ids) // ID_BYTES for ids, _ in waiting])
+    selected.put(b"".join(ids for ids, _ in waiting), numbers)
+    waiting.clear()
+
+
+class _Candidates:
+    """The first open edits of a cell, at most as many as its quota, packed."""
+
+    def __init__(self, quota: int | None) -> None:
+        self._left = quota
+        self._pieces = [bytearray()]
+
+    def add(self, edit_id: bytes) -> None:
+        if self._left == 0:
+            return
+        if self._left is not None:
+            self._left -= 1
+        if len(self._pieces[-1]) >= _PIECE_BYTES:
+            self._pieces.append(bytearray())
+        self._pieces[-1] += edit_id
+
+    def take(self, edits: int) -> Iterator[bytes]:
+        """The first of them, piece by piece; they are let go meanwhile."""
+        left = edits * ID_BYTES
+        self._pieces.reverse()
+        while self._pieces and left:
+            piece = self._pieces.pop()[:left]
+            left -= len(piece)
+            yield bytes(piece)
 
 
 def quota_table(selection: Selection, outcome_of: OutcomeOf, is_open: IsOpen) -> list[QuotaRow]:
@@ -146,11 +188,12 @@ def quota_table(selection: Selection, outcome_of: OutcomeOf, is_open: IsOpen) ->
         cell: CellCount(count.candidates, Counter(count.outcomes), count.open)
         for cell, count in selection.others.items()
     }
-    for edit_id, cell in selection.edits.items():
+    of_cell = list(counts.values())
+    for edit_id, number in selection.edits.items():
         outcome = outcome_of(edit_id)
         if outcome is not None:
-            counts[cell].outcomes[outcome] += 1
-        counts[cell].open += is_open(edit_id)
+            of_cell[number].outcomes[outcome] += 1
+        of_cell[number].open += is_open(edit_id)
     return [_row(selection.quotas, cell, counts[cell]) for cell in sorted(counts)]
 
 
@@ -185,14 +228,19 @@ _Value: TypeAlias = Callable[[PlannedGroup, WantedEdit, dict[str, Any]], Any]
 
 
 def select_round(
-    resolved: ResolvedJob, quotas: Quotas, outcome_of: OutcomeOf, is_open: IsOpen
+    resolved: ResolvedJob,
+    quotas: Quotas,
+    outcome_of: OutcomeOf,
+    is_open: IsOpen,
+    repeats: Repeats,
 ) -> Selection:
     """Selects the edits of a job's next round, see `select_edits`.
 
-    Streams the manifest once. Rows with a problem are left out here; `make_plan` reports them.
-    Raises JobError if the quotas name anything but labels and columns.
+    Streams the manifest once. `repeats`: what its survey found. Raises JobError if the quotas name
+    anything but labels and columns.
     """
-    selection = select_edits(cells_of_edits(resolved, quotas.by), quotas, outcome_of, is_open)
+    edits = cells_of_edits(resolved, quotas.by, repeats)
+    selection = select_edits(edits, quotas, outcome_of, is_open)
     values = [quotas.values_of(cell) for cell in selection.others]
     for where, _ in quotas.cells:
         if values and not any(where.items() <= cell.items() for cell in values):
@@ -201,17 +249,25 @@ def select_round(
     return selection
 
 
-def cells_of_edits(resolved: ResolvedJob, by: Sequence[str]) -> Iterator[tuple[Cell, bytes]]:
+def cells_of_edits(
+    resolved: ResolvedJob, by: Sequence[str], repeats: Repeats
+) -> Iterator[tuple[Cell, bytes]]:
     """(cell, edit id) of every edit of a job, in the order of the manifest. Raises JobError."""
     readers = [_reader(resolved, name) for name in by]
     names = [name for name in by if name in resolved.carried_schema.names]
-    for groups, carried in resolved.groups(Problems()):
+    for groups, carried in resolved.groups(Problems(), repeats):
         rows: list[dict[str, Any]] = (
             carried.select(names).to_pylist() if names else [{} for _ in groups]
         )
         for group, row in zip(groups, rows, strict=True):
             for edit_id, edit in group.edits:
                 yield tuple(cell_text(read(group, edit, row)) for read in readers), edit_id
+
+
+def refuse_unknown_columns(resolved: ResolvedJob, by: Sequence[str]) -> None:
+    """Raises JobError if one of these is not a label or column, or has no values for cells."""
+    for name in by:
+        _reader(resolved, name)
 
 
 def _reader(resolved: ResolvedJob, name: str) -> _Value:
