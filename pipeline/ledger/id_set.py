@@ -265,6 +265,32 @@ def packed_ids(table: pa.Table) -> bytes:
     return whole[ids.offset * ID_BYTES : (ids.offset + len(ids)) * ID_BYTES]
 
 
+def ids_with_places(packed: bytes) -> tuple[IdList, npt.NDArray[np.int64]]:
+    """The different ones of n ids, sorted, and the place of each of the n among them."""
+    halves = _from_bytes(np.frombuffer(packed, _HALF))
+    order = _order(halves)
+    ordered = halves[:, order]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = ~_is_again(ordered)
+    places = np.empty(len(order), np.int64)
+    places[order] = np.cumsum(is_first) - 1
+    return IdList(_bytes(ordered[:, is_first])), places
+
+
+class IdList(Sequence[bytes]):
+    """Ids that lie one after the other in memory, as a sequence."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._packed) // ID_BYTES
+
+    def __getitem__(self, place: Any) -> Any:
+        """The id at a place."""
+        return self._packed[int(place) * ID_BYTES : (int(place) + 1) * ID_BYTES]
+
+
 def which_are_in(ids: Sequence[bytes], known: Container[bytes]) -> list[bool]:
     """For each of many ids, whether it is in `known`; fast if that answers for many (`has`)."""
     has = getattr(known, "has", None)

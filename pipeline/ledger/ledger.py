@@ -247,7 +247,8 @@ class Ledger:
                 return as_outcomes(pq.read_table(io.BytesIO(data)))
             schema = pa.schema([OUTCOME_SCHEMA.field(column) for column in columns])
             read = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
-            return with_todays_reasons(read.select(columns).cast(schema))
+            read = read.select(columns).cast(schema)
+            return with_todays_reasons(read) if "reason" in columns else read
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} is damaged or not a ledger file ({error}); restore "

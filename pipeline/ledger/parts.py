@@ -9,11 +9,13 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import LedgerError
+from pipeline.in_order import in_order
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import OUTCOMES_METADATA_KEY, outcomes_from_bytes
 from pipeline.storage.folder import Folder
@@ -25,6 +27,7 @@ REJECTED_FOLDER = "rejected"
 REJECTED_METADATA_KEY = b"fpe.rejected"
 """Key in the schema metadata of a part's metadata.parquet; the value is the file of its rejected
 edits, in Base64."""
+_THREADS = 16
 _log = logging.getLogger(__name__)
 
 
@@ -36,11 +39,17 @@ def rejected_part(part: str) -> str:
 def finished_parts(folder: Folder, skip: AbstractSet[str] = frozenset()) -> Iterator[str]:
     """The folders with metadata of accepted or of rejected edits, except those in `skip`."""
     rejected = (rejected_part(name) for name in folder.list_folders(REJECTED_FOLDER))
-    for name in itertools.chain(folder.list_folders(), rejected):
-        if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in skip:
-            continue
-        if folder.exists(f"{name}/{METADATA_FILE}"):
-            yield name
+    parts = (
+        name
+        for name in itertools.chain(folder.list_folders(), rejected)
+        if name.rpartition("/")[2].startswith(PART_PREFIX) and name not in skip
+    )
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as pool:
+        for name, is_finished in in_order(
+            pool, lambda name: (name, folder.exists(f"{name}/{METADATA_FILE}")), parts, _THREADS
+        ):
+            if is_finished:
+                yield name
 
 
 def committing_folders(folder: Folder, skip: AbstractSet[str] = frozenset()) -> Iterator[str]:

@@ -108,7 +108,7 @@ class Plan:
 
 
 @contextmanager
-def _relaxed_gc() -> Iterator[None]:
+def relaxed_gc() -> Iterator[None]:
     """Raises the garbage collector's threshold while planning: with the default a third of the time
     goes into collections that find nothing."""
     before = gc.get_threshold()
@@ -119,7 +119,7 @@ def _relaxed_gc() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-@_relaxed_gc()
+@relaxed_gc()
 def make_plan(
     job: Job,
     ledger: Ledger | None = None,

@@ -43,7 +43,8 @@ from pipeline.plan.work_list import work_schema, work_table
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.run.worker_settings import decode_settings
 from pipeline.storage.folder import Folder
-from pipeline.verify.verify import MetadataRow, read_image, read_metadata
+from pipeline.verify.images import read_image
+from pipeline.verify.verify import MetadataRow, read_metadata
 from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import PARAMETER_COLUMNS, MetadataLayout, parameters_of_columns
 
