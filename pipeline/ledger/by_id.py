@@ -5,8 +5,8 @@
         for ours, theirs in zip(committed.buckets(), described.buckets(), strict=True):
             ids, (our_number, their_number) = numbered(ours, theirs)
 
-Ids are hashes, so buckets have similar sizes, and equal ids are in the same one. The buckets come in
-the order of ids.
+Ids are hashes, so buckets have similar sizes, and equal ids are in the same one. The buckets come
+in the order of ids.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def _from_bytes(halves: npt.NDArray[Any]) -> _Halves:
 
 
 def _bytes(halves: _Halves | _Run) -> bytes:
-    return np.stack(halves[:2]).T.astype(_HALF).tobytes()
+    return np.stack([halves[0], halves[1]]).T.astype(_HALF).tobytes()
 
 
 def _order(halves: _Halves | _Run) -> npt.NDArray[np.int64]:
@@ -362,4 +362,3 @@ def _repeats(halves: _Halves) -> tuple[int, frozenset[bytes]]:
     is_again = _is_again(ordered)
     again = _bytes(ordered[:, 1:][:, is_again])
     return ordered.shape[1] - int(is_again.sum()), frozenset(unpacked(again))
-

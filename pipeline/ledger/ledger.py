@@ -48,8 +48,8 @@ _READ_AT_ONCE = 8
 Every thread takes some ten megabytes of the driver's memory."""
 _FIRST_FAILED = 2
 _REOPENED = 128
-"""Numbers of standing outcomes: 0 accepted, 1 rejected, from _FIRST_FAILED on failed with one of the
-codes; _REOPENED is added while the edit is reopened."""
+"""Numbers of standing outcomes: 0 accepted, 1 rejected, from _FIRST_FAILED on failed with one of
+the codes; _REOPENED is added while the edit is reopened."""
 _NAME = re.compile(r"outcomes-(\d{8,})\.parquet")
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Ledger:
         self._right = right
         self._next_number = 0
         self._standing = IdMap(np.uint8)
-        """For every edit the place of its outcome in `_kinds`, plus _REOPENED if it was reopened."""
+        """For each edit the place of its outcome in `_kinds`, plus _REOPENED if it was reopened."""
         self._kinds = [(Outcome.ACCEPTED, ""), (Outcome.REJECTED, "")]
         """What an edit's outcome can be: accepted, rejected, or failed with one of the codes."""
         self._parts: set[str] = set()
@@ -279,10 +279,7 @@ class Ledger:
         """For each row the place of its outcome in `_kinds`. Raises LedgerError."""
         reasons = pc.if_else(pc.equal(table["outcome"], Outcome.FAILED.value), table["reason"], "")
         kinds = pa.table({"outcome": table["outcome"], "reason": reasons})
-        places = {
-            kind: place
-            for place, kind in enumerate(self._kinds)
-        }
+        places = {kind: place for place, kind in enumerate(self._kinds)}
         for kind in kinds.group_by(["outcome", "reason"]).aggregate([]).to_pylist():
             places.setdefault((Outcome(kind["outcome"]), kind["reason"]), len(places))
         if len(places) > _REOPENED:

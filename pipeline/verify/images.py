@@ -91,8 +91,10 @@ class ImageChecks:
         return len(names), _ask(self._own.process, names)
 
     def _start(self) -> subprocess.Popen[str]:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        process = subprocess.Popen(  # noqa: S603 - our own
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
+        }
+        process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.verify.images"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -131,7 +133,8 @@ def _ask(process: subprocess.Popen[str], names: Sequence[str]) -> list[str]:
         answer = process.stdout.readline()
     if not answer:
         raise ResourceError(
-            f"a process that checks images ended with code {process.wait()}; is there enough memory?"
+            f"a process that checks images ended with code {process.wait()}; is there enough "
+            "memory?"
         )
     problems: list[str] = json.loads(answer)
     return problems

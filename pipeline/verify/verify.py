@@ -93,7 +93,8 @@ def verify_run(job: Job) -> Verification:
     """
     folder, resolved = Folder.open(job.output, job.storage_options), resolve_job(job)
     with planned_ids(resolved) as (planned, repeats), ExitStack() as stack:
-        seen = _Findings(*(stack.enter_context(RowsById(schema)) for schema in _SCHEMAS))
+        ledger, metadata, unsettled = (stack.enter_context(RowsById(s)) for s in _SCHEMAS)
+        seen = _Findings(ledger, metadata, unsettled)
         committed = seen.take_ledger(Ledger(folder))
         images = seen.take_parts(folder)
         seen.take_unsettled(folder, committed)
@@ -148,7 +149,8 @@ _SCHEMAS = (
     pa.schema([_ID, ("part", pa.int32()), ("has_failed", pa.bool_())]),
 )
 """What is compared of an edit: in the ledger, in the metadata of a part, and in the outcomes of a
-part that the ledger may lack. `outcome` is a place in _OUTCOMES, `file` a hash of the file's name."""
+part that the ledger may lack. `outcome` is a place in _OUTCOMES, `file` a hash of the file's
+name."""
 
 
 @dataclass(frozen=True)
@@ -213,12 +215,13 @@ class _Findings:
     def take_parts(self, folder: Folder) -> int:
         """Reads the metadata of all parts and checks their images; returns how many."""
         images = 0
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
-            with ImageChecks(folder) as checks:
-                names = self._names_of_images(folder, pool)
-                for checked, problems in checks.check(names):
-                    images += checked
-                    self.files.add(*problems)
+        with (
+            ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool,
+            ImageChecks(folder) as checks,
+        ):
+            for checked, problems in checks.check(self._names_of_images(folder, pool)):
+                images += checked
+                self.files.add(*problems)
         return images
 
     def _names_of_images(self, folder: Folder, pool: Executor) -> Iterator[list[str]]:
@@ -302,7 +305,8 @@ class _Bucket:
         self.standing[self.in_ledger] = _numpy(ledger, "outcome")  # of several the last counts
         is_in_part = _numpy(ledger, "in_part")
         of_part = self.in_ledger[is_in_part]
-        self.has_file, self.file = np.zeros(len(self.ids), bool), np.zeros(len(self.ids), np.int64)
+        self.has_file = np.zeros(len(self.ids), bool)
+        self.file = np.zeros(len(self.ids), np.int64)
         self.has_file[of_part] = True
         self.file[of_part] = _numpy(ledger, "file")[is_in_part]
 
@@ -311,9 +315,12 @@ class _Bucket:
         outcomes = _numpy(self.ledger, "outcome")
         is_final = outcomes[before] != _FAILED
         at_first = dict(zip(rows[is_final].tolist(), outcomes[before[is_final]], strict=True))
-        return rows[is_final], lambda row: (
-            f"edit {self.ids[self.in_ledger[row]].hex()} is twice in the ledger, "
-            f"{_OUTCOMES[at_first[row]]} at first"
+        return (
+            rows[is_final],
+            lambda row: (
+                f"edit {self.ids[self.in_ledger[row]].hex()} is twice in the ledger, "
+                f"{_OUTCOMES[at_first[row]]} at first"
+            ),
         )
 
     def differences(self, is_named: npt.NDArray[np.bool_]) -> Iterator[_Found]:
@@ -345,10 +352,14 @@ class _Bucket:
     def without_metadata(self) -> _Found:
         is_missing = self.has_file.copy()
         is_missing[self.in_metadata] = False
-        return np.flatnonzero(is_missing), lambda place: (
-            f"edit {self.ids[place].hex()} is {_OUTCOMES[self.standing[place]]} in the ledger and "
-            "in no part's metadata"
-        )
+
+        def line(place: int) -> str:
+            outcome = _OUTCOMES[self.standing[place]]
+            return (
+                f"edit {self.ids[place].hex()} is {outcome} in the ledger and in no part's metadata"
+            )
+
+        return np.flatnonzero(is_missing), line
 
     def lacking_by_part(self) -> dict[int, int]:
         """How many outcomes of each part the ledger lacks, as `Ledger.lacks` has it."""

@@ -277,7 +277,10 @@ def test_values_come_from_labels_and_columns(make_run: MakeRun) -> None:
         ("red", "", "1.5", "", "2", red),
         ("green", "", "1.5", "", "2", green),
     ]
-    ids, keys = [e for _, e in cells_of_edits(resolve_job(run.job), ["split"], Repeats())], run.keys()
+    ids, keys = (
+        [e for _, e in cells_of_edits(resolve_job(run.job), ["split"], Repeats())],
+        run.keys(),
+    )
     assert ids == [key.edit_id for key in keys]
 
 
