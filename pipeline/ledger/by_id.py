@@ -71,10 +71,11 @@ class RowsById:
         """The rows of every bucket. No more can be added."""
         self._spill()
         self._writer.close()
+        empty = self.schema.empty_table()
         with pa.OSFile(self._file) as file, pa.ipc.open_file(file) as reader:
             for numbers in self._batches:
                 batches = [reader.get_batch(number) for number in numbers]
-                yield pa.Table.from_batches(batches, self.schema).combine_chunks()
+                yield pa.Table.from_batches(batches).combine_chunks() if batches else empty
 
     def _spill(self) -> None:
         """Writes the waiting rows, bucket by bucket."""
@@ -84,16 +85,12 @@ class RowsById:
         self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
         bucket = np.frombuffer(packed_ids(table), np.uint8)[::ID_BYTES]
         order = np.argsort(bucket, kind="stable")
-        ends = np.searchsorted(bucket[order], np.arange(BUCKETS), side="right")
-        first = 0
-        for number, end in enumerate(ends.tolist()):
-            if end > first:
-                rows = table.take(pa.array(order[first:end])).combine_chunks()
-                for batch in rows.to_batches():
-                    self._writer.write_batch(batch)
-                    self._batches[number].append(self._written)
-                    self._written += 1
-            first = end
+        there, firsts = np.unique(bucket[order], return_index=True)
+        for number, rows in zip(there.tolist(), np.split(order, firsts[1:]), strict=True):
+            for batch in table.take(pa.array(rows)).combine_chunks().to_batches():
+                self._writer.write_batch(batch)
+                self._batches[number].append(self._written)
+                self._written += 1
 
 
 def numbered(*tables: pa.Table) -> tuple[IdList, list[npt.NDArray[np.int64]]]:

@@ -287,7 +287,9 @@ class IdList(Sequence[bytes]):
         return len(self._packed) // ID_BYTES
 
     def __getitem__(self, place: Any) -> Any:
-        """The id at a place."""
+        """The id at a place. Raises IndexError."""
+        if not 0 <= place < len(self):
+            raise IndexError(place)
         return self._packed[int(place) * ID_BYTES : (int(place) + 1) * ID_BYTES]
 
 

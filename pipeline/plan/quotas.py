@@ -33,16 +33,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.errors import JobError
 from pipeline.job.quotas import Cell, Quotas, cell_text
-from pipeline.ledger.id_set import ID_BYTES, IdMap, unpacked
-from pipeline.ledger.outcome import Outcome
+from pipeline.ledger.by_id import RowsById
+from pipeline.ledger.id_set import IdMap, packed_ids, unpacked
+from pipeline.ledger.outcome import ID_TYPE, Outcome
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS
 from pipeline.manifest.labels import TARGET_LABELS
 from pipeline.manifest.rows import OVERRIDES, Problems, WantedEdit
@@ -97,15 +100,19 @@ class Selection:
 
 @dataclass
 class CellCount:
-    """Edits of a cell: all of them, those by outcome, and those that could be made (`open`)."""
+    """Edits of a cell: all of them, those by outcome, and those that could be made (`open`).
 
+    `number`: the cell's place among all cells.
+    """
+
+    number: int
+    quota: int | None
     candidates: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     open: int = 0
 
 
-_PIECE_BYTES = 1 << 16
-_MOST_PIECES = 1 << 10
+_WAITING_EDITS = 1 << 12
 OutcomeOf: TypeAlias = Callable[[bytes], str | None]
 """Returns the standing outcome of an edit; None if it has none."""
 IsOpen: TypeAlias = Callable[[bytes], bool]
@@ -117,75 +124,80 @@ def select_edits(
 ) -> Selection:
     """Selects the next round. `edits` are all edits of the job, in the order of the manifest.
 
-    Keeps counts per cell, and 16 to 20 bytes of each edit that it selects.
+    Keeps counts per cell, and 17 to 20 bytes of each edit that it selects.
     """
     counts: dict[Cell, CellCount] = {}
-    first: dict[Cell, _Candidates] = {}
-    for cell, edit_id in edits:
-        if cell not in counts:
-            counts[cell], first[cell] = CellCount(), _Candidates(quotas.quota_of(cell))
-        count = counts[cell]
-        count.candidates += 1
-        outcome = outcome_of(edit_id)
-        if outcome is not None:
-            count.outcomes[outcome] += 1
-        if is_open(edit_id):
-            count.open += 1
-            first[cell].add(edit_id)
-    selected = IdMap(np.min_scalar_type(len(counts)))
-    waiting: list[tuple[bytes, int]] = []
-    for number, (cell, count) in enumerate(counts.items()):
-        for ids in first.pop(cell).take(_to_do(count, quotas.quota_of(cell))):
-            for edit_id in unpacked(ids):
-                count.open -= 1
+    with _Candidates() as candidates:
+        for cell, edit_id in edits:
+            count = counts.get(cell)
+            if count is None:
+                count = counts[cell] = CellCount(number=len(counts), quota=quotas.quota_of(cell))
+            count.candidates += 1
+            outcome = outcome_of(edit_id)
+            if outcome is not None:
+                count.outcomes[outcome] += 1
+            if is_open(edit_id):
+                if count.quota is None or count.open < count.quota:
+                    candidates.add(edit_id, count.number, count.open)
+                count.open += 1
+        of_cell = list(counts.values())
+        selected = IdMap(np.min_scalar_type(len(counts)))
+        for ids, numbers in candidates.first([_to_do(count, count.quota) for count in of_cell]):
+            selected.put(ids, numbers)
+            for edit_id, number in zip(unpacked(ids), numbers.tolist(), strict=True):
+                of_cell[number].open -= 1
                 outcome = outcome_of(edit_id)
                 if outcome is not None:
-                    count.outcomes[outcome] -= 1
-            waiting.append((ids, number))
-            if sum(len(ids) for ids, _ in waiting) >= _PIECE_BYTES or len(waiting) >= _MOST_PIECES:
-                _put(selected, waiting)
-    _put(selected, waiting)
+                    of_cell[number].outcomes[outcome] -= 1
     selected.compact()
     return Selection(quotas, selected, counts)
 
 
-def _put(selected: IdMap, waiting: list[tuple[bytes, int]]) -> None:
-    """Adds packed ids, each piece with its number, and empties the list."""
-    numbers = np.repeat([n for _, n in waiting], [len(ids) // ID_BYTES for ids, _ in waiting])
-    selected.put(b"".join(ids for ids, _ in waiting), numbers)
-    waiting.clear()
+class _Candidates(ExitStack):
+    """The open edits of every cell that a round may take, on disk."""
 
+    _SCHEMA = pa.schema(
+        [
+            pa.field("edit_id", ID_TYPE, nullable=False),
+            pa.field("cell", pa.int32()),
+            pa.field("place", pa.int64()),
+        ]
+    )
 
-class _Candidates:
-    """The first open edits of a cell, at most as many as its quota, packed."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows = self.enter_context(RowsById(self._SCHEMA))
+        self._waiting: list[tuple[bytes, int, int]] = []
 
-    def __init__(self, quota: int | None) -> None:
-        self._left = quota
-        self._pieces = [bytearray()]
+    def add(self, edit_id: bytes, cell: int, place: int) -> None:
+        """Adds an edit. `place`: how many open edits of its cell came before it."""
+        self._waiting.append((edit_id, cell, place))
+        if len(self._waiting) >= _WAITING_EDITS:
+            self._flush()
 
-    def add(self, edit_id: bytes) -> None:
-        if self._left == 0:
+    def first(self, edits: Sequence[int]) -> Iterator[tuple[bytes, NDArray[np.int64]]]:
+        """The first edits of every cell, as many as `edits` has for it: (packed ids, cells)."""
+        self._flush()
+        at_most = np.array([*edits, 0], np.int64)
+        for table in filter(len, self._rows.buckets()):
+            cells, places = (table[name].to_numpy() for name in ("cell", "place"))
+            is_first = places < at_most[cells]
+            chosen = table.filter(pa.array(is_first))
+            yield packed_ids(chosen), cells[is_first].astype(np.int64)
+
+    def _flush(self) -> None:
+        if not self._waiting:
             return
-        if self._left is not None:
-            self._left -= 1
-        if len(self._pieces[-1]) >= _PIECE_BYTES:
-            self._pieces.append(bytearray())
-        self._pieces[-1] += edit_id
-
-    def take(self, edits: int) -> Iterator[bytes]:
-        """The first of them, piece by piece; they are let go meanwhile."""
-        left = edits * ID_BYTES
-        self._pieces.reverse()
-        while self._pieces and left:
-            piece = self._pieces.pop()[:left]
-            left -= len(piece)
-            yield bytes(piece)
+        columns = zip(zip(*self._waiting, strict=True), self._SCHEMA.types, strict=True)
+        arrays = [pa.array(values, kind) for values, kind in columns]
+        self._rows.add(pa.table(arrays, schema=self._SCHEMA))
+        self._waiting = []
 
 
 def quota_table(selection: Selection, outcome_of: OutcomeOf, is_open: IsOpen) -> list[QuotaRow]:
     """All cells as they are now, sorted; may be called in the middle of the selected round."""
     counts = {
-        cell: CellCount(count.candidates, Counter(count.outcomes), count.open)
+        cell: replace(count, outcomes=Counter(count.outcomes))
         for cell, count in selection.others.items()
     }
     of_cell = list(counts.values())

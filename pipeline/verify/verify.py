@@ -263,6 +263,8 @@ class _Findings:
         is_named = np.array([part in committed.named for part in self.parts], bool)
         readers = (self.ledger, self.metadata, self.unsettled, planned)
         for tables in zip(*(reader.buckets() for reader in readers), strict=True):
+            if not any(map(len, tables)):
+                continue
             bucket = _Bucket(*tables)
             self.twice.add_rows(*bucket.twice_in_the_ledger())
             self._compare(folder, bucket, is_named)
