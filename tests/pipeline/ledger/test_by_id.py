@@ -1,4 +1,4 @@
-"""Rows by id on disk: equal ids meet in a bucket, buckets are sorted, equal ids keep their order."""
+"""Rows by id on disk: equal ids meet in a bucket and keep their order; buckets are sorted."""
 
 from __future__ import annotations
 
