@@ -113,7 +113,7 @@ def typical_shape(plan: Plan) -> GroupShape:
 
 
 def _left_out(plan: Plan, ledger: Ledger) -> Container[bytes]:
-    return ledger.done_ids() if plan.round is None else AllBut(plan.round.edits.keys())
+    return ledger.done_ids() if plan.round is None else AllBut(plan.round.edits)
 
 
 def _pool_here(job: Job, plan: Plan) -> Pool:

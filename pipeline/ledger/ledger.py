@@ -19,17 +19,20 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import AlreadyExistsError, LedgerError
+from pipeline.in_order import in_order
 from pipeline.ledger.checked_file import DAMAGED, checked_parquet, read_checked
-from pipeline.ledger.id_set import IdSet
+from pipeline.ledger.id_set import IdMap, IdSet, packed_ids
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome, as_outcomes, with_todays_reasons
 from pipeline.logs import about
 from pipeline.storage.folder import Folder
@@ -42,6 +45,10 @@ _TAKEN = ["edit_id", "outcome", "reason", "part", "unet_rows", "seconds"]
 _READ_AT_ONCE = 8
 """Files read in parallel, since reading mostly waits for the store; a million edits have 500 files.
 Every thread takes some ten megabytes of the driver's memory."""
+_FIRST_FAILED = 2
+_REOPENED = 128
+"""Numbers of standing outcomes: 0 accepted, 1 rejected, from _FIRST_FAILED on failed with one of
+the codes; _REOPENED is added while the edit is reopened."""
 _NAME = re.compile(r"outcomes-(\d{8,})\.parquet")
 _log = logging.getLogger(__name__)
 
@@ -81,10 +88,10 @@ class Ledger:
         self.folder = folder
         self._right = right
         self._next_number = 0
-        self._done = IdSet()
-        self._failed: dict[bytes, str] = {}
-        self._rejected = IdSet()
-        self._reopened: frozenset[bytes] = frozenset()
+        self._standing = IdMap(np.uint8)
+        """For each edit the place of its outcome in `_kinds`, plus _REOPENED if it was reopened."""
+        self._kinds = [(Outcome.ACCEPTED, ""), (Outcome.REJECTED, "")]
+        """What an edit's outcome can be: accepted, rejected, or failed with one of the codes."""
         self._parts: set[str] = set()
         self._last_parts: set[str] = set()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -99,56 +106,58 @@ class Ledger:
         """
         ledger = cls(folder, right)
         names = ledger.files()
-        with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="ledger") as pool:
-            for first in range(0, len(names), _READ_AT_ONCE):  # few tables at a time, in order
-                some = names[first : first + _READ_AT_ONCE]
-                tables = pool.map(lambda name: ledger._read(name, _TAKEN), some)
-                for name, table in zip(some, tables, strict=True):
-                    ledger._take(table, name)
-                    ledger._next_number = number_of(name) + 1
-        ledger._done.compact()
-        ledger._rejected.compact()
+        for name, table in zip(names, ledger._tables(names, _TAKEN), strict=True):
+            ledger._take(table, name)
+            ledger._next_number = number_of(name) + 1
+        ledger._standing.compact()
         return ledger
 
     def done_ids(self) -> IdSet:
         """The ids of all edits in the ledger. The set is the ledger's own: do not change it."""
-        return self._done
+        return self._standing
 
     def outcome_of(self, edit_id: bytes) -> Outcome | None:
         """The standing outcome of an edit; None if the ledger does not have it."""
-        if edit_id not in self._done:
-            return None
-        if edit_id in self._failed:
-            return Outcome.FAILED
-        return Outcome.REJECTED if edit_id in self._rejected else Outcome.ACCEPTED
+        number = self._standing.number_of(edit_id)
+        return None if number is None else self._kinds[number % _REOPENED][0]
 
-    def failed_ids(self, codes: Collection[str] = ()) -> frozenset[bytes]:
+    def failed_ids(self, codes: Collection[str] = ()) -> IdSet:
         """The edits whose standing outcome is failed, with one of `codes`; empty: with any code."""
-        return frozenset(i for i, code in self._failed.items() if not codes or code in codes)
+        wanted = [
+            number
+            for number, (outcome, code) in enumerate(self._kinds)
+            if outcome == Outcome.FAILED and (not codes or code in codes)
+        ]
+        return self._standing.where(lambda numbers: np.isin(numbers % _REOPENED, wanted))
 
-    def reopen(self, edit_ids: frozenset[bytes]) -> None:
+    def reopen(self, edit_ids: AbstractSet[bytes]) -> None:
         """Allows one more outcome of any kind for each of these failed edits. Writes nothing.
 
         Raises ValueError if the standing outcome of one of them is not failed.
         """
-        if not edit_ids <= self._failed.keys():
-            raise ValueError("only edits whose standing outcome is failed can be retried")
-        self._reopened = edit_ids
+        ids = edit_ids if isinstance(edit_ids, IdSet) else IdSet(edit_ids)
+        for packed in ids.packed():
+            if (self._standing.get(packed, absent=0) % _REOPENED < _FIRST_FAILED).any():
+                raise ValueError("only edits whose standing outcome is failed can be retried")
+        self._standing.renumber(lambda numbers: numbers % _REOPENED)
+        for packed in ids.packed():
+            self._standing.put(packed, self._standing.get(packed, absent=0) + _REOPENED)
 
-    def reopened_ids(self) -> frozenset[bytes]:
+    def reopened_ids(self) -> IdSet:
         """The edits of `reopen` without a new outcome yet."""
-        return self._reopened
+        return self._standing.where(lambda numbers: numbers >= _REOPENED)
 
     def lacks(self, table: pa.Table) -> list[bool]:
         """For each row, whether the ledger lacks it: a new edit, or one that only failed so far.
 
         The latter occurs if a part was finished although its edits count as failed.
         """
-        ids, outcomes = (table[name].to_pylist() for name in ("edit_id", "outcome"))
-        return [
-            not is_done or (edit_id in self._failed and outcome != Outcome.FAILED)
-            for edit_id, is_done, outcome in zip(ids, self._done.has(ids), outcomes, strict=True)
-        ]
+        standing = self._standing.get(packed_ids(table), absent=-1)
+        is_better = pc.not_equal(table["outcome"], Outcome.FAILED.value).to_numpy()
+        found: list[bool] = (
+            (standing < 0) | ((standing % _REOPENED >= _FIRST_FAILED) & is_better)
+        ).tolist()
+        return found
 
     def parts(self) -> set[str]:
         """The folders whose metadata has accepted or rejected edits of the ledger."""
@@ -206,10 +215,14 @@ class Ledger:
         _log_commit(new)
         return new
 
-    def outcomes(self) -> Iterator[pa.Table]:
-        """The committed outcomes, file by file in the order of commits."""
-        for name in self.files():
-            yield self._read(name)
+    def outcomes(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The committed outcomes, file by file in the order of commits; `columns`: only these."""
+        return self._tables(self.files(), columns)
+
+    def _tables(self, names: Sequence[str], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """The outcomes of some files, in order; a few files are read ahead."""
+        with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="ledger") as pool:
+            yield from in_order(pool, lambda name: self._read(name, columns), names, _READ_AT_ONCE)
 
     def files(self) -> list[str]:
         """Paths of the ledger's files, in the order of commits, fences included."""
@@ -218,10 +231,9 @@ class Ledger:
     def _enters(self, table: pa.Table) -> list[bool]:
         seen: set[bytes] = set()
         enters = []
-        for edit_id, is_lacking in zip(
-            table["edit_id"].to_pylist(), self.lacks(table), strict=True
-        ):
-            enters.append((is_lacking or edit_id in self._reopened) and edit_id not in seen)
+        ids, reopened = table["edit_id"].to_pylist(), self._standing.get(packed_ids(table), 0)
+        for edit_id, is_lacking, number in zip(ids, self.lacks(table), reopened, strict=True):
+            enters.append((is_lacking or number >= _REOPENED) and edit_id not in seen)
             seen.add(edit_id)
         return enters
 
@@ -232,8 +244,8 @@ class Ledger:
             if columns is None:
                 return as_outcomes(read_checked(data))
             schema = pa.schema([OUTCOME_SCHEMA.field(column) for column in columns])
-            read = read_checked(data, columns)
-            return with_todays_reasons(read.select(columns).cast(schema))
+            read = read_checked(data, columns).select(columns).cast(schema)
+            return with_todays_reasons(read) if "reason" in columns else read
         except DAMAGED as error:
             raise LedgerError(
                 f"{self.folder.url_of(name)} is damaged or not a ledger file ({error}); restore "
@@ -243,19 +255,14 @@ class Ledger:
     def _take(self, table: pa.Table, name: str) -> None:
         if not table.num_rows:
             return  # a fence is not a commit
-        ids = table["edit_id"].to_pylist()
-        superseded = self._supersede(ids)
-        failed = _with_outcome(table, Outcome.FAILED)
-        failed_ids = failed["edit_id"].to_pylist()
-        self._failed |= {
-            edit_id: reason
-            for edit_id, is_done, reason in zip(
-                failed_ids, self._done.has(failed_ids), failed["reason"].to_pylist(), strict=True
-            )
-            if not is_done or edit_id in superseded
-        }
-        self._rejected.update(_with_outcome(table, Outcome.REJECTED)["edit_id"].to_pylist())
-        self._done.update(ids)
+        ids = packed_ids(table)
+        before, numbers = self._standing.get(ids, absent=-1), self._numbers(table)
+        had_failed = before % _REOPENED >= _FIRST_FAILED
+        had_failed &= before >= 0
+        for number in before[had_failed] % _REOPENED:  # these rows stay in the files
+            self._counts[self._kinds[number]] -= 1
+        is_worse = (before >= 0) & ~had_failed & (numbers >= _FIRST_FAILED)
+        self._standing.put(ids, np.where(is_worse, before, numbers))
         self._last_parts = {part for part in pc.unique(table["part"]).to_pylist() if part}
         self._parts |= self._last_parts
         groups = table.group_by(["outcome", "reason"]).aggregate([([], "count_all")])
@@ -263,15 +270,20 @@ class Ledger:
             self._counts[group["outcome"], group["reason"]] += group["count_all"]
         self._unet_rows += float(np.nansum(table["unet_rows"].to_numpy()))
         self._seconds += float(np.nansum(table["seconds"].to_numpy()))
-        _log.debug("%s: %d outcomes", name, len(ids))
+        _log.debug("%s: %d outcomes", name, table.num_rows)
 
-    def _supersede(self, edit_ids: list[bytes]) -> set[bytes]:
-        """Removes the failures of these edits from the counts; their rows stay in the files."""
-        superseded = self._failed.keys() & edit_ids if self._failed else set[bytes]()
-        for edit_id in superseded:
-            self._counts[Outcome.FAILED, self._failed.pop(edit_id)] -= 1
-        self._reopened -= superseded
-        return superseded
+    def _numbers(self, table: pa.Table) -> npt.NDArray[np.int64]:
+        """For each row the place of its outcome in `_kinds`. Raises LedgerError."""
+        reasons = pc.if_else(pc.equal(table["outcome"], Outcome.FAILED.value), table["reason"], "")
+        kinds = pa.table({"outcome": table["outcome"], "reason": reasons})
+        places = {kind: place for place, kind in enumerate(self._kinds)}
+        for kind in kinds.group_by(["outcome", "reason"]).aggregate([]).to_pylist():
+            places.setdefault((Outcome(kind["outcome"]), kind["reason"]), len(places))
+        if len(places) > _REOPENED:
+            raise LedgerError(f"the ledger has {len(places)} kinds of outcomes: it is damaged")
+        self._kinds = list(places)
+        pairs = zip(kinds["outcome"].to_pylist(), kinds["reason"].to_pylist(), strict=True)
+        return np.array([places[Outcome(outcome), reason] for outcome, reason in pairs], np.int64)
 
     def _reasons(self, outcome: Outcome) -> dict[str, int]:
         found = {reason: n for (kind, reason), n in self._counts.items() if kind == outcome and n}

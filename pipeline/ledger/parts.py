@@ -17,10 +17,12 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
 from pipeline.errors import LedgerError, StorageError
+from pipeline.in_order import in_order
 from pipeline.ledger.checked_file import DAMAGED, checked_parquet, read_checked, schema_metadata
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import (
@@ -49,6 +51,7 @@ _HASH_FIELDS = (
     pa.field("edited_file_hash", _HASH_TYPE),
     pa.field("source_file_hash", _HASH_TYPE),
 )
+_THREADS = 16
 _log = logging.getLogger(__name__)
 
 
@@ -60,11 +63,17 @@ def rejected_part(part: str) -> str:
 def finished_parts(folder: Folder, skip: AbstractSet[str] = frozenset()) -> Iterator[str]:
     """The folders with metadata of accepted or of rejected edits, except those in `skip`."""
     rejected = (rejected_part(name) for name in folder.list_folders(REJECTED_FOLDER))
-    for name in itertools.chain(folder.list_folders(), rejected):
-        if not name.rpartition("/")[2].startswith(PART_PREFIX) or name in skip:
-            continue
-        if folder.exists(f"{name}/{METADATA_FILE}"):
-            yield name
+    parts = (
+        name
+        for name in itertools.chain(folder.list_folders(), rejected)
+        if name.rpartition("/")[2].startswith(PART_PREFIX) and name not in skip
+    )
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as pool:
+        for name, is_finished in in_order(
+            pool, lambda name: (name, folder.exists(f"{name}/{METADATA_FILE}")), parts, _THREADS
+        ):
+            if is_finished:
+                yield name
 
 
 def committing_folders(folder: Folder, skip: AbstractSet[str] = frozenset()) -> Iterator[str]:

@@ -3,8 +3,9 @@
 The manifest is streamed twice. The first pass checks everything (`survey`), so that nothing is
 written if the manifest has a mistake. The second pass makes the ids, and counts and writes the
 edits that are left as the work list, Parquet files in `<run>/.plan/<plan_id>/`. The plan's id comes
-from its content, so planning the same work again finds its files. The driver keeps the ids of the
-ledger, 16 bytes each, but no rows and no other ids.
+from its content, so planning the same work again finds its files. Under quotas a pass between the
+two selects the edits of a round. The driver keeps the ids of the ledger, 17 bytes each, and those
+of a round, 17 to 20 bytes each, but no rows and no other ids.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,13 +28,19 @@ from fpe_core.speed import approximation_of
 from pipeline.errors import JobError
 from pipeline.job.job import Job
 from pipeline.judge.models import fingerprints
-from pipeline.ledger.id_set import IdSet
+from pipeline.ledger.id_set import IdSet, which_are_in
 from pipeline.ledger.ledger import Ledger
 from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.manifest.rows import SourceRow
 from pipeline.plan.group_shape import GroupShape
 from pipeline.plan.ids import canonical_json
-from pipeline.plan.quotas import QuotaRow, Selection, quota_table, select_round
+from pipeline.plan.quotas import (
+    QuotaRow,
+    Selection,
+    quota_table,
+    refuse_unknown_columns,
+    select_round,
+)
 from pipeline.plan.resolved_job import NO_EDITOR, PlannedGroup, ResolvedJob, resolve_job
 from pipeline.plan.survey import Survey, survey_manifest
 from pipeline.plan.work_list import PendingBatch, pending_batches, work_files, work_schema
@@ -106,7 +113,7 @@ class Plan:
 
 
 @contextmanager
-def _relaxed_gc() -> Iterator[None]:
+def relaxed_gc() -> Iterator[None]:
     """Raises the garbage collector's threshold while planning: with the default a third of the time
     goes into collections that find nothing."""
     before = gc.get_threshold()
@@ -117,7 +124,7 @@ def _relaxed_gc() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-@_relaxed_gc()
+@relaxed_gc()
 def make_plan(
     job: Job,
     ledger: Ledger | None = None,
@@ -136,13 +143,15 @@ def make_plan(
     ledger = Ledger.open(folder) if ledger is None else ledger
     resolved = resolve_job(job)
     judge_fingerprints = _checked_judge(job, resolved.parameters)
+    if job.quotas is not None:
+        refuse_unknown_columns(resolved, job.quotas.by)  # before the manifest is read
+    survey = survey_manifest(resolved)
     selection = None
     if job.quotas is not None:
         quotas, is_open = job.quotas.to_quotas(), open_edits(ledger, only).__contains__
-        selection = select_round(resolved, quotas, ledger.outcome_of, is_open)
-        only = selection.edits.keys()
+        selection = select_round(resolved, quotas, ledger.outcome_of, is_open, survey.repeats)
+        only = selection.edits
     left_out = ledger.done_ids() if only is None else AllBut(only)
-    survey = survey_manifest(resolved)
     plan_id = _plan_id(survey, left_out)
     counts = _Counts(resolved, SourceRules(job.images.allowed_sources))
     batches = counts.watch(pending_batches(resolved, left_out, survey.repeats))
@@ -235,6 +244,10 @@ class AllBut(Container[bytes]):
     def __contains__(self, edit_id: object) -> bool:
         return edit_id not in self.edit_ids
 
+    def has(self, edit_ids: Sequence[bytes]) -> list[bool]:
+        """For each of many edits, whether it is one of these."""
+        return [not is_excepted for is_excepted in which_are_in(edit_ids, self.edit_ids)]
+
 
 @dataclass
 class _Counts:
@@ -293,8 +306,12 @@ def _count_refused(counts: _Counts, rules: SourceRules, source: SourceRow) -> No
 def _plan_id(survey: Survey, left_out: IdSet | AllBut) -> str:
     """An id that is equal for equal work: equal manifests and jobs, the same edits left out."""
     if isinstance(left_out, AllBut):
-        ids = hashlib.blake2b(b"".join(sorted(left_out.edit_ids)), digest_size=16)
-        which = ("only", len(left_out.edit_ids), ids.hexdigest())
+        digest, ids = hashlib.blake2b(digest_size=16), left_out.edit_ids
+        if isinstance(ids, IdSet):
+            ids.compact()  # then they are sorted
+        for packed in ids.packed() if isinstance(ids, IdSet) else sorted(ids):
+            digest.update(packed)
+        which = ("only", len(ids), digest.hexdigest())
     else:
         which = ("but", len(left_out), left_out.digest().hex())
     text = canonical_json([survey.digest.hex(), *which])

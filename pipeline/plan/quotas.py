@@ -33,18 +33,25 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.errors import JobError
 from pipeline.job.quotas import Cell, Quotas, cell_text
-from pipeline.ledger.outcome import Outcome
+from pipeline.ledger.by_id import RowsById
+from pipeline.ledger.id_set import IdMap, packed_ids, unpacked
+from pipeline.ledger.outcome import ID_TYPE, Outcome
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS
 from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.labels import TARGET_LABELS
 from pipeline.manifest.rows import OVERRIDES, Problems, WantedEdit
 from pipeline.manifest.words import has_words, words_of
-from pipeline.plan.resolved_job import PlannedGroup, ResolvedJob
+from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,13 @@ class QuotaRow:
 
 @dataclass(frozen=True)
 class Selection:
-    """The edits of a round, with their cells, in the order of the manifest cell by cell.
+    """The edits of a round: a set of ids, each with the place of its cell in `others`.
 
     `others` counts the edits that were not selected.
     """
 
     quotas: Quotas
-    edits: Mapping[bytes, Cell]
+    edits: IdMap
     others: Mapping[Cell, CellCount]
 
     @property
@@ -95,13 +102,19 @@ class Selection:
 
 @dataclass
 class CellCount:
-    """Edits of a cell: all of them, those by outcome, and those that could be made (`open`)."""
+    """Edits of a cell: all of them, those by outcome, and those that could be made (`open`).
 
+    `number`: the cell's place among all cells.
+    """
+
+    number: int
+    quota: int | None
     candidates: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     open: int = 0
 
 
+_WAITING_EDITS = 1 << 12
 OutcomeOf: TypeAlias = Callable[[bytes], str | None]
 """Returns the standing outcome of an edit; None if it has none."""
 IsOpen: TypeAlias = Callable[[bytes], bool]
@@ -113,44 +126,88 @@ def select_edits(
 ) -> Selection:
     """Selects the next round. `edits` are all edits of the job, in the order of the manifest.
 
-    Keeps counts per cell, and for each cell at most as many ids as its quota.
+    Keeps counts per cell, and 17 to 20 bytes of each edit that it selects.
     """
     counts: dict[Cell, CellCount] = {}
-    first: dict[Cell, list[bytes]] = {}
-    for cell, edit_id in edits:
-        if cell not in counts:
-            counts[cell], first[cell] = CellCount(), []
-        count, quota = counts[cell], quotas.quota_of(cell)
-        count.candidates += 1
-        outcome = outcome_of(edit_id)
-        if outcome is not None:
-            count.outcomes[outcome] += 1
-        if is_open(edit_id):
-            count.open += 1
-            if quota is None or len(first[cell]) < quota:
-                first[cell].append(edit_id)
-    selected: dict[bytes, Cell] = {}
-    for cell, count in counts.items():
-        for edit_id in first[cell][: _to_do(count, quotas.quota_of(cell))]:
-            selected[edit_id] = cell
-            count.open -= 1
+    with _Candidates() as candidates:
+        for cell, edit_id in edits:
+            count = counts.get(cell)
+            if count is None:
+                count = counts[cell] = CellCount(number=len(counts), quota=quotas.quota_of(cell))
+            count.candidates += 1
             outcome = outcome_of(edit_id)
             if outcome is not None:
-                count.outcomes[outcome] -= 1
+                count.outcomes[outcome] += 1
+            if is_open(edit_id):
+                if count.quota is None or count.open < count.quota:
+                    candidates.add(edit_id, count.number, count.open)
+                count.open += 1
+        of_cell = list(counts.values())
+        selected = IdMap(np.min_scalar_type(len(counts)))
+        for ids, numbers in candidates.first([_to_do(count, count.quota) for count in of_cell]):
+            selected.put(ids, numbers)
+            for edit_id, number in zip(unpacked(ids), numbers.tolist(), strict=True):
+                of_cell[number].open -= 1
+                outcome = outcome_of(edit_id)
+                if outcome is not None:
+                    of_cell[number].outcomes[outcome] -= 1
+    selected.compact()
     return Selection(quotas, selected, counts)
+
+
+class _Candidates(ExitStack):
+    """The open edits of every cell that a round may take, on disk."""
+
+    _SCHEMA = pa.schema(
+        [
+            pa.field("edit_id", ID_TYPE, nullable=False),
+            pa.field("cell", pa.int32()),
+            pa.field("place", pa.int64()),
+        ]
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows = self.enter_context(RowsById(self._SCHEMA))
+        self._waiting: list[tuple[bytes, int, int]] = []
+
+    def add(self, edit_id: bytes, cell: int, place: int) -> None:
+        """Adds an edit. `place`: how many open edits of its cell came before it."""
+        self._waiting.append((edit_id, cell, place))
+        if len(self._waiting) >= _WAITING_EDITS:
+            self._flush()
+
+    def first(self, edits: Sequence[int]) -> Iterator[tuple[bytes, NDArray[np.int64]]]:
+        """The first edits of every cell, as many as `edits` has for it: (packed ids, cells)."""
+        self._flush()
+        at_most = np.array([*edits, 0], np.int64)
+        for table in filter(len, self._rows.buckets()):
+            cells, places = (table[name].to_numpy() for name in ("cell", "place"))
+            is_first = places < at_most[cells]
+            chosen = table.filter(pa.array(is_first))
+            yield packed_ids(chosen), cells[is_first].astype(np.int64)
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        columns = zip(zip(*self._waiting, strict=True), self._SCHEMA.types, strict=True)
+        arrays = [pa.array(values, kind) for values, kind in columns]
+        self._rows.add(pa.table(arrays, schema=self._SCHEMA))
+        self._waiting = []
 
 
 def quota_table(selection: Selection, outcome_of: OutcomeOf, is_open: IsOpen) -> list[QuotaRow]:
     """All cells as they are now, sorted; may be called in the middle of the selected round."""
     counts = {
-        cell: CellCount(count.candidates, Counter(count.outcomes), count.open)
+        cell: replace(count, outcomes=Counter(count.outcomes))
         for cell, count in selection.others.items()
     }
-    for edit_id, cell in selection.edits.items():
+    of_cell = list(counts.values())
+    for edit_id, number in selection.edits.items():
         outcome = outcome_of(edit_id)
         if outcome is not None:
-            counts[cell].outcomes[outcome] += 1
-        counts[cell].open += is_open(edit_id)
+            of_cell[number].outcomes[outcome] += 1
+        of_cell[number].open += is_open(edit_id)
     return [_row(selection.quotas, cell, counts[cell]) for cell in sorted(counts)]
 
 
@@ -185,14 +242,19 @@ _Value: TypeAlias = Callable[[PlannedGroup, WantedEdit, dict[str, Any]], Any]
 
 
 def select_round(
-    resolved: ResolvedJob, quotas: Quotas, outcome_of: OutcomeOf, is_open: IsOpen
+    resolved: ResolvedJob,
+    quotas: Quotas,
+    outcome_of: OutcomeOf,
+    is_open: IsOpen,
+    repeats: Repeats,
 ) -> Selection:
     """Selects the edits of a job's next round, see `select_edits`.
 
-    Streams the manifest once. Rows with a problem are left out here; `make_plan` reports them.
-    Raises JobError if the quotas name anything but labels and columns.
+    Streams the manifest once. `repeats`: what its survey found. Raises JobError if the quotas name
+    anything but labels and columns.
     """
-    selection = select_edits(cells_of_edits(resolved, quotas.by), quotas, outcome_of, is_open)
+    edits = cells_of_edits(resolved, quotas.by, repeats)
+    selection = select_edits(edits, quotas, outcome_of, is_open)
     values = [quotas.values_of(cell) for cell in selection.others]
     for where, _ in quotas.cells:
         if values and not any(where.items() <= cell.items() for cell in values):
@@ -201,17 +263,25 @@ def select_round(
     return selection
 
 
-def cells_of_edits(resolved: ResolvedJob, by: Sequence[str]) -> Iterator[tuple[Cell, bytes]]:
+def cells_of_edits(
+    resolved: ResolvedJob, by: Sequence[str], repeats: Repeats
+) -> Iterator[tuple[Cell, bytes]]:
     """(cell, edit id) of every edit of a job, in the order of the manifest. Raises JobError."""
     readers = [_reader(resolved, name) for name in by]
     names = [name for name in by if name in resolved.carried_schema.names]
-    for groups, carried in resolved.groups(Problems()):
+    for groups, carried in resolved.groups(Problems(), repeats):
         rows: list[dict[str, Any]] = (
             carried.select(names).to_pylist() if names else [{} for _ in groups]
         )
         for group, row in zip(groups, rows, strict=True):
             for edit_id, edit in group.edits:
                 yield tuple(cell_text(read(group, edit, row)) for read in readers), edit_id
+
+
+def refuse_unknown_columns(resolved: ResolvedJob, by: Sequence[str]) -> None:
+    """Raises JobError if one of these is not a label or column, or has no values for cells."""
+    for name in by:
+        _reader(resolved, name)
 
 
 def _reader(resolved: ResolvedJob, name: str) -> _Value:

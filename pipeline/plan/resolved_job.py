@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -196,17 +196,21 @@ class ResolvedJob:
         reader.finish(self.manifest.files, problems)
 
     def groups(
-        self, problems: Problems, repeats: Repeats | None = None
+        self,
+        problems: Problems,
+        repeats: Repeats | None = None,
+        watch: Callable[[Sequence[SourceRow]], None] = lambda _: None,
     ) -> Iterator[tuple[list[PlannedGroup], pa.Table]]:
         """For each batch of rows, its groups and the carried columns of exactly these groups.
 
         Rows with a problem, and those of which no edit would change anything, are left out.
-        `repeats`: as in `rows`.
+        `repeats`: as in `rows`. `watch` is called with the checked rows of each batch.
         """
         bases = None if repeats is None else repeats.bases
         group_counter, edit_counter = Occurrences(bases), Occurrences()
         names = self.carried_schema.names
         for batch, rows in self.rows(problems, repeats):
+            watch(rows)
             groups = [
                 self._planned(row, group_counter, edit_counter, bases) for row in rows if row.edits
             ]
@@ -214,10 +218,13 @@ class ResolvedJob:
             carried = batch.carried.take(pa.array(indices, pa.int64()))
             yield groups, carried.rename_columns(names)
 
-    def edit_ids(self) -> Iterator[bytes]:
-        """The ids of all edits of the job, in order. Raises ManifestError."""
+    def edit_ids(self, repeats: Repeats | None = None) -> Iterator[bytes]:
+        """The ids of all edits of the job, in order. Raises ManifestError.
+
+        `repeats`: as in `rows`.
+        """
         problems = Problems()
-        for groups, _ in self.groups(problems):
+        for groups, _ in self.groups(problems, repeats):
             for group in groups:
                 yield from (identity for identity, _ in group.edits)
         problems.raise_if_any()

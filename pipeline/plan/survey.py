@@ -7,17 +7,19 @@ so the driver's memory does not depend on the size of the manifest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.ledger.by_id import RowsById
 from pipeline.ledger.id_set import RepeatFinder
 from pipeline.ledger.outcome import ID_TYPE
 from pipeline.manifest.files import ManifestBatch
 from pipeline.manifest.rows import Problems, SourceRow, row_id_digest
 from pipeline.plan.ids import source_id
-from pipeline.plan.resolved_job import Repeats, ResolvedJob, source_key
+from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob, source_key
 
 _DIGEST_BYTES = 16
 
@@ -55,6 +57,52 @@ def survey_manifest(resolved: ResolvedJob) -> Survey:
     return Survey(
         Repeats(bases=repeated_bases), different + surveyor.named, surveyor.digest.digest()
     )
+
+
+_IDS = pa.schema([pa.field("edit_id", ID_TYPE, nullable=False)])
+
+
+@contextmanager
+def planned_ids(resolved: ResolvedJob) -> Iterator[tuple[RowsById, Repeats]]:
+    """The ids of all edits of a job, on disk, and what the manifest repeats.
+
+    Reads the manifest once, and again if rows are equal in everything but target prompts. Raises
+    ManifestError with all problems of all rows.
+    """
+    with ExitStack() as stack:
+        planned = stack.enter_context(RowsById(_IDS))
+        repeats = _plan_without_repeats(resolved, planned)
+        if repeats != Repeats():
+            problems, planned = Problems(), stack.enter_context(RowsById(_IDS))
+            for groups, _ in resolved.groups(problems, repeats):
+                planned.add(_ids_of(groups))
+            problems.raise_if_any()
+        yield planned, repeats
+
+
+def _plan_without_repeats(resolved: ResolvedJob, planned: RowsById) -> Repeats:
+    """Adds all ids as they are if the manifest repeats nothing; returns what it repeats."""
+    problems = Problems()
+    with RepeatFinder() as row_ids, RepeatFinder() as bases:
+
+        def watch(rows: Sequence[SourceRow]) -> None:
+            for row in rows:
+                if row.id:
+                    row_ids.add(row_id_digest(row.id))
+                elif row.edits:
+                    bases.add(resolved.base_of(row, source_key(row)))
+
+        for groups, _ in resolved.groups(problems, Repeats(), watch):
+            planned.add(_ids_of(groups))
+        repeats = Repeats(row_ids.finish()[1], bases.finish()[1])
+    if not repeats.row_ids:  # else they are problems too, and are found when it is read again
+        problems.raise_if_any()
+    return repeats
+
+
+def _ids_of(groups: Sequence[PlannedGroup]) -> pa.Table:
+    ids = [identity for group in groups for identity, _ in group.edits]
+    return pa.table([pa.array(ids, ID_TYPE)], schema=_IDS)
 
 
 class _Surveyor:

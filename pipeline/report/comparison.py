@@ -10,15 +10,18 @@ Edits that are equal in all three are paired in the order of the manifest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.ledger.outcome import SCORE_COLUMNS
+from pipeline.ledger.by_id import RowsById, numbered
+from pipeline.ledger.outcome import ID_TYPE, SCORE_COLUMNS
+from pipeline.plan.ids import content_id
 from pipeline.redact import redact_url
 from pipeline.report.edit_table import LABEL_PREFIX, EditTable, read_edits
 from pipeline.report.facts import (
@@ -36,6 +39,7 @@ from pipeline.report.gallery import Thumbnail, read_thumbnails, within_bytes
 from pipeline.report.histogram import Histogram, histogram_of
 from pipeline.storage.folder import Folder
 
+_ROWS_AT_ONCE = 4096
 PAIR_GROUPS = ("flipped", "most changed", "only in A", "only in B", "sample")
 _RANKED_BY = ("directional_similarity", "structure_distance", *SCORE_COLUMNS)
 """The scores by which pairs are ranked: the first that both runs have is used."""
@@ -132,12 +136,11 @@ def read_comparison(a: Folder, b: Folder, limits: ReportLimits | None = None) ->
     limits = limits or ReportLimits()
     first, second = _Side.read(a, limits), _Side.read(b, limits)
     matched = _match(first.edits, second.edits)
-    outcomes, types = matched.outcomes, matched.in_a["edit_type"].to_pylist()
-    flips = Counter(
-        (edit_type, *both)
-        for edit_type, both in zip(types, outcomes, strict=True)
-        if both[0] != both[1]
-    )
+    counted = matched.counts()
+    flips = {key: pairs for key, pairs in counted.items() if key[1] != key[2]}
+    verdicts: Counter[tuple[str, str]] = Counter()
+    for (_, *both), pairs in counted.items():
+        verdicts[both[0], both[1]] += pairs
     return ComparisonFacts(
         url_a=redact_url(a.url),
         url_b=redact_url(b.url),
@@ -146,7 +149,7 @@ def read_comparison(a: Folder, b: Folder, limits: ReportLimits | None = None) ->
         pairs=len(matched.pairs),
         only_a=len(matched.only_a),
         only_b=len(matched.only_b),
-        verdicts=Counter(outcomes),
+        verdicts=verdicts,
         flips=tuple((*key, count) for key, count in sorted(flips.items(), key=_commonest)),
         differences=tuple(_differences(matched, types_of(matched.in_a)[: limits.types])),
         types_left_out=max(0, len(types_of(matched.in_a)) - limits.types),
@@ -165,51 +168,75 @@ def _commonest(item: tuple[Any, int]) -> tuple[int, Any]:
 
 def _match(a: EditTable, b: EditTable) -> _Matched:
     """The pairs, and the edits that only one run has, in the order of A's ids."""
-    of_b = {key: row for row, key in enumerate(_keys(b))}
-    pairs, only_a = [], []
-    for row, key in enumerate(_keys(a)):
-        other = of_b.pop(key, None)
-        if other is None:
-            only_a.append(row)
-        else:
-            pairs.append((row, other))
+    pairs, only_a, only_b = [np.empty((0, 2), np.int64)], [_NO_ROWS], [_NO_ROWS]
+    with RowsById(_KEYS) as keys_a, RowsById(_KEYS) as keys_b:
+        for edits, keys in ((a, keys_a), (b, keys_b)):
+            for table in _keys(edits):
+                keys.add(table)
+        for in_a, in_b in zip(keys_a.buckets(), keys_b.buckets(), strict=True):
+            _, (place_a, place_b) = numbered(in_a, in_b)
+            rows_a, numbers_a = _numbered_apart(in_a, place_a)
+            rows_b, numbers_b = _numbered_apart(in_b, place_b)
+            _, of_a, of_b = np.intersect1d(numbers_a, numbers_b, return_indices=True)
+            pairs.append(np.stack([rows_a[of_a], rows_b[of_b]], axis=1))
+            only_a.append(np.delete(rows_a, of_a))
+            only_b.append(np.delete(rows_b, of_b))
+    together = np.concatenate(pairs)
+    together = together[np.argsort(together[:, 0])]
     in_a, in_b = (
-        each.rows.take(pa.array(places, pa.int64()))  # typed, for an empty list of pairs
-        for each, places in ((a, [i for i, _ in pairs]), (b, [j for _, j in pairs]))
+        each.rows.select(_COMPARED).take(pa.array(rows))
+        for each, rows in ((a, together[:, 0]), (b, together[:, 1]))
     )
-    return _Matched(pairs, only_a, sorted(of_b.values()), in_a, in_b)
+    alone_a, alone_b = (np.sort(np.concatenate(rows)) for rows in (only_a, only_b))
+    return _Matched(together, alone_a, alone_b, in_a, in_b)
 
 
-def _keys(edits: EditTable) -> list[tuple[Any, ...]]:
-    """A key for each edit that is the same in any run. Equal ones get a number, in the manifest's
-    order."""
-    names = sorted(edits.labels)
-    columns = [
-        edits.rows[name].to_pylist()
-        for name in ("source_key", "target_prompt", *(f"{LABEL_PREFIX}{n}" for n in names))
+_Rows: TypeAlias = NDArray[np.int64]
+_NO_ROWS = np.empty(0, np.int64)
+_COMPARED = ["edit_type", "outcome", *SCORE_COLUMNS]
+_KEYS = pa.schema(
+    [
+        pa.field("edit_id", ID_TYPE, nullable=False),
+        pa.field("at", pa.int64()),
+        pa.field("row", pa.int64()),
     ]
-    bare = list(zip(*columns, strict=True))
-    seen: Counter[tuple[Any, ...]] = Counter()
-    keys: list[tuple[Any, ...]] = [()] * len(bare)
-    manifest_rows = edits.rows["row"].to_pylist()
-    for row in sorted(range(len(bare)), key=lambda row: (manifest_rows[row], row)):
-        labels = tuple(
-            pair for pair in zip(names, bare[row][2:], strict=True) if pair[1] is not None
-        )
-        key = (*bare[row][:2], labels)
-        keys[row] = (*key, seen[key])
-        seen[key] += 1
-    return keys
+)
+"""`edit_id`: a hash that is the same in any run; the row in the table, and in the manifest."""
+
+
+def _keys(edits: EditTable) -> Iterator[pa.Table]:
+    """A hash for each edit of its source, target prompt and labels, some edits at a time."""
+    names, at = sorted(edits.labels), 0
+    columns = ["source_key", "target_prompt", *(f"{LABEL_PREFIX}{name}" for name in names)]
+    for batch in edits.rows.select([*columns, "row"]).to_batches(_ROWS_AT_ONCE):
+        keys = []
+        for source, prompt, *values in zip(
+            *(batch[name].to_pylist() for name in columns), strict=True
+        ):
+            labels = [pair for pair in zip(names, values, strict=True) if pair[1] is not None]
+            keys.append(content_id("pair", source.hex(), prompt, labels))
+        places = pa.array(range(at, at + len(keys)), pa.int64())
+        yield pa.table([pa.array(keys, ID_TYPE), places, batch["row"]], schema=_KEYS)
+        at += len(keys)
+
+
+def _numbered_apart(keys: pa.Table, place: _Rows) -> tuple[_Rows, _Rows]:
+    """(rows, a number for each). Equal keys get different numbers, in the manifest's order; the
+    n-th of them has the same number in both runs."""
+    at, manifest_row = (keys[name].to_numpy() for name in ("at", "row"))
+    order = np.lexsort((at, manifest_row, place))
+    ordered = place[order]
+    repetition = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return at[order], ordered + (repetition << 32)
 
 
 def _differences(matched: _Matched, types: Sequence[str]) -> list[ScoreDifference]:
     """The differences by type, then by score."""
     in_a, in_b = matched.in_a, matched.in_b
-    kinds = np.asarray(in_a["edit_type"].to_pylist(), object)
-    is_accepted = np.asarray(in_b["outcome"].to_pylist(), object) == "accepted"
+    is_accepted = pc.equal(in_b["outcome"], "accepted").to_numpy()
     found = []
     for kind in types:
-        chosen = kinds == kind
+        chosen = pc.equal(in_a["edit_type"], kind).to_numpy()
         for score in SCORE_COLUMNS:
             values_a, values_b = _numbers(in_a, score)[chosen], _numbers(in_b, score)[chosen]
             found.append(_difference(kind, score, values_a, values_b, is_accepted[chosen]))
@@ -244,19 +271,27 @@ def _difference(
 
 @dataclass(frozen=True)
 class _Matched:
-    """Rows of A and B: `pairs` are the same edits; `in_a` and `in_b` are their rows, in that
-    order."""
+    """Rows of A and B: `pairs`, (n, 2), are the same edits; `in_a` and `in_b` are their rows, in
+    that order."""
 
-    pairs: Sequence[tuple[int, int]]
-    only_a: Sequence[int]
-    only_b: Sequence[int]
+    pairs: _Rows
+    only_a: _Rows
+    only_b: _Rows
     in_a: pa.Table
     in_b: pa.Table
 
-    @property
-    def outcomes(self) -> list[tuple[str, str]]:
-        both = (self.in_a["outcome"].to_pylist(), self.in_b["outcome"].to_pylist())
-        return list(zip(*both, strict=True))
+    def counts(self) -> dict[tuple[str, str, str], int]:
+        """The number of pairs by (type, outcome in A, outcome in B)."""
+        columns = [self.in_a["edit_type"], self.in_a["outcome"], self.in_b["outcome"]]
+        table = pa.table(columns, names=["type", "a", "b"])
+        counted = table.group_by(["type", "a", "b"]).aggregate([([], "count_all")]).to_pylist()
+        return {(row["type"], row["a"], row["b"]): row["count_all"] for row in counted}
+
+    def with_outcomes(self, a: str, b: str, at_most: int) -> list[int]:
+        """The first pairs with these outcomes."""
+        is_it = pc.and_(pc.equal(self.in_a["outcome"], a), pc.equal(self.in_b["outcome"], b))
+        found: list[int] = np.flatnonzero(is_it.to_numpy())[:at_most].tolist()
+        return found
 
 
 _Chosen = tuple[str, int | None, int | None]
@@ -268,26 +303,29 @@ def _choose(matched: _Matched, limits: ReportLimits) -> list[_Chosen]:
 
     If no pair has scores, a sample in the order of ids takes the place of the second group.
     """
-    by_flip: dict[tuple[str, str], list[int]] = {}
-    for number, both in enumerate(matched.outcomes):
-        if both[0] != both[1]:
-            by_flip.setdefault(both, []).append(number)
+    by_flip: Counter[tuple[str, str]] = Counter()
+    for (_, in_a, in_b), pairs in matched.counts().items():
+        if in_a != in_b:
+            by_flip[in_a, in_b] += pairs
     moved = _moved(matched.in_a, matched.in_b)
-    scored = [n for n in range(len(moved)) if np.isfinite(moved[n])]
-    ranked = sorted(scored, key=lambda n: (-moved[n], n))
+    scored = np.flatnonzero(np.isfinite(moved))
+    ranked = scored[np.lexsort((scored, -moved[scored]))]
     chosen: dict[int, str] = {}
     each = limits.tiles_per_group
-    for flip in sorted(by_flip, key=lambda flip: (-len(by_flip[flip]), flip)):
-        chosen |= dict.fromkeys(by_flip[flip][:each], "flipped")
+    for flip in sorted(by_flip, key=lambda flip: (-by_flip[flip], flip)):
+        chosen |= dict.fromkeys(matched.with_outcomes(*flip, each), "flipped")
     for group, numbers in (
         ("most changed", ranked),
-        ("sample", range(0 if scored else len(moved))),
+        ("sample", np.arange(0 if len(scored) else len(moved))),
     ):
-        fresh = [n for n in numbers if n not in chosen]
+        enough = numbers[: each + len(chosen)].tolist()
+        fresh = [n for n in enough if n not in chosen]
         chosen |= dict.fromkeys(fresh[:each], group)
-    result: list[_Chosen] = [(group, *matched.pairs[number]) for number, group in chosen.items()]
-    result += [("only in A", row, None) for row in matched.only_a[:each]]
-    result += [("only in B", None, row) for row in matched.only_b[:each]]
+    result: list[_Chosen] = [
+        (group, *matched.pairs[number].tolist()) for number, group in chosen.items()
+    ]
+    result += [("only in A", row, None) for row in matched.only_a[:each].tolist()]
+    result += [("only in B", None, row) for row in matched.only_b[:each].tolist()]
     return result[: limits.tiles]
 
 

@@ -1,16 +1,19 @@
 """Reads all edits of a run into one table: their standing outcomes, with prompts and labels.
 
 Only the run folder is read: `.ledger` for outcomes and scores, `.plan` for prompts and labels, and
-the parts' metadata for edits whose work list is gone. A row takes about 400 bytes of memory.
+the parts' metadata for edits whose work list is gone. They are joined on disk (`ledger.by_id`), and
+the table lies in a temporary file, so its size is not a question of memory.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
+from pipeline.in_order import in_order
+from pipeline.ledger.by_id import RowsById, numbered
 from pipeline.ledger.ledger import LEDGER_FOLDER, Ledger
 from pipeline.ledger.outcome import ID_TYPE, OUTCOME_SCHEMA
 from pipeline.ledger.parts import METADATA_FILE
@@ -60,49 +65,82 @@ def read_edits(folder: Folder, labels: Sequence[str] = ()) -> EditTable:
 
 def edits_so_far(folder: Folder, labels: Sequence[str] = ()) -> EditTable:
     """Same, but an empty table if nothing is committed yet. Raises StorageError and LedgerError."""
-    files = list(Ledger(folder).outcomes())
-    outcomes = standing_outcomes(files)
-    known = _described(folder, outcomes, labels)
+    schema, unet_rows, seconds = _description_schema(labels), 0.0, 0.0
+    with (
+        RowsById(OUTCOME_SCHEMA) as outcomes,
+        RowsById(schema) as described,
+        RowsById(schema) as in_parts,
+    ):
+        for table in Ledger(folder).outcomes():
+            outcomes.add(table)
+            unet_rows += float(np.nansum(table["unet_rows"].to_numpy()))
+            seconds += float(np.nansum(table["seconds"].to_numpy()))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for table in _of_work_lists(folder, schema, pool):
+                described.add(table)
+            parts = sorted(_parts_of_unknown(outcomes, described))
+            for table in in_order(pool, lambda p: _of_part(folder, p, schema), parts, _THREADS):
+                in_parts.add(table)
+        rows = on_disk(_standing_and_described(outcomes, described, in_parts), _rows_schema(schema))
+    return EditTable(rows=rows, labels=tuple(labels), unet_rows=unet_rows, seconds=seconds)
+
+
+def standing_outcomes(outcomes: RowsById) -> Iterator[pa.Table]:
+    """The latest outcome of every edit, sorted by edit_id, bucket by bucket.
+
+    `outcomes`: those of a ledger, added in the order of commits.
+    """
+    for table in outcomes.buckets():
+        ids, (place,) = numbered(table)
+        latest = np.empty(len(ids), np.int64)
+        latest[place] = np.arange(len(place))  # of several the last counts
+        yield table.take(pa.array(latest))
+
+
+def on_disk(tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
+    """The tables as one, which lies in a temporary file and is mapped into memory.
+
+    The system reads pages of it as they are needed, and drops them when memory is short.
+    """
+    with tempfile.TemporaryDirectory(prefix="fpe-table-") as scratch:
+        path = str(Path(scratch) / "rows.arrow")
+        with pa.ipc.new_file(path, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        return pa.ipc.open_file(pa.memory_map(path)).read_all()  # stays mapped without its name
+
+
+def _parts_of_unknown(outcomes: RowsById, described: RowsById) -> set[str]:
+    """The parts of the edits that no work list describes."""
+    parts: set[str] = set()
+    for standing, known in zip(standing_outcomes(outcomes), described.buckets(), strict=True):
+        is_known = pc.is_in(standing["edit_id"], value_set=known["edit_id"].combine_chunks())
+        parts.update(pc.unique(standing.filter(pc.invert(is_known))["part"]).to_pylist())
+    return parts - {""}
+
+
+def _standing_and_described(*readers: RowsById) -> Iterator[pa.Table]:
+    outcomes, *descriptions = readers
+    of_buckets = zip(*(each.buckets() for each in descriptions), strict=True)
+    for standing, known in zip(standing_outcomes(outcomes), of_buckets, strict=True):
+        yield _with_description(standing, pa.concat_tables(known))
+
+
+def _with_description(outcomes: pa.Table, known: pa.Table) -> pa.Table:
+    """The columns of both. Without a description a source is known by its id."""
     place = pc.index_in(outcomes["edit_id"], value_set=known["edit_id"].combine_chunks())
+    instead = {"id": "", "source_prompt": "", "source_key": outcomes["source_id"]}
     for name in known.column_names:
         if name != "edit_id":
-            outcomes = outcomes.append_column(name, known[name].take(place))
-    # Without a description a source is known by its id.
-    for name, instead in (("id", ""), ("source_prompt", ""), ("source_key", outcomes["source_id"])):
-        at = outcomes.column_names.index(name)
-        outcomes = outcomes.set_column(at, name, pc.coalesce(outcomes[name], instead))
-    return EditTable(
-        rows=outcomes.combine_chunks(),
-        labels=tuple(labels),
-        unet_rows=sum(float(np.nansum(t["unet_rows"].to_numpy())) for t in files),
-        seconds=sum(float(np.nansum(t["seconds"].to_numpy())) for t in files),
-    )
+            column = known[name].take(place)
+            if name in instead:
+                column = pc.coalesce(column, instead[name])
+            outcomes = outcomes.append_column(name, column)
+    return outcomes
 
 
-def standing_outcomes(files: Sequence[pa.Table]) -> pa.Table:
-    """The latest outcome of every edit, sorted by edit_id. `files`: those of a ledger, in order."""
-    seen: set[bytes] = set()
-    kept = []
-    for table in reversed(files):
-        is_latest = []
-        for edit_id in table["edit_id"].to_pylist():
-            is_latest.append(edit_id not in seen)
-            seen.add(edit_id)
-        kept.append(table.filter(pa.array(is_latest, pa.bool_())))
-    together = pa.concat_tables(kept) if kept else OUTCOME_SCHEMA.empty_table()
-    return together.sort_by("edit_id")
-
-
-def _described(folder: Folder, outcomes: pa.Table, labels: Sequence[str]) -> pa.Table:
-    """The description of every edit, from the work lists, or from the metadata if they lack it."""
-    schema = _description_schema(labels)
-    tables = [schema.empty_table(), *_of_work_lists(folder, schema)]
-    ids = pa.concat_tables(tables)["edit_id"].combine_chunks()
-    unknown = outcomes.filter(pc.is_null(pc.index_in(outcomes["edit_id"], value_set=ids)))
-    parts = pc.unique(unknown.filter(pc.not_equal(unknown["part"], ""))["part"]).to_pylist()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        tables += pool.map(lambda part: _of_part(folder, part, schema), sorted(parts))
-    return pa.concat_tables(tables)
+def _rows_schema(described: pa.Schema) -> pa.Schema:
+    return pa.schema([*OUTCOME_SCHEMA, *(item for item in described if item.name != "edit_id")])
 
 
 def _description_schema(labels: Sequence[str]) -> pa.Schema:
@@ -122,13 +160,11 @@ def planned_labels(folder: Folder) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, labels in _plans(folder) for name in labels))
 
 
-def _of_work_lists(folder: Folder, schema: pa.Schema) -> Iterator[pa.Table]:
+def _of_work_lists(folder: Folder, schema: pa.Schema, pool: Executor) -> Iterator[pa.Table]:
     for files, labels in _plans(folder):
         there = [file for file in files if folder.exists(file)]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            yield from pool.map(
-                lambda f, n: _of_work_list(folder, f, schema, n), there, repeat(labels)
-            )
+        read = partial(_of_work_list, folder, schema=schema, labels=labels)
+        yield from in_order(pool, read, there, _THREADS)
 
 
 def _plans(folder: Folder) -> Iterator[tuple[list[str], list[str]]]:

@@ -310,8 +310,8 @@ def _tiles(
 
 def counts_of(name: str, rows: pa.Table) -> Counts:
     """Counts the rows of a table of edits by outcome and reason."""
-    outcomes = Counter(rows["outcome"].to_pylist())
-    reasons = Counter(reason for reason in rows["reason"].to_pylist() if reason)
+    outcomes, reasons = tally(rows["outcome"]), tally(rows["reason"])
+    del reasons[""]
     return Counts(
         name,
         accepted=outcomes[Outcome.ACCEPTED],
@@ -324,7 +324,8 @@ def counts_of(name: str, rows: pa.Table) -> Counts:
 def _by_value(rows: pa.Table, column: str, at_most: int) -> tuple[Counts, ...]:
     """Counts by the values of a column, without null; values beyond the `at_most` most frequent are
     counted together."""
-    counted = Counter(value for value in rows[column].to_pylist() if value is not None)
+    rows = rows.select(list(dict.fromkeys([column, "outcome", "reason"])))
+    counted = tally(rows[column])
     common = [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
     result = [
         counts_of(name, rows.filter(pc.equal(rows[column], name))) for name in common[:at_most]
@@ -335,9 +336,16 @@ def _by_value(rows: pa.Table, column: str, at_most: int) -> tuple[Counts, ...]:
     return tuple(result)
 
 
+def tally(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value of a column of text occurs, without null."""
+    counted = pc.value_counts(column.drop_null())
+    values, counts = (counted.field(name).to_pylist() for name in ("values", "counts"))
+    return Counter(dict(zip(values, counts, strict=True)))
+
+
 def types_of(rows: pa.Table) -> list[str]:
     """The types of the edits, the most frequent first."""
-    counted = Counter(rows["edit_type"].to_pylist())
+    counted = tally(rows["edit_type"])
     return sorted(counted, key=lambda name: (-counted[name], name))
 
 
@@ -349,20 +357,22 @@ def _is_judged(rows: pa.Table) -> bool:
 
 def _histograms(rows: pa.Table, types: Sequence[str], rules: Rules) -> list[Histogram]:
     found = []
+    is_accepted = pc.equal(rows["outcome"], Outcome.ACCEPTED.value).to_numpy()
     for edit_type in types:
-        of_type = rows.filter(pc.equal(rows["edit_type"], edit_type))
+        is_of_type = pc.equal(rows["edit_type"], edit_type).to_numpy()
         looked_at = [rule.score for rule in rules.of(edit_type)]
         order = dict.fromkeys([*looked_at, *SCORE_COLUMNS])
-        is_accepted = np.asarray(of_type["outcome"].to_pylist(), object) == Outcome.ACCEPTED.value
         for score in order:
-            values = np.asarray(of_type[score].to_numpy(), np.float64)
-            found.append(histogram_of(score, edit_type, values, is_accepted, rules.of(edit_type)))
+            values = np.asarray(rows[score].to_numpy(), np.float64)[is_of_type]
+            accepted = is_accepted[is_of_type]
+            found.append(histogram_of(score, edit_type, values, accepted, rules.of(edit_type)))
     return [each for each in found if each is not None]
 
 
 def _cost(edits: EditTable, stats: Mapping[str, Any]) -> RunCost:
     last, pool = _mapping(stats.get("last_run")), _mapping(stats.get("resources"))
-    rejected = edits.rows.filter(pc.equal(edits.rows["outcome"], Outcome.REJECTED.value))
+    is_rejected = pc.equal(edits.rows["outcome"], Outcome.REJECTED.value)
+    rejected = edits.rows.select(["unet_rows"]).filter(is_rejected)
     made = sum(int(last.get(name) or 0) for name in ("accepted", "rejected", "failed"))
     return RunCost(
         unet_rows=edits.unet_rows,

@@ -18,9 +18,11 @@ import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -73,10 +75,10 @@ def margins(edits: pa.Table, rules: Rules) -> NDArray[np.float64]:
     The smallest distance to a threshold of its type, in standard deviations of that score among the
     edits of the type. NaN if no rule applies to it.
     """
-    types = np.asarray(edits["edit_type"].to_pylist(), dtype=object)
+    names, types = _coded(edits["edit_type"])
     result = np.full(len(types), np.nan)
-    for edit_type in sorted(set(types)):
-        chosen = types == edit_type
+    for edit_type in sorted(names):
+        chosen = types == names.index(edit_type)
         for rule in rules.of(edit_type):
             values = _numbers(edits, rule.score)[chosen]
             distance = values - bound_of(rule)
@@ -91,31 +93,53 @@ def _ranked(
     edits: pa.Table, margin: NDArray[np.float64], per_group: int
 ) -> Iterable[tuple[str, Sequence[int]]]:
     """The rows of every group, best first; groups of frequent types come before rare ones."""
-    columns = (edits[name].to_pylist() for name in ("edit_type", "outcome", "reason"))
-    members: dict[tuple[str, str, str], list[int]] = {}
-    for row, key in enumerate(zip(*columns, strict=True)):
-        members.setdefault(key, []).append(row)
-    judged: dict[str, list[int]] = {}
+    members = _members(edits)
+    judged: dict[str, _Rows] = {}
     for (edit_type, outcome, _), rows in members.items():
         if outcome != Outcome.FAILED:
-            judged.setdefault(edit_type, []).extend(rows)
+            others = judged.get(edit_type, rows[:0])
+            judged[edit_type] = np.concatenate([others, rows])
     merit = np.where(np.isnan(margin), _numbers(edits, _WITHOUT_RULES), margin)
     for key in sorted(members, key=lambda key: (-len(members[key]), key)):
         edit_type, outcome, _ = key
         rows = members[key]
         if outcome != Outcome.ACCEPTED:
-            yield ("rejected" if outcome == Outcome.REJECTED else "failed"), rows[:per_group]
+            kind = "rejected" if outcome == Outcome.REJECTED else "failed"
+            yield kind, rows[:per_group].tolist()
             continue
-        scored = [row for row in rows if not np.isnan(merit[row])]
-        best = sorted(scored, key=lambda row: (-merit[row], row))
-        yield "best", best[: min(per_group, _third(scored))]
-        yield "accepted", rows[:per_group]
+        scored = rows[~np.isnan(merit[rows])]
+        best = scored[np.lexsort((scored, -merit[scored]))]
+        yield "best", best[: min(per_group, _third(scored))].tolist()
+        yield "accepted", rows[:per_group].tolist()
     for edit_type in sorted(judged, key=lambda name: (-len(judged[name]), name)):
-        near = [row for row in judged[edit_type] if np.isfinite(margin[row])]
-        yield (
-            "borderline",
-            sorted(near, key=lambda row: (abs(margin[row]), row))[: min(per_group, _third(near))],
+        near = judged[edit_type][np.isfinite(margin[judged[edit_type]])]
+        near = near[np.lexsort((near, np.abs(margin[near])))]
+        yield "borderline", near[: min(per_group, _third(near))].tolist()
+
+
+_Rows: TypeAlias = NDArray[np.int64]
+
+
+def _members(edits: pa.Table) -> dict[tuple[str, str, str], _Rows]:
+    """The rows of every type, outcome and reason, in order."""
+    coded = [_coded(edits[name]) for name in ("edit_type", "outcome", "reason")]
+    sizes = [max(1, len(values)) for values, _ in coded]
+    keys = np.ravel_multi_index([codes for _, codes in coded], sizes)
+    order = np.argsort(keys, kind="stable")
+    found, firsts = np.unique(keys[order], return_index=True)
+    names = (
+        tuple(
+            values[at] for (values, _), at in zip(coded, np.unravel_index(key, sizes), strict=True)
         )
+        for key in found
+    )
+    return dict(zip(names, np.split(order, firsts[1:]) if len(found) else (), strict=True))
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """The different values of a column of text, and for each row the place of its value."""
+    values = pc.unique(column)
+    return values.to_pylist(), pc.index_in(column, value_set=values).to_numpy().astype(np.int64)
 
 
 def _numbers(edits: pa.Table, name: str) -> NDArray[np.float64]:
@@ -123,7 +147,7 @@ def _numbers(edits: pa.Table, name: str) -> NDArray[np.float64]:
     return np.asarray(edits[name].to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _third(rows: Sequence[int]) -> int:
+def _third(rows: _Rows) -> int:
     return -(-len(rows) // 3)
 
 

@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
+from pipeline.ledger.by_id import numbered
 from pipeline.ledger.outcome import GATE_COLUMN, Outcome
 from pipeline.ledger.parts import METADATA_FILE
 from pipeline.run.stats import Retries
 from pipeline.storage.folder import Folder
 
 _THREADS = 16
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ class RegionCounts:
 def retries_by_reason(rows: pa.Table) -> dict[str, Retries]:
     """The results of retries, by the reason of the first rejection, the most frequent first."""
     found: dict[str, Retries] = {}
-    for tries in rows["tries"].drop_null().to_pylist():
-        if tries:
-            found.setdefault(tries[0]["reason"], Retries()).add(tries)
+    for batch in rows.select(["tries"]).to_batches(_ROWS_AT_ONCE):
+        for tries in batch["tries"].drop_null().to_pylist():
+            if tries:
+                found.setdefault(tries[0]["reason"], Retries()).add(tries)
     return dict(sorted(found.items(), key=lambda item: (-item[1].edits, item[0])))
 
 
@@ -79,11 +82,12 @@ def reconstruction_figures(
 
     `rows`: a table with the columns of OUTCOME_SCHEMA. `judge`: the job's section `judge`.
     """
-    measured = rows.filter(pc.is_valid(rows[GATE_COLUMN]))
+    measured = rows.select(["source_id", GATE_COLUMN]).filter(pc.is_valid(rows[GATE_COLUMN]))
     if not measured.num_rows:
         return None
-    columns = (measured[name].to_pylist() for name in ("source_id", GATE_COLUMN))
-    values = np.array(list(dict(zip(*columns, strict=True)).values()), np.float64)
+    sources, (place,) = numbered(measured.rename_columns(["edit_id", GATE_COLUMN]))
+    values = np.empty(len(sources))
+    values[place] = measured[GATE_COLUMN].to_numpy()
     numbers = values[~np.isnan(values)]
     at_least = _number(_mapping(judge.get("reconstruction")).get(f"{GATE_COLUMN}_at_least"))
     return ReconstructionFigures(

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,10 +24,12 @@ from PIL import Image
 
 from fpe_core import decode_image
 from pipeline.errors import StorageError
+from pipeline.in_order import in_order
 from pipeline.job.file import CONFIG_NAME, load_job_of_run
 from pipeline.job.job import Job
+from pipeline.ledger.by_id import RowsById
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import Outcome
+from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome
 from pipeline.ledger.parts import METADATA_FILE
 from pipeline.plan.resolved_job import SCHEMA_FILE
 from pipeline.report.edit_table import edits_so_far, planned_labels, standing_outcomes
@@ -83,8 +86,8 @@ class OpenedRun:
         rows = edits_so_far(self.folder, planned_labels(self.folder)).rows
         for name in _IDS:
             at = rows.column_names.index(name)
-            text = [identity.hex() for identity in rows[name].to_pylist()]
-            rows = rows.set_column(at, name, pa.array(text, pa.string()))
+            text = pa.chunked_array([_as_text(ids) for ids in rows[name].chunks], pa.string())
+            rows = rows.set_column(at, name, text)
         return rows.drop_columns(["source_key"])
 
     def picture_path(self, edit: Mapping[str, Any]) -> str:
@@ -133,29 +136,35 @@ class OpenedRun:
 
     def _metadata_of(self, outcome: Outcome) -> pa.Table:
         """Metadata rows of the edits with this standing outcome in the ledger, part by part."""
-        columns = ["edit_id", "outcome", "part"]
-        files = [table.select(columns) for table in Ledger(self.folder).outcomes()]
-        standing = standing_outcomes(files)
-        chosen = standing.filter(pc.equal(standing["outcome"], outcome.value))
-        ids_of: dict[str, list[str]] = {}
-        for part, edit_id in zip(
-            chosen["part"].to_pylist(), chosen["edit_id"].to_pylist(), strict=True
-        ):
-            if part:
-                ids_of.setdefault(part, []).append(edit_id.hex())
-        if not ids_of:
+        schema = pa.schema([OUTCOME_SCHEMA.field(n) for n in ("edit_id", "outcome", "part")])
+        with RowsById(schema) as outcomes:
+            for table in Ledger(self.folder).outcomes(schema.names):
+                outcomes.add(table)
+            of_part = [
+                table.filter(pc.equal(table["outcome"], outcome.value)).select(["edit_id", "part"])
+                for table in standing_outcomes(outcomes)
+            ]
+        chosen = pa.concat_tables(of_part).sort_by("part").combine_chunks()
+        groups = chosen.group_by("part", use_threads=False).aggregate([([], "count_all")])
+        ends = np.cumsum(groups["count_all"].to_numpy()).tolist()
+        parts = [
+            (part, chosen["edit_id"].slice(first, end - first))
+            for part, first, end in zip(groups["part"].to_pylist(), [0, *ends], ends, strict=False)
+            if part
+        ]
+        if not parts:
             return self._schema().empty_table()
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as pool:
-            tables = pool.map(lambda part: self._rows_of_part(part, ids_of[part]), sorted(ids_of))
+            tables = in_order(pool, lambda each: self._rows_of_part(*each), parts, _THREADS)
             return pa.concat_tables(list(tables))
 
-    def _rows_of_part(self, part: str, edit_ids: list[str]) -> pa.Table:
+    def _rows_of_part(self, part: str, edit_ids: pa.ChunkedArray) -> pa.Table:
         """The metadata of these edits of a part, with file names relative to the run folder."""
         path = f"{part}/{METADATA_FILE}"
         data = self.folder.read(path)
         try:
             table = pq.read_table(io.BytesIO(data)).replace_schema_metadata(None)
-            table = table.filter(pc.is_in(table["edit_id"], value_set=pa.array(edit_ids)))
+            table = table.filter(pc.is_in(table["edit_id"], value_set=_as_text(edit_ids)))
         except (pa.ArrowException, KeyError) as error:
             raise StorageError(f"{self.folder.url_of(path)} is damaged: {error}") from error
         for at, item in enumerate(table.schema):
@@ -175,6 +184,11 @@ class OpenedRun:
         if not self.folder.exists(SCHEMA_FILE):
             return pa.schema([])
         return pa.ipc.read_schema(pa.py_buffer(self.folder.read(SCHEMA_FILE)))
+
+
+def _as_text(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Ids as hexadecimal text."""
+    return pa.array([identity.hex() for identity in ids.to_pylist()], pa.string())
 
 
 def _name_of(column: str, edit: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import json
 import logging
 import time
 from collections.abc import Collection, Generator, Iterable
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -226,7 +227,7 @@ class _Driver:
         self.commits.start_progress()
         return True
 
-    def _only(self) -> frozenset[bytes] | None:
+    def _only(self) -> AbstractSet[bytes] | None:
         """The edits that plans are limited to; None: no limit."""
         return self.ledger.reopened_ids() if self.is_retry else None
 

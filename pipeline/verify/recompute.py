@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import heapq
 import io
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -34,16 +35,19 @@ from pipeline.edit.actor import EditActor
 from pipeline.edit.settings import EditSettings
 from pipeline.errors import JobError, LedgerError, StorageError
 from pipeline.job.job import Job
+from pipeline.ledger.by_id import RowsById, numbered
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import FailureCode, Outcome
+from pipeline.ledger.outcome import ID_TYPE, FailureCode, Outcome
 from pipeline.ledger.parts import METADATA_FILE
 from pipeline.manifest.rows import Problems, SourceRow
-from pipeline.plan.resolved_job import NO_EDITOR, ResolvedJob, resolve_job
+from pipeline.plan.resolved_job import NO_EDITOR, Repeats, ResolvedJob, resolve_job
+from pipeline.plan.survey import planned_ids
 from pipeline.plan.work_list import work_schema, work_table
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.run.worker_settings import decode_settings
 from pipeline.storage.folder import Folder
-from pipeline.verify.verify import MetadataRow, read_image, read_metadata
+from pipeline.verify.images import read_image
+from pipeline.verify.verify import MetadataRow, read_metadata
 from pipeline.write.image_format import ImageFormat
 from pipeline.write.metadata import PARAMETER_COLUMNS, MetadataLayout, parameters_of_columns
 
@@ -127,12 +131,11 @@ def recompute_sample(
     resolved = resolve_job(job)
     torch_device = choose_device(device or job.model.device)
     dtype = choose_dtype(job.model.dtype, torch_device)
-    by_part = _accepted_by_part(folder, resolved)
-    sample = choose_sample(by_part, count)
+    sample, repeats = _choose(folder, resolved, count)
     comparisons: list[EditComparison] = []
     if sample:
-        rows = _stored_rows(folder, by_part, sample)
-        work = _work_of_each(resolved, rows)
+        rows = _stored_rows(folder, sample)
+        work = _work_of_each(resolved, rows, repeats)
         with TemporaryDirectory(prefix="fpe-recompute-") as scratch:
             bench = _Recomputer(folder, resolved, Folder.open(scratch), str(torch_device), dtype)
             for edit_id in sample:
@@ -142,35 +145,53 @@ def recompute_sample(
     return Recomputation(tuple(comparisons), str(torch_device), str(dtype).removeprefix("torch."))
 
 
-def choose_sample(by_part: Mapping[str, Collection[bytes]], count: int) -> list[bytes]:
+def choose_sample(edits: Iterable[tuple[bytes, str]], count: int) -> dict[bytes, str]:
     """Chooses `count` edits, or all: from all parts in turn, those with the lowest ids first.
 
-    Ids are hashes, so the choice is as good as random. It is the same every time, whatever the
-    order of the ids.
+    `edits`: (id, part), sorted by id; the result maps ids to parts. Ids are hashes, so the choice
+    is as good as random. It is the same every time. Keeps a number for each part and `count` edits.
     """
-    ranked = (
-        (rank, edit_id)
-        for ids in by_part.values()
-        for rank, edit_id in enumerate(heapq.nsmallest(count, ids))
-    )
-    return [edit_id for _, edit_id in heapq.nsmallest(count, ranked)]
+    taken: Counter[str] = Counter()
+
+    def ranked() -> Iterator[tuple[int, bytes, str]]:
+        for edit_id, part in edits:
+            yield taken[part], edit_id, part
+            taken[part] += 1
+
+    return {edit_id: part for _, edit_id, part in heapq.nsmallest(count, ranked())}
 
 
-def _accepted_by_part(folder: Folder, resolved: ResolvedJob) -> dict[str, list[bytes]]:
-    """The accepted edits of the job by part. Raises CheckpointError as `recompute_sample` does."""
-    part_of: dict[bytes, str] = {}
-    for outcomes in Ledger.open(folder).outcomes():
-        accepted = outcomes.filter(pc.equal(outcomes["outcome"], Outcome.ACCEPTED.value))
-        part_of.update(
-            zip(accepted["edit_id"].to_pylist(), accepted["part"].to_pylist(), strict=True)
-        )
-    by_part: dict[str, list[bytes]] = defaultdict(list)
-    for edit_id in resolved.edit_ids():
-        if edit_id in part_of:
-            by_part[part_of[edit_id]].append(edit_id)
-    if part_of and not by_part:
-        _refuse_another_checkpoint(folder, resolved, set(part_of.values()))
-    return by_part
+_ACCEPTED = pa.schema([pa.field("edit_id", ID_TYPE, nullable=False), ("part", pa.string())])
+
+
+def _choose(folder: Folder, resolved: ResolvedJob, count: int) -> tuple[dict[bytes, str], Repeats]:
+    """A sample of the accepted edits of the job, and what its manifest repeats.
+
+    Raises CheckpointError as `recompute_sample` does.
+    """
+    parts: set[str] = set()
+    with planned_ids(resolved) as (planned, repeats), RowsById(_ACCEPTED) as accepted:
+        for outcomes in Ledger(folder).outcomes(["edit_id", "outcome", "part"]):
+            table = outcomes.filter(pc.equal(outcomes["outcome"], Outcome.ACCEPTED.value))
+            accepted.add(table)
+            parts.update(pc.unique(table["part"]).to_pylist())
+        sample = choose_sample(_accepted_of_job(planned, accepted), count)
+    if parts and not sample:
+        _refuse_another_checkpoint(folder, resolved, parts)
+    return sample, repeats
+
+
+def _accepted_of_job(planned: RowsById, accepted: RowsById) -> Iterator[tuple[bytes, str]]:
+    """(id, part) of the accepted edits that are planned, sorted by id."""
+    for ours, theirs in zip(planned.buckets(), accepted.buckets(), strict=True):
+        ids, (in_plan, in_ledger) = numbered(ours, theirs)
+        is_planned = np.zeros(len(ids), bool)
+        is_planned[in_plan] = True
+        row_of = np.full(len(ids), -1, np.int64)
+        row_of[in_ledger] = np.arange(len(in_ledger))  # of several the last counts
+        chosen = np.flatnonzero(is_planned & (row_of >= 0))
+        parts = theirs["part"].take(pa.array(row_of[chosen])).to_pylist()
+        yield from zip((ids[place] for place in chosen), parts, strict=True)
 
 
 def _refuse_another_checkpoint(folder: Folder, resolved: ResolvedJob, parts: Iterable[str]) -> None:
@@ -190,20 +211,15 @@ def _refuse_another_checkpoint(folder: Folder, resolved: ResolvedJob, parts: Ite
         )
 
 
-def _stored_rows(
-    folder: Folder, by_part: Mapping[str, Collection[bytes]], sample: Collection[bytes]
-) -> dict[bytes, MetadataRow]:
+def _stored_rows(folder: Folder, sample: Mapping[bytes, str]) -> dict[bytes, MetadataRow]:
     """The metadata rows of the sample; file names are "" for an edit without a row."""
     rows = {edit_id: MetadataRow(edit_id, "", "") for edit_id in sample}
-    for part, ids in by_part.items():
-        wanted = rows.keys() & set(ids)
-        if not wanted:
-            continue
+    for part in sorted(set(sample.values())):
         try:
             rows |= {
                 row.edit_id: row
                 for row in read_metadata(folder, part, PARAMETER_COLUMNS)
-                if row.edit_id in wanted
+                if sample.get(row.edit_id) == part
             }
         except LedgerError:
             continue  # `verify_run` reports it
@@ -211,7 +227,7 @@ def _stored_rows(
 
 
 def _work_of_each(
-    resolved: ResolvedJob, rows: Mapping[bytes, MetadataRow]
+    resolved: ResolvedJob, rows: Mapping[bytes, MetadataRow], repeats: Repeats
 ) -> dict[bytes, pa.Table]:
     """A separate work list for each edit, with one row that has only this edit.
 
@@ -220,7 +236,7 @@ def _work_of_each(
     """
     schema, problems = work_schema(pa.schema([])), Problems()
     work: dict[bytes, pa.Table] = {}
-    for groups, carried in resolved.groups(problems):
+    for groups, carried in resolved.groups(problems, repeats):
         for group in groups:
             for edit in group.edits:
                 if edit[0] in rows:

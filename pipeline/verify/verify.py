@@ -4,38 +4,45 @@ are there and readable."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
+import pyarrow.compute as pc
 
-from fpe_core import FPEError, decode_image
 from pipeline.errors import LedgerError, StorageError
+from pipeline.in_order import in_order
 from pipeline.job.job import Job
+from pipeline.ledger.by_id import RowsById, is_again, numbered
 from pipeline.ledger.checked_file import DAMAGED, read_checked
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import Outcome
+from pipeline.ledger.outcome import ID_TYPE, Outcome
 from pipeline.ledger.parts import (
     METADATA_FILE,
     committing_folders,
     finished_parts,
-    image_hash,
     image_hashes,
-    uncommitted,
+    read_part_outcomes,
 )
 from pipeline.manifest.annotations import mask_names
 from pipeline.manifest.files import MAX_PROBLEMS
+from pipeline.plan.plan import open_edits, relaxed_gc
 from pipeline.plan.quotas import QuotaRow, quota_table, select_round
-from pipeline.plan.resolved_job import resolve_job
+from pipeline.plan.resolved_job import Repeats, ResolvedJob, resolve_job
+from pipeline.plan.survey import planned_ids
 from pipeline.storage.folder import Folder
+from pipeline.verify.images import ImageChecks, NamedImage
 
 _LEDGER_COLUMNS = ("edit_id", "outcome", "part", "edited_file_name")
 _OWN_FILES = ("edited_file_name", "source_file_name", "mask_file_name", "mask_file_names")
-_READ_THREADS = 8
-_MOST_PIXELS = 2**31  # no limit is needed: the pipeline itself wrote these images
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Verification:
         return not self.problems_total
 
 
+@relaxed_gc()
 def verify_run(job: Job) -> Verification:
     """Checks the run folder of a job against its manifest; writes nothing.
 
@@ -85,55 +93,306 @@ def verify_run(job: Job) -> Verification:
 
     Raises JobError, ManifestError, LedgerError and StorageError if it cannot check the run.
     """
-    folder = Folder.open(job.output, job.storage_options)
-    ledger = Ledger.open(folder)
-    problems = _Problems()
-    outcome_of, file_of = _read_ledger(ledger, problems)
-    images = 0
-    with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="verify") as pool:
-        seen: set[bytes] = set()
-        for part in finished_parts(folder):
-            rows = _read_metadata(folder, part, problems)
-            committed = part in ledger.parts()
-            problems.add(*_differences(rows, committed, outcome_of, file_of, seen))
-            hashes = _read_hashes(folder, part, problems) if rows else {}
-            images += _check_images(folder, _images_of(rows), hashes, pool, problems)
-            carried = dict.fromkeys(name for row in rows for name in row.carried_files)
-            for missing in pool.map(lambda name: _missing(folder, name), carried):
-                problems.add(*missing)
-    for edit_id in file_of.keys() - seen:
-        problems.add(
-            f"edit {edit_id.hex()} is {outcome_of[edit_id]} in the ledger and in no part's metadata"
-        )
-    for part in committing_folders(folder, skip=ledger.settled_parts()):
-        problems.add(*_orphan_problem(folder, ledger, part))
-    return _sum_up(job, outcome_of, images, problems)
+    folder, resolved = Folder.open(job.output, job.storage_options), resolve_job(job)
+    with planned_ids(resolved) as (planned, repeats), ExitStack() as stack:
+        ledger, metadata, unsettled = (stack.enter_context(RowsById(s)) for s in _SCHEMAS)
+        seen = _Findings(ledger, metadata, unsettled)
+        committed = seen.take_ledger(Ledger(folder))
+        images = seen.take_parts(folder)
+        seen.take_unsettled(folder, committed)
+        counts = seen.join(folder, planned, committed)
+    problems = seen.all_problems()
+    quotas = _quota_rows(resolved, repeats, folder, problems)
+    pending = counts.pending
+    skipped = 0 if job.quotas is None else pending - sum(row.to_do for row in quotas)
+    return Verification(
+        planned=counts.planned,
+        accepted=counts.accepted,
+        rejected=counts.rejected,
+        failed=counts.failed,
+        pending=pending - skipped,
+        not_planned=counts.not_planned,
+        images_checked=images,
+        problems=tuple(problems.lines),
+        problems_total=problems.total,
+        edits_skipped_by_quota=skipped,
+        quotas=tuple(quotas),
+    )
 
 
-@dataclass
 class _Problems:
-    lines: list[str] = field(default_factory=list)
-    total: int = 0
+    """The number of problems, and the lines of the first of them, which are made only then."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.total = 0
 
     def add(self, *problems: str) -> None:
         self.total += len(problems)
         self.lines.extend(problems[: max(0, MAX_PROBLEMS - len(self.lines))])
 
+    def add_rows(self, rows: npt.NDArray[np.int64], line_of: Callable[[int], str]) -> None:
+        """Adds a problem for each of these rows."""
+        self.total += len(rows)
+        left = max(0, MAX_PROBLEMS - len(self.lines))
+        self.lines.extend(line_of(int(row)) for row in rows[:left])
 
-def _read_ledger(ledger: Ledger, problems: _Problems) -> tuple[dict[bytes, str], dict[bytes, int]]:
-    """The standing outcome of every edit, and for edits in a part a hash of the file's name."""
-    outcome_of: dict[bytes, str] = {}
-    file_of: dict[bytes, int] = {}
-    for table in ledger.outcomes():
-        columns = (table[name].to_pylist() for name in _LEDGER_COLUMNS)
-        for edit_id, outcome, part, name in zip(*columns, strict=True):
-            before = outcome_of.get(edit_id, Outcome.FAILED)
-            if before != Outcome.FAILED:
-                problems.add(f"edit {edit_id.hex()} is twice in the ledger, {before} at first")
-            outcome_of[edit_id] = Outcome(outcome)
-            if part:
-                file_of[edit_id] = hash(name)
-    return outcome_of, file_of
+    def add_all(self, other: _Problems) -> None:
+        self.lines.extend(other.lines[: max(0, MAX_PROBLEMS - len(self.lines))])
+        self.total += other.total
+
+
+_OUTCOMES = (Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED)
+_FAILED = _OUTCOMES.index(Outcome.FAILED)
+_ID = pa.field("edit_id", ID_TYPE, nullable=False)
+_SCHEMAS = (
+    pa.schema([_ID, ("outcome", pa.int8()), ("in_part", pa.bool_()), ("file", pa.int64())]),
+    pa.schema([_ID, ("part", pa.int32()), ("row", pa.int32()), ("file", pa.int64())]),
+    pa.schema([_ID, ("part", pa.int32()), ("has_failed", pa.bool_())]),
+)
+"""What is compared of an edit: in the ledger, in the metadata of a part, and in the outcomes of a
+part that the ledger may lack. `outcome` is a place in _OUTCOMES, `file` a hash of the file's
+name."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts that the ledger names. `settled`: those of which it has all outcomes."""
+
+    named: AbstractSet[str]
+    settled: AbstractSet[str]
+
+
+@dataclass
+class _Counts:
+    planned: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    not_planned: int = 0
+
+    @property
+    def pending(self) -> int:
+        return self.planned - self.accepted - self.rejected - self.failed
+
+
+@dataclass
+class _Findings:
+    """What is read of a run, on disk by edit id, and the problems that were found in it."""
+
+    ledger: RowsById
+    metadata: RowsById
+    unsettled: RowsById
+    parts: list[str] = field(default_factory=list)
+    unsettled_parts: list[str] = field(default_factory=list)
+    twice: _Problems = field(default_factory=_Problems)
+    files: _Problems = field(default_factory=_Problems)
+    differences: _Problems = field(default_factory=_Problems)
+    missing: _Problems = field(default_factory=_Problems)
+    lacking: _Problems = field(default_factory=_Problems)
+
+    def all_problems(self) -> _Problems:
+        every = _Problems()
+        for some in (self.twice, self.files, self.differences, self.missing, self.lacking):
+            every.add_all(some)
+        return every
+
+    def take_ledger(self, ledger: Ledger) -> _Parts:
+        """Reads the ledger."""
+        named, last = set[str](), set[str]()
+        for table in ledger.outcomes(_LEDGER_COLUMNS):
+            if not table.num_rows:
+                continue  # a fence
+            last = {part for part in pc.unique(table["part"]).to_pylist() if part}
+            named |= last
+            columns = {
+                "edit_id": table["edit_id"],
+                "outcome": pc.index_in(table["outcome"], pa.array(_OUTCOMES)).cast(pa.int8()),
+                "in_part": pc.not_equal(table["part"], ""),
+                "file": _hashes(table["edited_file_name"].to_pylist()),
+            }
+            self.ledger.add(pa.table(columns))
+        return _Parts(named, named - last)
+
+    def take_parts(self, folder: Folder) -> int:
+        """Reads the metadata of all parts and checks their images; returns how many."""
+        images = 0
+        with (
+            ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool,
+            ImageChecks(folder) as checks,
+        ):
+            for checked, problems in checks.check(self._names_of_images(folder, pool)):
+                images += checked
+                self.files.add(*problems)
+        return images
+
+    def _names_of_images(self, folder: Folder, pool: Executor) -> Iterator[list[NamedImage]]:
+        """The images of every part, with their hashes; adds its metadata."""
+        read = partial(_read_part, folder)
+        for part, files in in_order(pool, read, finished_parts(folder), 2 * _THREADS):
+            if isinstance(files, LedgerError):
+                self.files.add(str(files))
+                continue
+            rows = files.rows
+            self.files.add(*files.problems)
+            columns = {
+                "edit_id": pa.array([row.edit_id for row in rows], ID_TYPE),
+                "part": pa.array([len(self.parts)] * len(rows), pa.int32()),
+                "row": pa.array(range(len(rows)), pa.int32()),
+                "file": _hashes([row.edited_file for row in rows]),
+            }
+            self.parts.append(part)
+            self.metadata.add(pa.table(columns))
+            yield [(name, files.hashes.get(name, b"").hex()) for name in _images_of(rows)]
+
+    def take_unsettled(self, folder: Folder, committed: _Parts) -> None:
+        """Reads the outcomes of the finished parts that the ledger may lack."""
+        for part in committing_folders(folder, skip=committed.settled):
+            try:
+                outcomes = read_part_outcomes(folder, part)
+            except LedgerError as error:
+                self.lacking.add(str(error))
+                continue
+            columns = {
+                "edit_id": outcomes["edit_id"],
+                "part": pa.array([len(self.unsettled_parts)] * outcomes.num_rows, pa.int32()),
+                "has_failed": pc.equal(outcomes["outcome"], Outcome.FAILED.value),
+            }
+            self.unsettled_parts.append(part)
+            self.unsettled.add(pa.table(columns))
+
+    def join(self, folder: Folder, planned: RowsById, committed: _Parts) -> _Counts:
+        """Compares the ledger, the metadata and the plan, bucket by bucket."""
+        counts, lacking = _Counts(), Counter[int]()
+        is_named = np.array([part in committed.named for part in self.parts], bool)
+        readers = (self.ledger, self.metadata, self.unsettled, planned)
+        for tables in zip(*(reader.buckets() for reader in readers), strict=True):
+            if not any(map(len, tables)):
+                continue
+            bucket = _Bucket(*tables)
+            self.twice.add_rows(*bucket.twice_in_the_ledger())
+            self._compare(folder, bucket, is_named)
+            self.missing.add_rows(*bucket.without_metadata())
+            lacking.update(bucket.lacking_by_part())
+            bucket.count(counts)
+        for number, edits in sorted(lacking.items()):
+            self.lacking.add(
+                f"{self.unsettled_parts[number]} is finished, and {edits} of its edits are not in "
+                "the ledger: run the same job again, it takes them over"
+            )
+        return counts
+
+    def _compare(self, folder: Folder, bucket: _Bucket, is_named: npt.NDArray[np.bool_]) -> None:
+        """Adds the differences between the ledger and the metadata."""
+        for rows, what in bucket.differences(is_named):
+
+            def line(row: int, what: Callable[[int], str] = what) -> str:
+                part, number = (int(bucket.metadata[name][row].as_py()) for name in ("part", "row"))
+                file = read_metadata(folder, self.parts[part])[number].edited_file
+                return f"edit {bucket.metadata['edit_id'][row].as_py().hex()} ({file}){what(row)}"
+
+            self.differences.add_rows(rows, line)
+
+
+class _Bucket:
+    """The edits of a bucket: rows of the ledger, of metadata, of outcomes, and of the plan.
+
+    Every different id has a place; arrays by place say what the ledger has of it.
+    """
+
+    def __init__(
+        self, ledger: pa.Table, metadata: pa.Table, outcomes: pa.Table, planned: pa.Table
+    ) -> None:
+        self.ledger, self.metadata, self.outcomes = ledger, metadata, outcomes
+        self.ids, places = numbered(ledger, metadata, outcomes, planned)
+        self.in_ledger, self.in_metadata, self.in_outcomes, self.in_plan = places
+        self.standing = np.full(len(self.ids), -1, np.int64)
+        """The standing outcome, -1 for edits that the ledger does not have."""
+        self.standing[self.in_ledger] = _numpy(ledger, "outcome")  # of several the last counts
+        is_in_part = _numpy(ledger, "in_part")
+        of_part = self.in_ledger[is_in_part]
+        self.has_file = np.zeros(len(self.ids), bool)
+        self.file = np.zeros(len(self.ids), np.int64)
+        self.has_file[of_part] = True
+        self.file[of_part] = _numpy(ledger, "file")[is_in_part]
+
+    def twice_in_the_ledger(self) -> _Found:
+        rows, before = is_again(self.in_ledger)
+        outcomes = _numpy(self.ledger, "outcome")
+        is_final = outcomes[before] != _FAILED
+        at_first = dict(zip(rows[is_final].tolist(), outcomes[before[is_final]], strict=True))
+        return (
+            rows[is_final],
+            lambda row: (
+                f"edit {self.ids[self.in_ledger[row]].hex()} is twice in the ledger, "
+                f"{_OUTCOMES[at_first[row]]} at first"
+            ),
+        )
+
+    def differences(self, is_named: npt.NDArray[np.bool_]) -> Iterator[_Found]:
+        """Rows of the metadata that do not agree with the ledger.
+
+        `is_named`: for each part whether the ledger names it.
+        """
+        again, _ = is_again(self.in_metadata)
+        is_first = np.ones(len(self.in_metadata), bool)
+        is_first[again] = False
+        place = self.in_metadata
+        has_file, is_known = self.has_file[place], self.standing[place] >= 0
+        is_other = self.file[place] != _numpy(self.metadata, "file")
+        is_of_named = is_named[_numpy(self.metadata, "part")]
+        yield np.sort(again), lambda _: " is twice in the metadata of the parts"
+        is_it = is_first & has_file & is_other
+        yield np.flatnonzero(is_it), lambda _: ": the ledger names another file"
+        is_it = is_first & ~has_file & is_known
+        yield (
+            np.flatnonzero(is_it),
+            lambda row: f" is {_OUTCOMES[self.standing[place[row]]]} in the ledger",
+        )
+        is_it = is_first & ~has_file & ~is_known & is_of_named
+        yield (
+            np.flatnonzero(is_it),
+            lambda _: " is not in the ledger, which has other edits of its part",
+        )
+
+    def without_metadata(self) -> _Found:
+        is_missing = self.has_file.copy()
+        is_missing[self.in_metadata] = False
+
+        def line(place: int) -> str:
+            outcome = _OUTCOMES[self.standing[place]]
+            return (
+                f"edit {self.ids[place].hex()} is {outcome} in the ledger and in no part's metadata"
+            )
+
+        return np.flatnonzero(is_missing), line
+
+    def lacking_by_part(self) -> dict[int, int]:
+        """How many outcomes of each part the ledger lacks, as `Ledger.lacks` has it."""
+        standing = self.standing[self.in_outcomes]
+        is_better = (standing == _FAILED) & ~_numpy(self.outcomes, "has_failed")
+        parts = _numpy(self.outcomes, "part")[(standing < 0) | is_better]
+        return Counter(parts.tolist())
+
+    def count(self, counts: _Counts) -> None:
+        planned = self.standing[self.in_plan]
+        counts.planned += len(planned)
+        counts.accepted += int((planned == 0).sum())
+        counts.rejected += int((planned == 1).sum())
+        counts.failed += int((planned == _FAILED).sum())
+        counts.not_planned += int((self.standing >= 0).sum()) - int((planned >= 0).sum())
+
+
+_Found: TypeAlias = tuple[npt.NDArray[np.int64], Callable[[int], str]]
+"""Rows or places with a problem, and what makes the line of one."""
+
+
+def _numpy(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    return np.asarray(table[name].to_numpy())
+
+
+def _hashes(names: Sequence[str]) -> pa.Array:
+    return pa.array(np.fromiter(map(hash, names), np.int64, len(names)))
 
 
 @dataclass(frozen=True)
@@ -195,59 +454,33 @@ def _carried_names(metadata: pa.Table) -> list[list[str]]:
     return found
 
 
-def _read_metadata(folder: Folder, part: str, problems: _Problems) -> list[MetadataRow]:
+@dataclass(frozen=True)
+class _PartFiles:
+    """The metadata of a part, and the hashes of its images (`image_hashes`)."""
+
+    rows: list[MetadataRow]
+    hashes: Mapping[str, bytes]
+    problems: Sequence[str]
+
+
+def _read_part(folder: Folder, part: str) -> tuple[str, _PartFiles | LedgerError]:
     try:
-        return read_metadata(folder, part)
+        rows = read_metadata(folder, part)
     except LedgerError as error:
-        problems.add(str(error))
-        return []
-
-
-def _read_hashes(folder: Folder, part: str, problems: _Problems) -> dict[str, bytes]:
-    """The hashes of the part's images, by path in the run folder."""
+        return part, error
+    hashes: Mapping[str, bytes] = {}
+    problems: list[str] = []
     try:
-        return image_hashes(folder, part)
+        hashes = image_hashes(folder, part)
     except (LedgerError, StorageError) as error:
-        problems.add(str(error))
-        return {}
-
-
-def _differences(
-    rows: Iterable[MetadataRow],
-    is_committed: bool,
-    outcome_of: dict[bytes, str],
-    file_of: dict[bytes, int],
-    seen: set[bytes],
-) -> list[str]:
-    """The differences between the rows of a part and the ledger; adds the rows' ids to `seen`."""
-    found = []
-    for row in rows:
-        edit = f"edit {row.edit_id.hex()} ({row.edited_file})"
-        if row.edit_id in seen:
-            found.append(f"{edit} is twice in the metadata of the parts")
-        elif row.edit_id in file_of:
-            if file_of[row.edit_id] != hash(row.edited_file):
-                found.append(f"{edit}: the ledger names another file")
-        elif row.edit_id in outcome_of:
-            found.append(f"{edit} is {outcome_of[row.edit_id]} in the ledger")
-        elif is_committed:
-            found.append(f"{edit} is not in the ledger, which has other edits of its part")
-        seen.add(row.edit_id)
-    return found
-
-
-def _orphan_problem(folder: Folder, ledger: Ledger, part: str) -> tuple[str, ...]:
-    """A problem if the ledger lacks edits of a finished part, else ()."""
-    try:
-        lacking = len(uncommitted(folder, ledger, part))
-    except LedgerError as error:
-        return (str(error),)
-    if not lacking:
-        return ()
-    return (
-        f"{part} is finished, and {lacking} of its edits are not in the ledger: run the same job "
-        "again, it takes them over",
+        problems.append(str(error))
+    carried = dict.fromkeys(name for row in rows for name in row.carried_files)
+    problems += (  # they are not decoded: they are what they were
+        f"a carried image is missing: {folder.url_of(name)}"
+        for name in carried
+        if not folder.exists(name)
     )
+    return part, _PartFiles(rows, hashes, problems)
 
 
 def _images_of(rows: Iterable[MetadataRow]) -> list[str]:
@@ -257,86 +490,16 @@ def _images_of(rows: Iterable[MetadataRow]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def read_image(folder: Folder, name: str) -> Image.Image:
-    """An image of the run. Raises StorageError, and FPEError if it cannot be decoded."""
-    return decode_image(folder.read(name), max_pixels=_MOST_PIXELS)
-
-
-def _check_images(
-    folder: Folder,
-    names: Iterable[str],
-    hashes: Mapping[str, bytes],
-    pool: Executor,
-    problems: _Problems,
-) -> int:
-    """Checks the images; returns how many there are. `hashes`: as `image_hashes` returns them."""
-    images = 0
-    for problem in pool.map(lambda name: _image_problem(folder, name, hashes.get(name)), names):
-        images += 1
-        problems.add(*problem)
-    return images
-
-
-def _image_problem(folder: Folder, name: str, expected: bytes | None) -> tuple[str, ...]:
-    """A problem if the image is missing, is another, or cannot be decoded; else ()."""
-    try:
-        data = folder.read(name)
-        decode_image(data, max_pixels=_MOST_PIXELS)
-    except StorageError as error:
-        return (f"an image is missing: {error}",)
-    except FPEError as error:
-        return (f"{name} does not decode: {error}",)
-    digest = image_hash(data)
-    has_hash_in_name = name.rpartition("/")[0].endswith("/mask")
-    if (has_hash_in_name and digest.hex() not in name) or digest != (expected or digest):
-        return (f"{name} is not the image that was written there: it has another hash",)
-    return ()
-
-
-def _missing(folder: Folder, name: str) -> tuple[str, ...]:
-    """A problem if a file is missing. Carried images are not decoded: they are what they were."""
-    return () if folder.exists(name) else (f"a carried image is missing: {folder.url_of(name)}",)
-
-
-def _sum_up(
-    job: Job, outcome_of: dict[bytes, str], images: int, problems: _Problems
-) -> Verification:
-    """Counts the job's edits by outcome. Reads the manifest once, under quotas twice."""
-    counts: Counter[str] = Counter()
-    planned = 0
-    for edit_id in resolve_job(job).edit_ids():
-        planned += 1
-        counts[outcome_of.get(edit_id, "pending")] += 1
-    known = planned - counts["pending"]
-    if sum(counts.values()) != planned:
-        raise AssertionError("every planned edit has one outcome or is pending")
-    quotas = _quota_rows(job, outcome_of, problems)
-    skipped = 0 if job.quotas is None else counts["pending"] - sum(row.to_do for row in quotas)
-    return Verification(
-        planned=planned,
-        accepted=counts[Outcome.ACCEPTED],
-        rejected=counts[Outcome.REJECTED],
-        failed=counts[Outcome.FAILED],
-        pending=counts["pending"] - skipped,
-        not_planned=len(outcome_of) - known,
-        images_checked=images,
-        problems=tuple(problems.lines),
-        problems_total=problems.total,
-        edits_skipped_by_quota=skipped,
-        quotas=tuple(quotas),
-    )
-
-
-def _quota_rows(job: Job, outcome_of: dict[bytes, str], problems: _Problems) -> list[QuotaRow]:
+def _quota_rows(
+    resolved: ResolvedJob, repeats: Repeats, folder: Folder, problems: _Problems
+) -> list[QuotaRow]:
     """The state of every cell. A cell with more accepted edits than its quota is a problem."""
-    if job.quotas is None:
+    if resolved.job.quotas is None:
         return []
-
-    def is_open(edit_id: bytes) -> bool:
-        return edit_id not in outcome_of
-
-    selection = select_round(resolve_job(job), job.quotas.to_quotas(), outcome_of.get, is_open)
-    rows = quota_table(selection, outcome_of.get, is_open)
+    ledger, quotas = Ledger.open(folder), resolved.job.quotas.to_quotas()
+    is_open = open_edits(ledger, None).__contains__
+    selection = select_round(resolved, quotas, ledger.outcome_of, is_open, repeats)
+    rows = quota_table(selection, ledger.outcome_of, is_open)
     for row in rows:
         if row.over_by:
             cell = ", ".join(f"{name}={value}" for name, value in row.cell.items())

@@ -27,15 +27,15 @@ def scale(
         int,
         typer.Option(
             min=0,
-            help="Largest run that is resumed, in edits; above --run-edits its outcomes are "
-            "committed without making images.",
+            help="Largest run that is resumed and verified, in edits; above --run-edits its "
+            "outcomes are committed without making images.",
         ),
     ] = 1_000_000,
     out: Annotated[
         pathlib.Path, typer.Option(help="Folder for scale.json, scale.png and scratch.")
     ] = pathlib.Path("out/bench-scale"),
 ) -> None:
-    """Measure planning, running and resuming without an editor (editor: none), size by size.
+    """Measure planning, running, resuming and verifying without an editor, size by size.
 
     Each phase is a process of its own. Nothing is edited: outputs are copies.
     """
@@ -57,6 +57,7 @@ def scale(
         tables.run_table(sizes),
         tables.objects_table(sizes),
         tables.resume_table(sizes),
+        tables.reading_table(sizes),
         tables.aims_table(aims(sizes)),
     ):
         console.out().print(table)

@@ -47,6 +47,25 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Selected:
+    """Planning the first round under quotas: a third pass, which selects its edits."""
+
+    cost: PhaseCost
+    edits: int
+    selected: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """`fpe verify` of a finished run. The processes that decode images are not in `cost`'s CPU time
+    and memory."""
+
+    cost: PhaseCost
+    edits: int
+    images: int
+
+
+@dataclass(frozen=True)
 class Objects:
     """Numbers of files of a run folder by kind.
 
@@ -123,6 +142,8 @@ class SizeFigures:
     planned: Planned
     run: RunThrough | None
     resumed: Resumed | None
+    selected: Selected | None = None
+    verified: Verified | None = None
 
     @property
     def edits(self) -> int:
@@ -152,6 +173,7 @@ DRIVER_BYTES = 2_000_000_000
 FLAT_RATIO = 1.25
 """Largest ratio of the driver's memory, largest to smallest of the large sizes, that counts as
 flat. It cannot be 1, because the ledger's ids take 16 bytes each."""
+BYTES_PER_EDIT = 20.0
 OBJECTS_PER_PART = 1.0
 
 
@@ -187,6 +209,7 @@ def aims(sizes: Sequence[SizeFigures]) -> list[Aim]:
         ),
         Aim("driver memory, bytes, at every size", max(costs, default=None), most=DRIVER_BYTES),
         *_flatness(large),
+        *_slopes(large),
         Aim(
             f"resuming a finished run of {RESUME_EDITS:,} edits, seconds",
             min((each.cost.seconds for each in resumed), default=None),
@@ -206,9 +229,30 @@ def aims(sizes: Sequence[SizeFigures]) -> list[Aim]:
 
 
 def _costs(size: SizeFigures) -> Iterator[PhaseCost]:
-    for phase in (size.planned, size.run, size.resumed):
+    for phase in (size.planned, size.run, size.resumed, size.selected, size.verified):
         if phase is not None:
             yield phase.cost
+
+
+def _bytes_per_edit(
+    sizes: Sequence[SizeFigures], cost_of: Callable[[SizeFigures], PhaseCost | None]
+) -> float | None:
+    """How much more memory an edit more takes, from the smallest to the largest of the sizes."""
+    peaks = {size.edits: cost.peak_bytes for size in sizes if (cost := cost_of(size)) is not None}
+    if len(peaks) < 2:
+        return None
+    few, many = min(peaks), max(peaks)
+    return (peaks[many] - peaks[few]) / (many - few)
+
+
+def _slopes(large: Sequence[SizeFigures]) -> Iterator[Aim]:
+    phases: dict[str, Callable[[SizeFigures], PhaseCost | None]] = {
+        "planning under quotas": lambda size: None if size.selected is None else size.selected.cost,
+        "verifying": lambda size: None if size.verified is None else size.verified.cost,
+    }
+    for name, cost_of in phases.items():
+        text = f"bytes an edit while {name}, from {FLAT_FROM_EDITS:,} edits on"
+        yield Aim(text, _bytes_per_edit(large, cost_of), most=BYTES_PER_EDIT)
 
 
 def _flatness(large: Sequence[SizeFigures]) -> Iterator[Aim]:

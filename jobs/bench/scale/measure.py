@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.scale.figures import Objects, PhaseCost, Planned, Resumed, RunThrough, SizeFigures
+from jobs.bench.scale.figures import (
+    Objects,
+    PhaseCost,
+    Planned,
+    Resumed,
+    RunThrough,
+    Selected,
+    SizeFigures,
+    Verified,
+)
 from jobs.bench.scale.workload import write_manifest
 from pipeline.errors import ResourceError
 from pipeline.ledger.ledger import LEDGER_FOLDER
@@ -47,14 +56,16 @@ def measure(
         report(f"{rows:,} rows: planning {edits:,} edits")
         planned = Planned(**_with_cost(_phase("plan", manifest, scratch / "plan")))
         shutil.rmtree(scratch / "plan")
-        run = resumed = None
+        report(f"{rows:,} rows: planning under quotas")
+        selected = Selected(**_with_cost(_phase("quotas", manifest, scratch / "quotas")))
+        run = resumed = verified = None
         output = scratch / "run"
         if edits <= limits.run_edits:
             report(f"{rows:,} rows: running {edits:,} edits")
             found = _with_cost(_phase("run", manifest, output))
             run = RunThrough(**found, objects=count_objects(output))
         elif edits <= limits.resume_edits:
-            report(f"{rows:,} rows: committing {edits:,} outcomes without images")
+            report(f"{rows:,} rows: committing {edits:,} outcomes without making images")
             _phase("fill", manifest, output)
         if output.exists():
             report(f"{rows:,} rows: resuming")
@@ -62,9 +73,11 @@ def measure(
                 _phase("resume", manifest, output)
             found = _with_cost(_phase("resume", manifest, output))
             resumed = Resumed(**found, is_run_whole=run is not None)
+            report(f"{rows:,} rows: verifying")
+            verified = Verified(**_with_cost(_phase("verify", manifest, output)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return SizeFigures(rows, edits_per_row, planned, run, resumed)
+    return SizeFigures(rows, edits_per_row, planned, run, resumed, selected, verified)
 
 
 def count_objects(run_folder: Path) -> Objects:

@@ -1,12 +1,11 @@
 """Runs one phase of the benchmark in a process of its own, so that its peak memory can be measured.
 
-    python -m jobs.bench.scale.phase plan|run|fill|resume MANIFEST OUTPUT
+    python -m jobs.bench.scale.phase plan|quotas|run|fill|resume|verify MANIFEST OUTPUT
 
 The last line that it prints has its figures as JSON.
 
-`fill` makes the ledger of a finished run without running it, for sizes that would take hours. Plan,
-parts, outcomes and commits are real. Images and metadata are missing, because a run without work
-does not read them. The folders of the parts exist and are empty, because a run lists them.
+`fill` makes the run folder of a finished run without running it (`filled_run`), for sizes that
+would take hours.
 """
 
 from __future__ import annotations
@@ -25,19 +24,13 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.bench.scale.figures import PhaseCost
-from jobs.bench.scale.workload import scale_job
-from pipeline.cluster.actor_kinds import Node
-from pipeline.cluster.pool import size_pool
-from pipeline.edit.no_editor import NOT_EDITED
-from pipeline.job.job import Job
+from jobs.bench.scale.filled_run import fill_run
+from jobs.bench.scale.workload import QUOTA, scale_job
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import OUTCOME_SCHEMA, Outcome
-from pipeline.plan.plan import Plan, make_plan
-from pipeline.plan.work_list import cut_work, read_slice
-from pipeline.run.commits import COMMIT_EDITS
+from pipeline.plan.plan import make_plan
 from pipeline.run.driver import run_job
 from pipeline.storage.folder import Folder
-from pipeline.write.part import part_name
+from pipeline.verify.verify import verify_run
 
 _POLL_S = 1.0
 _MEMORY_POLL_S = 0.02
@@ -142,6 +135,15 @@ def plan(manifest: Path, output: Path) -> dict[str, Any]:
     }
 
 
+def quotas(manifest: Path, output: Path) -> dict[str, Any]:
+    """Plans the first round of a job with quotas; writes nothing."""
+    found: dict[str, Any] = {}
+    job = scale_job(manifest, output, quota=QUOTA)
+    with _costing(found):
+        planned = make_plan(job, write=False)
+    return found | {"edits": planned.edits_total, "selected": planned.edits_pending}
+
+
 def run(manifest: Path, output: Path) -> dict[str, Any]:
     """Runs the job. Without an editor this is everything except the model."""
     found: dict[str, Any] = {}
@@ -159,9 +161,8 @@ def run(manifest: Path, output: Path) -> dict[str, Any]:
 
 
 def fill(manifest: Path, output: Path) -> dict[str, Any]:
-    """Commits an outcome for every edit, as a run does, without making images."""
-    job = scale_job(manifest, output)
-    return {"edits": fill_ledger(job)}
+    """Makes the run folder of a finished run, as a run does, without making images."""
+    return {"edits": fill_run(scale_job(manifest, output))}
 
 
 def resume(manifest: Path, output: Path) -> dict[str, Any]:
@@ -180,74 +181,24 @@ def resume(manifest: Path, output: Path) -> dict[str, Any]:
     }
 
 
+def verify(manifest: Path, output: Path) -> dict[str, Any]:
+    """Checks a finished run, with all its images."""
+    found: dict[str, Any] = {}
+    with _costing(found):
+        checked = verify_run(scale_job(manifest, output))
+    if not checked.ok or checked.pending:
+        raise RuntimeError(f"the run is not in order: {checked.problems}")
+    return found | {"edits": checked.planned, "images": checked.images_checked}
+
+
 PHASE_FUNCTIONS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "plan": plan,
+    "quotas": quotas,
     "run": run,
     "fill": fill,
     "resume": resume,
+    "verify": verify,
 }
-
-
-def fill_ledger(job: Job) -> int:
-    """Commits every edit of a job as accepted; returns their number. Only for local run folders."""
-    folder = Folder.open(job.output)
-    ledger = Ledger.open(folder)
-    plan = make_plan(job, ledger)
-    waiting: list[pa.Table] = []
-    for part, outcomes in _parts(job, folder, plan):
-        (Path(folder.url) / part).mkdir()
-        waiting.append(outcomes)
-        if sum(map(len, waiting)) >= COMMIT_EDITS:
-            ledger.commit(pa.concat_tables(waiting))
-            waiting = []
-    if waiting:
-        ledger.commit(pa.concat_tables(waiting))
-    return len(ledger.done_ids())
-
-
-def _parts(job: Job, folder: Folder, plan: Plan) -> Iterator[tuple[str, pa.Table]]:
-    """The parts that a run on two CPUs would write, and their outcomes."""
-    pixels = plan.parameters.width_px * plan.parameters.height_px
-    pool = size_pool(
-        [Node(cpus=2)],
-        job.resources,
-        device="cpu",
-        groups=plan.groups_pending,
-        pixels_per_image=pixels,
-    )
-    for work in cut_work(folder, plan.work_files, pool.groups_per_block, pool.edits_per_block):
-        groups = read_slice(folder, work).to_pylist()
-        edits = [(group, edit) for group in groups for edit in group["edits"]]
-        part = part_name(edit["edit_id"] for _, edit in edits)
-        yield part, _outcomes(part, edits)
-
-
-def _outcomes(part: str, edits: list[tuple[dict[str, object], dict[str, object]]]) -> pa.Table:
-    rows = [
-        {
-            "edit_id": edit["edit_id"],
-            "group_id": group["group_id"],
-            "source_id": group["source_id"],
-            "row": group["row"],
-            "part": part,
-            "outcome": Outcome.ACCEPTED.value,
-            "reason": "",
-            "message": NOT_EDITED,
-            "edited_file_name": f"{part}/edited/{group['stem']}__{_hex(edit['edit_id'])}.png",
-            "target_prompt": edit["target_prompt"],
-            "unet_rows": 0.0,
-            "seconds": 0.0,
-            "edit_type": "",
-            "source_file_name": f"{part}/source/{group['stem']}__{_hex(group['source_id'])}.png",
-        }
-        for group, edit in edits
-    ]
-    return pa.Table.from_pylist(rows, schema=OUTCOME_SCHEMA)
-
-
-def _hex(identity: object) -> str:
-    assert isinstance(identity, bytes)
-    return identity.hex()
 
 
 def main(phase: str, manifest: str, output: str) -> None:

@@ -101,6 +101,36 @@ def resume_table(sizes: Sequence[SizeFigures]) -> Table:
     return table
 
 
+def reading_table(sizes: Sequence[SizeFigures]) -> Table:
+    """The passes that join what a run left: planning under quotas, and verifying."""
+    columns = (
+        "edits",
+        "quotas, seconds",
+        "selected",
+        "driver MB",
+        "verify, seconds",
+        "images",
+        "its MB",
+    )
+    table = titled_table("Planning under quotas, and verifying", columns)
+    for size in sizes:
+        cells = ["-"] * 6
+        if (selected := size.selected) is not None:
+            cells[:3] = (
+                f"{selected.cost.seconds:,.1f}",
+                f"{selected.selected:,}",
+                _megabytes(selected.cost.peak_bytes),
+            )
+        if (verified := size.verified) is not None:
+            cells[3:] = (
+                f"{verified.cost.seconds:,.1f}",
+                f"{verified.images:,}",
+                _megabytes(verified.cost.peak_bytes),
+            )
+        table.add_row(f"{size.edits:,}", *cells)
+    return table
+
+
 def aims_table(aims: Sequence[Aim]) -> Table:
     """Every aim with the figure reached."""
     table = titled_table("Aims", ("aim", "wanted", "reached", ""))

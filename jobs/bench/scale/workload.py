@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ SIZE_PX = 64
 PICTURES = 64
 """Image files that the rows share. 10^7 files would be too many for a file system, and the engine
 reads one file per row anyway."""
+QUOTA = 1000
+"""Accepted edits of each of the three shapes, in the phase with quotas."""
 _ROWS_AT_ONCE = 50_000
 _SCHEMA = pa.schema(
     [
@@ -45,16 +48,17 @@ def write_manifest(folder: Path, rows: int, edits_per_row: int) -> Path:
     return path
 
 
-def scale_job(manifest: Path, output: Path) -> Job:
-    """A job like any other, except that it has no editor."""
-    return Job.model_validate(
-        {
-            "manifest": str(manifest),
-            "output": str(output),
-            "editor": "none",
-            "edit": {"size_px": SIZE_PX},
-        }
-    )
+def scale_job(manifest: Path, output: Path, *, quota: int | None = None) -> Job:
+    """A job like any other, except that it has no editor. `quota`: accepted edits of each shape."""
+    values: dict[str, Any] = {
+        "manifest": str(manifest),
+        "output": str(output),
+        "editor": "none",
+        "edit": {"size_px": SIZE_PX},
+    }
+    if quota is not None:
+        values["quotas"] = {"by": ["shape"], "accepted": quota}
+    return Job.model_validate(values)
 
 
 def _rows(numbers: range, edits_per_row: int) -> pa.Table:

@@ -26,7 +26,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.plan import Plan, make_plan, quota_rows
 from pipeline.plan.quotas import QuotaRow, Selection, cells_of_edits, quota_table, select_edits
-from pipeline.plan.resolved_job import resolve_job
+from pipeline.plan.resolved_job import Repeats, resolve_job
 from pipeline.report.status import run_status
 from pipeline.run.driver import run_job
 from pipeline.verify.verify import verify_run
@@ -151,8 +151,8 @@ def test_a_retry_fills_what_is_lacking_and_nothing_beyond(
             break
         for edit in selection.edits:
             ledger[edit] = draw.draw(st.sampled_from(Outcome))
-        reopened -= selection.edits.keys()
-        tried |= selection.edits.keys()
+        reopened -= set(selection.edits)
+        tried |= set(selection.edits)
         rows = quota_table(selection, ledger.get, reopened.__contains__)
         assert sum(row.done for row in rows) == len(ledger), "each edit counts once"
     for row in table(world, ledger):
@@ -181,7 +181,7 @@ def test_no_number_is_no_limit() -> None:
     edits: Edits = [(("red" if number % 2 else "blue",), edit) for number, edit in enumerate(ids)]
     quotas = Quotas(("colour",), None, (({"colour": "red"}, 1),))
     selection = select(World(edits, {}), {}, quotas)
-    assert list(selection.edits) == [ids[0], ids[2], ids[4], ids[1]]
+    assert selection.edits == {ids[0], ids[2], ids[4], ids[1]}
     rows = quota_table(selection, {}.get, lambda _: True)
     assert [(row.quota, row.to_do, row.short_by) for row in rows] == [(None, 3, 0), (1, 1, 1)]
 
@@ -257,7 +257,7 @@ def make_run(
 
 
 def cells(run: FinishedRun, *by: str) -> list[Cell]:
-    return [cell for cell, _ in cells_of_edits(resolve_job(run.job), by)]
+    return [cell for cell, _ in cells_of_edits(resolve_job(run.job), by, Repeats())]
 
 
 def planned(run: FinishedRun) -> Plan:
@@ -277,7 +277,10 @@ def test_values_come_from_labels_and_columns(make_run: MakeRun) -> None:
         ("red", "", "1.5", "", "2", red),
         ("green", "", "1.5", "", "2", green),
     ]
-    ids, keys = [e for _, e in cells_of_edits(resolve_job(run.job), ["split"])], run.keys()
+    ids, keys = (
+        [e for _, e in cells_of_edits(resolve_job(run.job), ["split"], Repeats())],
+        run.keys(),
+    )
     assert ids == [key.edit_id for key in keys]
 
 
@@ -364,7 +367,7 @@ def test_a_run_is_in_order_while_and_when_its_cells_are_filled(make_run: MakeRun
     assert (found.pending, found.edits_skipped_by_quota) == (2, 1), "one of each colour"
     plan = planned(run)
     assert plan.round is not None
-    assert list(plan.round.edits) == [keys[2].edit_id, keys[5].edit_id]
+    assert plan.round.edits == {keys[2].edit_id, keys[5].edit_id}
     run.commit(run.write_part("part-b", [keys[2]], failed=[keys[5]]))
     found = verify_run(run.job)
     assert found.ok, found.problems

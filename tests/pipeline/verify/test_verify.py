@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.errors import ManifestError, ResourceError
 from pipeline.job.job import Job
 from pipeline.ledger.checked_file import checked_parquet, read_checked
 from pipeline.ledger.ledger import Ledger, number_of
 from pipeline.ledger.parts import adopt_orphan_parts
+from pipeline.storage.folder import Folder
+from pipeline.verify import images
 from pipeline.verify.verify import Verification, verify_run
 from tests.builders.finished_run import FinishedRun
 from tests.servers.stores import Store
@@ -260,3 +265,91 @@ def test_verifying_changes_nothing(run: FinishedRun) -> None:
     before = {path: run.folder.read(path) for path in run.folder.list()}
     verify_run(run.job)
     assert {path: run.folder.read(path) for path in run.folder.list()} == before
+
+
+@pytest.mark.parametrize("damage", [damage_missing, damage_truncated, damage_source])
+def test_processes_find_what_threads_find(
+    run: FinishedRun, damage: Callable[[FinishedRun], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.commit(run.write_part("part-a", run.keys()))
+    damage(run)
+    few = verify_run(run.job)
+    monkeypatch.setattr(images, "_FEW_IMAGES", 0)
+    assert verify_run(run.job) == few
+    assert (few.problems_total, few.images_checked) == (1, 9)
+
+
+def test_a_process_that_is_killed_is_an_error_and_not_a_good_image(
+    tmp_path: Path, picture: Callable[..., Image.Image], png: Callable[[Image.Image], bytes]
+) -> None:
+    folder = Folder.open(str(tmp_path))
+    folder.write_new("a.png", png(picture()))
+    with images.ImageChecks(folder) as checks:
+        process = checks._start()
+        assert images._ask(process, ["a.png"]) == []
+        process.kill()
+        with pytest.raises(ResourceError, match="ended with code -9"):
+            images._ask(process, ["a.png"])
+
+
+def test_rows_without_an_id_that_repeat_are_counted_one_by_one(
+    store: Store, run: FinishedRun
+) -> None:
+    """Their ids depend on the rows before them: two equal rows are four edits."""
+    columns = {"image": ["a.png", "a.png"], "target_prompt": [["x", "y"]] * 2}
+    values = run.job.model_dump(mode="json") | {"manifest": store.put_table("n.parquet", columns)}
+    twice = FinishedRun(Job.model_validate(values), run.image)
+    keys = twice.keys()
+    assert len({key.edit_id for key in keys}) == 4
+    twice.commit(twice.write_part("part-a", keys[1:]))
+    found = verify_run(twice.job)
+    assert found.ok, found.problems
+    assert (numbers(found), found.not_planned) == ((4, 3, 0, 0, 1), 0)
+
+
+def test_a_manifest_with_problems_is_refused(store: Store, run: FinishedRun) -> None:
+    columns = {"id": ["1", "2", "1"], "image": ["a.png"] * 3, "target_prompt": [["x"]] * 3}
+    values = run.job.model_dump(mode="json") | {"manifest": store.put_table("n.parquet", columns)}
+    with pytest.raises(ManifestError, match="id '1' is also the id of row 0"):
+        verify_run(Job.model_validate(values))
+
+
+def test_hundreds_of_edits_with_several_kinds_of_faults(
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    picture: Callable[..., Image.Image],
+    png: Callable[[Image.Image], bytes],
+) -> None:
+    """The faults lie in many buckets of ids, and all are counted."""
+    columns = {
+        "id": [str(number) for number in range(60)],
+        "image": ["a.png"] * 60,
+        "target_prompt": [[f"{p}" for p in range(10)]] * 60,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "many.parquet")
+    values: dict[str, Any] = {
+        "manifest": str(tmp_path / "many.parquet"),
+        "output": str(tmp_path / "many"),
+        "model": {"checkpoint": str(tiny_checkpoint)},
+    }
+    many = FinishedRun(Job.model_validate(values), png(picture()))
+    keys = many.keys()
+    parts = [keys[at : at + 100] for at in range(0, 500, 100)]
+    tables = [many.write_part(f"part-{n}", part[20:], part[:20]) for n, part in enumerate(parts)]
+    for table in (*tables[:3], tables[4]):
+        many.commit(table)
+    ledger = Ledger.open(many.folder)
+    again = f".ledger/outcomes-{number_of(ledger.files()[-1]) + 1:08d}.parquet"
+    many.folder.write_new(again, many.folder.read(ledger.files()[1]))  # those of part-1
+    many.commit(tables[3].slice(0, 90))  # it ends within a part
+    many.folder.fs.rm(many.folder.path_of("part-0/metadata.parquet"))
+    many.write_part("part-z", keys[220:225])  # they are in part-2
+    found = verify_run(many.job)
+    assert numbers(found) == (600, 390, 0, 100, 110)
+    assert found.images_checked == 4 * (80 + 8) + 5 + 1
+    twice, not_committed, without_metadata = 80, 10, 80
+    differences = 5 + not_committed
+    lacking = 1  # a line for each part
+    assert found.problems_total == twice + differences + without_metadata + lacking
+    kinds = Counter(re.sub(r"edit [0-9a-f]{32}", "edit", problem) for problem in found.problems)
+    assert kinds == {"edit is twice in the ledger, accepted at first": 20}

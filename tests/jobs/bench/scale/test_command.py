@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from jobs.bench.scale.figures import (
     Planned,
     Resumed,
     RunThrough,
+    Selected,
     SizeFigures,
+    Verified,
     aims,
 )
+from jobs.bench.scale.filled_run import fill_run
 from jobs.bench.scale.measure import _phase, count_objects
 from jobs.bench.scale.phase import _Memory, _memory_bytes
 from jobs.bench.scale.workload import scale_job, write_manifest
@@ -29,6 +33,7 @@ from pipeline.edit.no_editor import NOT_EDITED
 from pipeline.ledger.ledger import Ledger
 from pipeline.plan.plan import make_plan
 from pipeline.storage.folder import Folder
+from pipeline.verify.verify import verify_run
 
 ROWS, EDITS_PER_ROW = 6, 2
 EDITS = ROWS * EDITS_PER_ROW
@@ -56,7 +61,10 @@ def test_everything_is_measured_and_kept(measured: tuple[Path, str]) -> None:
     assert (size["rows"], size["edits"]) == (ROWS, EDITS)
     assert size["planned"]["edits"] == size["run"]["edits"] == size["resumed"]["edits"] == EDITS
     assert size["resumed"]["is_run_whole"]
-    for phase in ("planned", "run", "resumed"):
+    assert size["selected"]["edits"] == size["verified"]["edits"] == EDITS
+    assert size["selected"]["selected"] == EDITS, "the quotas are larger"
+    assert size["verified"]["images"] == EDITS + ROWS
+    for phase in ("planned", "run", "resumed", "selected", "verified"):
         cost = size[phase]["cost"]
         assert 0 < cost["start_bytes"] <= cost["peak_bytes"]
         assert cost["seconds"] > 0
@@ -123,6 +131,17 @@ def test_a_filled_ledger_is_a_finished_run(tmp_path: Path) -> None:
         assert set(table["message"].to_pylist()) == {NOT_EDITED}
     parts = {path.name for path in (tmp_path / "run").glob("part-*")}
     assert parts == ledger.parts()
+    found = verify_run(job)
+    assert found.ok, found.problems
+    assert (found.accepted, found.pending, found.images_checked) == (EDITS, 0, EDITS + ROWS)
+
+
+def test_a_run_in_which_all_failed_is_filled_too(tmp_path: Path) -> None:
+    job = scale_job(write_manifest(tmp_path, ROWS, EDITS_PER_ROW), tmp_path / "run")
+    assert fill_run(job, failed=True) == EDITS
+    found = verify_run(job)
+    assert found.ok, found.problems
+    assert (found.failed, found.images_checked) == (EDITS, 0)
 
 
 def test_files_are_told_apart(tmp_path: Path) -> None:
@@ -163,6 +182,8 @@ def figures(rows: int, **changes: Any) -> SizeFigures:
         Resumed(
             PhaseCost(changes.get("resume_s", 20.0), 1.0, 1, peak), rows, 1, 1, is_run_whole=False
         ),
+        Selected(replace(cost, peak_bytes=peak + rows * changes.get("per_edit", 19)), rows, 9),
+        Verified(replace(cost, peak_bytes=peak + rows * changes.get("per_edit", 19)), rows, rows),
     )
 
 
@@ -171,11 +192,12 @@ def figures(rows: int, **changes: Any) -> SizeFigures:
     [
         ({}, set()),
         ({"seconds": 30.0}, {"planning,"}),
-        ({"peak": 2_100_000_000}, {"driver"}),
-        ({"peak": 700_000_000}, {"driver"}),
+        ({"peak": 2_100_000_000}, {"driver", "bytes"}),
+        ({"peak": 700_000_000}, {"driver", "bytes"}),
         ({"ms": 5.1}, {"overhead"}),
         ({"resume_s": 61.0}, {"resuming"}),
         ({"in_parts": 11}, {"small"}),
+        ({"per_edit": 21}, {"bytes"}),
     ],
 )
 def test_an_aim_that_is_missed_is_said(change: dict[str, Any], missed: set[str]) -> None:
@@ -187,4 +209,4 @@ def test_an_aim_that_is_missed_is_said(change: dict[str, Any], missed: set[str])
 def test_an_aim_that_nothing_tells_of_is_neither_met_nor_missed() -> None:
     small = figures(1000)
     unknown = {aim.text.split()[0] for aim in aims([small]) if aim.is_met is None}
-    assert unknown == {"planning,", "driver", "resuming"}
+    assert unknown == {"planning,", "driver", "resuming", "bytes"}
