@@ -286,10 +286,10 @@ def test_a_process_that_is_killed_is_an_error_and_not_a_good_image(
     folder.write_new("a.png", png(picture()))
     with images.ImageChecks(folder) as checks:
         process = checks._start()
-        assert images._ask(process, ["a.png"]) == []
+        assert images._ask(process, [("a.png", "")]) == []
         process.kill()
         with pytest.raises(ResourceError, match="ended with code -9"):
-            images._ask(process, ["a.png"])
+            images._ask(process, [("a.png", "")])
 
 
 def test_rows_without_an_id_that_repeat_are_counted_one_by_one(
