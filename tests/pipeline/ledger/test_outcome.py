@@ -32,6 +32,7 @@ def test_the_words_are_those_of_the_design() -> None:
     assert list(FailureCode) == [
         "source_missing",
         "source_forbidden",
+        "source_throttled",
         "decode_failed",
         "image_too_large",
         "prompt_invalid",
@@ -162,4 +163,4 @@ def test_a_long_message_keeps_its_beginning() -> None:
 
 @given(st.characters(categories=["Cs"]))
 def test_half_a_character_in_a_message_does_not_cost_its_row(surrogate: str) -> None:
-    assert short_message(f"a{surrogate}b") == "a?b"
+    assert short_message(f"a{surrogate}b") == "a\ufffdb"

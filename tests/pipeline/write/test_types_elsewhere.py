@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.errors import JobError
 from pipeline.job.job import Job
 from pipeline.verify.verify import verify_run
 from tests.builders.finished_run import make_edits
@@ -293,3 +294,53 @@ def test_a_run_goes_on_with_another_type_of_text(
     schemas = {pq.read_schema(file).to_string() for file in out.glob("part-*/metadata.parquet")}
     assert len(schemas) == 1
     assert sorted(in_order(out)["note"].to_pylist()) == [f"n{n}" for n in range(len(kinds))]
+
+
+def test_a_run_folder_of_an_earlier_release_goes_on_with_its_types(
+    tmp_path: Path,
+    hugging_face: Callable[..., tuple[Path, datasets.Features]],
+    run: Callable[..., Path],
+) -> None:
+    """Earlier releases carried UUIDs as bytes, images as structs, and labels of classes as text."""
+    columns = {"label": [0, 1], "depth": [str(tmp_path / "0.png"), None]}
+    path, _ = hugging_face(columns, {"label": CLASSES, "depth": datasets.Image()})
+    table = pq.read_table(path)
+    table = table.append_column("uid", array_of(pa.uuid(), [b"\x01" * 16, None]))
+    table = table.append_column("note", pa.array(["n", None], pa.string_view()))
+    pq.write_table(table, path)
+    prompts = {"target": "a {label}", "labels": {"label": ["cat", "dog"]}}
+    recorded = run(path, prompts=prompts).joinpath(".metadata-schema").read_bytes()
+    new = pa.ipc.read_schema(pa.py_buffer(recorded))
+    before = {
+        "label": pa.string(),
+        "uid": pa.binary(16),
+        "note": pa.large_string(),
+        "depth_file_name": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    }
+    fields = [item.with_type(before.get(item.name, item.type)) for item in new]
+    names = {"depth_file_name": "depth"}
+    fields = [
+        item.with_name(names.get(item.name, item.name))
+        for item in fields
+        if item.name != "depth_path"
+    ]
+    old = tmp_path / "old"
+    old.mkdir()
+    old.joinpath(".metadata-schema").write_bytes(pa.schema(fields).serialize().to_pybytes())
+    found = in_order(run(path, prompts=prompts, output=str(old)))
+    assert found.schema.remove_metadata() == pa.schema(fields)
+    assert found["label"].to_pylist() == ["dog", "cat"]
+    assert found["source_label"].to_pylist() == [0, 1]
+    assert found["uid"].to_pylist() == [b"\x01" * 16, None]
+    assert found["depth"].to_pylist() == [{"bytes": None, "path": columns["depth"][0]}, None]
+
+
+def test_a_run_folder_keeps_its_classes(
+    hugging_face: Callable[..., tuple[Path, datasets.Features]], run: Callable[..., Path]
+) -> None:
+    path, _ = hugging_face({"label": [0]}, {"label": CLASSES}, "a.parquet")
+    run(path)
+    more = datasets.ClassLabel(names=["cat", "dog", "bird"])
+    path, _ = hugging_face({"label": [2]}, {"label": more}, "b.parquet")
+    with pytest.raises(JobError, match=r"label: int64 with classes \['cat', 'dog', 'bird'\]"):
+        run(path)
