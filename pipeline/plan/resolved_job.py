@@ -437,7 +437,7 @@ def _as_begun(job: Job, manifest: Manifest, prompts: PromptPlan | None) -> Manif
 def _place(url: str, options: Mapping[str, Any]) -> str:
     """A folder's store and path, equal for all spellings of its URL, with a slash at the end."""
     folder = Folder.open(url, options)
-    path = os.path.realpath(folder.root) if "://" not in folder.url else folder.root  # noqa: PTH
+    path = os.path.realpath(folder.root) if "://" not in folder.url else folder.root
     return f"{type(folder.fs).__name__}:{path}".rstrip("/") + "/"
 
 
