@@ -78,7 +78,7 @@ def test_training_scenes_lie_beyond_the_held_out_seeds(tmp_path: Path) -> None:
 
 
 def test_centring_changes_latents_but_not_pictures() -> None:
-    """In float64: the error of float32 depends on the processor, 1e-5 on one and 2e-5 on another."""
+    """In float64: the error of float32 depends on the processor, 1e-5 on one, 2e-5 on another."""
     torch.manual_seed(0)
     autoencoder = build_autoencoder().eval().double()
     pixels = torch.rand(2, 3, 64, 64, dtype=torch.float64) * 2 - 1
