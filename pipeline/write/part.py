@@ -177,8 +177,6 @@ class PartWriter:
                 data = encode_metadata(accepted, record, later)
             else:
                 folder, data = rejected_part(self.part), of_rejected
-        if self._right is not None:
-            self._right.check()
         try:
             self._folder.write_new(f"{folder}/{METADATA_FILE}", data)
         except AlreadyExistsError:

@@ -82,6 +82,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "threads_per_actor": None,
             "pools": None,
             "groups_per_block": None,
+            "edits_per_block": None,
             "max_rows": None,
             "free_cpus": 1,
         },

@@ -659,11 +659,11 @@ def test_a_run_folder_that_was_begun_without_partition_columns_goes_on(
     old = make_job(manifest=str(folder / "m.parquet"))
     new = make_job(manifest=str(tmp_path / "hive"))
     plain = make_job(rows)
-    claim_columns(run_folder(new), metadata_layout(plain, make_plan(plain, write=False)).schema)
+    claim_columns(run_folder(new), metadata_layout(plain, make_plan(plain, write=False)))
     plan = make_plan(new, write=False)
     assert plan.carried_schema is not None
     assert plan.carried_schema.names == ["note"]
-    claim_columns(run_folder(new), metadata_layout(new, plan).schema)
+    claim_columns(run_folder(new), metadata_layout(new, plan))
     assert "was begun without the columns kind" in caplog.text
     needed = make_job(manifest=old.manifest, prompts={"target": "a {kind}"})
     kept = make_plan(needed, write=False).carried_schema

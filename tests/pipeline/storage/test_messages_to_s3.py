@@ -26,8 +26,9 @@ from pipeline.storage.folder import Folder
 from tests.servers.s3_server import S3Server
 
 ROWS, EDITS_PER_ROW = 3, 2
-OF_A_PART = {"head_object": 4, "list_objects_v2": 3, "put_object": 1, "get_object": 1}
-"""Beside one of each but GET for every picture: is it finished, whose is the lease, is it there."""
+OF_A_PART = {"head_object": 5, "list_objects_v2": 4, "put_object": 2, "get_object": 1}
+"""In addition to one of each but GET for every picture: is it finished, whose is the lease, and are
+its outcomes and its metadata there."""
 OF_A_COMMIT = {"head_object": 3, "list_objects_v2": 2, "put_object": 1, "get_object": 1}
 
 
