@@ -398,7 +398,7 @@ def _refuse_output_in_manifest(job: Job, manifest: Manifest) -> None:
             )
     for file in manifest.files:
         inside = place(file.url).rstrip("/").removeprefix(output)
-        if re.fullmatch(r"(rejected/)?part-[^/]+/[^/]+|\.(ledger|plan)/.+", inside):
+        if re.fullmatch(r"(rejected/)?part-[^/]+/[^/]+|\.(ledger|outcomes|plan)/.+", inside):
             raise JobError(
                 f"output: {job.output} holds {inside}, a file of its run, which the manifest "
                 "names as well; give the job another output"

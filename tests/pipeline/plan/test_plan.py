@@ -622,6 +622,10 @@ def test_a_manifest_of_the_runs_own_files_is_refused(
     for url in (own, store.url("run/part-0a"), [other, own]):
         with pytest.raises(JobError, match=r"holds part-0a/metadata\.parquet, a file of its run"):
             make_plan(make_stored_job(rows, manifest=url, output=run), write=False)
+    for name in (".outcomes/part-0a-00.parquet", ".plan/0/work-00000.parquet"):
+        hidden = store.put_table(f"run/{name}", rows)
+        with pytest.raises(JobError, match="a file of its run"):
+            make_plan(make_stored_job(rows, manifest=hidden, output=run), write=False)
     assert make_plan(make_stored_job(rows, manifest=other, output=run), write=False).edits_total
 
 
