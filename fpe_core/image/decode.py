@@ -2,7 +2,8 @@
 
 Levels come from what the file says about its samples (`levels`), orientation from its EXIF
 (`untrusted.orientation_of`), colours from its ICC profile (`colour`). The work is done in strips: a
-deep or float image takes at most eight bytes a pixel, in addition to the file's own bytes.
+deep or float image takes at most eight bytes a pixel, in addition to the file's own bytes. (For a
+JPEG 2000 that is one tile, OpenJPEG takes up to four megabytes more.)
 """
 
 from __future__ import annotations

@@ -136,9 +136,34 @@ def test_the_maxval_of_a_pnm_is_its_white(magic: str, maxval: int) -> None:
 def test_a_pnm_that_breaks_its_word() -> None:
     too_short = b"P6 52 6 1000\n" + bytes(52 * 6 * 3 * 2 - 1)
     above = b"P5 2 1 1000\n" + np.array([0, 1010], ">u2").tobytes()
-    for data, said in ((too_short, "ends before"), (above, "outside 0 .black. to 1000")):
+    broken = {
+        too_short: "ends before",
+        above: "outside 0 .black. to 1000",
+        b"P2 2 1 1000\n0 1010": "a sample of 1010, above its maxval of 1000",
+        b"P3 2 1 1000\n0 1 2 3 4": "ends after 5 of its 6 samples",
+        b"P2 2 1 100\n1_0 5": "'1_0' where a sample should be",
+        b"P2 2 1 100\n-1 5": "'-1' where a sample should be",
+    }
+    for data, said in broken.items():
         with pytest.raises(ImageDecodeError, match=said):
             decode_image(data, max_pixels=10**6)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("maxval", [200, 3000])
+def test_a_long_text_with_comments(line_end: str, maxval: int) -> None:
+    """Longer than what is read at a time; the comments have lengths that put their ends anywhere,
+    and contain numbers."""
+    rng = np.random.default_rng(4)
+    samples = rng.integers(0, maxval + 1, (200, 250))
+    lines = []
+    for row in samples:
+        comment = f" # {'7 ' * rng.integers(0, 900)}# 5" if rng.random() < 0.5 else ""
+        lines.append(" ".join(map(str, row)) + comment)
+    text = f"P2 250 200 {maxval}{line_end}" + line_end.join(lines)
+    assert_is(text.encode(), samples / maxval)
+    in_one_line = " ".join(map(str, ["P2 250 200", maxval, *samples.ravel()]))
+    assert_is(in_one_line.encode(), samples / maxval)
 
 
 @pytest.mark.parametrize("scale", [-1.0, 1.0, -2.0, 4.0])
