@@ -23,6 +23,8 @@ class PhaseCost:
         start_bytes: memory before the phase, with its libraries loaded.
         peak_bytes: peak memory, without mapped pages of Ray's object store.
         shared_bytes: peak of the mapped pages of the object store.
+        reader_bytes, editor_bytes: peak memory of the largest worker that reads and decodes, and of
+            the largest that edits and writes, without such pages; 0: there was none.
     """
 
     seconds: float
@@ -30,6 +32,8 @@ class PhaseCost:
     start_bytes: int
     peak_bytes: int
     shared_bytes: int = 0
+    reader_bytes: int = 0
+    editor_bytes: int = 0
 
 
 @dataclass(frozen=True)

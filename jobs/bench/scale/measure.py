@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from jobs.bench.scale.figures import (
     SizeFigures,
     Verified,
 )
-from jobs.bench.scale.workload import write_manifest
+from jobs.bench.scale.workload import QUOTA, scale_job, write_manifest
 from pipeline.errors import ResourceError
+from pipeline.job.job import Job
 from pipeline.ledger.ledger import LEDGER_FOLDER
 from pipeline.ledger.parts import PART_PREFIX
 from pipeline.plan.plan import PLAN_FOLDER
@@ -54,27 +55,29 @@ def measure(
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         report(f"{rows:,} rows: planning {edits:,} edits")
-        planned = Planned(**_with_cost(_phase("plan", manifest, scratch / "plan")))
+        planned = Planned(**_with_cost(run_phase("plan", scale_job(manifest, scratch / "plan"))))
         shutil.rmtree(scratch / "plan")
         report(f"{rows:,} rows: planning under quotas")
-        selected = Selected(**_with_cost(_phase("quotas", manifest, scratch / "quotas")))
+        wanted = scale_job(manifest, scratch / "quotas", quota=QUOTA)
+        selected = Selected(**_with_cost(run_phase("quotas", wanted)))
         run = resumed = verified = None
         output = scratch / "run"
+        job = scale_job(manifest, output)
         if edits <= limits.run_edits:
             report(f"{rows:,} rows: running {edits:,} edits")
-            found = _with_cost(_phase("run", manifest, output))
+            found = _with_cost(run_phase("run", job))
             run = RunThrough(**found, objects=count_objects(output))
         elif edits <= limits.resume_edits:
             report(f"{rows:,} rows: committing {edits:,} outcomes without making images")
-            _phase("fill", manifest, output)
+            run_phase("fill", job)
         if output.exists():
             report(f"{rows:,} rows: resuming")
             if run is None:  # the first time also writes the summaries that a finished run has
-                _phase("resume", manifest, output)
-            found = _with_cost(_phase("resume", manifest, output))
+                run_phase("resume", job)
+            found = _with_cost(run_phase("resume", job))
             resumed = Resumed(**found, is_run_whole=run is not None)
             report(f"{rows:,} rows: verifying")
-            verified = Verified(**_with_cost(_phase("verify", manifest, output)))
+            verified = Verified(**_with_cost(run_phase("verify", job)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return SizeFigures(rows, edits_per_row, planned, run, resumed, selected, verified)
@@ -99,19 +102,30 @@ def _with_cost(found: dict[str, Any]) -> dict[str, Any]:
     return found | {"cost": PhaseCost(**found["cost"])}
 
 
-def _phase(name: str, manifest: Path, output: Path) -> dict[str, Any]:
-    """Runs a phase as a process; returns its figures. Its log lines go to our stderr."""
-    command = [sys.executable, "-m", "jobs.bench.scale.phase", name, str(manifest), str(output)]
+def run_phase(name: str, job: Job) -> dict[str, Any]:
+    """Runs a phase (`phase.PHASE_FUNCTIONS`) of a job as a process; returns its figures."""
+    return run_module(("jobs.bench.scale.phase", name), job.model_dump_json().encode())
+
+
+def run_module(command: Sequence[str], stdin: bytes) -> dict[str, Any]:
+    """Runs a module with arguments as a process; returns the JSON of the last line that it prints.
+
+    Its log lines go to our stderr. Raises ResourceError if it fails.
+    """
     # By default Ray lowers the priority of its workers. On a busy machine they would then wait for
     # other programs, and their load would be measured.
     environment = {"RAY_worker_niceness": "0", **os.environ}
     ended = subprocess.run(  # noqa: S603 - our own
-        command, stdout=subprocess.PIPE, check=False, env=environment
+        [sys.executable, "-m", *command],
+        input=stdin,
+        stdout=subprocess.PIPE,
+        check=False,
+        env=environment,
     )
     if ended.returncode:
         output_tail = ended.stdout.decode(errors="replace")[-_OUTPUT_CHARS:]
         raise ResourceError(
-            f"the phase {name} ended with code {ended.returncode}. {output_tail}".strip()
+            f"{' '.join(command[:2])} ended with code {ended.returncode}. {output_tail}".strip()
         )
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found

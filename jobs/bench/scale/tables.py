@@ -22,8 +22,8 @@ def planning_table(sizes: Sequence[SizeFigures]) -> Table:
             f"{planned.cost.seconds:,.1f}",
             f"{planned.edits_per_s:,.0f}",
             f"{planned.edits / max(planned.cost.cpu_seconds, 1e-9):,.0f}",
-            _megabytes(planned.cost.peak_bytes),
-            _megabytes(planned.work_bytes),
+            megabytes(planned.cost.peak_bytes),
+            megabytes(planned.work_bytes),
         )
     return table
 
@@ -38,6 +38,8 @@ def run_table(sizes: Sequence[SizeFigures]) -> Table:
         "ms per edit",
         "ms once started",
         "driver MB",
+        "reader MB",
+        "editor MB",
         "object store MB",
     )
     table = titled_table("Running without an editor", columns)
@@ -50,8 +52,10 @@ def run_table(sizes: Sequence[SizeFigures]) -> Table:
                 f"{run.edits / run.cost.seconds:,.0f}",
                 f"{run.overhead_ms:,.2f}",
                 f"{run.streaming_ms:,.2f}",
-                _megabytes(run.cost.peak_bytes),
-                "-" if run.store_bytes is None else _megabytes(run.store_bytes),
+                megabytes(run.cost.peak_bytes),
+                megabytes(run.cost.reader_bytes),
+                megabytes(run.cost.editor_bytes),
+                "-" if run.store_bytes is None else megabytes(run.store_bytes),
             )
     return table
 
@@ -94,9 +98,9 @@ def resume_table(sizes: Sequence[SizeFigures]) -> Table:
                 f"{resumed.edits:,}",
                 "run" if resumed.is_run_whole else "commits only",
                 f"{resumed.ledger_files:,}",
-                _megabytes(resumed.ledger_bytes),
+                megabytes(resumed.ledger_bytes),
                 f"{resumed.cost.seconds:,.1f}",
-                _megabytes(resumed.cost.peak_bytes),
+                megabytes(resumed.cost.peak_bytes),
             )
     return table
 
@@ -119,13 +123,13 @@ def reading_table(sizes: Sequence[SizeFigures]) -> Table:
             cells[:3] = (
                 f"{selected.cost.seconds:,.1f}",
                 f"{selected.selected:,}",
-                _megabytes(selected.cost.peak_bytes),
+                megabytes(selected.cost.peak_bytes),
             )
         if (verified := size.verified) is not None:
             cells[3:] = (
                 f"{verified.cost.seconds:,.1f}",
                 f"{verified.images:,}",
-                _megabytes(verified.cost.peak_bytes),
+                megabytes(verified.cost.peak_bytes),
             )
         table.add_row(f"{size.edits:,}", *cells)
     return table
@@ -145,8 +149,9 @@ def aims_table(aims: Sequence[Aim]) -> Table:
 def costs_note(sizes: Sequence[SizeFigures]) -> str:
     """A sentence on the driver's memory before it reads anything."""
     costs: list[PhaseCost] = [size.planned.cost for size in sizes]
-    return f"The driver holds {_megabytes(costs[0].start_bytes)} MB before it reads anything."
+    return f"The driver holds {megabytes(costs[0].start_bytes)} MB before it reads anything."
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """Bytes as megabytes, with one decimal if there are few."""
     return f"{size / 1e6:,.0f}" if size >= 10e6 else f"{size / 1e6:,.1f}"

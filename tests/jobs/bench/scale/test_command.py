@@ -24,8 +24,8 @@ from jobs.bench.scale.figures import (
     aims,
 )
 from jobs.bench.scale.filled_run import fill_run
-from jobs.bench.scale.measure import _phase, count_objects
-from jobs.bench.scale.phase import _Memory, _memory_bytes
+from jobs.bench.scale.measure import count_objects, run_phase
+from jobs.bench.scale.memory import Memory, memory_bytes
 from jobs.bench.scale.workload import scale_job, write_manifest
 from jobs.cli import app
 from jobs.terminal.exits import OK, USAGE
@@ -49,7 +49,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and what was printed of one size: planned, run whole, resumed."""
     out = tmp_path_factory.mktemp("scale")
     size = ("--rows", str(ROWS), "--edits-per-row", str(EDITS_PER_ROW), "--run-edits", str(EDITS))
-    code, printed = bench(*size, "--out", str(out))
+    code, printed = bench(*size, "--pictures", "0", "--out", str(out))
     assert code == OK, printed
     return out, printed
 
@@ -68,6 +68,10 @@ def test_everything_is_measured_and_kept(measured: tuple[Path, str]) -> None:
         cost = size[phase]["cost"]
         assert 0 < cost["start_bytes"] <= cost["peak_bytes"]
         assert cost["seconds"] > 0
+    workers = ("reader_bytes", "editor_bytes")
+    assert all(size["run"]["cost"][worker] > 10**7 for worker in workers)
+    assert not any(size["planned"]["cost"][worker] for worker in workers)
+    assert report["pictures"] == []
     assert (out / "scale.png").read_bytes().startswith(b"\x89PNG")
     assert report["machine"]["cores"]
     assert "Aims" in printed
@@ -75,7 +79,7 @@ def test_everything_is_measured_and_kept(measured: tuple[Path, str]) -> None:
 
 
 def test_memory_of_the_object_store_is_not_the_drivers() -> None:
-    memory, ended = _Memory(), threading.Event()
+    memory, ended = Memory(), threading.Event()
     looking = threading.Thread(target=memory.look, args=(ended,))
     looking.start()
     size = 64 * 2**20
@@ -93,7 +97,7 @@ def test_memory_of_the_object_store_is_not_the_drivers() -> None:
         store.close()
         store.unlink()
     assert memory.shared_bytes >= size
-    (held,) = _memory_bytes("VmHWM")
+    (held,) = memory_bytes("VmHWM")
     assert 0 < memory.peak_bytes() <= held - size // 2
 
 
@@ -123,7 +127,7 @@ def test_a_filled_ledger_is_a_finished_run(tmp_path: Path) -> None:
     """The phase is run as the benchmark runs it, as a process; its outcomes are committed."""
     manifest = write_manifest(tmp_path, ROWS, EDITS_PER_ROW)
     job = scale_job(manifest, tmp_path / "run")
-    assert _phase("fill", manifest, tmp_path / "run") == {"edits": EDITS}
+    assert run_phase("fill", job) == {"edits": EDITS}
     ledger = Ledger.open(Folder.open(job.output))
     assert ledger.counts().accepted == EDITS
     assert make_plan(job, ledger, write=False).edits_pending == 0
