@@ -5,7 +5,9 @@ Retries are done, and counted, by `requests` alone. What the clients do themselv
 - S3 (s3fs): one attempt; botocore's retries and s3fs's own loop are off. Connecting takes at most
   CONNECT_TIMEOUT_S, and a server may be silent for READ_TIMEOUT_S. A job can set other values with
   `storage_options: {config_kwargs: {connect_timeout, read_timeout, retries}}`, which are botocore's
-  options; retries by botocore are below our loop and are not counted.
+  options; retries by botocore are below our loop and are not counted. Checksums of answers are not
+  compared, unless the options say so (`response_checksum_validation: when_supported`): some servers
+  (rclone 1.75) send that of the whole object with a piece of it, which then counts as damaged.
 - the web (fsspec on aiohttp): one attempt. The same limits, and WEB_ANSWER_TIMEOUT_S for a whole
   answer, so that a slow server does not block a worker. `web` says what is sent, and where to.
 - GCS and Azure (gcsfs, adlfs): they retry on their own, with no simple option to turn that off, and
@@ -130,11 +132,15 @@ def _options_of(protocol: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The job's options over our defaults. A deep copy, because botocore writes into `retries`."""
-    defaults = {
+    from botocore.config import Config  # comes with s3fs
+
+    defaults: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": READ_TIMEOUT_S,
         "retries": {"total_max_attempts": 1},
     }
+    if "response_checksum_validation" in Config.OPTION_DEFAULTS:  # from 1.36 on
+        defaults["response_checksum_validation"] = "when_required"
     config = defaults | copy.deepcopy(dict(options.get("config_kwargs") or {}))
     return {**options, "config_kwargs": config}
 

@@ -113,8 +113,13 @@ def run_module(command: Sequence[str], stdin: bytes) -> dict[str, Any]:
     Its log lines go to our stderr. Raises ResourceError if it fails.
     """
     # By default Ray lowers the priority of its workers. On a busy machine they would then wait for
-    # other programs, and their load would be measured.
-    environment = {"RAY_worker_niceness": "0", **os.environ}
+    # other programs, and their load would be measured. The second one is for the bare script on
+    # servers that send wrong checksums, see `pipeline.storage.clients`.
+    environment = {
+        "RAY_worker_niceness": "0",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        **os.environ,
+    }
     ended = subprocess.run(  # noqa: S603 - our own
         [sys.executable, "-m", *command],
         input=stdin,

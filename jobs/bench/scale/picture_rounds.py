@@ -39,16 +39,6 @@ class Store:
         """Those of a job on this store."""
         return {"endpoint_url": self.endpoint_url} if self.endpoint_url else {}
 
-    @property
-    def options_to_put(self) -> dict[str, Any]:
-        """Those for putting manifests and pictures there: without checksums, which some servers
-        (rclone 1.74) give back with a piece of the object, too, where they do not fit."""
-        if not self.endpoint_url:
-            return {}
-        return self.storage_options | {
-            "config_kwargs": {"request_checksum_calculation": "when_required"}
-        }
-
 
 @dataclass(frozen=True)
 class Traffic:
@@ -130,7 +120,7 @@ def measure_pictures(
             name = f"{workload.name}, {store.name}"
             try:
                 report(f"{name}: manifest")
-                manifest, size = workload.write(folder, store.options_to_put)
+                manifest, size = workload.write(folder, store.storage_options)
                 report(f"{name}: planning")
                 found, traffic = _phase("plan", workload, folder, store)
                 planned = PlanOfPictures(PhaseCost(**found["cost"]), traffic)

@@ -30,6 +30,18 @@ def _no_waiting_between_tries() -> object:
         yield
 
 
+def test_a_piece_of_a_file_is_read(s3_server: S3Server) -> None:
+    """rclone 1.75 answers a GET of a range with the checksum of the whole object."""
+    folder = Folder.open(s3_server.url("run"), s3_server.storage_options)
+    data = bytes(range(256)) * (12 << 10)
+    folder.write_new("part.bin", data)
+    with folder.open_read("part.bin") as file:
+        file.seek(-8, 2)
+        assert file.read(8) == data[-8:]
+        file.seek(1000)
+        assert file.read(300) == data[1000:1300]
+
+
 def test_what_is_not_there(s3_server: S3Server) -> None:
     options = s3_server.storage_options
     with pytest.raises(SourceMissingError, match="bucket does not exist"):
