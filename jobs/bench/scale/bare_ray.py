@@ -25,6 +25,8 @@ from PIL import Image, ImageOps
 from jobs.bench.scale.memory import polled_memory
 from jobs.bench.scale.pictures import QUALITY, SIZE_PX
 
+_BLOCKS = 64
+
 
 def edit_row(row: dict[str, Any], manifest: str, output: str, options: Any) -> dict[str, Any]:
     """Makes the pictures of one row of the manifest."""
@@ -51,9 +53,8 @@ def main(manifest: str, output: str, options: dict[str, Any]) -> dict[str, Any]:
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
         files.makedirs(f"{folder}/source", exist_ok=True)
         files.makedirs(f"{folder}/edited", exist_ok=True)
-        rows = ray.data.read_parquet(
-            manifest, filesystem=files, columns=["id", "image"], override_num_blocks=64
-        )
+        rows = ray.data.read_parquet(manifest, filesystem=files, columns=["id", "image"])
+        rows = rows.repartition(_BLOCKS)  # one file is one block, which is one core
         edit = functools.partial(edit_row, manifest=manifest, output=output, options=options)
         made = rows.map(edit).count()
         ray.shutdown()
