@@ -1,64 +1,91 @@
-"""Breaks what workers of some machines do, from outside: a hook that Ray calls in each new worker.
-
-    ray.init(runtime_env={"worker_process_setup_hook": "tests.faults.broken_places.break_here"})
+"""Editing workers that are broken on some machines: what stands in the run for RayEditActor.
 
 The environment variable BROKEN_PLACES names a JSON file: `device`, the ids of nodes on which every
 edit raises the error of a device that has failed; `model`, those on which no checkpoint can be
 loaded; `prompt`, a text that breaks the device on every node. Whatever breaks is noted, a line with
-its node each time, in the same folder (`BROKEN`).
+its node each time, in the same folder (`BROKEN`). On nodes that are not broken, edits begin when
+`first` lines are there, so that who is first does not depend on how fast the machine is; `slow_s`
+is what every block takes in addition.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow as pa
 import ray
+import torch
+
+import fpe_core
+from pipeline.cluster import deputies, graph
+from pipeline.cluster.deputies import EditDeputy
+from pipeline.cluster.workers import RayEditActor
+from pipeline.edit import actor
 
 VARIABLE = "BROKEN_PLACES"
 BROKEN = "broken.txt"
 
 
-def break_here() -> None:
-    """The hook: in a worker of a node that is named, and in all of them if a prompt is."""
-    path = Path(os.environ[VARIABLE])
-    faults, node = json.loads(path.read_text()), ray.get_runtime_context().get_node_id()
-    if node in faults["device"] or faults["prompt"]:
-        _break_device(
-            path.parent / BROKEN, node, "" if node in faults["device"] else faults["prompt"]
-        )
-    if node in faults["model"]:
-        _break_loading(path.parent / BROKEN, node)
+class BrokenEditActor(RayEditActor):
+    """A RayEditActor that finds out where it is, and breaks its own process there."""
+
+    def __init__(self, *arguments: Any) -> None:
+        path = Path(os.environ[VARIABLE])
+        faults, node = json.loads(path.read_text()), ray.get_runtime_context().get_node_id()
+        self._slow_s = faults["slow_s"]
+        _break(path.parent / BROKEN, faults, node)
+        super().__init__(*arguments)
+
+    def __call__(self, packed: pa.Table) -> pa.Table:
+        time.sleep(self._slow_s)
+        return super().__call__(packed)
 
 
-def _break_device(notes: Path, node: str, prompt: str) -> None:
-    import torch
+class BrokenEditDeputy(EditDeputy):
+    """An EditDeputy whose editing actor is a `BrokenEditActor`."""
 
-    import fpe_core
+    def __init__(self, *arguments: Any) -> None:
+        deputies.RayEditActor = BrokenEditActor  # type: ignore[misc]
+        super().__init__(*arguments)
 
+
+def use_broken_workers() -> None:
+    """From now on, runs of this process have these workers."""
+    graph.RayEditActor = BrokenEditActor  # type: ignore[misc]
+    graph.EditDeputy = BrokenEditDeputy  # type: ignore[misc]
+
+
+def _break(notes: Path, faults: dict[str, Any], node: str) -> None:
     edit = fpe_core.Editor.edit
 
-    def broken(self: Any, start: Any, prompts: Any, *arguments: Any) -> Any:
-        if not prompt or any(prompt in each for each in prompts):
+    def device_fails(self: Any, start: Any, prompts: Any, *arguments: Any) -> Any:
+        if node in faults["device"] or any(faults["prompt"] in p for each in prompts for p in each):
             _note(notes, node)
             raise torch.AcceleratorError(
                 "CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be ..."
             )
         return edit(self, start, prompts, *arguments)
 
-    fpe_core.Editor.edit = broken  # type: ignore[method-assign]
+    def waits(self: Any, *arguments: Any) -> Any:
+        while len(notes.read_text().split()) < faults["first"]:
+            time.sleep(0.1)
+        return edit(self, *arguments)
 
-
-def _break_loading(notes: Path, node: str) -> None:
-    from pipeline.edit import actor
-
-    def broken(*_arguments: Any, **_options: Any) -> NoReturn:
+    def disk_is_full(*_arguments: Any, **_options: Any) -> NoReturn:
         _note(notes, node)
         raise OSError(28, "No space left on device")
 
-    actor.load_checkpoint = broken  # type: ignore[attr-defined]
+    wrong: Callable[..., Any] = waits
+    if node in faults["model"]:
+        actor.load_checkpoint = disk_is_full  # type: ignore[attr-defined]
+    elif node in faults["device"] or faults["prompt"]:
+        wrong = device_fails
+    fpe_core.Editor.edit = wrong  # type: ignore[method-assign]
 
 
 def _note(notes: Path, node: str) -> None:

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.cluster.pool import STORE_SHARE
 from pipeline.job.job import Job
 from pipeline.verify.verify import verify_run
 
-pytestmark = pytest.mark.endurance
+pytestmark = [pytest.mark.endurance, pytest.mark.usefixtures("fork_server")]
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = 12
@@ -75,7 +76,7 @@ def assert_in_order(job: Job, accepted: int, failed: int = 0) -> None:
 
 
 def test_a_device_that_fails_is_left_out_and_no_row_is_blamed(job: Job, tmp_path: Path) -> None:
-    did, log = run_broken(job, tmp_path, machines=3, device=1)
+    did, log = run_broken(job, tmp_path, machines=3, device=1, first=2)
     assert (did["accepted"], did["failed"]) == (SOURCES, 0)
     assert did["broken"] == [2, 0, 0], "tried again once"
     edit = did["stages"]["edit"]
@@ -110,7 +111,7 @@ def test_a_row_that_breaks_devices_fails_and_the_devices_work_on(job: Job, tmp_p
 
 
 def test_a_machine_that_cannot_load_the_model_is_left_out(job: Job, tmp_path: Path) -> None:
-    did, log = run_broken(job, tmp_path, machines=3, model=1)
+    did, log = run_broken(job, tmp_path, machines=3, model=1, first=1)
     assert (did["accepted"], did["failed"]) == (SOURCES, 0)
     assert did["broken"][1:] == [0, 0]
     assert did["broken"][0] == 1, "once in a pass, and there was one"
@@ -141,7 +142,7 @@ def test_devices_of_several_kinds_are_left_out_alike(job: Job, tmp_path: Path) -
     resources = {"groups_per_block": 1, "pools": pools}
     job = Job.model_validate(job.model_dump() | {"resources": resources})
     did, log = run_broken(
-        job, tmp_path, machines=3, device=1, model=1, accelerators=["A10G", "H100", "H100"]
+        job, tmp_path, machines=3, device=1, model=1, first=3, accelerators=["A10G", "H100", "H100"]
     )
     assert (did["accepted"], did["failed"]) == (SOURCES, 0)
     assert did["broken"][0] == 2
@@ -165,3 +166,35 @@ def test_a_supervisor_that_is_killed_ends_the_run_and_the_same_command_goes_on(
     assert (did["accepted"], did["failed"]) == (SOURCES - did["already_done"], 0)
     assert did["already_done"] >= found.accepted
     assert_in_order(job, accepted=SOURCES)
+
+
+def test_readers_ahead_take_no_more_than_the_stated_share_of_the_store(
+    job: Job, tmp_path: Path
+) -> None:
+    """Pictures of 3 MB each, many times what the reading machine's small store holds, and a worker
+    that is slow. Its own machine has a large store, which must not count: it reads nothing."""
+    names = [f"pictures/{number % SOURCES}.png" for number in range(80)]
+    table = pa.table({"id": [*map(str, range(80))], "image": names, "target_prompt": ["x"] * 80})
+    pq.write_table(table, tmp_path / "manifest.parquet")
+    store_bytes, block_bytes = 100 * 2**20, 2 * 3 * 1024**2
+    job = Job.model_validate(
+        job.model_dump()
+        | {
+            "editor": "none",
+            "edit": {"size_px": 1024},
+            "images": {"format": "jpeg"},
+            "resources": job.resources.model_dump() | {"groups_per_block": 2},
+        }
+    )
+    did, _ = run_broken(
+        job,
+        tmp_path,
+        machines=1,
+        slow_s=0.5,
+        head={"num_cpus": 8, "object_store_memory": store_bytes},
+        each={"object_store_memory": 8 * store_bytes},
+    )
+    assert (did["accepted"], did["failed"]) == (80, 0)
+    assert did["store_spilled_bytes"] == 0
+    assert did["store_peak_bytes"] <= STORE_SHARE * store_bytes
+    assert did["store_peak_bytes"] > 3 * block_bytes, "readers do run ahead"
