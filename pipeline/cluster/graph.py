@@ -117,7 +117,7 @@ def stream_outcomes(
     terminal. Raises WorkerError, and SupervisorLostError.
     """
     actors = pool.actors_for(len(slices), left_out=left_out)
-    supervisor.begin_pass(min(actors, pool.places or actors))
+    supervisor = supervisor.begin_pass(min(actors, pool.places or actors))
     context = _data_context(supervisor.limits, rows=max(part.rows for part in slices))
     context.enable_progress_bars = bars
     context.enable_rich_progress_bars = True

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,11 +33,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SupervisorClient:
-    """What workers and the driver call to reach the supervisor. Small and picklable."""
+    """What workers and the driver call to reach the supervisor. Small and picklable.
+
+    `of_pass`: the pass of the workers that have it; None: not of a pass.
+    """
 
     actor: Any
     limits: TimeLimits
     logs: LogSettings = field(default_factory=LogSettings)
+    of_pass: int | None = None
 
     @contextmanager
     def block(
@@ -58,7 +62,7 @@ class SupervisorClient:
         """
         log_to_stderr(self.logs, stage)
         worker, watchdog = _this_worker(), Watchdog(self.limits)
-        orders: Orders = self._ask(self.actor.begin, stage, worker, groups)
+        orders: Orders = self._ask(self.actor.begin, stage, worker, groups, self.of_pass)
         if orders.is_stopping or orders.is_handed_on or orders.left_out:
             yield _RayOversight(orders, watchdog, partial(self._focus, stage, worker))
             return
@@ -83,9 +87,9 @@ class SupervisorClient:
         """`Supervisor.number_in`."""
         return int(self._ask(self.actor.number_in, pool, member))
 
-    def begin_pass(self, workers: int) -> None:
-        """`Supervisor.begin_pass`."""
-        self._ask(self.actor.begin_pass, workers)
+    def begin_pass(self, workers: int) -> SupervisorClient:
+        """The client for the workers of a new pass, see `Supervisor.begin_pass`."""
+        return replace(self, of_pass=int(self._ask(self.actor.begin_pass, workers)))
 
     def device_failed(self, error: str) -> None:
         """`Supervisor.device_failed`, called by a worker for itself."""

@@ -73,7 +73,8 @@ class Orders:
     """The supervisor's answer when a worker begins a block.
 
     Attributes:
-        is_stopping: the run is being stopped: do not process the block.
+        is_stopping: the run is being stopped, or the worker's pass is over: do not process the
+            block.
         is_handed_on: the device of this worker failed while it had the block: do not process it,
             another worker will.
         left_out: why this worker must not load its model; "" if it may.
@@ -190,21 +191,29 @@ class Supervisor:
         """For each living editing worker, when it began to load its model."""
         self._members: dict[int, list[str]] = {}
         self._places = Places()
+        self._pass = 0
 
-    def begin_pass(self, workers: int) -> None:
-        """New workers begin to go through the work that is left.
+    def begin_pass(self, workers: int) -> int:
+        """New workers begin to go through the work that is left. Returns the number of their pass.
 
         `workers`: how many of the editing workers have a place now.
         """
         self._places.begin_pass(workers)
         for stage in self._stages.values():
             stage.to_hand_on.clear()
+        self._pass += 1
+        return self._pass
 
-    def begin(self, stage: str, worker: Worker, groups: Sequence[bytes]) -> Orders:
+    def begin(
+        self, stage: str, worker: Worker, groups: Sequence[bytes], of_pass: int | None = None
+    ) -> Orders:
         """A worker begins a block. An earlier one that began but did not end its groups is dead.
 
-        Stage "load": it is about to load its model; `groups` is the id of the actor.
+        Stage "load": it is about to load its model; `groups` is the id of the actor. `of_pass`: the
+        worker's pass. One that starts late, when its pass is over, has nothing to do.
         """
+        if of_pass not in (None, self._pass):
+            return Orders(is_stopping=True)
         deaths = self._deaths_of(stage, groups)
         at, now = self._stage(stage), self._clock()
         at.waiting -= frozenset(groups)

@@ -4,8 +4,8 @@ The environment variable BROKEN_PLACES names a JSON file: `device`, the ids of n
 edit raises the error of a device that has failed; `model`, those on which no checkpoint can be
 loaded; `prompt`, a text that breaks the device on every node. Whatever breaks is noted, a line with
 its node each time, in the same folder (`BROKEN`). On nodes that are not broken, edits begin when
-`first` lines are there, so that who is first does not depend on how fast the machine is; `slow_s`
-is what every block takes in addition.
+`first` lines are there, and blocks when `loaded` workers load, so that who is first does not depend
+on how fast the machine is. `slow_s` is what every block takes in addition.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,12 +23,16 @@ import torch
 
 import fpe_core
 from pipeline.cluster import deputies, graph
+from pipeline.cluster.actor_kinds import ActorKind
 from pipeline.cluster.deputies import EditDeputy
-from pipeline.cluster.workers import RayEditActor
+from pipeline.cluster.workers import RayEditActor, _settings_here
 from pipeline.edit import actor
+from pipeline.edit.settings import EditSettings
 
 VARIABLE = "BROKEN_PLACES"
 BROKEN = "broken.txt"
+THREADS = "threads.jsonl"
+"""The threads and the share of memory that workers have, by node."""
 
 
 class BrokenEditActor(RayEditActor):
@@ -37,12 +41,23 @@ class BrokenEditActor(RayEditActor):
     def __init__(self, *arguments: Any) -> None:
         path = Path(os.environ[VARIABLE])
         faults, node = json.loads(path.read_text()), ray.get_runtime_context().get_node_id()
-        self._slow_s = faults["slow_s"]
+        self._slow_s, self._loaded = faults["slow_s"], faults["loaded"]
         _break(path.parent / BROKEN, faults, node)
         super().__init__(*arguments)
 
+    def _load(self, settings: EditSettings, kinds: Sequence[ActorKind]) -> str:
+        here = _settings_here(settings, kinds)
+        node = ray.get_runtime_context().get_node_id()
+        with Path(os.environ[VARIABLE]).with_name(THREADS).open("a") as file:
+            file.write(
+                json.dumps([node, here.threads, here.memory_share], separators=(",", ":")) + "\n"
+            )
+        return super()._load(settings, kinds)
+
     def __call__(self, packed: pa.Table) -> pa.Table:
         time.sleep(self._slow_s)
+        while len(Path(os.environ[VARIABLE]).with_name(THREADS).read_text().split()) < self._loaded:
+            time.sleep(0.1)
         return super().__call__(packed)
 
 

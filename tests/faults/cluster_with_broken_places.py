@@ -7,7 +7,7 @@ CPU. The head has the readers. `machines` of the faults is how many others there
 each; the first `device` of them have one that fails, the next `model` cannot load the model, and
 `prompt` breaks all; the others begin after `first` failures (`broken_places`). With
 `kills_supervisor` the run's supervisor is killed when the first outcomes arrive, as by the kernel
-when memory is short. `head` and `each` are further options of the machines. Prints, as JSON, what
+when memory is short. `cpus`, `head` and `each` are options of the machines. Prints, as JSON, what
 the run did, or its error; and what Ray's object store on the head held at most, and spilled.
 """
 
@@ -30,10 +30,11 @@ from ray._private.internal_api import node_stats
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
+from jobs.terminal.exits import exit_code
 from pipeline.errors import UserError
 from pipeline.job.job import Job
 from pipeline.run.driver import run_job
-from tests.faults.broken_places import BROKEN, VARIABLE, use_broken_workers
+from tests.faults.broken_places import BROKEN, THREADS, VARIABLE, use_broken_workers
 from tests.faults.nobody import Nobody
 from tests.servers.forked_workers import forked_workers
 
@@ -87,7 +88,8 @@ def main(job_file: str, folder: str, faults_file: str) -> None:
     faults: dict[str, Any] = json.loads(Path(faults_file).read_bytes())
     at = Path(folder) / "places.json"
     os.environ[VARIABLE] = str(at)
-    (at.parent / BROKEN).write_text("")
+    for notes in (BROKEN, THREADS):
+        (at.parent / notes).write_text("")
     use_broken_workers()
     with forked_workers():
         did = run_on_cluster(job, faults, at)
@@ -101,7 +103,7 @@ def run_on_cluster(job: Job, faults: dict[str, Any], at: Path) -> dict[str, Any]
     kinds = faults.get("accelerators", [])
     nodes = [
         cluster.add_node(
-            num_cpus=1,
+            num_cpus=faults.get("cpus", [1] * faults["machines"])[number],
             num_gpus=1,
             **faults.get("each", {}),
             resources={f"accelerator_type:{kinds[number]}": 1} if kinds else {},
@@ -110,7 +112,7 @@ def run_on_cluster(job: Job, faults: dict[str, Any], at: Path) -> dict[str, Any]
     ]
     device, model = faults.get("device", 0), faults.get("model", 0)
     broken = {"device": nodes[:device], "model": nodes[device : device + model]}
-    rest = {"prompt": "", "first": 0, "slow_s": 0.0}
+    rest = {"prompt": "", "first": 0, "loaded": 0, "slow_s": 0.0}
     at.write_text(json.dumps(broken | {name: faults.get(name, rest[name]) for name in rest}))
     cluster.connect()
     sink = SupervisorKiller() if faults.get("kills_supervisor") else Nobody()
@@ -118,13 +120,16 @@ def run_on_cluster(job: Job, faults: dict[str, Any], at: Path) -> dict[str, Any]
         with StoreWatch(cluster.head_node) as store:
             did = dataclasses.asdict(run_job(job, progress=sink))
     except UserError as error:
-        did = {"error": str(error), "kind": type(error).__name__}
+        kind, code = type(error).__name__, exit_code(error)
+        did = {"error": str(error), "kind": kind, "exit_code": code}
     finally:
         ray.shutdown()
         cluster.shutdown()
     fired = Counter((at.parent / BROKEN).read_text().split())
     of_store = {"store_peak_bytes": store.peak_bytes, "store_spilled_bytes": store.spilled_bytes}
-    return did | of_store | {"broken": [fired[node] for node in nodes]}
+    told = map(json.loads, (at.parent / THREADS).read_text().splitlines())
+    threads = sorted({(nodes.index(node), *rest) for node, *rest in told})
+    return did | of_store | {"broken": [fired[node] for node in nodes], "threads": threads}
 
 
 if __name__ == "__main__":

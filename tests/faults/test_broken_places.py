@@ -91,7 +91,7 @@ def test_devices_that_all_fail_stop_the_run_and_the_same_command_goes_on(
     job: Job, tmp_path: Path
 ) -> None:
     did, _ = run_broken(job, tmp_path, machines=2, device=2)
-    assert did["kind"] == "WorkerError"
+    assert (did["kind"], did["exit_code"]) == ("WorkerError", 1)
     assert "none of 2 workers can work" in did["error"]
     assert "failed 2 times in a row: CUDA error: uncorrectable ECC error" in did["error"]
     assert did["broken"] == [2, 2]
@@ -158,8 +158,8 @@ def test_a_supervisor_that_is_killed_ends_the_run_and_the_same_command_goes_on(
     assert did["kind"] in ("SupervisorLostError", "WorkerError")
     assert "the run's supervisor, a process on the driver's machine, is gone" in did["error"]
     assert "start the same command again" in did["error"]
-    found = verify_run(job)
-    assert found.ok, found.problems
+    assert did["exit_code"] == 1
+    found = verify_run(job)  # a part may be finished that is not in the ledger yet
     assert 0 < found.accepted < SOURCES
     assert found.failed == 0
     did, _ = run_broken(job, tmp_path, machines=2)
@@ -198,3 +198,14 @@ def test_readers_ahead_take_no_more_than_the_stated_share_of_the_store(
     assert did["store_spilled_bytes"] == 0
     assert did["store_peak_bytes"] <= STORE_SHARE * store_bytes
     assert did["store_peak_bytes"] > 3 * block_bytes, "readers do run ahead"
+
+
+def test_actors_share_the_cores_of_their_own_machine(job: Job, tmp_path: Path) -> None:
+    """It used to be those of the smallest machine, on all of them."""
+    resources = job.resources.model_copy(update={"threads_per_actor": None})
+    job = Job.model_validate(
+        job.model_dump() | {"editor": "none", "resources": resources.model_dump()}
+    )
+    did, _ = run_broken(job, tmp_path, machines=2, cpus=[2, 6], loaded=2)
+    assert (did["accepted"], did["failed"]) == (SOURCES, 0)
+    assert did["threads"] == [[0, 2, 1.0], [1, 6, 1.0]]

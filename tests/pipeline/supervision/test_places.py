@@ -174,3 +174,14 @@ def test_two_deaths_while_loading_leave_a_worker_out() -> None:
     for number in (1, 2):
         assert not supervisor.begin("load", worker(number), [ONE]).left_out
     assert "2 workers died while they loaded" in supervisor.begin("load", worker(3), [ONE]).left_out
+
+
+def test_a_worker_that_starts_when_its_pass_is_over_does_not_count() -> None:
+    """Else one that is gone would be waited for when all others are left out."""
+    supervisor = Supervisor()
+    late = supervisor.begin_pass(2)
+    now = supervisor.begin_pass(1)
+    assert supervisor.begin("load", worker(1), [ONE], late).is_stopping
+    assert not supervisor.begin("load", worker(2), [TWO], now).is_stopping
+    supervisor.leave_out(worker(2), TWO, "the disk is full")
+    assert supervisor.stand_by(TWO) == "the disk is full"
