@@ -76,7 +76,7 @@ class Pool:
 
     def actors_for(self, blocks: int, *, left_out: int = 0) -> int:
         """How many actors to start for so many blocks, if some of them will be left out again."""
-        return min(max(self.actors, self.places), blocks + left_out)
+        return min(max(self.actors, self.places), min(self.actors, blocks) + left_out)
 
     @property
     def gpus_per_actor(self) -> float:

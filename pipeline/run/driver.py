@@ -370,10 +370,10 @@ class _Driver:
         slices = cut_work(
             self.folder, self.plan.work_files, pool.groups_per_block, pool.edits_per_block
         )
-        without_progress, lost_workers, left_out = 0, 0.0, 0
+        without_progress, deaths, broken, left_out = 0, 0.0, 0.0, 0
         while slices:
             self.metrics.blocks_to_do += len(slices)
-            done_before, lost_before = len(self.commits.groups_done), lost_workers
+            done_before, deaths_before = len(self.commits.groups_done), deaths
             started = pool.actors_for(len(slices), left_out=left_out)
             try:
                 yield from stream_outcomes(
@@ -397,12 +397,12 @@ class _Driver:
                 return
             supervisor.raise_if_too_many_deaths()
             left_out = len(self._left_out(supervisor))
-            has_progress = len(self.commits.groups_done) > done_before
+            deaths, failures = supervisor.lost_workers()
+            # That a place turns out to be broken is progress too: there are only so many.
+            broken, broken_before = max(broken, failures + left_out), broken
+            has_progress = len(self.commits.groups_done) > done_before or broken > broken_before
             without_progress = 0 if has_progress else without_progress + 1
-            lost_workers = supervisor.lost_workers() + left_out
-            is_stuck = (
-                without_progress >= _MAX_PASSES_WITHOUT_PROGRESS and lost_workers <= lost_before
-            )
+            is_stuck = without_progress >= _MAX_PASSES_WITHOUT_PROGRESS and deaths <= deaths_before
             if is_stuck:
                 raise WorkerError(
                     f"stopped: {len(slices)} blocks of work were lost {without_progress} times, "

@@ -146,11 +146,14 @@ class SupervisorClient:
             return None
         return figures, queues
 
-    def lost_workers(self) -> float:
-        """Workers that have died so far, or whose device failed, while they processed a block."""
-        names = ("worker_deaths", "device_failures")
+    def lost_workers(self) -> tuple[float, float]:
+        """Workers that died so far while they processed a block; and failures of devices."""
         figures: StageFigures = self._ask(self.actor.figures)
-        return sum(of.get(name, 0.0) for of in figures.values() for name in names)
+        deaths, failures = (
+            sum(of.get(name, 0.0) for of in figures.values())
+            for name in ("worker_deaths", "device_failures")
+        )
+        return deaths, failures
 
     @staticmethod
     def _ask(method: Any, *arguments: Any, timeout_s: float | None = None) -> Any:

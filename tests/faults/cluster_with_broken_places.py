@@ -74,7 +74,7 @@ class StoreWatch:
         self._thread.join()
 
     def _look(self) -> None:
-        raylet = self._node.raylet_ip_address, self._node.node_manager_port
+        raylet = self._node.node_ip_address, self._node.node_manager_port
         while not self._ended.wait(0.05):
             store = node_stats(*raylet, include_memory_info=False).store_stats
             self.peak_bytes = max(self.peak_bytes, store.object_store_bytes_used)

@@ -130,6 +130,7 @@ def test_a_worker_more_is_started_for_each_that_is_left_out() -> None:
     assert (pool.actors, pool.places) == (1, 4)
     assert [pool.actors_for(1, left_out=n) for n in range(5)] == [1, 2, 3, 4, 4]
     assert pool_of(Node(8, 4), groups=10**4).actors_for(2, left_out=1) == 3
+    assert pool_of(Node(8, 4), groups=10**4, actors=2).actors_for(9, left_out=1) == 2, "the limit"
 
 
 def test_a_fraction_of_a_gpu_does_not_span_two() -> None:
