@@ -23,6 +23,7 @@ import functools
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -170,11 +171,13 @@ def _dataset(
     actors: int,
 ) -> Any:
     """The graph as a Ray Dataset: work list, decode, edit."""
+    # Ray warns of a limit that is never reached.
+    readers = pool.readers if pool.readers and pool.readers < len(slices) else None
     dataset = ray.data.read_datasource(
         WorkList(folder, slices),
         num_cpus=1,
         memory=_READER_MEMORY_BYTES,
-        concurrency=pool.readers,
+        concurrency=readers,
         override_num_blocks=len(slices),
     )
     dataset = dataset.map_batches(
@@ -182,7 +185,7 @@ def _dataset(
         fn_kwargs={"settings": decoding, "supervisor": supervisor},
         batch_size=None,
         batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=pool.readers),
+        compute=TaskPoolStrategy(size=readers),
         num_cpus=1,
         memory=_READER_MEMORY_BYTES,
     )
@@ -225,8 +228,10 @@ def _data_context(limits: TimeLimits, rows: int) -> DataContext:
 def _silence_ray_data() -> None:
     """Keeps Ray Data's own log lines out of the terminal; they stay in the session's ray-data.log.
 
-    Handlers that other code added to its logger are left alone.
+    Handlers that other code added to its logger are left alone. It also warns of a pool with more
+    actors than blocks: some of those actors will be left out.
     """
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == _RAY_CONSOLE:
             handler.setLevel(logging.CRITICAL)

@@ -31,7 +31,7 @@ KIND = ActorKind(
     ],
     ids=["1 CPU", "2 CPUs", "GPU", "both"],
 )
-@pytest.mark.parametrize("readers", [None, 3])
+@pytest.mark.parametrize("readers", [None, 1, 3])
 @pytest.mark.usefixtures("ray_cluster")
 def test_images_are_decoded_by_tasks_and_not_inside_of_the_actors(
     kinds: tuple[ActorKind, ...], readers: int | None, tmp_path: Any
