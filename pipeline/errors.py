@@ -12,6 +12,7 @@
     │   │   └── InsufficientCapacityError   not enough free now; adding nodes would help
     │   ├── ProbeError          a device's cost cannot be measured, or was not stored
     │   ├── TooManyFailuresError     the job passed its failure limits and stopped
+    │   ├── SupervisorLostError      the process that watches a run's workers is gone
     │   └── Interrupted         ctrl-C or SIGTERM; what arrived before is committed
     └── RowError                fails one row and no other: .code is a FailureCode
         ├── SourceMissingError       source_missing
@@ -103,6 +104,10 @@ class ProbeError(UserError):
 
 class TooManyFailuresError(UserError):
     """The job passed its failure limits and stopped; what arrived before is committed."""
+
+
+class SupervisorLostError(UserError):
+    """The process that watches a run's workers is gone, or does not answer: the run ends."""
 
 
 class Interrupted(UserError):  # noqa: N818  # an event, not a mistake

@@ -75,7 +75,7 @@ def stages_table(summary: RunSummary) -> Table:
             size_text(figures.get("bytes_written", 0)),
             _count(figures.get("requests", 0)),
             _count(figures.get("retries", 0)),
-            _count(figures.get("worker_deaths", 0)),
+            _count(figures.get("worker_deaths", 0) + figures.get("device_failures", 0)),
         )
     return table
 

@@ -30,11 +30,16 @@ _MOST_THREADS = 16
 
 @dataclass(frozen=True)
 class Node:
-    """The resources of one machine; `accelerator`: the kind of its GPUs, by Ray's name."""
+    """The resources of one machine.
+
+    `accelerator`: the kind of its GPUs, by Ray's name; `store_bytes`: its part of Ray's object
+    store.
+    """
 
     cpus: float
     gpus: float = 0.0
     accelerator: str | None = None
+    store_bytes: float = 0.0
 
     @classmethod
     def of(cls, resources: Mapping[str, float]) -> Node:
@@ -46,6 +51,7 @@ class Node:
             cpus=resources.get("CPU", 0.0),
             gpus=resources.get("GPU", 0.0),
             accelerator=kinds[0] if kinds else None,
+            store_bytes=resources.get("object_store_memory", 0.0),
         )
 
     def __str__(self) -> str:
@@ -58,7 +64,10 @@ class ActorKind:
     """Actors with equal resources.
 
     `memory_share`: the share of its device's memory that each may use, 0 to 1; `later`: how many of
-    `actors` have no machine yet.
+    `actors` have no machine yet; `most_on_one`: how many of them one machine has, at most.
+
+    Threads, and on a CPU the share of memory, are those of an actor on the smallest machine: each
+    actor asks its own machine (`on_node`). `sets_threads`: the job sets the threads instead.
     """
 
     actors: int
@@ -68,6 +77,8 @@ class ActorKind:
     memory_share: float
     accelerator: str | None = None
     later: int = 0
+    most_on_one: int = 1
+    sets_threads: bool = False
 
     def __str__(self) -> str:
         on = "" if self.accelerator is None else f" on {self.accelerator}"
@@ -80,6 +91,17 @@ class ActorKind:
         """The options with which Ray starts each actor."""
         args: dict[str, Any] = {"num_cpus": self.cpus_per_actor, "num_gpus": self.gpus_per_actor}
         return args if self.accelerator is None else args | {"accelerator_type": self.accelerator}
+
+    def on_node(self, node: Node) -> ActorKind:
+        """This kind on one machine: its actors there share the cores, and on a CPU the memory."""
+        alike = max(1, min(_that_fit(node, self), self.most_on_one))
+        return replace(
+            self,
+            threads_per_actor=self.threads_per_actor
+            if self.sets_threads
+            else max(1, min(int(node.cpus // alike), _MOST_THREADS)),
+            memory_share=self.memory_share if self.gpus_per_actor else 1.0 / alike,
+        )
 
     def matches(self, resources: Mapping[str, float]) -> bool:
         """Whether an actor to which Ray assigned these resources is of this kind."""
@@ -112,20 +134,26 @@ class Placement:
         return len(self.homes) + self.later
 
     def to_kind(self, nodes: Sequence[Node]) -> ActorKind:
-        """The resources of each actor: actors on one machine share its cores, or its GPU."""
+        """The resources of each actor; threads and memory are those on the smallest machine."""
         pool = self.pool
-        most_on_one = max(Counter(self.homes).values(), default=1)
-        cores = min((nodes[number].cpus for number in self.homes), default=pool.cpus_per_actor)
-        threads = max(1, min(int(cores // most_on_one), _MOST_THREADS))
-        share = min(1.0, pool.gpus_per_actor) if pool.gpus_per_actor else 1.0 / most_on_one
-        return ActorKind(
+        kind = ActorKind(
             actors=self.actors,
             cpus_per_actor=pool.cpus_per_actor,
             gpus_per_actor=pool.gpus_per_actor,
-            threads_per_actor=pool.threads_per_actor or threads,
-            memory_share=share,
+            threads_per_actor=pool.threads_per_actor or 1,
+            memory_share=min(1.0, pool.gpus_per_actor) if pool.gpus_per_actor else 1.0,
             accelerator=pool.accelerator,
             later=self.later,
+            most_on_one=max(Counter(self.homes).values(), default=1),
+            sets_threads=pool.threads_per_actor is not None,
+        )
+        here = [kind.on_node(nodes[number]) for number in {*self.homes}]
+        return replace(
+            kind,
+            threads_per_actor=min(
+                (k.threads_per_actor for k in here), default=kind.threads_per_actor
+            ),
+            memory_share=min((k.memory_share for k in here), default=kind.memory_share),
         )
 
 
@@ -246,6 +274,15 @@ def _too_few(nodes: Sequence[Node], pool: PoolSection, found: int, free_cpus: fl
         f"the cluster has {there}: room for {found}. Lower actors, cpus_per_actor or "
         "gpus_per_actor in resources, or take a larger cluster."
     )
+
+
+def _that_fit(node: Node, kind: ActorKind) -> int:
+    """How many actors of a kind a machine has room for while it has no others."""
+    pool = PoolSection(cpus_per_actor=kind.cpus_per_actor, gpus_per_actor=kind.gpus_per_actor)
+    place, found = _Place.of(node), 0
+    while place.take(pool):
+        found += 1
+    return found
 
 
 def _same(one: float, other: float) -> bool:

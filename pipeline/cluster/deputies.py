@@ -24,7 +24,11 @@ _MOST_TRIES = 20
 
 
 class EditDeputy:
-    """Stands for one editing actor, which ends with it. If the actor dies, Ray starts it again."""
+    """Stands for one editing actor, which ends with it. If the actor dies, Ray starts it again.
+
+    If Ray does not, because its model or device cannot be used, the deputy ends too: Ray Data gives
+    it no more blocks, and those that it has are lost to the next pass.
+    """
 
     def __init__(
         self,
@@ -51,4 +55,7 @@ class EditDeputy:
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         """The outcomes of a block; see `RayEditActor`."""
-        return ray.get(self._actor.edit_block.remote(packed))
+        try:
+            return ray.get(self._actor.edit_block.remote(packed))
+        except ray.exceptions.ActorDiedError:
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call]

@@ -11,6 +11,8 @@ actor can be restarted elsewhere, at the latest when the other actors have nothi
 block that is lost nevertheless is processed again in the driver's next pass. Exceptions of single
 rows do not reach the graph; `EditActor` catches them.
 
+A worker whose model or device cannot be used takes no blocks (`RayEditActor`): the others go on.
+
 Ray Data restarts actors and retries blocks without limit by itself; what limits deaths is the
 supervisor.
 """
@@ -21,13 +23,21 @@ import functools
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
+from ray.data import (
+    ActorPoolStrategy,
+    DataContext,
+    Datasource,
+    ExecutionResources,
+    ReadTask,
+    TaskPoolStrategy,
+)
 from ray.data.block import BlockMetadata
 
 from pipeline.cluster.deputies import EditDeputy
@@ -98,13 +108,17 @@ def stream_outcomes(
     editing: EditSettings,
     pool: Pool,
     supervisor: SupervisorClient,
+    left_out: int = 0,
     bars: bool = False,
 ) -> Iterator[pa.Table]:
     """Runs the graph; yields each block's outcomes, with a column `worker`, once it is done.
 
-    Closing the iterator stops the work. `bars`: show Ray Data's progress bars, which need a
-    terminal. Raises WorkerError.
+    Closing the iterator stops the work. `left_out`: how many actors could not work in an earlier
+    pass, and may be started in addition. `bars`: show Ray Data's progress bars, which need a
+    terminal. Raises WorkerError, and SupervisorLostError.
     """
+    actors = pool.actors_for(len(slices), left_out=left_out)
+    supervisor = supervisor.begin_pass(min(actors, pool.places or actors))
     context = _data_context(supervisor.limits, rows=max(part.rows for part in slices))
     context.enable_progress_bars = bars
     context.enable_rich_progress_bars = True
@@ -115,9 +129,19 @@ def stream_outcomes(
             cpu=sum((kind.actors - kind.later) * kind.cpus_per_actor for kind in pool.kinds),
             gpu=sum((kind.actors - kind.later) * kind.gpus_per_actor for kind in pool.kinds),
         )
+    if pool.waiting_bytes is not None:
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            object_store_memory=pool.waiting_bytes
+        )
     with DataContext.current(context):
         dataset = _dataset(
-            folder, slices, decoding=decoding, editing=editing, pool=pool, supervisor=supervisor
+            folder,
+            slices,
+            decoding=decoding,
+            editing=editing,
+            pool=pool,
+            supervisor=supervisor,
+            actors=actors,
         )
     _silence_ray_data()
     try:
@@ -144,12 +168,16 @@ def _dataset(
     editing: EditSettings,
     pool: Pool,
     supervisor: SupervisorClient,
+    actors: int,
 ) -> Any:
     """The graph as a Ray Dataset: work list, decode, edit."""
+    # Ray warns of a limit that is never reached.
+    readers = pool.readers if pool.readers and pool.readers < len(slices) else None
     dataset = ray.data.read_datasource(
         WorkList(folder, slices),
         num_cpus=1,
         memory=_READER_MEMORY_BYTES,
+        concurrency=readers,
         override_num_blocks=len(slices),
     )
     dataset = dataset.map_batches(
@@ -157,6 +185,7 @@ def _dataset(
         fn_kwargs={"settings": decoding, "supervisor": supervisor},
         batch_size=None,
         batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=readers),
         num_cpus=1,
         memory=_READER_MEMORY_BYTES,
     )
@@ -170,7 +199,7 @@ def _dataset(
         batch_size=1,  # one packed block
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
-            size=min(pool.actors, len(slices)),
+            size=actors,
             max_concurrent_calls_per_actor=BLOCKS_AT_A_TIME,
             enable_true_multi_threading=True,
         ),
@@ -199,8 +228,10 @@ def _data_context(limits: TimeLimits, rows: int) -> DataContext:
 def _silence_ray_data() -> None:
     """Keeps Ray Data's own log lines out of the terminal; they stay in the session's ray-data.log.
 
-    Handlers that other code added to its logger are left alone.
+    Handlers that other code added to its logger are left alone. It also warns of a pool with more
+    actors than blocks: some of those actors will be left out.
     """
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors")
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == _RAY_CONSOLE:
             handler.setLevel(logging.CRITICAL)

@@ -5,6 +5,7 @@
     pools      the number of each kind that the job sets
     always     at least one CPU stays free for readers: a pool that takes all CPUs hangs forever
     later      max_actors: actors with a GPU that have no place yet wait for a machine
+    store      readers run ahead until STORE_SHARE of Ray's object store is full of decoded sources
 
 `actor_kinds` places the actors on machines.
 
@@ -20,16 +21,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.cluster.actor_kinds import ActorKind, Node, first_actors, place_actors, pool_bundle
+from pipeline.cluster.actor_kinds import (
+    ActorKind,
+    Node,
+    Placement,
+    first_actors,
+    place_actors,
+    pool_bundle,
+)
 from pipeline.errors import InsufficientCapacityError, ResourceError
 from pipeline.job.resources import PoolSection, ResourcesSection
 
+STORE_SHARE = 0.5
+"""Of Ray's object store, on machines with room for readers: the most that decoded sources take on
+their way to an actor. One half of it is for those that wait, one for those that are being read."""
 _READER_CPUS = 1.0
 _BLOCKS_PER_ACTOR = 8  # fewer leave actors idle at the end and progress coarse
 _FULL_BLOCK_GPU = 64, 128
 _FULL_BLOCK_CPU = 32, 128
 """Groups in a full block: the first number, growing up to the second beyond _MANY_BLOCKS blocks."""
 _MANY_BLOCKS = 2048
+_BYTES_PER_PIXEL = 3  # of a decoded source, RGB
 _FULL_BLOCK_EDITS = 2048
 """Edits in a full block: its outcomes are one file, and what a crash loses is this at most."""
 _CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
@@ -40,12 +52,18 @@ class Pool:
     """The sizes of a run: its actors, kind by kind, and how many groups and edits a block has.
 
     The first kind has a GPU if any kind has. The properties for one actor are those of the first
-    kind.
+    kind. `places`: how many actors have room, also where there are too few blocks for so many.
+
+    `readers`: the most blocks that are read at the same time; `waiting_bytes`: the most that wait
+    for an actor; None if Ray has not told the size of its object store.
     """
 
     kinds: tuple[ActorKind, ...]
     groups_per_block: int
     edits_per_block: int = _FULL_BLOCK_EDITS
+    places: int = 0
+    readers: int | None = None
+    waiting_bytes: float | None = None
 
     @property
     def actors(self) -> int:
@@ -55,6 +73,10 @@ class Pool:
     def later(self) -> int:
         """How many of the actors have no machine yet."""
         return sum(kind.later for kind in self.kinds)
+
+    def actors_for(self, blocks: int, *, left_out: int = 0) -> int:
+        """How many actors to start for so many blocks, if some of them will be left out again."""
+        return min(max(self.actors, self.places), min(self.actors, blocks) + left_out)
 
     @property
     def gpus_per_actor(self) -> float:
@@ -105,11 +127,18 @@ def size_pool(
         pixels_per_image,
         on_gpu=any(each.pool.gpus_per_actor for each in placements),
     )
+    places = sum(len(each.homes) for each in placements)
     placements = first_actors(placements, math.ceil(groups / groups_per_block))
+    half_of_share = STORE_SHARE / 2 * _readers_store_bytes(nodes, placements)
+    block_bytes = min(groups, groups_per_block) * pixels_per_image * _BYTES_PER_PIXEL
     return Pool(
         tuple(each.to_kind(nodes) for each in placements),
         groups_per_block,
         resources.edits_per_block or _FULL_BLOCK_EDITS,
+        places,
+        # Ray lets readers begin while less waits than allowed, so one block may come on top.
+        readers=max(1, int(half_of_share // block_bytes) - 1) if half_of_share else None,
+        waiting_bytes=half_of_share or None,
     )
 
 
@@ -150,6 +179,17 @@ def _pools_of(
             f"model.device is {device}, and a pool has gpus_per_actor: 0; set model.device=auto"
         )
     return resources.pools
+
+
+def _readers_store_bytes(nodes: Sequence[Node], placements: Sequence[Placement]) -> float:
+    """Ray's object store on the machines on which actors leave a CPU to readers, in bytes."""
+    free = [node.cpus for node in nodes]
+    for each in placements:
+        for number in each.homes:
+            free[number] -= each.pool.cpus_per_actor
+    return sum(
+        node.store_bytes for node, cpus in zip(nodes, free, strict=True) if cpus >= _READER_CPUS
+    )
 
 
 def _free_cpus(resources: ResourcesSection) -> float:

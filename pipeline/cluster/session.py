@@ -183,6 +183,14 @@ def _silent_stderr() -> Iterator[None]:
         os.close(saved)
 
 
+def node_of(node_id: str) -> Node:
+    """The machine with Ray's id `node_id`; also one that Ray has just lost."""
+    import ray
+
+    (found,) = (node for node in ray.nodes() if node["NodeID"] == node_id)  # type: ignore[no-untyped-call]
+    return Node.of(found["Resources"])
+
+
 def nodes_alive() -> tuple[Node, ...]:
     """The machines of the Ray cluster that this process is connected to."""
     import ray

@@ -20,9 +20,10 @@ import ray
 
 from fpe_core import FPEError
 from pipeline.cluster.actor_kinds import ActorKind
+from pipeline.cluster.session import node_of
 from pipeline.edit.model_sharing import ModelLock, ModelThread, use_one_openmp_thread
 from pipeline.edit.settings import WORKER_FIELD, EditSettings
-from pipeline.errors import UserError
+from pipeline.errors import SupervisorLostError, UserError
 from pipeline.ledger.outcome import OUTCOME_SCHEMA, EditKey, FailureCode, outcomes_table
 from pipeline.read.decode import DecodeSettings, decode
 from pipeline.storage.requests import request_counts
@@ -35,7 +36,15 @@ if TYPE_CHECKING:
 _ERROR_FIELD = pa.field("error", pa.string(), nullable=False)
 _EMPTY = pa.schema([*OUTCOME_SCHEMA, WORKER_FIELD, _ERROR_FIELD]).empty_table()
 
+_LOST_KEY = b"supervisor_lost"
+"""In the metadata of a block's schema: it was not decoded, because of this error."""
+_STAND_BY_POLL_S = 2.0
+
 _log = logging.getLogger(__name__)
+
+
+class WorkerLeftOutError(Exception):
+    """Ends an actor for good whose model or device cannot be used."""
 
 
 class RayEditActor:
@@ -47,42 +56,68 @@ class RayEditActor:
     def __init__(
         self, settings: EditSettings, supervisor: SupervisorClient, kinds: Sequence[ActorKind] = ()
     ) -> None:
-        """`kinds`: the kinds of actors of the run."""
+        """`kinds`: the kinds of actors of the run.
+
+        Returns when this worker can take blocks. If it is left out, the constructor waits until the
+        pass ends, so that nothing else is started in its place, and Ray gives it no block. If
+        another process of this actor died with blocks in hand, Ray keeps those for it; so the
+        constructor raises WorkerLeftOutError, which ends the actor, and the blocks are lost to the
+        next pass.
+        """
         self._supervisor = supervisor
         self._error = ""
         self._actor: EditActor | None = None
         self._lock = ModelLock()
         self._requests = _Requests("write")
         try:
-            self._load(_settings_here(settings, kinds))
-        except Exception as error:  # noqa: BLE001 - reported by the first call
-            self._error = f"the model cannot be used: {error}"
+            why = self._load(settings, kinds)
+        except SupervisorLostError as error:
+            self._error = str(error)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, other workers may be able to
+            why = f"the model cannot be used: {error}"
+        if why:
+            self._error = self._stand_aside(why)
 
-    def _load(self, settings: EditSettings) -> None:
-        """Loads the model under supervision: Ray restarts an actor that dies here without limit."""
-        me = str(ray.get_runtime_context().get_actor_id()).encode()
-        began = time.monotonic()
+    def _load(self, settings: EditSettings, kinds: Sequence[ActorKind]) -> str:
+        """Loads the model under supervision: Ray restarts an actor that dies here without limit.
+
+        Returns why this worker has to be left out; "" if it has a model, or the run is stopping.
+        """
+        me, began = _actor_id(), time.monotonic()
 
         def figures() -> StageFigures:
             return {"load": {"rows": 1, "seconds": time.monotonic() - began}}
 
         with self._supervisor.block("load", [me], figures, is_watched=False) as oversight:
-            if me in oversight.orders.quarantined:
-                self._error = (
-                    "two workers died while they loaded the model: is there enough memory for "
-                    "resources.actors of them?"
-                )
-            elif not oversight.orders.is_stopping:
-                from pipeline.edit.actor import EditActor
+            if oversight.orders.left_out or oversight.orders.is_stopping:
+                return oversight.orders.left_out
+            from pipeline.edit.actor import EditActor
 
-                self._actor = EditActor(settings, ModelThread())
+            self._actor = EditActor(_settings_here(settings, kinds), ModelThread())
+        return ""
+
+    def _stand_aside(self, why: str) -> str:
+        """Leaves this worker out. Returns the error with which the run has to stop, if any."""
+        me = _actor_id()
+        try:
+            is_awaited = self._supervisor.leave_out(me, why)
+            while (answer := self._supervisor.stand_by(me)) is None:
+                if is_awaited:
+                    raise WorkerLeftOutError(why)
+                time.sleep(_STAND_BY_POLL_S)
+        except SupervisorLostError as error:
+            return str(error)
+        return answer
 
     def __call__(self, packed: pa.Table) -> pa.Table:
         if self._error:
             return _report(self._error)
         if self._actor is None:
             return _EMPTY  # the run was being stopped when this worker started
-        return self._edit(self._actor, _unpack(packed))
+        block = _unpack(packed)
+        lost = (block.schema.metadata or {}).get(_LOST_KEY)
+        return self._edit(self._actor, block) if lost is None else _report(lost.decode())
 
     def is_ready(self) -> bool:
         """True, as soon as the constructor is done."""
@@ -108,12 +143,12 @@ class RayEditActor:
                 self._lock.acquire(exclusive=self._supervisor.is_suspect("edit", groups)) as hold,
                 self._supervisor.block("edit", groups, figures) as oversight,
             ):
+                if oversight.orders.is_handed_on:
+                    return _EMPTY
                 edited = actor.edit(block, oversight, hold.release_model)
                 costs.append(edited.figures)
-        except DEVICE_FAILED:
-            # Every later call in this process would fail too. Ray starts a new process and retries.
-            _log.exception("the device failed; this worker ends itself")
-            os._exit(70)
+        except DEVICE_FAILED as error:
+            return self._end_with_device(error)
         except (FPEError, UserError) as error:
             return _report(str(error))
         except Exception:  # noqa: BLE001 - errors of rows are caught further down; this is a bug
@@ -121,16 +156,32 @@ class RayEditActor:
         no_error = pa.array([""] * len(edited.outcomes), pa.string())
         return edited.outcomes.append_column(_ERROR_FIELD, no_error)
 
+    def _end_with_device(self, error: Exception) -> pa.Table:
+        """Ends this process, because every later call in it would fail too. Ray starts another."""
+        _log.error("the device failed; this worker ends itself", exc_info=error)
+        try:
+            self._supervisor.device_failed(_in_one_line(error))
+        except SupervisorLostError as lost:
+            return _report(str(lost))
+        os._exit(70)
+
 
 def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSettings:
-    """The settings of this actor's kind, found by the resources that Ray assigned to it."""
-    if len(kinds) < 2:
-        return settings  # they are made for the first kind
-    given = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-    (kind,) = (kind for kind in kinds if kind.matches(given))
+    """The settings of this actor's kind on this machine.
+
+    The kind is found by the resources that Ray assigned to the actor.
+    """
+    if not kinds:
+        return settings
+    here, kind, device = ray.get_runtime_context(), kinds[0], settings.device
+    if len(kinds) > 1:
+        given = here.get_assigned_resources()  # type: ignore[no-untyped-call]
+        (kind,) = (kind for kind in kinds if kind.matches(given))
+        device = device if kind.gpus_per_actor else "cpu"
+    kind = kind.on_node(node_of(here.get_node_id()))
     return replace(
         settings,
-        device=settings.device if kind.gpus_per_actor else "cpu",
+        device=device,
         memory_share=kind.memory_share,
         threads=kind.threads_per_actor,
     )
@@ -161,8 +212,11 @@ def _decode_block(
         own = {"rows": table.num_rows, "seconds": time.monotonic() - began}
         return merged({"decode": own}, requests.take_figures())
 
-    with supervisor.block("decode", _groups_of(table), figures) as oversight:
-        return _pack(decode(table, settings, oversight))
+    try:
+        with supervisor.block("decode", _groups_of(table), figures) as oversight:
+            return _pack(decode(table, settings, oversight))
+    except SupervisorLostError as error:  # an editing worker passes it on to the driver
+        return _pack(table.slice(0, 0).replace_schema_metadata({_LOST_KEY: str(error).encode()}))
 
 
 def _pack(table: pa.Table) -> pa.Table:
@@ -177,6 +231,15 @@ def _pack(table: pa.Table) -> pa.Table:
 def _unpack(packed: pa.Table) -> pa.Table:
     (block,) = packed["block"]
     return pa.ipc.open_stream(block.as_buffer()).read_all()
+
+
+def _actor_id() -> bytes:
+    return str(ray.get_runtime_context().get_actor_id()).encode()
+
+
+def _in_one_line(error: Exception) -> str:
+    """Its first line: below it CUDA prints advice for those who debug kernels."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _groups_of(table: pa.Table) -> list[bytes]:

@@ -5,7 +5,7 @@ adopt    commits finished parts that a killed run could not commit any more
 plan     ids of all edits, minus those in the ledger; if none is left, the run ends without Ray
 stream   decode -> edit -> write on the cluster, supervised; outcomes arrive block by block
 commit   every few seconds, and at the end however it ends: a failure, a signal, a dead worker
-retry    blocks that were lost with their worker or machine run again until all of them have
+retry    blocks that were lost with their worker, device or machine run again until all of them have
          outcomes; rows that crash their workers fail as worker_died
 round    under quotas: plans, streams and commits again until no cell needs another edit
 sum up   stats.json, README.md, config.yaml
@@ -21,7 +21,7 @@ import time
 from collections.abc import Collection, Generator, Iterable
 from collections.abc import Set as AbstractSet
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -171,6 +171,8 @@ class _Driver:
     is_retry: bool
     pool: Pool | None = None
     """The pool of the first round, once the cluster has room for it."""
+    warned_of: set[str] = field(default_factory=set)
+    """Workers that are left out, of which a warning is in the log."""
 
     @property
     def folder(self) -> Folder:
@@ -275,7 +277,7 @@ class _Driver:
                 stops.winding_up(partial(self._wind_up, supervisor)),
                 closing(self._outcomes(pool, supervisor, stops)) as outcomes,
             ):
-                self._collect(outcomes, stops)
+                self._collect(outcomes, supervisor, stops)
         finally:
             figures = supervisor.figures()
             self.commits.totals.add_stages(figures)
@@ -295,7 +297,9 @@ class _Driver:
         while not in_progress <= self.commits.groups_done and time.monotonic() < until:
             time.sleep(_WIND_UP_POLL_S)
 
-    def _collect(self, outcomes: Iterable[pa.Table], stops: StopRequests) -> None:
+    def _collect(
+        self, outcomes: Iterable[pa.Table], supervisor: SupervisorClient, stops: StopRequests
+    ) -> None:
         """Takes and commits the outcomes; what arrived is committed however the stream ends."""
         commits = self.commits
         try:
@@ -306,6 +310,7 @@ class _Driver:
                 if commits.is_due:
                     with stops.held():
                         commits.commit()
+                    self._left_out(supervisor)
         finally:
             with stops.held():
                 commits.commit()
@@ -365,42 +370,62 @@ class _Driver:
         slices = cut_work(
             self.folder, self.plan.work_files, pool.groups_per_block, pool.edits_per_block
         )
-        without_progress, deaths = 0, 0.0
+        without_progress, deaths, broken, left_out = 0, 0.0, 0.0, 0
         while slices:
             self.metrics.blocks_to_do += len(slices)
             done_before, deaths_before = len(self.commits.groups_done), deaths
-            yield from stream_outcomes(
-                self.folder,
-                slices,
-                decoding=decoding,
-                editing=editing,
-                pool=pool,
-                supervisor=supervisor,
-                bars=self.job.logs.shows_ray_bars,
-            )
+            started = pool.actors_for(len(slices), left_out=left_out)
+            try:
+                yield from stream_outcomes(
+                    self.folder,
+                    slices,
+                    decoding=decoding,
+                    editing=editing,
+                    pool=pool,
+                    supervisor=supervisor,
+                    left_out=left_out,
+                    bars=self.job.logs.shows_ray_bars,
+                )
+            except WorkerError:
+                # If none of a few workers can work, others may, at places that are free.
+                if len(self._left_out(supervisor)) < started or started >= pool.places:
+                    raise
             if stops.is_requested():
                 return  # blocks that were not begun have no outcomes; they are not lost
-            supervisor.raise_if_too_many_deaths()
-            has_progress = len(self.commits.groups_done) > done_before
-            without_progress = 0 if has_progress else without_progress + 1
             slices = lost_slices(self.folder, slices, self.commits.groups_done)
-            deaths = supervisor.deaths()
+            if not slices:
+                return
+            supervisor.raise_if_too_many_deaths()
+            left_out = len(self._left_out(supervisor))
+            deaths, failures = supervisor.lost_workers()
+            # That a place turns out to be broken is progress too: there are only so many.
+            broken, broken_before = max(broken, failures + left_out), broken
+            has_progress = len(self.commits.groups_done) > done_before or broken > broken_before
+            without_progress = 0 if has_progress else without_progress + 1
             is_stuck = without_progress >= _MAX_PASSES_WITHOUT_PROGRESS and deaths <= deaths_before
-            if slices and is_stuck:
+            if is_stuck:
                 raise WorkerError(
                     f"stopped: {len(slices)} blocks of work were lost {without_progress} times, "
                     "and no worker died. The reason is in ray-data.log and the workers' logs, in "
                     "Ray's session folder. The same command goes on from what is committed."
                 )
-            isolating = max((part.rows for part in slices), default=0)
+            isolating = max(part.rows for part in slices)
             if without_progress > _MAX_PASSES_WITHOUT_PROGRESS + isolating:
                 break
-            if slices:
-                _log.warning(
-                    "%d blocks were lost with their workers and are processed again", len(slices)
-                )
+            _log.warning(
+                "%d blocks were lost with their workers and are processed again", len(slices)
+            )
         for part in slices:
             yield quarantined(self.folder, part)
+
+    def _left_out(self, supervisor: SupervisorClient) -> list[str]:
+        """The workers of the pass that are left out; warns of those that are new."""
+        left_out = supervisor.left_out()
+        for each in left_out:
+            if each not in self.warned_of:
+                _log.warning("left out, while others go on: %s", each)
+        self.warned_of.update(left_out)
+        return left_out
 
     def _card(self) -> bytes:
         judge = self.job.judge

@@ -112,6 +112,7 @@ _OF_STAGES = {
     "block_seconds": "fpe_block_seconds_total",
     "lost_blocks": "fpe_blocks_lost_total",
     "worker_deaths": "fpe_worker_deaths_total",
+    "device_failures": "fpe_worker_deaths_total",
     "requests": "fpe_store_requests_total",
     "retries": "fpe_store_retries_total",
     "bytes_read": "fpe_store_read_bytes_total",

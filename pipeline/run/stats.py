@@ -44,6 +44,7 @@ STAGE_FIGURES = {
     "bytes_read": "from stores",
     "bytes_written": "to stores",
     "worker_deaths": "processes that died while they processed a block",
+    "device_failures": "of devices, each of which ended a process; their blocks went to others",
 }
 """The figures of a stage in stats.json; one that is missing is zero."""
 

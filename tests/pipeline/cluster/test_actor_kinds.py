@@ -38,9 +38,25 @@ def test_each_kind_gets_what_is_there_of_it() -> None:
     pools = [{"accelerator": "A10G"}, {"accelerator": "H100", "gpus_per_actor": 0.5}]
     kinds = kinds_of(A10G, H100, READER, pools=pools)
     assert kinds == (
-        ActorKind(4, 1, 1, 2, 1.0, "A10G"),
-        ActorKind(4, 1, 0.5, 4, 0.5, "H100"),
+        ActorKind(4, 1, 1, 2, 1.0, "A10G", most_on_one=4),
+        ActorKind(4, 1, 0.5, 4, 0.5, "H100", most_on_one=4),
     )
+
+
+def test_actors_share_the_cores_of_their_own_machine() -> None:
+    few, many = Node(4, 4), Node(32, 4)
+    (kind,) = kinds_of(few, many, READER, pools=[{}])
+    assert kind.threads_per_actor == 1, "what is said of all of them is true of the smallest"
+    assert [kind.on_node(node).threads_per_actor for node in (few, many)] == [1, 8]
+    assert kind.on_node(Node(12, 1)).threads_per_actor == 12, "one that comes later, with one GPU"
+    (kind,) = kinds_of(Node(2), Node(8), pools=[{"gpus_per_actor": 0, "actors": 2}])
+    assert [kind.on_node(node).threads_per_actor for node in (Node(2), Node(8))] == [2, 8]
+    (kind,) = kinds_of(Node(2), Node(9), pools=[{"gpus_per_actor": 0}], free=1)
+    shares = [kind.on_node(node).memory_share for node in (Node(2), Node(9))]
+    assert shares == [1 / 2, 1 / 8]
+    assert kind.memory_share == 1 / 8
+    (kind,) = kinds_of(few, many, READER, pools=[{"threads_per_actor": 3}])
+    assert [kind.on_node(node).threads_per_actor for node in (few, many)] == [3, 3]
 
 
 def test_actors_that_share_a_gpu_share_its_memory() -> None:

@@ -31,17 +31,19 @@ KIND = ActorKind(
     ],
     ids=["1 CPU", "2 CPUs", "GPU", "both"],
 )
+@pytest.mark.parametrize("readers", [None, 1, 3])
 @pytest.mark.usefixtures("ray_cluster")
 def test_images_are_decoded_by_tasks_and_not_inside_of_the_actors(
-    kinds: tuple[ActorKind, ...], tmp_path: Any
+    kinds: tuple[ActorKind, ...], readers: int | None, tmp_path: Any
 ) -> None:
     dataset = _dataset(
         Folder.open(str(tmp_path)),
         [WorkSlice("work", 0, 1), WorkSlice("work", 1, 1)],
         decoding=DecodeSettings(),
         editing=EditSettings(output="", checkpoint="", checkpoint_fingerprint="", device="cpu"),
-        pool=Pool(kinds, groups_per_block=1),
+        pool=Pool(kinds, groups_per_block=1, readers=readers),
         supervisor=cast(Any, None),
+        actors=2,
     )
     plan = get_execution_plan(dataset._logical_plan)
     stages, stage = [], (plan[0] if isinstance(plan, tuple) else plan).dag

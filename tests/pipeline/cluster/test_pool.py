@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cluster.actor_kinds import ActorKind, Node
-from pipeline.cluster.pool import Pool, bundles_of, size_pool
+from pipeline.cluster.pool import STORE_SHARE, Pool, bundles_of, size_pool
 from pipeline.cluster.session import check_reachable, nodes_alive, ray_session, wait_for_capacity
 from pipeline.errors import InsufficientCapacityError, ResourceError
 from pipeline.job.resources import PoolSection, ResourcesSection
@@ -108,7 +108,29 @@ def test_wishes_are_kept() -> None:
         threads_per_actor=3,
         groups_per_block=5,
     )
-    assert pool == Pool((ActorKind(4, 2, 0.5, 3, 0.5),), 5)
+    kind = ActorKind(4, 2, 0.5, 3, 0.5, most_on_one=4, sets_threads=True)
+    assert pool == Pool((kind,), 5, places=4)
+
+
+def test_readers_and_what_waits_take_no_more_of_the_store_than_is_said() -> None:
+    actors, readers = Node(4, 4, store_bytes=1e12), Node(16, store_bytes=8e9)
+    pool = pool_of(actors, readers, groups=10**6)
+    block_bytes = pool.groups_per_block * 512 * 512 * 3
+    assert pool.waiting_bytes == 2e9, "a machine without a free CPU holds what its actors have"
+    assert pool.readers is not None
+    assert pool.waiting_bytes + (pool.readers + 1) * block_bytes <= STORE_SHARE * 8e9
+    assert pool.waiting_bytes + (pool.readers + 2) * block_bytes > STORE_SHARE * 8e9
+    tiny = pool_of(actors, Node(16, store_bytes=1e6), groups=10**6)
+    assert tiny.readers == 1, "one at a time, since the run has to go on"
+    assert pool_of(actors, Node(16)).readers is None
+
+
+def test_a_worker_more_is_started_for_each_that_is_left_out() -> None:
+    pool = pool_of(Node(8, 4), groups=1)
+    assert (pool.actors, pool.places) == (1, 4)
+    assert [pool.actors_for(1, left_out=n) for n in range(5)] == [1, 2, 3, 4, 4]
+    assert pool_of(Node(8, 4), groups=10**4).actors_for(2, left_out=1) == 3
+    assert pool_of(Node(8, 4), groups=10**4, actors=2).actors_for(9, left_out=1) == 2, "the limit"
 
 
 def test_a_fraction_of_a_gpu_does_not_span_two() -> None:

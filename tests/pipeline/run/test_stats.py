@@ -159,6 +159,6 @@ def test_stats_hold_the_run_and_the_totals() -> None:
     assert values["total"]["edits"] == 9
     of_kind = values["resources"].pop("kinds")[0]
     sizes = {"actors": 2, "later": 1, "groups_per_block": 4, "edits_per_block": 2048}
-    assert values["resources"] == sizes
+    assert values["resources"] == sizes | {"places": 0, "readers": None, "waiting_bytes": None}
     assert (of_kind["memory_share"], of_kind["gpus_per_actor"]) == (0.5, 0)
     assert list(values["edits_by_worker"]) == ["a:1", "b:1"]

@@ -182,7 +182,7 @@ def test_a_block_waits_between_its_stages() -> None:
 
 @pytest.mark.parametrize("call", ["focus", "end"])
 def test_a_worker_that_nobody_knows_is_ignored(call: str) -> None:
-    """As after a restart of the supervisor, which remembers nothing."""
+    """As one whose device has failed, while its other block comes to its end."""
     supervisor = Supervisor()
     getattr(supervisor, call)("edit", worker(1), {})
     assert supervisor.in_progress("edit") == frozenset()
