@@ -26,6 +26,7 @@ _OF_ACCELERATOR = 0.001
 """How much of that resource Ray takes for an actor with `accelerator_type`."""
 _TOLERANCE = 1e-6
 _MOST_THREADS = 16
+_MOST_ENCODERS = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class ActorKind:
     """Actors with equal resources.
 
     `memory_share`: the share of its device's memory that each may use, 0 to 1; `later`: how many of
-    `actors` have no machine yet.
+    `actors` have no machine yet; `encoders_per_actor`: processes in which each encodes its images,
+    so that together they can use all cores of a machine when those have nothing better to do.
     """
 
     actors: int
@@ -68,6 +70,7 @@ class ActorKind:
     memory_share: float
     accelerator: str | None = None
     later: int = 0
+    encoders_per_actor: int = 1
 
     def __str__(self) -> str:
         on = "" if self.accelerator is None else f" on {self.accelerator}"
@@ -116,16 +119,17 @@ class Placement:
         pool = self.pool
         most_on_one = max(Counter(self.homes).values(), default=1)
         cores = min((nodes[number].cpus for number in self.homes), default=pool.cpus_per_actor)
-        threads = max(1, min(int(cores // most_on_one), _MOST_THREADS))
+        own_cores = max(1, int(cores // most_on_one))
         share = min(1.0, pool.gpus_per_actor) if pool.gpus_per_actor else 1.0 / most_on_one
         return ActorKind(
             actors=self.actors,
             cpus_per_actor=pool.cpus_per_actor,
             gpus_per_actor=pool.gpus_per_actor,
-            threads_per_actor=pool.threads_per_actor or threads,
+            threads_per_actor=pool.threads_per_actor or min(own_cores, _MOST_THREADS),
             memory_share=share,
             accelerator=pool.accelerator,
             later=self.later,
+            encoders_per_actor=min(own_cores, _MOST_ENCODERS),
         )
 
 

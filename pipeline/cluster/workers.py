@@ -133,6 +133,7 @@ def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSe
         device=settings.device if kind.gpus_per_actor else "cpu",
         memory_share=kind.memory_share,
         threads=kind.threads_per_actor,
+        encoders=kind.encoders_per_actor,
     )
 
 
