@@ -19,9 +19,9 @@ from PIL import Image
 from fpe_core import EditResult, checkpoint_fingerprint
 from fpe_core.judging.retry_ladder import Change, RetryLadder
 from fpe_core.judging.rules import RejectReason, Rules
+from pipeline import editor_calls
 from pipeline.edit.actor import EditActor
 from pipeline.edit.settings import EditSettings
-from pipeline.editor_calls import EDITS_PER_CALL
 from pipeline.judge.judge import JudgeSettings
 from pipeline.pixel_budget import PixelBudget
 from pipeline.plan.group_shape import GroupShape
@@ -31,7 +31,14 @@ from tests.builders.work_rows import PARAMETERS, work_row, work_table
 from tests.faults.peak_memory import is_measurable
 
 ROOT = Path(__file__).parents[3]
-EDITS = 2 * EDITS_PER_CALL + 20
+MOST = 6
+EDITS = 2 * MOST + 3
+
+
+@pytest.fixture
+def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of `MOST` edits, instead of 64."""
+    monkeypatch.setattr(editor_calls, "EDITS_PER_CALL", MOST)
 
 
 @pytest.fixture
@@ -82,6 +89,7 @@ class Spy:
         return result
 
 
+@pytest.mark.usefixtures("small_calls")
 def test_a_source_with_many_prompts_is_inverted_once_and_edited_in_calls(
     settings: EditSettings, block: Any
 ) -> None:
@@ -92,7 +100,7 @@ def test_a_source_with_many_prompts_is_inverted_once_and_edited_in_calls(
     assert outcomes["outcome"].to_pylist() == ["accepted"] * EDITS
     assert spy.inverted == 1
     assert len(spy.calls) == 3
-    assert max(spy.calls) <= EDITS_PER_CALL
+    assert max(spy.calls) <= MOST
     assert sum(spy.calls) == EDITS
     shape = GroupShape.of(PARAMETERS, EDITS, synthetic=False)
     assert shape.calls == len(spy.calls)
@@ -101,10 +109,11 @@ def test_a_source_with_many_prompts_is_inverted_once_and_edited_in_calls(
     assert len(list(Path(settings.output).glob("*/source/*"))) == 1, "once, not once a call"
 
 
+@pytest.mark.usefixtures("small_calls")
 def test_a_synthetic_source_is_sampled_in_every_call_and_written_once(
     settings: EditSettings,
 ) -> None:
-    targets = [f"a cat {number}" for number in range(EDITS_PER_CALL + 1)]
+    targets = [f"a cat {number}" for number in range(MOST + 1)]
     row = work_row(0, source_prompt="a dog", seed=3, targets=targets)
     outcomes = EditActor(settings)(decode(work_table([row]), DecodeSettings()))
     shape = GroupShape.of(PARAMETERS, len(targets), synthetic=True)
@@ -112,6 +121,7 @@ def test_a_synthetic_source_is_sampled_in_every_call_and_written_once(
     assert len(list(Path(settings.output).glob("*/source/*"))) == 1
 
 
+@pytest.mark.usefixtures("small_calls")
 @pytest.mark.parametrize("is_judged", [False, True])
 def test_images_are_dropped_call_by_call_retries_too(
     settings: EditSettings, block: Any, is_judged: bool
@@ -134,11 +144,11 @@ def test_images_are_dropped_call_by_call_retries_too(
     actor._being_written = PixelBudget(1)
     spy = Spy(actor._editor)
     actor._editor = spy
-    edits = 4 * EDITS_PER_CALL
+    edits = 4 * MOST
     outcomes = actor(block(edits, parameters=replace(PARAMETERS, steps=1)))
     assert set(outcomes["outcome"].to_pylist()) == {"rejected" if is_judged else "accepted"}
     # Of two calls the first attempts, of one the latest retry and the one that follows.
-    most = (4 if is_judged else 1) * EDITS_PER_CALL + 1
+    most = (4 if is_judged else 1) * MOST + 1
     assert max(spy.images_before) <= most
     assert sum(spy.calls) == edits * (4 if is_judged else 1)
 
