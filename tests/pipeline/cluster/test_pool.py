@@ -150,7 +150,7 @@ def test_wishes_are_kept() -> None:
         threads_per_actor=3,
         groups_per_block=5,
     )
-    assert pool == Pool((ActorKind(4, 2, 0.5, 3, 0.5),), 5)
+    assert pool == Pool((ActorKind(4, 2, 0.5, 3, 0.5, encoders_per_actor=4),), 5)
 
 
 def test_a_fraction_of_a_gpu_does_not_span_two() -> None:
