@@ -89,14 +89,16 @@ def _sharing_unconditional(edit: UNetRows, source_of_edit: Sequence[int]) -> UNe
     same for all edits, so one output serves them all. Their conditional rows refer to that one
     latent too, so that whatever depends on the latent alone is computed once.
     """
-    sources = list(dict.fromkeys(source_of_edit))
-    first_edit = {s: source_of_edit.index(s) for s in sources}
+    first_edit: dict[int, int] = {}
+    for place, source in enumerate(source_of_edit):
+        first_edit.setdefault(source, place)
+    sources = {source: number for number, source in enumerate(first_edit)}
     return replace(
         edit,
         items=tuple(first_edit[s] for s in (*sources, *source_of_edit)),
         prompts=(*edit.prompts[: len(sources)], *edit.prompts[edit.first_conditional :]),
         first_conditional=len(sources),
         unconditional_of=torch.tensor(
-            [sources.index(s) for s in source_of_edit], dtype=torch.int64, device=edit.device
+            [sources[s] for s in source_of_edit], dtype=torch.int64, device=edit.device
         ),
     )

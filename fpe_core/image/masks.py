@@ -152,9 +152,12 @@ def _is_inside(indices: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
 
 
 def _visible(values: MaskValues, fit: Fit, width_px: int, height_px: int) -> float:
-    rows, columns = np.nonzero(object_of(values))
-    if not len(rows):
-        return 0.0
-    x = (columns + 0.5) * fit.scale_x + fit.offset_x_px
-    y = (rows + 0.5) * fit.scale_y + fit.offset_y_px
-    return float(np.mean((x >= 0) & (x < width_px) & (y >= 0) & (y < height_px)))
+    # Only counts: the coordinates of all of an object's pixels would take 32 bytes each.
+    height, width = values.shape[:2]
+    x = (np.arange(width) + 0.5) * fit.scale_x + fit.offset_x_px
+    y = (np.arange(height) + 0.5) * fit.scale_y + fit.offset_y_px
+    columns, rows = (x >= 0) & (x < width_px), (y >= 0) & (y < height_px)
+    found = object_of(values)
+    per_row = np.count_nonzero(found[:, columns], axis=1)
+    everything = np.count_nonzero(found)
+    return int(per_row[rows].sum()) / everything if everything else 0.0

@@ -119,6 +119,16 @@ def _decoded(
     return _decoded_once(data, what, formats, refusal, max_pixels)
 
 
+def declared_pixels(data: bytes, *, formats: tuple[str, ...]) -> int:
+    """Width times height, as the header of an encoded image says; 0 if it cannot be read. Nothing
+    is decoded."""
+    try:
+        with _opened(data, "image", formats, "") as file:
+            return file.width * file.height
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, decoding says so
+        return 0
+
+
 @contextmanager
 def _pillow_allows(pixels: int) -> Iterator[None]:
     with _guard:

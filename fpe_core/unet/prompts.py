@@ -26,6 +26,8 @@ from fpe_core.errors import PromptError
 
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 256 * 2**20
+_MOST_PROMPTS = 128
+"""How many prompts go through the text encoder at once; its memory grows with them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class EncodedPrompts:
 
 def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> EncodedPrompts:
     """Encodes each distinct prompt once, padded to the encoder's window (77 tokens for SD 1.x).
+
+    Any number of prompts takes the same memory, but for the embeddings themselves.
 
     A prompt past the window is cut there; the rest is logged and returned in `truncated`.
 
@@ -70,7 +74,11 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) ->
         width = (0, int(tokenizer.model_max_length), int(text_encoder.config.hidden_size))
         return EncodedPrompts(torch.zeros(width, device=device), {}, {})
     with torch.inference_mode():
-        embeddings = text_encoder(torch.tensor(token_ids, device=device))[0]
+        chunks = [
+            text_encoder(torch.tensor(token_ids[first : first + _MOST_PROMPTS], device=device))[0]
+            for first in range(0, len(token_ids), _MOST_PROMPTS)
+        ]
+        embeddings = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
     return EncodedPrompts(embeddings, {p: i for i, p in enumerate(distinct)}, truncated)
 
 

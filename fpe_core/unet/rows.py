@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -85,16 +86,21 @@ class UNetRows:
             self._chunks[first, last] = self._chunk(first, last)
         return self._chunks[first, last]
 
+    @cached_property
+    def _by_latent(self) -> list[int]:
+        """All rows, those of a latent next to each other."""
+        return sorted(range(len(self)), key=lambda row: (self.items[row], row))
+
     def _chunk(self, first: int, last: int) -> Chunk:
-        by_latent = sorted(range(len(self)), key=lambda row: (self.items[row], row))
-        rows = sorted(by_latent[first:last])
+        rows = sorted(self._by_latent[first:last])
         items = [self.items[row] for row in rows]
         latents = list(dict.fromkeys(items))
+        place = {latent: number for number, latent in enumerate(latents)}
         conditional_from = sum(row < self.first_conditional for row in rows)
         return Chunk(
             tuple(rows),
             self._index(latents),
-            None if latents == items else self._index([latents.index(item) for item in items]),
+            None if latents == items else self._index([place[item] for item in items]),
             self._index([self.prompts[row] for row in rows]),
             conditional_from,
             self._index(items[conditional_from:]),
@@ -117,8 +123,8 @@ class UNetRows:
         if evaluated == tuple(range(len(self))):
             return None
         if evaluated not in self._orders:
-            order = [evaluated.index(row) for row in range(len(self))]
-            self._orders[evaluated] = self._index(order)
+            place = {row: number for number, row in enumerate(evaluated)}
+            self._orders[evaluated] = self._index([place[row] for row in range(len(self))])
         return self._orders[evaluated]
 
     def guide(self, outputs: Tensor) -> Tensor:

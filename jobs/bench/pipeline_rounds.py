@@ -19,7 +19,7 @@ from PIL import Image
 from fpe_core import Editor, EditParameters
 from jobs.demo_scenes import write_scenes
 from jobs.job_file.ready_made import BUILTIN_FOLDER
-from pipeline.edit.block import call_by_call
+from pipeline.editor_calls import call_by_call, edits_per_call
 from pipeline.errors import UserError
 from pipeline.job.file import load_job
 from pipeline.run.driver import run_job
@@ -123,9 +123,11 @@ class PipelineBenchmark:
             inversion = editor.invert([source.image for source in block], prompts, parameters)
             rows += inversion.unet_rows
             sizes = [len(source.targets) for source in block]
-            for call in call_by_call(sizes, range(len(block))):
-                targets = [block[index].targets for index in call]
-                rows += editor.edit(inversion.select(call), targets).unet_rows
+            most = edits_per_call(parameters.width_px, parameters.height_px)
+            for call in call_by_call(sizes, range(len(block)), most):
+                targets = [block[index].targets[part.start : part.stop] for index, part in call]
+                chosen = inversion.select([index for index, _ in call])
+                rows += editor.edit(chosen, targets).unet_rows
         return rows
 
 

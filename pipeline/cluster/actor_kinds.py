@@ -26,6 +26,7 @@ _OF_ACCELERATOR = 0.001
 """How much of that resource Ray takes for an actor with `accelerator_type`."""
 _TOLERANCE = 1e-6
 _MOST_THREADS = 16
+_MOST_ENCODERS = 16
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,13 @@ class ActorKind:
     """Actors with equal resources.
 
     `memory_share`: the share of its device's memory that each may use, 0 to 1; `later`: how many of
-    `actors` have no machine yet; `most_on_one`: how many of them one machine has, at most.
+    `actors` have no machine yet; `most_on_one`: how many of them one machine has, at most;
+    `encoders_per_actor`: processes in which each encodes its images, so that together they can use
+    all cores of a machine when those have nothing better to do.
 
-    Threads, and on a CPU the share of memory, are those of an actor on the smallest machine: each
-    actor asks its own machine (`on_node`). `sets_threads`: the job sets the threads instead.
+    Threads, encoders, and on a CPU the share of memory, are those of an actor on the smallest
+    machine: each actor asks its own machine (`on_node`). `sets_threads`: the job sets the threads
+    instead.
     """
 
     actors: int
@@ -79,6 +83,7 @@ class ActorKind:
     later: int = 0
     most_on_one: int = 1
     sets_threads: bool = False
+    encoders_per_actor: int = 1
 
     def __str__(self) -> str:
         on = "" if self.accelerator is None else f" on {self.accelerator}"
@@ -95,11 +100,13 @@ class ActorKind:
     def on_node(self, node: Node) -> ActorKind:
         """This kind on one machine: its actors there share the cores, and on a CPU the memory."""
         alike = max(1, min(_that_fit(node, self), self.most_on_one))
+        cores = max(1, int(node.cpus // alike))
         return replace(
             self,
             threads_per_actor=self.threads_per_actor
             if self.sets_threads
-            else max(1, min(int(node.cpus // alike), _MOST_THREADS)),
+            else min(cores, _MOST_THREADS),
+            encoders_per_actor=min(cores, _MOST_ENCODERS),
             memory_share=self.memory_share if self.gpus_per_actor else 1.0 / alike,
         )
 
@@ -154,6 +161,7 @@ class Placement:
                 (k.threads_per_actor for k in here), default=kind.threads_per_actor
             ),
             memory_share=min((k.memory_share for k in here), default=kind.memory_share),
+            encoders_per_actor=min((k.encoders_per_actor for k in here), default=1),
         )
 
 

@@ -54,9 +54,8 @@ from pipeline.supervision.watchdog import TimeLimits
 
 _MOST_LOST_BLOCKS = 1_000_000
 """Practically no limit, since lost blocks are processed again. `supervisor` limits deaths."""
-_READER_MEMORY_BYTES = 1
-"""Requested by tasks that read and decode, and by no actor: Ray Data runs a stage inside of the
-actors of the next one if both request the same, and then no CPU but theirs would decode."""
+_SHARE_OF_NODE = 0.5
+"""The most of a node's memory that a task requests which reads and decodes."""
 _RAY_CONSOLE = "console"
 """The name of Ray Data's logging handler that writes to the terminal."""
 
@@ -171,12 +170,13 @@ def _dataset(
     actors: int,
 ) -> Any:
     """The graph as a Ray Dataset: work list, decode, edit."""
+    memory = _reader_memory_bytes(decoding)
     # Ray warns of a limit that is never reached.
     readers = pool.readers if pool.readers and pool.readers < len(slices) else None
     dataset = ray.data.read_datasource(
         WorkList(folder, slices),
         num_cpus=1,
-        memory=_READER_MEMORY_BYTES,
+        memory=memory,
         concurrency=readers,
         override_num_blocks=len(slices),
     )
@@ -187,7 +187,7 @@ def _dataset(
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=readers),
         num_cpus=1,
-        memory=_READER_MEMORY_BYTES,
+        memory=memory,
     )
     kinds, several = pool.kinds, len(pool.kinds) > 1
     # Ray Data starts all actors of a stage with the same resources: those of several kinds have
@@ -207,6 +207,21 @@ def _dataset(
         num_gpus=0 if several else kinds[0].gpus_per_actor,
         accelerator_type=None if several else kinds[0].accelerator,
     )
+
+
+def _reader_memory_bytes(decoding: DecodeSettings) -> int:
+    """The memory that each task requests which reads and decodes; no actor requests any.
+
+    So a node has no more of these tasks than its memory allows. On a node that is too small for the
+    largest image, there is one with half of its memory, as Ray counts it: the image may fit
+    nevertheless, and a task that requests more than any node has would wait for ever.
+
+    It is never 0. Ray Data runs a stage inside of the actors of the next one if both request the
+    same, and then no CPU but theirs would decode.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    largest = max((node.get("memory", 0.0) for node in nodes), default=0.0)
+    return max(1, min(decoding.memory_bytes, int(largest * _SHARE_OF_NODE)))
 
 
 def _data_context(limits: TimeLimits, rows: int) -> DataContext:

@@ -2,6 +2,7 @@
 
     GPUs       one actor per GPU
     no GPU     one actor per CPU, minus the CPUs that stay free; they share the machine's threads
+    no editor  one actor per machine: its encoding processes use all cores
     pools      the number of each kind that the job sets
     always     at least one CPU stays free for readers: a pool that takes all CPUs hangs forever
     later      max_actors: actors with a GPU that have no place yet wait for a machine
@@ -44,6 +45,7 @@ _MANY_BLOCKS = 2048
 _BYTES_PER_PIXEL = 3  # of a decoded source, RGB
 _FULL_BLOCK_EDITS = 2048
 """Edits in a full block: its outcomes are one file, and what a crash loses is this at most."""
+_BLOCK_PIXELS = 128 * 512 * 512  # the sources of two blocks are in an actor's memory
 _CPU_BLOCK_PIXELS = 2 * 512 * 512  # on a CPU a block of two 512 px sources is minutes of work
 
 
@@ -87,6 +89,10 @@ class Pool:
         return self.kinds[0].threads_per_actor
 
     @property
+    def encoders_per_actor(self) -> int:
+        return self.kinds[0].encoders_per_actor
+
+    @property
     def memory_share(self) -> float:
         return self.kinds[0].memory_share
 
@@ -101,8 +107,11 @@ def size_pool(
     device: str,
     groups: int,
     pixels_per_image: int,
+    makes_edits: bool = True,
 ) -> Pool:
     """The pool for `groups` groups with `pixels_per_image`. It has no more actors than blocks.
+
+    `makes_edits`: False for `editor: none`.
 
     Raises InsufficientCapacityError, with what is missing, if readers and actors cannot run at the
     same time; ResourceError if more machines would not help.
@@ -115,6 +124,10 @@ def size_pool(
             f"model.device is {device}, and the cluster has no GPU that Ray knows of; set "
             "model.device=cpu, or start Ray on a machine with a GPU"
         )
+    if not makes_edits and resources.pools is None and resources.actors is None:
+        most = sum(node.cpus >= (resources.cpus_per_actor or 1.0) for node in nodes)
+        most = max(1, min(most, resources.max_actors or most))
+        resources = resources.model_copy(update={"actors": 1, "max_actors": most})
     placements = place_actors(
         nodes,
         _pools_of(resources, device, has_gpus=has_gpus),
@@ -125,7 +138,7 @@ def size_pool(
         groups,
         sum(each.actors for each in placements),
         pixels_per_image,
-        on_gpu=any(each.pool.gpus_per_actor for each in placements),
+        is_fast=not makes_edits or any(each.pool.gpus_per_actor for each in placements),
     )
     places = sum(len(each.homes) for each in placements)
     placements = first_actors(placements, math.ceil(groups / groups_per_block))
@@ -196,15 +209,16 @@ def _free_cpus(resources: ResourcesSection) -> float:
     return max(_READER_CPUS, float(resources.free_cpus))
 
 
-def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, on_gpu: bool) -> int:
+def _groups_per_block(groups: int, actors: int, pixels_per_image: int, *, is_fast: bool) -> int:
     """Enough groups to be worth a task, few enough that all actors have work until the end.
 
     If there are very many groups, blocks are larger, because the driver keeps a record per block.
+    `is_fast`: whether a GPU edits, or nothing does.
     """
-    least, most = _FULL_BLOCK_GPU if on_gpu else _FULL_BLOCK_CPU
+    least, most = _FULL_BLOCK_GPU if is_fast else _FULL_BLOCK_CPU
     full = min(most, max(least, math.ceil(groups / _MANY_BLOCKS)))
-    if not on_gpu:
-        full = min(full, max(1, _CPU_BLOCK_PIXELS // pixels_per_image))
+    pixels = _BLOCK_PIXELS if is_fast else _CPU_BLOCK_PIXELS
+    full = min(full, max(1, pixels // pixels_per_image))
     return max(1, min(full, math.ceil(groups / (actors * _BLOCKS_PER_ACTOR))))
 
 

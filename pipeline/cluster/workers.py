@@ -184,6 +184,7 @@ def _settings_here(settings: EditSettings, kinds: Sequence[ActorKind]) -> EditSe
         device=device,
         memory_share=kind.memory_share,
         threads=kind.threads_per_actor,
+        encoders=kind.encoders_per_actor,
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from fpe_core.speed import Speed
 from pipeline.cost.probe import Probe
-from pipeline.edit.block import EDITS_PER_CALL
 from pipeline.plan.group_shape import GroupShape
 
 _NO_CORE_LEFT = 1.2
@@ -131,8 +130,8 @@ def estimate(work: PlannedWork, probe: Probe) -> Estimate:
     unet_s = pictures_s = judge_s = 0.0
     tries = 1 + work.retries
     for shape, count in work.shapes.items():
-        in_call = min(work.groups_per_block, math.ceil(EDITS_PER_CALL / shape.edits))
-        times = probe.times_of(shape.edits * in_call)
+        in_call = min(work.groups_per_block, shape.sources_per_call)
+        times = probe.times_of(shape.edits_per_call * in_call)
         unet_s += count * (
             shape.inversion_rows * times.inversion_row_s
             + tries * shape.source_rows * times.source_row_s

@@ -33,7 +33,6 @@ from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.device import device_name, usable_cores
 from pipeline.cluster.pool import Pool
 from pipeline.cost.probe import CallTimes, ImageFileCost, Probe, ProbeKey
-from pipeline.edit.block import EDITS_PER_CALL
 from pipeline.errors import ProbeError
 from pipeline.job.job import Job
 from pipeline.job.judge import JudgeSection
@@ -75,7 +74,7 @@ def measure_device(
     on the job's device, ProbeError if no source can be read.
     """
     job = resolved.job
-    per_call = min(pool.groups_per_block, -(-EDITS_PER_CALL // shape.edits))
+    per_call = min(pool.groups_per_block, shape.sources_per_call)
     sample = sample_groups(resolved, done, shape, max(per_call, _IMAGES))
     with _threads(pool.threads_per_actor):
         began = time.perf_counter()
@@ -89,7 +88,11 @@ def measure_device(
             )
         load_s = time.perf_counter() - began
         editor = Editor(checkpoint, max_rows=job.resources.max_rows, memory_share=pool.memory_share)
-        bench = _TimedModel(editor, judge, sample.groups[:per_call])
+        in_one_call = [
+            replace(group, edits=group.edits[: shape.edits_per_call])
+            for group in sample.groups[:per_call]
+        ]
+        bench = _TimedModel(editor, judge, in_one_call)
         calls = bench.time_calls(seconds)
         formats: dict[str, ImageFileCost] = {
             name: bench.encode(ImageFormat(name, job.images.quality), sample.groups[per_call:])

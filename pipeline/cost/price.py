@@ -140,6 +140,7 @@ def _sized(job: Job, plan: Plan, node: Node, device: str) -> Pool:
         device=device,
         groups=plan.groups_pending,
         pixels_per_image=plan.parameters.width_px * plan.parameters.height_px,
+        makes_edits=plan.makes_edits,
     )
 
 

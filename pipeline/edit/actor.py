@@ -34,11 +34,13 @@ from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Judge, with_edit_types
 from pipeline.judge.regions import with_boxes
 from pipeline.ledger.outcome import EditOutcome, FailureCode, outcomes_table
+from pipeline.pixel_budget import PixelBudget
 from pipeline.read.group import Group
 from pipeline.storage.folder import Folder
 from pipeline.supervision.supervisor import Orders, Oversight, StageFigures, Unwatched
+from pipeline.write.encoders import Encoders
 from pipeline.write.metadata import carried_columns
-from pipeline.write.part import PartWriter, part_name
+from pipeline.write.part import PIXELS_BEING_WRITTEN, PartWriter, part_name
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,13 @@ class EditActor:
         self._editor, self._judge = self._models.run(self._load)
         limits = ReconstructionLimits() if settings.judge is None else settings.judge.reconstruction
         self._gate = ReconstructionGate(self._editor, limits)
-        self._pool = ThreadPoolExecutor(settings.write_threads, thread_name_prefix="write")
+        encoders = min(settings.encoders, usable_cores())
+        self._encoders = Encoders(encoders) if encoders else None
+        # As many threads as wait for an encoder, and some more that wait for the storage.
+        self._pool = ThreadPoolExecutor(
+            settings.write_threads + encoders, thread_name_prefix="write"
+        )
+        self._being_written = PixelBudget(PIXELS_BEING_WRITTEN)
         self._judging = self._judge_executor()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -117,8 +125,11 @@ class EditActor:
     def prepare(self, table: pa.Table) -> Block:
         """Turns decoded work rows into groups with images. Does not need the model."""
         carried = carried_columns(table)
-        rows = table.drop_columns(["carried"] if carried is not None else []).to_pylist()
-        groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
+        rows = table.drop_columns(["carried"] if carried is not None else [])
+        groups = []
+        for place in range(rows.num_rows):  # one at a time: their pixels are copied twice
+            (row,) = rows.slice(place, 1).to_pylist()
+            groups.append(Group.from_row(place, row))
         if self._judge is not None:
             groups = with_edit_types(groups, self._judge.settings.edit_type, carried)
         if self._settings.annotations is not None:
@@ -159,6 +170,9 @@ class EditActor:
             self._pool,
             settings.lease,
             keeps_rejected=keeps_rejected,
+            budget=self._being_written,
+            encoders=self._encoders,
+            progress=oversight.alive,
         )
         finished = writer.finished_outcomes()
         if finished is not None:
@@ -182,7 +196,7 @@ class EditActor:
             results = _results(block.groups, editor, oversight, hand_over)
         place = {edit_id: number for number, edit_id in enumerate(planned)}
         results.sort(key=lambda result: place[result.edit.key.edit_id])
-        outcomes = self._finish(writer, results, block.carried, oversight)
+        outcomes = self._finish(writer, results, block.carried)
         phases = {f"{name}_seconds": s for name, s in spent.seconds.items()}
         edited = {"rows": len(planned), "seconds": editor.model_seconds, **phases}
         if spent.unet_rows:
@@ -203,11 +217,7 @@ class EditActor:
         )
 
     def _finish(
-        self,
-        writer: PartWriter,
-        results: Sequence[Result],
-        carried: pa.Table | None,
-        oversight: Oversight,
+        self, writer: PartWriter, results: Sequence[Result], carried: pa.Table | None
     ) -> pa.Table:
         """Waits for the images, writes the part's metadata and returns the outcomes."""
         rows = MetadataRows(self._settings)
@@ -218,8 +228,6 @@ class EditActor:
             except Exception as error:  # noqa: BLE001 - storage drivers raise what they like
                 outcomes.append(write_failed(made, error))
                 continue
-            finally:
-                oversight.alive()
             part = writer.folder_of(is_rejected=made.is_rejected) if names.has_any else ""
             outcome = made.outcome(part, names.edited, names.source)
             outcomes.append(outcome)

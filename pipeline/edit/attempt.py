@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from PIL import Image
 
@@ -53,6 +53,8 @@ class PreparedSources:
 
     def select(self, indices: Sequence[int]) -> PreparedSources:
         """The groups at these indices, in the given order."""
+        if list(indices) == list(range(len(self.groups))):
+            return self  # without another copy of their trajectories
         start = self.start
         return replace(
             self,
@@ -69,12 +71,20 @@ class PreparedSources:
         )
 
 
+class AttemptImages(NamedTuple):
+    """The image that an attempt made, and the one it was made from, as the model saw it."""
+
+    source: Image.Image
+    edit: Image.Image
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One attempt at an edit.
 
     Attributes:
-        source: the image it was made from, as the model saw it.
+        images: None once they cannot be written any more.
+        is_finite: False if the latent or the image has a NaN or infinity.
         notes: the parts of the prompts that were too long for the text encoder, "" if none were.
         cost: its share of the call; that of attempt 1 includes a share of the source's inversion.
         judged: the judge's scores and verdict, or the error that it raised; None if the attempt
@@ -83,8 +93,8 @@ class Attempt:
     """
 
     parameters: EditParameters
-    made: Edit
-    source: Image.Image
+    images: AttemptImages | None
+    is_finite: bool
     notes: str
     cost: ModelCost
     judged: Judged | Exception | None = None
@@ -131,7 +141,11 @@ class AttemptedEdit:
         return self.attempts[0] if latest.reason or latest.trouble else latest
 
     def with_attempt(self, attempt: Attempt) -> AttemptedEdit:
-        return replace(self, attempts=(*self.attempts, attempt))
+        """With a further attempt. Images stay of the first one, which is kept if none is accepted,
+        and of this one."""
+        first, *others = self.attempts
+        dropped = (replace(each, images=None) for each in others)
+        return replace(self, attempts=(first, *dropped, attempt))
 
     def with_trouble(self, why: str) -> AttemptedEdit:
         return replace(self, trouble=f"a retry failed: {why}")
@@ -139,64 +153,77 @@ class AttemptedEdit:
 
 @dataclass(frozen=True)
 class MadeEdit:
-    """An edit whose files are being written; a rejected one may have no files."""
+    """An edit whose files are being written; a rejected one may have no files. It has no image of
+    its own: thousands of these may wait for the end of a part.
 
-    tried: AttemptedEdit
-    edited_file: Future[str] | None
-    source_file: Future[str] | None
+    Attributes:
+        parameters, judged, notes: those of the attempt that is kept.
+        cost: of all attempts together.
+        tries: all attempts, if there was more than one.
+    """
+
+    group: Group
+    edit: PlannedEdit
+    parameters: EditParameters
+    judged: Judged | None
+    notes: str
+    cost: ModelCost
+    tries: tuple[AttemptRecord, ...]
+    autoencoder_psnr_db: float | None
+    edited_file: Future[str] | None = None
+    source_file: Future[str] | None = None
     annotated: Annotated | None = None
     mask_files: tuple[Future[str], ...] = ()
 
-    @property
-    def group(self) -> Group:
-        return self.tried.group
-
-    @property
-    def edit(self) -> PlannedEdit:
-        return self.tried.edit
-
-    @property
-    def judged(self) -> Judged | None:
-        judged = self.tried.kept.judged
-        assert not isinstance(judged, Exception)  # then it would be an UnmadeEdit
-        return judged
-
-    @property
-    def cost(self) -> ModelCost:
-        """The cost of all attempts together."""
-        return sum((attempt.cost for attempt in self.tried.attempts), ModelCost())
-
-    @property
-    def parameters(self) -> EditParameters:
-        return self.tried.kept.parameters
+    @classmethod
+    def of(
+        cls,
+        tried: AttemptedEdit,
+        annotated: Annotated | None,
+        edited_file: Future[str] | None = None,
+        source_file: Future[str] | None = None,
+        mask_files: tuple[Future[str], ...] = (),
+    ) -> Self:
+        """The result of an edit whose kept attempt was judged, or made without a judge."""
+        kept, attempts = tried.kept, tried.attempts
+        assert not isinstance(kept.judged, Exception)  # then it is an UnmadeEdit
+        notes = (tried.group.message, kept.notes, tried.trouble)
+        return cls(
+            tried.group,
+            tried.edit,
+            kept.parameters,
+            kept.judged,
+            "; ".join(note for note in notes if note),
+            sum((attempt.cost for attempt in attempts), ModelCost()),
+            tuple(each.to_record() for each in attempts) if len(attempts) > 1 else (),
+            tried.autoencoder_psnr_db,
+            edited_file,
+            source_file,
+            annotated,
+            mask_files,
+        )
 
     @property
     def is_rejected(self) -> bool:
         return self.judged is not None and self.judged.verdict.reason is not None
-
-    @property
-    def notes(self) -> str:
-        tried = self.tried
-        return "; ".join(n for n in (tried.group.message, tried.kept.notes, tried.trouble) if n)
 
     def outcome(self, part: str, edited_name: str, source_name: str) -> EditOutcome:
         """Accepted or rejected, as the judge decided; accepted if the run has no judge.
 
         `part` is the folder of its files, "" if it has none.
         """
-        judged, attempts, cost = self.judged, self.tried.attempts, self.cost
+        judged, cost = self.judged, self.cost
         scores = judged.scores if judged else None
         source = f"{part}/{source_name}" if source_name else ""
-        tries = tuple(each.to_record() for each in attempts) if len(attempts) > 1 else ()
         if judged is None or judged.verdict.reason is None:
             return self.edit.key.accepted(
                 part=part,
                 edited_file_name=f"{part}/{edited_name}",
                 source_file_name=source,
                 scores=scores,
-                autoencoder_psnr_db=self.tried.autoencoder_psnr_db,
+                autoencoder_psnr_db=self.autoencoder_psnr_db,
                 message=self.notes,
-                tries=tries,
+                tries=self.tries,
                 unet_rows=cost.unet_rows,
                 seconds=cost.seconds,
             )
@@ -207,8 +234,8 @@ class MadeEdit:
             edited_file_name=f"{part}/{edited_name}" if edited_name else "",
             source_file_name=source,
             scores=scores,
-            autoencoder_psnr_db=self.tried.autoencoder_psnr_db,
-            tries=tries,
+            autoencoder_psnr_db=self.autoencoder_psnr_db,
+            tries=self.tries,
             unet_rows=cost.unet_rows,
             seconds=cost.seconds,
         )

@@ -1,9 +1,12 @@
 """The calls of the editor for one block: which edits go into each, and which are attempted again.
 
-The model's thread never waits for the judge of the call it has just made: each call is judged on
-another thread while the next call is edited. Then the rejected edits of the judged call are
-attempted again along the retry ladder, from the same inversions, and the results go to
-`ResultWriter`.
+While a call is judged and written, the next one is edited, and no more than that one: a thread
+makes one call ahead, and waits until the results of the call before have gone to `ResultWriter`,
+which waits for the storage if that is slow. So the images in memory are those of two calls and
+those that are being written, however many edits a source or a block has. Rejected edits of a judged
+call are attempted again along the retry ladder, from the same inversions.
+
+A source with more edits than go into one call is inverted once and edited in several calls.
 
 If a call raises, it is halved until only the edit that caused the error is left, and only that edit
 fails. Errors that no row caused (a device that is lost, parameters that do not fit the model) are
@@ -12,10 +15,11 @@ raised instead.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -24,6 +28,7 @@ from fpe_core.device import DEVICE_FAILED
 from pipeline.edit.attempt import (
     Attempt,
     AttemptedEdit,
+    AttemptImages,
     ModelCost,
     PreparedSources,
     Result,
@@ -35,13 +40,16 @@ from pipeline.edit.attempt import (
 from pipeline.edit.image_editor import ImageEditor
 from pipeline.edit.no_editor import NOT_EDITED
 from pipeline.edit.results import ResultWriter
+from pipeline.editor_calls import call_by_call, edits_per_call
 from pipeline.judge.gate import ReconstructionGate
 from pipeline.judge.judge import Candidate, Judge, Judged
 from pipeline.ledger.outcome import FailureCode
 from pipeline.read.group import Group, PlannedEdit
 
 _T = TypeVar("_T")
-EDITS_PER_CALL = 64  # with guidance 128 rows, the most that fpe_core puts through a UNet at once
+_PIXELS_INVERTED = 32 * 2**20
+"""Of the sources that are inverted together, and whose trajectories are kept together: 128 sources
+of 512 px, which take 0.4 GB for 50 steps."""
 
 _NO_ROWS_FAULT: tuple[type[Exception], ...] = (*DEVICE_FAILED, ParameterError)
 """The device is lost, or the job's parameters do not fit the model."""
@@ -56,12 +64,12 @@ class _Call:
     judge."""
 
     sources: PreparedSources
-    tried: tuple[AttemptedEdit, ...]
+    tried: list[AttemptedEdit]
     verdicts: Future[list[_Judgement]] | None
 
 
 class BlockEditor:
-    """Chooses the calls of the editor for one block. Used by one thread.
+    """Chooses the calls of the editor for one block.
 
     It decides what goes into a call, what is tried again after a call raised, and which attempt
     follows a rejection. `ResultWriter` decides what is written.
@@ -90,6 +98,7 @@ class BlockEditor:
         self._ladder = judge.settings.ladder if judge is not None else None
         self._judging = judging
         self._makes_edits = makes_edits
+        self._turn = threading.Lock()
         self.model_seconds = 0.0
         """Seconds that the editor took so far."""
 
@@ -100,21 +109,34 @@ class BlockEditor:
 
         `done_with_model` is called when only judging and writing are left; it may be called twice.
         """
-        waiting: _Call | None = None
-        for call in self._calls(groups):
-            if not isinstance(call, _Call):
-                yield call
-                continue
-            if waiting is not None:
-                yield from self._settle(waiting)
-            waiting = call
-        if self._ladder is None:  # else a verdict may ask for another attempt
-            done_with_model()
-        if waiting is not None:
-            yield from self._settle(waiting)
+        calls = self._calls(groups)
+
+        def next_call() -> _Call | UnmadeEdit | None:
+            call = next(calls, None)
+            if call is None and self._ladder is None:  # else a verdict may ask for an attempt
+                done_with_model()
+            return call
+
+        with ThreadPoolExecutor(1, thread_name_prefix="calls") as ahead:
+            upcoming = ahead.submit(next_call)
+            while (call := upcoming.result()) is not None:
+                upcoming = ahead.submit(next_call)
+                if isinstance(call, _Call):
+                    yield from self._settle(call)
+                else:
+                    yield call
+                del call  # its trajectories are not needed while the next one is awaited
         done_with_model()
 
     def _calls(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit]:
+        """The calls for all groups, a limited number of sources at a time."""
+        parameters = groups[0].parameters
+        pixels = parameters.width_px * parameters.height_px
+        count = max(1, _PIXELS_INVERTED // pixels)
+        for first in range(0, len(groups), count):
+            yield from self._calls_of(groups[first : first + count])
+
+    def _calls_of(self, groups: Sequence[Group]) -> Iterator[_Call | UnmadeEdit]:
         """Inverts every group and makes its first attempts. Yields the calls, and an `UnmadeEdit`
         for each edit that failed or whose source the gate rejected."""
         try:
@@ -131,7 +153,7 @@ class BlockEditor:
                     yield UnmadeEdit.failed(group, edit, code_of(error), message_of(error))
                 return
             for half in _halves(groups):
-                yield from self._calls(half)
+                yield from self._calls_of(half)
             return
         for index in sorted({*range(len(groups))} - {*passed}):
             psnr_db = measured[index]
@@ -152,29 +174,39 @@ class BlockEditor:
                     sources.cost_each / len(group.edits),
                 )
         sizes = [len(group.edits) for group in sources.groups]
-        for indices in call_by_call(sizes, sound):
-            yield from self._first_attempts(sources.select(indices))
+        parameters = groups[0].parameters
+        most = edits_per_call(parameters.width_px, parameters.height_px)
+        for call in call_by_call(sizes, sound, most):
+            edits = [sources.groups[index].edits[part.start : part.stop] for index, part in call]
+            yield from self._first_attempts(sources.select([index for index, _ in call]), edits)
+
+    def _with_model(self, call: Callable[[], _T]) -> tuple[_T, float]:
+        """The result of `call`, which uses the editor, and its seconds. One call at a time."""
+        with self._turn:
+            began = time.monotonic()
+            result = call()
+            seconds = time.monotonic() - began
+            self.model_seconds += seconds
+        return result, seconds
 
     def _measure(self, groups: Sequence[Group]) -> list[float | None]:
-        began = time.monotonic()
-        measured = self._gate.measure(groups)
-        self.model_seconds += time.monotonic() - began
+        measured, _ = self._with_model(lambda: self._gate.measure(groups))
         return measured
 
     def _prepare(
         self, groups: Sequence[Group], measured: Sequence[float | None]
     ) -> PreparedSources:
         """Inverts real sources, all in one call. Synthetic sources only get their noise here."""
-        began, parameters = time.monotonic(), groups[0].parameters
+        parameters = groups[0].parameters
         prompts = [group.source_prompt for group in groups]
         if groups[0].image is None:
             seeds = [group.seed or 0 for group in groups]
             start = self._editor.synthesise(prompts, seeds, parameters)
             return PreparedSources(tuple(groups), start, ModelCost(), tuple(measured))
         images = [group.image for group in groups if group.image is not None]
-        inversion = self._editor.invert(images, prompts, parameters)
-        seconds = time.monotonic() - began
-        self.model_seconds += seconds
+        inversion, seconds = self._with_model(
+            lambda: self._editor.invert(images, prompts, parameters)
+        )
         return PreparedSources(
             tuple(groups),
             inversion,
@@ -182,10 +214,11 @@ class BlockEditor:
             autoencoder_psnr_db=tuple(measured),
         )
 
-    def _first_attempts(self, sources: PreparedSources) -> Iterator[_Call | UnmadeEdit]:
-        asked = [
-            (index, edit) for index, group in enumerate(sources.groups) for edit in group.edits
-        ]
+    def _first_attempts(
+        self, sources: PreparedSources, edits: Sequence[Sequence[PlannedEdit]]
+    ) -> Iterator[_Call | UnmadeEdit]:
+        """One call: the first attempts at the given edits of each source."""
+        asked = [(index, edit) for index, of_source in enumerate(edits) for edit in of_source]
         tried = []
         answers = self._attempts(sources, asked, sources.groups[0].parameters)
         for (index, edit), attempt in zip(asked, answers, strict=True):
@@ -200,7 +233,7 @@ class BlockEditor:
                 AttemptedEdit(group, index, edit, (first,), sources.autoencoder_psnr_db[index])
             )
         if tried:
-            yield _Call(sources, tuple(tried), self._judge_later(tried))
+            yield _Call(sources, tried, self._judge_later(tried))
 
     def _attempts(
         self, sources: PreparedSources, asked: Sequence[_Asked], parameters: EditParameters
@@ -215,10 +248,11 @@ class BlockEditor:
         chosen = (
             sources.select(list(by_source)) if len(by_source) < len(sources.groups) else sources
         )
-        began = time.monotonic()
+        prompts = [[edit.key.target_prompt for edit in edits] for edits in by_source.values()]
         try:
-            prompts = [[edit.key.target_prompt for edit in edits] for edits in by_source.values()]
-            result = self._editor.edit(chosen.start, prompts, parameters)
+            result, seconds = self._with_model(
+                lambda: self._editor.edit(chosen.start, prompts, parameters)
+            )
         except _NO_ROWS_FAULT:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, only the guilty edit fails
@@ -229,13 +263,11 @@ class BlockEditor:
                 for half in _halves(asked)
                 for attempt in self._attempts(sources, half, parameters)
             ]
-        seconds = time.monotonic() - began
-        self.model_seconds += seconds
         return [
             Attempt(
                 parameters=parameters,
-                made=made,
-                source=result.source_images[place],
+                images=AttemptImages(result.source_images[place], made.image),
+                is_finite=made.is_finite,
                 notes=truncation_notes(chosen.start, place, made)
                 if self._makes_edits
                 else NOT_EDITED,
@@ -254,11 +286,11 @@ class BlockEditor:
         if judge is None or self._judging is None:
             return None
         candidates = [
-            Candidate(each.edit.key, each.group.source_prompt, latest.source, latest.made.image)
+            Candidate(each.edit.key, each.group.source_prompt, *latest.images)
             for each in tried
-            if (latest := each.attempts[-1]).made.is_finite
+            if (latest := each.attempts[-1]).is_finite and latest.images is not None
         ]
-        is_finite = [each.attempts[-1].made.is_finite for each in tried]
+        is_finite = [each.attempts[-1].is_finite for each in tried]
 
         def verdicts() -> list[_Judgement]:
             answers = iter(judge.judge(candidates) if candidates else ())
@@ -268,10 +300,9 @@ class BlockEditor:
 
     def _settle(self, call: _Call) -> Iterator[Result]:
         """Waits until a call is judged, retries its rejected edits, and yields the results."""
-        tried = list(call.tried)
+        tried = call.tried
         if call.verdicts is not None:
-            tried = _with_verdicts(tried, call.verdicts.result())
-            tried = self._retry(call.sources, tried)
+            tried[:] = self._retry(call.sources, _with_verdicts(tried, call.verdicts.result()))
         yield from self._results.write(tried)
 
     def _retry(
@@ -326,7 +357,7 @@ def _with_verdicts(
     result = []
     for each, verdict in zip(tried, verdicts, strict=True):
         *before, latest = each.attempts
-        if before and not latest.made.is_finite:
+        if before and not latest.is_finite:
             latest = replace(latest, trouble="latent or image is not finite")
         elif before and isinstance(verdict, Exception):
             latest = replace(latest, trouble=message_of(verdict, "the judge"))
@@ -335,24 +366,6 @@ def _with_verdicts(
         judged = replace(each, attempts=(*before, latest))
         result.append(judged.with_trouble(latest.trouble) if latest.trouble else judged)
     return result
-
-
-def call_by_call(edits: Sequence[int], indices: Sequence[int]) -> Iterator[list[int]]:
-    """Splits groups into calls of the editor: yields the indices of the groups of each call.
-
-    `edits`: the number of edits of each group. A call should be large enough to fill the device,
-    and small enough that its images are written while the next call computes.
-    """
-    call: list[int] = []
-    in_call = 0
-    for index in indices:
-        call.append(index)
-        in_call += edits[index]
-        if in_call >= EDITS_PER_CALL:
-            yield call
-            call, in_call = [], 0
-    if call:
-        yield call
 
 
 def _halves(items: Sequence[_T]) -> tuple[Sequence[_T], Sequence[_T]]:

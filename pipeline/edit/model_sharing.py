@@ -42,18 +42,25 @@ class ModelThread(Executor):
 
 
 class ThisThread(Executor):
-    """Takes the place of a `ModelThread` in a program with one thread: runs calls right away."""
+    """Takes the place of a `ModelThread` where nothing else uses OpenMP: runs calls right away on
+    the calling thread, one at a time."""
+
+    def __init__(self) -> None:
+        self._turn = threading.RLock()
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         done: Future[_T] = Future()
         try:
-            done.set_result(fn(*args, **kwargs))
+            with self._turn:
+                result = fn(*args, **kwargs)
+            done.set_result(result)
         except Exception as error:  # noqa: BLE001 - it is raised when the result is read
             done.set_exception(error)
         return done
 
     def run(self, call: Callable[[], _T]) -> _T:
-        return call()
+        with self._turn:
+            return call()
 
 
 def use_one_openmp_thread() -> None:

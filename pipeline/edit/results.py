@@ -7,13 +7,14 @@ metadata and outcomes are made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 
 from fpe_core.judging.rules import Verdict
 from pipeline.edit.attempt import (
     Attempt,
     AttemptedEdit,
+    AttemptImages,
     MadeEdit,
     Result,
     UnmadeEdit,
@@ -49,19 +50,24 @@ class ResultWriter:
         self._keeps_rejected = keeps_rejected
         self._annotations = annotations
         self._makes_edits = makes_edits
+        self._source_files: dict[tuple[int, bool], Future[str]] = {}
+        self._mask_files: dict[tuple[int, bool], tuple[Future[str], ...]] = {}
 
-    def write(self, tried: Sequence[AttemptedEdit]) -> Iterator[Result]:
+    def write(self, tried: list[AttemptedEdit]) -> Iterator[Result]:
         """The results of one call of the editor; their files are being written.
+
+        Takes every edit out of `tried`, so that its images are freed when they are written. Waits
+        while too many images are being written (`PartWriter`).
 
         A source or a mask is written once for all its accepted edits, and once for all its rejected
         edits.
         """
-        source_files: dict[tuple[int, bool], Future[str]] = {}
-        mask_files: dict[tuple[int, bool], tuple[Future[str], ...]] = {}
         seen: dict[int, SourceRegions] = {}
-        for each in tried:
+        tried.reverse()
+        while tried:
+            each = tried.pop()
             kept = each.kept
-            if not kept.made.is_finite:
+            if not kept.is_finite:
                 yield _not_finite(each)
                 continue
             if isinstance(kept.judged, Exception):
@@ -73,19 +79,19 @@ class ResultWriter:
                 continue
             is_rejected = kept.reason is not None
             if is_rejected and not self._keeps_rejected:
-                yield MadeEdit(each, None, None, annotated)
+                yield MadeEdit.of(each, annotated)
                 continue
-            place = (each.source, is_rejected)
-            if self._keep_source and place not in source_files:
-                source_files[place] = self._put_source(each.group, kept, is_rejected)
-            if place not in mask_files:
-                mask_files[place] = self._put_masks(each.group, is_rejected)
-            yield MadeEdit(
+            place = (each.group.place, is_rejected)
+            if self._keep_source and place not in self._source_files:
+                self._source_files[place] = self._put_source(each.group, kept, is_rejected)
+            if place not in self._mask_files:
+                self._mask_files[place] = self._put_masks(each.group, is_rejected)
+            yield MadeEdit.of(
                 each,
-                self._put_edit(each, is_rejected),
-                source_files.get(place),
                 annotated,
-                mask_files[place],
+                self._put_edit(each, is_rejected),
+                self._source_files.get(place),
+                self._mask_files[place],
             )
 
     def refuse(
@@ -121,8 +127,8 @@ class ResultWriter:
             return None
         try:
             if tried.source not in seen:
-                seen[tried.source] = source_regions(tried.group, kept.source)
-            return annotate(seen[tried.source], kept.made.image, settings)
+                seen[tried.source] = source_regions(tried.group, _images_of(kept).source)
+            return annotate(seen[tried.source], _images_of(kept).edit, settings)
         except Exception as error:  # noqa: BLE001 - only this edit fails
             return error
 
@@ -136,7 +142,7 @@ class ResultWriter:
         is_synthetic = group.image is None
         xmp = synthetic_source_packet(group, self._fingerprint) if is_synthetic else None
         return self._writer.put_source(
-            group.stem, group.source_id, attempt.source, xmp, is_rejected=is_rejected
+            group.stem, group.source_id, _images_of(attempt).source, xmp, is_rejected=is_rejected
         )
 
     def _put_edit(self, tried: AttemptedEdit, is_rejected: bool) -> Future[str]:
@@ -145,8 +151,13 @@ class ResultWriter:
         if self._makes_edits:
             xmp = edit_packet(group, key, kept.parameters, self._fingerprint)
         return self._writer.put_edited(
-            group.stem, key.edit_id, kept.made.image, xmp, is_rejected=is_rejected
+            group.stem, key.edit_id, _images_of(kept).edit, xmp, is_rejected=is_rejected
         )
+
+
+def _images_of(kept: Attempt) -> AttemptImages:
+    assert kept.images is not None  # only retries that are not kept lose them
+    return kept.images
 
 
 def _not_finite(tried: AttemptedEdit) -> UnmadeEdit:

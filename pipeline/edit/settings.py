@@ -24,6 +24,7 @@ class EditSettings:
     """The settings of an editing worker. Small and picklable.
 
     Attributes:
+        encoders: processes that encode images; 0: threads of this one do.
         makes_edits: False for `editor: none`.
         store: where models are found that lie in an object store.
     """
@@ -43,6 +44,7 @@ class EditSettings:
     image_format: ImageFormat = field(default_factory=ImageFormat)
     layout: MetadataLayout = field(default_factory=MetadataLayout)
     write_threads: int = 8
+    encoders: int = 0
     lease: Lease | None = None
     judge: JudgeSettings | None = None
     annotations: AnnotationSettings | None = None

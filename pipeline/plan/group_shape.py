@@ -2,7 +2,7 @@
 
     inversion   of a real source: one row per step
     source      the source next to its edits: a real one at the steps that replace maps, a synthetic
-                one at all steps
+                one at all steps; again in every call that its edits take (`editor_calls`)
     edit        the edits
 
 Groups of the same shape cost the same; a job of millions has a handful of shapes.
@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass, replace
 
 from fpe_core import EditParameters
+from pipeline.editor_calls import calls_of_source, edits_per_call
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,34 @@ class GroupShape:
         return 0 if self.is_synthetic else self.steps
 
     @property
+    def calls(self) -> int:
+        """C: how many calls of the editor the edits take; 1 for up to 64 edits at 512 px."""
+        return calls_of_source(self.edits, edits_per_call(self.width_px, self.height_px))
+
+    @property
+    def edits_per_call(self) -> int:
+        """The most edits of one of these sources that go through the editor together."""
+        return min(self.edits, edits_per_call(self.width_px, self.height_px))
+
+    @property
+    def sources_per_call(self) -> int:
+        """How many of these sources go through the editor together."""
+        return max(1, edits_per_call(self.width_px, self.height_px) // self.edits)
+
+    @property
     def source_rows(self) -> int:
-        """R for a real source, T + G for a synthetic one."""
+        """R C for a real source, (T + G) C for a synthetic one."""
         if not self.is_synthetic:
-            return self.replaced_steps
-        return self.steps + self.guided_steps
+            return self.replaced_steps * self.calls
+        return (self.steps + self.guided_steps) * self.calls
 
     @property
     def edit_rows(self) -> int:
-        """(T + G) N; if the first step is guided, all edits share its unconditional row."""
+        """(T + G) N; if the first step is guided, all edits of a call share its unconditional
+        row."""
         shared = 1 if self.guides_first else 0
         each = self.steps + self.guided_steps - shared
-        return each * self.edits + shared
+        return each * self.edits + shared * self.calls
 
     @property
     def unet_rows(self) -> int:

@@ -6,6 +6,11 @@ the model's size pass through Ray, not the encoded bytes: all rows of a run then
 (0.8 MB at 512 px) whatever the photo was, and Ray has no reason to split a block for its size.
 
 Masks are fetched like sources, and fitted like the source that they belong to.
+
+Several threads fetch, so that the network is never waited for. How many pixels they decode at the
+same time is limited, by the sizes in the headers: small images are decoded side by side, an image
+of more pixels than the limit alone. So the memory of a task does not depend on how many of its
+images are large.
 """
 
 from __future__ import annotations
@@ -21,12 +26,14 @@ import pyarrow as pa
 
 from fpe_core import EditParameters, fit_image
 from fpe_core.errors import FPEError
-from fpe_core.image.decode import decode_with_note
+from fpe_core.image.decode import FORMATS, decode_with_note
 from fpe_core.image.fit import Fit
-from fpe_core.image.masks import decode_mask, encode_mask, fit_mask
+from fpe_core.image.masks import MASK_FORMATS, decode_mask, encode_mask, fit_mask
+from fpe_core.image.untrusted import declared_pixels
 from pipeline.errors import RowError
 from pipeline.ledger.outcome import FailureCode, short_message
 from pipeline.manifest.annotations import FITTED_MASK_TYPE
+from pipeline.pixel_budget import PixelBudget
 from pipeline.read.carried_images import with_carried_images
 from pipeline.redact import redact_url
 from pipeline.storage.allowed_sources import SourceRules
@@ -34,6 +41,14 @@ from pipeline.storage.fetch import MAX_BYTES, check_size, read_uri
 from pipeline.supervision.supervisor import Oversight, Unwatched
 
 FETCH_THREADS = 8
+PIXELS_DECODED = 32 * 2**20
+"""The pixels of sources and masks that a task decodes at the same time. One task has one CPU, so
+more would not be faster."""
+_BYTES_PER_PIXEL = 12
+"""What decoding and fitting takes at its peak: 8 to 10 were measured, 17 for WebP, which is seldom
+large."""
+_BYTES_OF_PROCESS = 300_000_000
+"""What a task takes besides: 190 MB were measured, and there are the fitted sources of a block."""
 PIXEL_FIELDS = (
     pa.field("pixels", pa.binary()),
     pa.field("fit", pa.string(), nullable=False),
@@ -58,6 +73,12 @@ class DecodeSettings:
     rules: SourceRules = field(default_factory=SourceRules)
     storage_options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def memory_bytes(self) -> int:
+        """The most that a task takes, if its largest image has `max_pixels`: no row of the work
+        list says how many pixels its image has."""
+        return _BYTES_OF_PROCESS + _BYTES_PER_PIXEL * max(self.max_pixels, PIXELS_DECODED)
+
 
 @dataclass(frozen=True)
 class DecodedSource:
@@ -79,7 +100,7 @@ def decode(
     run is being stopped, an empty table is returned.
     """
     oversight = oversight or Unwatched()
-    orders = oversight.orders
+    orders, budget = oversight.orders, PixelBudget(PIXELS_DECODED)
     if orders.is_stopping:
         table = table.slice(0, 0)
 
@@ -90,7 +111,7 @@ def decode(
                 failure=FailureCode.WORKER_DIED,
                 message=short_message(f"{_name_of(row)}: {orders.quarantined[group]}"),
             )
-        decoded = _decode_row(row, settings)
+        decoded = _decode_row(row, settings, budget)
         oversight.alive()
         return decoded
 
@@ -124,27 +145,33 @@ def _with_pixels(table: pa.Table, decoded: Iterable[DecodedSource]) -> pa.Table:
     return table
 
 
-def _decode_row(row: dict[str, Any], settings: DecodeSettings) -> DecodedSource:
+def _decode_row(
+    row: dict[str, Any], settings: DecodeSettings, budget: PixelBudget
+) -> DecodedSource:
     if row["synthetic"]:
         return DecodedSource()
     try:
         data = _read(row["uri"], row["image_bytes"], settings)
         parameters = EditParameters.from_dict(json.loads(row["parameters"]))
-        decoded = decode_with_note(data, max_pixels=settings.max_pixels)
         size = (parameters.width_px, parameters.height_px)
-        fitted = fit_image(decoded.image, *size, settings.fit)
+        with budget.hold(declared_pixels(data, formats=FORMATS)):
+            decoded = decode_with_note(data, max_pixels=settings.max_pixels)
+            fitted = fit_image(decoded.image, *size, settings.fit)
+            note = short_message(decoded.colour_note)
+            del decoded, data
         masks = decode_masks(
             row.get("masks") or (),
             fitted.fit,
             *size,
             read=functools.partial(_read, settings=settings),
             max_pixels=settings.max_pixels,
+            budget=budget,
         )
         return DecodedSource(
             masks=masks,
             pixels=fitted.image.tobytes(),
             fit=json.dumps(fitted.fit.to_dict(), sort_keys=True),
-            message=short_message(decoded.colour_note),
+            message=note,
         )
     except (FPEError, RowError) as error:
         code, reason = error.code, str(error)
@@ -180,19 +207,25 @@ def decode_masks(
     *,
     read: Callable[[str, bytes | None], bytes],
     max_pixels: int,
+    budget: PixelBudget | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """Masks of the work list (MASK_SOURCE_TYPE) as values of FITTED_MASK_TYPE, in their order.
 
-    `read` returns the bytes for a mask's URI and bytes, as for sources. Raises the FPEErrors and
+    `read` returns the bytes for a mask's URI and bytes, as for sources. Masks are decoded one after
+    the other, as `budget` has room for them. Raises the FPEErrors and
     RowErrors that reading and decoding a source raises; the message names the mask. One mask that
     cannot be used fails the whole row: with only some of its masks, an image would look as if the
     other objects were not in it.
     """
+    budget = budget or PixelBudget(PIXELS_DECODED)
     made = []
     for number, mask in enumerate(masks):
         try:
-            values = decode_mask(read(mask["uri"], mask["bytes"]), max_pixels=max_pixels)
-            fitted = fit_mask(values, fit, width_px, height_px)
+            data = read(mask["uri"], mask["bytes"])
+            with budget.hold(declared_pixels(data, formats=MASK_FORMATS)):
+                values = decode_mask(data, max_pixels=max_pixels)
+                fitted = fit_mask(values, fit, width_px, height_px)
+                del values
         except (FPEError, RowError) as error:
             where = redact_url(mask["uri"]) or "bytes in the manifest"
             raise type(error)(f"mask {number} ({where}): {error}") from error

@@ -243,6 +243,7 @@ class _Driver:
             device=device,
             groups=self.plan.groups_pending,
             pixels_per_image=parameters.width_px * parameters.height_px,
+            makes_edits=self.plan.makes_edits,
         )
         bundles = bundles_of(resources, device=device, groups=self.plan.groups_pending)
         pool = wait_for_capacity(

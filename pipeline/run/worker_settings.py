@@ -48,6 +48,7 @@ def edit_settings(
         max_rows=job.resources.max_rows,
         memory_share=pool.memory_share,
         threads=pool.threads_per_actor,
+        encoders=pool.encoders_per_actor,
         image_format=ImageFormat(job.images.format, job.images.quality),
         layout=layout,
         lease=lease,

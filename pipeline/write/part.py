@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
+from functools import partial
 
 import pyarrow as pa
 from PIL import Image
@@ -46,11 +47,15 @@ from pipeline.ledger.parts import (
     write_beside,
     write_outcomes,
 )
+from pipeline.pixel_budget import PixelBudget
 from pipeline.read.carried_images import image_kind
 from pipeline.storage.folder import Folder
+from pipeline.write.encoders import Encoders
 from pipeline.write.image_format import ImageFormat
 
 _HASH_IN_NAME = 8
+PIXELS_BEING_WRITTEN = 64 * 2**20
+"""The pixels of images that wait to be written, or are: 256 MB in memory."""
 
 
 def part_name(edit_ids: Iterable[bytes]) -> str:
@@ -63,6 +68,9 @@ def part_name(edit_ids: Iterable[bytes]) -> str:
 
 class PartWriter:
     """Writes one part. Images are written on the pool's threads while the device computes.
+
+    A `put_...` of an image waits until `budget` has room for its pixels, which it has until its
+    file is written: whoever makes images faster than they are written has to wait.
 
     The futures return file names relative to the folder of the part, or with `is_rejected` to the
     folder of its rejected edits, see `folder_of`.
@@ -77,14 +85,28 @@ class PartWriter:
         right: Right | None = None,
         *,
         keeps_rejected: bool = False,
+        budget: PixelBudget | None = None,
+        encoders: Encoders | None = None,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """`keeps_rejected`: whether parts of this run may have rejected edits with files."""
+        """
+        Args:
+            keeps_rejected: whether parts of this run may have rejected edits with files.
+            budget: of the pixels that wait to be written, of all parts together; None: its own.
+            encoders: processes that encode the images; None: the pool's threads do.
+            progress: called on a thread of the pool when a file is written, or could not be.
+        """
         self.part = part
         self._right = right
         self._folder = folder
-        self._format = image_format
+        self._extension = image_format.extension
         self._pool = pool
         self._keeps_rejected = keeps_rejected
+        self._budget = budget or PixelBudget(PIXELS_BEING_WRITTEN)
+        self._encode = (
+            image_format.encode if encoders is None else partial(encoders.encode, image_format)
+        )
+        self._progress = progress
         self._hashes: dict[str, bytes] = {}
         self._images_written = 0
         self._seconds = 0.0
@@ -119,7 +141,7 @@ class PartWriter:
 
         `xmp`: the XMP packet to write into the file, see `provenance`.
         """
-        name = f"{stem}__{edit_id.hex()}.{self._format.extension}"
+        name = f"{stem}__{edit_id.hex()}.{self._extension}"
         return self._put(name if is_rejected else f"edited/{name}", image, xmp, is_rejected)
 
     def put_source(
@@ -132,7 +154,7 @@ class PartWriter:
         is_rejected: bool = False,
     ) -> Future[str]:
         """Same for the source: a fitted one, or a synthetic one."""
-        name = f"source/{stem}__{source_id.hex()}.{self._format.extension}"
+        name = f"source/{stem}__{source_id.hex()}.{self._extension}"
         return self._put(name, image, xmp, is_rejected)
 
     def put_mask(self, stem: str, png: bytes, *, is_rejected: bool = False) -> Future[str]:
@@ -197,24 +219,34 @@ class PartWriter:
     def _put(
         self, name: str, image: Image.Image, xmp: bytes | None, is_rejected: bool
     ) -> Future[str]:
-        return self._write(name, lambda: self._format.encode(image, xmp), is_rejected)
+        pixels = image.width * image.height
+        self._budget.take(pixels)
+        try:
+            written = self._write(name, lambda: self._encode(image, xmp), is_rejected)
+        except BaseException:
+            self._budget.give_back(pixels)
+            raise
+        written.add_done_callback(lambda _: self._budget.give_back(pixels))
+        return written
 
     def _write(self, name: str, encode: Callable[[], bytes], is_rejected: bool) -> Future[str]:
         """Encodes and writes a file on the pool. The future returns the name that it has."""
         folder = self.folder_of(is_rejected=is_rejected)
+        return self._pool.submit(self._encode_and_write, folder, name, encode)
 
-        def encode_and_write() -> str:
-            began = time.monotonic()
+    def _encode_and_write(self, folder: str, name: str, encode: Callable[[], bytes]) -> str:
+        began = time.monotonic()
+        try:
             data = encode()
             digest = image_hash(data)
             written = self._write_image(folder, name, data, digest)
-            with self._counting:
-                self._hashes[f"{folder}/{written}"] = digest
-                self._images_written += 1
-                self._seconds += time.monotonic() - began
-            return written
-
-        return self._pool.submit(encode_and_write)
+        finally:
+            self._progress()
+        with self._counting:
+            self._hashes[f"{folder}/{written}"] = digest
+            self._images_written += 1
+            self._seconds += time.monotonic() - began
+        return written
 
     def _write_image(self, folder: str, name: str, data: bytes, digest: bytes) -> str:
         """Writes the image, unless it is there; returns its name. Raises StorageError."""

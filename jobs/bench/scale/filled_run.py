@@ -69,6 +69,7 @@ def _parts(job: Job, folder: Folder, plan: Plan) -> Iterator[tuple[str, _Groups]
         device="cpu",
         groups=plan.groups_pending,
         pixels_per_image=pixels,
+        makes_edits=plan.makes_edits,
     )
     for work in cut_work(folder, plan.work_files, pool.groups_per_block, pool.edits_per_block):
         groups = read_slice(folder, work).to_pylist()

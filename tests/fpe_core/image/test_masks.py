@@ -207,3 +207,20 @@ def test_a_mask_of_another_size_is_no_mask_of_the_picture() -> None:
     fit = fit_image(Image.new("RGB", (40, 60)), 32, 32).fit
     with pytest.raises(ImageDecodeError, match="60 x 40 px, but its upright image is 40 x 60 px"):
         fit_mask(IDS, fit, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(97, 61), (40, 80)])
+@pytest.mark.parametrize("policy", ["crop", "pad"])
+def test_what_is_visible_is_the_share_of_pixels_with_their_centre_inside(
+    size: tuple[int, int], policy: str
+) -> None:
+    rng = np.random.default_rng(5)
+    fit = fit_image(Image.new("RGB", size), 32, 48, policy).fit
+    for share in (0.001, 0.3, 1.0):
+        mask = (rng.random(size[::-1]) < share).astype(np.uint8) * 7
+        mask[3, 4] = 1
+        rows, columns = np.nonzero(mask)
+        x, y = fit.scale_x, fit.scale_y
+        x, y = (columns + 0.5) * x + fit.offset_x_px, (rows + 0.5) * y + fit.offset_y_px
+        expected = float(np.mean((x >= 0) & (x < 32) & (y >= 0) & (y < 48)))
+        assert fit_mask(mask, fit, 32, 48).visible == expected

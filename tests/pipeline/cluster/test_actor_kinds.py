@@ -38,8 +38,8 @@ def test_each_kind_gets_what_is_there_of_it() -> None:
     pools = [{"accelerator": "A10G"}, {"accelerator": "H100", "gpus_per_actor": 0.5}]
     kinds = kinds_of(A10G, H100, READER, pools=pools)
     assert kinds == (
-        ActorKind(4, 1, 1, 2, 1.0, "A10G", most_on_one=4),
-        ActorKind(4, 1, 0.5, 4, 0.5, "H100", most_on_one=4),
+        ActorKind(4, 1, 1, 2, 1.0, "A10G", most_on_one=4, encoders_per_actor=2),
+        ActorKind(4, 1, 0.5, 4, 0.5, "H100", most_on_one=4, encoders_per_actor=4),
     )
 
 

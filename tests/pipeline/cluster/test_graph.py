@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+import ray
 from ray.data._internal.logical.optimizers import get_execution_plan
 
 from pipeline.cluster.actor_kinds import ActorKind
-from pipeline.cluster.graph import _dataset
+from pipeline.cluster.graph import _dataset, _reader_memory_bytes
 from pipeline.cluster.pool import Pool
 from pipeline.edit.settings import EditSettings
 from pipeline.plan.work_list import WorkSlice
@@ -56,3 +57,12 @@ def test_images_are_decoded_by_tasks_and_not_inside_of_the_actors(
     assert "Edit" in actor
     assert "->" not in actor
     assert before[0] == "ReadWorkList->MapBatches(_decode_block)"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_tasks_that_read_request_the_memory_of_the_largest_image() -> None:
+    """But never more than a machine has: they would wait for ever."""
+    small = DecodeSettings(max_pixels=1)
+    (node,) = (each["Resources"]["memory"] for each in ray.nodes())
+    assert _reader_memory_bytes(small) == min(small.memory_bytes, int(node / 2))
+    assert _reader_memory_bytes(DecodeSettings(max_pixels=10**15)) == int(node / 2)

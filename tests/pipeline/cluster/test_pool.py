@@ -48,6 +48,48 @@ def test_automatic_sizes(nodes: list[Node], actors: int, gpus_each: int, threads
     assert pool.threads_per_actor == threads
 
 
+def test_blocks_are_smaller_if_their_sources_are_large() -> None:
+    """The sources of two blocks are in an actor's memory."""
+    sizes = [256, 512, 1024, 2048, 8192]
+    groups = [pool_of(Node(16, 1), groups=10**7, pixels=side**2).groups_per_block for side in sizes]
+    assert groups == [128, 128, 32, 8, 1]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "encoders"),
+    [([Node(2)], 2), ([Node(16)], 1), ([Node(16, 1)], 16), ([Node(64, 4)], 16), ([Node(128)], 1)],
+)
+def test_actors_encode_on_all_cores_together(nodes: list[Node], encoders: int) -> None:
+    assert pool_of(*nodes).encoders_per_actor == encoders
+
+
+def test_encoders_are_not_the_models_threads() -> None:
+    pool = pool_of(Node(8, 1), threads_per_actor=1)
+    assert (pool.threads_per_actor, pool.encoders_per_actor) == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors"), [([Node(2)], 1), ([Node(16)], 1), ([Node(16), Node(8, 2)], 2)]
+)
+def test_without_an_editor_a_machine_has_one_actor(nodes: list[Node], actors: int) -> None:
+    pool = size_pool(
+        nodes,
+        ResourcesSection(),
+        device="cpu",
+        groups=100_000,
+        pixels_per_image=512 * 512,
+        makes_edits=False,
+    )
+    assert pool.actors == actors
+    assert pool.encoders_per_actor == min(node.cpus for node in nodes)
+    assert pool.groups_per_block == 64, "nothing takes minutes"
+    asked = ResourcesSection(actors=5)
+    pool = size_pool(
+        [Node(16)], asked, device="cpu", groups=999, pixels_per_image=64, makes_edits=False
+    )
+    assert pool.actors == 5
+
+
 @given(
     cpus=st.lists(st.integers(1, 64), min_size=1, max_size=4),
     gpus=st.integers(0, 8),
@@ -108,7 +150,7 @@ def test_wishes_are_kept() -> None:
         threads_per_actor=3,
         groups_per_block=5,
     )
-    kind = ActorKind(4, 2, 0.5, 3, 0.5, most_on_one=4, sets_threads=True)
+    kind = ActorKind(4, 2, 0.5, 3, 0.5, most_on_one=4, sets_threads=True, encoders_per_actor=4)
     assert pool == Pool((kind,), 5, places=4)
 
 

@@ -278,8 +278,8 @@ def test_after_a_death_a_block_is_made_one_group_at_a_time(
     assert [o["outcome"] for o in (*outcomes, *again)] == ["accepted"] * 6
     assert {o["part"] for o in outcomes} == {o["part"] for o in again}
     calls_of_the_unet = PARAMETERS.steps * 2 + PARAMETERS.replaced_steps
-    assert together.signs_of_life == calls_of_the_unet + 3, "and one per image"
-    assert careful.signs_of_life == 3 * (calls_of_the_unet + 1)
+    assert together.signs_of_life == calls_of_the_unet + 6, "and one per file"
+    assert careful.signs_of_life == 3 * (calls_of_the_unet + 2)
 
 
 def test_a_group_that_killed_its_workers_fails_and_is_not_tried(
