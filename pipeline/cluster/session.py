@@ -23,6 +23,7 @@ from pipeline.cluster.pool import Pool
 from pipeline.errors import InsufficientCapacityError, ResourceError
 
 _POLL_INTERVAL_S = 1.0
+_MOST_WAIT_FOR_PLACES_S = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -181,6 +182,25 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def wait_until_free(pool: Pool) -> None:
+    """Waits until the actors of an earlier pass have left their places, for half a minute at most.
+
+    Ray queues an actor at one machine and does not move it to another that becomes free: behind a
+    worker that is left out, and keeps its place, it would wait for the whole pass.
+    """
+    import ray
+
+    here = [(kind.actors - kind.later, kind) for kind in pool.kinds]
+    cpus = sum(actors * kind.cpus_per_actor for actors, kind in here)
+    gpus = sum(actors * kind.gpus_per_actor for actors, kind in here)
+    until = time.monotonic() + _MOST_WAIT_FOR_PLACES_S
+    while time.monotonic() < until:
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        if free.get("CPU", 0.0) >= cpus - 1e-3 and free.get("GPU", 0.0) >= gpus - 1e-3:
+            return
+        time.sleep(_POLL_INTERVAL_S / 4)
 
 
 def node_of(node_id: str) -> Node:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.cluster.pool import Pool, bundles_of, size_pool
-from pipeline.cluster.session import ray_session, wait_for_capacity
+from pipeline.cluster.session import ray_session, wait_for_capacity, wait_until_free
 from pipeline.errors import Interrupted, StorageError
 from pipeline.job.job import Job
 from pipeline.ledger.lease import Lease, hold_lease
@@ -416,6 +416,7 @@ class _Driver:
             _log.warning(
                 "%d blocks were lost with their workers and are processed again", len(slices)
             )
+            wait_until_free(pool)
         for part in slices:
             yield quarantined(self.folder, part)
 
