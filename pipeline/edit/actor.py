@@ -24,7 +24,7 @@ from fpe_core.judging.reconstruction import ReconstructionLimits
 from pipeline.edit.attempt import Result, UnmadeEdit, write_failed
 from pipeline.edit.block import BlockEditor
 from pipeline.edit.metadata_rows import FileNames, MetadataRows
-from pipeline.edit.model_sharing import ModelThread, ThisThread
+from pipeline.edit.model_sharing import ModelThread, ThisThread, use_one_openmp_thread
 from pipeline.edit.no_editor import NoEditor
 from pipeline.edit.phase_clock import ClockedEditor, ModelTime
 from pipeline.edit.results import ResultWriter
@@ -214,7 +214,12 @@ class EditActor:
             judge=self._judge,
             judging=self._judging,
             makes_edits=self._settings.makes_edits,
+            begin_thread=self._begin_thread,
         )
+
+    def _begin_thread(self) -> None:
+        if isinstance(self._models, ModelThread):  # else the model runs on that thread itself
+            use_one_openmp_thread()
 
     def _finish(
         self, writer: PartWriter, results: Sequence[Result], carried: pa.Table | None

@@ -84,14 +84,17 @@ class BlockEditor:
         judge: Judge | None = None,
         judging: Executor | None = None,
         makes_edits: bool = True,
+        begin_thread: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             judging: an executor with one thread, because a model serves one thread at a time;
                 required if `judge` is given.
             makes_edits: False for a `NoEditor`.
+            begin_thread: called on the thread that makes calls ahead, before anything else.
         """
         self._editor = editor
+        self._begin_thread = begin_thread
         self._results = results
         self._gate = gate
         self._judge = judge
@@ -117,7 +120,7 @@ class BlockEditor:
                 done_with_model()
             return call
 
-        with ThreadPoolExecutor(1, thread_name_prefix="calls") as ahead:
+        with ThreadPoolExecutor(1, "calls", initializer=self._begin_thread) as ahead:
             upcoming = ahead.submit(next_call)
             while (call := upcoming.result()) is not None:
                 upcoming = ahead.submit(next_call)
