@@ -95,6 +95,12 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
     return fs, path
 
 
+def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is S3."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return any(name in _S3 for name in protocols)
+
+
 def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
     """Arguments of `fs.pipe_file` that make the store keep the content type of a file.
 
@@ -106,7 +112,7 @@ def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, 
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     if content_type is None:
         return {}
-    if any(name in _S3 for name in protocols):
+    if is_s3(fs):
         return {"ContentType": content_type}
     if any(name in _GCS for name in protocols):
         return {"content_type": content_type}

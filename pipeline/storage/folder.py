@@ -7,8 +7,10 @@ retries and counts the requests.
 What an exclusive create (`Folder.write_new`) guarantees on each store:
 
 - local disk: the file appears with its whole content, and of several writers one wins (a hidden
-  temporary file is linked to its name). On disks without hard links the file is renamed after a
-  check that the name is free: still whole, but two writers at the same instant can both succeed.
+  temporary file is linked to its name; a file of zero bytes is replaced under a lock on it). The
+  file and its entry in the folder are synced before the call returns. On disks without hard links
+  the file is renamed after a check that the name is free: still whole, but two writers at the same
+  instant can both succeed.
 - memory://: of several writers in this process one wins.
 - S3: a conditional put; of several writers one wins. With servers that ignore `If-None-Match` (such
   as rclone), and with those that refuse it (501, or 400 with words to that effect), only the check
@@ -19,13 +21,11 @@ What an exclusive create (`Folder.write_new`) guarantees on each store:
 
 from __future__ import annotations
 
-import errno
 import glob
 import io
 import os
 import posixpath
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +41,7 @@ from pipeline.errors import AlreadyExistsError, StorageError
 from pipeline.storage.clients import filesystem_of
 from pipeline.storage.exclusive_put import create_remote, put
 from pipeline.storage.file_uris import path_of_file_uri, with_slashes
+from pipeline.storage.local_files import TEMPORARY_PREFIX, create_local, replace_local, sync_folder
 from pipeline.storage.requests import (
     RetryingFile,
     count_bytes,
@@ -48,7 +49,6 @@ from pipeline.storage.requests import (
     with_retries,
 )
 
-_TEMPORARY_PREFIX = ".tmp-"
 _T = TypeVar("_T")
 Paths: TypeAlias = list[str]
 Entries: TypeAlias = list[dict[str, Any]]
@@ -181,7 +181,7 @@ class Folder:
 
         found = (e["name"] for e in self._ask(prefix, ask) if empty_too or e["size"] != 0)
         names = (name[len(self.root) + 1 :] for name in found)
-        return sorted(n for n in names if not posixpath.basename(n).startswith(_TEMPORARY_PREFIX))
+        return sorted(n for n in names if not posixpath.basename(n).startswith(TEMPORARY_PREFIX))
 
     def versions(self, prefix: str = "") -> dict[str, tuple[int, str]]:
         """Size and version of all files under a path, or of the file there, sorted by path; {} if
@@ -250,31 +250,41 @@ class Folder:
 
         return self._ask(prefix, ask)
 
-    def write_new(self, path: str, data: bytes) -> None:
+    def write_new(self, path: str, data: bytes, *, is_synced: bool = True) -> None:
         """Writes a file whose name must be free; the module's docstring says what is guaranteed.
 
-        Raises AlreadyExistsError (nothing is written) and StorageError.
+        `is_synced`: False: a power failure may take the file until `sync` was called for it. Raises
+        AlreadyExistsError (nothing is written) and StorageError.
         """
         full = self.path_of(path)
         if self._is_local:
-            self._ask(path, lambda: _create_local(full, data))
+            self._ask(path, lambda: create_local(full, data, is_synced=is_synced))
         else:
             self._create_remote(path, full, data)
         count_bytes(written=len(data))
 
-    def write_if_absent(self, path: str, data: bytes) -> bool:
+    def write_if_absent(self, path: str, data: bytes, *, is_synced: bool = True) -> bool:
         """Like `write_new`, but returns False, and writes nothing, if the name is taken."""
         try:
-            self.write_new(path, data)
+            self.write_new(path, data, is_synced=is_synced)
         except AlreadyExistsError:
             return False
         return True
+
+    def sync(self, paths: Iterable[str]) -> None:
+        """Syncs the entries of files that were written with `is_synced=False`. Raises StorageError.
+
+        On stores there is nothing to do: what they have answered for is written.
+        """
+        if self._is_local:
+            for above in sorted({posixpath.dirname(self.path_of(path)) for path in paths}):
+                self._ask(above, lambda above=above: sync_folder(Path(above)), is_counted=False)
 
     def replace(self, path: str, data: bytes) -> None:
         """Writes a whole file, replacing an earlier one. For summaries and heartbeats only."""
         full = self.path_of(path)
         if self._is_local:
-            self._ask(path, lambda: _replace_local(full, data))
+            self._ask(path, lambda: replace_local(full, data))
         else:
             self._ask(path, lambda: put(self.fs, full, data))
         count_bytes(written=len(data))
@@ -332,51 +342,3 @@ def resolve_uri(uri: str, base: str) -> str:
     protocol, rest = base.split("://", 1)
     joined = posixpath.normpath(posixpath.join("/" + rest, uri))
     return f"{protocol}://{joined.lstrip('/')}"
-
-
-def _create_local(full: str, data: bytes) -> None:
-    """Raises FileExistsError if the name is taken."""
-    target = Path(full)
-    if target.exists() and target.stat().st_size:
-        raise FileExistsError(full)  # before the data is written in vain, perhaps to a full disk
-    temporary = _write_temporary(target, data)
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        if target.stat().st_size:
-            raise
-        temporary.replace(target)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        if target.exists() and target.stat().st_size:
-            raise FileExistsError(full) from error
-        temporary.rename(target)
-        return
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace_local(full: str, data: bytes) -> None:
-    target = Path(full)
-    temporary = _write_temporary(target, data)
-    try:
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_temporary(target: Path, data: bytes) -> Path:
-    """Writes and syncs the data to a hidden file next to its target; returns its path."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
