@@ -21,7 +21,7 @@ from pipeline.manifest.table_formats import (
     tables_in,
 )
 from pipeline.storage.clients import filesystem_of
-from pipeline.storage.folder import Folder, absolute_url
+from pipeline.storage.folder import Folder, absolute_url, folder_and_name
 
 _SUFFIXES = (".parquet", ".pq")
 _DUCKLAKE = "ducklake-"
@@ -170,14 +170,6 @@ def _paths(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str], lis
         return folder, [path for path in folder.glob(pattern) if not is_hidden(path)], None
     listed = folder.list(empty_too=True)
     return folder, [path for path in listed if matches(pattern, path)], listed
-
-
-def folder_and_name(url: str) -> tuple[str, str]:
-    """Splits a file's URL before its name. The query after it may contain slashes too."""
-    is_web = url.startswith(("http://", "https://"))
-    bare = re.split("[?#]", url, maxsplit=1)[0] if is_web else url
-    folder, _, name = bare.rpartition("/")
-    return folder, name + url[len(bare) :]
 
 
 def is_pattern(url: str) -> bool:

@@ -38,7 +38,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
-from pipeline.storage.clients import filesystem_of
+from pipeline.storage.clients import filesystem_of, uncached_options
 from pipeline.storage.exclusive_put import create_remote, put
 from pipeline.storage.file_uris import path_of_file_uri, with_slashes
 from pipeline.storage.local_files import TEMPORARY_PREFIX, create_local, replace_local, sync_folder
@@ -48,6 +48,7 @@ from pipeline.storage.requests import (
     explain,
     with_retries,
 )
+from pipeline.storage.spans import SpanFile
 
 _T = TypeVar("_T")
 Paths: TypeAlias = list[str]
@@ -150,19 +151,40 @@ class Folder:
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
-        """Opens a file to read it piece by piece.
+        """Opens a file to read it piece by piece, mostly from its beginning to its end.
 
         Raises StorageError if it cannot be opened, or on an object store if a piece cannot be read.
         """
+        with self._open(path) as file:
+            if not isinstance(file, RetryingFile):
+                yield file
+                return
+            with io.BufferedReader(file) as buffered:
+                yield cast(BinaryIO, buffered)
+
+    @contextmanager
+    def open_spans(self, path: str) -> Iterator[BinaryIO]:
+        """Opens a file to read pieces of it in any order: a `SpanFile`, but for a local file.
+
+        Raises StorageError as `open_read` does.
+        """
+        with self._open(path, **uncached_options(self.fs)) as file:
+            yield (
+                cast(BinaryIO, SpanFile(cast(BinaryIO, file)))
+                if isinstance(file, RetryingFile)
+                else file
+            )
+
+    @contextmanager
+    def _open(self, path: str, **options: Any) -> Iterator[BinaryIO | RetryingFile]:
+        """A file whose reads are retried, if it is on a store and can seek."""
         full = self.path_of(path)
-        file = self._ask(path, lambda: cast(BinaryIO, self.fs.open(full, "rb")))
+        file = self._ask(path, lambda: cast(BinaryIO, self.fs.open(full, "rb", **options)))
         with file:
             if self._is_local or not file.seekable():
                 yield file
-                return
-            asked = RetryingFile(file, lambda read: self._ask(path, read, is_counted=False))
-            with io.BufferedReader(asked) as buffered:
-                yield cast(BinaryIO, buffered)
+            else:
+                yield RetryingFile(file, lambda read: self._ask(path, read, is_counted=False))
 
     def list(self, prefix: str = "", *, empty_too: bool = False) -> Paths:
         """Paths of all files under a subfolder, including hidden ones, sorted; [] if there is none.
@@ -324,6 +346,14 @@ def absolute_url(url: str) -> str:
     if is_local_path(url):
         return os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111  # text in, text out
     return url
+
+
+def folder_and_name(url: str) -> tuple[str, str]:
+    """Splits a file's URL before its name. The query after it may contain slashes too."""
+    is_web = url.startswith(("http://", "https://"))
+    bare = re.split("[?#]", url, maxsplit=1)[0] if is_web else url
+    folder, _, name = bare.rpartition("/")
+    return folder, name + url[len(bare) :]
 
 
 def is_local_path(url: str) -> bool:

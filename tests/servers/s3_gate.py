@@ -1,4 +1,4 @@
-"""An S3 server in front of the real one: obeys `If-None-Match` and `If-Match`, and fails where a test says so.
+"""An S3 server in front of the real one: obeys `If-None-Match` and `If-Match`, fails if told to.
 
     def test_something(gate: Gate) -> None:
         gate.faults["GET"] = ["503", "reset"]     # the next two GETs, in this order
@@ -44,7 +44,7 @@ _CODES = {
 
 class Gate(http.server.ThreadingHTTPServer):
     """Counts what it is asked, `tries`, by method; `read` are the keys of the objects that were
-    read, `content_types` are those of what was put."""
+    read, `bytes_read` what was sent of them, `content_types` are those of what was put."""
 
     daemon_threads = True
 
@@ -64,6 +64,7 @@ class Gate(http.server.ThreadingHTTPServer):
         self.faults: dict[str, list[str]] = {}
         self.tries: Counter[str] = Counter()
         self.read: list[str] = []
+        self.bytes_read = 0
         self.content_types: dict[str, str] = {}
         self.over = threading.Event()
 
@@ -111,7 +112,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if is_read:
             self.server.read.append(unquote(self.path.split("?")[0]))
         if not self._fails("READ" if is_read and "READ" in self.server.faults else ""):
-            self._answer(*self._forward(b""))
+            status, headers, body = self._forward(b"")
+            with self.server.lock:
+                self.server.bytes_read += len(body) if is_read else 0
+            self._answer(status, headers, body)
 
     do_HEAD = do_GET  # noqa: N815  # the name that http.server looks for
 

@@ -80,7 +80,7 @@ def test_the_entry_of_a_file_is_synced_after_it_is_made(
     fsync, link, rename = os.fsync, os.link, Path.replace
 
     def synced(handle: int) -> None:
-        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name.split('-')[0]}")
+        done.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name.split('-')[0]}")
         fsync(handle)
 
     def linked(one: Path, other: Path) -> None:
