@@ -1,8 +1,8 @@
 """A folder on any fsspec URL, whose files are written once.
 
-Existing files are not overwritten, except summaries and heartbeats, with `Folder.replace`. A file
-of zero bytes counts as missing, and its name as free: it is left by a failed write. `requests`
-retries and counts the requests.
+Existing files are not overwritten, except summaries and heartbeats, with `Folder.replace`, and not
+removed, except old plans, with `Folder.remove`. A file of zero bytes counts as missing, and its
+name as free: it is left by a failed write. `requests` retries and counts the requests.
 
 What an exclusive create (`Folder.write_new`) guarantees on each store:
 
@@ -29,7 +29,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar, cast
 
@@ -41,6 +41,7 @@ from pipeline.errors import AlreadyExistsError, StorageError
 from pipeline.storage.clients import filesystem_of, uncached_options
 from pipeline.storage.exclusive_put import create_remote, put
 from pipeline.storage.file_uris import path_of_file_uri, with_slashes
+from pipeline.storage.listing import pages
 from pipeline.storage.local_files import TEMPORARY_PREFIX, create_local, replace_local, sync_folder
 from pipeline.storage.requests import (
     RetryingFile,
@@ -52,7 +53,14 @@ from pipeline.storage.spans import SpanFile
 
 _T = TypeVar("_T")
 Paths: TypeAlias = list[str]
-Entries: TypeAlias = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The names of what is directly in a folder, sorted."""
+
+    folders: Paths
+    files: Paths
 
 
 @dataclass(frozen=True)
@@ -242,35 +250,34 @@ class Folder:
         return sorted(f"{f}{n}" for f in folders for n in self._matching(f, name, "file"))
 
     def _matching(self, folder: str, pattern: str, kind: str) -> Iterator[str]:
-        matches = re.compile(glob_translate(pattern)).match
         if kind == "directory" and not glob.has_magic(pattern):
             yield pattern
             return
-        for entry in self._entries(folder.rstrip("/")):
-            name = posixpath.basename(entry["name"].rstrip("/"))
-            if entry["type"] == kind and matches(name):
-                yield name
+        matches = re.compile(glob_translate(pattern)).match
+        if kind == "directory":
+            yield from filter(matches, self.level(folder.rstrip("/")).folders)
+        else:
+            yield from self.level(folder.rstrip("/"), lambda name: bool(matches(name))).files
 
     def list_folders(self, prefix: str = "") -> Paths:
         """Names of the folders directly in a subfolder, sorted; [] if it does not exist."""
-        return sorted(
-            posixpath.basename(entry["name"].rstrip("/"))
-            for entry in self._entries(prefix)
-            if entry["type"] == "directory"
-        )
+        return self.level(prefix).folders
 
-    def _entries(self, prefix: str) -> Entries:
-        """The entries of a subfolder, with `name`, `type` and `size`; [] if it does not exist."""
-        full = self.path_of(prefix)
+    def level(self, prefix: str = "", wanted: Callable[[str], bool] = lambda _: False) -> Level:
+        """What is directly in a subfolder: nothing if it does not exist.
 
-        def ask() -> Entries:
-            self.fs.invalidate_cache(full)
-            try:
-                return cast(Entries, self.fs.ls(full, detail=True))
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-
-        return self._ask(prefix, ask)
+        `wanted`: the names of the files to keep. Nothing is kept of the others, not even by the
+        client, so a folder may have millions of them.
+        """
+        folders: list[str] = []
+        files: list[str] = []
+        for entries in pages(self.fs, self.path_of(prefix), partial(self._ask, prefix)):
+            for name, is_folder in entries:
+                if is_folder:
+                    folders.append(name)
+                elif wanted(name):
+                    files.append(name)
+        return Level(sorted(folders), sorted(files))
 
     def write_new(self, path: str, data: bytes, *, is_synced: bool = True) -> None:
         """Writes a file whose name must be free; the module's docstring says what is guaranteed.
@@ -299,8 +306,9 @@ class Folder:
         On stores there is nothing to do: what they have answered for is written.
         """
         if self._is_local:
-            for above in sorted({posixpath.dirname(self.path_of(path)) for path in paths}):
-                self._ask(above, lambda above=above: sync_folder(Path(above)), is_counted=False)
+            for above in sorted({posixpath.dirname(path) for path in paths}):
+                sync = partial(sync_folder, Path(self.path_of(above)))
+                self._ask(above, sync, is_counted=False)
 
     def replace(self, path: str, data: bytes) -> None:
         """Writes a whole file, replacing an earlier one. For summaries and heartbeats only."""
@@ -310,6 +318,22 @@ class Folder:
         else:
             self._ask(path, lambda: put(self.fs, full, data))
         count_bytes(written=len(data))
+
+    def remove(self, path: str) -> None:
+        """Removes a file, or a folder with all that is in it. For old plans only.
+
+        Raises StorageError; not if there is nothing.
+        """
+        full = self.path_of(path)
+
+        def ask() -> None:
+            self.fs.invalidate_cache(posixpath.dirname(full))
+            try:
+                self.fs.rm(full, recursive=True)
+            except FileNotFoundError:
+                return
+
+        self._ask(path, ask)
 
     def _create_remote(self, path: str, full: str, data: bytes) -> None:
         if self.exists(path):

@@ -2,8 +2,8 @@
 
 A reader of a column format asks for a file in small reads that jump from column to column. A client
 that reads ahead fetches the same bytes again after every jump; one that does not sends a request
-for every read. Here the reader says beforehand which ranges it will read. They are cut and put together
-into spans: a span is fetched at its first read, and dropped when all of it was read.
+for every read. Here the reader says beforehand which ranges it will read. They are cut and put
+together into spans: a span is fetched at its first read, and dropped when all of it was read.
 """
 
 from __future__ import annotations
