@@ -60,6 +60,8 @@ class ManifestFile:
     layout: FileLayout | None = None
     is_live: bool = False
     """Whether it belongs to a table of Delta or Iceberg."""
+    row_groups: tuple[tuple[int, int], ...] = ()
+    """Of each row group the number of rows, deleted ones too, and its bytes in the file."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,12 @@ class Manifest:
         size = ROWS_PER_BATCH_OF_BYTES if self.has_image_bytes(file) else ROWS_PER_BATCH
         rows = 0
         try:
-            for batch in opened.batches(size):
+            for first, batch in opened.batches(size):
                 if file.layout is None:
                     yield pa.Table.from_batches([batch])
                 else:
-                    yield file.layout.rows_of(batch, rows)
-                rows += batch.num_rows
+                    yield file.layout.rows_of(batch, first)
+                rows = first + batch.num_rows
         except StorageError:
             raise
         except ManifestError as error:
@@ -270,6 +272,7 @@ def _manifest_file(
         key_base=base[len(root) :].strip("/") if root else base,
         layout=layout,
         is_live=file.live is not None,
+        row_groups=footer.row_groups,
     )
 
 

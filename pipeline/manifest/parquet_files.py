@@ -82,26 +82,33 @@ class OpenedParquet:
         rows: int,
         row_groups: Sequence[int] | None = None,
         columns: Sequence[str] | None = None,
-    ) -> Iterator[pa.RecordBatch]:
-        """The rows, at most `rows` at a time; of all row groups and columns, or of these.
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The rows, at most `rows` at a time, each time with the number of the first in the file.
 
-        To be called once. Keeps a few rows and one Parquet page per column in memory; the writer
-        chose the page size. Raises what Arrow raises for damaged bytes, and StorageError.
+        `row_groups`, `columns`: no others than these; the numbers of the row groups ascend. To be
+        called once. Keeps a few rows and one Parquet page per column in memory; the writer chose
+        the page size. Raises what Arrow raises for damaged bytes, and StorageError.
         """
         metadata = self.reader.metadata
-        groups = range(metadata.num_row_groups) if row_groups is None else row_groups
+        groups = list(range(metadata.num_row_groups)) if row_groups is None else list(row_groups)
         if isinstance(self.source, SpanFile):
             wanted = None if columns is None else set(columns)
-            ranges, leaves = [], 0
-            for group, leaf in itertools.product(groups, range(metadata.num_columns)):
-                chunk = metadata.row_group(group).column(leaf)
-                if wanted is None or chunk.path_in_schema.split(".")[0] in wanted:
-                    ranges.append(_range_of(chunk))
-                    leaves += group == groups[0]
-            self.source.announce(ranges, leaves)
-        yield from self.reader.iter_batches(
-            rows, row_groups=list(groups), columns=columns, use_threads=False
-        )
+            ranges = [
+                _range_of(chunk)
+                for group, leaf in itertools.product(groups, range(metadata.num_columns))
+                if (chunk := metadata.row_group(group).column(leaf))
+                and (wanted is None or chunk.path_in_schema.split(".")[0] in wanted)
+            ]
+            self.source.announce(ranges, len(ranges) // max(1, len(groups)))
+        sizes = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+        firsts = list(itertools.accumulate(sizes, initial=0))
+        for stretch in _stretches(groups):
+            first = firsts[stretch[0]]
+            for batch in self.reader.iter_batches(
+                rows, row_groups=stretch, columns=columns, use_threads=False
+            ):
+                yield first, batch
+                first += batch.num_rows
 
     def close(self) -> None:
         self.reader.close()
@@ -156,6 +163,17 @@ def opened_in_turn(
             yield file, parquet
         finally:
             parquet.close()
+
+
+def _stretches(numbers: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers, cut where one is left out."""
+    stretches: list[list[int]] = []
+    for number in numbers:
+        if stretches and stretches[-1][-1] == number - 1:
+            stretches[-1].append(number)
+        else:
+            stretches.append([number])
+    return stretches
 
 
 def _range_of(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
