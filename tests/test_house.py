@@ -36,7 +36,9 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "write": {"read", "manifest", "ledger", "storage"},
         "edit": {"judge", "write", "read", "manifest", "ledger", "supervision", "storage"},
         "plan": {"job", "judge", "manifest", "ledger", "storage"},
-        "cluster": {"edit", "read", "plan", "job", "ledger", "supervision", "storage"},
+        "cluster": {
+            *("edit", "read", "plan", "job", "manifest", "ledger", "supervision", "storage"),
+        },
         "run": {
             *("cluster", "edit", "judge", "write", "read", "plan", "job", "manifest", "ledger"),
             *("supervision", "storage"),

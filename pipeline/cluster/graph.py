@@ -1,9 +1,10 @@
 """The Ray Data graph: work list -> decode (tasks) -> edit and write (actors) -> outcomes.
 
-Read and decode are one task per slice of the work list. The rows of a block are fixed before Ray
-starts and do not depend on the size of images, so a lost block is processed again with the same
-rows, and a pool of any size has blocks for all its actors. (`read_parquet` would make as few blocks
-as it can.)
+Read and decode are one task per slice of the work list, or for slices whose images lie in the same
+row group of the manifest (`plan.embedded_images`), and one block per slice. The rows of a block are
+fixed before Ray starts and do not depend on the size of images, so a lost block is processed again
+with the same rows, and a pool of any size has blocks for all its actors. (`read_parquet` would make
+as few blocks as it can.)
 
 If a worker dies, the next worker processes its block, and learns of the death from its orders
 (`supervisor`). Ray pins blocks to an actor. If the actor's machine is gone, they wait until the
@@ -42,11 +43,13 @@ from ray.data.block import BlockMetadata
 
 from pipeline.cluster.deputies import EditDeputy
 from pipeline.cluster.pool import Pool
-from pipeline.cluster.workers import RayEditActor, _decode_block
+from pipeline.cluster.workers import RayEditActor, _decode_block, pack, unpack
 from pipeline.edit.model_sharing import BLOCKS_AT_A_TIME
 from pipeline.edit.settings import EditSettings
 from pipeline.errors import UserError
-from pipeline.plan.work_list import WorkSlice, read_slice
+from pipeline.manifest.embedded import Embedded
+from pipeline.plan.embedded_images import Run, embedded_of, read_run, runs_of
+from pipeline.plan.work_list import WorkSlice
 from pipeline.read.decode import DecodeSettings
 from pipeline.storage.folder import Folder
 from pipeline.supervision.client import SupervisorClient
@@ -67,36 +70,39 @@ class WorkerError(UserError):
 
 
 class WorkList(Datasource):
-    """The work list as a source of Ray Data: one read task, and one block, per slice."""
+    """The work list as a source of Ray Data: a read task per run, and a packed block per slice."""
 
-    def __init__(self, folder: Folder, slices: Sequence[WorkSlice]) -> None:
+    def __init__(self, folder: Folder, runs: Sequence[Run], embedded: Embedded | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._folder = folder
-        self._slices = tuple(slices)
+        self._runs = tuple(runs)
+        self._embedded = embedded
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(
         self,
-        parallelism: int,  # noqa: ARG002 - the slices decide
+        parallelism: int,  # noqa: ARG002 - the runs decide
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,  # noqa: ARG002 - nothing here depends on it
     ) -> list[ReadTask]:
         return [
             ReadTask(
-                functools.partial(_read_block, self._folder, part),
+                functools.partial(
+                    _read_blocks, self._folder, run, embedded_of(run, self._embedded)
+                ),
                 BlockMetadata(
-                    num_rows=part.rows, size_bytes=None, exec_stats=None, input_files=None
+                    num_rows=len(run), size_bytes=None, exec_stats=None, input_files=None
                 ),
                 per_task_row_limit=per_task_row_limit,
             )
-            for part in self._slices
+            for run in self._runs
         ]
 
 
-def _read_block(folder: Folder, part: WorkSlice) -> list[pa.Table]:
-    return [read_slice(folder, part)]
+def _read_blocks(folder: Folder, run: Run, embedded: Embedded | None) -> Iterator[pa.Table]:
+    return map(pack, read_run(folder, run, embedded))
 
 
 def stream_outcomes(
@@ -107,18 +113,23 @@ def stream_outcomes(
     editing: EditSettings,
     pool: Pool,
     supervisor: SupervisorClient,
+    embedded: Embedded | None = None,
     left_out: int = 0,
     bars: bool = False,
 ) -> Iterator[pa.Table]:
     """Runs the graph; yields each block's outcomes, with a column `worker`, once it is done.
 
-    Closing the iterator stops the work. `left_out`: how many actors could not work in an earlier
-    pass, and may be started in addition. `bars`: show Ray Data's progress bars, which need a
-    terminal. Raises WorkerError, and SupervisorLostError.
+    Closing the iterator stops the work. `embedded`: the plan's. `left_out`: how many actors could
+    not work in an earlier pass, and may be started in addition. `bars`: show Ray Data's progress
+    bars, which need a terminal. Raises WorkerError, and SupervisorLostError.
     """
     actors = pool.actors_for(len(slices), left_out=left_out)
     supervisor = supervisor.begin_pass(min(actors, pool.places or actors))
+    runs = runs_of(slices, embedded)
     context = _data_context(supervisor.limits, rows=max(part.rows for part in slices))
+    if len(runs) < len(slices):
+        # A task's blocks go on one by one: every block is one packed row, which is never split.
+        context.target_max_block_size = 1
     context.enable_progress_bars = bars
     context.enable_rich_progress_bars = True
     context.use_ray_tqdm = False  # otherwise Ray ignores the line above
@@ -135,7 +146,8 @@ def stream_outcomes(
     with DataContext.current(context):
         dataset = _dataset(
             folder,
-            slices,
+            runs,
+            embedded,
             decoding=decoding,
             editing=editing,
             pool=pool,
@@ -145,7 +157,8 @@ def stream_outcomes(
     _silence_ray_data()
     try:
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for table in batches:
+        for packed in batches:
+            table = unpack(packed)
             for error in table["error"].to_pylist():
                 if error:
                     raise WorkerError(error)
@@ -161,7 +174,8 @@ def stream_outcomes(
 
 def _dataset(
     folder: Folder,
-    slices: Sequence[WorkSlice],
+    runs: Sequence[Run],
+    embedded: Embedded | None,
     *,
     decoding: DecodeSettings,
     editing: EditSettings,
@@ -171,21 +185,24 @@ def _dataset(
 ) -> Any:
     """The graph as a Ray Dataset: work list, decode, edit."""
     memory = _reader_memory_bytes(decoding)
-    # Ray warns of a limit that is never reached.
-    readers = pool.readers if pool.readers and pool.readers < len(slices) else None
+    blocks = sum(map(len, runs))
+
+    def readers(tasks: int) -> int | None:  # Ray warns of a limit that is never reached
+        return pool.readers if pool.readers and pool.readers < tasks else None
+
     dataset = ray.data.read_datasource(
-        WorkList(folder, slices),
+        WorkList(folder, runs, embedded),
         num_cpus=1,
         memory=memory,
-        concurrency=readers,
-        override_num_blocks=len(slices),
+        concurrency=readers(len(runs)),
+        override_num_blocks=len(runs),
     )
     dataset = dataset.map_batches(
         _decode_block,
         fn_kwargs={"settings": decoding, "supervisor": supervisor},
         batch_size=None,
         batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=readers),
+        compute=TaskPoolStrategy(size=readers(blocks)),
         num_cpus=1,
         memory=memory,
     )

@@ -111,13 +111,16 @@ class RayEditActor:
         return answer
 
     def __call__(self, packed: pa.Table) -> pa.Table:
+        """The outcomes of a block, both packed."""
         if self._error:
-            return _report(self._error)
+            return pack(_report(self._error))
         if self._actor is None:
-            return _EMPTY  # the run was being stopped when this worker started
-        block = _unpack(packed)
+            return pack(_EMPTY)  # the run was being stopped when this worker started
+        block = unpack(packed)
         lost = (block.schema.metadata or {}).get(_LOST_KEY)
-        return self._edit(self._actor, block) if lost is None else _report(lost.decode())
+        if lost is not None:
+            return pack(_report(lost.decode()))
+        return pack(self._edit(self._actor, block))
 
     def is_ready(self) -> bool:
         """True, as soon as the constructor is done."""
@@ -205,9 +208,9 @@ class _Requests:
 
 
 def _decode_block(
-    table: pa.Table, settings: DecodeSettings, supervisor: SupervisorClient
+    packed: pa.Table, settings: DecodeSettings, supervisor: SupervisorClient
 ) -> pa.Table:
-    requests, began = _Requests("decode"), time.monotonic()
+    table, requests, began = unpack(packed), _Requests("decode"), time.monotonic()
 
     def figures() -> StageFigures:
         own = {"rows": table.num_rows, "seconds": time.monotonic() - began}
@@ -215,21 +218,21 @@ def _decode_block(
 
     try:
         with supervisor.block("decode", _groups_of(table), figures) as oversight:
-            return _pack(decode(table, settings, oversight))
+            return pack(decode(table, settings, oversight))
     except SupervisorLostError as error:  # an editing worker passes it on to the driver
-        return _pack(table.slice(0, 0).replace_schema_metadata({_LOST_KEY: str(error).encode()}))
+        return pack(table.slice(0, 0).replace_schema_metadata({_LOST_KEY: str(error).encode()}))
 
 
-def _pack(table: pa.Table) -> pa.Table:
-    """Packs a block into a single row, because Ray Data merges small blocks, but never splits or
-    merges rows."""
+def pack(table: pa.Table) -> pa.Table:
+    """Packs a block into a single row, because Ray Data splits and merges blocks by their size, but
+    never rows."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return pa.table({"block": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
 
 
-def _unpack(packed: pa.Table) -> pa.Table:
+def unpack(packed: pa.Table) -> pa.Table:
     (block,) = packed["block"]
     return pa.ipc.open_stream(block.as_buffer()).read_all()
 

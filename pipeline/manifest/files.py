@@ -8,15 +8,14 @@ content of a row. Rows are numbered from 0 over all files, in the order of their
 from __future__ import annotations
 
 import difflib
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError, StorageError
-from pipeline.manifest.arrow_types import is_json, meant_schema, plain_type
+from pipeline.manifest.arrow_types import is_json, plain_type
 from pipeline.manifest.carried import carried_column, carried_schema
 from pipeline.manifest.columns import (
     _EXPECTED,
@@ -28,15 +27,15 @@ from pipeline.manifest.columns import (
     known_values,
 )
 from pipeline.manifest.file_layout import FileLayout
-from pipeline.manifest.find import FoundFile, find_files, folder_and_name
+from pipeline.manifest.find import FoundFile, find_files
 from pipeline.manifest.labels import TARGET_LABELS, label_fields
+from pipeline.manifest.parquet_files import Footer, OpenedParquet, opened_in_turn, read_footers
 from pipeline.manifest.partitions import partition_types
-from pipeline.storage.folder import Folder
+from pipeline.storage.folder import folder_and_name
 
 MAX_PROBLEMS = 20
 ROWS_PER_BATCH = 1024
 ROWS_PER_BATCH_OF_BYTES = 16
-_READ_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class ManifestFile:
     layout: FileLayout | None = None
     is_live: bool = False
     """Whether it belongs to a table of Delta or Iceberg."""
+    row_groups: tuple[tuple[int, int], ...] = ()
+    """Of each row group the number of rows, deleted ones too, and its bytes in the file."""
 
 
 @dataclass(frozen=True)
@@ -160,30 +161,22 @@ class Manifest:
 
         Keeps a few rows and one Parquet page per column in memory; the writer chose the page size.
         """
-        for file in self.files:
-            yield from self._batches_of(file)
+        for file, opened in opened_in_turn(self.files, lambda file: file.url, self.options):
+            row = file.first_row
+            for table in self._tables(file, opened):
+                yield self._batch(file, row, table)
+                row += len(table)
 
-    def _batches_of(self, file: ManifestFile) -> Iterator[ManifestBatch]:
-        row = file.first_row
-        for table in self._tables(file):
-            yield self._batch(file, row, table)
-            row += len(table)
-
-    def _tables(self, file: ManifestFile) -> Iterator[pa.Table]:
-        base, name = folder_and_name(file.url)
-        folder = Folder.open(base or "/", self.options)
+    def _tables(self, file: ManifestFile, opened: OpenedParquet) -> Iterator[pa.Table]:
         size = ROWS_PER_BATCH_OF_BYTES if self.has_image_bytes(file) else ROWS_PER_BATCH
         rows = 0
         try:
-            with folder.open_read(name) as source:
-                # Without a buffer Arrow reads a whole column of a row group at once, images too.
-                reader = pq.ParquetFile(source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
-                for batch in reader.iter_batches(size, use_threads=False):
-                    if file.layout is None:
-                        yield pa.Table.from_batches([batch])
-                    else:
-                        yield file.layout.rows_of(batch, rows)
-                    rows += batch.num_rows
+            for first, batch in opened.batches(size):
+                if file.layout is None:
+                    yield pa.Table.from_batches([batch])
+                else:
+                    yield file.layout.rows_of(batch, first)
+                rows = first + batch.num_rows
         except StorageError:
             raise
         except ManifestError as error:
@@ -240,8 +233,8 @@ def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[M
         for file in find_files(url, options):
             found.setdefault(file.url, file)
     ordered = [found[url] for url in sorted(found)]
-    footers = [_read_footer(file.url, options) for file in ordered]
-    schemas = [schema for _, schema in footers]
+    footers = read_footers([file.url for file in ordered], options)
+    schemas = [footer.schema for footer in footers]
     types = partition_types([(f.partitions, s) for f, s in zip(ordered, schemas, strict=True)])
     files: list[ManifestFile] = []
     first_row = 0
@@ -255,12 +248,12 @@ def _open_files(urls: str | Sequence[str], options: Mapping[str, Any]) -> list[M
 def _manifest_file(
     file: FoundFile,
     root: str,
-    footer: tuple[int, pa.Schema],
+    footer: Footer,
     types: Mapping[str, pa.DataType],
     first_row: int,
 ) -> ManifestFile:
     """`root`: the folder to which the file's label and `key_base` are relative; "": none."""
-    (rows, schema), layout = footer, None
+    schema, layout = footer.schema, None
     try:
         if file.live is not None:
             layout = FileLayout.of_table(file.live, schema)
@@ -272,37 +265,15 @@ def _manifest_file(
     return ManifestFile(
         url=file.url,
         label=file.url[len(root) :].lstrip("/") if root and file.url.startswith(root) else file.url,
-        rows=rows if layout is None else rows - layout.dead,
+        rows=footer.rows if layout is None else footer.rows - layout.dead,
         first_row=first_row,
         schema=schema if layout is None else layout.schema,
         base=base or "/",
         key_base=base[len(root) :].strip("/") if root else base,
         layout=layout,
         is_live=file.live is not None,
+        row_groups=footer.row_groups,
     )
-
-
-def _read_footer(url: str, options: Mapping[str, Any]) -> tuple[int, pa.Schema]:
-    """Rows and schema of a Parquet file. Raises ManifestError and StorageError."""
-    base, name = folder_and_name(url)
-    folder = Folder.open(base or "/", options)
-    try:
-        with folder.open_read(name) as source:
-            footer = pq.ParquetFile(source)
-            rows, schema = footer.metadata.num_rows, meant_schema(footer)
-            _read_names(schema)
-    except StorageError:
-        raise
-    except Exception as error:  # Arrow may raise anything for damaged bytes
-        raise ManifestError(f"{url} is not a Parquet file, or is cut short: {error}") from error
-    return rows, schema
-
-
-def _read_names(fields: Iterable[pa.Field]) -> None:
-    """Reads all names, at any depth. Raises UnicodeDecodeError for one that is not UTF-8."""
-    for item in fields:
-        _ = item.name
-        _read_names(item.type.field(index) for index in range(item.type.num_fields))
 
 
 def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from fsspec.utils import glob_translate
 
 from pipeline.errors import ManifestError
+from pipeline.in_order import in_order
 from pipeline.manifest.delta import live_files_of_delta
 from pipeline.manifest.iceberg import current_metadata, live_files_of_iceberg
 from pipeline.manifest.partitions import Texts, is_partition, partitions_of, refuse_mixed
@@ -18,13 +20,15 @@ from pipeline.manifest.table_formats import (
     Format,
     LiveFile,
     format_at,
+    is_mark,
     tables_in,
 )
 from pipeline.storage.clients import filesystem_of
-from pipeline.storage.folder import Folder, absolute_url
+from pipeline.storage.folder import Folder, Level, absolute_url, folder_and_name
 
 _SUFFIXES = (".parquet", ".pq")
 _DUCKLAKE = "ducklake-"
+_LISTING_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ def find_files(url: str, options: Mapping[str, Any]) -> list[FoundFile]:
     if url.split("?", 1)[0].endswith(METADATA_SUFFIXES):
         found = live_files_of_iceberg(url, options)
         return [FoundFile(live.url, live.table, live=live) for live in found]
-    place, paths, listed = _paths(url, options)
-    tables = _Tables(place.url, options, listed)
-    is_whole = listed is not None and place.url == url.rstrip("/")
+    place, paths, walked = _paths(url, options)
+    tables = _Tables(place.url, options, walked)
+    is_whole = walked is not None and place.url == url.rstrip("/")
     by_root: dict[str | None, list[str]] = {root: [] for root in tables.below if is_whole}
     for path in paths:
         by_root.setdefault(tables.root_of(place.url_of(path)), []).append(path)
@@ -122,21 +126,12 @@ def _live_files(url: str, kind: Format, options: Mapping[str, Any]) -> list[Live
 class _Tables:
     """Finds the folder of the table that a file lies in. Asks the store about a folder once."""
 
-    def __init__(self, place: str, options: Mapping[str, Any], listed: Sequence[str] | None):
-        """`listed`: the paths of all files below the URL `place`, if they are known."""
+    def __init__(self, place: str, options: Mapping[str, Any], walked: _Walked | None):
+        """`walked`: the folders below the URL `place`, if they are known."""
         self.place, self.options = place, options
-        self.formats: dict[str, Format | None] = {}
-        self.below = [
-            f"{place}/{path}".rstrip("/") for path in ({} if listed is None else tables_in(listed))
-        ]
-        if listed is not None:
-            found = tables_in(listed)
-            for path in listed:
-                parts = path.split("/")[:-1]
-                for end in range(len(parts) + 1):
-                    folder = "/".join(parts[:end])
-                    url = f"{place}/{folder}" if folder else place
-                    self.formats.setdefault(url, found.get(folder))
+        formats = {} if walked is None else walked.formats
+        self.formats = {f"{place}/{path}".rstrip("/"): kind for path, kind in formats.items()}
+        self.below = sorted(url for url, kind in self.formats.items() if kind is not None)
 
     def root_of(self, url: str) -> str | None:
         """The URL of the nearest folder above a file that is the folder of a table, or None."""
@@ -150,34 +145,70 @@ class _Tables:
         return None
 
 
-def _paths(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str], list[str] | None]:
+@dataclass(frozen=True)
+class _Walked:
+    """The files of interest in a folder, at any depth, and the format of each folder below."""
+
+    paths: list[str]
+    formats: dict[str, Format | None]
+
+
+def _walk(folder: Folder, is_wanted: Callable[[str], bool]) -> _Walked:
+    """Lists a folder level by level, the folders of a level side by side, hidden ones not at all.
+
+    Keeps the paths of the wanted files, and of folders; other files can be millions.
+    """
+    walked, marks = _Walked([], {}), list[str]()
+
+    def look(path: str) -> Level:
+        return folder.level(
+            path, lambda name: is_wanted(_joined(path, name)) or is_mark(_joined(path, name))
+        )
+
+    level = [""]
+    with ThreadPoolExecutor(_LISTING_THREADS, thread_name_prefix="listing") as pool:
+        while level:
+            below: list[str] = []
+            for path, found in zip(
+                level, in_order(pool, look, level, 2 * _LISTING_THREADS), strict=True
+            ):
+                files = [_joined(path, name) for name in found.files]
+                folders = [_joined(path, name) for name in found.folders]
+                if files or folders:
+                    walked.formats[path] = None
+                walked.paths.extend(filter(is_wanted, files))
+                marks.extend(filter(is_mark, files))
+                marks.extend(f"{each}/" for each in folders if is_mark(f"{each}/"))
+                below.extend(each for each in folders if not is_hidden(f"{each}/x"))
+            level = below
+    walked.formats.update(tables_in(marks))
+    walked.paths.sort()
+    return walked
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _paths(url: str, options: Mapping[str, Any]) -> tuple[Folder, list[str], _Walked | None]:
     """The files that a URL names: their common folder, and their paths in it.
 
-    Last come the paths of all files in that folder, if all of them had to be listed.
+    Last comes all that is in that folder, if all of it had to be listed.
     """
     parent, name = folder_and_name(url.rstrip("/"))
     folder = Folder.open(parent or "/", options)
     if folder.is_file(name):
         return folder, [name], None
     folder = Folder.open(url, options)
-    listed = folder.list(empty_too=True)  # empty files are an error
-    paths = [path for path in listed if _is_data(path)]
-    if paths or tables_in(listed) or not is_pattern(url):
-        return folder, paths, listed
+    walked = _walk(folder, _is_data)  # empty files too: they are an error
+    if walked.paths or any(walked.formats.values()) or not is_pattern(url):
+        return folder, walked.paths, walked
     base, pattern = split_pattern(url)
     folder = Folder.open(base, options)
     if "**" not in pattern:
         return folder, [path for path in folder.glob(pattern) if not is_hidden(path)], None
-    listed = folder.list(empty_too=True)
-    return folder, [path for path in listed if matches(pattern, path)], listed
-
-
-def folder_and_name(url: str) -> tuple[str, str]:
-    """Splits a file's URL before its name. The query after it may contain slashes too."""
-    is_web = url.startswith(("http://", "https://"))
-    bare = re.split("[?#]", url, maxsplit=1)[0] if is_web else url
-    folder, _, name = bare.rpartition("/")
-    return folder, name + url[len(bare) :]
+    walked = _walk(folder, lambda path: matches(pattern, path))
+    return folder, walked.paths, walked
 
 
 def is_pattern(url: str) -> bool:

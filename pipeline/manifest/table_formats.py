@@ -63,6 +63,15 @@ class LiveFile:
     old_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+def is_mark(path: str) -> bool:
+    """Whether a path, of a folder with a slash at its end, shows that a table is there."""
+    return (
+        (path.endswith("/") and path[:-1].rpartition("/")[2] in _MARKS)
+        or _is_metadata(path)
+        or "/".join(path.split("/")[-2:]) in _PAIMON_MARKS
+    )
+
+
 def tables_in(paths: Iterable[str]) -> dict[str, Format]:
     """The tables whose marks are among the paths of a folder: format by path, "" for itself."""
     found: dict[str, Format] = {}

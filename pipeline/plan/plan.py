@@ -31,6 +31,7 @@ from pipeline.judge.models import fingerprints
 from pipeline.ledger.id_set import IdSet, which_are_in
 from pipeline.ledger.ledger import Ledger
 from pipeline.manifest.annotations import AnnotationSettings
+from pipeline.manifest.embedded import Embedded
 from pipeline.manifest.rows import SourceRow
 from pipeline.plan.group_shape import GroupShape
 from pipeline.plan.ids import canonical_json
@@ -51,6 +52,9 @@ from pipeline.storage.folder import Folder
 PLAN_FOLDER = ".plan"
 PLAN_FILE = "plan.json"
 _PLAN_ID_BYTES = 8
+_WORK_FORMAT = "without images"
+"""What the work list is like: files of a plan with the same id are taken as they are. Until 0.3.0
+it had the images that lie in the manifest."""
 _GC_THRESHOLDS = (100_000, 50, 100)
 _log = logging.getLogger(__name__)
 _BYTES_PER_PIXEL = {"png": 1.6, "jpeg": 0.5, "webp": 0.3}  # photographs at quality 95, roughly
@@ -101,6 +105,8 @@ class Plan:
     has_edit_types: bool = False
     shapes: Mapping[GroupShape, int] = field(default_factory=dict)
     judge_fingerprints: Mapping[str, str] = field(default_factory=dict)
+    embedded: Embedded | None = field(default=None, compare=False)
+    """Where the images are that lie in the manifest itself; None if none do."""
 
     @property
     def makes_edits(self) -> bool:
@@ -143,6 +149,7 @@ def make_plan(
     ledger = Ledger.open(folder) if ledger is None else ledger
     resolved = resolve_job(job)
     judge_fingerprints = _checked_judge(job, resolved.parameters)
+    embedded = resolved.embedded() if write else None  # as it is before it is read
     if job.quotas is not None:
         refuse_unknown_columns(resolved, job.quotas.by)  # before the manifest is read
     survey = survey_manifest(resolved)
@@ -164,7 +171,7 @@ def make_plan(
     plan = replace(plan, judge_fingerprints=judge_fingerprints)
     if not names:
         return plan
-    plan = replace(plan, work_files=tuple(names))
+    plan = replace(plan, work_files=tuple(names), embedded=embedded)
     folder.write_if_absent(
         f"{PLAN_FOLDER}/{plan.plan_id}/{PLAN_FILE}", plan_summary(plan, len(ledger.done_ids()))
     )
@@ -314,7 +321,7 @@ def _plan_id(survey: Survey, left_out: IdSet | AllBut) -> str:
         which = ("only", len(ids), digest.hexdigest())
     else:
         which = ("but", len(left_out), left_out.digest().hex())
-    text = canonical_json([survey.digest.hex(), *which])
+    text = canonical_json([_WORK_FORMAT, survey.digest.hex(), *which])
     return hashlib.blake2b(text.encode(), digest_size=_PLAN_ID_BYTES).hexdigest()
 
 

@@ -31,6 +31,7 @@ from pipeline.job.job import Job
 from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
 from pipeline.manifest.arrow_types import is_json
 from pipeline.manifest.columns import EDIT_TYPE
+from pipeline.manifest.embedded import Embedded, embedded_in
 from pipeline.manifest.features import class_names, features_of, metadata_of
 from pipeline.manifest.files import Manifest, ManifestBatch
 from pipeline.manifest.find import is_pattern, matches, split_pattern
@@ -174,6 +175,15 @@ class ResolvedJob:
         fields = [field.with_name(names[field.name]) for field in own]
         features = {names[name]: each for name, each in features_of(own).items()}
         return pa.schema(fields, metadata_of(features))
+
+    def embedded(self) -> Embedded | None:
+        """Where the images are that lie in the manifest; None if there are none.
+
+        Raises StorageError.
+        """
+        return embedded_in(
+            self.manifest, None if self.annotations is None else self.annotations.masks
+        )
 
     def rows(
         self, problems: Problems, repeats: Repeats | None = None

@@ -1,6 +1,8 @@
 """The work list: the groups that are left, as Parquet files with one row per group.
 
-It is cut into slices before Ray starts; the rows of a slice are one block of the run.
+It is cut into slices before Ray starts; the rows of a slice are one block of the run. Images that
+lie in the manifest stay there: a row says that it has some (`embedded`), and its reader gets them
+(`embedded_images`).
 """
 
 from __future__ import annotations
@@ -10,17 +12,23 @@ import io
 import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.errors import ManifestError, WorkerDiedError
+from pipeline.in_order import in_order
 from pipeline.ledger.id_set import which_are_in
 from pipeline.ledger.outcome import ID_TYPE, EditKey, EditOutcome, outcomes_table
-from pipeline.manifest.annotations import MASK_SOURCE_TYPE
+from pipeline.manifest.annotations import MASK_SOURCE_TYPE, MaskSource
+from pipeline.manifest.embedded import have_bytes, holds_bytes
 from pipeline.manifest.rows import Problems
 from pipeline.plan.ids import file_stem, parameters_json
 from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob
@@ -30,10 +38,15 @@ from pipeline.storage.folder import Folder
 WORK_FILE_GROUPS = 4096
 WORK_FILE_BYTES = 64 << 20
 _ROW_GROUP_BYTES = 8 << 20
+_THREADS = 16
 
 
 def work_schema(carried: pa.Schema, *, has_masks: bool = False) -> pa.Schema:
-    """The schema of the work list; it has a column `masks` if the job has masks."""
+    """The schema of the work list; it has a column `masks` if the job has masks.
+
+    In the files all bytes are null, those of `image_bytes`, `masks` and `carried`. `embedded`:
+    whether row `row` of the manifest has some.
+    """
     edit = pa.struct(
         [
             pa.field("edit_id", ID_TYPE, nullable=False),
@@ -48,6 +61,7 @@ def work_schema(carried: pa.Schema, *, has_masks: bool = False) -> pa.Schema:
         pa.field("source_id", ID_TYPE, nullable=False),
         pa.field("uri", pa.string(), nullable=False),
         pa.field("image_bytes", pa.binary()),
+        pa.field("embedded", pa.bool_()),
         pa.field("source_prompt", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("synthetic", pa.bool_(), nullable=False),
@@ -140,7 +154,7 @@ def work_files(batches: Iterable[PendingBatch], schema: pa.Schema) -> Iterator[b
     """Yields the work list file by file, as Parquet."""
     waiting: list[pa.Table] = []
     for batch in batches:
-        waiting.append(_work_table(batch, schema))
+        waiting.append(_work_table(batch, schema, has_images=False))
         rows, size = sum(len(t) for t in waiting), sum(t.nbytes for t in waiting)
         if rows >= WORK_FILE_GROUPS or size >= WORK_FILE_BYTES:
             yield _parquet(waiting)
@@ -165,19 +179,31 @@ def _parquet(tables: list[pa.Table]) -> bytes:
 def work_table(
     groups: list[PlannedGroup], carried: pa.Table, done: Container[bytes], schema: pa.Schema
 ) -> pa.Table:
-    """The rows of the work list for some groups, without the edits that are done."""
-    return _work_table(pending_batch(groups, carried, done), schema)
+    """The rows of the work list for some groups, without the edits that are done; with images."""
+    return _work_table(pending_batch(groups, carried, done), schema, has_images=True)
 
 
-def _work_table(batch: PendingBatch, schema: pa.Schema) -> pa.Table:
-    """Built by column: rows as mappings take three times as long, and there are millions."""
+def _work_table(batch: PendingBatch, schema: pa.Schema, *, has_images: bool) -> pa.Table:
+    """Built by column: rows as mappings take three times as long, and there are millions.
+
+    `has_images`: whether the images that lie in the manifest are in the table, or stay there.
+    """
     groups, sources = batch.groups, [group.source for group in batch.groups]
+    struct = batch.carried.to_struct_array().combine_chunks() if batch.carried.num_columns else None
+    embedded = np.zeros(len(groups), bool)
+    if not has_images:
+        for place, source in enumerate(sources):
+            embedded[place] = source.image_bytes is not None or any(map(_has_data, source.masks))
+        if struct is not None:
+            struct, in_carried = _without_bytes(struct)
+            embedded |= in_carried
     columns: dict[str, list[Any] | pa.Array] = {
         "row": [source.row for source in sources],
         "group_id": [group.group_id for group in groups],
         "source_id": [group.source_id for group in groups],
         "uri": [source.uri for source in sources],
-        "image_bytes": [source.image_bytes for source in sources],
+        "image_bytes": [source.image_bytes if has_images else None for source in sources],
+        "embedded": pa.array(embedded),
         "source_prompt": [source.source_prompt for source in sources],
         "seed": [source.seed or 0 for source in sources],
         "synthetic": [source.is_synthetic for source in sources],
@@ -185,17 +211,34 @@ def _work_table(batch: PendingBatch, schema: pa.Schema) -> pa.Table:
         "split": [source.split for source in sources],
         "id": [source.id for source in sources],
         "parameters": [parameters_json(source.parameters) for source in sources],
-        "masks": [[{"uri": m.uri, "bytes": m.data} for m in source.masks] for source in sources],
+        "masks": [
+            [{"uri": mask.uri, "bytes": mask.data if has_images else None} for mask in source.masks]
+            for source in sources
+        ],
         "edits": _edits_column(groups, schema.field("edits").type),
     }
-    if "carried" in schema.names:
-        struct = batch.carried.to_struct_array()
-        columns["carried"] = struct.combine_chunks().cast(schema.field("carried").type)
+    if "carried" in schema.names and struct is not None:
+        columns["carried"] = struct.cast(schema.field("carried").type)
     arrays = []
     for item in schema:
         values = columns[item.name]
         arrays.append(values if isinstance(values, pa.Array) else pa.array(values, item.type))
     return pa.table(arrays, schema=schema)
+
+
+def _has_data(mask: MaskSource) -> bool:
+    return mask.data is not None
+
+
+def _without_bytes(carried: pa.StructArray) -> tuple[pa.StructArray, NDArray[np.bool_]]:
+    """The carried columns with null for every value that holds bytes; which rows have such ones."""
+    rows = np.zeros(len(carried), bool)
+    children = carried.flatten()
+    for place, child in enumerate(children):
+        if holds_bytes(child.type) and (found := have_bytes(child)).any():
+            rows |= found
+            children[place] = child.take(pa.array(np.arange(len(child)), mask=found))
+    return pa.StructArray.from_arrays(children, fields=list(carried.type)), rows
 
 
 def _edits_column(groups: list[PlannedGroup], kind: pa.DataType) -> pa.Array:
@@ -216,11 +259,16 @@ def _edits_column(groups: list[PlannedGroup], kind: pa.DataType) -> pa.Array:
 
 @dataclass(frozen=True)
 class WorkSlice:
-    """Some consecutive rows of one work file."""
+    """Some consecutive rows of one work file.
+
+    `embedded`: the first and the last row of the manifest from which its reader gets images; None
+    if none of its rows has images there.
+    """
 
     path: str
     first: int
     rows: int
+    embedded: tuple[int, int] | None = None
 
 
 def cut_work(
@@ -232,38 +280,68 @@ def cut_work(
     own, because the edits of a group share its inversion. No slice spans two files.
     """
     slices: list[WorkSlice] = []
-    for path in work_files:
-        first = rows = edits = 0
-        for of_group in _edit_counts(folder, path):
-            if rows == groups_per_block or (rows and edits + of_group > edits_per_block):
-                slices.append(WorkSlice(path, first, rows))
-                first, rows, edits = first + rows, 0, 0
-            rows, edits = rows + 1, edits + of_group
-        if rows:
-            slices.append(WorkSlice(path, first, rows))
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="work-list") as pool:
+        shapes = in_order(pool, partial(_shapes, folder), work_files, 2 * _THREADS)
+        for path, (counts, rows_there) in zip(work_files, shapes, strict=True):
+            ends = _ends(counts, groups_per_block, edits_per_block)
+            for first, end in itertools.pairwise([0, *ends]):
+                inside = rows_there[first:end]
+                inside = inside[inside >= 0]
+                embedded = (int(inside[0]), int(inside[-1])) if len(inside) else None
+                slices.append(WorkSlice(path, first, end - first, embedded))
     return slices
 
 
-def _edit_counts(folder: Folder, path: str) -> list[int]:
-    """How many edits each row of a work file has, from the smallest column that shows it."""
+def _ends(counts: Sequence[int], groups_per_block: int, edits_per_block: int) -> Iterator[int]:
+    """Where the slices of a work file end, of whose rows these are the edits."""
+    first = edits = 0
+    for row, of_group in enumerate(counts):
+        if row > first and (row - first == groups_per_block or edits + of_group > edits_per_block):
+            yield row
+            first, edits = row, 0
+        edits += of_group
+    if len(counts) > first:
+        yield len(counts)
+
+
+def _shapes(folder: Folder, path: str) -> tuple[list[int], NDArray[np.int64]]:
+    """How many edits each row of a work file has, from the smallest column that shows it, and its
+    number in the manifest if it has images there, else -1."""
     with folder.open_read(path) as source:
-        edits = pq.ParquetFile(source).read(columns=["edits.list.element.edit_type"])["edits"]
-    return cast(list[int], pc.list_value_length(edits).to_pylist())
+        table = pq.ParquetFile(source).read(
+            columns=["edits.list.element.edit_type", "row", "embedded"]
+        )
+    embedded = pc.fill_null(table["embedded"], False)
+    rows = pc.if_else(embedded, table["row"], -1).to_numpy()
+    return cast(list[int], pc.list_value_length(table["edits"]).to_pylist()), rows
+
+
+def rows_with_images(folder: Folder, part: WorkSlice) -> list[int]:
+    """The rows of the manifest that have images there, of a slice."""
+    rows = _shapes(folder, part.path)[1][part.first : part.first + part.rows]
+    return [row for row in rows.tolist() if row >= 0]
 
 
 def lost_slices(
     folder: Folder, slices: Sequence[WorkSlice], groups_done: AbstractSet[bytes]
 ) -> list[WorkSlice]:
     """The slices that have a group that is not in `groups_done`."""
+    by_file = {p: list(parts) for p, parts in itertools.groupby(slices, lambda part: part.path)}
     lost: list[WorkSlice] = []
-    for path, of_file in itertools.groupby(slices, key=lambda part: part.path):
-        with folder.open_read(path) as source:
-            groups = pq.ParquetFile(source).read(columns=["group_id"])["group_id"].to_pylist()
-        is_done = which_are_in(groups, groups_done)
-        lost.extend(
-            part for part in of_file if not all(is_done[part.first : part.first + part.rows])
-        )
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="work-list") as pool:
+        ids = in_order(pool, partial(_group_ids, folder), by_file, 2 * _THREADS)
+        for of_file, groups in zip(by_file.values(), ids, strict=True):
+            is_done = which_are_in(groups, groups_done)
+            lost.extend(
+                part for part in of_file if not all(is_done[part.first : part.first + part.rows])
+            )
     return lost
+
+
+def _group_ids(folder: Folder, path: str) -> list[bytes]:
+    with folder.open_read(path) as source:
+        table = pq.ParquetFile(source).read(columns=["group_id"])
+    return cast(list[bytes], table["group_id"].to_pylist())
 
 
 def read_slice(folder: Folder, part: WorkSlice) -> pa.Table:

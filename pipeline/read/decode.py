@@ -62,6 +62,9 @@ to the colours."""
 MASKS_FIELD = pa.field("masks", pa.list_(FITTED_MASK_TYPE), nullable=False)
 """The column of fitted masks, which replaces the work list's column `masks` if there is one."""
 
+PROBLEM = "problem"
+"""The column that says why the images of a row cannot be had from its manifest, or ""; if any."""
+
 
 @dataclass(frozen=True)
 class DecodeSettings:
@@ -116,8 +119,7 @@ def decode(
         return decoded
 
     columns = ["group_id", "synthetic", "uri", "image_bytes", "parameters"]
-    if MASKS_FIELD.name in table.column_names:
-        columns.append(MASKS_FIELD.name)
+    columns += sorted({MASKS_FIELD.name, PROBLEM} & set(table.column_names))
     rows = table.select(columns).to_pylist()
     with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
         table = with_carried_images(table, lambda uri: _read(uri, None, settings), pool)
@@ -133,7 +135,7 @@ def decode(
 
 
 def _with_pixels(table: pa.Table, decoded: Iterable[DecodedSource]) -> pa.Table:
-    table = table.drop_columns(["image_bytes"])
+    table = table.drop_columns(["image_bytes", *({PROBLEM} & set(table.column_names))])
     results = list(decoded)
     if MASKS_FIELD.name in table.column_names:
         masks = pa.array([result.masks for result in results], MASKS_FIELD.type)
@@ -148,6 +150,10 @@ def _with_pixels(table: pa.Table, decoded: Iterable[DecodedSource]) -> pa.Table:
 def _decode_row(
     row: dict[str, Any], settings: DecodeSettings, budget: PixelBudget
 ) -> DecodedSource:
+    if row.get(PROBLEM):
+        return DecodedSource(
+            failure=FailureCode.SOURCE_MISSING, message=short_message(row[PROBLEM])
+        )
     if row["synthetic"]:
         return DecodedSource()
     try:

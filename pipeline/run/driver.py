@@ -36,6 +36,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import FailureCode
 from pipeline.ledger.parts import adopt_orphan_parts
 from pipeline.logs import label_lines
+from pipeline.plan.old_plans import remove_old_plans
 from pipeline.plan.plan import Plan, make_plan, quota_rows
 from pipeline.plan.quotas import QuotaRow
 from pipeline.plan.work_list import cut_work, lost_slices, quarantined
@@ -133,6 +134,7 @@ def _run_with(
             run.sum_up()  # the last run was killed after its last commit, or quotas are new
         return run.summary()
     run.claim_folder()
+    remove_old_plans(lease, plan)
     with StopRequests() as stops:
         try:
             run.work(stops)
@@ -384,6 +386,7 @@ class _Driver:
                     editing=editing,
                     pool=pool,
                     supervisor=supervisor,
+                    embedded=self.plan.embedded,
                     left_out=left_out,
                     bars=self.job.logs.shows_ray_bars,
                 )

@@ -97,6 +97,23 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
     return fs, path
 
 
+def uncached_options(fs: fsspec.AbstractFileSystem) -> dict[str, Any]:
+    """Arguments of `fs.open` with which every read is a request for the bytes that are read.
+
+    The clients of stores read ahead by themselves, s3fs 50 MB, and throw that away when the next
+    read is somewhere else.
+    """
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    known = (*_S3, *_GCS, *_AZURE, *_WEB)
+    return {"cache_type": "none"} if any(name in known for name in protocols) else {}
+
+
+def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is S3."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return any(name in _S3 for name in protocols)
+
+
 def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
     """Arguments of `fs.pipe_file` that make the store keep the content type of a file.
 
@@ -108,7 +125,7 @@ def content_type_options(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, 
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     if content_type is None:
         return {}
-    if any(name in _S3 for name in protocols):
+    if is_s3(fs):
         return {"ContentType": content_type}
     if any(name in _GCS for name in protocols):
         return {"content_type": content_type}

@@ -2,13 +2,15 @@
 
 A conditional put (`If-None-Match: *`) does it where the store obeys. Some S3 servers ignore the
 condition. Others refuse it: then the file is put after another look whether the name is free, and
-the store is remembered, so that it is asked and a warning is logged once per process.
+the store is remembered, so that it is asked and a warning is logged once per process. A file of
+zero bytes, which a failed write left, is replaced under a condition too (`If-Match`).
 """
 
 from __future__ import annotations
 
 import logging
 import posixpath
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +18,16 @@ import fsspec
 
 from pipeline.errors import AlreadyExistsError, StorageError
 from pipeline.redact import redact_url
-from pipeline.storage.clients import content_type_options
+from pipeline.storage.clients import content_type_options, is_s3
 from pipeline.storage.requests import explain, means_taken, refuses_condition
 
 _log = logging.getLogger(__name__)
 _WITHOUT_CONDITIONS: set[tuple[str, ...]] = set()
 """The stores (protocol, endpoint, bucket) that refused conditional puts to this process."""
+_REPLACING = threading.Lock()
 
 
-def put(fs: fsspec.AbstractFileSystem, full: str, data: bytes, **mode: str) -> None:
+def put(fs: fsspec.AbstractFileSystem, full: str, data: bytes, **mode: Any) -> None:
     """Writes a whole file, with the content type of its ending."""
     fs.pipe_file(full, data, **mode, **content_type_options(fs, full))
 
@@ -57,9 +60,13 @@ def create_remote(
         # and aiohttp sends a request again if a kept-alive connection breaks.
         if not means_taken(error.__cause__):
             raise
-        if ask(lambda: _holds(fs, full, b"")):
-            ask(lambda: put(fs, full, data))
-        elif not ask(lambda: _holds(fs, full, data)):
+        try:
+            if ask(lambda: _replace_empty(fs, full, data)):
+                return
+        except StorageError as lost:
+            if not means_taken(lost.__cause__):
+                raise
+        if not ask(lambda: _holds(fs, full, data)):
             raise AlreadyExistsError(f"{url} was written by someone else meanwhile") from error
 
 
@@ -87,6 +94,31 @@ def _put_new(fs: fsspec.AbstractFileSystem, url: str, full: str, data: bytes) ->
             redact_url(url),
             refusal,
         )
+
+
+def _replace_empty(fs: fsspec.AbstractFileSystem, full: str, data: bytes) -> bool:
+    """Writes over a file of zero bytes; False if it is not empty, or not there.
+
+    S3 does it under the condition that it still is that file (`If-Match`), so of several writers
+    one wins; the others get an error that `means_taken`. Within this process a lock does the same.
+    """
+    with _REPLACING:
+        fs.invalidate_cache(posixpath.dirname(full))
+        try:
+            info = fs.info(full)
+        except FileNotFoundError:
+            return False
+        if info["size"] != 0:
+            return False
+        condition = {"IfMatch": info["ETag"]} if is_s3(fs) and info.get("ETag") else {}
+        try:
+            # One message whatever the size: s3fs passes no condition on to multipart uploads.
+            put(fs, full, data, **condition, **({"chunksize": len(data) + 1} if condition else {}))
+        except Exception as error:  # every client has its own exceptions
+            if not condition or not refuses_condition(error):
+                raise
+            put(fs, full, data)
+        return True
 
 
 def _is_there(fs: fsspec.AbstractFileSystem, full: str) -> bool:

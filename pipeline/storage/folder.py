@@ -1,14 +1,16 @@
 """A folder on any fsspec URL, whose files are written once.
 
-Existing files are not overwritten, except summaries and heartbeats, with `Folder.replace`. A file
-of zero bytes counts as missing, and its name as free: it is left by a failed write. `requests`
-retries and counts the requests.
+Existing files are not overwritten, except summaries and heartbeats, with `Folder.replace`, and not
+removed, except old plans, with `Folder.remove`. A file of zero bytes counts as missing, and its
+name as free: it is left by a failed write. `requests` retries and counts the requests.
 
 What an exclusive create (`Folder.write_new`) guarantees on each store:
 
 - local disk: the file appears with its whole content, and of several writers one wins (a hidden
-  temporary file is linked to its name). On disks without hard links the file is renamed after a
-  check that the name is free: still whole, but two writers at the same instant can both succeed.
+  temporary file is linked to its name; a file of zero bytes is replaced under a lock on it). The
+  file and its entry in the folder are synced before the call returns. On disks without hard links
+  the file is renamed after a check that the name is free: still whole, but two writers at the same
+  instant can both succeed.
 - memory://: of several writers in this process one wins.
 - S3: a conditional put; of several writers one wins. With servers that ignore `If-None-Match` (such
   as rclone), and with those that refuse it (501, or 400 with words to that effect), only the check
@@ -19,17 +21,15 @@ What an exclusive create (`Folder.write_new`) guarantees on each store:
 
 from __future__ import annotations
 
-import errno
 import glob
 import io
 import os
 import posixpath
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar, cast
 
@@ -38,20 +38,29 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pipeline.errors import AlreadyExistsError, StorageError
-from pipeline.storage.clients import filesystem_of
+from pipeline.storage.clients import filesystem_of, uncached_options
 from pipeline.storage.exclusive_put import create_remote, put
 from pipeline.storage.file_uris import path_of_file_uri, with_slashes
+from pipeline.storage.listing import pages
+from pipeline.storage.local_files import TEMPORARY_PREFIX, create_local, replace_local, sync_folder
 from pipeline.storage.requests import (
     RetryingFile,
     count_bytes,
     explain,
     with_retries,
 )
+from pipeline.storage.spans import SpanFile
 
-_TEMPORARY_PREFIX = ".tmp-"
 _T = TypeVar("_T")
 Paths: TypeAlias = list[str]
-Entries: TypeAlias = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The names of what is directly in a folder, sorted."""
+
+    folders: Paths
+    files: Paths
 
 
 @dataclass(frozen=True)
@@ -150,19 +159,40 @@ class Folder:
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[BinaryIO]:
-        """Opens a file to read it piece by piece.
+        """Opens a file to read it piece by piece, mostly from its beginning to its end.
 
         Raises StorageError if it cannot be opened, or on an object store if a piece cannot be read.
         """
+        with self._open(path) as file:
+            if not isinstance(file, RetryingFile):
+                yield file
+                return
+            with io.BufferedReader(file) as buffered:
+                yield cast(BinaryIO, buffered)
+
+    @contextmanager
+    def open_spans(self, path: str) -> Iterator[BinaryIO]:
+        """Opens a file to read pieces of it in any order: a `SpanFile`, but for a local file.
+
+        Raises StorageError as `open_read` does.
+        """
+        with self._open(path, **uncached_options(self.fs)) as file:
+            yield (
+                cast(BinaryIO, SpanFile(cast(BinaryIO, file)))
+                if isinstance(file, RetryingFile)
+                else file
+            )
+
+    @contextmanager
+    def _open(self, path: str, **options: Any) -> Iterator[BinaryIO | RetryingFile]:
+        """A file whose reads are retried, if it is on a store and can seek."""
         full = self.path_of(path)
-        file = self._ask(path, lambda: cast(BinaryIO, self.fs.open(full, "rb")))
+        file = self._ask(path, lambda: cast(BinaryIO, self.fs.open(full, "rb", **options)))
         with file:
             if self._is_local or not file.seekable():
                 yield file
-                return
-            asked = RetryingFile(file, lambda read: self._ask(path, read, is_counted=False))
-            with io.BufferedReader(asked) as buffered:
-                yield cast(BinaryIO, buffered)
+            else:
+                yield RetryingFile(file, lambda read: self._ask(path, read, is_counted=False))
 
     def list(self, prefix: str = "", *, empty_too: bool = False) -> Paths:
         """Paths of all files under a subfolder, including hidden ones, sorted; [] if there is none.
@@ -181,7 +211,7 @@ class Folder:
 
         found = (e["name"] for e in self._ask(prefix, ask) if empty_too or e["size"] != 0)
         names = (name[len(self.root) + 1 :] for name in found)
-        return sorted(n for n in names if not posixpath.basename(n).startswith(_TEMPORARY_PREFIX))
+        return sorted(n for n in names if not posixpath.basename(n).startswith(TEMPORARY_PREFIX))
 
     def versions(self, prefix: str = "") -> dict[str, tuple[int, str]]:
         """Size and version of all files under a path, or of the file there, sorted by path; {} if
@@ -220,64 +250,90 @@ class Folder:
         return sorted(f"{f}{n}" for f in folders for n in self._matching(f, name, "file"))
 
     def _matching(self, folder: str, pattern: str, kind: str) -> Iterator[str]:
-        matches = re.compile(glob_translate(pattern)).match
         if kind == "directory" and not glob.has_magic(pattern):
             yield pattern
             return
-        for entry in self._entries(folder.rstrip("/")):
-            name = posixpath.basename(entry["name"].rstrip("/"))
-            if entry["type"] == kind and matches(name):
-                yield name
+        matches = re.compile(glob_translate(pattern)).match
+        if kind == "directory":
+            yield from filter(matches, self.level(folder.rstrip("/")).folders)
+        else:
+            yield from self.level(folder.rstrip("/"), lambda name: bool(matches(name))).files
 
     def list_folders(self, prefix: str = "") -> Paths:
         """Names of the folders directly in a subfolder, sorted; [] if it does not exist."""
-        return sorted(
-            posixpath.basename(entry["name"].rstrip("/"))
-            for entry in self._entries(prefix)
-            if entry["type"] == "directory"
-        )
+        return self.level(prefix).folders
 
-    def _entries(self, prefix: str) -> Entries:
-        """The entries of a subfolder, with `name`, `type` and `size`; [] if it does not exist."""
-        full = self.path_of(prefix)
+    def level(self, prefix: str = "", wanted: Callable[[str], bool] = lambda _: False) -> Level:
+        """What is directly in a subfolder: nothing if it does not exist.
 
-        def ask() -> Entries:
-            self.fs.invalidate_cache(full)
-            try:
-                return cast(Entries, self.fs.ls(full, detail=True))
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+        `wanted`: the names of the files to keep. Nothing is kept of the others, not even by the
+        client, so a folder may have millions of them.
+        """
+        folders: list[str] = []
+        files: list[str] = []
+        for entries in pages(self.fs, self.path_of(prefix), partial(self._ask, prefix)):
+            for name, is_folder in entries:
+                if is_folder:
+                    folders.append(name)
+                elif wanted(name):
+                    files.append(name)
+        return Level(sorted(folders), sorted(files))
 
-        return self._ask(prefix, ask)
-
-    def write_new(self, path: str, data: bytes) -> None:
+    def write_new(self, path: str, data: bytes, *, is_synced: bool = True) -> None:
         """Writes a file whose name must be free; the module's docstring says what is guaranteed.
 
-        Raises AlreadyExistsError (nothing is written) and StorageError.
+        `is_synced`: False: a power failure may take the file until `sync` was called for it. Raises
+        AlreadyExistsError (nothing is written) and StorageError.
         """
         full = self.path_of(path)
         if self._is_local:
-            self._ask(path, lambda: _create_local(full, data))
+            self._ask(path, lambda: create_local(full, data, is_synced=is_synced))
         else:
             self._create_remote(path, full, data)
         count_bytes(written=len(data))
 
-    def write_if_absent(self, path: str, data: bytes) -> bool:
+    def write_if_absent(self, path: str, data: bytes, *, is_synced: bool = True) -> bool:
         """Like `write_new`, but returns False, and writes nothing, if the name is taken."""
         try:
-            self.write_new(path, data)
+            self.write_new(path, data, is_synced=is_synced)
         except AlreadyExistsError:
             return False
         return True
+
+    def sync(self, paths: Iterable[str]) -> None:
+        """Syncs the entries of files that were written with `is_synced=False`. Raises StorageError.
+
+        On stores there is nothing to do: what they have answered for is written.
+        """
+        if self._is_local:
+            for above in sorted({posixpath.dirname(path) for path in paths}):
+                sync = partial(sync_folder, Path(self.path_of(above)))
+                self._ask(above, sync, is_counted=False)
 
     def replace(self, path: str, data: bytes) -> None:
         """Writes a whole file, replacing an earlier one. For summaries and heartbeats only."""
         full = self.path_of(path)
         if self._is_local:
-            self._ask(path, lambda: _replace_local(full, data))
+            self._ask(path, lambda: replace_local(full, data))
         else:
             self._ask(path, lambda: put(self.fs, full, data))
         count_bytes(written=len(data))
+
+    def remove(self, path: str) -> None:
+        """Removes a file, or a folder with all that is in it. For old plans only.
+
+        Raises StorageError; not if there is nothing.
+        """
+        full = self.path_of(path)
+
+        def ask() -> None:
+            self.fs.invalidate_cache(posixpath.dirname(full))
+            try:
+                self.fs.rm(full, recursive=True)
+            except FileNotFoundError:
+                return
+
+        self._ask(path, ask)
 
     def _create_remote(self, path: str, full: str, data: bytes) -> None:
         if self.exists(path):
@@ -316,6 +372,14 @@ def absolute_url(url: str) -> str:
     return url
 
 
+def folder_and_name(url: str) -> tuple[str, str]:
+    """Splits a file's URL before its name. The query after it may contain slashes too."""
+    is_web = url.startswith(("http://", "https://"))
+    bare = re.split("[?#]", url, maxsplit=1)[0] if is_web else url
+    folder, _, name = bare.rpartition("/")
+    return folder, name + url[len(bare) :]
+
+
 def is_local_path(url: str) -> bool:
     return "://" not in url and "::" not in url
 
@@ -332,51 +396,3 @@ def resolve_uri(uri: str, base: str) -> str:
     protocol, rest = base.split("://", 1)
     joined = posixpath.normpath(posixpath.join("/" + rest, uri))
     return f"{protocol}://{joined.lstrip('/')}"
-
-
-def _create_local(full: str, data: bytes) -> None:
-    """Raises FileExistsError if the name is taken."""
-    target = Path(full)
-    if target.exists() and target.stat().st_size:
-        raise FileExistsError(full)  # before the data is written in vain, perhaps to a full disk
-    temporary = _write_temporary(target, data)
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        if target.stat().st_size:
-            raise
-        temporary.replace(target)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        if target.exists() and target.stat().st_size:
-            raise FileExistsError(full) from error
-        temporary.rename(target)
-        return
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace_local(full: str, data: bytes) -> None:
-    target = Path(full)
-    temporary = _write_temporary(target, data)
-    try:
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_temporary(target: Path, data: bytes) -> Path:
-    """Writes and syncs the data to a hidden file next to its target; returns its path."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary

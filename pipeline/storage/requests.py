@@ -45,8 +45,8 @@ class RequestCounts:
 
     `requests` are calls of a client, not counting retries; one call can be two messages on the
     wire. `retries` are the retries of these calls; the local disk has none. Bytes are those of
-    whole files that were read or written. Reads of pieces of a file (`Folder.open_read`: manifests,
-    work lists) are not counted, except their retries.
+    whole files that were read or written. Reads of pieces of a file (`Folder.open_read` and
+    `open_spans`: work lists, manifests) are not counted, except their retries.
     """
 
     requests: int = 0

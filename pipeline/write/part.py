@@ -188,6 +188,7 @@ class PartWriter:
         """
         if self._right is not None:
             self._right.check()
+        self._folder.sync(self._hashes)  # before anything names these files
         if self._keeps_rejected and (found := self.finished_outcomes()) is not None:
             return found  # its verdicts may differ, and then its metadata file has the other name
         record = write_outcomes(self._folder, self.part, outcomes, self._hashes)
@@ -263,7 +264,7 @@ class PartWriter:
 
     def _is_written(self, path: str, data: bytes, digest: bytes) -> bool:
         """Writes a file if its name is free; whether the file has these bytes now."""
-        if self._folder.write_if_absent(path, data):
+        if self._folder.write_if_absent(path, data, is_synced=False):
             return True
         with self._counting:
             if path in self._hashes:  # this attempt wrote it

@@ -21,9 +21,10 @@ from pipeline.ledger.outcome import (
 )
 from pipeline.ledger.parts import image_hash, read_part_outcomes, write_outcomes
 from pipeline.manifest.rows import Problems
+from pipeline.plan.embedded_images import embedded_of, read_run, runs_of
 from pipeline.plan.plan import make_plan
 from pipeline.plan.resolved_job import resolve_job
-from pipeline.plan.work_list import cut_work, read_slice
+from pipeline.plan.work_list import cut_work
 from pipeline.read.decode import decode
 from pipeline.run.folder import claim_columns, metadata_layout
 from pipeline.run.worker_settings import decode_settings
@@ -145,6 +146,8 @@ def make_edits(
             makes_edits=plan.makes_edits,
         )
     )
-    for part in cut_work(folder, plan.work_files, groups_per_block, edits_per_block):
-        outcomes = actor(decode(read_slice(folder, part), decode_settings(job)))
-        ledger.commit(outcomes.select(OUTCOME_SCHEMA.names))
+    slices = cut_work(folder, plan.work_files, groups_per_block, edits_per_block)
+    for run in runs_of(slices, plan.embedded):
+        for block in read_run(folder, run, embedded_of(run, plan.embedded)):
+            outcomes = actor(decode(block, decode_settings(job)))
+            ledger.commit(outcomes.select(OUTCOME_SCHEMA.names))

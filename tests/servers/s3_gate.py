@@ -1,4 +1,4 @@
-"""An S3 server in front of the real one: obeys `If-None-Match`, and fails where a test says so.
+"""An S3 server in front of the real one: obeys `If-None-Match` and `If-Match`, fails if told to.
 
     def test_something(gate: Gate) -> None:
         gate.faults["GET"] = ["503", "reset"]     # the next two GETs, in this order
@@ -12,6 +12,7 @@ objects, and to no listing.
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import http.server
 import socket
@@ -43,7 +44,7 @@ _CODES = {
 
 class Gate(http.server.ThreadingHTTPServer):
     """Counts what it is asked, `tries`, by method; `read` are the keys of the objects that were
-    read, `content_types` are those of what was put."""
+    read, `bytes_read` what was sent of them, `content_types` are those of what was put."""
 
     daemon_threads = True
 
@@ -63,6 +64,7 @@ class Gate(http.server.ThreadingHTTPServer):
         self.faults: dict[str, list[str]] = {}
         self.tries: Counter[str] = Counter()
         self.read: list[str] = []
+        self.bytes_read = 0
         self.content_types: dict[str, str] = {}
         self.over = threading.Event()
 
@@ -92,7 +94,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(*self.server.refusal)
             return
         with self.server.lock:
-            if self.headers.get("If-None-Match") == "*" and self._file().exists():
+            if_match = self.headers.get("If-Match")
+            is_taken = self.headers.get("If-None-Match") == "*" and self._file().exists()
+            if is_taken or (if_match is not None and if_match != self._etag()):
                 self.server.refused += 1
                 self._answer_with_error("412")
                 return
@@ -108,7 +112,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if is_read:
             self.server.read.append(unquote(self.path.split("?")[0]))
         if not self._fails("READ" if is_read and "READ" in self.server.faults else ""):
-            self._answer(*self._forward(b""))
+            status, headers, body = self._forward(b"")
+            with self.server.lock:
+                self.server.bytes_read += len(body) if is_read else 0
+            self._answer(status, headers, body)
 
     do_HEAD = do_GET  # noqa: N815  # the name that http.server looks for
 
@@ -135,6 +142,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _file(self) -> Path:
         return self.server.behind.root / unquote(self.path.split("?")[0]).lstrip("/")
+
+    def _etag(self) -> str:
+        """The ETag of an object that was put in one piece, as S3 makes it."""
+        content = self._file().read_bytes() if self._file().exists() else None
+        return "" if content is None else f'"{hashlib.md5(content).hexdigest()}"'
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """Sends the request on as it is: its signature covers the headers, Host included."""

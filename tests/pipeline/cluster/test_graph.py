@@ -39,7 +39,8 @@ def test_images_are_decoded_by_tasks_and_not_inside_of_the_actors(
 ) -> None:
     dataset = _dataset(
         Folder.open(str(tmp_path)),
-        [WorkSlice("work", 0, 1), WorkSlice("work", 1, 1)],
+        [(WorkSlice("work", 0, 1),), (WorkSlice("work", 1, 1),)],
+        None,
         decoding=DecodeSettings(),
         editing=EditSettings(output="", checkpoint="", checkpoint_fingerprint="", device="cpu"),
         pool=Pool(kinds, groups_per_block=1, readers=readers),

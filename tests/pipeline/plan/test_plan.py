@@ -320,7 +320,7 @@ def test_images_in_the_manifest_are_known_by_their_bytes(make_job: MakeJob) -> N
     cells = [{"bytes": b"1", "path": "x.png"}, {"bytes": b"2", "path": "x.png"}]
     job = make_job({"image": cells, "target_prompt": ["x", "x"]})
     rows = work(job, make_plan(job)).to_pylist()
-    assert [row["image_bytes"] for row in rows] == [b"1", b"2"]
+    assert [(row["image_bytes"], row["embedded"]) for row in rows] == [(None, True)] * 2
     assert [row["uri"] for row in rows] == ["", ""]
     assert [row["stem"] for row in rows] == ["x", "x"]
     assert rows[0]["source_id"] != rows[1]["source_id"]
@@ -511,7 +511,7 @@ def test_a_large_plan_is_cut_into_files_and_stays_in_order(
 def test_planning_images_in_the_manifest_takes_little_memory(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.plan.work_list, "WORK_FILE_BYTES", 4 << 20)
+    monkeypatch.setattr(pipeline.plan.work_list, "WORK_FILE_GROUPS", 16)
     image_bytes, images = 1 << 20, 96
     cells = [bytes([number]) * image_bytes for number in range(images)]
     pq.write_table(

@@ -3,10 +3,12 @@ that refuse the header."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -154,6 +156,29 @@ def test_without_conditions_what_came_between_is_seen_before_another_try(
     folder.replace("empty", b"")
     folder.write_new("empty", b"mine")
     assert folder.read("empty") == b"mine"
+
+
+def test_an_empty_file_is_won_by_one_of_its_writers(folder: Folder, gate: Gate) -> None:
+    """All writers see that the name is free, that the put is refused, and that the file is empty:
+    only its ETag tells who came first."""
+    folder.replace("x", b"")
+    contents = [bytes([number]) * 1000 for number in range(4)]
+    folders = [gate.folder(default_cache_type=name) for name in ("none", "all", "bytes", "mmap")]
+    gate.before_put = threading.Barrier(4, timeout=60)
+    looked = threading.Barrier(4, timeout=60)
+    replace = exclusive_put.put
+
+    def put_together(*arguments: Any, **conditions: Any) -> None:
+        if "IfMatch" in conditions:
+            looked.wait()
+        replace(*arguments, **conditions)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        patch.setattr(exclusive_put, "put", put_together)
+        patch.setattr(exclusive_put, "_REPLACING", contextlib.nullcontext())  # other machines
+        won = list(pool.map(lambda each, data: each.write_if_absent("x", data), folders, contents))
+    assert sum(won) == 1
+    assert folder.read("x") == contents[won.index(True)]
 
 
 @pytest.mark.usefixtures("_nothing_is_known_of_the_store")

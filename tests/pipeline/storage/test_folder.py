@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -81,6 +82,17 @@ def test_a_file_of_zero_bytes_does_not_exist(folder: Folder, store: Store) -> No
     assert not folder.write_if_absent("a/x", b"second")
     assert folder.read("a/x") == b"first"
     assert folder.list() == ["a/x", "a/y"]
+
+
+@pytest.mark.parametrize("store", ["local", "memory"], indirect=True)  # S3: conditional put
+def test_of_many_writers_at_an_empty_file_one_wins(folder: Folder, store: Store) -> None:
+    for attempt in range(20):
+        store.put(f"run/{attempt}", b"")
+        contents = [bytes([number]) * 1000 for number in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(partial(folder.write_if_absent, str(attempt)), contents))
+        assert sum(won) == 1
+        assert folder.read(str(attempt)) == contents[won.index(True)]
 
 
 @pytest.mark.parametrize("store", ["local", "memory"], indirect=True)  # S3: conditional put

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,59 @@ def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder.write_new("x", b"second")
     assert folder.read("x") == b"first"
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_empty_file_is_replaced_by_the_first_that_locks_it(tmp_path: Path) -> None:
+    """Both writers saw an empty file; the second gets its lock after the first has replaced it."""
+    (tmp_path / "x").write_bytes(b"")
+    folder = Folder.open(str(tmp_path))
+    with (tmp_path / "x").open("r+b") as held, ThreadPoolExecutor(2) as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        won = [pool.submit(folder.write_if_absent, "x", data) for data in (b"one", b"two")]
+        assert not wait(won, timeout=0.5).done  # both wait for the lock on the same empty file
+        fcntl.flock(held, fcntl.LOCK_UN)
+        results = [each.result() for each in won]
+    assert sorted(results) == [False, True]
+    assert folder.read("x") == (b"one" if results[0] else b"two")
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_entry_of_a_file_is_synced_after_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure takes what was not synced: the file before its name, the name before the call
+    returns, and the names of new folders too."""
+    done: list[str] = []
+    fsync, link, rename = os.fsync, os.link, Path.replace
+
+    def synced(handle: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name.split('-')[0]}")
+        fsync(handle)
+
+    def linked(one: Path, other: Path) -> None:
+        done.append("link")
+        link(one, other)
+
+    def renamed(one: Path, other: Path) -> Path:
+        done.append("rename")
+        return rename(one, other)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr(Path, "replace", renamed)
+    folder = Folder.open(str(tmp_path / "run"))
+    folder.write_new("a/x", b"first")
+    assert sorted(done[:2]) == ["sync run", f"sync {tmp_path.name.split('-')[0]}"]
+    assert done[2:] == ["sync .tmp", "link", "sync a"]
+    done.clear()
+    folder.replace("a/x", b"second")
+    assert done == ["sync .tmp", "rename", "sync a"]
+    done.clear()
+    folder.write_new("a/y", b"1", is_synced=False)
+    folder.write_new("a/z", b"2", is_synced=False)
+    assert done == ["sync .tmp", "link"] * 2
+    folder.sync(["a/y", "a/z"])
+    assert done[4:] == ["sync a"]
 
 
 def test_a_disk_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
