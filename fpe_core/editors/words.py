@@ -91,7 +91,7 @@ def indicator(tokens: Tokens, window: int, words: str, prompt: str) -> Weights:
 
 
 def refined(tokens: Tokens, window: int, source_prompt: str, target_prompt: str) -> TokenMix:
-    """Tokens that both prompts have, in the same order, take the source's column; others keep theirs.
+    """Tokens of both prompts, in the same order, take the source's column; others keep their own.
 
     Needleman-Wunsch over tokens, gap 0, match 1, mismatch -1. Padding is matched place by place.
     """
