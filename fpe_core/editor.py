@@ -1,9 +1,10 @@
-"""Free-Prompt-Editing of many images with many prompts at once (CVPR 2024, arXiv 2403.03431).
+"""Editing of many images with many prompts at once, by any method of `fpe_core.editors`.
 
     inversion = editor.invert(images, source_prompts)
     result = editor.edit(inversion, [["a red car", "a blue car"], ["a snowy street"]])
 
-UNet rows of one source with N edits, for T steps of which R replace attention maps:
+UNet rows of one source with N edits by Free-Prompt-Editing (CVPR 2024, arXiv 2403.03431), for T
+steps of which R replace attention maps (`fpe_core.row_counts` counts them for every method):
 
     real source         T + R + 1 + (2 T - 1) N     inversion, source rows, two rows per edit and
                                                     step

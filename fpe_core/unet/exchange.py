@@ -200,7 +200,8 @@ class Record:
         self.recorded.record(handed)
 
 
-class Taker(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Taker:
     """Whose rows take, at a site or a residual block: (latents,), int64, for each latent the
     recorded row that gives to its conditional row, and to its unconditional one, if any does."""
 
@@ -267,15 +268,16 @@ class Inject:
         if len(chunk.edits) == 0 and all(taker.unconditional is None for taker in takers):
             return Exchange()
         handed = self.recorded.all
+        taken = {taker: taker.of(chunk) for taker in dict.fromkeys(takers)}
         sites, given = [], []
         for site, taker in self.sites:
-            first, rows = taker.of(chunk)
+            first, rows = taken[taker]
             sites.append(site._replace(first_row=first))
             found = handed.projections[self.places[site.attention]]
             given.append(found.only(site.takes).rows(rows))
         resnets, residuals = [], []
         for number, taker in self.resnets:
-            first, rows = taker.of(chunk)
+            first, rows = taken[taker]
             resnets.append((number, first))
             residuals.append(handed.residuals[self.resnet_places[number]][rows])
         mixed, kept = None, None

@@ -68,9 +68,9 @@ class PassRows:
     def attend_self(self, attn: Any, hidden: Tensor) -> Tensor | None:
         """(rows, tokens, channels) to the same; None if the pass ends here."""
         own = _Own(
-            lambda count: attn.to_q(hidden[:count]),
-            lambda count: attn.to_k(hidden[:count]),
-            lambda count: attn.to_v(hidden[:count]),
+            lambda count: attn.to_q(_first(hidden, count)),
+            lambda count: attn.to_k(_first(hidden, count)),
+            lambda count: attn.to_v(_first(hidden, count)),
         )
         return self._attend(attn, hidden, own)
 
@@ -79,16 +79,16 @@ class PassRows:
         if self._prompts.keys:
             key, value = self._prompts.keys[self._next // 2]
             own = _Own(
-                lambda count: attn.to_q(hidden[:count]),
-                lambda count: key[:count],
-                lambda count: value[:count],
+                lambda count: attn.to_q(_first(hidden, count)),
+                lambda count: _first(key, count),
+                lambda count: _first(value, count),
             )
         else:
             text = self._prompts.embeddings
             own = _Own(
-                lambda count: attn.to_q(hidden[:count]),
-                lambda count: attn.to_k(text[:count]),
-                lambda count: attn.to_v(text[:count]),
+                lambda count: attn.to_q(_first(hidden, count)),
+                lambda count: attn.to_k(_first(text, count)),
+                lambda count: attn.to_v(_first(text, count)),
             )
         return self._attend(attn, hidden, own)
 
@@ -119,7 +119,7 @@ class PassRows:
         """What the rows attend to with their own; None if the pass ends here."""
         first, query, key = site.first_row, own.query(count), own.key(count)
         value = own.value(count) if "v" in site.takes else None
-        kept = Projections(query[first:], key[first:], None if value is None else value[first:])
+        kept = Projections(*(None if t is None else t[first:] for t in (query, key, value)))
         self._recorded.append(kept.only(site.takes))
         if self.are_done:
             return None
@@ -184,6 +184,11 @@ class PassRows:
             attn, own.query(count)[first:], own.key(count)[first:], words.of_own
         )
         self._words = seen if self._words is None else self._words + seen
+
+
+def _first(rows: Tensor, count: int) -> Tensor:
+    """The first rows; a view of all of them would only take the host's time."""
+    return rows if count == len(rows) else rows[:count]
 
 
 def _behind(first: int, own: Callable[[int], Tensor], given: Tensor | None, count: int) -> Tensor:

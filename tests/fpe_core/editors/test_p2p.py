@@ -21,6 +21,7 @@ from fpe_core.errors import PromptError
 from fpe_core.unet.prompts import token_ids
 from tests.fpe_core.editors.cases import (
     SQUARE,
+    STEPS,
     WIDE,
     Case,
     check_batches,
@@ -29,7 +30,7 @@ from tests.fpe_core.editors.cases import (
     check_wrong,
     distance,
 )
-from tests.fpe_core.editors.naive import WINDOW
+from tests.fpe_core.editors.naive import WINDOW, Naive
 
 PROMPTS = {
     0: ("photo of the red cat", ["photo of the blue cat"]),
@@ -278,3 +279,34 @@ def test_a_level_without_attention_is_refused(tiny: Checkpoint) -> None:
     editor, case = Editor(tiny), blended(blend_level=16)
     with pytest.raises(ParameterError, match=r"at level 16 .* levels 1, 2, 4, 8"):
         editor.edit(case.invert(editor, [1]), [PROMPTS[1][1]], inputs=[BLEND_WORDS[1]])
+
+
+def test_a_source_that_is_sampled_beside_its_edits(tiny_float64: Checkpoint) -> None:
+    """From a prompt and a seed: the reference samples it first, and pins it to that."""
+    case = blended()
+    editor = Editor(tiny_float64)
+    source, targets = PROMPTS[1]
+    sources = editor.synthesise([source], [5], case.parameters)
+    made = editor.edit(sources, [targets], inputs=[BLEND_WORDS[1]]).edits[0][0]
+    reference = Naive(tiny_float64, STEPS)
+    trajectory = [sources.noise]
+    for k in reversed(range(STEPS)):
+        z = trajectory[0]
+        outputs = reference.unet([z, z], k, ["", source])
+        z = reference.move(z, reference.guided(outputs[:1], outputs[1:]), k + 1, k)
+        trajectory.insert(0, z)
+    given, own = by_hand((1, 0))
+    expected = reference.p2p(
+        trajectory,
+        source,
+        targets[0],
+        given=given,
+        own=own,
+        cross=2,
+        within=3,
+        words=PLACES[1, 0],
+        threshold=0.97,
+        start=1,
+    )
+    assert distance(made.latent, expected[0]) <= 1e-10
+    assert torch.equal(made.mask, reference.mask)
