@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
     from fpe_core.layer_rules import LayersByLevel, LayersByPart, LayersByRange, LayersByTokens
     from fpe_core.parameters import EditParameters
-    from fpe_core.row_counts import RowCounts, row_counts
+    from fpe_core.row_formulas import RowCounts, row_counts
     from fpe_core.scores.clip import (
         ClipScorer,
         directional_similarity,
@@ -226,7 +226,7 @@ _NAMES_OF_MODULE = {
         "LayersByTokens",
     ),
     "fpe_core.parameters": ("EditParameters",),
-    "fpe_core.row_counts": (
+    "fpe_core.row_formulas": (
         "RowCounts",
         "row_counts",
     ),

@@ -15,7 +15,7 @@ from fpe_core.errors import ParameterError
 from fpe_core.injection import CONDITIONAL, EditRule, Injection, ResidualInjection, WordMask
 from fpe_core.inversion import Inversion, Sources
 from fpe_core.parameters import EditParameters
-from fpe_core.row_counts import (
+from fpe_core.row_formulas import (
     lends_first_row,
     shares_first_step,
     source_prompts_of,

@@ -4,7 +4,7 @@
     result = editor.edit(inversion, [["a red car", "a blue car"], ["a snowy street"]])
 
 UNet rows of one source with N edits by Free-Prompt-Editing (CVPR 2024, arXiv 2403.03431), for T
-steps of which R replace attention maps (`fpe_core.row_counts` counts them for every method):
+steps of which R replace attention maps (`fpe_core.row_formulas` counts them for every method):
 
     real source         T + R + 1 + (2 T - 1) N     inversion, source rows, two rows per edit and
                                                     step

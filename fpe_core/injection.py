@@ -4,7 +4,7 @@ Editing methods without training differ in little. While an edit is sampled, som
 take queries, keys or values of a row of the source; a residual block may take the source's; the
 latent starts at the inverted one, or at noise; and outside a mask it is put back. An `EditRule`
 says which, so that one sampling loop (`fpe_core.sampling`) runs them all, and the number of UNet
-rows follows from it (`fpe_core.row_counts`).
+rows follows from it (`fpe_core.row_formulas`).
 
 Steps are shares of all steps, counted from the noisy end: step i of T, from 0, is in (start, end)
 if floor(start T) <= i < floor(end T).

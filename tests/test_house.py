@@ -79,7 +79,7 @@ WINGS_OF_THE_ALGORITHM = {
     "blending": {"unet", "editors"},
     "injection": set[str](),
     "layer_rules": set[str](),
-    "row_counts": {"editors"},
+    "row_formulas": {"editors"},
     "schedule": set[str](),
     "parameters": {"editors"},
 }

@@ -72,7 +72,7 @@ class EditMethod:
         needs: what an edit must have, of `NEEDS`; more by parameters: `missing`.
         rows_formula: UNet rows of a source with N edits that are guided at all of the T steps, as a
             Python expression; other names are explained in the method's docstring. It agrees with
-            `fpe_core.row_counts`, which counts them from the rule for all parameters.
+            `fpe_core.row_formulas`, which counts them from the rule for all parameters.
     """
 
     name: ClassVar[str]
