@@ -403,9 +403,12 @@ class _Explicit:
 
 @contextmanager
 def counted_rows(checkpoint: Checkpoint) -> Any:
-    """Counts rows at the UNet's first cross-attention, which has all of them: a list of calls."""
+    """Counts rows behind the UNet's first cross-attention, which has all of them, call by call.
+
+    Behind, as rows whose map is their source's need not compute queries.
+    """
     calls: list[int] = []
-    attention = checkpoint.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_q
+    attention = checkpoint.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_out[0]
     handle = attention.register_forward_pre_hook(lambda _module, args: calls.append(len(args[0])))
     try:
         yield calls
