@@ -5,13 +5,15 @@
     inversion = editor.invert(images, source_prompts)
     result = editor.edit(inversion, [["a photo of a green plain heart on a white background"]])
 
-The files next to this one are the algorithm. Read sampling.py first, the paper's procedure on one
-screen; then edit_rows.py (which rows of the UNet each step takes), schedule.py (DDIM in both
-directions) and inversion.py (what an edit starts from). reference.py is the same procedure written
-literally, which the tests compare with. editor.py puts it together.
+The files next to this one are the algorithm. Read sampling.py first, the procedure on one screen;
+then injection.py (what an editing method is made of), edit_rows.py (which rows of the UNet each
+step takes), schedule.py (DDIM in both directions) and inversion.py (what an edit starts from).
+reference.py is Free-Prompt-Editing written literally, which the tests compare with. editor.py puts
+it together.
 
-unet/ makes it fast. checkpoint/ loads models, image/ decodes and fits images, scores/ and judging/
-say how good an edit is, and still_life/ is the built-in model with its benchmark.
+editors/ has the methods, one file each. unet/ makes it fast. checkpoint/ loads models, image/
+decodes and fits images, scores/ and judging/ say how good an edit is, and still_life/ is the
+built-in model with its benchmark.
 
 The package builds on torch, diffusers and transformers. It does not depend on Ray, Arrow or any
 storage.
@@ -27,19 +29,46 @@ if TYPE_CHECKING:
     from fpe_core.checkpoint.files import checkpoint_defaults, checkpoint_fingerprint
     from fpe_core.checkpoint.load import Checkpoint, load_checkpoint
     from fpe_core.editor import Editor
+    from fpe_core.editors.blended import BlendedLatent
+    from fpe_core.editors.ddim import DdimEditing
+    from fpe_core.editors.diffedit import DiffEdit
+    from fpe_core.editors.fpe import FreePromptEditing
+    from fpe_core.editors.masactrl import MasaCtrl
+    from fpe_core.editors.method import (
+        EditInputs,
+        EditMethod,
+        method_from_dict,
+        method_named,
+        method_names,
+    )
+    from fpe_core.editors.p2p import PromptToPrompt
+    from fpe_core.editors.pnp import PlugAndPlay
+    from fpe_core.editors.sdedit import SdEdit
     from fpe_core.errors import (
         CheckpointError,
         FPEError,
         ImageDecodeError,
         ImageTooLargeError,
+        NotApplicableError,
         ParameterError,
         PromptError,
         RowsOutOfMemoryError,
     )
     from fpe_core.image.decode import decode_image
     from fpe_core.image.fit import Fit, FittedImage, fit_image
+    from fpe_core.injection import (
+        Blend,
+        DifferenceMask,
+        EditRule,
+        Injection,
+        ResidualInjection,
+        Start,
+        WordMask,
+    )
     from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
-    from fpe_core.parameters import EditParameters, LayersByRange, LayersByTokens
+    from fpe_core.layer_rules import LayersByLevel, LayersByPart, LayersByRange, LayersByTokens
+    from fpe_core.parameters import EditParameters
+    from fpe_core.row_formulas import RowCounts, row_counts
     from fpe_core.scores.clip import (
         ClipScorer,
         directional_similarity,
@@ -66,28 +95,49 @@ ALGORITHM_VERSION = "2"
 __all__ = [
     "ALGORITHM_VERSION",
     "SCORES",
+    "Blend",
+    "BlendedLatent",
     "Checkpoint",
     "CheckpointError",
     "ClipScorer",
+    "DdimEditing",
+    "DiffEdit",
+    "DifferenceMask",
     "Edit",
+    "EditInputs",
+    "EditMethod",
     "EditParameters",
     "EditResult",
+    "EditRule",
     "EditScores",
     "Editor",
     "FPEError",
     "Fit",
     "FittedImage",
+    "FreePromptEditing",
     "ImageDecodeError",
     "ImageTooLargeError",
+    "Injection",
     "Inversion",
+    "LayersByLevel",
+    "LayersByPart",
     "LayersByRange",
     "LayersByTokens",
     "LpipsModel",
+    "MasaCtrl",
+    "NotApplicableError",
     "ParameterError",
+    "PlugAndPlay",
     "PromptError",
+    "PromptToPrompt",
+    "ResidualInjection",
+    "RowCounts",
     "RowsOutOfMemoryError",
+    "SdEdit",
+    "Start",
     "StructureModel",
     "SyntheticSources",
+    "WordMask",
     "changed_share",
     "checkpoint_defaults",
     "checkpoint_fingerprint",
@@ -100,7 +150,11 @@ __all__ = [
     "load_lpips",
     "load_scorer",
     "load_structure_model",
+    "method_from_dict",
+    "method_named",
+    "method_names",
     "psnr_db",
+    "row_counts",
     "saturation_shift",
     "score_edits",
     "sharpness_ratio",
@@ -119,11 +173,27 @@ _NAMES_OF_MODULE = {
         "load_checkpoint",
     ),
     "fpe_core.editor": ("Editor",),
+    "fpe_core.editors.blended": ("BlendedLatent",),
+    "fpe_core.editors.ddim": ("DdimEditing",),
+    "fpe_core.editors.diffedit": ("DiffEdit",),
+    "fpe_core.editors.fpe": ("FreePromptEditing",),
+    "fpe_core.editors.masactrl": ("MasaCtrl",),
+    "fpe_core.editors.method": (
+        "EditInputs",
+        "EditMethod",
+        "method_from_dict",
+        "method_named",
+        "method_names",
+    ),
+    "fpe_core.editors.p2p": ("PromptToPrompt",),
+    "fpe_core.editors.pnp": ("PlugAndPlay",),
+    "fpe_core.editors.sdedit": ("SdEdit",),
     "fpe_core.errors": (
         "CheckpointError",
         "FPEError",
         "ImageDecodeError",
         "ImageTooLargeError",
+        "NotApplicableError",
         "ParameterError",
         "PromptError",
         "RowsOutOfMemoryError",
@@ -134,16 +204,31 @@ _NAMES_OF_MODULE = {
         "FittedImage",
         "fit_image",
     ),
+    "fpe_core.injection": (
+        "EditRule",
+        "Injection",
+        "ResidualInjection",
+        "Start",
+        "Blend",
+        "DifferenceMask",
+        "WordMask",
+    ),
     "fpe_core.inversion": (
         "Edit",
         "EditResult",
         "Inversion",
         "SyntheticSources",
     ),
-    "fpe_core.parameters": (
-        "EditParameters",
+    "fpe_core.layer_rules": (
+        "LayersByLevel",
+        "LayersByPart",
         "LayersByRange",
         "LayersByTokens",
+    ),
+    "fpe_core.parameters": ("EditParameters",),
+    "fpe_core.row_formulas": (
+        "RowCounts",
+        "row_counts",
     ),
     "fpe_core.scores.clip": (
         "ClipScorer",

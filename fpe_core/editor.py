@@ -1,9 +1,10 @@
-"""Free-Prompt-Editing of many images with many prompts at once (CVPR 2024, arXiv 2403.03431).
+"""Editing of many images with many prompts at once, by any method of `fpe_core.editors`.
 
     inversion = editor.invert(images, source_prompts)
     result = editor.edit(inversion, [["a red car", "a blue car"], ["a snowy street"]])
 
-UNet rows of one source with N edits, for T steps of which R replace attention maps:
+UNet rows of one source with N edits by Free-Prompt-Editing (CVPR 2024, arXiv 2403.03431), for T
+steps of which R replace attention maps (`fpe_core.row_formulas` counts them for every method):
 
     real source         T + R + 1 + (2 T - 1) N     inversion, source rows, two rows per edit and
                                                     step
@@ -29,6 +30,7 @@ of the target, and the prompts' keys and values are computed before the first st
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from functools import partial
 
 import torch
 from PIL import Image
@@ -36,16 +38,20 @@ from torch import Tensor
 
 from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_shape
 from fpe_core.checkpoint.load import Checkpoint
-from fpe_core.errors import ParameterError
+from fpe_core.edit_rows import AskedEdit, RuleSites
+from fpe_core.edit_words import mix_words
+from fpe_core.editors.method import NOTHING, EditInputs
+from fpe_core.errors import NotApplicableError, ParameterError
 from fpe_core.image.fit import fit_image
+from fpe_core.injection import EMPTY, EditRule
 from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources, invert
 from fpe_core.parameters import EditParameters
-from fpe_core.sampling import sample_edits
+from fpe_core.sampling import Sampled, sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
-from fpe_core.unet.attention import SourceMaps, select_layers, self_attention_layers
+from fpe_core.unet.attention import self_attention_layers
 from fpe_core.unet.call import UNetCall
 from fpe_core.unet.denoiser import Denoiser
-from fpe_core.unet.prompts import EncodedPrompts, encode_prompts
+from fpe_core.unet.prompts import EncodedPrompts, encode_prompts, token_ids
 from fpe_core.unet.row_limit import RowLimit, rows_that_fit
 from fpe_core.unet.rows import UNetRows
 
@@ -103,7 +109,7 @@ class Editor:
         *,
         fit: str = "crop",
     ) -> Inversion:
-        """Walks images up to noise by unguided DDIM inversion.
+        """Walks images up to noise by unguided DDIM inversion, as far as the editor needs.
 
         Args:
             images: of any mode, size and orientation; fitted to the parameters' size (`fit_image`).
@@ -130,7 +136,8 @@ class Editor:
         text = self._encode_prompts(prompts)
         rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        trajectory = invert(denoiser, schedule, rows, z)
+        levels = parameters.method.rule.inverted_steps(parameters.steps)
+        trajectory = invert(denoiser, schedule, rows, z, levels)
         return Inversion(
             trajectory=trajectory,
             images=tuple(f.image for f in fitted),
@@ -182,6 +189,7 @@ class Editor:
         sources: Sources,
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters | None = None,
+        inputs: Sequence[Sequence[EditInputs]] | None = None,
     ) -> EditResult:
         """Edits each source once per target prompt.
 
@@ -189,11 +197,13 @@ class Editor:
             sources: from `invert` or `synthesise`.
             target_prompts: per source, any number of prompts.
             parameters: None: those of the sources; steps and size must agree with them.
+            inputs: per source and prompt, what else the editor uses; None: nothing.
 
         Returns:
             the edits, in the order of the prompts.
 
         Raises:
+            NotApplicableError: an edit lacks what the editor needs.
             ParameterError, PromptError, RowsOutOfMemoryError.
         """
         parameters = parameters or sources.parameters
@@ -201,38 +211,119 @@ class Editor:
         _require_one_each("lists of target prompts", target_prompts, "sources", sources)
         if any(isinstance(prompts, str) for prompts in target_prompts):
             raise ParameterError("target_prompts must hold a list of prompts per source, got text")
-        targets = [prompt for prompts in target_prompts for prompt in prompts]
-        text = self._encode_prompts((parameters.negative_prompt, *sources.source_prompts, *targets))
+        asked = [AskedEdit(s, p) for s, prompts in enumerate(target_prompts) for p in prompts]
+        given = _inputs_of(inputs, target_prompts)
+        targets = [edit.target_prompt for edit in asked]
+        of_rows = ("",) if EMPTY in parameters.method.rule.source_rows else ()
+        text = self._encode_prompts(
+            (parameters.negative_prompt, *sources.source_prompts, *targets, *of_rows)
+        )
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
-        denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        latents, source_latents = sample_edits(
-            denoiser,
-            ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
-            self._source_maps(parameters),
-            sources,
-            target_prompts,
-            parameters=parameters,
-        )
+        latents, source_latents, masks = self._sample(sources, asked, given, parameters, text)
         images, finite = self.autoencoder.decode(latents, vae_limit)
         if isinstance(sources, SyntheticSources):
             source_images, _ = self.autoencoder.decode(source_latents, vae_limit)
         else:
             source_images = sources.images
         made = zip(targets, images, latents.cpu().unbind(), finite, strict=True)
-        edits = iter(Edit(*each, text.truncated.get(each[0], "")) for each in made)
+        edits = iter(
+            Edit(*each, text.truncated.get(each[0], ""), mask)
+            for each, mask in zip(made, masks, strict=True)
+        )
         return EditResult(
             edits=tuple(tuple(next(edits) for _ in prompts) for prompts in target_prompts),
             source_images=source_images,
             unet_rows=unet_limit.evaluated - rows_before,
         )
 
-    def _source_maps(self, parameters: EditParameters) -> SourceMaps:
+    def _sample(
+        self,
+        sources: Sources,
+        asked: Sequence[AskedEdit],
+        inputs: Sequence[EditInputs],
+        parameters: EditParameters,
+        text: EncodedPrompts,
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """(latents of the edits, latents of the sources, masks of the edits).
+
+        Edits whose inputs give them other rules, such as some with words to blend, are sampled one
+        rule after the other.
+        """
+        method = parameters.method
+        for edit, each in zip(asked, inputs, strict=True):
+            source_prompt = sources.source_prompts[edit.source]
+            if reason := method.not_applicable(source_prompt, edit.target_prompt, each):
+                raise NotApplicableError(
+                    f"{method.name} cannot make the edit {edit.target_prompt!r} of source "
+                    f"{edit.source + 1}: {reason}"
+                )
+            if parameters.inversion == "negative_prompt" and not source_prompt.strip():
+                raise NotApplicableError(
+                    f"inversion negative_prompt needs the prompt of source {edit.source + 1}"
+                )
+        by_rule: dict[EditRule, list[int]] = {} if asked else {method.rule: []}
+        for place, each in enumerate(inputs):
+            by_rule.setdefault(method.rule_for(each), []).append(place)
+        sampled = [
+            self._sample_alike(
+                rule,
+                sources,
+                [asked[place] for place in places],
+                [inputs[place] for place in places],
+                parameters=parameters,
+                text=text,
+            )
+            for rule, places in by_rule.items()
+        ]
+        order = torch.tensor([place for places in by_rule.values() for place in places])
+        latents = torch.cat([each.latents for each in sampled])
+        masks = [mask for each in sampled for mask in _masks_of(each)]
+        if len(sampled) > 1:
+            back = order.argsort()
+            latents = latents[back.to(latents.device)]
+            masks = [masks[place] for place in back.tolist()]
+        return latents, sampled[-1].sources, masks
+
+    def _sample_alike(
+        self,
+        rule: EditRule,
+        sources: Sources,
+        asked: Sequence[AskedEdit],
+        inputs: Sequence[EditInputs],
+        *,
+        parameters: EditParameters,
+        text: EncodedPrompts,
+    ) -> Sampled:
+        """Samples edits of one rule."""
         _, height, width = latent_shape(self.checkpoint, parameters)
         layers = self_attention_layers(self.checkpoint.unet, height, width)
-        return SourceMaps(
-            select_layers(layers, parameters.layers),
-            cross_attention=parameters.replace_cross_attention,
+        sites = RuleSites(rule, layers, self.unet.parts)
+        words = None
+        if asked and any(each.mixes_words for each in rule.injections):
+            tokenizer = self.checkpoint.tokenizer
+            mixes = [
+                parameters.method.token_mix(
+                    partial(token_ids, tokenizer),
+                    int(tokenizer.model_max_length),
+                    sources.source_prompts[edit.source],
+                    edit.target_prompt,
+                    each,
+                )
+                for edit, each in zip(asked, inputs, strict=True)
+            ]
+            targets = [edit.target_prompt for edit in asked]
+            text, words = mix_words(text, mixes, targets, sites.words)
+        limit, _ = self._row_limits(parameters)
+        return sample_edits(
+            Denoiser(self.unet, text, limit, self._latent_dtype),
+            ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
+            sites,
+            sources,
+            asked,
+            inputs=inputs,
+            parameters=parameters,
+            words=words,
         )
 
     def _zeros(self, parameters: EditParameters) -> Tensor:
@@ -266,6 +357,25 @@ def _finite(values: Tensor) -> list[bool]:
     """Per item of the first axis, whether everything in it is finite."""
     finite: list[bool] = values.flatten(1).isfinite().all(dim=1).tolist() if len(values) else []
     return finite
+
+
+def _masks_of(sampled: Sampled) -> list[Tensor | None]:
+    """Per edit (h, w), bool, on the CPU; None without masks."""
+    if sampled.masks is None:
+        return [None] * len(sampled.latents)
+    return list(sampled.masks[:, 0].cpu().unbind())
+
+
+def _inputs_of(
+    inputs: Sequence[Sequence[EditInputs]] | None, target_prompts: Sequence[Sequence[str]]
+) -> list[EditInputs]:
+    """One for each edit, source by source."""
+    if inputs is None:
+        return [NOTHING for prompts in target_prompts for _ in prompts]
+    _require_one_each("lists of inputs", inputs, "sources", target_prompts)
+    for each, prompts in zip(inputs, target_prompts, strict=True):
+        _require_one_each("inputs of a source", each, "its target prompts", prompts)
+    return [each for of_source in inputs for each in of_source]
 
 
 def _require_one_each(what: str, given: Sized, of_what: str, wanted: Sized) -> None:

@@ -4,6 +4,7 @@
     ├── CheckpointError        not a Stable Diffusion 1.x checkpoint or CLIP, or unreadable
     ├── ParameterError         an edit parameter is out of range, or does not fit the inversion
     ├── PromptError            a prompt is not usable text                         prompt_invalid
+    │   └── NotApplicableError the editor lacks something, or prompts do not fit   prompt_invalid
     ├── ImageDecodeError       the bytes are not a readable image                  decode_failed
     ├── ImageTooLargeError     more pixels than allowed (decompression bomb)       image_too_large
     └── RowsOutOfMemoryError   one UNet row alone does not fit into memory         out_of_memory
@@ -32,6 +33,10 @@ class PromptError(FPEError):
     """A prompt is unusable; the message quotes it."""
 
     code = "prompt_invalid"
+
+
+class NotApplicableError(PromptError):
+    """An edit lacks what its editor needs; the message says what (`EditMethod.not_applicable`)."""
 
 
 class ImageDecodeError(FPEError):

@@ -21,14 +21,15 @@ class Inversion:
     """DDIM inversions of S images (FPE, arXiv 2403.03431, sec. 4).
 
     Attributes:
-        trajectory: z_0 .. z_T of each image, (S, T + 1, C, h, w), float32 on the model's device.
+        trajectory: z_0 .. z_K of each image, (S, K + 1, C, h, w), float32 on the model's device; K
+            is what the parameters' editor needs, mostly all T steps.
         images: the images as the model saw them, RGB at the parameters' size.
         fits: how each of them was fitted from the image that was passed in.
         source_prompts: the prompt each was inverted with, "" for none.
         parameters: what they were inverted with; an edit must agree on steps and size.
         diverged: per image, whether its trajectory holds a NaN or infinity.
         truncated_prompts: per image, the part of its prompt that did not fit the text encoder.
-        unet_rows: UNet rows it took, T per image.
+        unet_rows: UNet rows it took, K per image.
     """
 
     trajectory: Tensor
@@ -45,7 +46,7 @@ class Inversion:
 
     @property
     def start(self) -> Tensor:
-        """z_T, where the edits of each image start: (S, C, h, w)."""
+        """The noisiest latent of each image, (S, C, h, w); at T steps it is where edits start."""
         return self.trajectory[:, -1]
 
     def select(self, indices: Sequence[int]) -> Inversion:
@@ -58,26 +59,29 @@ class Inversion:
             parameters=self.parameters,
             diverged=tuple(self.diverged[i] for i in indices),
             truncated_prompts=tuple(self.truncated_prompts[i] for i in indices),
-            unet_rows=self.parameters.steps * len(indices),
+            unet_rows=(self.trajectory.shape[1] - 1) * len(indices),
         )
 
 
-def invert(denoiser: Denoiser, schedule: DDIMSchedule, rows: UNetRows, z: Tensor) -> Tensor:
+def invert(
+    denoiser: Denoiser, schedule: DDIMSchedule, rows: UNetRows, z: Tensor, steps: int
+) -> Tensor:
     """Walks latents up to noise by unguided DDIM inversion.
 
     Args:
         rows: one unguided row for each latent.
         z: z_0, (S, C, h, w).
+        steps: how many of the schedule's, K.
 
     Returns:
-        z_0 .. z_T, (S, T + 1, C, h, w).
+        z_0 .. z_K, (S, K + 1, C, h, w).
 
     Raises:
         RowsOutOfMemoryError: a single row does not fit.
     """
     denoiser.prepare([rows])
     trajectory = [z]
-    for k, t in enumerate(schedule.timesteps):
+    for k, t in enumerate(schedule.timesteps[:steps]):
         z = schedule.invert_step(z, denoiser.evaluate(rows, z, t), k)
         trajectory.append(z)
     return torch.stack(trajectory, dim=1)
@@ -122,6 +126,8 @@ class Edit:
         is_finite: False if the latent or the image has a NaN or infinity anywhere; the image is
             then meaningless.
         truncated_prompt: the part of the prompt that did not fit the text encoder, "" if all did.
+        mask: where the latent is not put back to the source's, (h, w), bool, on the CPU; None for
+            editors without masks.
     """
 
     target_prompt: str
@@ -129,6 +135,7 @@ class Edit:
     latent: Tensor
     is_finite: bool
     truncated_prompt: str
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -3,60 +3,34 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from fpe_core.editors.fpe import FreePromptEditing
+from fpe_core.editors.method import EditMethod, method_from_dict, require_choice
 from fpe_core.errors import ParameterError
+from fpe_core.layer_rules import (
+    LayerRule,
+    LayersByTokens,
+    layer_rule_from_dict,
+    require_integer,
+    require_number,
+)
 
 _MOST_STEPS = 999  # the first of 1,000 training timesteps is never sampled (steps_offset 1)
 EVERY_STEP = (0.0, 1.0)
 """The guidance interval of ordinary edits."""
 
 
-@dataclass(frozen=True)
-class LayersByTokens:
-    """Replace the self-attention layers that see at most `max_tokens` latent positions.
-
-    The rule of the authors' code (tokens <= 32 * 32), which at 512 px selects layers 3-13.
-    A token count depends on the resolution: at 256 px the same rule selects all sixteen.
-    """
-
-    max_tokens: int = 1024
-
-    def __post_init__(self) -> None:
-        _require_integer("layers.max_tokens", self.max_tokens, minimum=0)
-
-    def __str__(self) -> str:
-        return f"tokens<={self.max_tokens}"
-
-
-@dataclass(frozen=True)
-class LayersByRange:
-    """Replace layers `first` to `last`: from 1, inclusive, in order of execution (the paper's)."""
-
-    first: int
-    last: int
-
-    def __post_init__(self) -> None:
-        _require_integer("layers.first", self.first, minimum=1)
-        _require_integer("layers.last", self.last, minimum=1)
-        if self.last < self.first:
-            raise ParameterError(
-                f"layers.last must be >= layers.first ({self.first}), got {self.last}"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.first}-{self.last}"
-
-
-LayerRule = LayersByTokens | LayersByRange
+_FPE: dict[str, Any] = vars(FreePromptEditing())
+INVERSIONS = ("direct", "negative_prompt")
+"""What `EditParameters.inversion` may be."""
 
 
 @dataclass(frozen=True)
 class EditParameters:
-    """Parameters of Free-Prompt-Editing; the defaults are the paper's (arXiv 2403.03431).
+    """Parameters of an edit; the defaults are Free-Prompt-Editing's (arXiv 2403.03431).
 
     Attributes:
         steps: DDIM steps of the inversion and of the edit alike, 1..999.
@@ -73,6 +47,12 @@ class EditParameters:
         replace_cross_attention: also take the source's cross-attention maps in those layers. Not
             meant for editing: it is the paper's counter-example (sec. 3), kept to measure its
             findings.
+        editor: another method than Free-Prompt-Editing, with its own parameters; `layers`,
+            `replaced_fraction` and `replace_cross_attention` then have no meaning, and must have
+            their defaults. See `edited_by`.
+        inversion: "direct", or "negative_prompt": the prompt of an edit's unconditional rows is its
+            source's (Miyake et al. 2023, arXiv 2305.16807); the source then needs a prompt, and
+            there is no other negative one.
     """
 
     steps: int = 50
@@ -84,11 +64,13 @@ class EditParameters:
     height_px: int = 512
     guidance_interval: tuple[float, float] = EVERY_STEP
     replace_cross_attention: bool = False
+    editor: EditMethod | None = None
+    inversion: str = "direct"
 
     def __post_init__(self) -> None:
-        _require_integer("steps", self.steps, minimum=1, maximum=_MOST_STEPS)
-        _require_number("guidance_scale", self.guidance_scale, minimum=0.0)
-        _require_number("replaced_fraction", self.replaced_fraction, minimum=0.0, maximum=1.0)
+        require_integer("steps", self.steps, minimum=1, maximum=_MOST_STEPS)
+        require_number("guidance_scale", self.guidance_scale, minimum=0.0)
+        require_number("replaced_fraction", self.replaced_fraction, minimum=0.0, maximum=1.0)
         _require_interval("guidance_interval", self.guidance_interval)
         if not isinstance(self.negative_prompt, str):
             raise ParameterError(f"negative_prompt must be text, got {self.negative_prompt!r}")
@@ -97,15 +79,55 @@ class EditParameters:
                 "replace_cross_attention must be true or false, got "
                 f"{self.replace_cross_attention!r}"
             )
-        if not isinstance(self.layers, LayersByTokens | LayersByRange):
+        if not isinstance(self.layers, LayerRule):
             raise ParameterError(
-                f"layers must be LayersByTokens or LayersByRange, got {self.layers!r}"
+                f"layers must be a rule such as LayersByLevel, got {self.layers!r}"
             )
         for name in ("width_px", "height_px"):
             size_px = getattr(self, name)
-            _require_integer(name, size_px, minimum=8)
+            require_integer(name, size_px, minimum=8)
             if size_px % 8:
                 raise ParameterError(f"{name} must be a multiple of 8, got {size_px}")
+        require_choice("inversion", self.inversion, INVERSIONS)
+        if self.inversion == "negative_prompt" and self.negative_prompt:
+            raise ParameterError(
+                "with inversion negative_prompt the unconditional rows have the source's prompt; "
+                f"negative_prompt must be empty, got {self.negative_prompt!r}"
+            )
+        self._check_editor()
+
+    def _check_editor(self) -> None:
+        if self.editor is None:
+            return
+        is_method = isinstance(self.editor, EditMethod)
+        if not is_method or isinstance(self.editor, FreePromptEditing):
+            raise ParameterError(
+                f"editor must be a method other than fpe, or None, got {self.editor!r}; "
+                "EditParameters.edited_by takes any"
+            )
+        if foreign := [name for name, default in _FPE.items() if getattr(self, name) != default]:
+            raise ParameterError(
+                f"{', '.join(foreign)}: parameters of fpe, not of {self.editor.name}; "
+                "EditParameters.edited_by leaves them out"
+            )
+        if self.editor.rule.start.sampled_steps(self.steps) < 1:
+            raise ParameterError(
+                f"{self.editor.name} samples none of {self.steps} steps: "
+                f"{self.editor.rule.start.strength:g} of them is less than one"
+            )
+
+    @property
+    def method(self) -> EditMethod:
+        """The editing method with all of its parameters."""
+        if self.editor is not None:
+            return self.editor
+        return FreePromptEditing(self.layers, self.replaced_fraction, self.replace_cross_attention)
+
+    def edited_by(self, method: EditMethod) -> EditParameters:
+        """The same parameters with another method, Free-Prompt-Editing included."""
+        if isinstance(method, FreePromptEditing):
+            return replace(self, editor=None, **vars(method))
+        return replace(self, editor=method, **_FPE)
 
     @property
     def replaced_steps(self) -> int:
@@ -125,26 +147,26 @@ class EditParameters:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for ids and records: equal parameters give equal dictionaries."""
-        layers: dict[str, int]
-        if isinstance(self.layers, LayersByTokens):
-            layers = {"max_tokens": self.layers.max_tokens}
-        else:
-            layers = {"first": self.layers.first, "last": self.layers.last}
         values: dict[str, Any] = {
             "steps": self.steps,
             "guidance_scale": float(self.guidance_scale),
             "negative_prompt": self.negative_prompt,
-            "layers": layers,
-            "replaced_fraction": float(self.replaced_fraction),
             "width_px": self.width_px,
             "height_px": self.height_px,
         }
+        if self.editor is None:
+            values["layers"] = self.layers.to_dict()
+            values["replaced_fraction"] = float(self.replaced_fraction)
+        else:
+            values["editor"] = self.editor.to_dict()
         # Parameters added later are only written if they are used, so that older records and ids
         # stay the same.
         if self.guidance_interval != EVERY_STEP:
             values["guidance_interval"] = [float(share) for share in self.guidance_interval]
         if self.replace_cross_attention:
             values["replace_cross_attention"] = True
+        if self.inversion != "direct":
+            values["inversion"] = self.inversion
         return values
 
     @classmethod
@@ -153,6 +175,8 @@ class EditParameters:
         known = dict(values)
         if "layers" in known:
             known["layers"] = layer_rule_from_dict(known["layers"])
+        if known.get("editor") is not None:
+            known["editor"] = method_from_dict(known["editor"])
         if isinstance(known.get("guidance_interval"), list):
             known["guidance_interval"] = tuple(known["guidance_interval"])
         allowed = [field.name for field in fields(cls)]
@@ -163,51 +187,13 @@ class EditParameters:
         return cls(**known)
 
 
-def layer_rule_from_dict(values: Mapping[str, int]) -> LayerRule:
-    """`{"max_tokens": 1024}` or `{"first": 4, "last": 14}` to the rule it names."""
-    if set(values) == {"max_tokens"}:
-        return LayersByTokens(values["max_tokens"])
-    if set(values) == {"first", "last"}:
-        return LayersByRange(values["first"], values["last"])
-    raise ParameterError(
-        f"layers must be {{max_tokens: N}} or {{first: A, last: B}}, got {dict(values)!r}"
-    )
-
-
-def layer_rule_from_text(text: str) -> LayerRule:
-    """The rule that `str(rule)` describes. Raises ParameterError."""
-    if match := re.fullmatch(r"tokens<=(\d+)", text):
-        return LayersByTokens(int(match[1]))
-    if match := re.fullmatch(r"(\d+)-(\d+)", text):
-        return LayersByRange(int(match[1]), int(match[2]))
-    raise ParameterError(f"{text!r} is not a layer rule; expected tokens<=1024 or 4-14")
-
-
-def _require_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ParameterError(f"{name} must be a whole number, got {value!r}")
-    _require_range(name, value, minimum, maximum)
-
-
-def _require_number(name: str, value: object, minimum: float, maximum: float | None = None) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ParameterError(f"{name} must be a finite number, got {value!r}")
-    _require_range(name, value, minimum, maximum)
-
-
 def _require_interval(name: str, value: object) -> None:
     if not isinstance(value, tuple) or len(value) != 2:
         raise ParameterError(f"{name} must be two numbers, its start and its end, got {value!r}")
     for place, share in zip(("start", "end"), value, strict=True):
-        _require_number(f"{name}'s {place}", share, minimum=0.0, maximum=1.0)
+        require_number(f"{name}'s {place}", share, minimum=0.0, maximum=1.0)
     if value[0] >= value[1]:
         raise ParameterError(
             f"{name} must start before it ends, got {list(value)}; for no guidance at all set "
             "guidance_scale to 1"
         )
-
-
-def _require_range(name: str, value: float, minimum: float, maximum: float | None) -> None:
-    if value < minimum or (maximum is not None and value > maximum):
-        allowed = f">= {minimum:g}" if maximum is None else f"{minimum:g} to {maximum:g}"
-        raise ParameterError(f"{name} must be {allowed}, got {value!r}")

@@ -1,66 +1,190 @@
-"""Free-Prompt-Editing's sampling loop: edits and their sources, from the noisy end down.
+"""The sampling loop: edits and their sources, from the noisy end down, by an editor's rule.
 
-At each of the first steps the self-attention maps of a source replace those of its edits
-(arXiv 2403.03431, sec. 4). Everything else is guided DDIM sampling.
+At the steps that the rule names, attention layers of the edits take queries, keys or values of
+their sources: in Free-Prompt-Editing (arXiv 2403.03431, sec. 4) the self-attention maps, at the
+first steps. Everything else is guided DDIM sampling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from fpe_core.edit_rows import EditRows
-from fpe_core.inversion import Sources, SyntheticSources
+from fpe_core.blending import (
+    Blending,
+    EditNoise,
+    WordMasks,
+    difference_masks,
+    given_masks,
+    noised,
+)
+from fpe_core.edit_rows import AskedEdit, EditRows, RuleSites
+from fpe_core.edit_words import EditWords
+from fpe_core.editors.method import EditInputs
+from fpe_core.errors import ParameterError
+from fpe_core.injection import CONDITIONAL, DifferenceMask, EditRule, Start, WordMask, floor_of
+from fpe_core.inversion import Inversion, Sources, SyntheticSources
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
-from fpe_core.unet.attention import SourceMaps
-from fpe_core.unet.denoiser import Denoiser, InjectMaps, RecordMaps
+from fpe_core.unet.denoiser import Denoiser
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """What `sample_edits` makes.
+
+    Attributes:
+        latents: z_0 of the edits, source by source, (edits, C, h, w).
+        sources: z_0 of the sources, (S, C, h, w); meaningless if they are inverted images.
+        masks: where each edit is not its source, (edits, 1, h, w), bool; None without masks.
+    """
+
+    latents: Tensor
+    sources: Tensor
+    masks: Tensor | None
 
 
 def sample_edits(
     denoiser: Denoiser,
     schedule: DDIMSchedule,
-    maps: SourceMaps,
+    sites: RuleSites,
     sources: Sources,
-    target_prompts: Sequence[Sequence[str]],
+    asked: Sequence[AskedEdit],
     *,
+    inputs: Sequence[EditInputs],
     parameters: EditParameters,
-) -> tuple[Tensor, Tensor]:
+    words: EditWords | None = None,
+) -> Sampled:
     """Samples the edits of S sources together.
 
     Args:
         denoiser: the UNet with all prompts encoded, the negative one included.
         schedule: of `parameters.steps` steps.
-        maps: stores the maps of the layers to replace; without layers nothing is replaced.
+        sites: of the rule of all edits.
         sources: inverted images, or prompts and noise.
-        target_prompts: per source, one prompt for each of its edits.
+        asked: the edits, source by source.
+        inputs: of each edit.
         parameters: of all edits.
-
-    Returns:
-        z_0 of the edits, source by source, (edits, C, h, w), and of the sources, (S, C, h, w); the
-        latter are meaningless if the sources are inverted images.
+        words: of the edits, if the rule mixes words.
 
     Raises:
+        ParameterError: the sources or the inputs do not have what the rule needs.
         RowsOutOfMemoryError: a single row does not fit.
     """
-    rows = EditRows.of(sources, target_prompts, parameters, denoiser.text)
-    denoiser.prepare(each for step in range(schedule.steps) for each in rows.at(step))
-    replaced_steps = parameters.replaced_steps if maps.attentions and any(target_prompts) else 0
-    record, inject_maps = RecordMaps(maps), InjectMaps(maps, rows.source_of_edit)
+    rule, steps = sites.rule, schedule.steps
+    _require_sources(rule, sources, parameters)
+    rows = EditRows(sources, asked, parameters, sites, text=denoiser.text, words=words)
+    levels = rule.start.sampled_steps(steps)
+    in_turn = [rows.at(step) for step in range(steps - levels, steps)]
+    denoiser.prepare(each for now in in_turn for each in (now.source, now.edit))
     z_source = sources.start
-    z = z_source[rows.source_of_edit]
-    for step, k in enumerate(reversed(range(schedule.steps))):
-        t, inject = schedule.timesteps[k], step < replaced_steps
-        source_rows, edit_rows = rows.at(step)
-        maps.clear()
+    noise = EditNoise([each.seed for each in inputs], z_source) if rule.is_noisy else None
+    z = _start(rule, schedule, sources, rows.source_of_edit, noise)
+    blending = _blending(
+        rule,
+        denoiser,
+        schedule,
+        sources,
+        asked=asked,
+        inputs=inputs,
+        source_of_edit=rows.source_of_edit,
+        noise=noise,
+    )
+    for step, k in enumerate(reversed(range(levels)), start=steps - levels):
+        t, now = schedule.timesteps[k], rows.at(step)
+        rows.clear()
+        of_sources = z[:0]
         if isinstance(sources, SyntheticSources):  # sampled together with their edits
-            output = denoiser.evaluate(source_rows, z_source, t, record if inject else None)
-            z_source = schedule.sample_step(z_source, source_rows.guide(output), k)
-        elif inject:
+            of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
+            z_source = schedule.sample_step(z_source, now.source.guide(of_sources), k)
+        elif now.record is not None:
             # A real source is pinned to its inversion: its latent at t_k is z_(k+1) of the
             # trajectory. Inversion evaluated z_k at t_k, so its maps are not the ones needed here.
-            denoiser.record(source_rows, sources.trajectory[:, k + 1], t, maps)
-        output = denoiser.evaluate(edit_rows, z, t, inject_maps if inject else None)
-        z = schedule.sample_step(z, edit_rows.guide(output), k)
-    return z, z_source
+            z_source = sources.trajectory[:, k + 1]
+            of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
+        output = denoiser.evaluate(now.edit, z, t, now.inject)
+        z = schedule.sample_step(z, now.guide(output, of_sources), k)
+        z = blending.after(step, k, z, z_source, now.columns)
+    return Sampled(z, z_source, blending.masks)
+
+
+def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameters) -> None:
+    """Raises ParameterError if these sources cannot give what the rule takes."""
+    if isinstance(sources, Inversion):
+        needed, there = rule.inverted_steps(parameters.steps), sources.trajectory.shape[1] - 1
+        if there < needed:
+            raise ParameterError(
+                f"{parameters.method.name} needs {needed} steps of the inversion, and it has "
+                f"{there}: invert with parameters of this editor"
+            )
+        return
+    if (
+        not rule.source_rows <= {CONDITIONAL}
+        or rule.start != Start()
+        or not (rule.blend is None or isinstance(rule.blend.mask, WordMask))
+        or parameters.inversion != "direct"
+    ):
+        raise ParameterError(
+            f"{parameters.method.name} with inversion {parameters.inversion} edits images; it "
+            "cannot edit a source that is synthesised beside its edits"
+        )
+
+
+def _start(
+    rule: EditRule,
+    schedule: DDIMSchedule,
+    sources: Sources,
+    source_of_edit: Tensor,
+    noise: EditNoise | None,
+) -> Tensor:
+    """Where the edits start: (edits, C, h, w)."""
+    level = rule.start.sampled_steps(schedule.steps)
+    if isinstance(sources, SyntheticSources):
+        return sources.start[source_of_edit]
+    if rule.start.latent == "inverted":
+        return sources.trajectory[:, level][source_of_edit]
+    assert noise is not None
+    if rule.start.latent == "noise":
+        return noise.draw()
+    return noised(schedule, sources.trajectory[:, 0][source_of_edit], level, noise.draw())
+
+
+def _blending(
+    rule: EditRule,
+    denoiser: Denoiser,
+    schedule: DDIMSchedule,
+    sources: Sources,
+    *,
+    asked: Sequence[AskedEdit],
+    inputs: Sequence[EditInputs],
+    source_of_edit: Tensor,
+    noise: EditNoise | None,
+) -> Blending:
+    """What the rule puts back; its mask of a difference is found here."""
+    if rule.blend is None:
+        return Blending(None)
+    found, like = rule.blend.mask, sources.start
+
+    def outside(k: int, z_source: Tensor) -> Tensor:
+        if isinstance(sources, SyntheticSources):
+            return z_source[source_of_edit]
+        if rule.blend is not None and rule.blend.outside == "inverted":
+            return sources.trajectory[:, k][source_of_edit]
+        assert noise is not None
+        z_0 = sources.trajectory[:, 0][source_of_edit]
+        return noised(schedule, z_0, k, noise.draw() if k else z_0)
+
+    if isinstance(found, WordMask):
+        first = floor_of(found.start, schedule.steps)
+        return Blending(outside, words=WordMasks(found, len(asked), like), first_step=first)
+    if isinstance(found, DifferenceMask):
+        assert isinstance(sources, Inversion)
+        assert noise is not None
+        index = denoiser.text.index
+        prompts = [(index[sources.source_prompts[s]], index[target]) for s, target in asked]
+        z_0 = sources.trajectory[:, 0][source_of_edit]
+        masks = difference_masks(denoiser, schedule, found, z_0, prompts=prompts, noise=noise)
+        return Blending(outside, masks=masks)
+    return Blending(outside, masks=given_masks(inputs, like))

@@ -40,8 +40,8 @@ from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
 from fpe_core.unet.check import check_against_diffusers
-from fpe_core.unet.forward import differences
 from fpe_core.unet.norms import make_norms_exact
+from fpe_core.unet.parts import differences
 
 
 @dataclass(frozen=True)

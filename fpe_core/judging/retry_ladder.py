@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from fpe_core.errors import ParameterError
 from fpe_core.judging.rules import RejectReason
-from fpe_core.parameters import EditParameters, LayerRule, LayersByTokens
+from fpe_core.layer_rules import LayerRule, LayersByTokens
+from fpe_core.parameters import EditParameters
 
 MOST_RETRIES = 10
 _EVERY_LAYER = LayersByTokens(2**31)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fpe_core.unet.attention import AttentionMap
 from fpe_core.unet.cuda_graphs import CudaGraphs
-from fpe_core.unet.forward import Maps, UNetParts, embed_timestep, forward, parts_of
+from fpe_core.unet.exchange import Exchange, Handed, Projections
+from fpe_core.unet.forward import embed_timestep, forward
+from fpe_core.unet.parts import UNetParts, parts_of
 from fpe_core.unet.prompts import PromptRows
 from fpe_core.unet.rows import Chunk
 
@@ -22,27 +23,32 @@ class _Arguments(NamedTuple):
     embedding: Tensor
     prompts: PromptRows
     latent_of_row: Tensor | None
-    maps: Maps
+    exchange: Exchange
 
-    def run(self, parts: UNetParts) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
-        return forward(parts, *self[:-1], maps=self.maps)
+    def run(self, parts: UNetParts) -> tuple[Tensor | None, Handed]:
+        return forward(parts, *self[:-1], exchange=self.exchange)
 
     @property
     def kind(self) -> Hashable:
-        """All that is not a tensor: passes of equal kind and tensor shapes run the same kernels."""
+        """All that is not a tensor: passes of equal kind and tensor shapes run the same kernels.
+
+        Of a pass that exchanges maps, as the other properties are: `Exchange.is_of_maps`.
+        """
+        exchange = self.exchange
         return (
             self.latent_of_row is None,
             len(self.prompts.keys),
-            *self.maps._replace(injected=()),
-            len(self.maps.injected),
+            exchange.sites,
+            exchange.only,
+            len(exchange.given),
         )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         latent_of_row = () if self.latent_of_row is None else (self.latent_of_row,)
-        pairs = (*self.prompts.keys, *self.maps.injected)
-        flat = (each for pair in pairs for each in pair)
-        return self.latents, self.embedding, *latent_of_row, self.prompts.embeddings, *flat
+        keys = (each for pair in self.prompts.keys for each in pair)
+        given = _flat(self.exchange.given)
+        return self.latents, self.embedding, *latent_of_row, self.prompts.embeddings, *keys, *given
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> _Arguments:
         """The arguments of another pass of this kind, from its `tensors`."""
@@ -51,9 +57,14 @@ class _Arguments(NamedTuple):
         latent_of_row = None if self.latent_of_row is None else next(rest)
         embeddings = next(rest)
         keys = tuple((next(rest), next(rest)) for _ in self.prompts.keys)
-        injected = tuple(AttentionMap(next(rest), next(rest)) for _ in self.maps.injected)
-        maps = self.maps._replace(injected=injected)
-        return _Arguments(latents, embedding, PromptRows(embeddings, keys), latent_of_row, maps)
+        given = tuple(Projections(next(rest), next(rest)) for _ in self.exchange.given)
+        exchange = self.exchange._replace(given=given)
+        return _Arguments(latents, embedding, PromptRows(embeddings, keys), latent_of_row, exchange)
+
+
+def _flat(maps: Sequence[Projections]) -> tuple[Tensor, ...]:
+    """Queries and keys, one after the other."""
+    return tuple(each for one in maps for each in (one.query, one.key) if each is not None)
 
 
 class UNetCall(nn.Module):
@@ -79,13 +90,18 @@ class UNetCall(nn.Module):
         return dtype
 
     def forward(
-        self, chunk: Chunk, latents: Tensor, embedding: Tensor, prompts: PromptRows, maps: Maps
-    ) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
+        self,
+        chunk: Chunk,
+        latents: Tensor,
+        embedding: Tensor,
+        prompts: PromptRows,
+        exchange: Exchange,
+    ) -> tuple[Tensor | None, Handed]:
         """See `fpe_core.unet.forward.forward`."""
         latents = latents.contiguous(memory_format=torch.channels_last)
-        arguments = _Arguments(latents, embedding, prompts, chunk.latent_of_row, maps)
+        arguments = _Arguments(latents, embedding, prompts, chunk.latent_of_row, exchange)
         with torch.cuda.device_of(latents):  # Triton and graphs work on the current one
-            if self._can_capture(latents):
+            if self._can_capture(latents) and exchange.is_of_maps:
                 return self._captured(arguments)
             return arguments.run(self.parts)
 
@@ -93,17 +109,16 @@ class UNetCall(nn.Module):
     def _can_capture(latents: Tensor) -> bool:
         return latents.is_cuda
 
-    def _captured(self, arguments: _Arguments) -> tuple[Tensor | None, tuple[AttentionMap, ...]]:
+    def _captured(self, arguments: _Arguments) -> tuple[Tensor | None, Handed]:
         def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            output, made = arguments.with_tensors(tensors).run(self.parts)
-            flat = tuple(each for each_map in made for each in each_map)
+            output, handed = arguments.with_tensors(tensors).run(self.parts)
+            flat = _flat(handed.projections)
             return flat if output is None else (output, *flat)
 
-        maps = arguments.maps
         made = self.graphs.run(arguments.kind, run, arguments.tensors)
-        output, flat = (None, made) if maps.only else (made[0], made[1:])
+        output, flat = (None, made) if arguments.exchange.only else (made[0], made[1:])
         pairs = zip(flat[::2], flat[1::2], strict=True)
-        return output, tuple(AttentionMap(query, key) for query, key in pairs)
+        return output, Handed(tuple(Projections(query, key) for query, key in pairs))
 
     def embed(self, timestep: int) -> Tensor:
         """(1, width); see `fpe_core.unet.forward.embed_timestep`."""

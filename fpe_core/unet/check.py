@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fpe_core.errors import CheckpointError
-from fpe_core.unet.forward import Maps, embed_timestep, forward, parts_of
+from fpe_core.unet.forward import embed_timestep, forward
+from fpe_core.unet.parts import parts_of
 from fpe_core.unet.prompts import PromptRows
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -43,7 +44,7 @@ def check_against_diffusers(unet: Any) -> None:
     theirs = unet(latents.expand(2, -1, -1, -1), _TIMESTEP, encoder_hidden_states=text).sample
     latent_of_row = torch.zeros(2, dtype=torch.int64, device=unet.device)
     embedding = embed_timestep(unet, _TIMESTEP)
-    ours, _ = forward(parts, latents, embedding, PromptRows(text, ()), latent_of_row, maps=Maps())
+    ours, _ = forward(parts, latents, embedding, PromptRows(text, ()), latent_of_row)
     assert ours is not None
     if not theirs.isfinite().all():
         return

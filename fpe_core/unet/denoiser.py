@@ -1,54 +1,21 @@
 """The UNet on the rows of a step, in as many chunks as memory requires.
 
 A row is one latent in one call of the UNet. A row that is only evaluated for its attention maps
-stops at the last layer that is replaced; it is cheaper, but still counts as a row.
+stops at the last layer that gives one; it is cheaper, but still counts as a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fpe_core.unet.attention import SourceMaps
 from fpe_core.unet.call import UNetCall
-from fpe_core.unet.forward import Maps
+from fpe_core.unet.exchange import Exchange, Inject, Record
 from fpe_core.unet.prompts import EncodedPrompts, TextKeys
 from fpe_core.unet.row_limit import RowLimit
 from fpe_core.unet.rows import Chunk, UNetRows
-
-
-@dataclass(frozen=True, eq=False)
-class RecordMaps:
-    """The conditional rows are sources, in order; their maps are recorded in `maps`.
-
-    `only`: the output is not needed, and the pass ends with the last map.
-    """
-
-    maps: SourceMaps
-    only: bool = False
-
-    def of(self, chunk: Chunk) -> Maps:
-        return Maps(self.maps.attentions, chunk.first_conditional, only=self.only)
-
-
-@dataclass(frozen=True, eq=False)
-class InjectMaps:
-    """The conditional rows attend with the maps of their sources instead of their own.
-
-    `source_of_latent`: (latents,), int64, an index in the order in which `maps` were recorded.
-    """
-
-    maps: SourceMaps
-    source_of_latent: Tensor
-
-    def of(self, chunk: Chunk) -> Maps:
-        if len(chunk.conditional_items) == 0:
-            return Maps()
-        sources = self.source_of_latent[chunk.conditional_items]
-        return Maps(self.maps.attentions, chunk.first_conditional, self.maps.of(sources))
 
 
 class Denoiser:
@@ -79,15 +46,15 @@ class Denoiser:
         rows: UNetRows,
         z: Tensor,
         timestep: int,
-        maps: RecordMaps | InjectMaps | None = None,
+        exchange: Record | Inject | None = None,
     ) -> Tensor:
-        """The UNet's output for every row, (rows, C, h, w).
+        """The UNet's output for every row, (rows, C, h, w); empty if they only record.
 
         Args:
             rows: may be empty.
             z: the latents, (latents, C, h, w).
             timestep: 0..999.
-            maps: whether the rows' attention maps are recorded, or others injected; None: neither.
+            exchange: what the rows record, or are given; None: nothing.
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
@@ -98,40 +65,29 @@ class Denoiser:
 
         def part(first: int, last: int) -> Tensor:
             chunk = rows.chunk(first, last)
-            output = self._run(chunk, z, timestep, maps)
-            assert output is not None
+            output = self._run(chunk, z, timestep, exchange)
+            if output is None:
+                return z[:0]
             evaluated.extend(chunk.rows)
             return output.to(self._latent_dtype)
 
-        return rows.in_order(self._limit.map(len(rows), part), evaluated)
-
-    def record(self, rows: UNetRows, z: Tensor, timestep: int, maps: SourceMaps) -> None:
-        """Records the rows' maps in `maps` and computes nothing after the last of them.
-
-        Raises:
-            RowsOutOfMemoryError: a single row does not fit.
-        """
-
-        def part(first: int, last: int) -> Tensor:
-            self._run(rows.chunk(first, last), z, timestep, RecordMaps(maps, only=True))
-            return z[:0]
-
-        self._limit.map(len(rows), part)
+        outputs = self._limit.map(len(rows), part)
+        return rows.in_order(outputs, evaluated) if evaluated else outputs
 
     def _run(
-        self, chunk: Chunk, z: Tensor, timestep: int, maps: RecordMaps | InjectMaps | None
+        self, chunk: Chunk, z: Tensor, timestep: int, exchange: Record | Inject | None
     ) -> Tensor | None:
-        """The output of the chunk's rows; None if only their maps are recorded."""
+        """The output of the chunk's rows; None if they only record."""
         if timestep not in self._of_timestep:
             self._of_timestep[timestep] = self._unet.embed(timestep)
         output: Tensor | None
-        output, made = self._unet(
+        output, handed = self._unet(
             chunk,
             z[chunk.latents].to(self._unet.dtype),
             self._of_timestep[timestep],
             self._text_keys.of_rows(chunk.prompts),
-            Maps() if maps is None else maps.of(chunk),
+            Exchange() if exchange is None else exchange.of(chunk, self._text_keys),
         )
-        if isinstance(maps, RecordMaps):
-            maps.maps.record(made)
+        if exchange is not None:
+            exchange.keep(handed, chunk)
         return output

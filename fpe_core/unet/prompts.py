@@ -87,14 +87,25 @@ def _tokenize(tokenizer: Any, prompt: object) -> tuple[list[int], str]:
     if not isinstance(prompt, str):
         raise PromptError(f"a prompt must be text, got {prompt!r}")
     window = int(tokenizer.model_max_length)
-    prompt = _spelled_out(tokenizer, prompt)
-    try:
-        everything = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        ids = tokenizer(prompt, padding="max_length", max_length=window, truncation=True).input_ids
-    except (UnicodeError, TypeError, ValueError) as error:
-        raise PromptError(f"prompt {prompt!r} cannot be tokenized: {error}") from error
+    everything = token_ids(tokenizer, prompt)
+    ids = tokenizer(
+        _spelled_out(tokenizer, prompt), padding="max_length", max_length=window, truncation=True
+    ).input_ids
     rest = everything[window - 1 : -1]  # the window's last place is the end token's
     return list(ids), tokenizer.decode(rest).strip() if rest else ""
+
+
+def token_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """All token ids of a prompt, however many, with the first and the last special one.
+
+    Raises:
+        PromptError: it cannot be tokenized.
+    """
+    try:
+        spelled = _spelled_out(tokenizer, prompt)
+        return list(tokenizer(spelled, truncation=False, verbose=False).input_ids)
+    except (UnicodeError, TypeError, ValueError) as error:
+        raise PromptError(f"prompt {prompt!r} cannot be tokenized: {error}") from error
 
 
 def _spelled_out(tokenizer: Any, prompt: str) -> str:

@@ -25,7 +25,8 @@ class Chunk:
         latent_of_row: (rows,) index into `latents`; None if every row has its own latent, in order.
         prompts: (rows,) index of the prompt's embedding.
         first_conditional: rows before this one are unconditional.
-        conditional_items: the latents of the conditional rows.
+        items: (rows,) indices of the rows' latents among those of all rows.
+        edits: (conditional rows,) the numbers of the conditional rows among all conditional ones.
     """
 
     rows: tuple[int, ...]
@@ -33,7 +34,8 @@ class Chunk:
     latent_of_row: Tensor | None
     prompts: Tensor
     first_conditional: int
-    conditional_items: Tensor
+    items: Tensor
+    edits: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +71,16 @@ class UNetRows:
 
     @classmethod
     def guided(
-        cls, prompts: Sequence[int], negative: int, scale: float, device: torch.device
+        cls,
+        prompts: Sequence[int],
+        negatives: Sequence[int],
+        scale: float,
+        device: torch.device,
     ) -> UNetRows:
-        """An unconditional row with the prompt `negative` for each latent, then as `unguided`."""
+        """An unconditional row with its prompt of `negatives` for each latent, then as
+        `unguided`."""
         count = len(prompts)
-        return cls(
-            tuple(range(count)) * 2, (negative,) * count + tuple(prompts), count, scale, device
-        )
+        return cls(tuple(range(count)) * 2, (*negatives, *prompts), count, scale, device)
 
     def chunk(self, first: int, last: int) -> Chunk:
         """Rows `first` to `last` in an order that keeps the rows of a latent together.
@@ -103,7 +108,8 @@ class UNetRows:
             None if latents == items else self._index([place[item] for item in items]),
             self._index([self.prompts[row] for row in rows]),
             conditional_from,
-            self._index(items[conditional_from:]),
+            self._index(items),
+            self._index([row - self.first_conditional for row in rows[conditional_from:]]),
         )
 
     def prepare(self, limit: int) -> None:

@@ -6,9 +6,9 @@ from typing import Annotated, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fpe_core import EditParameters, LayersByRange, LayersByTokens
+from fpe_core import EditParameters
 from fpe_core.speed import Speed, at_speed
-from pipeline.job.section import LayerRange, Section, TokenLayers, tuple_from_list
+from pipeline.job.section import Layers, Section, layers_of, tuple_from_list
 
 Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(tuple_from_list)]
@@ -40,10 +40,10 @@ class EditSection(Section):
         default=None,
         description="prompt of the unconditional branch; a manifest column overrides it",
     )
-    layers: TokenLayers | LayerRange | None = Field(
+    layers: Layers | None = Field(
         default=None,
-        description="self-attention layers whose maps come from the source: {max_tokens: N} or "
-        "{first: a, last: b}",
+        description="self-attention layers whose maps come from the source: {level: N}, "
+        "{max_tokens: N}, {first: a, last: b} or {part: up, first: a}",
     )
     replaced_fraction: float | None = Field(
         default=None,
@@ -70,16 +70,13 @@ class EditSection(Section):
     @classmethod
     def of(cls, parameters: EditParameters, speed: Speed) -> Self:
         """The section with exactly these parameters, whatever a checkpoint recommends."""
-        layers = parameters.layers
         return cls(
             speed=speed,
             steps=parameters.steps,
             guidance_scale=parameters.guidance_scale,
             guidance_interval=parameters.guidance_interval,
             negative_prompt=parameters.negative_prompt,
-            layers=TokenLayers(max_tokens=layers.max_tokens)
-            if isinstance(layers, LayersByTokens)
-            else LayerRange(first=layers.first, last=layers.last),
+            layers=layers_of(parameters.layers),
             replaced_fraction=parameters.replaced_fraction,
             size_px=(parameters.width_px, parameters.height_px),
         )
@@ -90,9 +87,7 @@ class EditSection(Section):
         Raises fpe_core.ParameterError for values that do not go together.
         """
         defaults = at_speed(recommended, self.speed)
-        layers: LayersByTokens | LayersByRange = defaults.layers
-        if self.layers is not None:
-            layers = self.layers.to_rule()
+        layers = defaults.layers if self.layers is None else self.layers.to_rule()
         size = self.size_px
         width_px, height_px = (
             (size, size)

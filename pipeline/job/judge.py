@@ -15,7 +15,7 @@ from fpe_core.judging.retry_ladder import MOST_RETRIES, Change, RetryLadder
 from fpe_core.judging.rules import RejectReason, Rule, Rules
 from fpe_core.scores.edit_scores import SCORES_OF_MODEL
 from pipeline.job.credentials import checked_model
-from pipeline.job.section import LayerRange, Section, TokenLayers, tuple_from_list
+from pipeline.job.section import Layers, Section, tuple_from_list
 
 
 class RuleSection(Section):
@@ -72,8 +72,9 @@ class ChangeSection(Section):
         le=1,
         description="share of the steps that use the source's attention maps",
     )
-    layers: TokenLayers | LayerRange | None = Field(
-        default=None, description="{max_tokens: N} or {first: a, last: b}"
+    layers: Layers | None = Field(
+        default=None,
+        description="{level: N}, {max_tokens: N}, {first: a, last: b} or {part: up, first: a}",
     )
     guidance_scale: float | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""The base of all sections of a job file: strict, frozen, without unknown keys. And the two ways to
+"""The base of all sections of a job file: strict, frozen, without unknown keys. And the ways to
 name self-attention layers, which several sections share.
 """
 
@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from fpe_core import LayersByRange, LayersByTokens
+from fpe_core import LayersByLevel, LayersByPart, LayersByRange, LayersByTokens
+from fpe_core.layer_rules import LayerRule
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -83,3 +84,53 @@ class LayerRange(Section):
 
     def to_rule(self) -> LayersByRange:
         return LayersByRange(first=self.first, last=self.last)
+
+
+class LevelLayers(Section):
+    """The self-attention layers where the latent grid is reduced by this much or more."""
+
+    level: int = Field(
+        ge=1, description="1, 2, 4 or 8: 2 means layers 3-13 of Stable Diffusion 1.x at every size"
+    )
+
+    @field_validator("level")
+    @classmethod
+    def _check_power(cls, level: int) -> int:
+        if level & (level - 1):
+            raise ValueError(f"level must be a power of two (1, 2, 4, 8), got {level}")
+        return level
+
+    def to_rule(self) -> LayersByLevel:
+        return LayersByLevel(level=self.level)
+
+
+class PartLayers(Section):
+    """The self-attention layers of one part of the network, first..last, counted from 1."""
+
+    part: Literal["down", "middle", "up"] = Field(description="the part of the network")
+    first: int = Field(default=1, ge=1, description="first layer of the part, counted from 1")
+    last: int | None = Field(default=None, ge=1, description="last one, included; null: the last")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.last is not None and self.last < self.first:
+            raise ValueError(f"last ({self.last}) must be >= first ({self.first})")
+        return self
+
+    def to_rule(self) -> LayersByPart:
+        return LayersByPart(part=self.part, first=self.first, last=self.last)
+
+
+Layers = LevelLayers | TokenLayers | LayerRange | PartLayers
+"""What a key that names layers takes."""
+
+
+def layers_of(rule: LayerRule) -> Layers:
+    """The section whose `to_rule` gives this rule."""
+    if isinstance(rule, LayersByLevel):
+        return LevelLayers(level=rule.level)
+    if isinstance(rule, LayersByTokens):
+        return TokenLayers(max_tokens=rule.max_tokens)
+    if isinstance(rule, LayersByRange):
+        return LayerRange(first=rule.first, last=rule.last)
+    return PartLayers.model_validate(rule.to_dict())

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from fpe_core import EditParameters
 from fpe_core.image.fit import Fit
-from fpe_core.parameters import layer_rule_from_text
+from fpe_core.layer_rules import layer_rule_from_text
 from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS, EditOutcome
 from pipeline.manifest.arrow_types import can_be_written_as, converted, is_list
 from pipeline.manifest.carried import WAS_UUID

@@ -7,10 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpe_core import EditParameters, LayersByRange, LayersByTokens, ParameterError
+from fpe_core import (
+    EditParameters,
+    LayersByLevel,
+    LayersByRange,
+    LayersByTokens,
+    ParameterError,
+)
 
 rules = st.one_of(
     st.builds(LayersByTokens, st.integers(0, 10**6)),
+    st.builds(LayersByLevel, st.sampled_from([1, 2, 4, 8])),
     st.integers(1, 16).flatmap(
         lambda first: st.builds(LayersByRange, st.just(first), st.integers(first, 32))
     ),
@@ -109,6 +116,21 @@ def test_replaced_steps_do_not_suffer_from_rounding(fraction):
         ({"layers": 4}, "layers must be"),
         ({"layers": {"first": 4}}, "layers must be"),
         ({"layers": {"first": 5, "last": 4}}, r"layers.last must be >= layers.first \(5\), got 4"),
+        ({"layers": {"level": 3}}, "layers.level must be a power of two"),
+        ({"inversion": "null_text"}, "inversion must be one of direct, negative_prompt"),
+        (
+            {"inversion": "negative_prompt", "negative_prompt": "ugly"},
+            "negative_prompt must be empty",
+        ),
+        ({"editor": {"name": "p3p"}}, "unknown editor 'p3p'; allowed: .*masactrl, p2p, pnp"),
+        (
+            {"editor": {"name": "sdedit", "strenth": 0.5}},
+            "parameter of sdedit: strenth; allowed: s",
+        ),
+        ({"editor": {"name": "sdedit", "strength": 0}}, "strength must be above 0"),
+        ({"editor": {"name": "sdedit"}, "replaced_fraction": 0.5}, "replaced_fraction: parameters"),
+        ({"editor": {"name": "sdedit", "strength": 0.01}}, "sdedit samples none of 50 steps"),
+        ({"editor": {"name": "fpe"}}, "editor must be a method other than fpe"),
         ({"layers": {"max_tokens": -1}}, "layers.max_tokens must be >= 0"),
         ({"stepz": 4}, "unknown edit parameter"),
     ],

@@ -29,7 +29,8 @@ from fpe_core import (
 from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
 from fpe_core.reference import Reference
 from fpe_core.unet.attention import select_layers, self_attention_layers
-from fpe_core.unet.forward import Maps, embed_timestep, forward, parts_of
+from fpe_core.unet.forward import embed_timestep, forward
+from fpe_core.unet.parts import parts_of
 from fpe_core.unet.prompts import TextKeys
 
 PARAMETERS = EditParameters(
@@ -223,9 +224,7 @@ def passed(
     """One pass at timestep 7; every row of `text` is a prompt of its own."""
     parts = parts_of(unet)
     prompts = TextKeys(parts.cross_attentions, text, **keys).of_rows(torch.arange(len(text)))
-    output, _ = forward(
-        parts, latents, embed_timestep(unet, 7), prompts, latent_of_row, maps=Maps()
-    )
+    output, _ = forward(parts, latents, embed_timestep(unet, 7), prompts, latent_of_row)
     assert output is not None
     return output
 
@@ -245,7 +244,7 @@ def test_kept_text_keys_and_values_are_those_of_the_layer_itself(tiny: Checkpoin
                 keys = TextKeys(parts.cross_attentions, embeddings, most_bytes=most_bytes)
                 text = keys.of_rows(prompts)
                 step = embed_timestep(tiny.unet, 7)
-                made, _ = forward(parts, sample, step, text, None, maps=Maps())
+                made, _ = forward(parts, sample, step, text, None)
             assert rows[first] == computed
             assert made is not None
             assert latent_distance(made, expected) <= 1e-5

@@ -18,7 +18,8 @@ from typing import Any
 
 from fpe_core.checkpoint.load import load_checkpoint
 from fpe_core.editor import Editor
-from fpe_core.parameters import EditParameters, LayersByRange
+from fpe_core.layer_rules import LayersByRange
+from fpe_core.parameters import EditParameters
 from fpe_core.still_life.benchmark.benchmark import (
     Arm,
     FactorFigures,

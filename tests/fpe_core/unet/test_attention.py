@@ -4,9 +4,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from fpe_core import LayersByRange, LayersByTokens, ParameterError
-from fpe_core.unet.attention import AttentionMap, SourceMaps, select_layers, self_attention_layers
-from fpe_core.unet.forward import Maps, _Rows
+from fpe_core import LayersByLevel, LayersByPart, LayersByRange, LayersByTokens, ParameterError
+from fpe_core.unet.attention import select_layers, self_attention_layers
+from fpe_core.unet.exchange import Exchange, Handed, Projections, Recorded, Site
+from fpe_core.unet.pass_rows import PassRows
 from fpe_core.unet.prompts import PromptRows
 from tests.builders.tiny_checkpoint import SELF_ATTENTION_TOKENS
 
@@ -61,8 +62,19 @@ def test_the_rules_of_sd_15():
     assert chosen(1024, LayersByTokens(1024)) == [5, 6, 7, 8, 9, 10]
     assert chosen(512, LayersByRange(4, 14)) == list(range(4, 15))
     assert chosen(512, LayersByTokens(0)) == []
+    for size_px in (256, 512, 768, 1024):
+        assert chosen(size_px, LayersByLevel(1)) == list(range(1, 17))
+        assert chosen(size_px, LayersByLevel(2)) == list(range(3, 14))
+        assert chosen(size_px, LayersByLevel(4)) == [5, 6, 7, 8, 9, 10]
+        assert chosen(size_px, LayersByLevel(8)) == [7]
+        assert chosen(size_px, LayersByPart("up", first=2)) == list(range(9, 17))
+        assert chosen(size_px, LayersByPart("up", first=4)) == list(range(11, 17))
+        assert chosen(size_px, LayersByPart("down", last=2)) == [1, 2]
+        assert chosen(size_px, LayersByPart("middle")) == [7]
     with pytest.raises(ParameterError, match="at most 16"):
         chosen(512, LayersByRange(1, 17))
+    with pytest.raises(ParameterError, match="this checkpoint has 1 in that part"):
+        chosen(512, LayersByPart("middle", first=2))
 
 
 def test_the_tiny_model_has_sd_s_shape(tiny):
@@ -75,19 +87,20 @@ def test_attending_with_source_q_and_k_is_exchanging_the_map(tiny):
     layer = self_attention_layers(tiny.unet, 8, 8)[2]
     attn = tiny.unet.get_submodule(layer.processor_name.removesuffix(".processor"))
     source, target = torch.randn(2, 1, 16, attn.to_q.in_features)
-    prompts, place = PromptRows(torch.zeros(0), ()), SourceMaps((layer,)).attentions
+    prompts, place = PromptRows(torch.zeros(0), ()), layer.attention
 
-    def attended(hidden, **maps):
-        rows = _Rows(prompts, None, Maps(place, **maps))
-        rows._next = place[0]
-        return rows.attend_self(attn, hidden), rows.recorded
+    def attended(hidden, first_row=0, given=()):
+        sites = (Site(place, "qk", first_row),)
+        rows = PassRows(prompts, None, Exchange(sites, given))
+        rows._next = place
+        return rows.attend_self(attn, hidden), rows.handed.projections
 
     def heads(x):
         return x.view(1, 16, attn.heads, -1).transpose(1, 2)
 
     with torch.no_grad():
         _, maps = attended(source)
-        replaced, _ = attended(torch.cat([target, target]), first_row=1, injected=tuple(maps))
+        replaced, _ = attended(torch.cat([target, target]), first_row=1, given=maps)
         query, key = heads(attn.to_q(source)), heads(attn.to_k(source))
         explicit = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, -1)
         out = (explicit @ heads(attn.to_v(target))).transpose(1, 2).reshape(1, 16, -1)
@@ -98,18 +111,20 @@ def test_attending_with_source_q_and_k_is_exchanging_the_map(tiny):
     assert (replaced[0] - replaced[1]).abs().max() > 1e-3
 
 
-def test_maps_of_several_chunks_are_one_after_the_other(tiny):
-    maps = SourceMaps(self_attention_layers(tiny.unet, 8, 8)[2:4], cross_attention=True)
-    assert maps.attentions == (4, 5, 6, 7)
+def test_what_several_chunks_hand_over_is_one_after_the_other():
+    recorded = Recorded()
     rows = [torch.randn(2, 16, 8), torch.randn(1, 16, 8)]
     for chunk in rows:
-        maps.record(tuple(AttentionMap(chunk + n, chunk - n) for n in range(4)))
+        maps = tuple(Projections(chunk + n, chunk - n) for n in range(4))
+        recorded.record(Handed(maps, (chunk * 2,)))
     for _ in range(2):
-        made = maps.of(torch.tensor([2, 0, 2]))
-        for n, (query, key) in enumerate(made):
-            wanted = torch.cat(rows)[[2, 0, 2]]
-            assert torch.equal(query, wanted + n)
-            assert torch.equal(key, wanted - n)
-    maps.clear()
-    maps.record(tuple(AttentionMap(rows[1], rows[1]) for _ in range(4)))
-    assert torch.equal(maps.of(torch.tensor([0]))[0].query, rows[1])
+        wanted, index = torch.cat(rows)[[2, 0, 2]], torch.tensor([2, 0, 2])
+        for n, projections in enumerate(recorded.all.projections):
+            made = projections.rows(index)
+            assert torch.equal(made.query, wanted + n)
+            assert torch.equal(made.key, wanted - n)
+            assert made.value is None
+        assert torch.equal(recorded.all.residuals[0][index], wanted * 2)
+    recorded.clear()
+    recorded.record(Handed((Projections(rows[1], rows[1]),)))
+    assert torch.equal(recorded.all.projections[0].query, rows[1])

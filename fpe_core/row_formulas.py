@@ -1,0 +1,120 @@
+"""How many UNet rows an edit call takes, from the method's rule alone: no torch, no model.
+
+    counts = row_counts(parameters, [NOTHING] * 4, source_prompt="a red car")
+    counts.inversion, counts.source, counts.edits
+
+The counts are those of real sources, counted at the UNet in the tests of every method. Two things
+cannot be known without the checkpoint, and are not taken into account: rules that name none of its
+layers, and prompts that differ in what the tokenizer drops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fpe_core.editors.method import EditInputs
+from fpe_core.injection import (
+    CONDITIONAL,
+    EMPTY,
+    UNCONDITIONAL,
+    DifferenceMask,
+    EditRule,
+    WordMask,
+)
+from fpe_core.parameters import EditParameters
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """UNet rows of one source with its edits.
+
+    Attributes:
+        inversion: of the source's inversion, whatever the number of edits.
+        source: of the source beside its edits.
+        edits: of its edits, those of their masks included.
+    """
+
+    inversion: int
+    source: int
+    edits: int
+
+    @property
+    def total(self) -> int:
+        return self.inversion + self.source + self.edits
+
+
+def row_counts(
+    parameters: EditParameters, inputs: Sequence[EditInputs], *, source_prompt: str = ""
+) -> RowCounts:
+    """The rows of a real source with one edit for each of `inputs`, all in one call."""
+    by_rule = Counter(parameters.method.rule_for(each) for each in inputs)
+    inversion = parameters.method.rule.inverted_steps(parameters.steps)
+    counts = [_counts(rule, n, parameters, source_prompt) for rule, n in by_rule.items()]
+    return RowCounts(
+        inversion, sum(source for source, _ in counts), sum(edits for _, edits in counts)
+    )
+
+
+def source_rows_at(rule: EditRule, step: int, steps: int) -> frozenset[str]:
+    """Which rows of a source (`SOURCE_ROWS`) give something at a step, from 0 at the noisy end."""
+    rows = {
+        row
+        for each in rule.exchanges
+        if step in each.steps_of(steps)
+        for row in (each.conditional, each.unconditional)
+        if row is not None
+    }
+    if rule.blend is not None and isinstance(rule.blend.mask, WordMask):
+        rows.add(CONDITIONAL)
+    return frozenset(rows)
+
+
+def source_prompts_of(
+    rows: frozenset[str], source_prompt: str, negative_prompt: str
+) -> dict[str, str]:
+    """The prompt of each of these rows of a source; rows with equal prompts are one row."""
+    prompts = {CONDITIONAL: source_prompt, UNCONDITIONAL: negative_prompt, EMPTY: ""}
+    return {row: prompts[row] for row in sorted(rows)}
+
+
+def shares_first_step(rule: EditRule) -> bool:
+    """Whether all edits of a source start with one latent, and so with one unconditional row."""
+    return rule.start.latent == "inverted"
+
+
+def lends_first_row(rule: EditRule, parameters: EditParameters) -> bool:
+    """Whether that row is the source's own: it has its prompt, its latent, and its attentions."""
+    first = parameters.steps - rule.start.sampled_steps(parameters.steps)
+    active = [each for each in rule.exchanges if first in each.steps_of(parameters.steps)]
+    return (
+        parameters.inversion == "negative_prompt"
+        and shares_first_step(rule)
+        and first in parameters.guided_steps
+        and CONDITIONAL in source_rows_at(rule, first, parameters.steps)
+        # What its own row gives, it has; keys that are there twice change nothing either.
+        and all(each.unconditional in (None, CONDITIONAL, UNCONDITIONAL) for each in active)
+    )
+
+
+def _counts(
+    rule: EditRule, edits: int, parameters: EditParameters, source_prompt: str
+) -> tuple[int, int]:
+    """(rows of the source, rows of its edits) of the edits with one rule."""
+    steps, guided = parameters.steps, parameters.guided_steps
+    sampled = range(steps - rule.start.sampled_steps(steps), steps)
+    npi = parameters.inversion == "negative_prompt"
+    negative = source_prompt if npi else parameters.negative_prompt
+    source = sum(
+        len(
+            set(source_prompts_of(source_rows_at(rule, i, steps), source_prompt, negative).values())
+        )
+        for i in sampled
+    )
+    made = sum(2 if i in guided else 1 for i in sampled) * edits
+    if sampled and sampled[0] in guided and shares_first_step(rule):
+        made -= edits if lends_first_row(rule, parameters) else edits - 1
+    if rule.blend is not None and isinstance(rule.blend.mask, DifferenceMask):
+        made += 2 * rule.blend.mask.samples * edits
+    return source, made
