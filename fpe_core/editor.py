@@ -276,10 +276,10 @@ class Editor:
             )
             for rule, places in by_rule.items()
         ]
-        order = torch.tensor([place for places in by_rule.values() for place in places])
         latents = torch.cat([each.latents for each in sampled])
         masks = [mask for each in sampled for mask in _masks_of(each)]
         if len(sampled) > 1:
+            order = torch.tensor([place for places in by_rule.values() for place in places])
             back = order.argsort()
             latents = latents[back.to(latents.device)]
             masks = [masks[place] for place in back.tolist()]

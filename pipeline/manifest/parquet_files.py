@@ -33,7 +33,7 @@ _File = TypeVar("_File")
 class Footer:
     """What the manifest keeps of a file's footer.
 
-    `row_groups`: of each the number of rows, and the bytes of all its columns in the file.
+    `row_groups`: of each the number of rows, and the bytes of all its columns, not compressed.
     """
 
     rows: int
@@ -74,7 +74,9 @@ class OpenedParquet:
             raise _not_parquet(self.url, error) from error
         metadata = self.reader.metadata
         groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-        sizes = tuple((group.num_rows, _bytes_of(group)) for group in groups)
+        # The columns' sizes in the file would be better, but in a damaged footer a look at a column
+        # can end the process (pyarrow 25 and earlier).
+        sizes = tuple((group.num_rows, max(0, group.total_byte_size)) for group in groups)
         return Footer(metadata.num_rows, schema, sizes)
 
     def batches(
@@ -181,10 +183,6 @@ def _range_of(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
     if chunk.dictionary_page_offset is not None and chunk.dictionary_page_offset > 0:
         first = min(first, chunk.dictionary_page_offset)
     return first, first + chunk.total_compressed_size
-
-
-def _bytes_of(group: pq.RowGroupMetaData) -> int:
-    return sum(group.column(leaf).total_compressed_size for leaf in range(group.num_columns))
 
 
 def _not_parquet(url: str, error: Exception) -> ManifestError:
