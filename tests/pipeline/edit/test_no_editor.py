@@ -22,8 +22,10 @@ from pipeline.errors import JobError
 from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
+from pipeline.plan.embedded_images import embedded_of, read_run, runs_of
 from pipeline.plan.plan import make_plan
 from pipeline.plan.resolved_job import NO_EDITOR, resolve_job
+from pipeline.plan.work_list import cut_work
 from pipeline.read.decode import decode
 from pipeline.run.dataset_card import CARD_FILE
 from pipeline.run.driver import run_job
@@ -155,8 +157,11 @@ def test_a_synthetic_source_fails_alone(tmp_path: Path, picture: Callable[..., A
     )
     plan = make_plan(job)
     folder = Folder.open(job.output)
+    slices = cut_work(folder, plan.work_files, 100, 1000)
     work = pa.concat_tables(
-        pq.read_table(io.BytesIO(folder.read(name))) for name in plan.work_files
+        block
+        for run in runs_of(slices, plan.embedded)
+        for block in read_run(folder, run, embedded_of(run, plan.embedded))
     )
     actor = EditActor(
         EditSettings(
