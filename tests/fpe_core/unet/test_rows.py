@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 50))
 def test_outputs_of_chunks_are_put_back_in_order(prompts: list[int], limit: int) -> None:
-    rows = UNetRows.guided(prompts, 9, 3.0, CPU)
+    rows = UNetRows.guided(prompts, [9] * len(prompts), 3.0, CPU)
     evaluated: list[int] = []
     outputs: list[torch.Tensor] = []
     for first in range(0, len(rows), limit):
