@@ -75,7 +75,7 @@ class OpenedParquet:
         metadata = self.reader.metadata
         groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
         # The columns' sizes in the file would be better, but in a damaged footer a look at a column
-        # can end the process (pyarrow 25 and earlier).
+        # can end the process (seen in pyarrow 26.0.1).
         sizes = tuple((group.num_rows, max(0, group.total_byte_size)) for group in groups)
         return Footer(metadata.num_rows, schema, sizes)
 
