@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import difflib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -107,15 +108,27 @@ def _describe(same_root: Sequence[_Found], model: type[BaseModel]) -> Iterator[P
     branches: dict[str, list[_Found]] = collections.defaultdict(list)
     for found in same_root:
         branches[found.branch].append(found)
+    branches = {branch: _without_misspelt(inside) for branch, inside in branches.items()}
     if len(branches) > 1:
         fitting = [b for b in branches.values() if not any(_is_wrong_kind(f) for f in b)]
         if not fitting:
             yield _wrong_kinds(same_root)
             return
-        same_root = min(fitting, key=len)
-    for found in same_root:
+        branches = {"": min(fitting, key=len)}
+    for found in itertools.chain.from_iterable(branches.values()):
         text = _message(found, model)
         yield Problem(found.path, f"{dotted(found.path)}: {text}" if found.path else text)
+
+
+def _without_misspelt(branch: Sequence[_Found]) -> list[_Found]:
+    """Without the keys that are missing because they are there with a spelling mistake."""
+    unknown = [str(f.path[-1]) for f in branch if f.details["type"] == "extra_forbidden"]
+    return [
+        found
+        for found in branch
+        if found.details["type"] != "missing"
+        or not difflib.get_close_matches(str(found.path[-1]), unknown)
+    ]
 
 
 def _is_wrong_kind(found: _Found) -> bool:

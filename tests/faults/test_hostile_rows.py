@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from pathlib import Path
@@ -14,18 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.edit.actor import EditActor
-from pipeline.edit.settings import EditSettings
 from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import OUTCOME_SCHEMA
 from pipeline.plan.plan import make_plan
-from pipeline.read.decode import DecodeSettings, decode
 from pipeline.run.dataset_card import CARD_FILE, dataset_card
-from pipeline.storage.allowed_sources import SourceRules
 from pipeline.storage.folder import Folder
 from pipeline.verify.verify import Verification, verify_run
 from pipeline.write.metadata import MetadataLayout
+from tests.builders.finished_run import make_edits
 from tests.builders.hostile_pictures import encoded, seeds
 from tests.builders.hostile_texts import hostile_text
 from tests.builders.mutations import mutated
@@ -61,29 +56,12 @@ def hostile_row(number: int, chance: np.random.Generator, pictures: list[bytes])
     }
 
 
-def run_without_ray(job: Job, checkpoint: Path) -> Verification:
+def run_without_ray(job: Job) -> Verification:
     """What `run_job` does, block after block in this process."""
-    folder = Folder.open(job.output)
-    ledger = Ledger.open(folder)
-    plan = make_plan(job, ledger)
+    make_edits(job, ROWS_PER_BLOCK)
+    folder, plan = Folder.open(job.output), make_plan(job, write=False)
     layout = MetadataLayout(plan.label_names, plan.carried_schema, job.images.keep_source)
-    actor = EditActor(
-        EditSettings(
-            output=job.output,
-            checkpoint=str(checkpoint),
-            checkpoint_fingerprint=plan.fingerprint,
-            device="cpu",
-            threads=1,
-            layout=layout,
-        )
-    )
-    settings = DecodeSettings(max_pixels=1_000_000, rules=SourceRules(job.images.allowed_sources))
-    for name in plan.work_files:
-        work = pq.read_table(io.BytesIO(folder.read(name)))
-        for first in range(0, len(work), ROWS_PER_BLOCK):
-            outcomes = actor(decode(work.slice(first, ROWS_PER_BLOCK), settings))
-            ledger.commit(outcomes.select(OUTCOME_SCHEMA.names).cast(OUTCOME_SCHEMA))
-    card = dataset_card(plan, layout, ledger.counts(), job.model.checkpoint)
+    card = dataset_card(plan, layout, Ledger.open(folder).counts(), job.model.checkpoint)
     folder.replace(CARD_FILE, card)
     return verify_run(job)
 
@@ -113,11 +91,11 @@ def test_every_row_has_an_outcome_and_no_file_lies_elsewhere(
                 "output": str(tmp_path / f"run-{number}"),
                 "model": {"checkpoint": str(tiny_checkpoint)},
                 "edit": {"steps": 1, "guidance_scale": 1.0},
-                "images": {"allowed_sources": [str(tmp_path / "allowed")]},
+                "images": {"allowed_sources": [str(tmp_path / "allowed")], "max_pixels": 1_000_000},
             }
         )
         around = {path for path in tmp_path.rglob("*") if f"run-{number}" not in path.parts}
-        found = run_without_ray(job, tiny_checkpoint)
+        found = run_without_ray(job)
         assert found.problems == ()
         assert (found.planned, found.pending, found.rejected) == (len(chunk), 0, 0)
         outside = {path for path in tmp_path.rglob("*") if f"run-{number}" not in path.parts}

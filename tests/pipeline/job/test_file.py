@@ -84,7 +84,7 @@ def test_an_override_may_hold_equals_signs(tmp_path: pathlib.Path) -> None:
         (
             "edit: {layers: {max_token: 5}}",
             "job.yaml:3: edit.layers.max_token: unknown key; did you mean 'max_tokens'? "
-            "Allowed here: max_tokens, first, last",
+            "Allowed here: level, max_tokens, first, last, part",
         ),
         (
             "edit: {layers: {first: 4}}",

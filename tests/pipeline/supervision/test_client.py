@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +72,8 @@ def test_a_supervisor_that_is_gone_is_told_by_every_call_and_not_started_again()
             call(supervisor)
         with supervisor.block("edit", [b"the last"], is_watched=False):
             ray.kill(supervisor.actor, no_restart=False)  # as the kernel would end it
+            while supervisor.poll() is not None:  # the kill is on its way
+                time.sleep(0.05)
         # What the block was for is done, so its end raises nothing.
         for call in CALLS.values():
             with pytest.raises(SupervisorLostError, match=r"is gone.*same command again"):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.bench.scale.measure import _phase
-from jobs.bench.scale.workload import scale_job, write_manifest
+from jobs.bench.scale.measure import run_phase
+from jobs.bench.scale.workload import QUOTA, scale_job, write_manifest
 from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import ID_TYPE, OUTCOME_SCHEMA
@@ -50,9 +50,10 @@ def fail_all(job: Job) -> None:
 def peak_bytes(phase: str, folder: Path, rows: int) -> int:
     manifest = write_manifest(folder, rows, PER_ROW)
     output = folder / f"run-{rows}"
+    job = scale_job(manifest, output, quota=QUOTA if phase == "quotas" else None)
     if phase == "verify":
-        fail_all(scale_job(manifest, output))
-    found = _phase(phase, manifest, output)
+        fail_all(job)
+    found = run_phase(phase, job)
     assert found["edits"] == rows * PER_ROW
     return int(found["cost"]["peak_bytes"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.edit.actor import EditActor
-from pipeline.edit.settings import EditSettings
 from pipeline.job.job import Job
-from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import OUTCOME_SCHEMA
-from pipeline.plan.plan import make_plan
-from pipeline.read.decode import DecodeSettings, decode
-from pipeline.storage.folder import Folder
 from pipeline.verify.verify import verify_run
-from pipeline.write.metadata import MetadataLayout
+from tests.builders.finished_run import make_edits
 
 ROWS = 6
 
@@ -60,24 +52,7 @@ def run(
             "edit": {"steps": 1},
         }
     )
-    output = Folder.open(job.output)
-    ledger = Ledger.open(output)
-    plan = make_plan(job, ledger)
-    actor = EditActor(
-        EditSettings(
-            output=job.output,
-            checkpoint=str(tiny_checkpoint),
-            checkpoint_fingerprint=plan.fingerprint,
-            device="cpu",
-            threads=1,
-            layout=MetadataLayout((), plan.carried_schema),
-        )
-    )
-    (name,) = plan.work_files
-    work = pq.read_table(io.BytesIO(output.read(name)))
-    for first in range(0, ROWS, 2):
-        outcomes = actor(decode(work.slice(first, 2), DecodeSettings()))
-        ledger.commit(outcomes.select(OUTCOME_SCHEMA.names).cast(OUTCOME_SCHEMA))
+    make_edits(job, groups_per_block=2)
     found = verify_run(job)
     assert (found.ok, found.accepted, found.failed) == (True, 5, 1)
     return folder / "run"
