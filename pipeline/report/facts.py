@@ -69,16 +69,22 @@ class Counts:
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
+    not_applicable: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     """Reject reasons and failure codes, the most frequent first."""
 
     @property
     def total(self) -> int:
+        return self.tried + self.not_applicable
+
+    @property
+    def tried(self) -> int:
+        """Edits that their editor could make."""
         return self.accepted + self.rejected + self.failed
 
     @property
     def accepted_share(self) -> float:
-        return self.accepted / self.total if self.total else 0.0
+        return self.accepted / self.tried if self.tried else 0.0
 
 
 @dataclass(frozen=True)
@@ -281,7 +287,7 @@ def picture_of(
         return read[path]
     if of_source:
         return Thumbnail(missing="no source was kept")
-    if edit.outcome == Outcome.FAILED:
+    if edit.outcome in (Outcome.FAILED, Outcome.NOT_APPLICABLE):
         return Thumbnail(missing="not made")
     return Thumbnail(missing="not kept")
 
@@ -317,6 +323,7 @@ def counts_of(name: str, rows: pa.Table) -> Counts:
         accepted=outcomes[Outcome.ACCEPTED],
         rejected=outcomes[Outcome.REJECTED],
         failed=outcomes[Outcome.FAILED],
+        not_applicable=outcomes[Outcome.NOT_APPLICABLE],
         reasons=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     )
 
@@ -373,7 +380,7 @@ def _cost(edits: EditTable, stats: Mapping[str, Any]) -> RunCost:
     last, pool = _mapping(stats.get("last_run")), _mapping(stats.get("resources"))
     is_rejected = pc.equal(edits.rows["outcome"], Outcome.REJECTED.value)
     rejected = edits.rows.select(["unet_rows"]).filter(is_rejected)
-    made = sum(int(last.get(name) or 0) for name in ("accepted", "rejected", "failed"))
+    made = sum(int(last.get(name) or 0) for name in map(str, Outcome))
     return RunCost(
         unet_rows=edits.unet_rows,
         unet_rows_rejected=float(np.nansum(rejected["unet_rows"].to_numpy())),
