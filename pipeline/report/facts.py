@@ -159,6 +159,7 @@ class RunFacts:
         reconstruction: figures of the gate; None if it measured nothing.
         regions: counts of the verdicts on boxes and masks; () if the run has none.
         is_judged: whether some edit has a score or was rejected.
+        editor: name of the editing method; "" if config.yaml does not have it.
         job_text: config.yaml.
         notes: messages about what could not be read or was cut short.
     """
@@ -179,6 +180,7 @@ class RunFacts:
     regions: tuple[RegionCounts, ...]
     failure_examples: Mapping[str, str]
     is_judged: bool
+    editor: str
     job_text: str
     notes: tuple[str, ...]
 
@@ -194,6 +196,12 @@ class RunFolder:
     rules: Rules
     stats: Mapping[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def editor(self) -> str:
+        """The name of the editing method."""
+        editor = self.job.get("editor", "")
+        return str(_mapping(editor).get("name", "") if not isinstance(editor, str) else editor)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -232,6 +240,7 @@ def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
         regions=region_counts(folder, rows, _mapping(run.job.get("annotations")), notes),
         failure_examples=_mapping(_mapping(run.stats.get("last_run")).get("failure_examples")),
         is_judged=_is_judged(rows),
+        editor=run.editor,
         job_text=run.job_text,
         notes=tuple(notes),
     )
