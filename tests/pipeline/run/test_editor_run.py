@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.job.job import Job
 from pipeline import run_job
+from pipeline.job.job import Job
 from pipeline.verify.verify import verify_run
 from tests.builders.tiny_checkpoint import SIZE_PX
 
