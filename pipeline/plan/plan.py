@@ -17,6 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,7 @@ from fpe_core import CheckpointError, EditParameters
 from fpe_core.scores.edit_scores import LEAST_PX
 from fpe_core.speed import approximation_of
 from pipeline.errors import JobError
+from pipeline.in_order import in_order
 from pipeline.job.editor import NO_EDITOR
 from pipeline.job.job import Job
 from pipeline.judge.models import fingerprints
@@ -173,13 +175,18 @@ def make_plan(
     plan_id = _plan_id(survey, left_out)
     counts = _Counts(resolved, SourceRules(job.images.allowed_sources))
     batches = counts.watch(pending_batches(resolved, left_out, survey.repeats))
-    names = []
     schema = work_schema(
         resolved.carried_schema, has_masks=resolved.has_masks, inputs=resolved.inputs
     )
-    for number, data in enumerate(work_files(batches, schema) if write else _nothing(batches)):
-        names.append(f"{PLAN_FOLDER}/{plan_id}/work-{number:05d}.parquet")
-        folder.write_if_absent(names[-1], data)
+
+    def write_file(numbered: tuple[int, bytes]) -> str:
+        name = f"{PLAN_FOLDER}/{plan_id}/work-{numbered[0]:05d}.parquet"
+        folder.write_if_absent(name, numbered[1])
+        return name
+
+    files = enumerate(work_files(batches, schema) if write else _nothing(batches))
+    with ThreadPoolExecutor(1, thread_name_prefix="plan") as pool:  # while the next one is made
+        names = list(in_order(pool, write_file, files, 2))
     plan = _plan_of(resolved, plan_id, survey.sources, counts, selection)
     plan = replace(plan, judge_fingerprints=judge_fingerprints)
     if not names:
