@@ -34,26 +34,21 @@ class Tuning:
         return self.candidates[self.scores.index(max(self.scores))]
 
 
-def tune(
-    parts: Parts, recommended: EditParameters, scenes: int, methods: Sequence[Compared] = METHODS
-) -> list[Tuning]:
+def tune(parts: Parts, recommended: EditParameters, scenes: int) -> list[Tuning]:
     """Edits the first validation scenes with every candidate of every method.
 
     Args:
         recommended: the checkpoint's own parameters.
         scenes: how many scenes, 1..1000; five edits of each.
     """
-    settings = [
-        Setting(each, parameters) for each in methods for parameters in each.candidates(recommended)
-    ]
+    candidates = {each: tuple(each.candidates(recommended)) for each in METHODS}
+    settings = [Setting(each, own) for each, tried in candidates.items() for own in tried]
     rows = parts.rows(settings, seeds_of("validation", scenes), "validation scenes")
-    per_setting = len(rows) // len(settings)
-    scores = iter(score_of(rows[at : at + per_setting]) for at in range(0, len(rows), per_setting))
-    found = []
-    for each in methods:
-        candidates = tuple(each.candidates(recommended))
-        found.append(Tuning(each, candidates, tuple(next(scores) for _ in candidates)))
-    return found
+    of_setting = _by_setting(rows, settings)
+    return [
+        Tuning(each, tried, tuple(score_of(of_setting[Setting(each, own)]) for own in tried))
+        for each, tried in candidates.items()
+    ]
 
 
 def compare(parts: Parts, tunings: Sequence[Tuning], scenes: int) -> list[Row]:
@@ -65,21 +60,23 @@ def compare(parts: Parts, tunings: Sequence[Tuning], scenes: int) -> list[Row]:
         rows of PART_SCHEMA with another key, "column": one of COLUMNS.
     """
     chosen = {
-        (column, each.compared.name): Setting(each.compared, parameters)
+        (column, each.compared.name): Setting(
+            each.compared, each.chosen if column == TUNED else each.candidates[0]
+        )
+        for column in COLUMNS
         for each in tunings
-        for column, parameters in zip(COLUMNS, (each.candidates[0], each.chosen), strict=True)
     }
     different = list(dict.fromkeys(chosen.values()))
     rows = parts.rows(different, seeds_of("test", scenes), "test scenes")
-    per_setting = len(rows) // len(different)
-    of_setting = {
-        setting: rows[number * per_setting : (number + 1) * per_setting]
-        for number, setting in enumerate(different)
-    }
+    of_setting = _by_setting(rows, different)
     return [
         {"column": column, **row}
-        for column in COLUMNS
-        for (its, _), setting in chosen.items()
-        if its == column
+        for (column, _), setting in chosen.items()
         for row in of_setting[setting]
     ]
+
+
+def _by_setting(rows: Sequence[Row], settings: Sequence[Setting]) -> dict[Setting, Sequence[Row]]:
+    """The rows of each setting; all have equally many, in the order of the settings."""
+    count = len(rows) // len(settings)
+    return {each: rows[at * count : (at + 1) * count] for at, each in enumerate(settings)}
