@@ -23,6 +23,7 @@ from fpe_core.editors.masactrl import MasaCtrl
 from fpe_core.editors.method import NOTHING
 from fpe_core.editors.p2p import PromptToPrompt
 from fpe_core.editors.pnp import PlugAndPlay
+from fpe_core.injection import floor_of, steps_between
 from fpe_core.layer_rules import LayerRule, LayersByPart
 from fpe_core.unet.attention import select_layers, self_attention_layers
 from fpe_core.unet.prompts import token_ids
@@ -53,7 +54,7 @@ class PlainMethod(PlainLoop):
         for step, (timestep, z_source) in enumerate(
             zip(self._scheduler.timesteps.tolist(), reversed(trajectory), strict=False)
         ):
-            with self._injecting(step, z, (source_prompt, target_prompt)):
+            with self._injecting(step, z):
                 rows = torch.cat([z_source] * len(givers) + [z, z])
                 unconditional, conditional = self._unet(rows, timestep, context)[-2:].chunk(2)
             guided = unconditional + scale * (conditional - unconditional)
@@ -64,13 +65,8 @@ class PlainMethod(PlainLoop):
         """The prompts of the source's rows, which stand before the two of the target."""
         raise NotImplementedError
 
-    def _injecting(
-        self, step: int, z: Tensor, prompts: tuple[str, str]
-    ) -> AbstractContextManager[None]:
-        """Lets the source's rows give to the target's; steps count from 0 at the noisy end.
-
-        `prompts`: of the source and of the target.
-        """
+    def _injecting(self, step: int, z: Tensor) -> AbstractContextManager[None]:
+        """Lets the source's rows give to the target's; steps count from 0 at the noisy end."""
         raise NotImplementedError
 
     def _layers(self, rule: LayerRule, z: Tensor) -> list[str]:
@@ -82,43 +78,38 @@ class PlainMethod(PlainLoop):
 class PlainPromptToPrompt(PlainMethod):
     """Refined maps of cross-attention and maps of self-attention; without blend words."""
 
-    def __init__(self, checkpoint: Checkpoint, parameters: EditParameters) -> None:
-        super().__init__(checkpoint, parameters)
-        self._method = parameters.method
-        assert isinstance(self._method, PromptToPrompt)
-        self._steps = [
-            int(share * parameters.steps + 1e-9)
-            for share in (self._method.cross_fraction, self._method.self_fraction)
-        ]
+    def edit(self, trajectory: list[Tensor], source_prompt: str, target_prompt: str) -> Tensor:
+        """The final latent of one edit; words are matched once for all of its steps."""
+        self._mixed_maps = self._mix(trajectory[0], source_prompt, target_prompt)
+        return super().edit(trajectory, source_prompt, target_prompt)
 
     def _source_rows(self, source_prompt: str) -> list[str]:
         return [self._parameters.negative_prompt, source_prompt]
 
     @contextmanager
-    def _injecting(self, step: int, z: Tensor, prompts: tuple[str, str]) -> Iterator[None]:
-        assert isinstance(self._method, PromptToPrompt)
-        unet = self._checkpoint.unet
+    def _injecting(self, step: int, z: Tensor) -> Iterator[None]:
+        method, unet, steps = self._parameters.method, self._checkpoint.unet, self._parameters.steps
+        assert isinstance(method, PromptToPrompt)
         changed: dict[str, _Maps] = {}
-        if step < self._steps[0]:
-            mixes = _Maps(*self._mix(z, *prompts))
-            changed |= {name: mixes for name in unet.attn_processors if "attn2" in name}
-        if step < self._steps[1]:
-            changed |= dict.fromkeys(self._layers(self._method.layers, z), _Maps())
+        if step < floor_of(method.cross_fraction, steps):
+            crossed = [name for name in unet.attn_processors if "attn2" in name]
+            changed |= dict.fromkeys(crossed, self._mixed_maps)
+        if step < floor_of(method.self_fraction, steps):
+            changed |= dict.fromkeys(self._layers(method.layers, z), _Maps())
         with processors(unet, changed):
             yield
 
-    def _mix(self, z: Tensor, source_prompt: str, target_prompt: str) -> tuple[Tensor, Tensor]:
-        """Matrix of the source's columns and factors of the target's own, as z's dtype."""
+    def _mix(self, z: Tensor, source_prompt: str, target_prompt: str) -> _Maps:
+        """Maps whose columns are brought to the target's words; the matrices are of z's dtype."""
         tokenizer = self._checkpoint.tokenizer
-        mix = self._method.token_mix(
+        mix = self._parameters.method.token_mix(
             partial(token_ids, tokenizer),
             int(tokenizer.model_max_length),
             source_prompt,
             target_prompt,
             NOTHING,
         )
-        given, own = (torch.from_numpy(each).to(z) for each in (mix.given, mix.own))
-        return given, own
+        return _Maps(*(torch.from_numpy(each).to(z) for each in (mix.given, mix.own)))
 
 
 class PlainPlugAndPlay(PlainMethod):
@@ -129,12 +120,11 @@ class PlainPlugAndPlay(PlainMethod):
         return [""]
 
     @contextmanager
-    def _injecting(self, step: int, z: Tensor, prompts: tuple[str, str]) -> Iterator[None]:
-        del prompts
+    def _injecting(self, step: int, z: Tensor) -> Iterator[None]:
         method, unet = self._parameters.method, self._checkpoint.unet
         assert isinstance(method, PlugAndPlay)
         attention, residual = (
-            int(share * self._parameters.steps + 1e-9)
+            floor_of(share, self._parameters.steps)
             for share in (method.attention_fraction, method.residual_fraction)
         )
         swap = _FromSource((0, 0, 0), "qk")
@@ -157,12 +147,11 @@ class PlainMasaCtrl(PlainMethod):
         return [self._parameters.negative_prompt, source_prompt]
 
     @contextmanager
-    def _injecting(self, step: int, z: Tensor, prompts: tuple[str, str]) -> Iterator[None]:
-        del prompts
+    def _injecting(self, step: int, z: Tensor) -> Iterator[None]:
         method, steps = self._parameters.method, self._parameters.steps
         assert isinstance(method, MasaCtrl)
-        first, end = (int(share * steps + 1e-9) for share in method.steps)
-        names = self._layers(method.layers, z) if first <= step < end else []
+        active = steps_between(method.steps, steps)
+        names = self._layers(method.layers, z) if step in active else []
         with processors(
             self._checkpoint.unet, dict.fromkeys(names, _FromSource((0, 1, 0, 1), "kv"))
         ):
