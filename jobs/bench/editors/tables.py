@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fpe_core import EditParameters
 from fpe_core.still_life.scene import FACTORS
 from jobs.bench.editors.compare import Tuning
 from jobs.bench.editors.figures import Rows, best_of_type, figures_of
@@ -65,13 +66,19 @@ def type_table(rows: Rows, column: str) -> Table:
 
 
 def tuning_table(tunings: Sequence[Tuning]) -> Table:
-    """Every candidate of every method with its score on validation scenes; the chosen one
-    marked."""
+    """Every candidate of every method with its score on validation scenes, the chosen one marked.
+
+    The first one has all parameters of its method, the others those that differ from it.
+    """
     table = titled_table("Candidates on validation scenes", ("method", "setting", "score"), texts=2)
     for each in tunings:
+        first: dict[str, str] = {}
         for parameters, score in zip(each.candidates, each.scores, strict=True):
             mark = BEST if parameters == each.chosen else ""
-            table.add_row(each.compared.name, _words(parameters.to_dict()), f"{score:.3f}{mark}")
+            shown = _shown(parameters)
+            text = ", ".join(f"{n} {own}" for n, own in shown.items() if first.get(n) != own)
+            table.add_row(each.compared.name, text, f"{score:.3f}{mark}")
+            first = first or shown
         table.add_section()
     return table
 
@@ -85,14 +92,12 @@ def _by_method(rows: Rows, column: str) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
-def _words(values: Mapping[str, Any]) -> str:
-    """Parameters as short text: those of the method, and the guidance scale."""
-    of_method = dict(values.get("editor") or {})
-    if not of_method:
-        of_method = {name: values[name] for name in ("layers", "replaced_fraction")}
-    of_method.pop("name", None)
-    shown = {"guidance_scale": values["guidance_scale"], **of_method}
-    return ", ".join(f"{name} {_value(own)}" for name, own in shown.items())
+def _shown(parameters: EditParameters) -> dict[str, str]:
+    """The guidance scale and the method's parameters, as short texts by name."""
+    of_method = parameters.method.to_dict()
+    del of_method["name"]
+    shown = {"guidance_scale": float(parameters.guidance_scale), **of_method}
+    return {name: _value(own) for name, own in shown.items()}
 
 
 def _value(value: Any) -> str:

@@ -56,7 +56,11 @@ def test_it_prints_both_columns_and_every_candidate(first: Command) -> None:
     for word in (*FACTORS, "ddim", "p2p, words", "published", "tuned", "cross_fraction 0.4"):
         assert word in first.printed
     candidates = first.printed[: first.printed.index("All types")]
-    assert candidates.count("guidance_scale") == 5 * len(FEW)
+    assert [line.split()[0] for line in candidates.splitlines()[4:] if line.split()] == [
+        name for each in FEW for name in [each.name.split()[0]] * 5
+    ]
+    assert candidates.count("cross_fraction") == 1, "others say what differs"
+    assert candidates.count("layers level") == 2
     assert candidates.count("*") == len(FEW), "one of each method is chosen"
 
 
