@@ -65,17 +65,5 @@ def editor_of(method: EditMethod) -> Editor:
     return FPE if isinstance(method, FreePromptEditing) else method.to_dict()
 
 
-def inputs_of(editor: Editor) -> frozenset[str]:
-    """What the method uses of a row besides its image and prompts, of `EditMethod.needs`."""
-    method = method_of(editor)
-    return frozenset() if method is None else method.needs | method.takes
-
-
 def name_of(editor: Editor) -> str:
     return editor if isinstance(editor, str) else str(editor["name"])
-
-
-def is_strong(editor: Editor) -> bool:
-    """Whether the method has a strength, which rows may set."""
-    method = method_of(editor)
-    return method is not None and hasattr(method, "strength")

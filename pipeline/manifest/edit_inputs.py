@@ -17,8 +17,8 @@ from typing import Any, Self, TypeAlias
 
 import pyarrow as pa
 
+from fpe_core import EditMethod
 from pipeline.errors import JobError
-from pipeline.job.editor import Editor, inputs_of, is_strong, name_of
 from pipeline.manifest.annotations import MaskColumn, MaskSource
 from pipeline.manifest.arrow_types import is_json, is_list, is_text, plain_type
 from pipeline.manifest.columns import is_image_type
@@ -32,10 +32,11 @@ BlendWords: TypeAlias = tuple[str, str]
 _PAIR = ("source", "target")
 
 
-def input_columns(editor: Editor) -> tuple[str, ...]:
-    """The columns that the job's editor reads if a manifest has them."""
-    names = [column for need, column in _COLUMN_OF.items() if need in inputs_of(editor)]
-    return (*names, *([STRENGTH] if is_strong(editor) else []))
+def input_columns(method: EditMethod | None) -> tuple[str, ...]:
+    """The columns that the job's editor reads if a manifest has them; None: it has no editor."""
+    used = frozenset[str]() if method is None else method.needs | method.takes
+    names = [column for need, column in _COLUMN_OF.items() if need in used]
+    return (*names, *([STRENGTH] if hasattr(method, STRENGTH) else []))
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class InputColumns:
     has_strength: bool = False
 
     @classmethod
-    def find(cls, manifest: Manifest, editor: Editor) -> Self:
+    def find(cls, manifest: Manifest, method: EditMethod | None) -> Self:
         """Raises JobError if a column has another type than it must have."""
         wanted = {
             EDIT_MASK: (_is_mask, "text (a URI), bytes or struct<bytes: binary, path: string>"),
@@ -66,13 +67,13 @@ class InputColumns:
             STRENGTH: (_is_number, "numbers"),
         }
         there = []
-        for name in input_columns(editor):
+        for name in input_columns(method):
             kinds = [f.schema.field(name).type for f in manifest.files if name in f.schema.names]
             fits, expected = wanted[name]
             for kind in kinds:
-                if not fits(kind):
+                if method is not None and not fits(kind):
                     raise JobError(
-                        f"the manifest's column {name} is read for the editor {name_of(editor)} "
+                        f"the manifest's column {name} is read for the editor {method.name} "
                         f"and must be {expected}; it is {kind}"
                     )
             if not all(pa.types.is_null(plain_type(kind)) for kind in kinds):

@@ -27,7 +27,7 @@ from fpe_core.checkpoint.files import (
 )
 from pipeline.errors import JobError, StorageError
 from pipeline.job.annotations import AnnotationsSection
-from pipeline.job.editor import NO_EDITOR
+from pipeline.job.editor import NO_EDITOR, method_of
 from pipeline.job.job import Job
 from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
 from pipeline.manifest.arrow_types import is_json
@@ -285,7 +285,8 @@ def resolve_job(job: Job) -> ResolvedJob:
     if prompts is not None and prompts.source is not None:
         carry = (*carry, "source_prompt")
     masks = None if job.annotations is None else job.annotations.masks
-    of_editor = input_columns(job.editor)
+    method = method_of(job.editor)
+    of_editor = input_columns(method)
     manifest = Manifest.open(
         job.manifest,
         job.storage_options,
@@ -295,7 +296,7 @@ def resolve_job(job: Job) -> ResolvedJob:
     )
     _refuse_lists_of_types(job, manifest)
     annotations = _annotations(job.annotations, manifest, prompts)
-    inputs = InputColumns.find(manifest, job.editor)
+    inputs = InputColumns.find(manifest, method)
     fingerprint, defaults, files = _checkpoint_of(job)
     try:
         parameters = job.resolve_parameters(defaults)

@@ -36,7 +36,7 @@ def test_masks_and_words_of_the_manifest_reach_the_workers(
         "source_prompt": ["a red cup"] * SOURCES,
         "target_prompt": [["a blue cup", "a green cup"]] * SOURCES,
         "edit_mask": pa.array([mask, mask, None], pa.binary()),
-        "blend_words": [[["red cup", "blue cup"], None], None, ["red cup", "tall vase"]],
+        "blend_words": [[["red cup", "blue cup"], None], None, [["red cup", "tall vase"]] * 2],
     }
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     for editor, lacking in (("p2p", 2), ("blended", 2)):
