@@ -253,29 +253,32 @@ class Editor:
         method = parameters.method
         for edit, each in zip(asked, inputs, strict=True):
             source_prompt = sources.source_prompts[edit.source]
-            if reason := method.not_applicable(source_prompt, edit.target_prompt, each):
+            if reason := parameters.not_applicable(source_prompt, edit.target_prompt, each):
                 raise NotApplicableError(
                     f"{method.name} cannot make the edit {edit.target_prompt!r} of source "
                     f"{edit.source + 1}: {reason}"
                 )
-            if parameters.inversion == "negative_prompt" and not source_prompt.strip():
-                raise NotApplicableError(
-                    f"inversion negative_prompt needs the prompt of source {edit.source + 1}"
-                )
         by_rule: dict[EditRule, list[int]] = {} if asked else {method.rule: []}
         for place, each in enumerate(inputs):
             by_rule.setdefault(method.rule_for(each), []).append(place)
-        sampled = [
-            self._sample_alike(
-                rule,
-                sources,
-                [asked[place] for place in places],
-                [inputs[place] for place in places],
-                parameters=parameters,
-                text=text,
+        sampled = []
+        for rule, places in by_rule.items():
+            chosen, edits = sources, [asked[place] for place in places]
+            if len(by_rule) > 1 and isinstance(sources, Inversion):
+                # The rows of a source cost nothing where it has no edit of this rule.
+                there = sorted({edit.source for edit in edits})
+                chosen = sources.select(there)
+                edits = [edit._replace(source=there.index(edit.source)) for edit in edits]
+            sampled.append(
+                self._sample_alike(
+                    rule,
+                    chosen,
+                    edits,
+                    [inputs[place] for place in places],
+                    parameters=parameters,
+                    text=text,
+                )
             )
-            for rule, places in by_rule.items()
-        ]
         latents = torch.cat([each.latents for each in sampled])
         masks = [mask for each in sampled for mask in _masks_of(each)]
         if len(sampled) > 1:

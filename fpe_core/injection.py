@@ -213,6 +213,15 @@ class EditRule:
         rows = (row for each in self.exchanges for row in (each.conditional, each.unconditional))
         return frozenset(row for row in rows if row is not None)
 
+    @property
+    def edits_synthetic(self) -> bool:
+        """Whether a source that is synthesised beside its edits has all that the rule takes."""
+        return (
+            self.source_rows <= {CONDITIONAL}
+            and self.start == Start()
+            and (self.blend is None or isinstance(self.blend.mask, WordMask))
+        )
+
     def inverted_steps(self, steps: int) -> int:
         """The highest level K of the source's trajectory z_0 .. z_K that is needed."""
         if self.start.latent == "inverted":

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fpe_core.editors.fpe import FreePromptEditing
-from fpe_core.editors.method import EditMethod, method_from_dict, require_choice
+from fpe_core.editors.method import (
+    NOTHING,
+    EditInputs,
+    EditMethod,
+    method_from_dict,
+    require_choice,
+)
 from fpe_core.errors import ParameterError
 from fpe_core.layer_rules import (
     LayerRule,
@@ -128,6 +134,32 @@ class EditParameters:
         if isinstance(method, FreePromptEditing):
             return replace(self, editor=None, **vars(method))
         return replace(self, editor=method, **_FPE)
+
+    @property
+    def can_make_any(self) -> bool:
+        """Whether `not_applicable` is "" for every edit."""
+        return self.editor is None and self.inversion == "direct"
+
+    def not_applicable(
+        self,
+        source_prompt: str,
+        target_prompt: str,
+        inputs: EditInputs = NOTHING,
+        *,
+        synthetic: bool = False,
+    ) -> str:
+        """Why an edit cannot be made with these parameters, in words; "" if it can.
+
+        `synthetic`: its source is synthesised. Needs neither a model nor a tokenizer.
+        """
+        method = self.method
+        if synthetic and not (method.rule.edits_synthetic and self.inversion == "direct"):
+            return (
+                f"{method.name} with inversion {self.inversion} edits images, not a synthetic one"
+            )
+        if self.inversion == "negative_prompt" and not source_prompt.strip():
+            return "no source prompt, which inversion negative_prompt needs"
+        return method.not_applicable(source_prompt, target_prompt, inputs)
 
     @property
     def replaced_steps(self) -> int:

@@ -24,7 +24,7 @@ from fpe_core.edit_rows import AskedEdit, EditRows, RuleSites
 from fpe_core.edit_words import EditWords
 from fpe_core.editors.method import EditInputs
 from fpe_core.errors import ParameterError
-from fpe_core.injection import CONDITIONAL, DifferenceMask, EditRule, Start, WordMask, floor_of
+from fpe_core.injection import DifferenceMask, EditRule, WordMask, floor_of
 from fpe_core.inversion import Inversion, Sources, SyntheticSources
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
@@ -120,12 +120,7 @@ def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameter
                 f"{there}: invert with parameters of this editor"
             )
         return
-    if (
-        not rule.source_rows <= {CONDITIONAL}
-        or rule.start != Start()
-        or not (rule.blend is None or isinstance(rule.blend.mask, WordMask))
-        or parameters.inversion != "direct"
-    ):
+    if not rule.edits_synthetic or parameters.inversion != "direct":
         raise ParameterError(
             f"{parameters.method.name} with inversion {parameters.inversion} edits images; it "
             "cannot edit a source that is synthesised beside its edits"

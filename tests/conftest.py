@@ -21,6 +21,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # 10 s, if nobody says
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside other work
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests start hundreds of processes, and without bytecode each compiles our packages for a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, and threads would wait for cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Actors with two CPUs have teams of two threads, which else burn a core at every barrier.

@@ -57,7 +57,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "checkpoint": {"unet"},
         "scores": {"checkpoint", "image"},
         "judging": {"scores"},
-        "still_life": {"judging", "scores", "checkpoint", "unet", "image"},
+        "still_life": {"editors", "judging", "scores", "checkpoint", "unet", "image"},
     },
     "jobs": {
         "job_file": set(),

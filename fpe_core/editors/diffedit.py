@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fpe_core.editors.method import EditInputs, EditMethod
+from fpe_core.editors.method import EditInputs, EditMethod, share
 from fpe_core.errors import ParameterError
 from fpe_core.injection import Blend, DifferenceMask, EditRule, Start, floor_of
 from fpe_core.layer_rules import require_number
@@ -30,6 +30,7 @@ class DiffEdit(EditMethod):
         "DiffEdit: Diffusion-based Semantic Image Editing with Mask Guidance (ICLR 2023, arXiv "
         "2210.11427, sec. 3.2)"
     )
+    takes: ClassVar[frozenset[str]] = frozenset({"mask", "seed"})
     rows_formula: ClassVar[str] = "K + 2*D*N + 1 + (2*K - 1)*N"
 
     encode_ratio: float = 0.8
@@ -43,6 +44,12 @@ class DiffEdit(EditMethod):
         if floor_of(self.encode_ratio, 1000) == 0:
             raise ParameterError(f"encode_ratio must be above 0, got {self.encode_ratio!r}")
         self._mask  # noqa: B018 - refuses what is out of range
+
+    def keeping(self, more: float) -> DiffEdit:
+        """A start with less noise; below 0 a larger mask, because the inversion goes no further."""
+        if more < 0:
+            return replace(self, mask_threshold=share(self.mask_threshold + more))
+        return replace(self, encode_ratio=share(self.encode_ratio - more, 0.1))
 
     @property
     def _mask(self) -> DifferenceMask:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from fpe_core.editors.method import EditMethod, require_choice, require_shares
+from fpe_core.editors.method import EditMethod, require_choice, require_shares, share
 from fpe_core.injection import CONDITIONAL, UNCONDITIONAL, EditRule, Injection
 from fpe_core.layer_rules import LayerRule, LayersByPart
 
@@ -40,6 +40,11 @@ class MasaCtrl(EditMethod):
     def __post_init__(self) -> None:
         require_choice("keys", self.keys, ("replaced", "appended"))
         require_shares(steps=self.steps)
+
+    def keeping(self, more: float) -> MasaCtrl:
+        """The source's keys and values from an earlier step on."""
+        start, end = self.steps
+        return replace(self, steps=(min(share(start - more), end), end))
 
     @property
     def rule(self) -> EditRule:

@@ -70,6 +70,7 @@ class EditMethod:
         paper: title, venue, arXiv number and equation.
         published: `EditParameters` that the method was published with.
         needs: what an edit must have, of `NEEDS`; more by parameters: `missing`.
+        takes: what it uses besides if an edit has it, of `NEEDS`.
         rows_formula: UNet rows of a source with N edits that are guided at all of the T steps, as a
             Python expression; other names are explained in the method's docstring. It agrees with
             `fpe_core.row_formulas`, which counts them from the rule for all parameters.
@@ -79,6 +80,7 @@ class EditMethod:
     paper: ClassVar[str]
     published: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 50, "guidance_scale": 7.5})
     needs: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[frozenset[str]] = frozenset()
     rows_formula: ClassVar[str]
 
     @property
@@ -90,6 +92,15 @@ class EditMethod:
         """The rule for an edit with these inputs; the edits of a call agree on it."""
         del inputs
         return self.rule
+
+    def keeping(self, more: float) -> EditMethod:
+        """The method with its shares of the steps moved so that an edit keeps more of its source.
+
+        `more`: by how much, -1..1; below 0 less of it is kept, and more can change. Shares stay in
+        their range. The method itself if it has no such share.
+        """
+        del more
+        return self
 
     def missing(self, inputs: EditInputs, source_prompt: str) -> tuple[str, ...]:
         """What an edit lacks for this method, of `NEEDS`; empty if it can be made."""
@@ -183,6 +194,11 @@ def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises ParameterError, which names the value, unless it is one of the allowed ones."""
     if value not in allowed:
         raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def share(value: float, least: float = 0.0) -> float:
+    """A share of the steps, brought into its range and freed from rounding."""
+    return round(min(1.0, max(least, value)), 6)
 
 
 def require_shares(**values: object) -> None:

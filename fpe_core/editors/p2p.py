@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from fpe_core.editors.method import EditInputs, EditMethod, require_choice
+from fpe_core.editors.method import EditInputs, EditMethod, require_choice, share
 from fpe_core.editors.words import (
     TokenMix,
     Tokens,
@@ -46,6 +46,7 @@ class PromptToPrompt(EditMethod):
         "alg. 1 and sec. 3.2)"
     )
     needs: ClassVar[frozenset[str]] = frozenset({"source_prompt"})
+    takes: ClassVar[frozenset[str]] = frozenset({"blend_words"})
     rows_formula: ClassVar[str] = "T + S + 1 + (2*T - 1)*N"
 
     controller: str = "refine"
@@ -76,6 +77,14 @@ class PromptToPrompt(EditMethod):
                 Injection("cross", LayersByLevel(1), "qk", (0.0, cross), mixes_words=True),
                 Injection("self", self.layers, "qk", (0.0, own)),
             )
+        )
+
+    def keeping(self, more: float) -> PromptToPrompt:
+        """More steps with the source's maps."""
+        return replace(
+            self,
+            cross_fraction=share(self.cross_fraction + more),
+            self_fraction=share(self.self_fraction + more),
         )
 
     def rule_for(self, inputs: EditInputs) -> EditRule:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from fpe_core.editors.method import EditMethod
+from fpe_core.editors.method import EditMethod, share
 from fpe_core.injection import EMPTY, EditRule, Injection, ResidualInjection
 from fpe_core.layer_rules import LayerRule, LayersByPart, require_number
 
@@ -49,6 +49,14 @@ class PlugAndPlay(EditMethod):
     def __post_init__(self) -> None:
         for name in ("attention_fraction", "residual_fraction"):
             require_number(name, getattr(self, name), minimum=0.0, maximum=1.0)
+
+    def keeping(self, more: float) -> PlugAndPlay:
+        """More steps with the source's maps and residuals."""
+        return replace(
+            self,
+            attention_fraction=share(self.attention_fraction + more),
+            residual_fraction=share(self.residual_fraction + more),
+        )
 
     @property
     def rule(self) -> EditRule:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fpe_core.editors.method import EditMethod
+from fpe_core.editors.method import EditMethod, share
 from fpe_core.errors import ParameterError
 from fpe_core.injection import EditRule, Start, floor_of
 from fpe_core.layer_rules import require_number
@@ -37,6 +37,10 @@ class SdEdit(EditMethod):
         require_number("strength", self.strength, minimum=0.0, maximum=1.0)
         if floor_of(self.strength, 1000) == 0:
             raise ParameterError(f"strength must be above 0, got {self.strength!r}")
+
+    def keeping(self, more: float) -> SdEdit:
+        """Less noise."""
+        return replace(self, strength=share(self.strength - more, 0.1))
 
     @property
     def rule(self) -> EditRule:

@@ -31,9 +31,12 @@ class Change:
     replaced_fraction: float | None = None
     layers: LayerRule | None = None
     guidance_scale: float | None = None
+    source_kept: float | None = None
+    """Of another method than Free-Prompt-Editing: how much more of the source it keeps, -1..1
+    (`EditMethod.keeping`)."""
 
     def __post_init__(self) -> None:
-        if self.replaced_fraction is None and self.layers is None and self.guidance_scale is None:
+        if all(value is None for value in vars(self).values()):
             raise ParameterError(
                 "a retry changes at least one of replaced_fraction, layers and guidance_scale"
             )
@@ -49,6 +52,8 @@ class Change:
             changed = replace(changed, replaced_fraction=self.replaced_fraction)
         if self.layers is not None:
             changed = replace(changed, layers=self.layers)
+        if self.source_kept is not None and changed.editor is not None:
+            changed = changed.edited_by(changed.editor.keeping(self.source_kept))
         if self.guidance_scale is not None and not keeps_guidance:
             changed = replace(changed, guidance_scale=self.guidance_scale)
         return changed
@@ -100,6 +105,17 @@ def default_changes(first: EditParameters) -> dict[RejectReason, tuple[Change, .
     that (`fpe bench retries`).
     """
     fraction, louder = first.replaced_fraction, 1.5 * first.guidance_scale
+    if first.editor is not None:
+        freer = Change(source_kept=-0.2, guidance_scale=louder)
+        return {
+            RejectReason.NO_CHANGE: (Change(source_kept=-0.2), Change(source_kept=-0.4)),
+            RejectReason.STRUCTURE_LOST: (
+                Change(source_kept=0.2, guidance_scale=louder),
+                Change(source_kept=0.2),
+            ),
+            RejectReason.WRONG_DIRECTION: (Change(guidance_scale=louder), freer),
+            RejectReason.OFF_TARGET: (Change(guidance_scale=louder), freer),
+        }
     less = [max(0.0, fraction - by) for by in (0.2, 0.4)]
     more = min(1.0, fraction + 0.2)
     return {

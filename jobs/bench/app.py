@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from jobs.bench.boxes import boxes
+from jobs.bench.editors.command import editors
 from jobs.bench.edits import edits, findings
 from jobs.bench.gate import gate
 from jobs.bench.pipeline import pipeline
@@ -24,6 +25,7 @@ for command in (
     startup,
     scale,
     edits,
+    editors,
     findings,
     presets,
     retries,

@@ -18,7 +18,7 @@ from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import FACTORS
 from jobs.bench.options import require_matplotlib
 
-_PAPER, _INK, _RIGHT, _WRONG = (255, 255, 255), (32, 33, 36), (24, 128, 56), (197, 34, 31)
+_PAPER, INK, RIGHT, WRONG = (255, 255, 255), (32, 33, 36), (24, 128, 56), (197, 34, 31)
 _GAP_PX, _FONT_PX, _LEAST_PX = 6, 12, 128
 
 Cell = tuple[Image.Image, str, tuple[int, int, int]]
@@ -32,10 +32,10 @@ def edits_grid(judged: Sequence[JudgedOutput], arm: str, scenes: int = 10) -> Im
         if each.arm != arm or (each.edit.seed not in rows and len(rows) == scenes):
             continue
         size_px = each.output.width
-        row = rows.setdefault(each.edit.seed, [(render(each.edit.source, size_px), "source", _INK)])
+        row = rows.setdefault(each.edit.seed, [(render(each.edit.source, size_px), "source", INK)])
         row.append(_judged_cell(each, f"{each.edit.source_value} > {each.edit.target_value}"))
-        row.append((render(each.edit.answer, size_px), "exact answer", _INK))
-    return _grid(list(rows.values()))
+        row.append((render(each.edit.answer, size_px), "exact answer", INK))
+    return draw_grid(list(rows.values()))
 
 
 def arms_grid(judged: Sequence[JudgedOutput], arms: Sequence[Arm]) -> Image.Image:
@@ -47,11 +47,11 @@ def arms_grid(judged: Sequence[JudgedOutput], arms: Sequence[Arm]) -> Image.Imag
             continue
         edit, size_px = first[arms[0].name].edit, first[arms[0].name].output.width
         cells: list[Cell] = [
-            (render(edit.source, size_px), edit.source_value, _INK),
-            (render(edit.answer, size_px), edit.target_value, _INK),
+            (render(edit.source, size_px), edit.source_value, INK),
+            (render(edit.answer, size_px), edit.target_value, INK),
         ]
         rows.append([*cells, *(_judged_cell(first[arm.name], arm.name) for arm in arms)])
-    return _grid(rows)
+    return draw_grid(rows)
 
 
 def findings_plot(
@@ -90,10 +90,11 @@ def findings_plot(
 
 
 def _judged_cell(each: JudgedOutput, words: str) -> Cell:
-    return each.output, words, _RIGHT if each.judgement.success else _WRONG
+    return each.output, words, RIGHT if each.judgement.success else WRONG
 
 
-def _grid(rows: Sequence[Sequence[Cell]]) -> Image.Image:
+def draw_grid(rows: Sequence[Sequence[Cell]]) -> Image.Image:
+    """Rows of images with captions on white paper, RGB; rows may be of unequal length."""
     font = ImageFont.load_default(_FONT_PX)
     side = max(_LEAST_PX, rows[0][0][0].width)
     width_px, height_px = side + _GAP_PX, side + _GAP_PX + _FONT_PX + 6

@@ -121,7 +121,11 @@ def render_comparison(facts: ComparisonFacts) -> bytes:
         link=_no_link,
         facts=facts,
         view=_pair_view(facts),
-        outcomes=[outcome.value for outcome in Outcome],
+        outcomes=[
+            outcome.value
+            for outcome in Outcome
+            if outcome != Outcome.NOT_APPLICABLE or any(outcome in pair for pair in facts.verdicts)
+        ],
         won=sum(n for _, b, n in flips if b == accepted),
         lost=sum(n for a, _, n in flips if a == accepted),
     )

@@ -48,6 +48,7 @@ def summary_table(summary: RunSummary) -> Table:
     _reasons(table, summary.rejections_by_reason)
     _row(table, "failed", _count(summary.failed), "red" if summary.failed else "")
     _reasons(table, summary.failures_by_code)
+    _not_applicable(table, summary.not_applicable)
     _row(table, "seconds", f"{summary.seconds:.1f}")
     _row(table, "edits/s", f"{summary.edits_per_second:.2f}")
     _row(table, "UNet rows per edit", f"{summary.unet_rows_per_edit:.1f}")
@@ -115,6 +116,7 @@ def plan_table(plan: Plan, output: str) -> Table:
     _row(table, "sources to do", _count(plan.groups_pending))
     if plan.sources_refused:
         _row(table, "  not allowed, will fail", _count(plan.sources_refused), "red")
+    _not_applicable(table, plan.edits_not_applicable, plan.first_not_applicable)
     _repeated_rows(table, plan.rows_repeated)
     if plan.approximation:
         _row(table, "approximation", plan.approximation, "yellow")
@@ -126,6 +128,14 @@ def plan_table(plan: Plan, output: str) -> Table:
 def _repeated_rows(table: Table, rows: int) -> None:
     if rows:
         _row(table, "rows that repeat another one exactly", _count(rows), "yellow")
+
+
+def _not_applicable(table: Table, edits: int, first: str = "") -> None:
+    """Edits that the job's editor cannot make."""
+    if edits:
+        _row(table, "not applicable", _count(edits), "yellow")
+    if first:
+        _row(table, "  the first", first)
 
 
 def status_table(status: RunStatus) -> Table:
@@ -142,6 +152,7 @@ def status_table(status: RunStatus) -> Table:
     _reasons(table, counts.rejected_by_reason)
     _row(table, "failed", _count(counts.failed))
     _reasons(table, counts.failed_by_code)
+    _not_applicable(table, counts.not_applicable)
     _row(table, "parts", _count(status.parts))
     if status.unadopted_parts:
         _row(table, "parts the next run takes over", _count(status.unadopted_parts))
@@ -167,6 +178,7 @@ def verification_table(verification: Verification, output: str) -> Table:
     _row(table, "accepted", _count(verification.accepted))
     _row(table, "rejected", _count(verification.rejected))
     _row(table, "failed", _count(verification.failed))
+    _not_applicable(table, verification.not_applicable)
     _row(table, "pending", _count(verification.pending))
     if verification.quotas:
         _row(table, "left out by quotas", _count(verification.edits_skipped_by_quota))

@@ -190,7 +190,7 @@ def _of_edits(work: PlannedWork) -> Iterator[_Change]:
         half = work.with_shapes(_half_the_replacement)
         yield "edit.replaced_fraction", f"{fraction:g}", f"{fraction / 2:g}", half
     if most.is_guided:
-        unguided = work.with_shapes(GroupShape.unguided)
+        unguided = work.with_shapes(lambda shape: shape.unguided())
         yield "edit.guidance_scale", "guided", "1", unguided
     if most.guided_steps == most.steps:
         early = work.with_shapes(lambda shape: shape.guided_until(_GUIDED_SHARE))

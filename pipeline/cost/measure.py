@@ -10,6 +10,7 @@ including the slow ones.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from fpe_core import (
 )
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.device import device_name, usable_cores
+from fpe_core.injection import DifferenceMask, floor_of
 from pipeline.cluster.pool import Pool
 from pipeline.cost.probe import CallTimes, ImageFileCost, Probe, ProbeKey
 from pipeline.errors import ProbeError
@@ -39,7 +41,7 @@ from pipeline.job.judge import JudgeSection
 from pipeline.judge.judge import Candidate, Judge
 from pipeline.manifest.rows import Problems
 from pipeline.plan.group_shape import GroupShape
-from pipeline.plan.plan import shape_of
+from pipeline.plan.plan import applicable, shape_of
 from pipeline.plan.resolved_job import ResolvedJob
 from pipeline.plan.work_list import work_schema, work_table
 from pipeline.read.decode import decode
@@ -120,9 +122,16 @@ def probe_key(resolved: ResolvedJob, dtype: str, shape: GroupShape) -> ProbeKey:
         width_px=shape.width_px,
         height_px=shape.height_px,
         dtype=dtype,
-        layers=str(resolved.parameters.layers),
+        layers=_method_text(resolved.parameters),
         judge="" if resolved.job.judge is None else _judge_text(resolved.job.judge),
     )
+
+
+def _method_text(parameters: EditParameters) -> str:
+    """What the time of a row depends on: the layers that replace maps, or another method."""
+    if parameters.editor is None:
+        return str(parameters.layers)
+    return json.dumps(parameters.editor.to_dict(), sort_keys=True)
 
 
 def _judge_text(judge: JudgeSection) -> str:
@@ -194,9 +203,10 @@ class _Times:
         """Seconds of a row of a source and of a row of an edit, if the mean of all is `row_s`.
 
         They are separated with a call that replaces no maps, so that it has no rows of sources.
-        Rows of synthetic sources take as long as those of their edits.
+        Rows of synthetic sources, and of other methods, take as long as those of their edits.
         """
-        all_rows, edit_rows = self.rows["edit"], self.rows["edit, none replaced"]
+        all_rows = self.rows["edit"]
+        edit_rows = self.rows.get("edit, none replaced", all_rows)
         source_rows = all_rows - edit_rows
         if source_rows <= 0:
             return row_s, row_s
@@ -229,7 +239,7 @@ class _TimedModel:
         first_s, second_s = self._one_step_s(), self._one_step_s()
         # The first calls include one-time work of torch, which every worker does once.
         self.warm_up_s = max(0.0, first_s - second_s)
-        row_s = second_s / (self.unet_rows / 2)
+        row_s = second_s / max(1.0, self.unet_rows / 2)
         sizes, steps = self._within(seconds, row_s)
         times = [_Times(groups) for groups in sizes]
         self._judged = []
@@ -259,13 +269,15 @@ class _TimedModel:
 
     def _round(self, into: _Times, steps: int) -> None:
         """Makes every call once."""
-        longer = replace(into.groups[0].parameters, steps=steps)
-        shorter = replace(longer, steps=1)
+        own = into.groups[0].parameters
+        fewest = _fewest_steps(own)
+        longer, shorter = replace(own, steps=max(steps, fewest)), replace(own, steps=fewest)
         first = self._start(into, "invert, one step", shorter)
         start = self._start(into, "invert", longer)
         self._edit(into, "edit, one step", first, shorter)
-        none_replaced = replace(longer, replaced_fraction=0.0)
-        self._edit(into, "edit, none replaced", start, none_replaced)
+        if own.editor is None:
+            none_replaced = replace(longer, replaced_fraction=0.0)
+            self._edit(into, "edit, none replaced", start, none_replaced)
         self._latest = self._edit(into, "edit", start, longer)
         if self._judge is not None:
             candidates = _candidates(into.groups, self._latest)
@@ -295,7 +307,10 @@ class _TimedModel:
         parameters: EditParameters,
     ) -> EditResult:
         prompts = [[edit.key.target_prompt for edit in group.edits] for group in into.groups]
-        return self._timed(into, name, lambda: self._editor.edit(start, prompts, parameters))
+        inputs = [[group.inputs_of(edit) for edit in group.edits] for group in into.groups]
+        return self._timed(
+            into, name, lambda: self._editor.edit(start, prompts, parameters, inputs)
+        )
 
     def _timed(self, into: _Times, name: str, call: Callable[[], _T]) -> _T:
         began = time.perf_counter()
@@ -327,6 +342,16 @@ class _TimedModel:
         source_bytes = fmean([*sources, *more])
         larger = source_bytes - fmean(sources)
         return ImageFileCost(each_s, max(fmean(edited) + larger, min(edited)), source_bytes)
+
+
+def _fewest_steps(parameters: EditParameters) -> int:
+    """The smallest number of steps of which the method samples one."""
+    rule = parameters.method.rule
+    shares = [rule.start.strength]
+    if rule.blend is not None and isinstance(rule.blend.mask, DifferenceMask):
+        shares.append(rule.blend.mask.strength)
+    enough = (n for n in range(1, parameters.steps) if all(floor_of(s, n) for s in shares))
+    return next(enough, parameters.steps)
 
 
 def _rows_of_a_round(groups: Sequence[Group], steps: int) -> int:
@@ -398,17 +423,18 @@ def _tables_of(
     resolved: ResolvedJob, done: Container[bytes], shape: GroupShape, count: int
 ) -> Iterator[pa.Table]:
     """Work rows of a shape with equal parameters, `count` at a time."""
-    schema = work_schema(pa.schema([]))
+    schema = work_schema(pa.schema([]), inputs=resolved.inputs)
     parameters: EditParameters | None = None
     waiting: list[pa.Table] = []
     for groups, carried in resolved.groups(Problems()):
         for group in groups:
-            left = sum(identity not in done for identity, _ in group.edits)
-            if not left or shape_of(group, left) != shape:
+            left = tuple(edit for edit in group.edits if edit[0] not in done)
+            made, _ = applicable(replace(group, edits=left))
+            if not made.edits or shape_of(made) != shape:
                 continue
             parameters = parameters or group.source.parameters
             if group.source.parameters == parameters:
-                waiting.append(work_table([group], carried, done, schema))
+                waiting.append(work_table([made], carried, (), schema))
             if len(waiting) == count:
                 yield pa.concat_tables(waiting)
                 waiting = []

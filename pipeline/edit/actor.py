@@ -289,8 +289,12 @@ def _results(
 ) -> list[Result]:
     """The results of all edits, in no particular order; their files may still be being written."""
     orders = oversight.orders
-    groups = [_unless_quarantined(group, orders) for group in groups]
     results: list[Result] = []
+    groups = [
+        applicable
+        for group in groups
+        if (applicable := _applicable(_unless_quarantined(group, orders), results))
+    ]
     for group in groups:
         if group.failure:
             results.extend(
@@ -314,6 +318,20 @@ def _unless_quarantined(group: Group, orders: Orders) -> Group:
         return group
     reason = orders.quarantined[group.group_id]
     return replace(group, failure=FailureCode.WORKER_DIED, message=reason)
+
+
+def _applicable(group: Group, results: list[Result]) -> Group | None:
+    """The group without the edits that its editor cannot make, whose results are added; None if
+    none is left."""
+    edits = []
+    for edit in group.edits:
+        if reason := group.not_applicable(edit):
+            results.append(UnmadeEdit.not_applicable(group, edit, reason))
+        else:
+            edits.append(edit)
+    if len(edits) == len(group.edits):
+        return group
+    return replace(group, edits=tuple(edits)) if edits else None
 
 
 def _buckets(groups: Sequence[Group]) -> list[list[Group]]:

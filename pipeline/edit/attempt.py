@@ -243,17 +243,19 @@ class MadeEdit:
 
 @dataclass(frozen=True)
 class UnmadeEdit:
-    """An edit without an image: the gate rejected its source, or something failed.
+    """An edit without an image: the gate rejected its source, something failed, or its editor
+    cannot make it.
 
     Attributes:
-        reason: a RejectReason if the gate rejected the source, a FailureCode otherwise.
+        reason: a RejectReason if the gate rejected the source, a FailureCode if it failed; None if
+            it is not applicable.
         cost: what was spent on it before it failed.
         source_file: the rejected source, being written; None if it is not written.
     """
 
     group: Group
     edit: PlannedEdit
-    reason: RejectReason | FailureCode
+    reason: RejectReason | FailureCode | None
     message: str
     cost: ModelCost = ModelCost()
     autoencoder_psnr_db: float | None = None
@@ -274,6 +276,11 @@ class UnmadeEdit:
         """
         return cls(group, edit, FailureCode(code), message, cost or ModelCost())
 
+    @classmethod
+    def not_applicable(cls, group: Group, edit: PlannedEdit, message: str) -> Self:
+        """An edit that its editor cannot make."""
+        return cls(group, edit, None, message)
+
     @property
     def is_rejected(self) -> bool:
         return isinstance(self.reason, RejectReason)
@@ -284,8 +291,10 @@ class UnmadeEdit:
         return self.group.parameters
 
     def outcome(self, part: str, edited_name: str, source_name: str) -> EditOutcome:
-        """Rejected or failed. `part` is the folder of its files, "" if it has none."""
+        """Rejected, failed or not applicable. `part` is the folder of its files, or ""."""
         rows, seconds = self.cost.unet_rows, self.cost.seconds
+        if self.reason is None:
+            return self.edit.key.not_applicable(self.message)
         if isinstance(self.reason, FailureCode):
             return self.edit.key.failed(self.reason, self.message, unet_rows=rows, seconds=seconds)
         return self.edit.key.rejected(

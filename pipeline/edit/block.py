@@ -252,9 +252,13 @@ class BlockEditor:
             sources.select(list(by_source)) if len(by_source) < len(sources.groups) else sources
         )
         prompts = [[edit.key.target_prompt for edit in edits] for edits in by_source.values()]
+        inputs = [
+            [sources.groups[index].inputs_of(edit) for edit in edits]
+            for index, edits in by_source.items()
+        ]
         try:
             result, seconds = self._with_model(
-                lambda: self._editor.edit(chosen.start, prompts, parameters)
+                lambda: self._editor.edit(chosen.start, prompts, parameters, inputs)
             )
         except _NO_ROWS_FAULT:
             raise

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from fpe_core import EditParameters, EditResult, Inversion, SyntheticSources
+from fpe_core import EditInputs, EditParameters, EditResult, Inversion, SyntheticSources
 from fpe_core.inversion import Sources
 
 
@@ -33,6 +33,7 @@ class ImageEditor(Protocol):
         sources: Sources,
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters | None = None,
+        inputs: Sequence[Sequence[EditInputs]] | None = None,
     ) -> EditResult: ...
 
     def through_autoencoder(

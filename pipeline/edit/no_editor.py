@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image
 
-from fpe_core import Edit, EditParameters, EditResult, Fit, Inversion, SyntheticSources
+from fpe_core import Edit, EditInputs, EditParameters, EditResult, Fit, Inversion, SyntheticSources
 from fpe_core.inversion import Sources
 from pipeline.errors import SourceMissingError
 
@@ -70,6 +70,7 @@ class NoEditor:
         sources: Sources,
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters | None = None,  # noqa: ARG002 - changes nothing
+        inputs: Sequence[Sequence[EditInputs]] | None = None,  # noqa: ARG002
     ) -> EditResult:
         """A copy of the source for each prompt; evaluates no UNet row."""
         assert isinstance(sources, Inversion)  # `synthesise` always raises

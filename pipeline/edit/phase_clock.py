@@ -22,7 +22,7 @@ from typing import Any, Self
 import torch
 from PIL import Image
 
-from fpe_core import Editor, EditParameters, EditResult, Inversion, SyntheticSources
+from fpe_core import EditInputs, Editor, EditParameters, EditResult, Inversion, SyntheticSources
 from fpe_core.inversion import Sources
 from pipeline.edit.model_sharing import ModelThread, ThisThread
 from pipeline.edit.no_editor import NoEditor
@@ -85,9 +85,12 @@ class ClockedEditor:
         sources: Sources,
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters | None = None,
+        inputs: Sequence[Sequence[EditInputs]] | None = None,
     ) -> EditResult:
         with self._timed("sample"):
-            return self._thread.run(lambda: self._editor.edit(sources, target_prompts, parameters))
+            return self._thread.run(
+                lambda: self._editor.edit(sources, target_prompts, parameters, inputs)
+            )
 
     def through_autoencoder(
         self, images: Sequence[Image.Image], parameters: EditParameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self, TypeAlias, TypeVar
+from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -40,6 +40,11 @@ class EditSection(Section):
         default=None,
         description="prompt of the unconditional branch; a manifest column overrides it",
     )
+    inversion: Literal["direct", "negative_prompt"] = Field(
+        default="direct",
+        description="negative_prompt: the prompt of the unconditional branch is the source's; such "
+        "a job has no negative_prompt of its own",
+    )
     layers: Layers | None = Field(
         default=None,
         description="self-attention layers whose maps come from the source: {level: N}, "
@@ -76,8 +81,9 @@ class EditSection(Section):
             guidance_scale=parameters.guidance_scale,
             guidance_interval=parameters.guidance_interval,
             negative_prompt=parameters.negative_prompt,
-            layers=layers_of(parameters.layers),
-            replaced_fraction=parameters.replaced_fraction,
+            inversion="negative_prompt" if parameters.inversion == "negative_prompt" else "direct",
+            layers=None if parameters.editor else layers_of(parameters.layers),
+            replaced_fraction=None if parameters.editor else parameters.replaced_fraction,
             size_px=(parameters.width_px, parameters.height_px),
         )
 
@@ -99,6 +105,8 @@ class EditSection(Section):
             guidance_scale=_either(self.guidance_scale, defaults.guidance_scale),
             guidance_interval=_either(self.guidance_interval, defaults.guidance_interval),
             negative_prompt=_either(self.negative_prompt, defaults.negative_prompt),
+            inversion=self.inversion,
+            editor=defaults.editor,
             layers=layers,
             replaced_fraction=_either(self.replaced_fraction, defaults.replaced_fraction),
             width_px=width_px,

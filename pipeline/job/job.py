@@ -7,12 +7,13 @@ the values that were chosen.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fpe_core import EditParameters
+from fpe_core import EditMethod, EditParameters
 from pipeline.job.annotations import AnnotationsSection
 from pipeline.job.credentials import (
     checked_model,
@@ -20,6 +21,15 @@ from pipeline.job.credentials import (
     refuse_credentials_in_url,
 )
 from pipeline.job.edit import EditSection
+from pipeline.job.editor import (
+    FPE,
+    NO_EDITOR,
+    Editor,
+    checked_editor,
+    editor_of,
+    method_of,
+    name_of,
+)
 from pipeline.job.judge import JudgeSection
 from pipeline.job.prompts import PromptsSection
 from pipeline.job.quotas import QuotaSection
@@ -221,10 +231,12 @@ class Job(Section):
         default_factory=dict,
         description="fsspec options for both (endpoint_url, anon, ...); credentials are refused",
     )
-    editor: Literal["fpe", "none"] = Field(
+    editor: str | dict[str, Any] = Field(
         default="fpe",
-        description="fpe: Free-Prompt-Editing; none: makes no edits and loads no model; every "
-        "output is a copy of its fitted source, to measure everything else (fpe bench scale)",
+        description="editing method: fpe, ddim, sdedit, p2p, pnp, masactrl, diffedit or blended, "
+        "or a mapping of its name and its parameters (docs/editors.md); none: makes no edits and "
+        "loads no model; every output is a copy of its fitted source, to measure everything else "
+        "(fpe bench scale)",
     )
     model: ModelSection = Field(default_factory=ModelSection, description="the checkpoint")
     edit: EditSection = Field(default_factory=EditSection, description="how an edit is made")
@@ -259,6 +271,11 @@ class Job(Section):
     logs: LogsSection = Field(
         default_factory=LogsSection, description="how a run reports what it does"
     )
+
+    @field_validator("editor")
+    @classmethod
+    def _check_name(cls, editor: Editor) -> Editor:
+        return checked_editor(editor)
 
     @field_validator("manifest")
     @classmethod
@@ -299,7 +316,27 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _check_editor(self) -> Self:
-        for name in ("judge", "annotations") if self.editor == "none" else ():
+        name = name_of(self.editor)
+        for key in ("layers", "replaced_fraction") if name not in (FPE, NO_EDITOR) else ():
+            if getattr(self.edit, key) is not None:
+                raise ValueError(
+                    f"edit.{key} is a parameter of {FPE}, not of {name}: leave it out; the "
+                    f"parameters of {name} are keys of editor"
+                )
+        retries = None if self.judge is None else self.judge.retries
+        changes = () if retries is None or retries.ladder is None else retries.ladder.values()
+        of_fpe = [
+            key
+            for change in itertools.chain.from_iterable(changes)
+            for key in ("layers", "replaced_fraction")
+            if getattr(change, key) is not None
+        ]
+        if of_fpe and name not in (FPE, NO_EDITOR):
+            raise ValueError(
+                f"judge.retries.ladder sets {of_fpe[0]}, a parameter of {FPE} and not of {name}: "
+                "set guidance_scale alone, or leave the ladder out"
+            )
+        for name in ("judge", "annotations") if self.editor == NO_EDITOR else ():
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"editor: none makes no edits, so {name} does not apply; leave it out"
@@ -320,9 +357,17 @@ class Job(Section):
 
         Raises fpe_core.ParameterError for values that do not go together.
         """
-        return self.edit.resolve(defaults)
+        method = method_of(self.editor)
+        return self.edit.resolve(defaults if method is None else _edited_by(defaults, method))
 
     def with_parameters(self, parameters: EditParameters) -> Job:
         """The same job with all of its `edit` section set, as it is stored in config.yaml."""
         section = EditSection.of(parameters, self.edit.speed)
-        return self.model_copy(update={"edit": section})
+        editor = self.editor if self.editor == NO_EDITOR else editor_of(parameters.method)
+        return self.model_copy(update={"edit": section, "editor": editor})
+
+
+def _edited_by(defaults: EditParameters, method: EditMethod) -> EditParameters:
+    """The checkpoint's recommendation with another method; that for Free-Prompt-Editing has its
+    parameters."""
+    return defaults if method.name == FPE else defaults.edited_by(method)

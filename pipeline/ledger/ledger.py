@@ -45,10 +45,10 @@ _TAKEN = ["edit_id", "outcome", "reason", "part", "unet_rows", "seconds"]
 _READ_AT_ONCE = 8
 """Files read in parallel, since reading mostly waits for the store; a million edits have 500 files.
 Every thread takes some ten megabytes of the driver's memory."""
-_FIRST_FAILED = 2
+_FIRST_FAILED = 3
 _REOPENED = 128
-"""Numbers of standing outcomes: 0 accepted, 1 rejected, from _FIRST_FAILED on failed with one of
-the codes; _REOPENED is added while the edit is reopened."""
+"""Numbers of standing outcomes: 0 accepted, 1 rejected, 2 not applicable, from _FIRST_FAILED on
+failed with one of the codes; _REOPENED is added while the edit is reopened."""
 _NAME = re.compile(r"outcomes-(\d{8,})\.parquet")
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class LedgerCounts:
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
+    not_applicable: int = 0
     failed_by_code: Mapping[str, int] = field(default_factory=dict)
     rejected_by_reason: Mapping[str, int] = field(default_factory=dict)
     unet_rows: float = 0.0
@@ -70,7 +71,7 @@ class LedgerCounts:
 
     @property
     def total(self) -> int:
-        return self.accepted + self.rejected + self.failed
+        return self.accepted + self.rejected + self.failed + self.not_applicable
 
 
 class Right(Protocol):
@@ -90,8 +91,12 @@ class Ledger:
         self._next_number = 0
         self._standing = IdMap(np.uint8)
         """For each edit the place of its outcome in `_kinds`, plus _REOPENED if it was reopened."""
-        self._kinds = [(Outcome.ACCEPTED, ""), (Outcome.REJECTED, "")]
-        """What an edit's outcome can be: accepted, rejected, or failed with one of the codes."""
+        self._kinds = [
+            (Outcome.ACCEPTED, ""),
+            (Outcome.REJECTED, ""),
+            (Outcome.NOT_APPLICABLE, ""),
+        ]
+        """What an edit's outcome can be; last come failures, each with its code."""
         self._parts: set[str] = set()
         self._last_parts: set[str] = set()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -180,6 +185,7 @@ class Ledger:
             accepted=by_outcome[Outcome.ACCEPTED],
             rejected=by_outcome[Outcome.REJECTED],
             failed=by_outcome[Outcome.FAILED],
+            not_applicable=by_outcome[Outcome.NOT_APPLICABLE],
             failed_by_code=self._reasons(Outcome.FAILED),
             rejected_by_reason=self._reasons(Outcome.REJECTED),
             unet_rows=self._unet_rows,

@@ -1,4 +1,4 @@
-"""The outcome of an edit: accepted, rejected or failed, with the reason. There is no other."""
+"""The outcome of an edit: accepted, rejected, failed or not applicable, with the reason."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Outcome(StrEnum):
     ACCEPTED = "accepted"
     REJECTED = "rejected"
     FAILED = "failed"
+    NOT_APPLICABLE = "not_applicable"
+    """The job's editor cannot make it: the row lacks what the editor needs. Not a failure."""
 
 
 class FailureCode(StrEnum):
@@ -204,14 +206,29 @@ class EditKey:
             scores=EditScores(),
         )
 
+    def not_applicable(self, message: str) -> EditOutcome:
+        """An edit that the job's editor cannot make; `message`: why."""
+        return EditOutcome(
+            key=self,
+            part="",
+            outcome=Outcome.NOT_APPLICABLE,
+            reason="",
+            message=message,
+            edited_file_name="",
+            source_file_name="",
+            unet_rows=0.0,
+            seconds=0.0,
+            scores=EditScores(),
+        )
+
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected` or `failed`.
+    """One row of OUTCOME_SCHEMA; make it with `accepted`, `rejected`, `failed` or `not_applicable`.
 
     File names are relative to the run folder. `part` is the folder whose metadata has the edit:
     part-<id> of an accepted edit, rejected/part-<id> of a rejected one that was kept, else "".
-    `reason` is "" for accepted edits, and only for them.
+    `reason` is "" for edits that are accepted or not applicable, and only for them.
     `unet_rows` is this edit's share of its group's UNet rows, over all attempts. Each of `scores`
     is None if it was not computed, and `autoencoder_psnr_db` (of the source) if no gate measured
     it. `tries` has all attempts if there was more than one; the outcome is that of the accepted
@@ -241,6 +258,9 @@ class EditOutcome:
                 RejectReason(self.reason)
             case Outcome.FAILED:
                 FailureCode(self.reason)
+            case Outcome.NOT_APPLICABLE:
+                if self.reason or self.part:
+                    raise ValueError("an edit that is not applicable has neither part nor reason")
 
     @property
     def edit_id(self) -> bytes:

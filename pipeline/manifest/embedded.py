@@ -63,6 +63,7 @@ class Embedded:
     carried_schema: pa.Schema
     masks: MaskColumn | None
     options: dict[str, Any]
+    edit_mask: MaskColumn | None = None
 
     @property
     def carried(self) -> list[int]:
@@ -82,8 +83,8 @@ class Embedded:
 class Cells:
     """What one row has in the manifest, or why it cannot be read (`problem`).
 
-    `masks` are the values of MASK_SOURCE_TYPE, `carried` those of the columns `Embedded.carried`,
-    each an array of one value.
+    `masks` are the values of MASK_SOURCE_TYPE, the edit's mask the last of them; `carried` those of
+    the columns `Embedded.carried`, each an array of one value.
     """
 
     image: bytes | None = None
@@ -92,12 +93,14 @@ class Cells:
     problem: str = ""
 
 
-def embedded_in(manifest: Manifest, masks: MaskColumn | None) -> Embedded | None:
+def embedded_in(
+    manifest: Manifest, masks: MaskColumn | None, edit_mask: MaskColumn | None = None
+) -> Embedded | None:
     """The files of a manifest that may have images in them; None if it has none.
 
     Raises StorageError.
     """
-    embedded = Embedded((), manifest.carried_schema, masks, dict(manifest.options))
+    embedded = Embedded((), manifest.carried_schema, masks, dict(manifest.options), edit_mask)
     files = [file for file in manifest.files if any(_kinds_with_bytes(embedded, file))]
     if not files:
         return None
@@ -178,10 +181,13 @@ class _Values:
     """The values of some rows of a file, read as `Manifest.batches` reads them."""
 
     def __init__(self, embedded: Embedded, file: ManifestFile, table: pa.Table) -> None:
-        rows, masks = len(table), embedded.masks
-        self._masks, self._base = masks, file.base
+        rows, self._base = len(table), file.base
         self._images = _known(_IMAGE, table, file.schema) or [None] * rows
-        self._mask_cells = (masks and _known(masks.column, table, file.schema)) or [None] * rows
+        self._masks = [
+            (column, _known(column.column, table, file.schema) or [None] * rows)
+            for column in (embedded.masks, embedded.edit_mask)
+            if column is not None
+        ]
         self._carried: list[pa.ChunkedArray] = []
         for place in embedded.carried:
             item = embedded.carried_schema.field(place)
@@ -194,9 +200,9 @@ class _Values:
             self._carried.append(values)
 
     def at(self, index: int) -> Cells:
-        masks = (
-            () if self._masks is None else self._masks.masks(self._mask_cells[index], self._base)
-        )
+        masks = [
+            mask for column, cells in self._masks for mask in column.masks(cells[index], self._base)
+        ]
         return Cells(
             ImageCell.of(self._images[index]).data,
             [{"uri": mask.uri, "bytes": mask.data} for mask in masks],
@@ -209,7 +215,8 @@ def _known(name: str, table: pa.Table, schema: pa.Schema) -> list[Any] | None:
 
 
 def _columns(embedded: Embedded) -> list[str]:
-    names = [] if embedded.masks is None else [embedded.masks.column]
+    masks = (embedded.masks, embedded.edit_mask)
+    names = [each.column for each in masks if each is not None]
     carried = (embedded.carried_schema.field(place).name for place in embedded.carried)
     return list(dict.fromkeys([_IMAGE, *names, *carried]))
 

@@ -16,6 +16,15 @@ from pipeline.errors import JobError, ManifestError
 from pipeline.manifest.annotations import BoxColumn, MaskColumn, MaskSource
 from pipeline.manifest.arrow_types import is_json, plain_type
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS, ImageCell
+from pipeline.manifest.edit_inputs import (
+    BLEND_WORDS,
+    EDIT_MASK,
+    STRENGTH,
+    BlendWords,
+    EditMask,
+    InputColumns,
+    blend_words_of,
+)
 from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.files import MAX_PROBLEMS, Manifest, ManifestBatch, ManifestFile
 from pipeline.manifest.labels import TARGET_LABELS, are_numbers, label_words, labels_of_row
@@ -34,12 +43,14 @@ _MAX_CACHED_PARAMETERS = 4096
 class WantedEdit:
     """One edit of a row: its prompt, and the values of the labels, in the order of the labels.
 
-    `edit_type` is set if the manifest has a list with one type per edit, else "".
+    `edit_type` is set if the manifest has a list with one type per edit, else "". `blend_words` are
+    set if the job's editor uses them.
     """
 
     target_prompt: str
     labels: tuple[str | None, ...] = ()
     edit_type: str = ""
+    blend_words: BlendWords | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class SourceRow:
         uri_key: the form of the URI that goes into ids.
         path: the name of the image in messages.
         edits: empty if no edit of the row would change anything.
+        edit_mask: where the image is edited, if the job's editor uses a mask.
     """
 
     row: int
@@ -66,6 +78,7 @@ class SourceRow:
     parameters: EditParameters
     edits: tuple[WantedEdit, ...]
     masks: tuple[MaskSource, ...] = ()
+    edit_mask: EditMask | None = None
 
     @property
     def is_synthetic(self) -> bool:
@@ -115,6 +128,7 @@ class RowReader:
         boxes: BoxColumn | None = None,
         masks: MaskColumn | None = None,
         *,
+        inputs: InputColumns | None = None,
         repeated_ids: Container[bytes] | None = None,
     ) -> None:
         """`repeated_ids`: digests (`row_id_digest`) of the ids that appear more than once, if they
@@ -125,6 +139,7 @@ class RowReader:
         self._parameters = parameters
         self._prompts = prompts
         self._boxes, self._masks = boxes, masks
+        self._inputs = inputs or InputColumns()
         self._has_pixels = False
         self._first_boxes: int | None = None
         self._rows_of_ids: dict[bytes, int] = {}
@@ -182,6 +197,8 @@ class RowReader:
             found.append(f"seed must be 0 to 2^63-1, got {seed}")
         parameters = self._row_parameters(known)
         source_prompt, edits = self._row_prompts(known, text)
+        if self._inputs.has_blend_words:
+            edits = _with_blend_words(edits, known[BLEND_WORDS])
         image = ImageCell.of(known["image"])
         if image.is_empty and (not source_prompt.strip() or seed is None):
             raise _BadRowError("has neither an image nor both source_prompt and seed")
@@ -198,7 +215,18 @@ class RowReader:
             parameters=parameters,
             edits=edits,
             masks=() if self._masks is None else self._row_masks(places, known, found),
+            edit_mask=self._edit_mask(places, known),
         )
+
+    def _edit_mask(self, places: _Places, known: Mapping[str, Any]) -> EditMask | None:
+        column = self._inputs.mask
+        if column is None or not (found := column.masks(known[EDIT_MASK], places.base)):
+            return None
+        (mask,) = found
+        if mask.data is not None:
+            return EditMask(mask, ("bytes", hashlib.blake2b(mask.data).hexdigest()))
+        cell = ImageCell.of(known[EDIT_MASK])
+        return EditMask(mask, ("uri", _uri_key(cell.uri, places.key_base)))
 
     def _row_masks(
         self, places: _Places, known: Mapping[str, Any], found: list[str]
@@ -281,7 +309,8 @@ class RowReader:
         return words_of(kind, classes if pa.types.is_integer(plain_type(kind)) else ())
 
     def _row_parameters(self, known: Mapping[str, Any]) -> EditParameters:
-        if all(known[name] is None for name in OVERRIDES):
+        strength = _number(known[STRENGTH]) if self._inputs.has_strength else None
+        if strength is None and all(known[name] is None for name in OVERRIDES):
             return self._parameters
         overrides = {
             "steps": _whole_number("steps", known["steps"]),
@@ -289,13 +318,15 @@ class RowReader:
             "negative_prompt": known["negative_prompt"],
             "replaced_fraction": _number(known["replaced_fraction"]),
         }
-        key = tuple(overrides.values())
+        key = (*overrides.values(), strength)
         if len(self._parameters_of) > _MAX_CACHED_PARAMETERS:
             self._parameters_of.clear()
         if key not in self._parameters_of:
             given = {name: value for name, value in overrides.items() if value is not None}
             try:
-                self._parameters_of[key] = replace(self._parameters, **given)
+                self._parameters_of[key] = _with_strength(
+                    replace(self._parameters, **given), strength
+                )
             except ParameterError as error:
                 raise _BadRowError(str(error)) from error
         return self._parameters_of[key]
@@ -326,6 +357,25 @@ class RowReader:
         except ValueError as error:
             raise _BadRowError(str(error)) from error
         return tuple(map(WantedEdit, prompts, labels, types))
+
+
+def _with_strength(parameters: EditParameters, strength: float | None) -> EditParameters:
+    """Raises ParameterError for a strength that is out of range."""
+    if strength is None:
+        return parameters
+    changed: Any = {STRENGTH: strength}
+    return parameters.edited_by(replace(parameters.method, **changed))
+
+
+def _with_blend_words(edits: Sequence[WantedEdit], value: Any) -> tuple[WantedEdit, ...]:
+    try:
+        words = blend_words_of(value, len(edits))
+    except ValueError as error:
+        raise _BadRowError(str(error)) from error
+    return tuple(
+        edit if pair is None else replace(edit, blend_words=pair)
+        for edit, pair in zip(edits, words, strict=True)
+    )
 
 
 def row_id_digest(row_id: str) -> bytes:

@@ -11,10 +11,15 @@ Groups of the same shape cost the same; a job of millions has a handful of shape
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from fpe_core import EditParameters
-from pipeline.editor_calls import calls_of_source, edits_per_call
+import numpy as np
+
+from fpe_core import EditInputs, EditParameters
+from fpe_core.row_formulas import RowCounts, row_counts
+from pipeline.editor_calls import call_by_call, calls_of_source, edits_per_call
 
 
 @dataclass(frozen=True)
@@ -129,4 +134,105 @@ class GroupShape:
             replaced_fraction=replaced_fraction,
             replaced_steps=int(steps * replaced_fraction + 1e-9),
             guided_steps=self.guided_steps * steps // self.steps,
+        )
+
+
+_STAND_IN_MASK = np.ones((1, 1), np.bool_)
+
+
+def stand_in(blend_words: tuple[str, str] | None, *, has_mask: bool) -> EditInputs:
+    """Inputs that a method counts and checks like those of an edit, before its mask is read."""
+    return EditInputs(seed=0, mask=_STAND_IN_MASK if has_mask else None, blend_words=blend_words)
+
+
+@dataclass(frozen=True)
+class MethodShape(GroupShape):
+    """The shape of a group that another method than Free-Prompt-Editing edits.
+
+    Attributes:
+        parameters: of all its edits.
+        with_words: how many of the edits have blend words.
+        has_mask, has_prompt: whether they have a mask, and their source a prompt.
+    """
+
+    parameters: EditParameters = field(default_factory=EditParameters)
+    with_words: int = 0
+    has_mask: bool = False
+    has_prompt: bool = False
+
+    @classmethod
+    def of_edits(
+        cls,
+        parameters: EditParameters,
+        inputs: Sequence[EditInputs],
+        *,
+        source_prompt: str,
+        synthetic: bool,
+    ) -> MethodShape:
+        plain = GroupShape.of(parameters, len(inputs), synthetic=synthetic)
+        return cls(
+            **vars(plain) | {"replaced_steps": 0, "replaced_fraction": 0.0},
+            parameters=parameters,
+            with_words=sum(each.blend_words is not None for each in inputs),
+            has_mask=any(each.mask is not None for each in inputs),
+            has_prompt=bool(source_prompt),
+        )
+
+    @property
+    def inversion_rows(self) -> int:
+        return 0 if self.is_synthetic else self._counts.inversion
+
+    @property
+    def source_rows(self) -> int:
+        if self.is_synthetic:
+            return (self.steps + self.guided_steps) * self.calls
+        return self._counts.source
+
+    @property
+    def edit_rows(self) -> int:
+        return self._counts.edits
+
+    @cached_property
+    def _counts(self) -> RowCounts:
+        """Of all calls together; edits with blend words come first."""
+        words = [("x", "x")] * self.with_words
+        inputs = [
+            stand_in(pair, has_mask=self.has_mask)
+            for pair in (*words, *[None] * (self.edits - self.with_words))
+        ]
+        per_call = edits_per_call(self.width_px, self.height_px)
+        counts = [
+            row_counts(
+                self.parameters,
+                [inputs[number] for number in part],
+                source_prompt="x" if self.has_prompt else "",
+            )
+            for ((_, part),) in call_by_call([self.edits], [0], per_call)
+        ]
+        return RowCounts(
+            counts[0].inversion,
+            sum(each.source for each in counts),
+            sum(each.edits for each in counts),
+        )
+
+    def unguided(self) -> MethodShape:
+        return self._with(replace(self.parameters, guidance_scale=1.0))
+
+    def guided_until(self, share: float) -> MethodShape:
+        return self._with(replace(self.parameters, guidance_interval=(0.0, share)))
+
+    def with_edits(self, edits: int) -> MethodShape:
+        return replace(self, edits=edits, with_words=self.with_words * edits // self.edits)
+
+    def with_replacement(self, steps: int, replaced_fraction: float) -> MethodShape:  # noqa: ARG002
+        """The same shape with other steps; the method's own shares of them stay."""
+        return self._with(replace(self.parameters, steps=steps))
+
+    def _with(self, parameters: EditParameters) -> MethodShape:
+        return replace(
+            self,
+            parameters=parameters,
+            steps=parameters.steps,
+            guided_steps=len(parameters.guided_steps),
+            guides_first=0 in parameters.guided_steps,
         )

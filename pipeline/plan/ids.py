@@ -1,9 +1,10 @@
 """Ids and file names. They depend on content alone, not on time, process or order of work.
 
     source key   what the source is: its id and URI, the hash of its bytes, or its prompt and seed
-    base         hash of: source key, source prompt, parameters, seed, checkpoint, algorithm, fit
+    base         hash of: source key, source prompt, parameters, seed, checkpoint, algorithm, fit,
+                 and the edit's mask if the editor uses one
     group_id     hash of: base
-    edit_id      hash of: base, target prompt
+    edit_id      hash of: base, target prompt, and blend words if the editor uses them
     source_id    hash of: source key; for a synthetic source the base, which decides what it shows
 
 Rows that are equal in all of that are distinguished by their occurrence: n is hashed for the n-th.
@@ -79,18 +80,21 @@ def base_id(
     parameters: EditParameters,
     seed: int | None,
     context: EditContext,
+    edit_mask: tuple[str, str] | None = None,
 ) -> bytes:
     """The hash of everything that an edit's id depends on, except its target prompt.
 
     This is the `content_id` of "base", the key as a list, source prompt, parameters_json, seed,
-    fingerprint, algorithm version and fit. The JSON is assembled here for speed, since planning
-    makes one for every row.
+    fingerprint, algorithm version, fit, and the key of the edit's mask if there is one. The JSON
+    is assembled here for speed, since planning makes one for every row.
     """
     parts = ",".join(map(_text, key))
     written = "null" if seed is None else int(seed)
     shared = _text(parameters_json(parameters))
+    mask = "" if edit_mask is None else f",[{','.join(map(_text, edit_mask))}]"
     return _hashed(
-        f'["base",[{parts}],{_text(source_prompt)},{shared},{written},{_context_json(context)}]'
+        f'["base",[{parts}],{_text(source_prompt)},{shared},{written},{_context_json(context)}'
+        f"{mask}]"
     )
 
 
@@ -103,8 +107,15 @@ def _hashed(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=ID_BYTES).digest()
 
 
-def edit_id(base: bytes, target_prompt: str, occurrence: int = 0) -> bytes:
-    return _derived_id(b"edit", base, occurrence, target_prompt)
+def edit_id(
+    base: bytes,
+    target_prompt: str,
+    occurrence: int = 0,
+    blend_words: tuple[str, str] | None = None,
+) -> bytes:
+    if blend_words is None:
+        return _derived_id(b"edit", base, occurrence, target_prompt)
+    return _derived_id(b"blend", base, occurrence, canonical_json([target_prompt, *blend_words]))
 
 
 def group_id(base: bytes, occurrence: int = 0) -> bytes:

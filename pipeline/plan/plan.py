@@ -17,6 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,8 @@ from fpe_core import CheckpointError, EditParameters
 from fpe_core.scores.edit_scores import LEAST_PX
 from fpe_core.speed import approximation_of
 from pipeline.errors import JobError
+from pipeline.in_order import in_order
+from pipeline.job.editor import NO_EDITOR
 from pipeline.job.job import Job
 from pipeline.judge.models import fingerprints
 from pipeline.ledger.id_set import IdSet, which_are_in
@@ -33,7 +36,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.manifest.embedded import Embedded
 from pipeline.manifest.rows import SourceRow
-from pipeline.plan.group_shape import GroupShape
+from pipeline.plan.group_shape import GroupShape, MethodShape, stand_in
 from pipeline.plan.ids import canonical_json
 from pipeline.plan.quotas import (
     QuotaRow,
@@ -42,9 +45,15 @@ from pipeline.plan.quotas import (
     refuse_unknown_columns,
     select_round,
 )
-from pipeline.plan.resolved_job import NO_EDITOR, PlannedGroup, ResolvedJob, resolve_job
+from pipeline.plan.resolved_job import PlannedGroup, ResolvedJob, resolve_job
 from pipeline.plan.survey import Survey, survey_manifest
-from pipeline.plan.work_list import PendingBatch, pending_batches, work_files, work_schema
+from pipeline.plan.work_list import (
+    PendingBatch,
+    all_masks,
+    pending_batches,
+    work_files,
+    work_schema,
+)
 from pipeline.redact import redact_url
 from pipeline.storage.allowed_sources import SourceRules
 from pipeline.storage.folder import Folder
@@ -73,6 +82,8 @@ class Plan:
     are made too.
     `sources_refused`: how many pending sources will fail as source_forbidden, judging by their URIs
     (`images.allowed_sources`).
+    `edits_not_applicable`: how many pending edits the editor cannot make, because their rows lack
+    something; `first_not_applicable` says what the first of them lacks.
     `label_types` are the types of labels that are not text, `label_classes` the names of those that
     are class labels. `has_edit_types`: whether the manifest
     has a type for each edit. `approximation` names the approximations of the edits, "" if exact.
@@ -95,6 +106,8 @@ class Plan:
     fingerprint: str
     parameters: EditParameters
     sources_refused: int = 0
+    edits_not_applicable: int = 0
+    first_not_applicable: str = ""
     rows_repeated: int = 0
     edits_skipped_by_quota: int = 0
     round: Selection | None = None
@@ -162,11 +175,18 @@ def make_plan(
     plan_id = _plan_id(survey, left_out)
     counts = _Counts(resolved, SourceRules(job.images.allowed_sources))
     batches = counts.watch(pending_batches(resolved, left_out, survey.repeats))
-    names = []
-    schema = work_schema(resolved.carried_schema, has_masks=resolved.has_masks)
-    for number, data in enumerate(work_files(batches, schema) if write else _nothing(batches)):
-        names.append(f"{PLAN_FOLDER}/{plan_id}/work-{number:05d}.parquet")
-        folder.write_if_absent(names[-1], data)
+    schema = work_schema(
+        resolved.carried_schema, has_masks=resolved.has_masks, inputs=resolved.inputs
+    )
+
+    def write_file(numbered: tuple[int, bytes]) -> str:
+        name = f"{PLAN_FOLDER}/{plan_id}/work-{numbered[0]:05d}.parquet"
+        folder.write_if_absent(name, numbered[1])
+        return name
+
+    files = enumerate(work_files(batches, schema) if write else _nothing(batches))
+    with ThreadPoolExecutor(1, thread_name_prefix="plan") as pool:  # while the next one is made
+        names = list(in_order(pool, write_file, files, 2))
     plan = _plan_of(resolved, plan_id, survey.sources, counts, selection)
     plan = replace(plan, judge_fingerprints=judge_fingerprints)
     if not names:
@@ -216,6 +236,7 @@ def plan_summary(plan: Plan, ledger_edits: int) -> bytes:
         "groups_pending": plan.groups_pending,
         "sources": plan.sources,
         "unet_rows": plan.unet_rows,
+        "edits_not_applicable": plan.edits_not_applicable,
         "ledger_edits": ledger_edits,
         "work_files": list(plan.work_files),
         "label_names": list(plan.label_names),
@@ -268,6 +289,8 @@ class _Counts:
     groups_pending: int = 0
     shapes: Counter[GroupShape] = field(default_factory=Counter)
     output_pixels: int = 0
+    not_applicable: int = 0
+    first_not_applicable: str = ""
     refused: int = 0
     first_refused: str = ""
 
@@ -284,25 +307,56 @@ class _Counts:
         pending, parameters = len(group.edits), group.source.parameters
         self.edits_pending += pending
         self.groups_pending += 1
+        made = group
         if self.resolved.job.editor != NO_EDITOR:
-            self.shapes[shape_of(group, pending)] += 1
-        images = pending + (1 if self.resolved.job.images.keep_source else 0)
+            made, reasons = applicable(group)
+            self.not_applicable += len(reasons)
+            if reasons and not self.first_not_applicable:
+                self.first_not_applicable = f"row {group.source.row}: {reasons[0]}"
+        if self.resolved.job.editor != NO_EDITOR and made.edits:
+            self.shapes[shape_of(made)] += 1
+        images = len(made.edits) + (1 if self.resolved.job.images.keep_source else 0)
         self.output_pixels += images * parameters.width_px * parameters.height_px
         _count_refused(self, self.rules, group.source)
 
 
-def shape_of(group: PlannedGroup, edits: int) -> GroupShape:
-    """The shape of a group with this many edits."""
-    return GroupShape.of(
-        group.source.parameters,
-        edits,
-        synthetic=group.source.is_synthetic,
+def applicable(group: PlannedGroup) -> tuple[PlannedGroup, list[str]]:
+    """The group without the edits that its editor cannot make, and why it cannot."""
+    source = group.source
+    if source.parameters.can_make_any:
+        return group, []
+    edits, reasons = [], []
+    for identity, edit in group.edits:
+        reason = source.parameters.not_applicable(
+            source.source_prompt,
+            edit.target_prompt,
+            stand_in(edit.blend_words, has_mask=source.edit_mask is not None),
+            synthetic=source.is_synthetic,
+        )
+        if reason:
+            reasons.append(reason)
+        else:
+            edits.append((identity, edit))
+    return replace(group, edits=tuple(edits)), reasons
+
+
+def shape_of(group: PlannedGroup) -> GroupShape:
+    """The shape of a group with its edits."""
+    source = group.source
+    if source.parameters.editor is None and source.parameters.inversion == "direct":
+        return GroupShape.of(source.parameters, len(group.edits), synthetic=source.is_synthetic)
+    has_mask = source.edit_mask is not None
+    return MethodShape.of_edits(
+        source.parameters,
+        [stand_in(edit.blend_words, has_mask=has_mask) for _, edit in group.edits],
+        source_prompt=source.source_prompt,
+        synthetic=source.is_synthetic,
     )
 
 
 def _count_refused(counts: _Counts, rules: SourceRules, source: SourceRow) -> None:
     """Counts a source if the rules forbid reading it or one of its masks."""
-    uris = [uri for uri in (source.uri, *(mask.uri for mask in source.masks)) if uri]
+    uris = [uri for uri in (source.uri, *(mask.uri for mask in all_masks(source))) if uri]
     refused = next(((uri, refusal) for uri in uris if (refusal := rules.refusal(uri))), None)
     if refused is not None:
         counts.refused += 1
@@ -350,6 +404,8 @@ def _plan_of(
         fingerprint=resolved.context.fingerprint,
         parameters=resolved.parameters,
         sources_refused=counts.refused,
+        edits_not_applicable=counts.not_applicable,
+        first_not_applicable=counts.first_not_applicable,
         rows_repeated=counts.rows_repeated,
         edits_skipped_by_quota=skipped,
         round=selection,

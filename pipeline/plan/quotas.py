@@ -61,7 +61,7 @@ class QuotaRow:
     Attributes:
         cell: the value of every column of `Quotas.by`.
         candidates: edits of the job that belong to the cell.
-        done: candidates with an outcome: accepted + rejected + failed.
+        done: candidates with an outcome: accepted, rejected, failed, or not applicable.
         quota: at most this many accepted edits; None: no limit.
         short_by: how many accepted edits are missing to fill the quota.
         to_do: how many edits the next round takes. 0: the cell is full, or has no more candidates.

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,10 +27,12 @@ from fpe_core.checkpoint.files import (
 )
 from pipeline.errors import JobError, StorageError
 from pipeline.job.annotations import AnnotationsSection
+from pipeline.job.editor import NO_EDITOR, method_of
 from pipeline.job.job import Job
 from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
 from pipeline.manifest.arrow_types import is_json
 from pipeline.manifest.columns import EDIT_TYPE
+from pipeline.manifest.edit_inputs import EDIT_MASK, InputColumns, input_columns
 from pipeline.manifest.embedded import Embedded, embedded_in
 from pipeline.manifest.features import class_names, features_of, metadata_of
 from pipeline.manifest.files import Manifest, ManifestBatch
@@ -59,9 +61,6 @@ from pipeline.plan.ids import (
 from pipeline.storage.folder import Folder, absolute_url
 
 _log = logging.getLogger(__name__)
-NO_EDITOR = "none"
-"""The value of a job's `editor` that uses no model. It also replaces the checkpoint's fingerprint
-in the ids of such a job; no checkpoint has it, since fingerprints are 32 hex digits."""
 SELF_ATTENTION_LAYERS = 16
 """The number of self-attention layers of every Stable Diffusion 1.x model."""
 SCHEMA_FILE = ".metadata-schema"
@@ -120,6 +119,7 @@ class ResolvedJob:
     context: EditContext
     prompts: PromptPlan | None
     annotations: AnnotationSettings | None = None
+    inputs: InputColumns = field(default_factory=InputColumns)
 
     @property
     def has_masks(self) -> bool:
@@ -181,9 +181,8 @@ class ResolvedJob:
 
         Raises StorageError.
         """
-        return embedded_in(
-            self.manifest, None if self.annotations is None else self.annotations.masks
-        )
+        masks = None if self.annotations is None else self.annotations.masks
+        return embedded_in(self.manifest, masks, self.inputs.mask)
 
     def rows(
         self, problems: Problems, repeats: Repeats | None = None
@@ -199,6 +198,7 @@ class ResolvedJob:
             self.prompts,
             wanted.boxes,
             wanted.masks,
+            inputs=self.inputs,
             repeated_ids=None if repeats is None else repeats.row_ids,
         )
         for batch in self.manifest.batches():
@@ -246,6 +246,7 @@ class ResolvedJob:
             parameters=row.parameters,
             seed=row.seed,
             context=self.context,
+            edit_mask=None if row.edit_mask is None else row.edit_mask.key,
         )
 
     def _planned(
@@ -261,9 +262,9 @@ class ResolvedJob:
         is_counted = repeated is None or base in repeated
         edits = []
         for edit in row.edits:
-            identity = edit_id(base, edit.target_prompt)
+            identity = edit_id(base, edit.target_prompt, 0, edit.blend_words)
             if is_counted and (repetition := edit_counter.next(identity)):
-                identity = edit_id(base, edit.target_prompt, repetition)
+                identity = edit_id(base, edit.target_prompt, repetition, edit.blend_words)
             edits.append((identity, edit))
         return PlannedGroup(
             source=row,
@@ -284,15 +285,18 @@ def resolve_job(job: Job) -> ResolvedJob:
     if prompts is not None and prompts.source is not None:
         carry = (*carry, "source_prompt")
     masks = None if job.annotations is None else job.annotations.masks
+    method = method_of(job.editor)
+    of_editor = input_columns(method)
     manifest = Manifest.open(
         job.manifest,
         job.storage_options,
-        carry=carry,
-        read_too=() if masks is None else (masks.column,),
+        carry=(*carry, *(name for name in of_editor if name != EDIT_MASK)),
+        read_too=tuple(dict.fromkeys((*(() if masks is None else (masks.column,)), *of_editor))),
         needs_target_prompt=prompts is None,
     )
     _refuse_lists_of_types(job, manifest)
     annotations = _annotations(job.annotations, manifest, prompts)
+    inputs = InputColumns.find(manifest, method)
     fingerprint, defaults, files = _checkpoint_of(job)
     try:
         parameters = job.resolve_parameters(defaults)
@@ -309,7 +313,7 @@ def resolve_job(job: Job) -> ResolvedJob:
     _refuse_output_in_manifest(job, manifest)
     manifest = _as_begun(job, manifest, prompts)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)
-    return ResolvedJob(job, manifest, defaults, parameters, context, prompts, annotations)
+    return ResolvedJob(job, manifest, defaults, parameters, context, prompts, annotations, inputs)
 
 
 def _label_names(prompts: PromptPlan | None, manifest: Manifest) -> tuple[str, ...]:

@@ -148,6 +148,7 @@ def _of_rows(rows: Sequence[SourceRow], bases: Sequence[bytes]) -> pa.RecordBatc
     for name in ("uri", "path", "split"):
         columns[name] = pa.array([getattr(row, name) for row in rows], pa.string())
     masks = [repr((mask.uri, mask.data)).encode() for row in rows for mask in row.masks]
+    masks += [repr(row.edit_mask).encode() for row in rows if row.edit_mask is not None]
     if masks:
         digest = hashlib.blake2b(b"".join(masks), digest_size=_DIGEST_BYTES).digest()
         columns["of_masks"] = pa.array([digest] * len(rows), ID_TYPE)
@@ -161,6 +162,9 @@ def _of_edits(rows: Sequence[SourceRow]) -> pa.RecordBatch:
         "labels": pa.array([edit.labels for edit in edits], pa.list_(pa.string())),
         "edit_type": pa.array([edit.edit_type for edit in edits], pa.string()),
     }
+    if any(edit.blend_words for edit in edits):
+        words = [edit.blend_words for edit in edits]
+        columns["blend_words"] = pa.array(words, pa.list_(pa.string()))
     return pa.RecordBatch.from_pydict(columns)
 
 

@@ -28,8 +28,9 @@ from pipeline.in_order import in_order
 from pipeline.ledger.id_set import which_are_in
 from pipeline.ledger.outcome import ID_TYPE, EditKey, EditOutcome, outcomes_table
 from pipeline.manifest.annotations import MASK_SOURCE_TYPE, MaskSource
+from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, InputColumns
 from pipeline.manifest.embedded import have_bytes, holds_bytes
-from pipeline.manifest.rows import Problems
+from pipeline.manifest.rows import Problems, SourceRow
 from pipeline.plan.ids import file_stem, parameters_json
 from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob
 from pipeline.redact import redact_url
@@ -41,18 +42,26 @@ _ROW_GROUP_BYTES = 8 << 20
 _THREADS = 16
 
 
-def work_schema(carried: pa.Schema, *, has_masks: bool = False) -> pa.Schema:
+def work_schema(
+    carried: pa.Schema, *, has_masks: bool = False, inputs: InputColumns | None = None
+) -> pa.Schema:
     """The schema of the work list; it has a column `masks` if the job has masks.
+
+    `inputs`: what the editor uses of a row. If that is a mask, it is the last of `masks`, and the
+    column `edit_mask` says which rows have one.
 
     In the files all bytes are null, those of `image_bytes`, `masks` and `carried`. `embedded`:
     whether row `row` of the manifest has some.
     """
+    inputs = inputs or InputColumns()
+    words = [pa.field(BLEND_WORDS, pa.list_(pa.string()))] if inputs.has_blend_words else []
     edit = pa.struct(
         [
             pa.field("edit_id", ID_TYPE, nullable=False),
             pa.field("target_prompt", pa.string(), nullable=False),
             pa.field("labels", pa.list_(pa.string()), nullable=False),
             pa.field("edit_type", pa.string(), nullable=False),
+            *words,
         ]
     )
     fields = [
@@ -71,7 +80,9 @@ def work_schema(carried: pa.Schema, *, has_masks: bool = False) -> pa.Schema:
         pa.field("parameters", pa.string(), nullable=False),
         pa.field("edits", pa.list_(edit), nullable=False),
     ]
-    if has_masks:
+    if inputs.mask is not None:
+        fields.append(pa.field(EDIT_MASK, pa.bool_(), nullable=False))
+    if has_masks or inputs.mask is not None:
         fields.append(pa.field("masks", pa.list_(MASK_SOURCE_TYPE), nullable=False))
     if len(carried):
         fields.append(pa.field("carried", pa.struct(list(carried))))
@@ -110,7 +121,8 @@ class RepeatedRows:
                 continue
             source, edits = group.source, [edit for _, edit in group.edits]
             others = carried.slice(index, 1).to_pylist()
-            text = repr((group.base, source.split, source.masks, edits, others))
+            masks = (source.masks, source.edit_mask)
+            text = repr((group.base, source.split, masks, edits, others))
             digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
             found += digest in self._seen
             self._seen.add(digest)
@@ -193,7 +205,9 @@ def _work_table(batch: PendingBatch, schema: pa.Schema, *, has_images: bool) -> 
     embedded = np.zeros(len(groups), bool)
     if not has_images:
         for place, source in enumerate(sources):
-            embedded[place] = source.image_bytes is not None or any(map(_has_data, source.masks))
+            embedded[place] = source.image_bytes is not None or any(
+                map(_has_data, all_masks(source))
+            )
         if struct is not None:
             struct, in_carried = _without_bytes(struct)
             embedded |= in_carried
@@ -211,8 +225,12 @@ def _work_table(batch: PendingBatch, schema: pa.Schema, *, has_images: bool) -> 
         "split": [source.split for source in sources],
         "id": [source.id for source in sources],
         "parameters": [parameters_json(source.parameters) for source in sources],
+        EDIT_MASK: [source.edit_mask is not None for source in sources],
         "masks": [
-            [{"uri": mask.uri, "bytes": mask.data if has_images else None} for mask in source.masks]
+            [
+                {"uri": mask.uri, "bytes": mask.data if has_images else None}
+                for mask in all_masks(source)
+            ]
             for source in sources
         ],
         "edits": _edits_column(groups, schema.field("edits").type),
@@ -224,6 +242,12 @@ def _work_table(batch: PendingBatch, schema: pa.Schema, *, has_images: bool) -> 
         values = columns[item.name]
         arrays.append(values if isinstance(values, pa.Array) else pa.array(values, item.type))
     return pa.table(arrays, schema=schema)
+
+
+def all_masks(source: SourceRow) -> tuple[MaskSource, ...]:
+    """All masks of a row, the edit's the last."""
+    own = () if source.edit_mask is None else (source.edit_mask.source,)
+    return (*source.masks, *own)
 
 
 def _has_data(mask: MaskSource) -> bool:
@@ -249,6 +273,7 @@ def _edits_column(groups: list[PlannedGroup], kind: pa.DataType) -> pa.Array:
         "target_prompt": [edit.target_prompt for _, edit in edits],
         "labels": [edit.labels for _, edit in edits],
         "edit_type": [edit.edit_type for _, edit in edits],
+        BLEND_WORDS: [edit.blend_words for _, edit in edits],
     }
     items = list(kind.value_type)
     struct = pa.StructArray.from_arrays(

@@ -35,6 +35,7 @@ from fpe_core.image.untrusted import declared_pixels
 from pipeline.errors import RowError
 from pipeline.ledger.outcome import FailureCode, short_message
 from pipeline.manifest.annotations import FITTED_MASK_TYPE
+from pipeline.manifest.edit_inputs import EDIT_MASK
 from pipeline.pixel_budget import PixelBudget
 from pipeline.read.carried_images import with_carried_images
 from pipeline.redact import redact_url
@@ -123,7 +124,7 @@ def decode(
         return decoded
 
     columns = ["group_id", "synthetic", "uri", "image_bytes", "parameters"]
-    columns += sorted({MASKS_FIELD.name, PROBLEM} & set(table.column_names))
+    columns += sorted({MASKS_FIELD.name, EDIT_MASK, PROBLEM} & set(table.column_names))
     rows = table.select(columns).to_pylist()
     with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
         table = with_carried_images(table, lambda uri: _read(uri, None, settings), pool)
@@ -184,6 +185,7 @@ def _decode_row(
             read=functools.partial(_read, settings=settings),
             max_pixels=settings.max_pixels,
             budget=budget,
+            last_is_edit_mask=bool(row.get(EDIT_MASK)),
         )
         return DecodedSource(
             masks=masks,
@@ -226,6 +228,7 @@ def decode_masks(
     read: Callable[[str, bytes | None], bytes],
     max_pixels: int,
     budget: PixelBudget | None = None,
+    last_is_edit_mask: bool = False,
 ) -> tuple[dict[str, Any], ...]:
     """Masks of the work list (MASK_SOURCE_TYPE) as values of FITTED_MASK_TYPE, in their order.
 
@@ -246,6 +249,8 @@ def decode_masks(
                 del values
         except (FPEError, RowError) as error:
             where = redact_url(mask["uri"]) or "bytes in the manifest"
-            raise type(error)(f"mask {number} ({where}): {error}") from error
+            is_last = number == len(masks) - 1
+            name = EDIT_MASK if last_is_edit_mask and is_last else f"mask {number}"
+            raise type(error)(f"{name} ({where}): {error}") from error
         made.append({"png": encode_mask(fitted.values), "visible": fitted.visible})
     return tuple(made)

@@ -4,16 +4,23 @@ the fitted image.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from fpe_core import EditParameters, Fit
+from fpe_core import EditInputs, EditParameters, Fit
+from fpe_core.editors.method import NOTHING
 from fpe_core.image.boxes import FittedBox
+from fpe_core.image.masks import object_of
 from pipeline.ledger.outcome import EditKey
+from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, BlendWords
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class PlannedEdit:
 
     key: EditKey
     labels: tuple[str | None, ...]
+    blend_words: BlendWords | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class Group:
         image: the fitted source; None for a synthetic one, and for one that failed.
         failure: a FailureCode, or "".
         message: the cause of the failure; without one, what was done to the source's colours.
+        edit_mask: where it is edited, as PNG; None without a mask, and if the source failed.
+        has_edit_mask: whether its row has such a mask.
     """
 
     place: int
@@ -70,6 +80,8 @@ class Group:
     parameters: EditParameters
     edits: tuple[PlannedEdit, ...]
     regions: Regions = field(default_factory=Regions)
+    edit_mask: bytes | None = None
+    has_edit_mask: bool = False
 
     @property
     def group_id(self) -> bytes:
@@ -79,11 +91,46 @@ class Group:
     def source_id(self) -> bytes:
         return self.edits[0].key.source_id
 
+    def inputs_of(self, edit: PlannedEdit) -> EditInputs:
+        """What the editor gets for an edit besides its prompts. Its noise is that of its id, so
+        that it does not depend on the other edits."""
+        if self.parameters.editor is None:
+            return NOTHING
+        return EditInputs(
+            seed=int.from_bytes(edit.key.edit_id[:8]) >> 1,
+            mask=self._edited_pixels,
+            blend_words=edit.blend_words,
+        )
+
+    def not_applicable(self, edit: PlannedEdit) -> str:
+        """Why the editor cannot make an edit, "" if it can."""
+        mask = self._edited_pixels
+        if mask is not None and not mask.any():
+            return "edit_mask is black all over the fitted image, so there is nothing to edit"
+        inputs = self.inputs_of(edit)
+        if self.failure and self.has_edit_mask:  # which was not read
+            inputs = replace(inputs, mask=np.ones((1, 1), np.bool_))
+        return self.parameters.not_applicable(
+            self.source_prompt,
+            edit.key.target_prompt,
+            inputs,
+            synthetic=self.image is None and not self.failure,
+        )
+
+    @cached_property
+    def _edited_pixels(self) -> NDArray[np.bool_] | None:
+        """(height_px, width_px)."""
+        if self.edit_mask is None:
+            return None
+        with Image.open(io.BytesIO(self.edit_mask)) as mask:
+            return object_of(np.asarray(mask))
+
     @classmethod
     def from_row(cls, place: int, row: dict[str, Any]) -> Group:
         parameters = EditParameters.from_dict(json.loads(row["parameters"]))
         size = (parameters.width_px, parameters.height_px)
-        pixels = row["pixels"]
+        pixels, masks = row["pixels"], list(row.get("masks") or ())
+        edit_mask = masks.pop()["png"] if row.get(EDIT_MASK) and masks else None
         return cls(
             place=place,
             stem=row["stem"],
@@ -97,7 +144,9 @@ class Group:
             message=row["message"],
             parameters=parameters,
             edits=tuple(_planned_edit(row, edit) for edit in row["edits"]),
-            regions=Regions.of_masks(row.get("masks") or ()),
+            regions=Regions.of_masks(masks),
+            edit_mask=edit_mask,
+            has_edit_mask=bool(row.get(EDIT_MASK)),
         )
 
 
@@ -110,4 +159,5 @@ def _planned_edit(row: dict[str, Any], edit: dict[str, Any]) -> PlannedEdit:
         target_prompt=edit["target_prompt"],
         edit_type=edit["edit_type"],
     )
-    return PlannedEdit(key, tuple(edit["labels"] or ()))
+    words = edit.get(BLEND_WORDS)
+    return PlannedEdit(key, tuple(edit["labels"] or ()), tuple(words) if words else None)

@@ -69,16 +69,22 @@ class Counts:
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
+    not_applicable: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     """Reject reasons and failure codes, the most frequent first."""
 
     @property
     def total(self) -> int:
+        return self.tried + self.not_applicable
+
+    @property
+    def tried(self) -> int:
+        """Edits that their editor could make."""
         return self.accepted + self.rejected + self.failed
 
     @property
     def accepted_share(self) -> float:
-        return self.accepted / self.total if self.total else 0.0
+        return self.accepted / self.tried if self.tried else 0.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,7 @@ class RunFacts:
         reconstruction: figures of the gate; None if it measured nothing.
         regions: counts of the verdicts on boxes and masks; () if the run has none.
         is_judged: whether some edit has a score or was rejected.
+        editor: name of the editing method; "" if config.yaml does not have it.
         job_text: config.yaml.
         notes: messages about what could not be read or was cut short.
     """
@@ -173,6 +180,7 @@ class RunFacts:
     regions: tuple[RegionCounts, ...]
     failure_examples: Mapping[str, str]
     is_judged: bool
+    editor: str
     job_text: str
     notes: tuple[str, ...]
 
@@ -188,6 +196,12 @@ class RunFolder:
     rules: Rules
     stats: Mapping[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def editor(self) -> str:
+        """The name of the editing method."""
+        editor = self.job.get("editor", "")
+        return str(_mapping(editor).get("name", "") if not isinstance(editor, str) else editor)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -226,6 +240,7 @@ def read_report(folder: Folder, limits: ReportLimits | None = None) -> RunFacts:
         regions=region_counts(folder, rows, _mapping(run.job.get("annotations")), notes),
         failure_examples=_mapping(_mapping(run.stats.get("last_run")).get("failure_examples")),
         is_judged=_is_judged(rows),
+        editor=run.editor,
         job_text=run.job_text,
         notes=tuple(notes),
     )
@@ -281,7 +296,7 @@ def picture_of(
         return read[path]
     if of_source:
         return Thumbnail(missing="no source was kept")
-    if edit.outcome == Outcome.FAILED:
+    if edit.outcome in (Outcome.FAILED, Outcome.NOT_APPLICABLE):
         return Thumbnail(missing="not made")
     return Thumbnail(missing="not kept")
 
@@ -317,6 +332,7 @@ def counts_of(name: str, rows: pa.Table) -> Counts:
         accepted=outcomes[Outcome.ACCEPTED],
         rejected=outcomes[Outcome.REJECTED],
         failed=outcomes[Outcome.FAILED],
+        not_applicable=outcomes[Outcome.NOT_APPLICABLE],
         reasons=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     )
 
@@ -373,7 +389,7 @@ def _cost(edits: EditTable, stats: Mapping[str, Any]) -> RunCost:
     last, pool = _mapping(stats.get("last_run")), _mapping(stats.get("resources"))
     is_rejected = pc.equal(edits.rows["outcome"], Outcome.REJECTED.value)
     rejected = edits.rows.select(["unet_rows"]).filter(is_rejected)
-    made = sum(int(last.get(name) or 0) for name in ("accepted", "rejected", "failed"))
+    made = sum(int(last.get(name) or 0) for name in map(str, Outcome))
     return RunCost(
         unet_rows=edits.unet_rows,
         unet_rows_rejected=float(np.nansum(rejected["unet_rows"].to_numpy())),

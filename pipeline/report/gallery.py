@@ -96,13 +96,15 @@ def _ranked(
     members = _members(edits)
     judged: dict[str, _Rows] = {}
     for (edit_type, outcome, _), rows in members.items():
-        if outcome != Outcome.FAILED:
+        if outcome in (Outcome.ACCEPTED, Outcome.REJECTED):
             others = judged.get(edit_type, rows[:0])
             judged[edit_type] = np.concatenate([others, rows])
     merit = np.where(np.isnan(margin), _numbers(edits, _WITHOUT_RULES), margin)
     for key in sorted(members, key=lambda key: (-len(members[key]), key)):
         edit_type, outcome, _ = key
         rows = members[key]
+        if outcome == Outcome.NOT_APPLICABLE:
+            continue
         if outcome != Outcome.ACCEPTED:
             kind = "rejected" if outcome == Outcome.REJECTED else "failed"
             yield kind, rows[:per_group].tolist()

@@ -6,7 +6,8 @@ from pipeline.ledger.ledger import LedgerCounts
 from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS
 from pipeline.ledger.parts import PART_PREFIX, REJECTED_FOLDER
 from pipeline.plan.plan import Plan
-from pipeline.write.metadata import MetadataLayout
+from pipeline.write.metadata import METHOD_COLUMNS, MetadataLayout
+from pipeline.write.provenance import method_text
 
 CARD_FILE = "README.md"
 
@@ -35,8 +36,8 @@ The edits that the judge rejected are another configuration, with the same colum
 _EDITED = """\
 Edited images
 
-{{count}}, edited with text by Free-Prompt-Editing
-(arXiv 2403.03431) with the checkpoint `{checkpoint}`.{approximation}
+{{count}}, edited with text by {method}
+with the checkpoint `{checkpoint}`.{approximation}
 """
 _NOT_EDITED = """\
 Copies of sources: not edited
@@ -65,6 +66,7 @@ def dataset_card(
     head, what = (
         configs + _OF_EDITS,
         _EDITED.format(
+            method=method_text(plan.parameters),
             checkpoint=checkpoint,
             approximation=f" By an approximation ({plan.approximation})."
             if plan.approximation
@@ -118,6 +120,12 @@ def _column_rows(layout: MetadataLayout) -> str:
         "checkpoint, checkpoint_fingerprint": "the model and the hash of its content",
         "fit_*": "original to edited pixels: x_edited = x * fit_scale_x + fit_offset_x_px",
     }
+    if layout.names_editor:
+        of_fpe = next(name for name in meanings if name.startswith("steps,"))
+        meanings = {
+            ", ".join(METHOD_COLUMNS) if name == of_fpe else name: meaning
+            for name, meaning in meanings.items()
+        }
     if not layout.edited:
         for name in [name for name in meanings if name.startswith(("steps,", "checkpoint,"))]:
             del meanings[name]

@@ -33,7 +33,7 @@ from pipeline.errors import Interrupted, StorageError
 from pipeline.job.job import Job
 from pipeline.ledger.lease import Lease, hold_lease
 from pipeline.ledger.ledger import Ledger
-from pipeline.ledger.outcome import FailureCode
+from pipeline.ledger.outcome import FailureCode, Outcome
 from pipeline.ledger.parts import adopt_orphan_parts
 from pipeline.logs import label_lines
 from pipeline.plan.old_plans import remove_old_plans
@@ -337,9 +337,9 @@ class _Driver:
         try:
             stats = json.loads(self.folder.read(STATS_FILE))
             total, counts = stats["total"], self.ledger.counts()
-            found = (total["accepted"], total["rejected"], total["failed"])
+            found = tuple(total.get(outcome.value, 0) for outcome in Outcome)
             quotas = [asdict(row) for row in self._quota_rows()]
-            is_counted = found == (counts.accepted, counts.rejected, counts.failed)
+            is_counted = found == tuple(getattr(counts, outcome.value) for outcome in Outcome)
             return bool(is_counted and stats.get("quotas", []) == quotas)
         except (StorageError, ValueError, KeyError, TypeError):
             return False

@@ -49,6 +49,7 @@ def metadata_layout(job: Job, plan: Plan) -> MetadataLayout:
         typed=plan.has_edit_types,
         label_types=plan.label_types,
         label_classes=plan.label_classes,
+        names_editor=plan.parameters.editor is not None,
         edited=plan.makes_edits,
     )
     for name in layout.refused_labels():
@@ -156,7 +157,10 @@ def _judged_types(ledger: Ledger) -> set[str]:
     """The types of the edits that were accepted or rejected, "" for those without one."""
     found: set[str] = set()
     for table in ledger.outcomes():
-        judged = table.filter(pc.not_equal(table["outcome"], Outcome.FAILED.value))
+        is_judged = pc.is_in(
+            table["outcome"], value_set=pa.array([Outcome.ACCEPTED.value, Outcome.REJECTED.value])
+        )
+        judged = table.filter(is_judged)
         found |= set(pc.unique(judged["edit_type"]).to_pylist())
     return found
 

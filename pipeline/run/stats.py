@@ -77,8 +77,8 @@ class Retries:
 class RunSummary:
     """The numbers of one run, except `edits_planned` and `already_done`, which are the whole job's.
 
-    `edits_planned` = `already_done` + accepted + rejected + failed + `edits_skipped_by_quota` once
-    a run has ended.
+    `edits_planned` = `already_done` + accepted + rejected + failed + not applicable +
+    `edits_skipped_by_quota` once a run has ended.
 
     Attributes:
         edits_skipped_by_quota: edits that quotas leave out; in a retry, failed ones.
@@ -90,6 +90,7 @@ class RunSummary:
             so that this rule could not reject them.
         judge_fingerprints: hash of the files of each of the judge's models.
         stages: what decoding, editing, writing and committing cost (see `STAGE_FIGURES`).
+        not_applicable: edits that the job's editor cannot make, because their rows lack something.
         run: its name in logs and metrics (`Lease.run_id`).
         unet_rows: UNet rows of the run's outcomes.
         unet_rows_wasted: UNet rows that models evaluated in addition: in blocks that were lost and
@@ -123,6 +124,7 @@ class RunSummary:
     unet_rows_wasted: float = 0.0
     run: str = ""
     rows_repeated: int = 0
+    not_applicable: int = 0
 
     @property
     def wasted_share(self) -> float:
@@ -133,7 +135,7 @@ class RunSummary:
     @property
     def edits_made(self) -> int:
         """How many outcomes of any kind this run has."""
-        return self.accepted + self.rejected + self.failed
+        return self.accepted + self.rejected + self.failed + self.not_applicable
 
 
 @dataclass
@@ -183,9 +185,10 @@ class RunTotals:
         """Counts the (outcome, reason, message) of a source's edits, which arrive together.
 
         A source counts as failed if all its edits failed: one bad image is one failure, however
-        many prompts it has.
+        many prompts it has. Edits that are not applicable say nothing of their source.
         """
-        self.sources += 1
+        tried = {outcome for outcome, _, _ in edits} - {Outcome.NOT_APPLICABLE}
+        self.sources += bool(tried)
         for outcome, reason, message in edits:
             self.outcomes[outcome] += 1
             if outcome == Outcome.REJECTED:
@@ -194,10 +197,10 @@ class RunTotals:
                 self.failures[reason] += 1
                 self.examples.setdefault(reason, message)
                 self.last_failure = f"{reason}: {message}"
-        if all(outcome == Outcome.FAILED for outcome, _, _ in edits):
+        if tried == {Outcome.FAILED}:
             self.failed_sources += 1
             self.failed_in_a_row += 1
-        else:
+        elif tried:
             self.failed_in_a_row = 0
 
     def check(self, limits: FailuresSection) -> None:
@@ -238,6 +241,7 @@ class RunTotals:
             accepted=self.outcomes[Outcome.ACCEPTED],
             rejected=self.outcomes[Outcome.REJECTED],
             failed=self.outcomes[Outcome.FAILED],
+            not_applicable=self.outcomes[Outcome.NOT_APPLICABLE],
             failures_by_code=dict(sorted(self.failures.items())),
             rejections_by_reason=dict(sorted(self.rejections.items())),
             scores_missing=dict(sorted(self.scores_missing.items())),

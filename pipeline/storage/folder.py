@@ -177,11 +177,11 @@ class Folder:
         Raises StorageError as `open_read` does.
         """
         with self._open(path, **uncached_options(self.fs)) as file:
-            yield (
-                cast(BinaryIO, SpanFile(cast(BinaryIO, file)))
-                if isinstance(file, RetryingFile)
-                else file
-            )
+            if not isinstance(file, RetryingFile):
+                yield file
+                return
+            with SpanFile(cast(BinaryIO, file)) as spans:
+                yield cast(BinaryIO, spans)
 
     @contextmanager
     def _open(self, path: str, **options: Any) -> Iterator[BinaryIO | RetryingFile]:

@@ -120,12 +120,15 @@ _KINDS = (
 )
 
 
+_WITH_QUERY = re.compile(r"https?://([^/?#]*)[^?#]*\?([^#]*)(#.*)?", re.DOTALL | re.IGNORECASE)
+
+
 def without_signature(url: str) -> str:
     """The URL without its signature; the same text if it has none. The rest is not changed.
 
     Only http and https URLs have one.
     """
-    found = re.fullmatch(r"https?://([^/?#]*)[^?#]*\?([^#]*)(#.*)?", url, re.DOTALL | re.IGNORECASE)
+    found = _WITH_QUERY.fullmatch(url) if "?" in url else None
     if found is None:
         return url
     pairs = found[2].split("&")

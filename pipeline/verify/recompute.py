@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from tempfile import TemporaryDirectory
@@ -34,13 +34,14 @@ from fpe_core.device import choose_device, choose_dtype
 from pipeline.edit.actor import EditActor
 from pipeline.edit.settings import EditSettings
 from pipeline.errors import JobError, LedgerError, StorageError
+from pipeline.job.editor import NO_EDITOR
 from pipeline.job.job import Job
 from pipeline.ledger.by_id import RowsById, numbered
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import ID_TYPE, FailureCode, Outcome
 from pipeline.ledger.parts import METADATA_FILE
 from pipeline.manifest.rows import Problems, SourceRow
-from pipeline.plan.resolved_job import NO_EDITOR, Repeats, ResolvedJob, resolve_job
+from pipeline.plan.resolved_job import Repeats, ResolvedJob, resolve_job
 from pipeline.plan.survey import planned_ids
 from pipeline.plan.work_list import work_schema, work_table
 from pipeline.read.decode import DecodeSettings, decode
@@ -49,7 +50,12 @@ from pipeline.storage.folder import Folder
 from pipeline.verify.images import read_image
 from pipeline.verify.verify import MetadataRow, read_metadata
 from pipeline.write.image_format import ImageFormat
-from pipeline.write.metadata import PARAMETER_COLUMNS, MetadataLayout, parameters_of_columns
+from pipeline.write.metadata import (
+    METHOD_COLUMNS,
+    PARAMETER_COLUMNS,
+    MetadataLayout,
+    parameters_of_columns,
+)
 
 _NOT_THE_MODELS = frozenset(
     {
@@ -134,7 +140,9 @@ def recompute_sample(
     sample, repeats = _choose(folder, resolved, count)
     comparisons: list[EditComparison] = []
     if sample:
-        rows = _stored_rows(folder, sample)
+        is_fpe = resolved.parameters.editor is None
+        columns = PARAMETER_COLUMNS if is_fpe else METHOD_COLUMNS
+        rows = _stored_rows(folder, sample, columns)
         work = _work_of_each(resolved, rows, repeats)
         with TemporaryDirectory(prefix="fpe-recompute-") as scratch:
             bench = _Recomputer(folder, resolved, Folder.open(scratch), str(torch_device), dtype)
@@ -211,14 +219,16 @@ def _refuse_another_checkpoint(folder: Folder, resolved: ResolvedJob, parts: Ite
         )
 
 
-def _stored_rows(folder: Folder, sample: Mapping[bytes, str]) -> dict[bytes, MetadataRow]:
+def _stored_rows(
+    folder: Folder, sample: Mapping[bytes, str], columns: Sequence[str]
+) -> dict[bytes, MetadataRow]:
     """The metadata rows of the sample; file names are "" for an edit without a row."""
     rows = {edit_id: MetadataRow(edit_id, "", "") for edit_id in sample}
     for part in sorted(set(sample.values())):
         try:
             rows |= {
                 row.edit_id: row
-                for row in read_metadata(folder, part, PARAMETER_COLUMNS)
+                for row in read_metadata(folder, part, columns)
                 if sample.get(row.edit_id) == part
             }
         except LedgerError:
@@ -234,7 +244,7 @@ def _work_of_each(
     An edit that was accepted on a retry gets the parameters in its metadata, because they differ
     from the job's.
     """
-    schema, problems = work_schema(pa.schema([])), Problems()
+    schema, problems = work_schema(pa.schema([]), inputs=resolved.inputs), Problems()
     work: dict[bytes, pa.Table] = {}
     for groups, carried in resolved.groups(problems, repeats):
         for group in groups:
@@ -283,7 +293,10 @@ class _Recomputer:
                 store=resolved.job.model_store,
                 max_rows=resolved.job.resources.max_rows,
                 image_format=ImageFormat("png"),
-                layout=MetadataLayout(resolved.label_names),
+                layout=MetadataLayout(
+                    resolved.label_names,
+                    names_editor=resolved.parameters.editor is not None,
+                ),
             )
         )
 

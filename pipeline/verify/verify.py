@@ -70,6 +70,7 @@ class Verification:
     problems_total: int
     edits_skipped_by_quota: int = 0
     quotas: tuple[QuotaRow, ...] = ()
+    not_applicable: int = 0
 
     @property
     def ok(self) -> bool:
@@ -81,7 +82,7 @@ class Verification:
 def verify_run(job: Job) -> Verification:
     """Checks the run folder of a job against its manifest; writes nothing.
 
-    - planned = accepted + rejected + failed + pending + skipped by quota, by id;
+    - planned = accepted + rejected + failed + not applicable + pending + skipped by quota, by id;
     - no cell of the job's quotas has more accepted edits than its quota;
     - every edit has one standing outcome: in the ledger no outcome follows an accepted or rejected
       one, and the parts' metadata has the edit once;
@@ -110,6 +111,7 @@ def verify_run(job: Job) -> Verification:
         accepted=counts.accepted,
         rejected=counts.rejected,
         failed=counts.failed,
+        not_applicable=counts.not_applicable,
         pending=pending - skipped,
         not_planned=counts.not_planned,
         images_checked=images,
@@ -142,7 +144,7 @@ class _Problems:
         self.total += other.total
 
 
-_OUTCOMES = (Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED)
+_OUTCOMES = (Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED, Outcome.NOT_APPLICABLE)
 _FAILED = _OUTCOMES.index(Outcome.FAILED)
 _ID = pa.field("edit_id", ID_TYPE, nullable=False)
 _SCHEMAS = (
@@ -169,11 +171,12 @@ class _Counts:
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
+    not_applicable: int = 0
     not_planned: int = 0
 
     @property
     def pending(self) -> int:
-        return self.planned - self.accepted - self.rejected - self.failed
+        return self.planned - self.accepted - self.rejected - self.failed - self.not_applicable
 
 
 @dataclass
@@ -377,9 +380,9 @@ class _Bucket:
     def count(self, counts: _Counts) -> None:
         planned = self.standing[self.in_plan]
         counts.planned += len(planned)
-        counts.accepted += int((planned == 0).sum())
-        counts.rejected += int((planned == 1).sum())
-        counts.failed += int((planned == _FAILED).sum())
+        for number, outcome in enumerate(_OUTCOMES):
+            of_outcome = getattr(counts, outcome) + int((planned == number).sum())
+            setattr(counts, outcome, of_outcome)
         counts.not_planned += int((self.standing >= 0).sum()) - int((planned >= 0).sum())
 
 

@@ -15,16 +15,20 @@ import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
 
+import pipeline
 from pipeline.errors import StorageError
 from pipeline.write.image_format import ImageFormat
 
 _START = (
-    "import sys; sys.path[:] = sys.argv[1:]; from pipeline.write.encoders import serve; serve()"
+    "import sys; own, *others = sys.argv[1:]; sys.path[:] = [own, *sys.path, *others]; "
+    "from pipeline.write.encoders import serve; serve()"
 )
+_OWN_FOLDER = str(Path(pipeline.__file__).resolve().parents[1])
 _ATTEMPTS = 2
 
 
@@ -76,9 +80,10 @@ class _Encoder:
 
     def __init__(self) -> None:
         """Raises OSError if it cannot be started."""
-        # -P and the own path: it must find the same modules, wherever this process was started.
+        # It must find the modules of this process, wherever that was started. Ray puts the folder
+        # of the driver first on our path; a pipeline.py or a PIL.py there is not ours (`own_code`).
         self._process = subprocess.Popen(  # noqa: S603 - nothing comes from outside
-            [sys.executable, "-P", "-c", _START, *filter(None, sys.path)],
+            [sys.executable, "-P", "-c", _START, _OWN_FOLDER, *filter(None, sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fpe_core import EditParameters
+from fpe_core import EditParameters, method_from_dict
 from fpe_core.image.fit import Fit
 from fpe_core.layer_rules import layer_rule_from_text
 from pipeline.ledger.outcome import GATE_COLUMN, SCORE_COLUMNS, EditOutcome
@@ -56,7 +57,9 @@ PARAMETER_COLUMNS = (
     "replaced_fraction",
     "layers",
 )
-"""The metadata columns with the parameters of an edit, in every run that makes edits."""
+"""The metadata columns with the parameters of an edit by Free-Prompt-Editing."""
+METHOD_COLUMNS = ("steps", "guidance_scale", "negative_prompt", "editor", "editor_parameters")
+"""Those of an edit by another method: its name, and its parameters as JSON."""
 _GUIDANCE_INTERVAL = pa.field("guidance_interval", pa.list_(pa.float64()))
 _GATE_FIELD = pa.field(GATE_COLUMN, pa.float64())
 
@@ -89,6 +92,9 @@ class MetadataLayout:
     earlier release."""
     recorded: pa.Schema | None = None
     """The schema of the run folder's metadata, if earlier jobs have recorded one."""
+    names_editor: bool = False
+    """Whether the edits are another method's than Free-Prompt-Editing: METHOD_COLUMNS are there
+    instead of PARAMETER_COLUMNS."""
     edited: bool = True
     """False for `editor: none`: then there is a column `editor`, and no columns for parameters and
     checkpoint. A folder with these columns cannot hold edits."""
@@ -211,6 +217,8 @@ class MetadataLayout:
         judged = (*_VERDICT_FIELDS, *_JUDGED_FIELDS) if self.judged else ()
         gated = (_GATE_FIELD,) if self.gated else ()
         made = _made_fields(keep_source) if self.edited else _copied_fields(keep_source)
+        if self.edited and self.names_editor:
+            made = _with_editor(made)
         limited = (_GUIDANCE_INTERVAL,) if self.limits_guidance and self.edited else ()
         return [*made, *limited, *typed, *judged, *gated, *self.annotations]
 
@@ -266,6 +274,15 @@ def _made_fields(keep_source: bool) -> list[pa.Field]:
     ]
 
 
+def _with_editor(fields: Sequence[pa.Field]) -> list[pa.Field]:
+    """With METHOD_COLUMNS in the place of PARAMETER_COLUMNS."""
+    names = [item.name for item in fields]
+    place = names.index("replaced_fraction")
+    kept = [item for item in fields if item.name not in ("replaced_fraction", "layers")]
+    added = [pa.field(name, pa.string()) for name in ("editor", "editor_parameters")]
+    return [*kept[:place], *added, *kept[place:]]
+
+
 def _copied_fields(keep_source: bool) -> list[pa.Field]:
     """The columns of a run that makes no edits."""
     of_edits = {*PARAMETER_COLUMNS, "checkpoint", "checkpoint_fingerprint"}
@@ -282,13 +299,20 @@ def _opened_as(column: str) -> str:
 
 
 def parameter_columns(parameters: EditParameters) -> dict[str, Any]:
-    """The values of PARAMETER_COLUMNS, and of the guidance interval's column."""
+    """The values of PARAMETER_COLUMNS or METHOD_COLUMNS, and of the guidance interval's column."""
+    method: dict[str, Any] = {
+        "replaced_fraction": parameters.replaced_fraction,
+        "layers": str(parameters.layers),
+    }
+    if parameters.editor is not None:
+        own = parameters.editor.to_dict()
+        name = own.pop("name")
+        method = {"editor": name, "editor_parameters": json.dumps(own, sort_keys=True)}
     return {
         "steps": parameters.steps,
         "guidance_scale": parameters.guidance_scale,
         "negative_prompt": parameters.negative_prompt,
-        "replaced_fraction": parameters.replaced_fraction,
-        "layers": str(parameters.layers),
+        **method,
         _GUIDANCE_INTERVAL.name: list(parameters.guidance_interval),
     }
 
@@ -299,11 +323,17 @@ def parameters_of_columns(row: Mapping[str, Any], planned: EditParameters) -> Ed
 
     Raises KeyError if a column is missing, fpe_core.ParameterError if a value is not valid.
     """
-    return replace(
+    shared = replace(
         planned,
         steps=row["steps"],
         guidance_scale=row["guidance_scale"],
         negative_prompt=row["negative_prompt"],
+    )
+    if planned.editor is not None:
+        own = json.loads(row["editor_parameters"])
+        return shared.edited_by(method_from_dict({"name": row["editor"], **own}))
+    return replace(
+        shared,
         replaced_fraction=row["replaced_fraction"],
         layers=layer_rule_from_text(row["layers"]),
     )

@@ -74,7 +74,16 @@ def edit_packet(
     group: Group, key: EditKey, parameters: EditParameters, checkpoint_fingerprint: str
 ) -> bytes:
     """The XMP packet of an edited image; `parameters`: those with which it was made."""
-    generation = {"kind": "edit", "edit_id": key.edit_id.hex(), "target_prompt": key.target_prompt}
+    generation: dict[str, Any] = {
+        "kind": "edit",
+        "edit_id": key.edit_id.hex(),
+        "target_prompt": key.target_prompt,
+    }
+    words = next(
+        (each.blend_words for each in group.edits if each.key.edit_id == key.edit_id), None
+    )
+    if words is not None:
+        generation["blend_words"] = list(words)
     if group.message:
         generation["source_colours"] = group.message
     is_synthetic = group.image is None
@@ -101,9 +110,23 @@ def _of_group(
         "seed": group.seed,
         "parameters": parameters.to_dict(),
         "checkpoint_fingerprint": checkpoint_fingerprint,
-        "algorithm": "Free-Prompt-Editing, arXiv 2403.03431",
+        "algorithm": algorithm_of(parameters),
         "algorithm_version": ALGORITHM_VERSION,
     }
+
+
+def algorithm_of(parameters: EditParameters) -> str:
+    """The method and its paper, as in the JSON."""
+    if parameters.editor is None:
+        return "Free-Prompt-Editing, arXiv 2403.03431"
+    return f"{parameters.method.name}: {parameters.method.paper}"
+
+
+def method_text(parameters: EditParameters) -> str:
+    """The method and its paper, as a sentence has them."""
+    if parameters.editor is None:
+        return "Free-Prompt-Editing (arXiv 2403.03431)"
+    return f"`{parameters.method.name}`, {parameters.method.paper},"
 
 
 def xmp_packet(source_type: DigitalSourceType, generation: dict[str, Any]) -> bytes:

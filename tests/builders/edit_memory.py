@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fpe_core import EditParameters, EditResult
+from fpe_core import EditInputs, EditParameters, EditResult
 from pipeline.edit.actor import EditActor
 from pipeline.edit.no_editor import NoEditor
 from pipeline.edit.settings import EditSettings
@@ -43,10 +43,11 @@ class CopyingEditor(NoEditor):
         sources: Any,
         target_prompts: Sequence[Sequence[str]],
         parameters: EditParameters | None = None,
+        inputs: Sequence[Sequence[EditInputs]] | None = None,
     ) -> EditResult:
         if self.edits_at_first_file is None and any(self._folder.rglob("edited/*")):
             self.edits_at_first_file = self.edits
-        made = super().edit(sources, target_prompts, parameters)
+        made = super().edit(sources, target_prompts, parameters, inputs)
         edits = [
             tuple(replace(edit, image=edit.image.copy()) for edit in edits) for edits in made.edits
         ]

@@ -4,18 +4,21 @@
     for result in run_benchmark(editor, seeds_of("test", 48), arms):
         ...
 
-A scene is inverted once for all of its edits and arms with the same steps.
+A scene is inverted once for all of its edits and arms with the same steps. Arms may have any
+editing method; what a method needs besides prompts comes from `Arm.inputs`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from fpe_core.editor import Editor
+from fpe_core.editors.method import NOTHING, EditInputs
 from fpe_core.inversion import Inversion
 from fpe_core.parameters import EditParameters
 from fpe_core.still_life.benchmark.edits import BenchmarkEdit, edits_of_scene
@@ -27,12 +30,37 @@ from fpe_core.unet.row_limit import RowLimit
 _SCENES_AT_ONCE = 8
 
 
+Inputs = Callable[[BenchmarkEdit, int], EditInputs]
+"""An edit, and the side of its image in pixels, to what a method is given besides prompts."""
+
+
+def no_inputs(_edit: BenchmarkEdit, _size_px: int) -> EditInputs:
+    """Nothing besides prompts."""
+    return NOTHING
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One set of parameters to compare with others."""
+    """One set of parameters to compare with others, and what edits are given besides prompts.
+
+    Attributes:
+        inputs: what each edit is given.
+        needs: attributes of `EditInputs` that an edit must have for this arm, although its method
+            can do without.
+    """
 
     name: str
     parameters: EditParameters
+    inputs: Inputs = no_inputs
+    needs: frozenset[str] = frozenset()
+
+    def not_applicable(self, edit: BenchmarkEdit, source_prompt: str) -> str:
+        """Why the arm's method cannot make this edit, in words; "" if it can."""
+        given = self.inputs(edit, self.parameters.width_px)
+        for need in sorted(self.needs):
+            if getattr(given, need) is None:
+                return f"no {need.replace('_', ' ')}"
+        return self.parameters.method.not_applicable(source_prompt, edit.target_prompt, given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +80,20 @@ class Floors:
 
 @dataclasses.dataclass(frozen=True)
 class JudgedOutput:
-    """One output of one arm."""
+    """One output of one arm.
+
+    Attributes:
+        unet_rows: its share of the UNet rows, with the inversion that its method needs; the edits
+            of a scene by one arm share an inversion.
+        seconds: its share of the time for the same, until the image is there.
+    """
 
     arm: str
     edit: BenchmarkEdit
     output: Image.Image
     judgement: Judgement
+    unet_rows: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,21 +118,79 @@ def run_benchmark(
 ) -> Iterator[JudgedOutput]:
     """Edits every factor of every scene with every arm; a few scenes at a time, arms in turn.
 
-    `with_source_prompt` False inverts without a prompt, as for images without a caption.
+    `with_source_prompt` False inverts without a prompt, as for images without a caption. An edit
+    that an arm's method cannot make (`Arm.not_applicable`) is left out.
     """
     factors = tuple(factors)
     for chunk in _chunks(seeds):
         edits = [edits_of_scene(seed, factors) for seed in chunk]
-        inversions: dict[tuple[int, int, int], Inversion] = {}
+        inverted: dict[tuple[int, int, int], _Inverted] = {}
         for arm in arms:
-            key = (arm.parameters.steps, arm.parameters.width_px, arm.parameters.height_px)
-            if key not in inversions:
-                inversions[key] = _invert(editor, chunk, arm.parameters, with_source_prompt)
-            prompts = [[edit.target_prompt for edit in of_scene] for of_scene in edits]
-            result = editor.edit(inversions[key], prompts, arm.parameters)
-            for of_scene, outputs in zip(edits, result.edits, strict=True):
-                for edit, output in zip(of_scene, outputs, strict=True):
-                    yield JudgedOutput(arm.name, edit, output.image, judge(edit, output.image))
+            key = _inversion_key(arm)
+            if key not in inverted:
+                alike = [each.parameters for each in arms if _inversion_key(each) == key]
+                deepest = max(alike, key=_inverted_steps)
+                began = time.perf_counter()
+                inversion = _invert(editor, chunk, deepest, with_source_prompt)
+                inverted[key] = _Inverted(inversion, time.perf_counter() - began)
+            yield from _edit(editor, inverted[key], edits, arm)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inverted:
+    """The sources of a chunk, and how long all of it took."""
+
+    inversion: Inversion
+    seconds: float
+
+    def cost(self, scenes: int, steps: int) -> tuple[int, float]:
+        """(UNet rows, seconds) of inverting so many of the scenes, so many steps deep."""
+        of_scene = self.seconds / len(self.inversion)
+        deepest = self.inversion.trajectory.shape[1] - 1
+        share = steps / deepest if deepest else 1.0
+        return scenes * steps, scenes * of_scene * share
+
+
+def _edit(
+    editor: Editor, inverted: _Inverted, edits: Sequence[Sequence[BenchmarkEdit]], arm: Arm
+) -> Iterator[JudgedOutput]:
+    """The applicable edits of a chunk by one arm, judged, scene by scene."""
+    parameters = arm.parameters
+    asked = [
+        [edit for edit in of_scene if not arm.not_applicable(edit, prompt)]
+        for of_scene, prompt in zip(edits, inverted.inversion.source_prompts, strict=True)
+    ]
+    count = sum(map(len, asked))
+    if not count:
+        return
+    began = time.perf_counter()
+    result = editor.edit(
+        inverted.inversion,
+        [[edit.target_prompt for edit in of_scene] for of_scene in asked],
+        parameters,
+        [[arm.inputs(edit, parameters.width_px) for edit in of_scene] for of_scene in asked],
+    )
+    seconds = time.perf_counter() - began
+    rows, inverting = inverted.cost(sum(map(bool, asked)), _inverted_steps(parameters))
+    for of_scene, outputs in zip(asked, result.edits, strict=True):
+        for edit, output in zip(of_scene, outputs, strict=True):
+            yield JudgedOutput(
+                arm.name,
+                edit,
+                output.image,
+                judge(edit, output.image),
+                unet_rows=(rows + result.unet_rows) / count,
+                seconds=(inverting + seconds) / count,
+            )
+
+
+def _inversion_key(arm: Arm) -> tuple[int, int, int]:
+    """Arms with the same key share an inversion."""
+    return arm.parameters.steps, arm.parameters.width_px, arm.parameters.height_px
+
+
+def _inverted_steps(parameters: EditParameters) -> int:
+    return parameters.method.rule.inverted_steps(parameters.steps)
 
 
 def measure_floors(

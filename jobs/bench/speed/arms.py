@@ -12,7 +12,7 @@ Approximations are not compared here, because their speed means little without t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -134,14 +134,15 @@ class AuthorsArm(_Baseline):
 
 @dataclass(frozen=True)
 class PlainArm(_Baseline):
-    """Arm B; with `shares="inversion"` arm B+."""
+    """Arm B; with `shares="inversion"` arm B+. `loop` makes the loop of a checkpoint."""
 
     name: str = "B"
     title: str = "a plain diffusers loop"
+    loop: Callable[[Checkpoint, EditParameters], PlainLoop] = PlainLoop
 
     @torch.inference_mode()
     def edit(self, workload: BenchWorkload, clock: PhaseClock) -> Tensor:
-        loop = PlainLoop(self.checkpoint, workload.parameters)
+        loop = self.loop(self.checkpoint, workload.parameters)
         latents = []
         inverted: tuple[Image.Image, list[Tensor]] | None = None
         for image, source, target in _one_by_one(workload):

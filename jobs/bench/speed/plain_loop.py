@@ -6,8 +6,8 @@ four-row edit, and one processor that gives the target's conditional row the sou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -99,17 +99,33 @@ class PlainLoop:
         embeddings: Tensor = self._checkpoint.text_encoder(ids.to(self._checkpoint.device))[0]
         return embeddings
 
-    @contextmanager
-    def _source_maps(self, z: Tensor) -> Iterator[None]:
+    def _source_maps(self, z: Tensor) -> AbstractContextManager[None]:
         unet = self._checkpoint.unet
-        own = dict(unet.attn_processors)
         layers = select_layers(self_attention_layers(unet, *z.shape[-2:]), self._parameters.layers)
         swap = _SourceQueriesAndKeys()
-        unet.set_attn_processor({**own, **{layer.processor_name: swap for layer in layers}})
-        try:
-            yield
-        finally:
-            unet.set_attn_processor(own)
+        return processors(unet, {layer.processor_name: swap for layer in layers})
+
+
+@contextmanager
+def processors(unet: Any, changed: Mapping[str, Any]) -> Iterator[None]:
+    """Puts these attention processors, by name, into a UNet, and its own back at the end."""
+    own = dict(unet.attn_processors)
+    unet.set_attn_processor({**own, **changed})
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(own)
+
+
+def heads_of(attn: Any, projected: Tensor) -> Tensor:
+    """(rows, tokens, heads * d) of diffusers' Attention to (rows, heads, tokens, d)."""
+    return projected.view(*projected.shape[:2], attn.heads, -1).transpose(1, 2)
+
+
+def attention_output(attn: Any, attended: Tensor) -> Tensor:
+    """(rows, heads, tokens, d) to what diffusers' Attention returns."""
+    out: Tensor = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))
+    return out
 
 
 def plain_scheduler(checkpoint: Checkpoint) -> Any:
@@ -137,10 +153,7 @@ class _SourceQueriesAndKeys:
     def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **_options: Any) -> Tensor:
         query, key = attn.to_q(hidden_states), attn.to_k(hidden_states)
         query[_TARGET], key[_TARGET] = query[_SOURCE], key[_SOURCE]
-        heads = [
-            x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2)
-            for x in (query, key, attn.to_v(hidden_states))
-        ]
-        attended = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        out: Tensor = attn.to_out[1](attn.to_out[0](attended))
-        return out
+        attended = functional.scaled_dot_product_attention(
+            heads_of(attn, query), heads_of(attn, key), heads_of(attn, attn.to_v(hidden_states))
+        )
+        return attention_output(attn, attended)

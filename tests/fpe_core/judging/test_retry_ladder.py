@@ -6,7 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from fpe_core import EditParameters, LayersByRange, LayersByTokens, ParameterError
+from fpe_core import (
+    BlendedLatent,
+    DdimEditing,
+    DiffEdit,
+    EditMethod,
+    EditParameters,
+    LayersByRange,
+    LayersByTokens,
+    MasaCtrl,
+    ParameterError,
+    PlugAndPlay,
+    PromptToPrompt,
+    SdEdit,
+)
 from fpe_core.judging.retry_ladder import Change, RetryLadder
 from fpe_core.judging.rules import RejectReason
 
@@ -112,3 +125,41 @@ def test_mistakes_are_told() -> None:
         RetryLadder(most=0)
     with pytest.raises(ParameterError, match="1 to 10"):
         RetryLadder(most=11)
+
+
+@pytest.mark.parametrize(
+    ("method", "freer", "closer"),
+    [
+        (SdEdit(strength=0.5), SdEdit(strength=0.7), SdEdit(strength=0.3)),
+        (
+            PromptToPrompt(),
+            PromptToPrompt(cross_fraction=0.2, self_fraction=0.4),
+            PromptToPrompt(cross_fraction=0.6, self_fraction=0.8),
+        ),
+        (
+            PlugAndPlay(),
+            PlugAndPlay(attention_fraction=0.3, residual_fraction=0.6),
+            PlugAndPlay(attention_fraction=0.7, residual_fraction=1.0),
+        ),
+        (MasaCtrl(), MasaCtrl(steps=(0.28, 1.0)), MasaCtrl(steps=(0.0, 1.0))),
+        (DiffEdit(), DiffEdit(mask_threshold=0.3), DiffEdit(encode_ratio=0.6)),
+        (DdimEditing(), DdimEditing(), DdimEditing()),
+        (BlendedLatent(), BlendedLatent(), BlendedLatent()),
+    ],
+    ids=lambda each: each.name,
+)
+def test_another_method_is_tried_again_with_its_own_shares(
+    method: EditMethod, freer: EditMethod, closer: EditMethod
+) -> None:
+    """And never with more of the inversion than the first attempt had."""
+    first = EditParameters(guidance_scale=4.0).edited_by(method)
+    changed = {
+        reason: RetryLadder().next_parameters(first, [(first, reason)])
+        for reason in (RejectReason.NO_CHANGE, RejectReason.STRUCTURE_LOST)
+    }
+    expected = first.edited_by(freer)
+    assert changed[RejectReason.NO_CHANGE] == (None if expected == first else expected)
+    louder = replace(first.edited_by(closer), guidance_scale=6.0)
+    assert changed[RejectReason.STRUCTURE_LOST] == louder
+    needed = method.rule.inverted_steps(50)
+    assert all(each.rule.inverted_steps(50) <= needed for each in (freer, closer))

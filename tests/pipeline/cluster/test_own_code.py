@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline.cluster import own_code
+from pipeline.ledger.ledger import Ledger
+from pipeline.storage.folder import Folder
 
 ROOT = Path(__file__).parent.parent.parent.parent
 POISON = "raise SystemExit('a module of my own project was imported')\n"
@@ -68,6 +70,8 @@ def test_a_run_started_among_such_files_with_a_long_tmpdir_and_no_home(
     )
     assert done.returncode == 0, done.stderr
     assert "RAY_TMPDIR names another folder" in " ".join(done.stderr.split())
+    counts = Ledger.open(Folder.open(str(tmp_path / "out"))).counts()
+    assert (counts.accepted, counts.failed_by_code) == (1, {})
 
 
 def test_the_commands_start_among_such_files(job: Path, tmp_path: Path) -> None:

@@ -22,12 +22,14 @@ from fpe_core.device import device_name
 from fpe_core.speed import SPEEDS
 from pipeline.cluster.actor_kinds import ActorKind, Node
 from pipeline.cluster.pool import Pool
+from pipeline.cost.measure import probe_key
 from pipeline.cost.price import Price, leaves_no_core, price
-from pipeline.cost.probe import ProbeStore
+from pipeline.cost.probe import ProbeKey, ProbeStore
 from pipeline.errors import ProbeError
 from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.run.driver import run_job
 from pipeline.storage.folder import Folder
 from pipeline.write.image_format import ImageFormat
@@ -270,3 +272,31 @@ def test_a_run_takes_the_rows_and_writes_the_pictures_that_were_planned(
     for of, expected in (("edited", picture.edited_bytes), ("source", picture.source_bytes)):
         files = [path for number in range(3) for path in run.rglob(f"part-*/{of}/{number}__*")]
         assert fmean(path.stat().st_size for path in files) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("editor", ["fpe", "p2p", "diffedit", "blended"])
+def test_every_method_has_a_price_that_counts_its_own_rows(
+    make_job: MakeJob, store: ProbeStore, editor: str
+) -> None:
+    """Without the edits that it cannot make: nothing is measured with them."""
+    job = make_job(editor=editor, edit={"steps": 4})
+    plan, ledger = planned(job)
+    if editor == "blended":  # no row has a mask
+        assert (plan.edits_not_applicable, plan.shapes) == (plan.edits_total, {})
+        return
+    found = price(job, plan, ledger, store, seconds=A_LONG_TIME_S)
+    assert found.estimate.unet_rows == plan.unet_rows > 0
+    assert found.estimate.edits == plan.edits_total - plan.edits_not_applicable
+    assert found.estimate.device_s > 0
+    effects = {effect.key: effect.estimate for effect in found.key_effects}
+    assert effects["edit.steps"].unet_rows < found.estimate.unet_rows
+    assert effects["edit.guidance_scale"].unet_rows < found.estimate.unet_rows
+    assert ("edit.replaced_fraction" in effects) == (editor == "fpe")
+    other = make_job(editor="ddim" if editor == "fpe" else "fpe", edit={"steps": 4})
+    assert store.find(HERE, probe_key_of(job), "float32", None) is not None
+    assert store.find(HERE, probe_key_of(other), "float32", None) is None
+
+
+def probe_key_of(job: Job) -> ProbeKey:
+    plan, _ = planned(job)
+    return probe_key(resolve_job(job), "float32", next(iter(plan.shapes)))

@@ -162,10 +162,10 @@ class Poisoned:
         self._raise_for(prompts)
         return self._editor.invert(images, prompts, parameters)
 
-    def edit(self, sources: Any, prompts: Sequence[Sequence[str]], parameters: Any) -> Any:
+    def edit(self, sources: Any, prompts: Sequence[Sequence[str]], *others: Any) -> Any:
         for of_source in prompts:
             self._raise_for(of_source)
-        return self._editor.edit(sources, prompts, parameters)
+        return self._editor.edit(sources, prompts, *others)
 
     def _raise_for(self, prompts: Sequence[str]) -> None:
         if self._prompt in prompts:

@@ -80,11 +80,11 @@ class Spy:
         self.inverted += len(images)
         return self._editor.invert(images, *args)
 
-    def edit(self, sources: Any, prompts: Sequence[Sequence[str]], parameters: Any) -> EditResult:
+    def edit(self, sources: Any, prompts: Sequence[Sequence[str]], *others: Any) -> EditResult:
         gc.collect()
         self.images_before.append(sum(each() is not None for each in self._images))
         self.calls.append(sum(map(len, prompts)))
-        result: EditResult = self._editor.edit(sources, prompts, parameters)
+        result: EditResult = self._editor.edit(sources, prompts, *others)
         self._images += [weakref.ref(each.image) for of in result.edits for each in of]
         return result
 

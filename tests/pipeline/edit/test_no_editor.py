@@ -19,12 +19,13 @@ from pipeline.edit.actor import EditActor
 from pipeline.edit.no_editor import NOT_EDITED
 from pipeline.edit.settings import EditSettings
 from pipeline.errors import JobError
+from pipeline.job.editor import NO_EDITOR
 from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.embedded_images import embedded_of, read_run, runs_of
 from pipeline.plan.plan import make_plan
-from pipeline.plan.resolved_job import NO_EDITOR, resolve_job
+from pipeline.plan.resolved_job import resolve_job
 from pipeline.plan.work_list import cut_work
 from pipeline.read.decode import decode
 from pipeline.run.dataset_card import CARD_FILE

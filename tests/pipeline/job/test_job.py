@@ -55,6 +55,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "guidance_scale": None,
             "guidance_interval": None,
             "negative_prompt": None,
+            "inversion": "direct",
             "layers": None,
             "replaced_fraction": None,
             "size_px": None,

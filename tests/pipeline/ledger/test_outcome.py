@@ -28,7 +28,7 @@ from tests.builders.part_of_0_2 import outcomes_to_bytes
 
 
 def test_the_words_are_those_of_the_design() -> None:
-    assert list(Outcome) == ["accepted", "rejected", "failed"]
+    assert list(Outcome) == ["accepted", "rejected", "failed", "not_applicable"]
     assert list(FailureCode) == [
         "source_missing",
         "source_forbidden",

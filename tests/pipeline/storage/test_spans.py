@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -53,6 +54,37 @@ def test_every_byte_is_fetched_once(columns: int, step: int) -> None:
     assert journal.fetched <= 1.02 * columns * size
     assert len(journal.ranges) <= 2 * columns + 40
     assert all(span.data is None for span in file._spans[:-1])  # what was read is dropped
+
+
+def test_a_span_is_fetched_while_the_one_before_it_is_read() -> None:
+    ahead = threading.Event()
+
+    class Watched(Journal):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() == 4 * MIB:
+                ahead.set()
+            return super().read(size)
+
+    with SpanFile(Watched(CONTENT)) as file:
+        file.announce([(0, 6 * MIB)], 1)
+        assert file.read(10) == CONTENT[:10]
+        assert ahead.wait(60), "the second span, of which nothing was asked for yet"
+        file.seek(10)
+        assert file.read(6 * MIB - 10) == CONTENT[10 : 6 * MIB]
+
+
+def test_what_cannot_be_fetched_ahead_is_an_error_where_it_is_read() -> None:
+    class Failing(Journal):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() == 4 * MIB:
+                raise OSError("the store is gone")
+            return super().read(size)
+
+    with SpanFile(Failing(CONTENT)) as file:
+        file.announce([(0, 6 * MIB)], 1)
+        assert file.read(4 * MIB) == CONTENT[: 4 * MIB]
+        with pytest.raises(OSError, match="the store is gone"):
+            file.read(10)
 
 
 def test_many_small_ranges_share_requests_and_far_ones_are_left_out() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fpe_core import Checkpoint, Editor, EditParameters, LayersByRange
+from fpe_core import Checkpoint, Editor, EditParameters, LayersByRange, row_counts
+from fpe_core.editors.blended import BlendedLatent
+from fpe_core.editors.diffedit import DiffEdit
 from fpe_core.still_life import FACTORS, render, sample_scene
 from fpe_core.still_life.benchmark.benchmark import (
     Arm,
@@ -18,6 +20,7 @@ from fpe_core.still_life.benchmark.benchmark import (
     measure_floors,
     run_benchmark,
 )
+from fpe_core.still_life.benchmark.edit_inputs import true_inputs
 from fpe_core.still_life.benchmark.edits import edits_of_scene
 from fpe_core.still_life.benchmark.judgement import judge
 
@@ -63,6 +66,36 @@ def test_an_edit_is_what_the_editor_gives_for_it_alone(editor: Editor) -> None:
     alone = editor.edit(inversion, [[judged.edit.target_prompt]], SMALL).edits[0][0].image
     difference = torch.tensor(list(alone.tobytes())) - torch.tensor(list(judged.output.tobytes()))
     assert difference.abs().max() <= 1
+
+
+def test_inputs_reach_the_method_and_what_cannot_be_made_is_left_out(editor: Editor) -> None:
+    masked = SMALL.edited_by(BlendedLatent())
+    arms = [Arm("no mask", masked), Arm("mask", masked, true_inputs), Arm("fpe", SMALL)]
+    judged = list(run_benchmark(editor, [2000, 2001], arms))
+    made = {arm.name: [each for each in judged if each.arm == arm.name] for arm in arms}
+    assert not made["no mask"]
+    assert [each.edit.factor for each in made["mask"]] == [f for f in FACTORS if f != "style"] * 2
+    assert len(made["fpe"]) == 10, "its inversion is there, although blended needs none"
+    style = edits_of_scene(2000, ["style"])[0]
+    assert arms[1].not_applicable(style, style.source_prompt) == "no mask"
+    assert dataclasses.replace(arms[2], needs=frozenset({"blend_words"})).not_applicable(
+        style, ""
+    ) == ("no blend words")
+
+
+def test_rows_of_an_edit_are_those_of_its_method_with_its_part_of_the_inversion(
+    editor: Editor,
+) -> None:
+    parameters = [SMALL, SMALL.edited_by(BlendedLatent()), SMALL.edited_by(DiffEdit())]
+    arms = [Arm(str(at), each, true_inputs) for at, each in enumerate(parameters)]
+    for judged in run_benchmark(editor, [2000, 2001], arms):
+        arm = arms[int(judged.arm)]
+        given = [arm.inputs(edit, 64) for edit in edits_of_scene(judged.edit.seed)]
+        given = [each for each in given if judged.arm != "1" or each.mask is not None]
+        prompt = judged.edit.source_prompt
+        rows = row_counts(arm.parameters, given, source_prompt=prompt).total / len(given)
+        assert judged.unet_rows == pytest.approx(rows)
+        assert judged.seconds > 0
 
 
 def test_floors_of_one_step_chains(editor: Editor) -> None:

@@ -1,0 +1,149 @@
+"""The methods that are compared, and the settings that are tried for each.
+
+The published column has each method's published parameters, scaled to the model by one rule for
+all of them:
+
+- Shares of steps, strengths, thresholds and numbers of samples are kept as they are published.
+- Layers are kept relative to the latent grid or by their place in the UNet (`LayersByLevel`,
+  `LayersByPart`), which names the published layers at 512 px, and at any other size those of the
+  same levels.
+- The number of steps, the guidance scale and the negative prompt are the checkpoint's own
+  recommendation, the same for every method: published scales are for Stable Diffusion, and a
+  published negative prompt is for photographs.
+- Every method is given the caption of the source as its source prompt.
+
+The tuned column has the best of five settings per method (`candidates`), by the benchmark's score
+on validation scenes. The published setting is one of the five; the others change one thing at a
+time: two changes of the method's own parameters, a lower and a higher guidance scale. A method
+without parameters of its own has four other guidance scales. The budget is the same for every
+method, and all candidates are in this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from fpe_core import EditParameters, LayersByLevel, LayersByRange
+from fpe_core.editors.blended import BlendedLatent
+from fpe_core.editors.ddim import DdimEditing
+from fpe_core.editors.diffedit import DiffEdit
+from fpe_core.editors.fpe import FreePromptEditing
+from fpe_core.editors.masactrl import MasaCtrl
+from fpe_core.editors.method import EditInputs, EditMethod
+from fpe_core.editors.p2p import PromptToPrompt
+from fpe_core.editors.pnp import PlugAndPlay
+from fpe_core.editors.sdedit import SdEdit
+from fpe_core.layer_rules import LayersByPart
+from fpe_core.still_life.benchmark.benchmark import Arm
+from fpe_core.still_life.benchmark.edit_inputs import true_inputs
+from fpe_core.still_life.benchmark.edits import BenchmarkEdit
+
+GUIDANCE_FACTORS = (0.75, 1.5)
+"""Lower and higher guidance, as factors of the checkpoint's own scale."""
+
+_MORE_FACTORS = (0.5, 0.75, 1.5, 2.0)
+"""Of methods that have no parameters of their own."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One way of editing to compare.
+
+    Attributes:
+        name: as in tables.
+        published: the method with its published parameters.
+        changed: two other settings of its parameters to try; none if it has no parameters.
+        given: attributes of `EditInputs` that its edits are given, as the renderer knows them.
+        needs: those without which an edit is not applicable, although the method can do without.
+    """
+
+    name: str
+    published: EditMethod
+    changed: tuple[EditMethod, ...] = ()
+    given: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+
+    def inputs(self, edit: BenchmarkEdit, size_px: int) -> EditInputs:
+        """What an edit is given."""
+        known = true_inputs(edit, size_px)
+        return EditInputs(**{name: getattr(known, name) for name in sorted(self.given)})
+
+    def candidates(self, recommended: EditParameters) -> list[EditParameters]:
+        """Five settings, the published one first.
+
+        `recommended`: the checkpoint's own parameters, of which steps, guidance scale, negative
+        prompt and size are taken.
+        """
+        first = recommended.edited_by(self.published)
+        factors = GUIDANCE_FACTORS if self.changed else _MORE_FACTORS
+        scales = [factor * recommended.guidance_scale for factor in factors]
+        return [
+            first,
+            *(recommended.edited_by(method) for method in self.changed),
+            *(dataclasses.replace(first, guidance_scale=scale) for scale in scales),
+        ]
+
+    def arm(self, parameters: EditParameters) -> Arm:
+        """The benchmark's arm with one of the settings."""
+        return Arm(self.name, parameters, self.inputs, self.needs)
+
+
+_SEED, _MASK, _WORDS = (frozenset({name}) for name in ("seed", "mask", "blend_words"))
+
+METHODS = (
+    Compared(
+        "fpe",
+        FreePromptEditing(LayersByLevel(2), 0.8),  # the authors' code; their article says 4-14
+        (
+            FreePromptEditing(LayersByRange(4, 14), 0.8),
+            FreePromptEditing(LayersByLevel(1), 0.8),
+        ),
+    ),
+    Compared("ddim", DdimEditing()),
+    Compared("sdedit", SdEdit(0.8), (SdEdit(0.6), SdEdit(0.4)), _SEED),
+    Compared(
+        "p2p",
+        PromptToPrompt(),
+        (PromptToPrompt(cross_fraction=0.8), PromptToPrompt(layers=LayersByLevel(1))),
+    ),
+    Compared(
+        "p2p, words",
+        PromptToPrompt(blend_word_scale=2.0),
+        (
+            PromptToPrompt(blend_word_scale=2.0, blend_level=2),
+            PromptToPrompt(blend_word_scale=2.0, layers=LayersByLevel(1)),
+        ),
+        _WORDS,
+        _WORDS,
+    ),
+    Compared(
+        "pnp",
+        PlugAndPlay(),
+        (PlugAndPlay(attention_fraction=0.8), PlugAndPlay(residual_fraction=0.4)),
+    ),
+    Compared(
+        "masactrl",
+        MasaCtrl(),
+        (MasaCtrl(steps=(0.4, 1.0)), MasaCtrl(layers=LayersByPart("up", first=7))),
+    ),
+    Compared(
+        "masactrl+",
+        MasaCtrl(keys="appended"),
+        (
+            MasaCtrl(keys="appended", steps=(0.4, 1.0)),
+            MasaCtrl(keys="appended", layers=LayersByPart("up", first=7)),
+        ),
+    ),
+    Compared(
+        "diffedit",
+        DiffEdit(),
+        (DiffEdit(encode_ratio=0.6), DiffEdit(mask_threshold=0.25)),
+        _SEED,
+    ),
+    Compared("blended", BlendedLatent(), (), _SEED | _MASK),
+)
+"""In the order of tables: `p2p` refines, with `words` it also blends words; `masactrl+` appends the
+source's keys and values to the edit's own."""
+
+METHOD_NAMES = tuple(each.name for each in METHODS)

@@ -1,0 +1,144 @@
+"""The manifest's columns for what an editing method uses besides an image and its prompts.
+
+    edit_mask     where the image is edited: black is kept; of the size of the upright image
+    blend_words   words of the source prompt and of the target prompt that say what is edited: a
+                  list of the two, a struct with source and target, or a list of these, one for
+                  each target prompt
+    strength      how much is changed, 0 to 1, in the place of the editor's own
+
+A column is only read if the job's editor uses it; for other editors it is carried like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
+
+import pyarrow as pa
+
+from fpe_core import EditMethod
+from pipeline.errors import JobError
+from pipeline.manifest.annotations import MaskColumn, MaskSource
+from pipeline.manifest.arrow_types import is_json, is_list, is_text, plain_type
+from pipeline.manifest.columns import is_image_type
+from pipeline.manifest.files import Manifest
+from pipeline.manifest.words import is_fraction
+
+EDIT_MASK, BLEND_WORDS, STRENGTH = "edit_mask", "blend_words", "strength"
+_COLUMN_OF = {"mask": EDIT_MASK, "blend_words": BLEND_WORDS}
+BlendWords: TypeAlias = tuple[str, str]
+"""Words of the source prompt, and those of the target prompt."""
+_PAIR = ("source", "target")
+
+
+def input_columns(method: EditMethod | None) -> tuple[str, ...]:
+    """The columns that the job's editor reads if a manifest has them; None: it has no editor."""
+    used = frozenset[str]() if method is None else method.needs | method.takes
+    names = [column for need, column in _COLUMN_OF.items() if need in used]
+    return (*names, *([STRENGTH] if hasattr(method, STRENGTH) else []))
+
+
+@dataclass(frozen=True)
+class EditMask:
+    """Where an image is edited. `key`: what identifies it in ids."""
+
+    source: MaskSource
+    key: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class InputColumns:
+    """Those of the columns that the manifest has and the job's editor uses. Picklable."""
+
+    mask: MaskColumn | None = None
+    has_blend_words: bool = False
+    has_strength: bool = False
+
+    @classmethod
+    def find(cls, manifest: Manifest, method: EditMethod | None) -> Self:
+        """Raises JobError if a column has another type than it must have."""
+        wanted = {
+            EDIT_MASK: (_is_mask, "text (a URI), bytes or struct<bytes: binary, path: string>"),
+            BLEND_WORDS: (
+                _are_words,
+                "a list of two texts, struct<source: string, target: string>, or lists of these",
+            ),
+            STRENGTH: (_is_number, "numbers"),
+        }
+        there = []
+        for name in input_columns(method):
+            kinds = [f.schema.field(name).type for f in manifest.files if name in f.schema.names]
+            fits, expected = wanted[name]
+            for kind in kinds:
+                if method is not None and not fits(kind):
+                    raise JobError(
+                        f"the manifest's column {name} is read for the editor {method.name} "
+                        f"and must be {expected}; it is {kind}"
+                    )
+            if not all(pa.types.is_null(plain_type(kind)) for kind in kinds):
+                there.append(name)
+        return cls(
+            MaskColumn(EDIT_MASK, is_list=False) if EDIT_MASK in there else None,
+            BLEND_WORDS in there,
+            STRENGTH in there,
+        )
+
+
+def blend_words_of(value: Any, prompts: int) -> list[BlendWords | None]:
+    """The words of each edit of a row; a pair is that of all edits, null and "" mean none.
+
+    Raises ValueError, with the column's name.
+    """
+    if value is None or _is_pair(value):
+        return [_pair(value)] * prompts
+    if len(value) != prompts:
+        raise ValueError(f"{BLEND_WORDS} has {len(value)} pairs for {prompts} target prompts")
+    return [_pair(each) for each in value]
+
+
+def _is_pair(value: Any) -> bool:
+    is_texts = isinstance(value, list) and any(isinstance(each, str) for each in value)
+    return isinstance(value, Mapping) or is_texts
+
+
+def _pair(value: Any) -> BlendWords | None:
+    words: Sequence[Any] = [] if value is None else value
+    if isinstance(value, Mapping):
+        words = [value[name] for name in _PAIR]
+    given = [str(each or "").strip() for each in words]
+    if not any(given):
+        return None
+    if len(given) != 2 or not all(given):
+        raise ValueError(
+            f"{BLEND_WORDS} must be words of the source prompt and of the target prompt, got "
+            f"{list(words)!r}"
+        )
+    return given[0], given[1]
+
+
+def _is_mask(kind: pa.DataType) -> bool:
+    plain = plain_type(kind)
+    return bool(pa.types.is_null(plain)) or (is_image_type(plain) and not is_json(kind))
+
+
+def _are_words(kind: pa.DataType) -> bool:
+    plain = plain_type(kind)
+    if is_list(plain) and (_is_pair_type(plain.value_type) or pa.types.is_null(plain.value_type)):
+        return True
+    return bool(pa.types.is_null(plain)) or _is_pair_type(plain)
+
+
+def _is_pair_type(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        types = {field.name: field.type for field in kind}
+        return types.keys() == set(_PAIR) and all(map(_is_text, types.values()))
+    return is_list(kind) and _is_text(kind.value_type)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return is_text(kind) or bool(pa.types.is_null(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return is_fraction(kind) or bool(pa.types.is_integer(kind) or pa.types.is_null(kind))

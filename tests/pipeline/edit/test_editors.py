@@ -1,0 +1,250 @@
+"""Every editing method under the pipeline: planned, made, verified, and made again."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fpe_core import method_names
+from pipeline.errors import JobError, ManifestError
+from pipeline.job.editor import method_of
+from pipeline.job.job import Job
+from pipeline.ledger.ledger import Ledger, LedgerCounts
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.resolved_job import Repeats, resolve_job
+from pipeline.report.facts import read_report
+from pipeline.storage.folder import Folder
+from pipeline.verify.recompute import ComparisonVerdict, recompute_sample
+from pipeline.verify.verify import verify_run
+from pipeline.write.provenance import read_provenance
+from tests.builders.finished_run import make_edits
+from tests.builders.tiny_checkpoint import SIZE_PX
+
+PROMPTS = ["a blue cup", "a green cup"]
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def columns(picture: Callable[..., Image.Image], png: Callable[..., bytes]) -> dict[str, Any]:
+    """Two rows with a prompt; the first has everything that any method can use."""
+    edited = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
+    edited[16:40, 16:40] = 255
+    return {
+        "image": [png(picture(n)) for n in range(2)],
+        "source_prompt": ["a red cup", "a red cup"],
+        "target_prompt": [PROMPTS, PROMPTS],
+        "edit_mask": pa.array([png(Image.fromarray(edited)), None], pa.binary()),
+        "blend_words": [[["red cup", "blue cup"], ["red cup", "green cup"]], None],
+    }
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, tiny_checkpoint: Path) -> MakeJob:
+    def make(columns: dict[str, Any], editor: Any, **edit: Any) -> Job:
+        file = tmp_path / "manifest.parquet"
+        pq.write_table(pa.table(columns), file)
+        return Job.model_validate(
+            {
+                "manifest": str(file),
+                "output": str(tmp_path / "run"),
+                "model": {"checkpoint": str(tiny_checkpoint)},
+                "editor": editor,
+                "edit": {"steps": 4, **edit},
+            }
+        )
+
+    return make
+
+
+def run(job: Job) -> tuple[Plan, LedgerCounts]:
+    """The plan, and what was made of it without Ray."""
+    plan = make_plan(job, write=False)
+    make_edits(job, groups_per_block=2)
+    return plan, Ledger.open(Folder.open(job.output)).counts()
+
+
+def metadata(job: Job) -> list[dict[str, Any]]:
+    files = sorted(Path(job.output).glob("part-*/metadata.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    "editor", [*sorted({*method_names()} - {"p2p"}), {"name": "p2p", "cross_fraction": 0.75}]
+)
+def test_a_method_is_planned_made_verified_and_made_again(
+    make_job: MakeJob, columns: dict[str, Any], editor: Any
+) -> None:
+    """With rows exactly as planned, and named in metadata and provenance."""
+    job = make_job(columns, editor)
+    plan, counts = run(job)
+    name = editor if isinstance(editor, str) else editor["name"]
+    lacking = 2 if name == "blended" else 0  # the second row has no mask
+    assert (plan.edits_total, plan.edits_not_applicable) == (4, lacking)
+    assert (counts.accepted, counts.failed, counts.not_applicable) == (4 - lacking, 0, lacking)
+    assert counts.unet_rows == plan.unet_rows
+    found = verify_run(job)
+    assert (found.ok, found.accepted, found.not_applicable) == (True, 4 - lacking, lacking)
+    assert found.pending == 0
+    if name != "fpe":
+        check_names(job, name)
+    again = recompute_sample(job, 2)
+    assert again.ok, again.comparisons
+    assert not again.of(ComparisonVerdict.NOT_MADE)
+    counted = read_report(Folder.open(job.output)).counts
+    assert (counted.accepted, counted.not_applicable) == (4 - lacking, lacking)
+    assert counted.accepted_share == 1.0
+
+
+def check_names(job: Job, name: str) -> None:
+    """Metadata and provenance name the method and its parameters."""
+    parameters = json.loads(json.dumps(method_of(job.editor).to_dict()))
+    for row in metadata(job):
+        assert row["editor"] == name
+        assert {"name": name, **json.loads(row["editor_parameters"])} == parameters
+        assert "layers" not in row
+        (file,) = Path(job.output).glob(f"part-*/{row['edited_file_name']}")
+        written = read_provenance(file.read_bytes())
+        assert written["algorithm"].startswith(f"{name}: ")
+        assert written["parameters"]["editor"] == parameters
+        words = ["red cup", row["target_prompt"].removeprefix("a ")]
+        has_words = name == "p2p" and row["blend_words"] is not None
+        assert written.get("blend_words") == (words if has_words else None)
+
+
+def test_what_a_row_lacks_is_said_before_anything_starts_and_stops_no_run(
+    make_job: MakeJob, columns: dict[str, Any]
+) -> None:
+    columns["source_prompt"] = [None, "a red cup"]
+    columns["blend_words"] = [None, [["red cup", "blue cup"], ["red cup", "yellow cup"]]]
+    plan, counts = run(make_job(columns, "p2p"))
+    assert plan.edits_not_applicable == counts.not_applicable == 3
+    assert plan.first_not_applicable == "row 0: no source prompt"
+    assert counts.accepted == 1
+    messages = {
+        row["message"]
+        for table in Ledger.open(Folder.open(make_job(columns, "p2p").output)).outcomes()
+        for row in table.to_pylist()
+        if row["outcome"] == "not_applicable"
+    }
+    assert messages == {
+        "no source prompt",
+        "the words 'yellow cup' are not in the prompt 'a green cup'",
+    }
+
+
+def test_a_mask_that_leaves_nothing_to_edit_is_not_applicable(
+    make_job: MakeJob, columns: dict[str, Any], png: Callable[..., bytes]
+) -> None:
+    black = png(Image.new("L", (SIZE_PX, SIZE_PX)))
+    _, counts = run(make_job(columns | {"edit_mask": [black, black]}, "blended"))
+    assert (counts.not_applicable, counts.accepted, counts.unet_rows) == (4, 0, 0.0)
+
+
+def test_a_mask_of_another_size_fails_its_row_alone(
+    make_job: MakeJob, columns: dict[str, Any], png: Callable[..., bytes]
+) -> None:
+    small, white = (png(Image.new("L", (side, side), 255)) for side in (32, SIZE_PX))
+    job = make_job(columns | {"edit_mask": [small, white]}, "blended")
+    _, counts = run(job)
+    assert (counts.accepted, counts.failed_by_code) == (2, {"decode_failed": 2})
+    (table,) = Ledger.open(Folder.open(job.output)).outcomes()
+    messages = [text for text in table["message"].to_pylist() if text]
+    assert all("edit_mask" in text and "32 x 32" in text for text in messages)
+
+
+def test_a_synthetic_source_is_not_applicable_where_images_are_needed(make_job: MakeJob) -> None:
+    columns = {"source_prompt": ["a red cup"], "seed": [1], "target_prompt": [PROMPTS]}
+    for editor, applicable in (("ddim", 2), ("pnp", 0)):
+        plan = make_plan(make_job(columns, editor), write=False)
+        assert plan.edits_not_applicable == 2 - applicable
+    _, counts = run(make_job(columns, "pnp"))
+    assert (counts.not_applicable, counts.total) == (2, 2)
+
+
+def test_strength_of_a_row_replaces_the_editors(make_job: MakeJob, columns: dict[str, Any]) -> None:
+    job = make_job(columns | {"strength": [0.25, None]}, {"name": "sdedit", "strength": 1.0})
+    plan, counts = run(job)
+    assert plan.unet_rows == counts.unet_rows == 2 * 2 * (1 + 4)
+    made = {
+        json.loads(row["editor_parameters"])["strength"]: row["strength"] for row in metadata(job)
+    }
+    assert made == {0.25: 0.25, 1.0: None}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("strength", 1.5, "strength must be"),
+        ("blend_words", ["cup"], "must be words of the source prompt and of the target prompt"),
+        ("blend_words", [["a", "b"]], "blend_words has 1 pairs for 2 target prompts"),
+    ],
+)
+def test_a_value_out_of_range_is_a_problem_of_its_row(
+    make_job: MakeJob, columns: dict[str, Any], column: str, value: Any, message: str
+) -> None:
+    editor = "sdedit" if column == "strength" else "p2p"
+    job = make_job(columns | {column: [None, value]}, editor)
+    with pytest.raises(ManifestError) as raised:
+        make_plan(job, write=False)
+    assert "row 1" in str(raised.value)
+    assert message in str(raised.value)
+
+
+def test_a_column_of_another_type_is_refused_only_where_it_is_read(
+    make_job: MakeJob, columns: dict[str, Any]
+) -> None:
+    columns |= {"strength": ["strong", "weak"]}
+    with pytest.raises(JobError, match="column strength is read for the editor sdedit"):
+        make_plan(make_job(columns, "sdedit"), write=False)
+    job = make_job(columns, "ddim")
+    run(job)
+    assert {row["strength"] for row in metadata(job)} == {"strong", "weak"}
+
+
+def test_ids_tell_masks_words_and_methods_apart(
+    make_job: MakeJob, columns: dict[str, Any], png: Callable[..., bytes]
+) -> None:
+    white = png(Image.new("L", (SIZE_PX, SIZE_PX), 255))
+    ids: set[bytes] = set()
+    tried: list[tuple[Any, dict[str, Any]]] = [
+        ("fpe", {}),
+        ("ddim", {}),
+        ("diffedit", {}),
+        ("diffedit", {"edit_mask": [white, white]}),
+        ({"name": "diffedit", "encode_ratio": 0.5}, {}),
+        ("p2p", {}),
+        ("p2p", {"blend_words": [None, None]}),
+    ]
+    for editor, changed in tried:
+        ids.update(resolve_job(make_job(columns | changed, editor)).edit_ids(Repeats()))
+    # The second row has no words anyway.
+    assert len(ids) == 4 * len(tried) - 2
+    same = set(resolve_job(make_job(columns | {"blend_words": [None] * 2}, "ddim")).edit_ids())
+    assert same < ids, "ddim uses no words"
+
+
+def test_an_edit_does_not_depend_on_its_block(
+    make_job: MakeJob, columns: dict[str, Any], tmp_path: Path
+) -> None:
+    """The noise of sdedit is that of the edit's id."""
+    job = make_job(columns, "sdedit")
+    make_edits(job, groups_per_block=2)
+    alone = job.model_copy(update={"output": str(tmp_path / "alone")})
+    make_edits(alone, groups_per_block=1)
+    pictures = []
+    for each in (job, alone):
+        files = sorted(Path(each.output).glob("part-*/edited/*.png"), key=lambda file: file.name)
+        pictures.append([np.asarray(Image.open(io.BytesIO(f.read_bytes())), float) for f in files])
+    apart = [np.abs(a - b).max() for a, b in zip(*pictures, strict=True)]
+    assert max(apart) <= 1
+    own = [np.abs(a - b).max() for a, b in zip(pictures[0], pictures[0][1:], strict=False)]
+    assert min(own) > 1
