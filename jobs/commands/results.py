@@ -83,8 +83,9 @@ def sheet(
 @guarded
 def report(
     run_folder: RunOrJob,
-    other: Annotated[
-        str | None, typer.Argument(metavar="[OTHER]", help="A second run, to compare with.")
+    others: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OTHER]...", help="Further runs, to compare with."),
     ] = None,
     *,
     out: Annotated[
@@ -95,16 +96,18 @@ def report(
         typer.Option(min=0, help="Price of one worker; the report then shows the cost."),
     ] = None,
 ) -> None:
-    """Write a page about a run, or about two side by side: outcomes, scores, pictures, cost."""
-    from jobs.report.page import write_comparison, write_report
+    """Write a page about a run, or about several side by side: outcomes, scores, pictures, cost."""
+    from jobs.report.page import write_comparison, write_report, write_side_by_side
     from pipeline.storage.folder import Folder
 
-    folder = Folder.open(*_place(run_folder))
+    folder, *more = (Folder.open(*_place(each)) for each in (run_folder, *(others or ())))
     with console.err().status("Reading the ledger and the images"):
-        if other is None:
+        if not more:
             written = write_report(folder, out=out, price_per_hour=price_per_hour)
+        elif len(more) == 1:
+            written = write_comparison(folder, more[0], out=out)
         else:
-            written = write_comparison(folder, Folder.open(*_place(other)), out=out)
+            written = write_side_by_side([folder, *more], out=out)
     console.out().print(written.url)
 
 

@@ -26,10 +26,12 @@ from pipeline.ledger.outcome import SCORE_COLUMNS, Outcome
 from pipeline.report.comparison import PAIR_GROUPS, ComparisonFacts, PairTile, read_comparison
 from pipeline.report.facts import Edit, ReportLimits, RunFacts, read_report
 from pipeline.report.gallery import GROUPS
+from pipeline.report.side_by_side import SideBySideFacts, read_side_by_side
 from pipeline.storage.folder import Folder, absolute_url
 
 REPORT_NAME = "report.html"
 COMPARISON_NAME = "comparison.html"
+SIDE_BY_SIDE_NAME = "side_by_side.html"
 _STAGES = ("decode", "load", "edit", "judge", "write", "commit")
 
 
@@ -129,6 +131,11 @@ def render_comparison(facts: ComparisonFacts) -> bytes:
         won=sum(n for _, b, n in flips if b == accepted),
         lost=sum(n for a, _, n in flips if a == accepted),
     )
+
+
+def render_side_by_side(facts: SideBySideFacts) -> bytes:
+    """The page of several runs, UTF-8."""
+    return _render("side_by_side.html.j2", link=_no_link, facts=facts)
 
 
 def _render(template: str, *, link: Callable[[str], str], **values: Any) -> bytes:
@@ -332,6 +339,15 @@ def write_comparison(
     """Writes the comparison of two runs to A/comparison.html, or to `out`; raises as above."""
     place, name = _place(a, out, COMPARISON_NAME)
     return _write(place, name, render_comparison(read_comparison(a, b, limits)))
+
+
+def write_side_by_side(
+    folders: Sequence[Folder], *, out: str | None = None, limits: ReportLimits | None = None
+) -> Written:
+    """Writes the page of three or more runs to FIRST/side_by_side.html, or to `out`; raises as
+    above."""
+    place, name = _place(folders[0], out, SIDE_BY_SIDE_NAME)
+    return _write(place, name, render_side_by_side(read_side_by_side(folders, limits)))
 
 
 def _place(folder: Folder, out: str | None, name: str) -> tuple[Folder, str]:

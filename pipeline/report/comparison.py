@@ -113,14 +113,14 @@ class ComparisonFacts:
 
 
 @dataclass(frozen=True)
-class _Side:
+class RunSide:
     """One of the two runs."""
 
     run: RunFolder
     edits: EditTable
 
     @classmethod
-    def read(cls, folder: Folder, limits: ReportLimits) -> _Side:
+    def read(cls, folder: Folder, limits: ReportLimits) -> RunSide:
         run = read_run_folder(folder, limits)
         return cls(run, read_edits(folder, run.labels))
 
@@ -134,7 +134,7 @@ class _Side:
 def read_comparison(a: Folder, b: Folder, limits: ReportLimits | None = None) -> ComparisonFacts:
     """Compares two run folders. Raises StorageError if one is not a run folder, and LedgerError."""
     limits = limits or ReportLimits()
-    first, second = _Side.read(a, limits), _Side.read(b, limits)
+    first, second = RunSide.read(a, limits), RunSide.read(b, limits)
     matched = _match(first.edits, second.edits)
     counted = matched.counts()
     flips = {key: pairs for key, pairs in counted.items() if key[1] != key[2]}
@@ -169,14 +169,14 @@ def _commonest(item: tuple[Any, int]) -> tuple[int, Any]:
 def _match(a: EditTable, b: EditTable) -> _Matched:
     """The pairs, and the edits that only one run has, in the order of A's ids."""
     pairs, only_a, only_b = [np.empty((0, 2), np.int64)], [_NO_ROWS], [_NO_ROWS]
-    with RowsById(_KEYS) as keys_a, RowsById(_KEYS) as keys_b:
+    with RowsById(KEYS) as keys_a, RowsById(KEYS) as keys_b:
         for edits, keys in ((a, keys_a), (b, keys_b)):
-            for table in _keys(edits):
+            for table in pair_keys(edits):
                 keys.add(table)
         for in_a, in_b in zip(keys_a.buckets(), keys_b.buckets(), strict=True):
             _, (place_a, place_b) = numbered(in_a, in_b)
-            rows_a, numbers_a = _numbered_apart(in_a, place_a)
-            rows_b, numbers_b = _numbered_apart(in_b, place_b)
+            rows_a, numbers_a = numbered_apart(in_a, place_a)
+            rows_b, numbers_b = numbered_apart(in_b, place_b)
             _, of_a, of_b = np.intersect1d(numbers_a, numbers_b, return_indices=True)
             pairs.append(np.stack([rows_a[of_a], rows_b[of_b]], axis=1))
             only_a.append(np.delete(rows_a, of_a))
@@ -194,7 +194,7 @@ def _match(a: EditTable, b: EditTable) -> _Matched:
 _Rows: TypeAlias = NDArray[np.int64]
 _NO_ROWS = np.empty(0, np.int64)
 _COMPARED = ["edit_type", "outcome", *SCORE_COLUMNS]
-_KEYS = pa.schema(
+KEYS = pa.schema(
     [
         pa.field("edit_id", ID_TYPE, nullable=False),
         pa.field("at", pa.int64()),
@@ -204,7 +204,7 @@ _KEYS = pa.schema(
 """`edit_id`: a hash that is the same in any run; the row in the table, and in the manifest."""
 
 
-def _keys(edits: EditTable) -> Iterator[pa.Table]:
+def pair_keys(edits: EditTable) -> Iterator[pa.Table]:
     """A hash for each edit of its source, target prompt and labels, some edits at a time."""
     names, at = sorted(edits.labels), 0
     columns = ["source_key", "target_prompt", *(f"{LABEL_PREFIX}{name}" for name in names)]
@@ -216,11 +216,11 @@ def _keys(edits: EditTable) -> Iterator[pa.Table]:
             labels = [pair for pair in zip(names, values, strict=True) if pair[1] is not None]
             keys.append(content_id("pair", source.hex(), prompt, labels))
         places = pa.array(range(at, at + len(keys)), pa.int64())
-        yield pa.table([pa.array(keys, ID_TYPE), places, batch["row"]], schema=_KEYS)
+        yield pa.table([pa.array(keys, ID_TYPE), places, batch["row"]], schema=KEYS)
         at += len(keys)
 
 
-def _numbered_apart(keys: pa.Table, place: _Rows) -> tuple[_Rows, _Rows]:
+def numbered_apart(keys: pa.Table, place: _Rows) -> tuple[_Rows, _Rows]:
     """(rows, a number for each). Equal keys get different numbers, in the manifest's order; the
     n-th of them has the same number in both runs."""
     at, manifest_row = (keys[name].to_numpy() for name in ("at", "row"))
@@ -339,7 +339,7 @@ def _moved(in_a: pa.Table, in_b: pa.Table) -> NDArray[np.float64]:
 
 
 def _tiles(
-    a: _Side, b: _Side, chosen: Sequence[_Chosen], limits: ReportLimits
+    a: RunSide, b: RunSide, chosen: Sequence[_Chosen], limits: ReportLimits
 ) -> tuple[PairTile, ...]:
     edits = [(a.edit(row_a), b.edit(row_b)) for _, row_a, row_b in chosen]
     read_a = _read(a, [first for first, _ in edits], limits)
@@ -356,7 +356,9 @@ def _tiles(
     )
 
 
-def _read(side: _Side, edits: Sequence[Edit | None], limits: ReportLimits) -> dict[str, Thumbnail]:
+def _read(
+    side: RunSide, edits: Sequence[Edit | None], limits: ReportLimits
+) -> dict[str, Thumbnail]:
     paths = [path for e in edits if e for path in (e.source_file_name, e.edited_file_name)]
     return read_thumbnails(side.run.folder, paths, limits.thumbnail_px)
 

@@ -284,6 +284,11 @@ def test_the_command_writes_names_and_refuses(job: Job, tmp_path: pathlib.Path) 
     out = str(tmp_path / "both.html")
     assert fpe("report", job.output, job.output, "--out", out)[:2] == (0, out)
     assert b"comparison" in pathlib.Path(out).read_bytes()
+    assert fpe("report", *[job.output] * 3)[:2] == (0, f"{job.output}/side_by_side.html")
+    page = Parsed(Folder.open(job.output).read("side_by_side.html"))
+    assert page.outside() == []
+    assert page.accessibility() == []
+    assert len(page.tiles()) == 6
     code, _, errors = fpe("report", job.output, "--out", f"{job.output}/stats.json")
     assert code == 2
     assert "ends in .html" in errors

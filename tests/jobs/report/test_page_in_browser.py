@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.report.page import write_comparison, write_report
+from jobs.report.page import write_comparison, write_report, write_side_by_side
 from pipeline.job.job import Job
 from pipeline.ledger.outcome import EditKey, EditOutcome
 from pipeline.storage.folder import Folder
@@ -70,6 +70,7 @@ def folder(
     folder = Folder.open(job.output)
     write_report(folder)
     write_comparison(folder, Folder.open(other.output))
+    write_side_by_side([folder, Folder.open(other.output), folder])
     return folder
 
 
@@ -206,7 +207,7 @@ def test_everything_can_be_reached_and_used_with_the_keyboard(page: Page) -> Non
     assert page.evaluate(SHOWN) > 1
 
 
-@pytest.mark.parametrize("name", ["report.html", "comparison.html"])
+@pytest.mark.parametrize("name", ["report.html", "comparison.html", "side_by_side.html"])
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_both_colour_schemes_are_legible(folder: Folder, name: str, is_dark: bool) -> None:
     with browser_page(f"file://{folder.url}/{name}", dark=is_dark) as page:
