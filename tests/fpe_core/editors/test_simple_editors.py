@@ -141,7 +141,7 @@ def test_an_edit_without_a_seed_is_not_applicable(tiny: Checkpoint) -> None:
         editor.edit(inversion, [[], ["a dog"], []])
     npi = fpe(inversion="negative_prompt").parameters
     without = editor.invert(photos(1, SQUARE), [""], npi)
-    with pytest.raises(NotApplicableError, match="needs the prompt of source 1"):
+    with pytest.raises(NotApplicableError, match="of source 1: no source prompt"):
         editor.edit(without, [["a dog"]])
 
 
