@@ -1,6 +1,6 @@
 # make demo   set up, edit a few dozen pictures with the built-in model, draw a contact sheet
 # make test   set up, format, lint, types, tests; make endurance: the tests of whole runs that fail;
-#             make gpu: those that need a GPU
+#             make soak: the longest of those; make gpu: those that need a GPU
 #
 # PYTHON names another interpreter. pip's own settings (a mirror, a folder of wheels) are honoured.
 
@@ -16,13 +16,14 @@ TEST_PROCESSES ?= 2
 SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test endurance gpu lowest fuzz check format clean
+.PHONY: help setup demo test endurance soak gpu lowest fuzz check format clean
 
 help:
 	@echo "make setup    create $(VENV) with the pinned dependencies"
 	@echo "make demo     set up, then run the main job on pictures it renders itself"
 	@echo "make test     set up, then make check and the tests"
 	@echo "make endurance  set up, then the tests of minutes: whole runs in which things fail"
+	@echo "make soak     set up, then the longest of them, for before a release"
 	@echo "make gpu      set up, then the tests that need a CUDA GPU; torch has to see one"
 	@echo "make lowest   run the demo's job with the lower bounds of all dependencies, in $(LOWEST)"
 	@echo "make fuzz     set up, then try FUZZ_CASES=$(FUZZ_CASES) hostile pictures, URIs and manifests"
@@ -51,7 +52,10 @@ test: check
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not endurance and not gpu'
 
 endurance: $(READY)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m endurance
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'endurance and not soak'
+
+soak: $(READY)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m soak
 
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

@@ -91,6 +91,7 @@ def test_a_driver_that_is_refused_or_killed_at_each_write(
     assert "\n6 images of 64 x 64 pixels" in target.folder.read("README.md").decode()
 
 
+@pytest.mark.soak
 def test_three_kills_in_mid_stream_lose_nothing_and_cost_two_blocks_each(
     faulty_s3: FaultyS3,
     picture: Callable[..., Image.Image],

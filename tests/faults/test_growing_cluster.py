@@ -66,7 +66,7 @@ def run_program(job: Job, tmp_path: Path, how: str) -> tuple[dict[str, Any], str
     return dict(json.loads(ended.stdout.splitlines()[-1])), ended.stderr
 
 
-@pytest.mark.parametrize("how", ["by-hand", "by-itself"])
+@pytest.mark.parametrize("how", [pytest.param("by-hand", marks=pytest.mark.soak), "by-itself"])
 def test_machines_that_come_during_a_run_take_part(job: Job, tmp_path: Path, how: str) -> None:
     did, log = run_program(job, tmp_path, how)
     assert (did["accepted"], did["failed"]) == (SOURCES, 0)

@@ -68,6 +68,7 @@ def test_a_machine_that_goes_away_for_good_costs_no_edit(job: Job, tmp_path: Pat
     assert (found.accepted, found.pending) == (8, 0)
 
 
+@pytest.mark.soak
 def test_two_cpus_are_enough_to_run_and_to_go_on_and_one_is_refused(
     job: Job, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_two_cpus_are_enough_to_run_and_to_go_on_and_one_is_refused(
     assert (found.accepted, found.pending) == (8, 0)
 
 
+@pytest.mark.soak
 def test_kinds_of_devices_work_side_by_side_and_a_machine_without_one_only_reads(
     job: Job, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from pipeline.job.job import Job
 from pipeline.verify.verify import verify_run
 from tests.faults.cluster_of_spot_machines import KILLS
 
-pytestmark = pytest.mark.endurance
+pytestmark = [pytest.mark.endurance, pytest.mark.soak]
 
 ROOT = Path(__file__).parent.parent.parent
 SEED = 20261125

@@ -24,6 +24,7 @@ def bench(*arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.endurance
+@pytest.mark.soak
 def test_the_phases_of_both_come_one_after_the_other(
     tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

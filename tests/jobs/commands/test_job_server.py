@@ -239,6 +239,7 @@ def job_file(tmp_path: Path, tiny_checkpoint: Path, pictures: GatedPictures) -> 
 
 
 @pytest.mark.endurance
+@pytest.mark.soak
 def test_a_job_that_is_stopped_keeps_what_arrived_and_the_same_submit_goes_on(
     address: str, job_file: Path, pictures: GatedPictures
 ) -> None:

@@ -275,6 +275,7 @@ def test_the_gate_has_few_steps_whatever_is_timed() -> None:
 
 
 @pytest.mark.endurance
+@pytest.mark.soak
 def test_a_run_goes_on_where_it_was_stopped(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
