@@ -22,7 +22,7 @@ from pipeline.storage.folder import Folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 
-FEW, MANY, PER_ROW = 2_500, 10_000, 20
+FEW, MANY, PER_ROW = 5_000, 20_000, 20
 BYTES_PER_EDIT = 60
 """Three times what is aimed at, because a few megabytes more or less are chance; `fpe bench scale`
 measures it with millions. With the ids in sets and dicts it was 189 bytes, and 479 in verify."""
