@@ -305,3 +305,10 @@ _SAME = {
     ("bool", "int8"),  # bool8
     (str(_LARGE_UNSIGNED), "uint64"),
 }
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a type may hold bytes, at any depth."""
+    return is_bytes(kind) or any(
+        holds_bytes(kind.field(index).type) for index in range(kind.num_fields)
+    )

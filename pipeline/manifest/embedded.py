@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ManifestError, StorageError
 from pipeline.in_order import in_order
 from pipeline.manifest.annotations import MaskColumn
-from pipeline.manifest.arrow_types import is_bytes, is_list, plain_type
+from pipeline.manifest.arrow_types import holds_bytes, is_bytes, is_list, plain_type
 from pipeline.manifest.carried import carried_column
 from pipeline.manifest.columns import ImageCell, known_values
 from pipeline.manifest.files import ROWS_PER_BATCH_OF_BYTES, Manifest, ManifestFile
@@ -238,13 +238,6 @@ def _live(file: ManifestFile, physical: Sequence[int]) -> list[int]:
     if dead is None:
         return list(physical)
     return [row - int(np.searchsorted(dead, row)) for row in physical]
-
-
-def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether values of a type may hold bytes, at any depth."""
-    return is_bytes(kind) or any(
-        holds_bytes(kind.field(index).type) for index in range(kind.num_fields)
-    )
 
 
 def have_bytes(values: pa.Array) -> NDArray[np.bool_]:

@@ -15,14 +15,13 @@ from typing import Any, Self
 import pyarrow as pa
 
 from pipeline.errors import ManifestError, StorageError
-from pipeline.manifest.arrow_types import is_json, plain_type
+from pipeline.manifest.arrow_types import holds_bytes, is_json, plain_type
 from pipeline.manifest.carried import carried_column, carried_schema
 from pipeline.manifest.columns import (
     _EXPECTED,
     EDIT_TYPE,
     KNOWN_COLUMNS,
     _is_list_of_text,
-    _is_text,
     known_type,
     known_values,
 )
@@ -154,7 +153,7 @@ class Manifest:
             for name in ("image", *self.read_too)
             if name in file.schema.names
         ]
-        return not all(_is_text(kind) or _is_list_of_text(kind) for kind in kinds)
+        return any(map(holds_bytes, kinds))
 
     def batches(self) -> Iterator[ManifestBatch]:
         """All rows in order, a bounded number at a time. Raises ManifestError for damaged files.

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError
 from pipeline.ledger.id_set import IdSet
 from pipeline.ledger.lease import Lease
-from pipeline.manifest.embedded import holds_bytes
+from pipeline.manifest.arrow_types import holds_bytes
 from pipeline.plan.plan import PLAN_FILE, PLAN_FOLDER, Plan
 from pipeline.storage.folder import Folder
 

@@ -28,8 +28,9 @@ from pipeline.in_order import in_order
 from pipeline.ledger.id_set import which_are_in
 from pipeline.ledger.outcome import ID_TYPE, EditKey, EditOutcome, outcomes_table
 from pipeline.manifest.annotations import MASK_SOURCE_TYPE, MaskSource
+from pipeline.manifest.arrow_types import holds_bytes
 from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, InputColumns
-from pipeline.manifest.embedded import have_bytes, holds_bytes
+from pipeline.manifest.embedded import have_bytes
 from pipeline.manifest.rows import Problems, SourceRow
 from pipeline.plan.ids import file_stem, parameters_json
 from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob

@@ -490,3 +490,23 @@ def test_names_of_columns_that_are_no_utf8_name_the_file(tmp_path: Path, name: b
         ManifestError, match=r"m\.parquet is not a Parquet file, or is cut short.*utf"
     ):
         Manifest.open(url)
+
+
+@pytest.mark.parametrize(
+    ("kind", "are_large"),
+    [
+        (pa.string(), False),
+        (pa.float64(), False),
+        (pa.list_(pa.list_(pa.string())), False),
+        (pa.struct([("source", pa.string()), ("target", pa.string())]), False),
+        (pa.binary(), True),
+        (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), True),
+    ],
+)
+def test_rows_are_read_in_small_batches_only_for_bytes(
+    tmp_path: Path, kind: pa.DataType, are_large: bool
+) -> None:
+    table = pa.table({"image": ["a.png"], "target_prompt": ["x"], "own": pa.nulls(1, kind)})
+    pq.write_table(table, tmp_path / "m.parquet")
+    manifest = Manifest.open(str(tmp_path / "m.parquet"), read_too=("own",))
+    assert manifest.has_image_bytes(manifest.files[0]) is are_large
