@@ -135,6 +135,16 @@ class EditParameters:
             return replace(self, editor=None, **vars(method))
         return replace(self, editor=method, **_FPE)
 
+    def keeping(self, more: float) -> EditParameters:
+        """The same with a method that keeps so much more of the source (`EditMethod.keeping`).
+
+        Unchanged for Free-Prompt-Editing, whose parameters are these themselves, and if that method
+        would sample none of so few steps.
+        """
+        method = self.method.keeping(more)
+        is_possible = method.rule.start.sampled_steps(self.steps) > 0
+        return self.edited_by(method) if is_possible else self
+
     @property
     def can_make_any(self) -> bool:
         """Whether `not_applicable` is "" for every edit."""

@@ -52,8 +52,8 @@ class Change:
             changed = replace(changed, replaced_fraction=self.replaced_fraction)
         if self.layers is not None:
             changed = replace(changed, layers=self.layers)
-        if self.source_kept is not None and changed.editor is not None:
-            changed = changed.edited_by(changed.editor.keeping(self.source_kept))
+        if self.source_kept is not None:
+            changed = changed.keeping(self.source_kept)
         if self.guidance_scale is not None and not keeps_guidance:
             changed = replace(changed, guidance_scale=self.guidance_scale)
         return changed

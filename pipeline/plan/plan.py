@@ -33,6 +33,7 @@ from pipeline.job.job import Job
 from pipeline.judge.models import fingerprints
 from pipeline.ledger.id_set import IdSet, which_are_in
 from pipeline.ledger.ledger import Ledger
+from pipeline.ledger.outcome import short_message
 from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.manifest.embedded import Embedded
 from pipeline.manifest.rows import SourceRow
@@ -312,7 +313,8 @@ class _Counts:
             made, reasons = applicable(group)
             self.not_applicable += len(reasons)
             if reasons and not self.first_not_applicable:
-                self.first_not_applicable = f"row {group.source.row}: {reasons[0]}"
+                shown = short_message(f"row {group.source.row}: {reasons[0]}")
+                self.first_not_applicable = shown
         if self.resolved.job.editor != NO_EDITOR and made.edits:
             self.shapes[shape_of(made)] += 1
         images = len(made.edits) + (1 if self.resolved.job.images.keep_source else 0)

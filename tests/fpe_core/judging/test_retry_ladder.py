@@ -127,6 +127,15 @@ def test_mistakes_are_told() -> None:
         RetryLadder(most=11)
 
 
+def test_a_retry_that_would_sample_no_step_is_left_out() -> None:
+    """0.1 of 5 steps is less than one: it would be refused in the middle of a block."""
+    first = EditParameters(steps=5, guidance_scale=4.0).edited_by(SdEdit(strength=0.3))
+    lost = RejectReason.STRUCTURE_LOST
+    second = RetryLadder(most=5).next_parameters(first, [(first, lost)])
+    assert second == replace(first, guidance_scale=6.0)
+    assert RetryLadder(most=5).next_parameters(first, [(first, lost), (second, lost)]) is None
+
+
 @pytest.mark.parametrize(
     ("method", "freer", "closer"),
     [

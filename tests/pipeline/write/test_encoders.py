@@ -50,7 +50,7 @@ def test_the_bytes_are_those_of_this_process(
 def test_modules_of_a_users_own_are_not_taken_for_ours(
     encoders: Encoders, picture: Picture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Failed in no release: Ray puts the folder of the driver first on a worker's path."""
+    """Ray puts the folder of the driver first on a worker's path."""
     for name in ("pipeline", "PIL", "json", "numpy"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
     monkeypatch.syspath_prepend(tmp_path)
