@@ -16,6 +16,7 @@ from fpe_core.editors.method import (
     require_choice,
 )
 from fpe_core.errors import ParameterError
+from fpe_core.injection import DifferenceMask, floor_of
 from fpe_core.layer_rules import (
     LayerRule,
     LayersByTokens,
@@ -169,6 +170,11 @@ class EditParameters:
             )
         if self.inversion == "negative_prompt" and not source_prompt.strip():
             return "no source prompt, which inversion negative_prompt needs"
+        blend = method.rule_for(inputs).blend
+        if blend is not None and isinstance(blend.mask, DifferenceMask):
+            strength = blend.mask.strength
+            if floor_of(strength, self.steps) < 1:
+                return f"mask_strength {strength:g} of {self.steps} steps is less than one step"
         return method.not_applicable(source_prompt, target_prompt, inputs)
 
     @property

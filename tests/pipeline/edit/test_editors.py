@@ -170,6 +170,16 @@ def test_a_synthetic_source_is_not_applicable_where_images_are_needed(make_job: 
     assert (counts.not_applicable, counts.total) == (2, 2)
 
 
+def test_a_mask_of_less_than_one_step_is_not_applicable_where_none_is_given(
+    make_job: MakeJob, columns: dict[str, Any]
+) -> None:
+    """And does not end the run in its first block: the second row has no mask."""
+    editor = {"name": "diffedit", "mask_strength": 0.2}
+    plan, counts = run(make_job(columns, editor))
+    assert plan.edits_not_applicable == counts.not_applicable == 2
+    assert counts.accepted == 2
+
+
 def test_strength_of_a_row_replaces_the_editors(make_job: MakeJob, columns: dict[str, Any]) -> None:
     job = make_job(columns | {"strength": [0.25, None]}, {"name": "sdedit", "strength": 1.0})
     plan, counts = run(job)
