@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         Start,
         WordMask,
     )
+    from fpe_core.inside import Inside
     from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
     from fpe_core.layer_rules import LayersByLevel, LayersByPart, LayersByRange, LayersByTokens
     from fpe_core.parameters import EditParameters
@@ -118,6 +119,7 @@ __all__ = [
     "ImageDecodeError",
     "ImageTooLargeError",
     "Injection",
+    "Inside",
     "Inversion",
     "LayersByLevel",
     "LayersByPart",
@@ -213,6 +215,7 @@ _NAMES_OF_MODULE = {
         "DifferenceMask",
         "WordMask",
     ),
+    "fpe_core.inside": ("Inside",),
     "fpe_core.inversion": (
         "Edit",
         "EditResult",

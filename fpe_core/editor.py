@@ -36,6 +36,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fpe_core.bound_edits import bound_images, bound_inputs
 from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_shape
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.edit_rows import AskedEdit, RuleSites
@@ -136,7 +137,7 @@ class Editor:
         text = self._encode_prompts(prompts)
         rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        levels = parameters.method.rule.inverted_steps(parameters.steps)
+        levels = parameters.rule.inverted_steps(parameters.steps)
         trajectory = invert(denoiser, schedule, rows, z, levels)
         return Inversion(
             trajectory=trajectory,
@@ -213,6 +214,8 @@ class Editor:
             raise ParameterError("target_prompts must hold a list of prompts per source, got text")
         asked = [AskedEdit(s, p) for s, prompts in enumerate(target_prompts) for p in prompts]
         given = _inputs_of(inputs, target_prompts)
+        if parameters.inside is not None:
+            given = bound_inputs(given, asked, sources, parameters.inside)
         targets = [edit.target_prompt for edit in asked]
         of_rows = ("",) if EMPTY in parameters.method.rule.source_rows else ()
         text = self._encode_prompts(
@@ -226,6 +229,8 @@ class Editor:
             source_images, _ = self.autoencoder.decode(source_latents, vae_limit)
         else:
             source_images = sources.images
+        if parameters.inside is not None:
+            images = bound_images(images, given, asked, source_images, parameters.inside)
         made = zip(targets, images, latents.cpu().unbind(), finite, strict=True)
         edits = iter(
             Edit(*each, text.truncated.get(each[0], ""), mask)
@@ -258,9 +263,9 @@ class Editor:
                     f"{method.name} cannot make the edit {edit.target_prompt!r} of source "
                     f"{edit.source + 1}: {reason}"
                 )
-        by_rule: dict[EditRule, list[int]] = {} if asked else {method.rule: []}
+        by_rule: dict[EditRule, list[int]] = {} if asked else {parameters.rule: []}
         for place, each in enumerate(inputs):
-            by_rule.setdefault(method.rule_for(each), []).append(place)
+            by_rule.setdefault(parameters.rule_for(each), []).append(place)
         sampled = []
         for rule, places in by_rule.items():
             chosen, edits = sources, [asked[place] for place in places]

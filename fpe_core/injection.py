@@ -185,13 +185,15 @@ class Blend:
 class EditRule:
     """How edits of a method are made; guidance and the number of steps are the call's.
 
-    The default is guided DDIM sampling from the inverted latent.
+    The default is guided DDIM sampling from the inverted latent. `inside`: beyond whatever `blend`
+    does, the latent outside of the edit's mask is the inversion's, from the start to the end.
     """
 
     injections: tuple[Injection, ...] = ()
     residuals: tuple[ResidualInjection, ...] = ()
     start: Start = Start()
     blend: Blend | None = None
+    inside: bool = False
 
     @property
     def is_noisy(self) -> bool:
@@ -220,15 +222,17 @@ class EditRule:
             self.source_rows <= {CONDITIONAL}
             and self.start == Start()
             and (self.blend is None or isinstance(self.blend.mask, WordMask))
+            and not self.inside
         )
 
     def inverted_steps(self, steps: int) -> int:
         """The highest level K of the source's trajectory z_0 .. z_K that is needed."""
         if self.start.latent == "inverted":
             return self.start.sampled_steps(steps)
-        gives = bool(self.exchanges)
+        if self.exchanges:
+            return steps
         keeps = self.blend is not None and self.blend.outside == "inverted"
-        return steps if gives or keeps else 0
+        return self.start.sampled_steps(steps) if keeps or self.inside else 0
 
 
 def floor_of(share: float, steps: int) -> int:

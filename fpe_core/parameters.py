@@ -16,7 +16,8 @@ from fpe_core.editors.method import (
     require_choice,
 )
 from fpe_core.errors import ParameterError
-from fpe_core.injection import DifferenceMask, floor_of
+from fpe_core.injection import DifferenceMask, EditRule, floor_of
+from fpe_core.inside import Inside
 from fpe_core.layer_rules import (
     LayerRule,
     LayersByTokens,
@@ -60,6 +61,8 @@ class EditParameters:
         inversion: "direct", or "negative_prompt": the prompt of an edit's unconditional rows is its
             source's (Miyake et al. 2023, arXiv 2305.16807); the source then needs a prompt, and
             there is no other negative one.
+        inside: an edit changes nothing outside of its mask, which every edit then needs; None: it
+            may change everything that its method changes.
     """
 
     steps: int = 50
@@ -73,6 +76,7 @@ class EditParameters:
     replace_cross_attention: bool = False
     editor: EditMethod | None = None
     inversion: str = "direct"
+    inside: Inside | None = None
 
     def __post_init__(self) -> None:
         require_integer("steps", self.steps, minimum=1, maximum=_MOST_STEPS)
@@ -101,6 +105,8 @@ class EditParameters:
                 "with inversion negative_prompt the unconditional rows have the source's prompt; "
                 f"negative_prompt must be empty, got {self.negative_prompt!r}"
             )
+        if self.inside is not None and not isinstance(self.inside, Inside):
+            raise ParameterError(f"inside must be an Inside, or None, got {self.inside!r}")
         self._check_editor()
 
     def _check_editor(self) -> None:
@@ -130,6 +136,15 @@ class EditParameters:
             return self.editor
         return FreePromptEditing(self.layers, self.replaced_fraction, self.replace_cross_attention)
 
+    @property
+    def rule(self) -> EditRule:
+        """What the sampling loop does, with edits that have nothing but their prompts."""
+        return self.rule_for(NOTHING)
+
+    def rule_for(self, inputs: EditInputs) -> EditRule:
+        """What the sampling loop does with edits that have these inputs."""
+        return replace(self.method.rule_for(inputs), inside=self.inside is not None)
+
     def edited_by(self, method: EditMethod) -> EditParameters:
         """The same parameters with another method, Free-Prompt-Editing included."""
         if isinstance(method, FreePromptEditing):
@@ -149,7 +164,7 @@ class EditParameters:
     @property
     def can_make_any(self) -> bool:
         """Whether `not_applicable` is "" for every edit."""
-        return self.editor is None and self.inversion == "direct"
+        return self.editor is None and self.inversion == "direct" and self.inside is None
 
     def not_applicable(
         self,
@@ -164,10 +179,11 @@ class EditParameters:
         `synthetic`: its source is synthesised. Needs neither a model nor a tokenizer.
         """
         method = self.method
-        if synthetic and not (method.rule.edits_synthetic and self.inversion == "direct"):
-            return (
-                f"{method.name} with inversion {self.inversion} edits images, not a synthetic one"
-            )
+        if synthetic and not (self.rule.edits_synthetic and self.inversion == "direct"):
+            how = f"inversion {self.inversion}" if self.inside is None else "a mask that binds"
+            return f"{method.name} with {how} edits images, not a synthetic one"
+        if self.inside is not None and inputs.mask is None:
+            return "no mask, inside of which it is edited"
         if self.inversion == "negative_prompt" and not source_prompt.strip():
             return "no source prompt, which inversion negative_prompt needs"
         blend = method.rule_for(inputs).blend
@@ -215,6 +231,8 @@ class EditParameters:
             values["replace_cross_attention"] = True
         if self.inversion != "direct":
             values["inversion"] = self.inversion
+        if self.inside is not None:
+            values["inside"] = self.inside.to_dict()
         return values
 
     @classmethod
@@ -225,6 +243,8 @@ class EditParameters:
             known["layers"] = layer_rule_from_dict(known["layers"])
         if known.get("editor") is not None:
             known["editor"] = method_from_dict(known["editor"])
+        if known.get("inside") is not None:
+            known["inside"] = Inside.from_dict(known["inside"])
         if isinstance(known.get("guidance_interval"), list):
             known["guidance_interval"] = tuple(known["guidance_interval"])
         allowed = [field.name for field in fields(cls)]

@@ -49,8 +49,8 @@ def row_counts(
     parameters: EditParameters, inputs: Sequence[EditInputs], *, source_prompt: str = ""
 ) -> RowCounts:
     """The rows of a real source with one edit for each of `inputs`, all in one call."""
-    by_rule = Counter(parameters.method.rule_for(each) for each in inputs)
-    inversion = parameters.method.rule.inverted_steps(parameters.steps)
+    by_rule = Counter(parameters.rule_for(each) for each in inputs)
+    inversion = parameters.rule.inverted_steps(parameters.steps)
     counts = [_counts(rule, n, parameters, source_prompt) for rule, n in by_rule.items()]
     return RowCounts(
         inversion, sum(source for source, _ in counts), sum(edits for _, edits in counts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fpe_core.blending import (
@@ -82,6 +83,8 @@ def sample_edits(
     z_source = sources.start
     noise = EditNoise([each.seed for each in inputs], z_source) if rule.is_noisy else None
     z = _start(rule, schedule, sources, rows.source_of_edit, noise)
+    bound = given_masks(inputs, z_source) if rule.inside else None
+    z = _bound(z, bound, sources, levels, rows.source_of_edit)
     blending = _blending(
         rule,
         denoiser,
@@ -107,7 +110,19 @@ def sample_edits(
         output = denoiser.evaluate(now.edit, z, t, now.inject)
         z = schedule.sample_step(z, now.guide(output, of_sources), k)
         z = blending.after(step, k, z, z_source, now.columns)
-    return Sampled(z, z_source, blending.masks)
+        z = _bound(z, bound, sources, k, rows.source_of_edit)
+    masks = [each for each in (blending.masks, bound) if each is not None]
+    return Sampled(z, z_source, torch.stack(masks).all(dim=0) if masks else None)
+
+
+def _bound(
+    z: Tensor, masks: Tensor | None, sources: Sources, level: int, source_of_edit: Tensor
+) -> Tensor:
+    """z_k with the inversion's latent outside of masks that bind."""
+    if masks is None:
+        return z
+    assert isinstance(sources, Inversion)
+    return torch.where(masks, z, sources.trajectory[:, level][source_of_edit])
 
 
 def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameters) -> None:
@@ -122,8 +137,9 @@ def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameter
         return
     if not rule.edits_synthetic or parameters.inversion != "direct":
         raise ParameterError(
-            f"{parameters.method.name} with inversion {parameters.inversion} edits images; it "
-            "cannot edit a source that is synthesised beside its edits"
+            f"{parameters.method.name} with inversion {parameters.inversion}"
+            f"{' and masks that bind' if rule.inside else ''} edits images; it cannot edit a "
+            "source that is synthesised beside its edits"
         )
 
 

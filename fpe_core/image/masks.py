@@ -124,6 +124,13 @@ def fit_mask(values: MaskValues, fit: Fit, width_px: int, height_px: int) -> Fit
     return FittedMask(fitted, _visible(values, fit, width_px, height_px))
 
 
+def source_area(fit: Fit, width_px: int, height_px: int) -> NDArray[np.bool_]:
+    """Which pixels of the fitted image are the source's: (height_px, width_px); all but padding."""
+    columns = _is_inside(_sampled(width_px, fit.scale_x, fit.offset_x_px), fit.source_width_px)
+    rows = _is_inside(_sampled(height_px, fit.scale_y, fit.offset_y_px), fit.source_height_px)
+    return rows[:, None] & columns[None]
+
+
 def encode_mask(values: MaskValues) -> bytes:
     """As PNG: grey of 8 or 16 bits, or RGB. Equal values give equal bytes; nothing is lost."""
     sink = io.BytesIO()

@@ -17,6 +17,7 @@ from fpe_core import (
     Editor,
     EditParameters,
     EditResult,
+    Inside,
     Inversion,
     row_counts,
 )
@@ -75,6 +76,7 @@ class Case:
     size: tuple[int, int] = SQUARE
     negative: str = ""
     inversion: str = "direct"
+    inside: Inside | None = None
 
     @property
     def parameters(self) -> EditParameters:
@@ -84,6 +86,7 @@ class Case:
             width_px=self.size[0],
             height_px=self.size[1],
             inversion=self.inversion,
+            inside=self.inside,
         ).edited_by(self.method)
 
     @property

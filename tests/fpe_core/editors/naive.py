@@ -41,6 +41,7 @@ class Naive:
     Attributes:
         rows: UNet rows evaluated so far.
         mask: that of the last edit, (h, w), if it has one.
+        bound: a mask that binds, (h, w), and the trajectory of its source.
     """
 
     checkpoint: Checkpoint
@@ -49,6 +50,7 @@ class Naive:
     negative: str = ""
     wrong: str = ""
     mask: Tensor | None = field(default=None, init=False)
+    bound: tuple[Tensor, list[Tensor]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
@@ -320,6 +322,15 @@ class Naive:
 
         return self.sample(start, self.steps, target, blend)
 
+    def kept(self, z: Tensor, k: int) -> Tensor:
+        """z_k with the source's own outside of a mask that binds."""
+        if self.bound is None or (self.wrong == "free_start" and k == self.steps):
+            return z
+        mask, trajectory = self.bound
+        if self.wrong == "only_at_the_end" and k:
+            return z
+        return torch.where(mask, z, trajectory[max(0, k - 1) if self.wrong == "cleaner" else k])
+
     # --- sampling --------------------------------------------------------------------------------
 
     def sample(
@@ -332,10 +343,11 @@ class Naive:
     ) -> Tensor:
         """From level `levels` down to z_0, with no row of a source."""
         negative = self.negative if negative is None else negative
+        z = self.kept(z, levels)
         for k in reversed(range(levels)):
             outputs = self.unet([z, z], k, [negative, target])
             z = self.move(z, self.guided(outputs[:1], outputs[1:]), k + 1, k)
-            z = z if blend is None else blend(self.steps - 1 - k, k, z)
+            z = self.kept(z if blend is None else blend(self.steps - 1 - k, k, z), k)
         return z
 
     def with_source(
@@ -363,7 +375,7 @@ class Naive:
             if handle is not None:
                 handle.remove()
             z = self.move(z, self.guided(outputs[-2:-1], outputs[-1:]), k + 1, k)
-            z = z if blend is None else blend(step, k, z)
+            z = self.kept(z if blend is None else blend(step, k, z), k)
         return z
 
 
