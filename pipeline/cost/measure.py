@@ -394,10 +394,10 @@ class Sample:
 def sample_groups(
     resolved: ResolvedJob, done: Container[bytes], shape: GroupShape, count: int
 ) -> Sample:
-    """The first `count` groups of a shape that can be read, without edits in `done`; fewer if there
-    are not as many.
+    """The first `count` groups of a shape that can be edited, without edits in `done`; fewer if
+    there are not as many.
 
-    Raises ProbeError if none can be read.
+    Raises ProbeError if there is none.
     """
     settings = decode_settings(resolved.job)
     found: list[Group] = []
@@ -408,15 +408,21 @@ def sample_groups(
         seconds += time.perf_counter() - began
         tried += len(rows)
         groups = [Group.from_row(place, row) for place, row in enumerate(rows)]
-        failure = next((group.message for group in groups if group.failure), failure)
-        found += [group for group in groups if not group.failure]
+        useless = [group.message if group.failure else _unmade(group) for group in groups]
+        failure = next(filter(None, useless), failure)
+        found += [group for group, reason in zip(groups, useless, strict=True) if not reason]
         if len(found) >= count or tried >= count + _MOST_UNREADABLE:
             break
     if not found:
         raise ProbeError(
-            f"no source to measure with: of the first {tried} none can be read ({failure})"
+            f"no source to measure with: of the first {tried} none can be used ({failure})"
         )
     return Sample(tuple(found[:count]), seconds / tried)
+
+
+def _unmade(group: Group) -> str:
+    """Why one of its edits cannot be made, such as a mask that is black all over; "" if all can."""
+    return next(filter(None, map(group.not_applicable, group.edits)), "")
 
 
 def _tables_of(

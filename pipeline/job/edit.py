@@ -6,14 +6,71 @@ from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fpe_core import EditParameters
+from fpe_core import EditParameters, Inside
 from fpe_core.speed import Speed, at_speed
 from pipeline.job.section import Layers, Section, layers_of, tuple_from_list
+from pipeline.manifest.edit_inputs import EDIT_MASK, BindingColumn
 
 Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(tuple_from_list)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Interval: TypeAlias = Annotated[tuple[Share, Share], BeforeValidator(tuple_from_list)]
+
+
+_MOST_RIM_PX = 1024
+
+
+class InsideSection(Section):
+    """Masks that bind: outside of its mask an edit is its source, pixel for pixel."""
+
+    column: str | None = Field(
+        default=None,
+        min_length=1,
+        description="manifest column with a mask per row, given like images, lossless, of the size "
+        "of the upright original; black is kept; null: edit_mask",
+    )
+    boxes: str | None = Field(
+        default=None,
+        min_length=1,
+        description="instead of masks, a manifest column with a box or a list of boxes per row, as "
+        "in annotations.boxes; everything in one of them is edited",
+    )
+    format: Literal["xywh", "xyxy"] = Field(
+        default="xywh", description="how the numbers of these boxes are read"
+    )
+    feather_px: int = Field(
+        default=0,
+        ge=0,
+        le=_MOST_RIM_PX,
+        description="width of the rim, inside of the mask, in which the edit fades into the source",
+    )
+    padding_px: int = Field(
+        default=0,
+        ge=0,
+        le=_MOST_RIM_PX,
+        description="how far masks and boxes are grown first, in pixels of the edited image",
+    )
+    invert: bool = Field(
+        default=False, description="true: what is outside of the grown masks is edited"
+    )
+
+    @model_validator(mode="after")
+    def _check_place(self) -> Self:
+        if self.column is not None and self.boxes is not None:
+            raise ValueError("names masks (column) and boxes; it takes one of them")
+        if self.boxes is None and self.format != "xywh":
+            raise ValueError("format is that of boxes, and there are none: leave it out")
+        return self
+
+    @property
+    def binding(self) -> BindingColumn:
+        """Where the manifest has the masks."""
+        if self.boxes is not None:
+            return BindingColumn(boxes=self.boxes, box_format=self.format)
+        return BindingColumn(mask=self.column or EDIT_MASK)
+
+    def resolve(self) -> Inside:
+        return Inside(self.feather_px, self.padding_px, self.invert)
 
 
 class EditSection(Section):
@@ -61,6 +118,10 @@ class EditSection(Section):
         description="side of the square, or [width, height], that sources are fitted to; "
         "multiples of 8",
     )
+    inside: InsideSection | None = Field(
+        default=None,
+        description="masks outside of which nothing changes; null: an edit may change everything",
+    )
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:
@@ -73,8 +134,13 @@ class EditSection(Section):
         return self
 
     @classmethod
-    def of(cls, parameters: EditParameters, speed: Speed) -> Self:
-        """The section with exactly these parameters, whatever a checkpoint recommends."""
+    def of(
+        cls, parameters: EditParameters, speed: Speed, inside: InsideSection | None = None
+    ) -> Self:
+        """The section with exactly these parameters, whatever a checkpoint recommends.
+
+        `inside`: as it was, since parameters do not say where masks are.
+        """
         return cls(
             speed=speed,
             steps=parameters.steps,
@@ -85,6 +151,7 @@ class EditSection(Section):
             layers=None if parameters.editor else layers_of(parameters.layers),
             replaced_fraction=None if parameters.editor else parameters.replaced_fraction,
             size_px=(parameters.width_px, parameters.height_px),
+            inside=inside,
         )
 
     def resolve(self, recommended: EditParameters) -> EditParameters:
@@ -111,6 +178,7 @@ class EditSection(Section):
             replaced_fraction=_either(self.replaced_fraction, defaults.replaced_fraction),
             width_px=width_px,
             height_px=height_px,
+            inside=None if self.inside is None else self.inside.resolve(),
         )
 
 

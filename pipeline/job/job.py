@@ -362,7 +362,7 @@ class Job(Section):
 
     def with_parameters(self, parameters: EditParameters) -> Job:
         """The same job with all of its `edit` section set, as it is stored in config.yaml."""
-        section = EditSection.of(parameters, self.edit.speed)
+        section = EditSection.of(parameters, self.edit.speed, self.edit.inside)
         editor = self.editor if self.editor == NO_EDITOR else editor_of(parameters.method)
         return self.model_copy(update={"edit": section, "editor": editor})
 

@@ -45,27 +45,31 @@ class BoxColumn:
     has_fractions: bool = False
 
     @classmethod
-    def find(cls, schema: pa.Schema, column: str, box_format: str) -> Self:
-        """Raises JobError if there is no such column, or if it does not hold boxes."""
+    def find(
+        cls, schema: pa.Schema, column: str, box_format: str, key: str = "annotations.boxes.column"
+    ) -> Self:
+        """Raises JobError if there is no such column, or if it does not hold boxes.
+
+        `key`: of the job file, for messages.
+        """
         path = (column,) if column in schema.names else tuple(column.split("."))
         if path[0] not in schema.names:
             raise JobError(
-                f"annotations.boxes.column: the manifest has no column {path[0]!r}; there are "
+                f"{key}: the manifest has no column {path[0]!r}; there are "
                 f"{', '.join(schema.names) or 'none that could be'}"
             )
         kind, lists = _plain_list(schema.field(path[0]).type)
         for name in path[1:]:
             if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
                 raise JobError(
-                    f"annotations.boxes.column: {column!r} is not in the manifest: no field "
-                    f"{name!r} in {kind}"
+                    f"{key}: {column!r} is not in the manifest: no field {name!r} in {kind}"
                 )
             kind, more = _plain_list(kind.field(name).type)
             lists += more
         if not _is_number(kind) or lists not in (1, 2):
             found = schema.field(path[0]).type
             raise JobError(
-                f"annotations.boxes.column: {column!r} must be {_EXPECTED}; it is {found}"
+                f"{key}: {column!r} must be {_EXPECTED}; it is {found}"
                 + (" (JSON has to be written as lists)" if is_text(kind) else "")
             )
         return cls(path, box_format, lists == 2, has_fractions=is_fraction(kind))

@@ -6,45 +6,87 @@
                   each target prompt
     strength      how much is changed, 0 to 1, in the place of the editor's own
 
+With masks that bind (a job's `edit.inside`) the mask has another column if the job says so, or is
+drawn from a column of boxes; it is then read for every editor.
+
 A column is only read if the job's editor uses it; for other editors it is carried like any other.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
 import pyarrow as pa
 
 from fpe_core import EditMethod
+from fpe_core.image.boxes import Box
 from pipeline.errors import JobError
-from pipeline.manifest.annotations import MaskColumn, MaskSource
+from pipeline.manifest.annotations import BoxColumn, MaskColumn, MaskSource
 from pipeline.manifest.arrow_types import is_json, is_list, is_text, plain_type
-from pipeline.manifest.columns import is_image_type
+from pipeline.manifest.columns import KNOWN_COLUMNS, is_image_type
 from pipeline.manifest.files import Manifest
 from pipeline.manifest.words import is_fraction
 
 EDIT_MASK, BLEND_WORDS, STRENGTH = "edit_mask", "blend_words", "strength"
+EDIT_BOXES = "edit_boxes"
+"""The work list's column with boxes from which a mask is drawn."""
 _COLUMN_OF = {"mask": EDIT_MASK, "blend_words": BLEND_WORDS}
 BlendWords: TypeAlias = tuple[str, str]
 """Words of the source prompt, and those of the target prompt."""
 _PAIR = ("source", "target")
 
 
-def input_columns(method: EditMethod | None) -> tuple[str, ...]:
-    """The columns that the job's editor reads if a manifest has them; None: it has no editor."""
+def input_columns(
+    method: EditMethod | None, binding: BindingColumn | None = None
+) -> tuple[str, ...]:
+    """The columns that the job's editor reads if a manifest has them; None: it has no editor.
+
+    `binding`: where the masks are that bind its edits. A column of boxes is not among them.
+    """
     used = frozenset[str]() if method is None else method.needs | method.takes
+    if binding is not None:
+        used -= {"mask"}
     names = [column for need, column in _COLUMN_OF.items() if need in used]
+    if binding is not None and binding.mask:
+        names.append(binding.mask)
     return (*names, *([STRENGTH] if hasattr(method, STRENGTH) else []))
 
 
 @dataclass(frozen=True)
-class EditMask:
-    """Where an image is edited. `key`: what identifies it in ids."""
+class BindingColumn:
+    """Where a job says that the masks are that bind its edits.
 
-    source: MaskSource
+    Attributes:
+        mask: a column of masks; "" if there are boxes.
+        boxes: else a column of boxes, or a field of one, and how its numbers are read.
+        box_format: see `fpe_core.image.boxes`.
+    """
+
+    mask: str = ""
+    boxes: str = ""
+    box_format: str = "xywh"
+
+
+@dataclass(frozen=True)
+class EditMask:
+    """Where an image is edited: a mask, or boxes of the upright original.
+
+    `key`: what identifies it in ids.
+    """
+
+    source: MaskSource | None
     key: tuple[str, str]
+    boxes: tuple[Box, ...] = ()
+
+    @classmethod
+    def of_boxes(cls, boxes: Sequence[Box]) -> Self | None:
+        """None without boxes."""
+        numbers = [each.write("xyxy") for each in boxes]
+        key = ("boxes", json.dumps(numbers, separators=(",", ":")))
+        return cls(None, key, tuple(boxes)) if boxes else None
 
 
 @dataclass(frozen=True)
@@ -54,12 +96,43 @@ class InputColumns:
     mask: MaskColumn | None = None
     has_blend_words: bool = False
     has_strength: bool = False
+    boxes: BoxColumn | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the edits of a row may have a mask, drawn or from boxes."""
+        return self.mask is not None or self.boxes is not None
 
     @classmethod
-    def find(cls, manifest: Manifest, method: EditMethod | None) -> Self:
-        """Raises JobError if a column has another type than it must have."""
+    def find(
+        cls, manifest: Manifest, method: EditMethod | None, binding: BindingColumn | None = None
+    ) -> Self:
+        """Raises JobError if a column has another type than it must have, or if the manifest has
+        none with masks that bind."""
+        found = cls._of_editor(manifest, method, "" if binding is None else binding.mask)
+        if binding is None:
+            return found
+        if binding.boxes:
+            column = BoxColumn.find(
+                manifest.carried_schema, binding.boxes, binding.box_format, "edit.inside.boxes"
+            )
+            return replace(found, mask=None, boxes=column)
+        if binding.mask in KNOWN_COLUMNS:
+            raise JobError(f"edit.inside.column: {binding.mask} has a meaning of its own")
+        if binding.mask not in manifest.columns:
+            others = sorted(manifest.columns - set(KNOWN_COLUMNS))
+            raise JobError(
+                f"edit.inside.column: the manifest has no column {binding.mask!r}; there are "
+                f"{', '.join(others) or 'none that could be'}"
+            )
+        return found
+
+    @classmethod
+    def _of_editor(cls, manifest: Manifest, method: EditMethod | None, bound: str) -> Self:
+        """`bound`: the column of masks that bind, or ""."""
+        mask_column = bound or EDIT_MASK
         wanted = {
-            EDIT_MASK: (_is_mask, "text (a URI), bytes or struct<bytes: binary, path: string>"),
+            mask_column: (_is_mask, "text (a URI), bytes or struct<bytes: binary, path: string>"),
             BLEND_WORDS: (
                 _are_words,
                 "a list of two texts, struct<source: string, target: string>, or lists of these",
@@ -67,19 +140,20 @@ class InputColumns:
             STRENGTH: (_is_number, "numbers"),
         }
         there = []
-        for name in input_columns(method):
+        for name in input_columns(method, BindingColumn(mask=bound) if bound else None):
             kinds = [f.schema.field(name).type for f in manifest.files if name in f.schema.names]
             fits, expected = wanted[name]
             for kind in kinds:
                 if method is not None and not fits(kind):
+                    reader = "edit.inside" if name == bound else f"the editor {method.name}"
                     raise JobError(
-                        f"the manifest's column {name} is read for the editor {method.name} "
-                        f"and must be {expected}; it is {kind}"
+                        f"the manifest's column {name} is read for {reader} and must be "
+                        f"{expected}; it is {kind}"
                     )
             if not all(pa.types.is_null(plain_type(kind)) for kind in kinds):
                 there.append(name)
         return cls(
-            MaskColumn(EDIT_MASK, is_list=False) if EDIT_MASK in there else None,
+            MaskColumn(mask_column, is_list=False) if mask_column in there else None,
             BLEND_WORDS in there,
             STRENGTH in there,
         )

@@ -18,7 +18,6 @@ from pipeline.manifest.arrow_types import is_json, plain_type
 from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS, ImageCell
 from pipeline.manifest.edit_inputs import (
     BLEND_WORDS,
-    EDIT_MASK,
     STRENGTH,
     BlendWords,
     EditMask,
@@ -29,6 +28,7 @@ from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.files import MAX_PROBLEMS, Manifest, ManifestBatch, ManifestFile
 from pipeline.manifest.labels import TARGET_LABELS, are_numbers, label_words, labels_of_row
 from pipeline.manifest.prompts import SOURCE_PREFIX, PromptPlan, TemplateError
+from pipeline.manifest.row_boxes import RowBoxes
 from pipeline.manifest.words import Words, has_words, is_fraction, whole_number, words_of
 from pipeline.storage.file_uris import with_slashes
 from pipeline.storage.folder import resolve_uri
@@ -63,7 +63,7 @@ class SourceRow:
         uri_key: the form of the URI that goes into ids.
         path: the name of the image in messages.
         edits: empty if no edit of the row would change anything.
-        edit_mask: where the image is edited, if the job's editor uses a mask.
+        edit_mask: where the image is edited, if the job's editor uses a mask, or a mask binds.
     """
 
     row: int
@@ -138,10 +138,10 @@ class RowReader:
         """
         self._parameters = parameters
         self._prompts = prompts
-        self._boxes, self._masks = boxes, masks
+        self._boxes, self._masks = None if boxes is None else RowBoxes(boxes), masks
         self._inputs = inputs or InputColumns()
-        self._has_pixels = False
-        self._first_boxes: int | None = None
+        edited = self._inputs.boxes
+        self._edit_boxes = None if edited is None else RowBoxes(edited)
         self._rows_of_ids: dict[bytes, int] = {}
         self._repeated_ids = repeated_ids
         self._parameters_of: dict[tuple[Any, ...], EditParameters] = {}
@@ -161,6 +161,7 @@ class RowReader:
         self._label_words = label_words(batch.file.schema) if self._labels else {}
         boxes = self._boxes.cells(batch.carried) if self._boxes else [None] * batch.rows
         has_drawings = self._boxes is not None or self._masks is not None
+        edited = self._edit_boxes.cells(batch.carried) if self._edit_boxes else None
         names, places = tuple(batch.known), _Places(batch.file)
         for index, values in enumerate(zip(*batch.known.values(), strict=True)):
             row = batch.first_row + index
@@ -171,6 +172,9 @@ class RowReader:
                 checked = self._read_row(places, row, known, text, found)
                 if checked is not None and has_drawings:
                     self._check_boxes(checked, boxes[index], found)
+                if checked is not None and edited is not None and self._edit_boxes:
+                    drawn = self._edit_boxes.read(row, edited[index], found)
+                    checked = replace(checked, edit_mask=EditMask.of_boxes(drawn))
             except _BadRowError as error:
                 found.append(str(error))
                 checked = None
@@ -220,12 +224,12 @@ class RowReader:
 
     def _edit_mask(self, places: _Places, known: Mapping[str, Any]) -> EditMask | None:
         column = self._inputs.mask
-        if column is None or not (found := column.masks(known[EDIT_MASK], places.base)):
+        if column is None or not (found := column.masks(known[column.column], places.base)):
             return None
         (mask,) = found
         if mask.data is not None:
             return EditMask(mask, ("bytes", hashlib.blake2b(mask.data).hexdigest()))
-        cell = ImageCell.of(known[EDIT_MASK])
+        cell = ImageCell.of(known[column.column])
         return EditMask(mask, ("uri", _uri_key(cell.uri, places.key_base)))
 
     def _row_masks(
@@ -241,34 +245,15 @@ class RowReader:
 
     def _check_boxes(self, row: SourceRow, cell: Any, found: list[str]) -> None:
         """Checks the boxes of a row, and that a synthetic source has no boxes and no masks."""
-        try:
-            boxes = self._boxes.boxes(cell) if self._boxes else None
-        except ParameterError as error:
-            found.append(str(error))
-            return
-        if self._boxes is not None and any(box.area for box in boxes or ()):
-            self._watch_shares(row.row, self._boxes.may_be_shares(boxes or ()))
+        boxes = self._boxes.read(row.row, cell, found) if self._boxes else ()
         if row.is_synthetic and (boxes or row.masks):
             found.append("has boxes or masks, but no image to which they could belong")
 
-    def _watch_shares(self, row: int, may_be_shares: bool) -> None:
-        self._has_pixels = self._has_pixels or not may_be_shares
-        if self._first_boxes is None:
-            self._first_boxes = row
-
     def finish(self, files: Sequence[ManifestFile], problems: Problems) -> None:
         """Adds the problems that only all rows together show; to be called after the last row."""
-        if self._boxes is None or self._has_pixels or self._first_boxes is None:
-            return
-        row = self._first_boxes
-        file = next(each for each in reversed(files) if each.first_row <= row)
-        problems.add(
-            file,
-            row,
-            f"{'.'.join(self._boxes.path)}: the boxes of this and all other rows lie within 0 to "
-            "1, so they are shares of the picture, and boxes have to be in pixels: multiply them "
-            "by the picture's width and height",
-        )
+        for each in (self._boxes, self._edit_boxes):
+            if each is not None and (problem := each.finish(files)):
+                problems.add(*problem)
 
     def _check_id(self, row_id: str, row: int, found: list[str]) -> None:
         digest = row_id_digest(row_id)

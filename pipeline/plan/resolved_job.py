@@ -32,7 +32,7 @@ from pipeline.job.job import Job
 from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
 from pipeline.manifest.arrow_types import is_json
 from pipeline.manifest.columns import EDIT_TYPE
-from pipeline.manifest.edit_inputs import EDIT_MASK, InputColumns, input_columns
+from pipeline.manifest.edit_inputs import BLEND_WORDS, STRENGTH, InputColumns, input_columns
 from pipeline.manifest.embedded import Embedded, embedded_in
 from pipeline.manifest.features import class_names, features_of, metadata_of
 from pipeline.manifest.files import Manifest, ManifestBatch
@@ -286,17 +286,18 @@ def resolve_job(job: Job) -> ResolvedJob:
         carry = (*carry, "source_prompt")
     masks = None if job.annotations is None else job.annotations.masks
     method = method_of(job.editor)
-    of_editor = input_columns(method)
+    binding = None if job.edit.inside is None else job.edit.inside.binding
+    of_editor = input_columns(method, binding)
     manifest = Manifest.open(
         job.manifest,
         job.storage_options,
-        carry=(*carry, *(name for name in of_editor if name != EDIT_MASK)),
+        carry=(*carry, *(name for name in of_editor if name in (BLEND_WORDS, STRENGTH))),
         read_too=tuple(dict.fromkeys((*(() if masks is None else (masks.column,)), *of_editor))),
         needs_target_prompt=prompts is None,
     )
     _refuse_lists_of_types(job, manifest)
     annotations = _annotations(job.annotations, manifest, prompts)
-    inputs = InputColumns.find(manifest, method)
+    inputs = InputColumns.find(manifest, method, binding)
     fingerprint, defaults, files = _checkpoint_of(job)
     try:
         parameters = job.resolve_parameters(defaults)

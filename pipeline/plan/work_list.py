@@ -29,7 +29,7 @@ from pipeline.ledger.id_set import which_are_in
 from pipeline.ledger.outcome import ID_TYPE, EditKey, EditOutcome, outcomes_table
 from pipeline.manifest.annotations import MASK_SOURCE_TYPE, MaskSource
 from pipeline.manifest.arrow_types import holds_bytes
-from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, InputColumns
+from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_BOXES, EDIT_MASK, InputColumns
 from pipeline.manifest.embedded import have_bytes
 from pipeline.manifest.rows import Problems, SourceRow
 from pipeline.plan.ids import file_stem, parameters_json
@@ -49,7 +49,8 @@ def work_schema(
     """The schema of the work list; it has a column `masks` if the job has masks.
 
     `inputs`: what the editor uses of a row. If that is a mask, it is the last of `masks`, and the
-    column `edit_mask` says which rows have one.
+    column `edit_mask` says which rows have one. One that is drawn from boxes is not there yet: the
+    boxes, (left, top, right, bottom) in pixels of the upright original, are in `edit_boxes`.
 
     In the files all bytes are null, those of `image_bytes`, `masks` and `carried`. `embedded`:
     whether row `row` of the manifest has some.
@@ -81,9 +82,11 @@ def work_schema(
         pa.field("parameters", pa.string(), nullable=False),
         pa.field("edits", pa.list_(edit), nullable=False),
     ]
-    if inputs.mask is not None:
+    if inputs.has_masks:
         fields.append(pa.field(EDIT_MASK, pa.bool_(), nullable=False))
-    if has_masks or inputs.mask is not None:
+    if inputs.boxes is not None:
+        fields.append(pa.field(EDIT_BOXES, pa.list_(pa.list_(pa.float64())), nullable=False))
+    if has_masks or inputs.has_masks:
         fields.append(pa.field("masks", pa.list_(MASK_SOURCE_TYPE), nullable=False))
     if len(carried):
         fields.append(pa.field("carried", pa.struct(list(carried))))
@@ -227,6 +230,7 @@ def _work_table(batch: PendingBatch, schema: pa.Schema, *, has_images: bool) -> 
         "id": [source.id for source in sources],
         "parameters": [parameters_json(source.parameters) for source in sources],
         EDIT_MASK: [source.edit_mask is not None for source in sources],
+        EDIT_BOXES: [_boxes_of(source) for source in sources],
         "masks": [
             [
                 {"uri": mask.uri, "bytes": mask.data if has_images else None}
@@ -246,9 +250,14 @@ def _work_table(batch: PendingBatch, schema: pa.Schema, *, has_images: bool) -> 
 
 
 def all_masks(source: SourceRow) -> tuple[MaskSource, ...]:
-    """All masks of a row, the edit's the last."""
-    own = () if source.edit_mask is None else (source.edit_mask.source,)
-    return (*source.masks, *own)
+    """All masks of a row, the edit's the last, unless it is drawn from boxes."""
+    own = None if source.edit_mask is None else source.edit_mask.source
+    return source.masks if own is None else (*source.masks, own)
+
+
+def _boxes_of(source: SourceRow) -> list[list[float]]:
+    boxes = () if source.edit_mask is None else source.edit_mask.boxes
+    return [each.write("xyxy") for each in boxes]
 
 
 def _has_data(mask: MaskSource) -> bool:

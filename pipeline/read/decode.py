@@ -19,15 +19,18 @@ import contextlib
 import ctypes
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from fpe_core import EditParameters, fit_image
 from fpe_core.errors import FPEError
+from fpe_core.image.boxes import Box, fit_box
 from fpe_core.image.decode import FORMATS, decode_with_note
 from fpe_core.image.fit import Fit
 from fpe_core.image.masks import MASK_FORMATS, decode_mask, encode_mask, fit_mask
@@ -35,7 +38,7 @@ from fpe_core.image.untrusted import declared_pixels
 from pipeline.errors import RowError
 from pipeline.ledger.outcome import FailureCode, short_message
 from pipeline.manifest.annotations import FITTED_MASK_TYPE
-from pipeline.manifest.edit_inputs import EDIT_MASK
+from pipeline.manifest.edit_inputs import EDIT_BOXES, EDIT_MASK
 from pipeline.pixel_budget import PixelBudget
 from pipeline.read.carried_images import with_carried_images
 from pipeline.redact import redact_url
@@ -124,7 +127,7 @@ def decode(
         return decoded
 
     columns = ["group_id", "synthetic", "uri", "image_bytes", "parameters"]
-    columns += sorted({MASKS_FIELD.name, EDIT_MASK, PROBLEM} & set(table.column_names))
+    columns += sorted({MASKS_FIELD.name, EDIT_MASK, EDIT_BOXES, PROBLEM} & set(table.column_names))
     rows = table.select(columns).to_pylist()
     with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch") as pool:
         table = with_carried_images(table, lambda uri: _read(uri, None, settings), pool)
@@ -185,8 +188,10 @@ def _decode_row(
             read=functools.partial(_read, settings=settings),
             max_pixels=settings.max_pixels,
             budget=budget,
-            last_is_edit_mask=bool(row.get(EDIT_MASK)),
+            last_is_edit_mask=bool(row.get(EDIT_MASK)) and not row.get(EDIT_BOXES),
         )
+        if row.get(EDIT_BOXES):
+            masks = (*masks, mask_of_boxes(row[EDIT_BOXES], fitted.fit, *size))
         return DecodedSource(
             masks=masks,
             pixels=fitted.image.tobytes(),
@@ -217,6 +222,39 @@ def _read(uri: str, data: bytes | None, settings: DecodeSettings) -> bytes:
 
 def _name_of(row: dict[str, Any]) -> str:
     return redact_url(row["uri"]) or "the image bytes in the manifest"
+
+
+def mask_of_boxes(
+    boxes: Sequence[Sequence[float]], fit: Fit, width_px: int, height_px: int
+) -> dict[str, Any]:
+    """A mask of everything in one of the boxes, as a value of FITTED_MASK_TYPE.
+
+    Args:
+        boxes: (left, top, right, bottom), pixels of the upright original. A pixel of the fitted
+            image is in a box if its centre is, and so is the one under the centre of a box that is
+            smaller than a pixel.
+    """
+    values = np.zeros((height_px, width_px), np.uint8)
+    visible = []
+    for each in boxes:
+        fitted = fit_box(Box(*each), fit, width_px, height_px)
+        visible.append(fitted.visible)
+        if fitted.box.area:
+            (x, right), (y, bottom) = (
+                _covered(fitted.box.left, fitted.box.right, width_px),
+                _covered(fitted.box.top, fitted.box.bottom, height_px),
+            )
+            values[y:bottom, x:right] = 255
+    return {"png": encode_mask(values), "visible": max(visible)}
+
+
+def _covered(start: float, end: float, count: int) -> tuple[int, int]:
+    """The pixels whose centres lie between, at least one of them."""
+    first, last = math.ceil(start - 0.5), math.ceil(end - 0.5)
+    if first >= last:
+        first = min(int((start + end) / 2), count - 1)
+        last = first + 1
+    return first, last
 
 
 def decode_masks(

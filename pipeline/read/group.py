@@ -17,6 +17,7 @@ from PIL import Image
 
 from fpe_core import EditInputs, EditParameters, Fit
 from fpe_core.editors.method import NOTHING
+from fpe_core.image.bound import binds_nothing, edited_area
 from fpe_core.image.boxes import FittedBox
 from fpe_core.image.masks import object_of
 from pipeline.ledger.outcome import EditKey
@@ -94,7 +95,7 @@ class Group:
     def inputs_of(self, edit: PlannedEdit) -> EditInputs:
         """What the editor gets for an edit besides its prompts. Its noise is that of its id, so
         that it does not depend on the other edits."""
-        if self.parameters.editor is None:
+        if self.parameters.editor is None and self.parameters.inside is None:
             return NOTHING
         return EditInputs(
             seed=int.from_bytes(edit.key.edit_id[:8]) >> 1,
@@ -104,9 +105,8 @@ class Group:
 
     def not_applicable(self, edit: PlannedEdit) -> str:
         """Why the editor cannot make an edit, "" if it can."""
-        mask = self._edited_pixels
-        if mask is not None and not mask.any():
-            return "edit_mask is black all over the fitted image, so there is nothing to edit"
+        if self._useless_mask:
+            return self._useless_mask
         inputs = self.inputs_of(edit)
         if self.failure and self.has_edit_mask:  # which was not read
             inputs = replace(inputs, mask=np.ones((1, 1), np.bool_))
@@ -116,6 +116,18 @@ class Group:
             inputs,
             synthetic=self.image is None and not self.failure,
         )
+
+    @cached_property
+    def _useless_mask(self) -> str:
+        """Why its mask is none to edit with, in words; "" if it is, and without one."""
+        mask, inside = self._edited_pixels, self.parameters.inside
+        if mask is None:
+            return ""
+        if inside is not None and self.fit is not None:
+            return binds_nothing(edited_area(mask, self.fit, inside), self.fit)
+        if mask.any():
+            return ""
+        return "edit_mask is black all over the fitted image, so there is nothing to edit"
 
     @cached_property
     def _edited_pixels(self) -> NDArray[np.bool_] | None:

@@ -211,7 +211,7 @@ def test_what_cannot_be_read_is_no_sample(
         (tmp_path / f"{number}.png").unlink()
     manifest = pq.read_table(tmp_path / "manifest.parquet").slice(0, 4)
     pq.write_table(manifest, tmp_path / "manifest.parquet")
-    with pytest.raises(ProbeError, match=r"no source to measure with: .* none can be read"):
+    with pytest.raises(ProbeError, match=r"no source to measure with: .* none can be used"):
         priced(make_job(), store, measure=True)
 
 
