@@ -60,8 +60,8 @@ def editors(
     """Compare all editing methods: quality by type of edit, UNet rows, and seconds.
 
     Each method is measured with its published parameters, scaled to the model by one rule, and with
-    the best of five settings, chosen on validation scenes. What is done is kept in --out: the same
-    command continues. Networks run in float32.
+    the best of five settings, chosen on validation scenes, without and with masks that bind. What
+    is done is kept in --out: the same command continues. Networks run in float32.
     """
     if speed:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler logs starts and stops
@@ -97,6 +97,7 @@ def _report(tunings: Sequence[Tuning], rows: Sequence[Row], out: pathlib.Path) -
     for column in COLUMNS:
         console.out().print(tables.method_table(rows, column))
         console.out().print(tables.type_table(rows, column))
+    console.out().print(tables.bound_table(rows))
     console.out().print(tables.MARKS_LINE, markup=False)
     console.out().print(", ".join(written))
 

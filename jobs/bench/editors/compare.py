@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fpe_core import EditParameters
+from fpe_core import EditParameters, Inside
 from fpe_core.still_life.benchmark.edits import seeds_of
 from jobs.bench.editors.figures import score_of
 from jobs.bench.editors.methods import METHODS, Compared
 from jobs.bench.editors.parts import Parts, Row, Setting
 
-PUBLISHED, TUNED = "published", "tuned"
-COLUMNS = (PUBLISHED, TUNED)
+PUBLISHED, TUNED, BOUND = "published", "tuned", "tuned, inside masks"
+COLUMNS = (PUBLISHED, TUNED, BOUND)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def tune(parts: Parts, recommended: EditParameters, scenes: int) -> list[Tuning]
 
 
 def compare(parts: Parts, tunings: Sequence[Tuning], scenes: int) -> list[Row]:
-    """Edits the first test scenes with every method, published and tuned.
+    """Edits the first test scenes with every method: published, tuned, and tuned with masks that
+    bind (`EditParameters.inside`), which are the renderer's.
 
     A method whose published setting was also the best makes its edits once.
 
@@ -60,9 +61,7 @@ def compare(parts: Parts, tunings: Sequence[Tuning], scenes: int) -> list[Row]:
         rows of PART_SCHEMA with another key, "column": one of COLUMNS.
     """
     chosen = {
-        (column, each.compared.name): Setting(
-            each.compared, each.chosen if column == TUNED else each.candidates[0]
-        )
+        (column, each.compared.name): _setting(each, column)
         for column in COLUMNS
         for each in tunings
     }
@@ -74,6 +73,14 @@ def compare(parts: Parts, tunings: Sequence[Tuning], scenes: int) -> list[Row]:
         for (column, _), setting in chosen.items()
         for row in of_setting[setting]
     ]
+
+
+def _setting(tuning: Tuning, column: str) -> Setting:
+    """A method's setting in one of COLUMNS."""
+    if column == BOUND:
+        return Setting(tuning.compared.bound(), replace(tuning.chosen, inside=Inside()))
+    chosen = tuning.chosen if column == TUNED else tuning.candidates[0]
+    return Setting(tuning.compared, chosen)
 
 
 def _by_setting(rows: Sequence[Row], settings: Sequence[Setting]) -> dict[Setting, Sequence[Row]]:

@@ -12,6 +12,9 @@ all of them:
   published negative prompt is for photographs.
 - Every method is given the caption of the source as its source prompt.
 
+The third column has the tuned parameters, with masks that bind: those of what an edit changes, as
+the renderer knows them. An edit of style changes everything, and is not applicable there.
+
 The tuned column has the best of five settings per method (`candidates`), by the benchmark's score
 on validation scenes. The published setting is one of the five; the others change one thing at a
 time: two changes of the method's own parameters, a lower and a higher guidance scale. A method
@@ -83,6 +86,10 @@ class Compared:
             *(recommended.edited_by(method) for method in self.changed),
             *(dataclasses.replace(first, guidance_scale=scale) for scale in scales),
         ]
+
+    def bound(self) -> Compared:
+        """The same with the renderer's masks, for parameters whose edits they bind."""
+        return dataclasses.replace(self, given=self.given | _MASK, needs=self.needs | _MASK)
 
     def arm(self, parameters: EditParameters) -> Arm:
         """The benchmark's arm with one of the settings."""

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from fpe_core import EditParameters
 from fpe_core.still_life.scene import FACTORS
-from jobs.bench.editors.compare import Tuning
-from jobs.bench.editors.figures import Rows, best_of_type, figures_of
+from jobs.bench.editors.compare import BOUND, TUNED, Tuning
+from jobs.bench.editors.figures import MethodFigures, Rows, best_of_type, figures_of, made_of
 from jobs.terminal.texts import or_dash
 from jobs.terminal.titled_table import titled_table
 
@@ -20,6 +20,9 @@ MARKS_LINE = (
     f"{BEST} the best of the type of edit; {AS_GOOD} so close that the difference may be chance; "
     f"{NOT_APPLICABLE} the method cannot make these edits"
 )
+
+_OF_A_REGION = tuple(factor for factor in FACTORS if factor != "style")
+"""Types of edit that change a part of the image, which a mask can mark."""
 
 
 def method_table(rows: Rows, column: str) -> Table:
@@ -63,6 +66,41 @@ def type_table(rows: Rows, column: str) -> Table:
             cells.append(score + mark)
         table.add_row(method, *cells)
     return table
+
+
+def bound_table(rows: Rows) -> Table:
+    """What masks that bind change: success by type without and with them, and of what stays the
+    PSNR, over the edits that a method makes both ways.
+    """
+    table = titled_table(
+        "Success, tuned: free, and inside masks", ("method", *_OF_A_REGION, "all", "stays, dB")
+    )
+    free, bound = _by_method(rows, TUNED), _by_method(rows, BOUND)
+    for method, own in bound.items():
+        made = {(row["seed"], row["factor"]) for row in made_of(own)}
+        made &= {(row["seed"], row["factor"]) for row in made_of(free[method])}
+        both = [
+            [row for row in each if (row["seed"], row["factor"]) in made]
+            for each in (free[method], own)
+        ]
+        cells = []
+        for factor in (*_OF_A_REGION, None):
+            of_type = [
+                figures_of([row for row in each if factor in (None, row["factor"])])
+                for each in both
+            ]
+            cells.append(_pair(of_type, "success", ".2f"))
+            if factor is None:
+                cells.append(_pair(of_type, "kept_psnr_db", ".1f"))
+        table.add_row(method, *cells)
+    return table
+
+
+def _pair(figures: Sequence[MethodFigures | None], name: str, form: str) -> str:
+    """A figure of two sets of edits."""
+    return ", ".join(
+        or_dash(None if each is None else getattr(each, name), form) for each in figures
+    )
 
 
 def tuning_table(tunings: Sequence[Tuning]) -> Table:

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fpe_core import Editor, load_checkpoint
+from fpe_core import Editor, Inside, load_checkpoint
 from fpe_core.still_life import FACTORS
 from fpe_core.still_life.benchmark.benchmark import Arm, run_benchmark
+from jobs.bench.editors.compare import BOUND, COLUMNS, TUNED
 from jobs.bench.editors.methods import METHODS
 from jobs.bench.editors.parts import ROW_SCHEMA, png_of
 from jobs.bench.editors.picture import MOST_BYTES, save_small
@@ -69,11 +70,11 @@ def test_one_row_per_column_method_and_edit(first: Command) -> None:
     assert table.schema.names == ["column", *ROW_SCHEMA.names]
     assert {(row["column"], row["method"], row["seed"], row["factor"]) for row in first.rows} == {
         (column, each.name, 2000, factor)
-        for column in ("published", "tuned")
+        for column in COLUMNS
         for each in FEW
         for factor in FACTORS
     }
-    assert len(first.rows) == 2 * len(FEW) * len(FACTORS)
+    assert len(first.rows) == len(COLUMNS) * len(FEW) * len(FACTORS)
     for row in first.rows:
         if not row["not_applicable"]:
             assert row["success"] == (row["read_value"] == row["target_value"])
@@ -86,11 +87,29 @@ def test_one_row_per_column_method_and_edit(first: Command) -> None:
 
 def test_an_edit_that_a_method_cannot_make_is_a_third_state(first: Command) -> None:
     lacking = [row for row in first.rows if row["not_applicable"]]
-    assert [(row["method"], row["factor"]) for row in lacking] == [("p2p, words", "style")] * 2
-    assert {row["not_applicable"] for row in lacking} == {"no blend words"}
+    assert [(row["method"], row["factor"], row["not_applicable"]) for row in lacking] == [
+        ("p2p, words", "style", "no blend words"),
+        ("p2p, words", "style", "no blend words"),
+        ("ddim", "style", "no mask"),
+        ("p2p, words", "style", "no blend words"),
+    ]
     assert {row["success"] for row in lacking} == {row["psnr_db"] for row in lacking} == {None}
     assert "4 of 5" in first.printed
     assert "n/a" in first.printed
+
+
+def test_masks_that_bind_are_compared_with_edits_that_are_free(first: Command) -> None:
+    """Over the edits that both columns have: what should stay is then closer to the answer."""
+    bound = {(r["method"], r["factor"]): r for r in first.rows if r["column"] == BOUND}
+    free = {(r["method"], r["factor"]): r for r in first.rows if r["column"] == TUNED}
+    for key, row in bound.items():
+        if not row["not_applicable"]:
+            assert json.loads(row["parameters"])["inside"] == Inside().to_dict()
+            assert row["unet_rows"] >= free[key]["unet_rows"], "the inversion has fewer edits"
+            assert row["kept_psnr_db"] > free[key]["kept_psnr_db"] + 3
+    table = first.printed[first.printed.index("free, and inside masks") :]
+    cells = next(line for line in table.splitlines() if line.startswith("ddim")).split()
+    assert len(cells) == 1 + 2 * 6, "shape, colour, material, background, all, what stays"
 
 
 def test_the_picture_has_a_source_an_answer_and_every_method(first: Command) -> None:
