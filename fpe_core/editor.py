@@ -30,6 +30,7 @@ of the target, and the prompts' keys and values are computed before the first st
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -43,7 +44,7 @@ from fpe_core.edit_rows import AskedEdit, RuleSites
 from fpe_core.edit_words import mix_words
 from fpe_core.editors.method import NOTHING, EditInputs
 from fpe_core.errors import NotApplicableError, ParameterError
-from fpe_core.image.fit import fit_image
+from fpe_core.image.fit import Fit, fit_image
 from fpe_core.injection import EMPTY, EditRule
 from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources, invert
 from fpe_core.parameters import EditParameters
@@ -109,6 +110,7 @@ class Editor:
         parameters: EditParameters | None = None,
         *,
         fit: str = "crop",
+        fits: Sequence[Fit] | None = None,
     ) -> Inversion:
         """Walks images up to noise by unguided DDIM inversion, as far as the editor needs.
 
@@ -117,6 +119,7 @@ class Editor:
             source_prompts: what each image shows; None or "" for no prompt.
             parameters: None takes the checkpoint's recommendation.
             fit: "crop" or "pad", see `fpe_core.image.fit`.
+            fits: of images that are fitted already, how they were; None: they are fitted here.
 
         Returns:
             the trajectories, one per image, in order.
@@ -131,6 +134,9 @@ class Editor:
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
         fitted = [fit_image(i, parameters.width_px, parameters.height_px, fit) for i in images]
+        if fits is not None:
+            _require_one_each("fits", fits, "images", images)
+            fitted = [replace(each, fit=own) for each, own in zip(fitted, fits, strict=True)]
         z = self._zeros(parameters)
         if fitted:
             z = self.autoencoder.encode([f.image for f in fitted], vae_limit)

@@ -290,11 +290,12 @@ class _TimedModel:
     ) -> Inversion | SyntheticSources:
         prompts = [group.source_prompt for group in into.groups]
         images = [group.image for group in into.groups if group.image is not None]
+        fits = [group.fit for group in into.groups if group.fit is not None]
         seeds = [group.seed or 0 for group in into.groups]
 
         def start() -> Inversion | SyntheticSources:
             if images:
-                return self._editor.invert(images, prompts, parameters)
+                return self._editor.invert(images, prompts, parameters, fits=fits)
             return self._editor.synthesise(prompts, seeds, parameters)
 
         return self._timed(into, name, start)

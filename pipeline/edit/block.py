@@ -207,8 +207,9 @@ class BlockEditor:
             start = self._editor.synthesise(prompts, seeds, parameters)
             return PreparedSources(tuple(groups), start, ModelCost(), tuple(measured))
         images = [group.image for group in groups if group.image is not None]
+        fits = [group.fit for group in groups if group.fit is not None]
         inversion, seconds = self._with_model(
-            lambda: self._editor.invert(images, prompts, parameters)
+            lambda: self._editor.invert(images, prompts, parameters, fits=fits)
         )
         return PreparedSources(
             tuple(groups),

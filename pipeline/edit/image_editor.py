@@ -7,7 +7,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from fpe_core import EditInputs, EditParameters, EditResult, Inversion, SyntheticSources
+from fpe_core import EditInputs, EditParameters, EditResult, Fit, Inversion, SyntheticSources
 from fpe_core.inversion import Sources
 
 
@@ -19,6 +19,8 @@ class ImageEditor(Protocol):
         images: Sequence[Image.Image],
         source_prompts: Sequence[str] | None = None,
         parameters: EditParameters | None = None,
+        *,
+        fits: Sequence[Fit] | None = None,
     ) -> Inversion: ...
 
     def synthesise(

@@ -39,9 +39,12 @@ class NoEditor:
         images: Sequence[Image.Image],
         source_prompts: Sequence[str] | None = None,
         parameters: EditParameters | None = None,
+        *,
+        fits: Sequence[Fit] | None = None,
     ) -> Inversion:
         """The images, which are fitted already, with empty trajectories."""
-        fits = (Fit("crop", *image.size, 1.0, 1.0, 0.0, 0.0) for image in images)
+        if fits is None:
+            fits = [Fit("crop", *image.size, 1.0, 1.0, 0.0, 0.0) for image in images]
         return Inversion(
             trajectory=torch.empty((len(images), 1, 0)),
             images=tuple(images),

@@ -22,7 +22,16 @@ from typing import Any, Self
 import torch
 from PIL import Image
 
-from fpe_core import EditInputs, Editor, EditParameters, EditResult, Inversion, SyntheticSources
+from fpe_core import (
+    Checkpoint,
+    EditInputs,
+    Editor,
+    EditParameters,
+    EditResult,
+    Fit,
+    Inversion,
+    SyntheticSources,
+)
 from fpe_core.inversion import Sources
 from pipeline.edit.model_sharing import ModelThread, ThisThread
 from pipeline.edit.no_editor import NoEditor
@@ -43,9 +52,13 @@ class ClockedEditor:
         self._adding = threading.Lock()
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        return self._editor.checkpoint
+
+    @property
     def device(self) -> torch.device:
         """The device of the checkpoint."""
-        return self._editor.checkpoint.device
+        return self.checkpoint.device
 
     @property
     def unet_rows(self) -> int:
@@ -68,9 +81,13 @@ class ClockedEditor:
         images: Sequence[Image.Image],
         source_prompts: Sequence[str] | None = None,
         parameters: EditParameters | None = None,
+        *,
+        fits: Sequence[Fit] | None = None,
     ) -> Inversion:
         with self._timed("invert"):
-            return self._thread.run(lambda: self._editor.invert(images, source_prompts, parameters))
+            return self._thread.run(
+                lambda: self._editor.invert(images, source_prompts, parameters, fits=fits)
+            )
 
     def synthesise(
         self,

@@ -27,6 +27,7 @@ class EditSettings:
         encoders: processes that encode images; 0: threads of this one do.
         makes_edits: False for `editor: none`.
         store: where models are found that lie in an object store.
+        inversions: the folder in which inversions are kept; None: they are not.
     """
 
     output: str
@@ -50,3 +51,4 @@ class EditSettings:
     annotations: AnnotationSettings | None = None
     makes_edits: bool = True
     store: ModelStore = field(default_factory=ModelStore)
+    inversions: str | None = None

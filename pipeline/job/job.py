@@ -315,6 +315,16 @@ class Job(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_inversions(self) -> Self:
+        kept, output = self.resources.inversions, self.output.rstrip("/")
+        if kept is not None and f"{kept}/".startswith(f"{output}/"):
+            raise ValueError(
+                f"resources.inversions ({kept}) lies in the output: give it a place outside, since "
+                "its files are no part of the dataset"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_editor(self) -> Self:
         name = name_of(self.editor)
         for key in ("layers", "replaced_fraction") if name not in (FPE, NO_EDITOR) else ():

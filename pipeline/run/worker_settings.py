@@ -34,7 +34,7 @@ def edit_settings(
     job: Job, plan: Plan, pool: Pool, layout: MetadataLayout, lease: Lease
 ) -> EditSettings:
     """The settings for making, judging and writing edits in the run that holds `lease`."""
-    model = job.model
+    model, kept = job.model, job.resources.inversions
     return EditSettings(
         output=absolute_url(job.output),
         storage_options=job.storage_options,
@@ -58,6 +58,7 @@ def edit_settings(
         annotations=plan.annotations,
         makes_edits=plan.makes_edits,
         store=job.model_store,
+        inversions=None if kept is None else absolute_url(kept),
     )
 
 

@@ -144,6 +144,7 @@ def make_edits(
             judge=judge,
             annotations=plan.annotations,
             makes_edits=plan.makes_edits,
+            inversions=job.resources.inversions,
         )
     )
     slices = cut_work(folder, plan.work_files, groups_per_block, edits_per_block)

@@ -158,9 +158,9 @@ class Poisoned:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._editor, name)
 
-    def invert(self, images: Any, prompts: Sequence[str], parameters: Any) -> Any:
+    def invert(self, images: Any, prompts: Sequence[str], *others: Any, **named: Any) -> Any:
         self._raise_for(prompts)
-        return self._editor.invert(images, prompts, parameters)
+        return self._editor.invert(images, prompts, *others, **named)
 
     def edit(self, sources: Any, prompts: Sequence[Sequence[str]], *others: Any) -> Any:
         for of_source in prompts:

@@ -76,9 +76,9 @@ class Spy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._editor, name)
 
-    def invert(self, images: Any, *args: Any) -> Any:
+    def invert(self, images: Any, *args: Any, **named: Any) -> Any:
         self.inverted += len(images)
-        return self._editor.invert(images, *args)
+        return self._editor.invert(images, *args, **named)
 
     def edit(self, sources: Any, prompts: Sequence[Sequence[str]], *others: Any) -> EditResult:
         gc.collect()

@@ -100,6 +100,26 @@ def test_the_edit_is_around_an_inverted_mask(make_job: MakeJob, columns: dict[st
         assert same[~grown].mean() < 0.5
 
 
+def test_what_padding_added_around_a_source_is_not_edited(
+    make_job: MakeJob, columns: dict[str, Any], png: Callable[..., bytes]
+) -> None:
+    """A wide source, fitted whole: above and below it there is nothing to edit."""
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 80, 3), np.uint8))
+    mask = np.zeros((40, 80), np.uint8)
+    mask[10:20, 10:20] = 255
+    columns |= {"image": [png(wide)] * 2, "edit_mask": [png(Image.fromarray(mask))] * 2}
+    job = make_job(columns, "fpe", inside={"invert": True})
+    job = job.model_copy(update={"images": job.images.model_copy(update={"fit": "pad"})})
+    _, counts = run(job)
+    assert counts.accepted == 4
+    bar = SIZE_PX // 4
+    for source, edit in pictures(job):
+        same = (source == edit).all(axis=-1)
+        assert same[:bar].all()
+        assert same[-bar:].all()
+        assert same[bar:-bar].mean() < 0.5
+
+
 @pytest.mark.parametrize(
     ("boxes", "box_format"),
     [
