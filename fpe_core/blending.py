@@ -146,11 +146,7 @@ class WordMasks:
 
 
 class Blending:
-    """Puts the latent outside a mask back after each step.
-
-    Attributes:
-        masks: (edits, 1, h, w), bool, True where an edit is its own; None if nothing was put back.
-    """
+    """Puts the latent outside a mask back after each step."""
 
     def __init__(
         self,
@@ -159,19 +155,38 @@ class Blending:
         masks: Tensor | None = None,
         words: WordMasks | None = None,
         first_step: int = 0,
+        inside: Tensor | None = None,
+        inverted: Callable[[int], Tensor] | None = None,
     ) -> None:
         """
         Args:
             outside: (level k, z_k of sources that are sampled) to the latents of the edits' sources
-                there, (edits, C, h, w); None puts nothing back.
-            masks: if they are the same at every step.
+                there, (edits, C, h, w); None: the method puts nothing back.
+            masks: the method's, if they are the same at every step: (edits, 1, h, w), bool.
             words: else what the masks are found from.
             first_step: the first step after which the latent is put back.
+            inside: masks that bind, (edits, 1, h, w), bool; None: nothing binds.
+            inverted: level k to the inversions' latents there, for these.
         """
-        self.masks = masks
+        self._masks = masks
         self._outside = outside
         self._words = words
         self._first_step = first_step
+        self._inside = inside
+        self._inverted = inverted
+
+    @property
+    def masks(self) -> Tensor | None:
+        """(edits, 1, h, w), bool, True where an edit is its own; None if nothing was put back."""
+        if self._masks is None or self._inside is None:
+            return self._masks if self._inside is None else self._inside
+        return self._masks & self._inside
+
+    def bound(self, k: int, z: Tensor) -> Tensor:
+        """z_k with the inversion's latent outside of the masks that bind."""
+        if self._inside is None or self._inverted is None:
+            return z
+        return torch.where(self._inside, z, self._inverted(k))
 
     def after(
         self,
@@ -181,16 +196,14 @@ class Blending:
         z_source: Tensor,
         columns: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """z_k with the latent outside the mask put back.
+        """z_k with the latent outside the masks put back.
 
         `columns`: of the words in this step's maps; they are taken out.
         """
-        if self._outside is None:
-            return z
         if self._words is not None:
             self._words.add(columns)
-            if step < self._first_step:
-                return z
-            self.masks = self._words.masks()
-        assert self.masks is not None
-        return torch.where(self.masks, z, self._outside(k, z_source))
+            if step >= self._first_step:
+                self._masks = self._words.masks()
+        if self._outside is not None and self._masks is not None:
+            z = torch.where(self._masks, z, self._outside(k, z_source))
+        return self.bound(k, z)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fpe_core.blending import (
@@ -83,8 +82,6 @@ def sample_edits(
     z_source = sources.start
     noise = EditNoise([each.seed for each in inputs], z_source) if rule.is_noisy else None
     z = _start(rule, schedule, sources, rows.source_of_edit, noise)
-    bound = given_masks(inputs, z_source) if rule.inside else None
-    z = _bound(z, bound, sources, levels, rows.source_of_edit)
     blending = _blending(
         rule,
         denoiser,
@@ -95,6 +92,7 @@ def sample_edits(
         source_of_edit=rows.source_of_edit,
         noise=noise,
     )
+    z = blending.bound(levels, z)
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
         t, now = schedule.timesteps[k], rows.at(step)
         rows.clear()
@@ -110,19 +108,7 @@ def sample_edits(
         output = denoiser.evaluate(now.edit, z, t, now.inject)
         z = schedule.sample_step(z, now.guide(output, of_sources), k)
         z = blending.after(step, k, z, z_source, now.columns)
-        z = _bound(z, bound, sources, k, rows.source_of_edit)
-    masks = [each for each in (blending.masks, bound) if each is not None]
-    return Sampled(z, z_source, torch.stack(masks).all(dim=0) if masks else None)
-
-
-def _bound(
-    z: Tensor, masks: Tensor | None, sources: Sources, level: int, source_of_edit: Tensor
-) -> Tensor:
-    """z_k with the inversion's latent outside of masks that bind."""
-    if masks is None:
-        return z
-    assert isinstance(sources, Inversion)
-    return torch.where(masks, z, sources.trajectory[:, level][source_of_edit])
+    return Sampled(z, z_source, blending.masks)
 
 
 def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameters) -> None:
@@ -174,22 +160,35 @@ def _blending(
     noise: EditNoise | None,
 ) -> Blending:
     """What the rule puts back; its mask of a difference is found here."""
+    like = sources.start
+    inside = given_masks(inputs, like) if rule.inside else None
+
+    def inverted(k: int) -> Tensor:
+        assert isinstance(sources, Inversion)
+        return sources.trajectory[:, k][source_of_edit]
+
     if rule.blend is None:
-        return Blending(None)
-    found, like = rule.blend.mask, sources.start
+        return Blending(None, inside=inside, inverted=inverted)
+    found = rule.blend.mask
 
     def outside(k: int, z_source: Tensor) -> Tensor:
         if isinstance(sources, SyntheticSources):
             return z_source[source_of_edit]
         if rule.blend is not None and rule.blend.outside == "inverted":
-            return sources.trajectory[:, k][source_of_edit]
+            return inverted(k)
         assert noise is not None
         z_0 = sources.trajectory[:, 0][source_of_edit]
         return noised(schedule, z_0, k, noise.draw() if k else z_0)
 
     if isinstance(found, WordMask):
         first = floor_of(found.start, schedule.steps)
-        return Blending(outside, words=WordMasks(found, len(asked), like), first_step=first)
+        return Blending(
+            outside,
+            words=WordMasks(found, len(asked), like),
+            first_step=first,
+            inside=inside,
+            inverted=inverted,
+        )
     if isinstance(found, DifferenceMask):
         assert isinstance(sources, Inversion)
         assert noise is not None
@@ -197,5 +196,6 @@ def _blending(
         prompts = [(index[sources.source_prompts[s]], index[target]) for s, target in asked]
         z_0 = sources.trajectory[:, 0][source_of_edit]
         masks = difference_masks(denoiser, schedule, found, z_0, prompts=prompts, noise=noise)
-        return Blending(outside, masks=masks)
-    return Blending(outside, masks=given_masks(inputs, like))
+    else:
+        masks = given_masks(inputs, like)
+    return Blending(outside, masks=masks, inside=inside, inverted=inverted)

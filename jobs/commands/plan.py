@@ -150,6 +150,8 @@ def _print(report: _PlanReport) -> None:
     if report.price is not None:
         console.out().print(cost_table(report.price, report.price_per_hour))
         console.out().print(key_effects_table(report.price, report.price_per_hour))
+    if (kept := report.job.resources.inversions) is not None and report.plan.makes_edits:
+        console.out().print(f"Inversions that {kept} has already are counted too.", markup=False)
     if report.why_not:
         console.out().print(
             f"No price: {report.why_not}\n--device-name uses the stored probe of another device, "
