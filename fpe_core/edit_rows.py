@@ -20,6 +20,7 @@ from fpe_core.row_formulas import (
     shares_first_step,
     source_prompts_of,
     source_rows_at,
+    unconditional_prompt,
 )
 from fpe_core.unet.attention import SelfAttentionLayer, select_layers
 from fpe_core.unet.exchange import (
@@ -164,8 +165,8 @@ class EditRows:
         self._recorded = Recorded()
         self._source_prompts = sources.source_prompts
         self._negatives = [
-            prompt if parameters.inversion == "negative_prompt" else parameters.negative_prompt
-            for prompt in sources.source_prompts
+            unconditional_prompt(parameters, prompt, number)
+            for number, prompt in enumerate(sources.source_prompts)
         ]
         self._targets = [text.index[edit.target_prompt] for edit in asked]
         self._made: dict[object, StepRows] = {}

@@ -29,9 +29,11 @@ of the target, and the prompts' keys and values are computed before the first st
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence, Sized
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -47,6 +49,7 @@ from fpe_core.errors import NotApplicableError, ParameterError
 from fpe_core.image.fit import Fit, fit_image
 from fpe_core.injection import EMPTY, EditRule
 from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources, invert
+from fpe_core.null_text import NullText, optimise_null_text
 from fpe_core.parameters import EditParameters
 from fpe_core.sampling import Sampled, sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
@@ -143,18 +146,53 @@ class Editor:
         text = self._encode_prompts(prompts)
         rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        levels = parameters.rule.inverted_steps(parameters.steps)
+        levels = parameters.inverted_steps
         trajectory = invert(denoiser, schedule, rows, z, levels)
+        null_text = None
+        if parameters.inversion == "null_text" and fitted:
+            null_text = self._null_text(trajectory, prompts, parameters)
         return Inversion(
             trajectory=trajectory,
             images=tuple(f.image for f in fitted),
             fits=tuple(f.fit for f in fitted),
             source_prompts=prompts,
             parameters=parameters,
-            diverged=tuple(not finite for finite in _finite(trajectory)),
+            diverged=tuple(not finite for finite in _finite(trajectory, null_text)),
             truncated_prompts=tuple(text.truncated.get(prompt, "") for prompt in prompts),
             unet_rows=unet_limit.evaluated - rows_before,
+            null_text=null_text,
         )
+
+    def _null_text(
+        self, trajectory: Tensor, prompts: Sequence[str], parameters: EditParameters
+    ) -> NullText:
+        """The embeddings of the unconditional rows. Raises RowsOutOfMemoryError."""
+        text = self._encode_prompts(["", *prompts])
+        limit, _ = self._row_limits(parameters)
+        # A row with its backward pass takes several times the memory of one without.
+        at_once = RowLimit(max(1, limit.rows // 8))
+        made, rows = optimise_null_text(
+            self._exact_unet,
+            ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
+            trajectory,
+            prompts=text.embeddings[[text.index[prompt] for prompt in prompts]],
+            empty=text.embeddings[text.index[""]],
+            guidance_scale=parameters.guidance_scale,
+            guided_steps=parameters.guided_steps,
+            sources_at_once=at_once,
+        )
+        limit.evaluated += rows
+        return made
+
+    @cached_property
+    def _exact_unet(self) -> Any:
+        """The UNet in float32 or wider, for gradients; a copy of a narrower one."""
+        unet = self.checkpoint.unet
+        exact = torch.promote_types(unet.dtype, torch.float32)
+        if exact == unet.dtype:
+            return unet
+        with torch.inference_mode(mode=False):
+            return copy.deepcopy(unet).to(exact)
 
     def synthesise(
         self,
@@ -310,6 +348,9 @@ class Editor:
         text: EncodedPrompts,
     ) -> Sampled:
         """Samples edits of one rule."""
+        null_text = _null_text_of(sources, parameters)
+        if null_text is not None:
+            text = null_text.prompts_with(text)
         _, height, width = latent_shape(self.checkpoint, parameters)
         layers = self_attention_layers(self.checkpoint.unet, height, width)
         sites = RuleSites(rule, layers, self.unet.parts)
@@ -329,8 +370,11 @@ class Editor:
             targets = [edit.target_prompt for edit in asked]
             text, words = mix_words(text, mixes, targets, sites.words)
         limit, _ = self._row_limits(parameters)
+        denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
+        if null_text is not None:
+            null_text.change_by_step(denoiser)
         return sample_edits(
-            Denoiser(self.unet, text, limit, self._latent_dtype),
+            denoiser,
             ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
             sites,
             sources,
@@ -367,10 +411,25 @@ class Editor:
         return self._limits[key]
 
 
-def _finite(values: Tensor) -> list[bool]:
-    """Per item of the first axis, whether everything in it is finite."""
+def _finite(values: Tensor, null_text: NullText | None = None) -> list[bool]:
+    """Per item of the first axis, whether everything in it is finite, and in its embeddings."""
+    if null_text is not None:
+        own = null_text.embeddings.flatten(1).isfinite().all(dim=1).tolist()
+        return [both[0] and both[1] for both in zip(_finite(values), own, strict=True)]
     finite: list[bool] = values.flatten(1).isfinite().all(dim=1).tolist() if len(values) else []
     return finite
+
+
+def _null_text_of(sources: Sources, parameters: EditParameters) -> NullText | None:
+    """The embeddings of the unconditional rows, if the edits use such.
+
+    Raises ParameterError if the sources have none.
+    """
+    if parameters.inversion != "null_text" or not isinstance(sources, Inversion):
+        return None
+    if sources.null_text is None and len(sources):
+        raise ParameterError("the sources have no null-text: invert with inversion null_text")
+    return sources.null_text
 
 
 def _masks_of(sampled: Sampled) -> list[Tensor | None]:

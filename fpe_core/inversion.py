@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fpe_core.image.fit import Fit
+from fpe_core.null_text import NullText
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
 from fpe_core.unet.denoiser import Denoiser
@@ -29,7 +30,8 @@ class Inversion:
         parameters: what they were inverted with; an edit must agree on steps and size.
         diverged: per image, whether its trajectory holds a NaN or infinity.
         truncated_prompts: per image, the part of its prompt that did not fit the text encoder.
-        unet_rows: UNet rows it took, K per image.
+        unet_rows: UNet rows it took, K per image; more with null-text inversion.
+        null_text: the embeddings of the edits' unconditional rows, if they were optimised.
     """
 
     trajectory: Tensor
@@ -40,6 +42,7 @@ class Inversion:
     diverged: tuple[bool, ...]
     truncated_prompts: tuple[str, ...]
     unet_rows: int
+    null_text: NullText | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,7 +62,8 @@ class Inversion:
             parameters=self.parameters,
             diverged=tuple(self.diverged[i] for i in indices),
             truncated_prompts=tuple(self.truncated_prompts[i] for i in indices),
-            unet_rows=(self.trajectory.shape[1] - 1) * len(indices),
+            unet_rows=self.unet_rows * len(indices) // max(1, len(self)),
+            null_text=None if self.null_text is None else self.null_text.select(indices),
         )
 
 

@@ -32,7 +32,7 @@ EVERY_STEP = (0.0, 1.0)
 
 
 _FPE: dict[str, Any] = vars(FreePromptEditing())
-INVERSIONS = ("direct", "negative_prompt")
+INVERSIONS = ("direct", "negative_prompt", "null_text")
 """What `EditParameters.inversion` may be."""
 
 
@@ -59,8 +59,9 @@ class EditParameters:
             `replaced_fraction` and `replace_cross_attention` then have no meaning, and must have
             their defaults. See `edited_by`.
         inversion: "direct", or "negative_prompt": the prompt of an edit's unconditional rows is its
-            source's (Miyake et al. 2023, arXiv 2305.16807); the source then needs a prompt, and
-            there is no other negative one.
+            source's (Miyake et al. 2023, arXiv 2305.16807); or "null_text": their embeddings are
+            optimised for each source and step (`fpe_core.null_text`). The source then needs a
+            prompt, and there is no other negative one.
         inside: an edit changes nothing outside of its mask, which every edit then needs; None: it
             may change everything that its method changes.
     """
@@ -100,9 +101,12 @@ class EditParameters:
             if size_px % 8:
                 raise ParameterError(f"{name} must be a multiple of 8, got {size_px}")
         require_choice("inversion", self.inversion, INVERSIONS)
-        if self.inversion == "negative_prompt" and self.negative_prompt:
+        if self.inversion != "direct" and self.negative_prompt:
+            theirs = "the source's prompt"
+            if self.inversion == "null_text":
+                theirs = "embeddings that are optimised"
             raise ParameterError(
-                "with inversion negative_prompt the unconditional rows have the source's prompt; "
+                f"with inversion {self.inversion} the unconditional rows have {theirs}; "
                 f"negative_prompt must be empty, got {self.negative_prompt!r}"
             )
         if self.inside is not None and not isinstance(self.inside, Inside):
@@ -145,6 +149,13 @@ class EditParameters:
         """What the sampling loop does with edits that have these inputs."""
         return replace(self.method.rule_for(inputs), inside=self.inside is not None)
 
+    @property
+    def inverted_steps(self) -> int:
+        """How many steps of the inversion edits need; all of them with null-text inversion."""
+        if self.inversion == "null_text":
+            return self.steps
+        return self.rule.inverted_steps(self.steps)
+
     def edited_by(self, method: EditMethod) -> EditParameters:
         """The same parameters with another method, Free-Prompt-Editing included."""
         if isinstance(method, FreePromptEditing):
@@ -184,8 +195,8 @@ class EditParameters:
             return f"{method.name} with {how} edits images, not a synthetic one"
         if self.inside is not None and inputs.mask is None:
             return "no mask, inside of which it is edited"
-        if self.inversion == "negative_prompt" and not source_prompt.strip():
-            return "no source prompt, which inversion negative_prompt needs"
+        if self.inversion != "direct" and not source_prompt.strip():
+            return f"no source prompt, which inversion {self.inversion} needs"
         blend = method.rule_for(inputs).blend
         if blend is not None and isinstance(blend.mask, DifferenceMask):
             strength = blend.mask.strength

@@ -25,13 +25,18 @@ from fpe_core.injection import (
 )
 from fpe_core.parameters import EditParameters
 
+MOST_ROWS_PER_STEP = 12
+"""Of a guided step of null-text inversion: the conditional row, one for each of at most ten
+iterations, and the one to go on with (`fpe_core.null_text`)."""
+
 
 @dataclass(frozen=True)
 class RowCounts:
     """UNet rows of one source with its edits.
 
     Attributes:
-        inversion: of the source's inversion, whatever the number of edits.
+        inversion: of the source's inversion, whatever the number of edits; with null-text
+            inversion the most that it may take, backward passes not counted.
         source: of the source beside its edits.
         edits: of its edits, those of their masks included.
     """
@@ -50,7 +55,10 @@ def row_counts(
 ) -> RowCounts:
     """The rows of a real source with one edit for each of `inputs`, all in one call."""
     by_rule = Counter(parameters.rule_for(each) for each in inputs)
-    inversion = parameters.rule.inverted_steps(parameters.steps)
+    inversion = parameters.inverted_steps
+    if parameters.inversion == "null_text":
+        inversion += MOST_ROWS_PER_STEP * len(parameters.guided_steps)
+        inversion += parameters.steps - len(parameters.guided_steps)
     counts = [_counts(rule, n, parameters, source_prompt) for rule, n in by_rule.items()]
     return RowCounts(
         inversion, sum(source for source, _ in counts), sum(edits for _, edits in counts)
@@ -79,6 +87,23 @@ def source_prompts_of(
     return {row: prompts[row] for row in sorted(rows)}
 
 
+def null_text_name(source: int) -> str:
+    """What stands for the optimised embeddings of a source among prompts."""
+    return f"\0null-text of source {source}"
+
+
+def unconditional_prompt(parameters: EditParameters, source_prompt: str, source: int = 0) -> str:
+    """The prompt of the unconditional rows of a source's edits.
+
+    With null-text inversion it is a name for the embeddings of source number `source`, which no
+    prompt is.
+    """
+    if parameters.inversion == "null_text":
+        return null_text_name(source)
+    npi = parameters.inversion == "negative_prompt"
+    return source_prompt if npi else parameters.negative_prompt
+
+
 def shares_first_step(rule: EditRule) -> bool:
     """Whether all edits of a source start with one latent, and so with one unconditional row."""
     return rule.start.latent == "inverted"
@@ -104,8 +129,7 @@ def _counts(
     """(rows of the source, rows of its edits) of the edits with one rule."""
     steps, guided = parameters.steps, parameters.guided_steps
     sampled = range(steps - rule.start.sampled_steps(steps), steps)
-    npi = parameters.inversion == "negative_prompt"
-    negative = source_prompt if npi else parameters.negative_prompt
+    negative = unconditional_prompt(parameters, source_prompt)
     source = sum(
         len(
             set(source_prompts_of(source_rows_at(rule, i, steps), source_prompt, negative).values())

@@ -96,6 +96,7 @@ def sample_edits(
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
         t, now = schedule.timesteps[k], rows.at(step)
         rows.clear()
+        denoiser.begin(step)
         of_sources = z[:0]
         if isinstance(sources, SyntheticSources):  # sampled together with their edits
             of_sources = denoiser.evaluate(now.source, z_source, t, now.record)

@@ -35,6 +35,22 @@ class Denoiser:
         self._latent_dtype = latent_dtype
         self._text_keys = TextKeys(unet.parts.cross_attentions, text.embeddings)
         self._of_timestep: dict[int, Tensor] = {}
+        self._by_step: tuple[Tensor, Tensor] | None = None
+
+    def change_prompts(self, prompts: Tensor, embeddings: Tensor) -> None:
+        """Gives some prompts other embeddings at every step, see `begin`.
+
+        Args:
+            prompts: (prompts,) int64, their indices.
+            embeddings: (prompts, steps, tokens, width).
+        """
+        self._by_step = prompts, embeddings
+
+    def begin(self, step: int) -> None:
+        """The embeddings of a step, from 0 at the noisy end, for prompts that change."""
+        if self._by_step is not None:
+            prompts, embeddings = self._by_step
+            self._text_keys.put(prompts, embeddings[:, step])
 
     def prepare(self, rows: Iterable[UNetRows]) -> None:
         """Copies the indices of these rows to the device, so that no step waits for them."""

@@ -152,6 +152,7 @@ class TextKeys:
             most_bytes: upper limit of the memory for keys and values.
         """
         self._embeddings = embeddings
+        self._layers = tuple(layers)
         width = sum(attn.to_k.out_features + attn.to_v.out_features for attn in layers)
         needed = embeddings.shape[0] * embeddings.shape[1] * width * embeddings.element_size()
         self._keys = (
@@ -159,6 +160,18 @@ class TextKeys:
             if needed <= most_bytes
             else ()
         )
+
+    def put(self, prompts: Tensor, embeddings: Tensor) -> None:
+        """Other embeddings in the place of some.
+
+        Args:
+            prompts: (prompts,) int64, indices of the embeddings.
+            embeddings: (prompts, tokens, width).
+        """
+        self._embeddings[prompts] = embeddings.to(self._embeddings)
+        for layer, (key, value) in zip(self._layers, self._keys, strict=False):  # or there are none
+            key[prompts] = layer.to_k(self._embeddings[prompts])
+            value[prompts] = layer.to_v(self._embeddings[prompts])
 
     def of_rows(self, prompts: Tensor) -> PromptRows:
         """The prompts of some rows; `prompts`: (rows,) int64, indices of the embeddings."""

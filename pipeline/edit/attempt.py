@@ -332,8 +332,12 @@ def message_of(error: Exception, raised_by: str = "the model") -> str:
     return str(error) if is_ours else f"{raised_by} raised {type(error).__name__}: {error}"
 
 
-def truncation_notes(start: Inversion | SyntheticSources, index: int, made: Edit) -> str:
-    """Which prompts were too long for the text encoder, and where they were cut; "" if none was."""
+def notes_of(start: Inversion | SyntheticSources, index: int, made: Edit) -> str:
+    """Which prompts were too long for the text encoder, and where they were cut, and how well
+    null-text inversion went; "" if there is nothing to say."""
     source = start.truncated_prompts[index] if isinstance(start, Inversion) else ""
     pairs = (("target", made.truncated_prompt), ("source", source))
-    return "; ".join(f"{which} prompt cut before: {cut}" for which, cut in pairs if cut)
+    notes = [f"{which} prompt cut before: {cut}" for which, cut in pairs if cut]
+    if isinstance(start, Inversion) and start.null_text is not None:
+        notes.append(start.null_text.in_words(index))
+    return "; ".join(notes)

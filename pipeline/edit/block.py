@@ -35,7 +35,7 @@ from pipeline.edit.attempt import (
     UnmadeEdit,
     code_of,
     message_of,
-    truncation_notes,
+    notes_of,
 )
 from pipeline.edit.image_editor import ImageEditor
 from pipeline.edit.no_editor import NOT_EDITED
@@ -276,9 +276,7 @@ class BlockEditor:
                 parameters=parameters,
                 images=AttemptImages(result.source_images[place], made.image),
                 is_finite=made.is_finite,
-                notes=truncation_notes(chosen.start, place, made)
-                if self._makes_edits
-                else NOT_EDITED,
+                notes=notes_of(chosen.start, place, made) if self._makes_edits else NOT_EDITED,
                 cost=ModelCost(result.unet_rows, seconds) / len(asked),
             )
             for place, of_source in enumerate(result.edits)

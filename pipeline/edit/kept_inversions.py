@@ -61,9 +61,9 @@ class KeptInversions:
     ) -> Inversion:
         """As `fpe_core.Editor.invert`; `unet_rows` are those of what was not in the folder."""
         parameters = parameters or self._editor.checkpoint.default_parameters
-        levels = parameters.rule.inverted_steps(parameters.steps)
+        levels = parameters.inverted_steps
         prompts = list(source_prompts or [""] * len(images))
-        if not levels:
+        if not levels or parameters.inversion == "null_text":  # which guidance decides too
             return self._editor.invert(images, prompts, parameters, fits=fits)
         names = [
             self._name_of(image, prompt, parameters.steps)

@@ -97,10 +97,11 @@ class EditSection(Section):
         default=None,
         description="prompt of the unconditional branch; a manifest column overrides it",
     )
-    inversion: Literal["direct", "negative_prompt"] = Field(
+    inversion: Literal["direct", "negative_prompt", "null_text"] = Field(
         default="direct",
-        description="negative_prompt: the prompt of the unconditional branch is the source's; such "
-        "a job has no negative_prompt of its own",
+        description="negative_prompt: the prompt of the unconditional branch is the source's; "
+        "null_text: its embeddings are optimised for each source, slowly; such jobs have no "
+        "negative_prompt of their own",
     )
     layers: Layers | None = Field(
         default=None,
@@ -147,7 +148,7 @@ class EditSection(Section):
             guidance_scale=parameters.guidance_scale,
             guidance_interval=parameters.guidance_interval,
             negative_prompt=parameters.negative_prompt,
-            inversion="negative_prompt" if parameters.inversion == "negative_prompt" else "direct",
+            inversion=_inversion(parameters),
             layers=None if parameters.editor else layers_of(parameters.layers),
             replaced_fraction=None if parameters.editor else parameters.replaced_fraction,
             size_px=(parameters.width_px, parameters.height_px),
@@ -180,6 +181,12 @@ class EditSection(Section):
             height_px=height_px,
             inside=None if self.inside is None else self.inside.resolve(),
         )
+
+
+def _inversion(parameters: EditParameters) -> Literal["direct", "negative_prompt", "null_text"]:
+    if parameters.inversion == "negative_prompt":
+        return "negative_prompt"
+    return "null_text" if parameters.inversion == "null_text" else "direct"
 
 
 _Value = TypeVar("_Value")

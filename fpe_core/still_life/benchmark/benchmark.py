@@ -190,7 +190,7 @@ def _inversion_key(arm: Arm) -> tuple[int, int, int]:
 
 
 def _inverted_steps(parameters: EditParameters) -> int:
-    return parameters.rule.inverted_steps(parameters.steps)
+    return parameters.inverted_steps
 
 
 def measure_floors(

@@ -127,7 +127,9 @@ class Naive:
 
     # --- the editors -----------------------------------------------------------------------------
 
-    def ddim(self, trajectory: list[Tensor], target: str, negative: str | None = None) -> Tensor:
+    def ddim(
+        self, trajectory: list[Tensor], target: str, negative: str | list[str] | None = None
+    ) -> Tensor:
         return self.sample(trajectory[self.steps], self.steps, target, negative=negative)
 
     def fpe(
@@ -137,7 +139,7 @@ class Naive:
         target: str,
         replaced: int,
         layers: Collection[int] = MIDDLE,
-        negative: str | None = None,
+        negative: str | list[str] | None = None,
     ) -> Tensor:
         """The source's self-attention maps onto the conditional row."""
 
@@ -172,7 +174,7 @@ class Naive:
         words: tuple[Sequence[int], Sequence[int]] | None = None,
         threshold: float = 0.3,
         start: int = 0,
-        negative: str | None = None,
+        negative: str | list[str] | None = None,
     ) -> Tensor:
         """Maps of both attentions onto the conditional row; `words`: places of the words' tokens.
 
@@ -331,6 +333,44 @@ class Naive:
             return z
         return torch.where(mask, z, trajectory[max(0, k - 1) if self.wrong == "cleaner" else k])
 
+    def negatives(self, negative: str | list[str] | None) -> list[str]:
+        """The prompt of the unconditional row at each step, from the noisy end."""
+        if isinstance(negative, list):
+            return negative
+        return [self.negative if negative is None else negative] * self.steps
+
+    def null_text(self, trajectory: list[Tensor], source: str) -> list[str]:
+        """Names of the optimised embeddings of every step: arXiv 2211.09794, algorithm 1."""
+        trajectory = [each.clone() for each in trajectory]  # some are from inference mode
+        z, names = trajectory[self.steps], []
+        null = self.text("").clone()
+        unet = self.checkpoint.unet
+        for step, k in enumerate(reversed(range(self.steps))):
+            share = step / self.steps
+            target = trajectory[k + 1 if self.wrong == "noisier_target" else k]
+            with torch.no_grad():
+                given = unet(z, self.t(k), encoder_hidden_states=self.text(source)).sample
+            null = null.clone().requires_grad_()
+            adam = torch.optim.Adam([null], lr=1e-2 * (1 - share / 2))
+            for _ in range(3 if self.wrong == "few_iterations" else 10):
+                free = unet(z, self.t(k), encoder_hidden_states=null).sample
+                made = self.move(z, self.guided(free, given), k + 1, k)
+                loss = functional.mse_loss(made, target)
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                if loss.item() < 1e-5 + 1e-3 * share:
+                    break
+            null = null.detach()
+            if self.wrong == "not_carried_on":
+                null = self.text("").clone()
+            with torch.no_grad():
+                free = unet(z, self.t(k), encoder_hidden_states=null).sample
+                z = self.move(z, self.guided(free, given), k + 1, k)
+            names.append(f"null {id(self)} {source} {step}")
+            _TEXTS[id(self.checkpoint), names[-1]] = null
+        return names
+
     # --- sampling --------------------------------------------------------------------------------
 
     def sample(
@@ -339,13 +379,13 @@ class Naive:
         levels: int,
         target: str,
         blend: Callable[[int, int, Tensor], Tensor] | None = None,
-        negative: str | None = None,
+        negative: str | list[str] | None = None,
     ) -> Tensor:
         """From level `levels` down to z_0, with no row of a source."""
-        negative = self.negative if negative is None else negative
+        negatives = self.negatives(negative)
         z = self.kept(z, levels)
         for k in reversed(range(levels)):
-            outputs = self.unet([z, z], k, [negative, target])
+            outputs = self.unet([z, z], k, [negatives[self.steps - 1 - k], target])
             z = self.move(z, self.guided(outputs[:1], outputs[1:]), k + 1, k)
             z = self.kept(z if blend is None else blend(self.steps - 1 - k, k, z), k)
         return z
@@ -357,20 +397,20 @@ class Naive:
         row: Callable[[int], tuple[list[str], Maps]],
         blend: Callable[[int, int, Tensor], Tensor] | None = None,
         hook: Callable[[int], Any] | None = None,
-        negative: str | None = None,
+        negative: str | list[str] | None = None,
     ) -> Tensor:
         """From z_T down: the source's rows first, then the unconditional and the conditional one.
 
         `row`: a step to the prompts of the source's rows, and what attentions do.
         """
-        negative = self.negative if negative is None else negative
+        negatives = self.negatives(negative)
         z = trajectory[self.steps]
         for step, k in enumerate(reversed(range(self.steps))):
             prompts, attend = row(step)
             pinned = trajectory[k if self.wrong == "one_step_off" else k + 1]
             handle = None if hook is None else hook(step)
             outputs = self.unet(
-                [*[pinned] * len(prompts), z, z], k, [*prompts, negative, target], attend
+                [*[pinned] * len(prompts), z, z], k, [*prompts, negatives[step], target], attend
             )
             if handle is not None:
                 handle.remove()
