@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fpe_core.editors.ddim import DdimEditing
     from fpe_core.editors.diffedit import DiffEdit
     from fpe_core.editors.fpe import FreePromptEditing
+    from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
     from fpe_core.editors.masactrl import MasaCtrl
     from fpe_core.editors.method import (
         EditInputs,
@@ -118,6 +119,7 @@ __all__ = [
     "ImageDecodeError",
     "ImageTooLargeError",
     "Injection",
+    "InstructPix2Pix",
     "Inversion",
     "LayersByLevel",
     "LayersByPart",
@@ -177,6 +179,7 @@ _NAMES_OF_MODULE = {
     "fpe_core.editors.ddim": ("DdimEditing",),
     "fpe_core.editors.diffedit": ("DiffEdit",),
     "fpe_core.editors.fpe": ("FreePromptEditing",),
+    "fpe_core.editors.instruct_pix2pix": ("InstructPix2Pix",),
     "fpe_core.editors.masactrl": ("MasaCtrl",),
     "fpe_core.editors.method": (
         "EditInputs",

@@ -186,12 +186,17 @@ class EditRule:
     """How edits of a method are made; guidance and the number of steps are the call's.
 
     The default is guided DDIM sampling from the inverted latent.
+
+    Attributes:
+        image_guidance: scale of the guidance by the source that the UNet sees, in channels of its
+            own (InstructPix2Pix, arXiv 2211.09800, eq. 3); None: it sees no source.
     """
 
     injections: tuple[Injection, ...] = ()
     residuals: tuple[ResidualInjection, ...] = ()
     start: Start = Start()
     blend: Blend | None = None
+    image_guidance: float | None = None
 
     @property
     def is_noisy(self) -> bool:

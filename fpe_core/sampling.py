@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fpe_core.blending import (
@@ -56,6 +57,7 @@ def sample_edits(
     inputs: Sequence[EditInputs],
     parameters: EditParameters,
     words: EditWords | None = None,
+    seen: Tensor | None = None,
 ) -> Sampled:
     """Samples the edits of S sources together.
 
@@ -68,6 +70,7 @@ def sample_edits(
         inputs: of each edit.
         parameters: of all edits.
         words: of the edits, if the rule mixes words.
+        seen: what the UNet sees of each source besides, if the rule guides by it, (S, C', h, w).
 
     Raises:
         ParameterError: the sources or the inputs do not have what the rule needs.
@@ -92,6 +95,7 @@ def sample_edits(
         source_of_edit=rows.source_of_edit,
         noise=noise,
     )
+    beside = _Beside(None if seen is None else seen[rows.source_of_edit])
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
         t, now = schedule.timesteps[k], rows.at(step)
         rows.clear()
@@ -104,10 +108,27 @@ def sample_edits(
             # trajectory. Inversion evaluated z_k at t_k, so its maps are not the ones needed here.
             z_source = sources.trajectory[:, k + 1]
             of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
-        output = denoiser.evaluate(now.edit, z, t, now.inject)
+        output = denoiser.evaluate(now.edit, beside(z), t, now.inject)
         z = schedule.sample_step(z, now.guide(output, of_sources), k)
         z = blending.after(step, k, z, z_source, now.columns)
     return Sampled(z, z_source, blending.masks)
+
+
+class _Beside:
+    """Puts the images that a UNet sees beside the latents of their edits.
+
+    (edits, C, h, w) to (2 edits, C + C', h, w): every latent with its image, then with zeros, as
+    `UNetRows.guided_by_image` has them. Without images, or without edits, latents stay as they are.
+    """
+
+    def __init__(self, images: Tensor | None) -> None:
+        """`images`: of each edit, (edits, C', h, w)."""
+        self._images = None if images is None else torch.cat([images, torch.zeros_like(images)])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        if self._images is None or not len(z):
+            return z
+        return torch.cat([torch.cat([z, z]), self._images], dim=1)
 
 
 def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameters) -> None:

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpe_core.checkpoint.files import COMPONENTS, CheckpointFiles, config_folder, weights_files
+from fpe_core.checkpoint.files import (
+    COMPONENTS,
+    CheckpointFiles,
+    config_folder,
+    sees_source,
+    weights_files,
+)
 from fpe_core.checkpoint.layout import (
     Shapes,
     autoencoder_weights,
@@ -30,6 +36,7 @@ from fpe_core.checkpoint.original_layout import (
     unet_in_file,
 )
 from fpe_core.checkpoint.weights import Header, compared, headers_of, refuse, usual_kind
+from fpe_core.editors.method import EditMethod, require_method
 from fpe_core.errors import CheckpointError
 from fpe_core.noise_levels import check_schedule, timesteps_of
 from fpe_core.unet.family import config_differences
@@ -122,6 +129,13 @@ def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -
     folder = config_folder(config) if files.is_single_file else files.path
     if folder is not None:
         timesteps_of(_json(folder, "scheduler/scheduler_config.json"), steps)
+
+
+def check_method(files: CheckpointFiles, config: str | Path | None, method: EditMethod) -> None:
+    """Raises ParameterError if the method is for UNets of another kind than the checkpoint's."""
+    folder = config_folder(config) if files.is_single_file else files.path
+    if folder is not None:
+        require_method(method, sees_source(folder))
 
 
 def unread_weights(folder: Path, name: str) -> tuple[str, ...]:
@@ -224,7 +238,7 @@ def _config_problems(configs: Configs) -> list[str]:
         if getattr(configs, name).get("quantization_config") is not None
     ]
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if channels != latent:
+    if channels not in (latent, 2 * latent):
         problems.append(
             f"its UNet takes {channels} channels, but the autoencoder has {latent} "
             "(an inpainting or depth model?)"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
 from fpe_core.errors import CheckpointError, ParameterError
 from fpe_core.parameters import EditParameters
 
@@ -254,13 +255,26 @@ def default_parameters_of(
     recommended = folder / DEFAULTS_FILE
     if recommended.is_file():
         return _read_recommendation(recommended)
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    sample_size = unet.get("sample_size")
+    parameters = EditParameters()
+    if sees_source(folder):
+        parameters = parameters.edited_by(InstructPix2Pix())
+    sample_size = _config(folder, "unet").get("sample_size")
     if not isinstance(sample_size, int):
-        return EditParameters()
-    size_px = sample_size * 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
-    return EditParameters(width_px=size_px, height_px=size_px)
+        return parameters
+    blocks = _config(folder, "vae").get("block_out_channels", [0] * 4)
+    size_px = sample_size * 2 ** (len(blocks) - 1)
+    return replace(parameters, width_px=size_px, height_px=size_px)
+
+
+def sees_source(folder: Path) -> bool:
+    """Whether the UNet of a diffusers folder takes the source's latent beside the noisy one."""
+    latent = _config(folder, "vae").get("latent_channels", 4)
+    return bool(_config(folder, "unet").get("in_channels", 4) == 2 * latent)
+
+
+def _config(folder: Path, component: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / component / "config.json").read_text())
+    return content
 
 
 def _read_recommendation(path: Path) -> EditParameters:

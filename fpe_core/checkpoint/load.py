@@ -70,7 +70,13 @@ class Checkpoint:
 
     @property
     def latent_channels(self) -> int:
-        return int(self.unet.config.in_channels)
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def sees_source(self) -> bool:
+        """Whether its UNet takes the source's latent beside the noisy one, as InstructPix2Pix's
+        does."""
+        return int(self.unet.config.in_channels) == 2 * self.latent_channels
 
     @property
     def vae_factor(self) -> int:

@@ -18,7 +18,7 @@ from fpe_core import (
     LayersByRange,
     ParameterError,
 )
-from fpe_core.checkpoint.check import check_files, check_steps
+from fpe_core.checkpoint.check import check_files, check_method, check_steps
 from fpe_core.checkpoint.files import (
     CheckpointFiles,
     default_parameters_of,
@@ -302,6 +302,7 @@ def resolve_job(job: Job) -> ResolvedJob:
         parameters = job.resolve_parameters(defaults)
         if files is not None:
             check_steps(files, job.model.config, parameters.steps)
+            check_method(files, job.model.config, parameters.method)
     except ParameterError as error:
         raise JobError(f"edit: {error}") from error
     layers = parameters.layers
