@@ -18,6 +18,7 @@ from typing import Any
 from fpe_core.checkpoint.files import (
     COMPONENTS,
     CheckpointFiles,
+    component_folder,
     config_folder,
     sees_source,
     weights_files,
@@ -162,7 +163,7 @@ def _checked_configs(source: str, folder: Path) -> Configs:
         )
     with _naming(source):
         check_schedule(configs.scheduler)
-        _check_tokenizer(folder / "tokenizer", configs)
+        _check_tokenizer(component_folder(folder, "tokenizer"), configs)
     return configs
 
 
@@ -191,8 +192,10 @@ def _read_configs(folder: Path) -> Configs:
 
 
 def _json(folder: Path, name: str) -> Mapping[str, Any]:
+    component, _, rest = name.rpartition("/")
+    path = component_folder(folder, component) / rest if component else folder / name
     try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:

@@ -101,7 +101,7 @@ def train_unet(
         rng = np.random.default_rng((seed, step, workers.rank()))
         torch.manual_seed(int(rng.integers(2**31)))
         source, target, hidden = (part.to(device) for part in _batch(pairs, rng))
-        loss = _loss(half.fresh(), source, target * scaling_factor, hidden, kept, rng)
+        loss = _loss(half.fresh(), source, target * scaling_factor, hidden, kept=kept, rng=rng)
         loss.backward()
         half.hand_over_gradients()
         workers.average_gradients(unet.parameters())
@@ -138,6 +138,7 @@ def _loss(
     source: torch.Tensor,
     clean: torch.Tensor,
     hidden: torch.Tensor,
+    *,
     kept: torch.Tensor,
     rng: np.random.Generator,
 ) -> torch.Tensor:

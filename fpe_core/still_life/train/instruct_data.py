@@ -71,7 +71,12 @@ def training_pairs(
                 source.append(there)
                 target.append(back)
                 texts.append([_sentence(each, k) for k in range(PHRASINGS)])
-    rows = {text: row for row, text in enumerate(dict.fromkeys(["", *sum(texts, [])]))}
+    rows = {
+        text: row
+        for row, text in enumerate(
+            dict.fromkeys(["", *(text for of_pair in texts for text in of_pair)])
+        )
+    }
     return Pairs(
         latents,
         torch.tensor(source),

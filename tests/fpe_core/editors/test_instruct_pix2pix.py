@@ -1,4 +1,4 @@
-"""instruct_pix2pix: the naive reference, diffusers' pipeline, rows, batches, and what is refused."""
+"""instruct_pix2pix: the naive reference, diffusers' pipeline, rows, batches, refusals."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_methods_and_unets_of_other_kinds_refuse_each_other(
 ) -> None:
     plain = replace(case().parameters.edited_by(DdimEditing()), steps=2)
     four = Editor(load_checkpoint(tiny_folder, device="cpu", dtype=torch.float32))
-    with pytest.raises(ParameterError, match="ddim cannot edit with it.*instruct_pix2pix"):
+    with pytest.raises(ParameterError, match=r"ddim cannot edit with it.*instruct_pix2pix"):
         Editor(tiny).invert(photos(1, SQUARE), None, plain)
     with pytest.raises(ParameterError, match="instruct_pix2pix needs a UNet of eight input"):
         four.invert(photos(1, SQUARE), None, case().parameters)
