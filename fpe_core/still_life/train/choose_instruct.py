@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 TRAINING_FILE = "training.json"
 _ARM = "instruct"
-_STEPS, _SIZE_PX = 25, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +57,8 @@ def choose_scales(
 ) -> EditParameters:
     """Tries the grid on the first validation scenes, measures the best setting, writes all files.
 
+    Steps and size stay as the checkpoint recommends them.
+
     Args:
         checkpoint: a diffusers folder, as `fpe_core.still_life.train.instruct` exports it.
         scenes, test_scenes: how many scenes, 1..1000; five edits of each.
@@ -66,9 +67,11 @@ def choose_scales(
     editor = Editor(load_checkpoint(checkpoint, dtype="float32"), max_rows=32)
     tried: list[tuple[EditParameters, float, dict[str, FactorFigures]]] = []
     for scale, image in itertools.product(grid.guidance_scales, grid.image_guidance_scales):
-        parameters = EditParameters(
-            steps=_STEPS, guidance_scale=scale, width_px=_SIZE_PX, height_px=_SIZE_PX
-        ).edited_by(InstructPix2Pix(image))
+        parameters = dataclasses.replace(
+            editor.checkpoint.default_parameters,
+            guidance_scale=scale,
+            editor=InstructPix2Pix(image),
+        )
         tried.append((parameters, *measure(editor, parameters, "validation", scenes)))
         log.info("%.3f guidance %g, image %g", tried[-1][1], scale, image)
     tried.sort(key=lambda each: -each[1])

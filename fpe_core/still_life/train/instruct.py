@@ -31,8 +31,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fpe_core.checkpoint.files import CHECKPOINT_DIR
+from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
+from fpe_core.parameters import EditParameters
 from fpe_core.still_life.train import workers
-from fpe_core.still_life.train.architecture import build_scheduler
+from fpe_core.still_life.train.architecture import IMAGE_SIZE_PX, build_scheduler
+from fpe_core.still_life.train.choose_defaults import recommendation
 from fpe_core.still_life.train.data import FIRST_TRAINING_SEED
 from fpe_core.still_life.train.denoiser import Average, min_snr_loss, spread_timesteps
 from fpe_core.still_life.train.export import replace_folder
@@ -47,7 +50,13 @@ _DROPPED = 0.05  # each of: the image, the instruction, both
 _RECORD_EVERY_STEPS = 50
 _EXPORT_EVERY_S = 600.0
 _SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
-_KEPT = ("README.md", "fpe_defaults.json")
+_KEPT = ("README.md", "fpe_defaults.json", "validation.json")
+
+
+_UNTIL_CHOSEN = EditParameters(
+    steps=25, guidance_scale=3.0, width_px=IMAGE_SIZE_PX, height_px=IMAGE_SIZE_PX
+).edited_by(InstructPix2Pix())
+"""Recommended until `fpe_core.still_life.train.choose_instruct` has chosen."""
 
 
 def widened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -236,6 +245,7 @@ def export_instruct(
             "vae": ["diffusers", "AutoencoderKL"],
         },
     )
+    write_json(fresh / "fpe_defaults.json", recommendation(_UNTIL_CHOSEN))
     write_json(fresh / "training.json", figures)
     replace_folder(folder, fresh, keep=_KEPT)
 
