@@ -293,6 +293,7 @@ def resolve_job(job: Job) -> ResolvedJob:
         carry=(*carry, *(name for name in of_editor if name != EDIT_MASK)),
         read_too=tuple(dict.fromkeys((*(() if masks is None else (masks.column,)), *of_editor))),
         needs_target_prompt=prompts is None,
+        prompts="target" if method is None else method.prompts,
     )
     _refuse_lists_of_types(job, manifest)
     annotations = _annotations(job.annotations, manifest, prompts)

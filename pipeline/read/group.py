@@ -21,6 +21,7 @@ from fpe_core.image.boxes import FittedBox
 from fpe_core.image.masks import object_of
 from pipeline.ledger.outcome import EditKey
 from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, BlendWords
+from pipeline.manifest.prompts import lacks_prompt
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Group:
         mask = self._edited_pixels
         if mask is not None and not mask.any():
             return "edit_mask is black all over the fitted image, so there is nothing to edit"
+        if lacks := lacks_prompt(self.parameters.method, edit.key.target_prompt):
+            return lacks
         inputs = self.inputs_of(edit)
         if self.failure and self.has_edit_mask:  # which was not read
             inputs = replace(inputs, mask=np.ones((1, 1), np.bool_))
