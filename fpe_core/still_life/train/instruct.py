@@ -44,7 +44,7 @@ from fpe_core.still_life.train.instruct_data import PHRASINGS, Pairs, training_p
 from fpe_core.still_life.train.progress import Budget, Run, log_into, write_json
 
 _PEAK_LR = 9e-4
-_PAIRS_PER_STEP = 32  # in each process
+_PAIRS_PER_STEP = 16  # in each process
 _CANONICAL_RATE = 0.4
 _DROPPED = 0.05  # each of: the image, the instruction, both
 _RECORD_EVERY_STEPS = 50
@@ -256,16 +256,24 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=75.0, help="of training, in total")
     parser.add_argument("--groups", type=int, default=4_000, help="training scenes")
     parser.add_argument("--processes", type=int, help="default: one per core, one with a GPU")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="start at once; steps may take longer"
+    )
     chosen = parser.parse_args()
     budget = Budget(seconds=chosen.minutes * 60.0)
     workers.run_on_workers(
-        _train_with_log, chosen.out, budget, chosen.groups, processes=chosen.processes
+        _train_with_log,
+        chosen.out,
+        budget,
+        chosen.groups,
+        not chosen.no_compile,
+        processes=chosen.processes,
     )
 
 
-def _train_with_log(out: Path, budget: Budget, groups: int) -> None:
+def _train_with_log(out: Path, budget: Budget, groups: int, compiled: bool) -> None:
     log_into(out)
-    train(out, budget, groups=groups)
+    train(out, budget, groups=groups, compiled=compiled)
 
 
 if __name__ == "__main__":
