@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fpe_core.editors.ddim import DdimEditing
     from fpe_core.editors.diffedit import DiffEdit
     from fpe_core.editors.fpe import FreePromptEditing
+    from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
     from fpe_core.editors.masactrl import MasaCtrl
     from fpe_core.editors.method import (
         EditInputs,
@@ -120,6 +121,7 @@ __all__ = [
     "ImageTooLargeError",
     "Injection",
     "Inside",
+    "InstructPix2Pix",
     "Inversion",
     "LayersByLevel",
     "LayersByPart",
@@ -179,6 +181,7 @@ _NAMES_OF_MODULE = {
     "fpe_core.editors.ddim": ("DdimEditing",),
     "fpe_core.editors.diffedit": ("DiffEdit",),
     "fpe_core.editors.fpe": ("FreePromptEditing",),
+    "fpe_core.editors.instruct_pix2pix": ("InstructPix2Pix",),
     "fpe_core.editors.masactrl": ("MasaCtrl",),
     "fpe_core.editors.method": (
         "EditInputs",

@@ -16,7 +16,9 @@ from fpe_core.injection import CONDITIONAL, EditRule, Injection, ResidualInjecti
 from fpe_core.inversion import Inversion, Sources
 from fpe_core.parameters import EditParameters
 from fpe_core.row_formulas import (
+    guided_steps,
     lends_first_row,
+    rows_when_guided,
     shares_first_step,
     source_prompts_of,
     source_rows_at,
@@ -179,7 +181,7 @@ class EditRows:
             steps, rule = self._parameters.steps, self._sites.rule
             taken = self._sites.attentions_at(step, steps) if self._targets else {}
             residuals = self._sites.resnets_at(step, steps) if self._targets else {}
-            guided = step in self._parameters.guided_steps
+            guided = step in guided_steps(rule, self._parameters)
             first = step == steps - rule.start.sampled_steps(steps)
             key = (tuple(taken.items()), tuple(residuals.items()), guided, first)
             if key not in self._made:
@@ -306,12 +308,17 @@ class EditRows:
     def _edit_rows(self, guided: bool) -> UNetRows:
         if guided not in self._rows:
             negatives = [self._text.index[self._negatives[s]] for s in self._source_of_edit]
-            scale = self._parameters.guidance_scale
-            self._rows[guided] = (
-                UNetRows.guided(self._targets, negatives, scale, self._device)
-                if guided
-                else UNetRows.unguided(self._targets, self._device)
-            )
+            scale, rule = self._parameters.guidance_scale, self._sites.rule
+            if not guided:
+                rows = UNetRows.unguided(self._targets, self._device)
+            elif rule.image_guidance is not None and rows_when_guided(rule) == 3:
+                image_scale = rule.image_guidance
+                rows = UNetRows.guided_by_image(
+                    self._targets, negatives, scale, image_scale, self._device
+                )
+            else:
+                rows = UNetRows.guided(self._targets, negatives, scale, self._device)
+            self._rows[guided] = rows
         return self._rows[guided]
 
     def _sharing_unconditional(self, edit: UNetRows) -> UNetRows:

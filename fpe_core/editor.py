@@ -44,7 +44,7 @@ from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_sh
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.edit_rows import AskedEdit, RuleSites
 from fpe_core.edit_words import mix_words
-from fpe_core.editors.method import NOTHING, EditInputs
+from fpe_core.editors.method import NOTHING, EditInputs, require_method
 from fpe_core.errors import NotApplicableError, ParameterError
 from fpe_core.image.fit import Fit, fit_image
 from fpe_core.injection import EMPTY, EditRule
@@ -133,6 +133,7 @@ class Editor:
         parameters = parameters or self.checkpoint.default_parameters
         prompts = tuple(source_prompts) if source_prompts is not None else ("",) * len(images)
         _require_one_each("source prompts", prompts, "images", images)
+        self._require_method(parameters)
         schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
@@ -253,6 +254,7 @@ class Editor:
         """
         parameters = parameters or sources.parameters
         _require_agreement(sources.parameters, parameters)
+        self._require_method(parameters)
         _require_one_each("lists of target prompts", target_prompts, "sources", sources)
         if any(isinstance(prompts, str) for prompts in target_prompts):
             raise ParameterError("target_prompts must hold a list of prompts per source, got text")
@@ -373,6 +375,9 @@ class Editor:
         denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
         if null_text is not None:
             null_text.change_by_step(denoiser)
+        seen = None
+        if rule.image_guidance is not None and isinstance(sources, Inversion):
+            seen = sources.trajectory[:, 0] / self.autoencoder.scaling_factor
         return sample_edits(
             denoiser,
             ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
@@ -382,7 +387,12 @@ class Editor:
             inputs=inputs,
             parameters=parameters,
             words=words,
+            seen=seen,
         )
+
+    def _require_method(self, parameters: EditParameters) -> None:
+        """Raises ParameterError if the method is for UNets of another kind."""
+        require_method(parameters.method, self.checkpoint.sees_source)
 
     def _zeros(self, parameters: EditParameters) -> Tensor:
         """An empty batch of latents, (0, C, h, w), on the model's device."""

@@ -185,8 +185,14 @@ class Blend:
 class EditRule:
     """How edits of a method are made; guidance and the number of steps are the call's.
 
-    The default is guided DDIM sampling from the inverted latent. `inside`: beyond whatever `blend`
-    does, the latent outside of the edit's mask is the inversion's, from the start to the end.
+    The default is guided DDIM sampling from the inverted latent.
+
+    Attributes:
+        inside: beyond whatever `blend` does, the latent outside of the edit's mask is the source's
+            of the same level, from the start to the end: the inversion's, or, if the UNet sees the
+            source, z_0 with the edit's start noise.
+        image_guidance: scale of the guidance by the source that the UNet sees, in channels of its
+            own (InstructPix2Pix, arXiv 2211.09800, eq. 3); None: it sees no source.
     """
 
     injections: tuple[Injection, ...] = ()
@@ -194,6 +200,7 @@ class EditRule:
     start: Start = Start()
     blend: Blend | None = None
     inside: bool = False
+    image_guidance: float | None = None
 
     @property
     def is_noisy(self) -> bool:
@@ -231,6 +238,8 @@ class EditRule:
             return self.start.sampled_steps(steps)
         if self.exchanges:
             return steps
+        if self.image_guidance is not None:
+            return 0  # such a UNet inverts nothing
         keeps = self.blend is not None and self.blend.outside == "inverted"
         return self.start.sampled_steps(steps) if keeps or self.inside else 0
 

@@ -127,6 +127,11 @@ class EditParameters:
                 f"{', '.join(foreign)}: parameters of fpe, not of {self.editor.name}; "
                 "EditParameters.edited_by leaves them out"
             )
+        if self.editor.rule.image_guidance is not None and self.inversion != "direct":
+            raise ParameterError(
+                f"{self.editor.name} inverts nothing; inversion must be direct, got "
+                f"{self.inversion!r}"
+            )
         if self.editor.rule.start.sampled_steps(self.steps) < 1:
             raise ParameterError(
                 f"{self.editor.name} samples none of {self.steps} steps: "
@@ -215,8 +220,11 @@ class EditParameters:
 
         Empty at scale 1, where guidance changes nothing, and if no step is in the interval.
         """
-        if self.guidance_scale == 1.0:
-            return range(0)
+        return range(0) if self.guidance_scale == 1.0 else self.interval_steps
+
+    @property
+    def interval_steps(self) -> range:
+        """The steps of `guidance_interval`, whatever the scale."""
         first, end = (math.ceil(self.steps * share - 1e-9) for share in self.guidance_interval)
         return range(first, end)
 

@@ -104,6 +104,18 @@ def unconditional_prompt(parameters: EditParameters, source_prompt: str, source:
     return source_prompt if npi else parameters.negative_prompt
 
 
+def guided_steps(rule: EditRule, parameters: EditParameters) -> range:
+    """The steps that need more than one row of an edit, from 0 at the noisy end."""
+    if rule.image_guidance is not None and rule.image_guidance != 1.0:
+        return parameters.interval_steps
+    return parameters.guided_steps
+
+
+def rows_when_guided(rule: EditRule) -> int:
+    """Rows of an edit at such a step."""
+    return 2 if rule.image_guidance in (None, 1.0) else 3
+
+
 def shares_first_step(rule: EditRule) -> bool:
     """Whether all edits of a source start with one latent, and so with one unconditional row."""
     return rule.start.latent == "inverted"
@@ -127,7 +139,7 @@ def _counts(
     rule: EditRule, edits: int, parameters: EditParameters, source_prompt: str
 ) -> tuple[int, int]:
     """(rows of the source, rows of its edits) of the edits with one rule."""
-    steps, guided = parameters.steps, parameters.guided_steps
+    steps, guided = parameters.steps, guided_steps(rule, parameters)
     sampled = range(steps - rule.start.sampled_steps(steps), steps)
     negative = unconditional_prompt(parameters, source_prompt)
     source = sum(
@@ -136,7 +148,7 @@ def _counts(
         )
         for i in sampled
     )
-    made = sum(2 if i in guided else 1 for i in sampled) * edits
+    made = sum(rows_when_guided(rule) if i in guided else 1 for i in sampled) * edits
     if sampled and sampled[0] in guided and shares_first_step(rule):
         made -= edits if lends_first_row(rule, parameters) else edits - 1
     if rule.blend is not None and isinstance(rule.blend.mask, DifferenceMask):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fpe_core.blending import (
@@ -56,6 +57,7 @@ def sample_edits(
     inputs: Sequence[EditInputs],
     parameters: EditParameters,
     words: EditWords | None = None,
+    seen: Tensor | None = None,
 ) -> Sampled:
     """Samples the edits of S sources together.
 
@@ -68,6 +70,7 @@ def sample_edits(
         inputs: of each edit.
         parameters: of all edits.
         words: of the edits, if the rule mixes words.
+        seen: what the UNet sees of each source besides, if the rule guides by it, (S, C', h, w).
 
     Raises:
         ParameterError: the sources or the inputs do not have what the rule needs.
@@ -91,8 +94,10 @@ def sample_edits(
         inputs=inputs,
         source_of_edit=rows.source_of_edit,
         noise=noise,
+        start=z,
     )
     z = blending.bound(levels, z)
+    beside = _Beside(None if seen is None else seen[rows.source_of_edit])
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
         t, now = schedule.timesteps[k], rows.at(step)
         rows.clear()
@@ -106,10 +111,27 @@ def sample_edits(
             # trajectory. Inversion evaluated z_k at t_k, so its maps are not the ones needed here.
             z_source = sources.trajectory[:, k + 1]
             of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
-        output = denoiser.evaluate(now.edit, z, t, now.inject)
+        output = denoiser.evaluate(now.edit, beside(z), t, now.inject)
         z = schedule.sample_step(z, now.guide(output, of_sources), k)
         z = blending.after(step, k, z, z_source, now.columns)
     return Sampled(z, z_source, blending.masks)
+
+
+class _Beside:
+    """Puts the images that a UNet sees beside the latents of their edits.
+
+    (edits, C, h, w) to (2 edits, C + C', h, w): every latent with its image, then with zeros, as
+    `UNetRows.guided_by_image` has them. Without images, or without edits, latents stay as they are.
+    """
+
+    def __init__(self, images: Tensor | None) -> None:
+        """`images`: of each edit, (edits, C', h, w)."""
+        self._images = None if images is None else torch.cat([images, torch.zeros_like(images)])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        if self._images is None or not len(z):
+            return z
+        return torch.cat([torch.cat([z, z]), self._images], dim=1)
 
 
 def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameters) -> None:
@@ -159,13 +181,16 @@ def _blending(
     inputs: Sequence[EditInputs],
     source_of_edit: Tensor,
     noise: EditNoise | None,
+    start: Tensor,
 ) -> Blending:
-    """What the rule puts back; its mask of a difference is found here."""
+    """What the rule puts back, with its mask of a difference. `start`: where the edits start."""
     like = sources.start
     inside = given_masks(inputs, like) if rule.inside else None
 
     def inverted(k: int) -> Tensor:
         assert isinstance(sources, Inversion)
+        if rule.image_guidance is not None:  # nothing is inverted, and the start is noise
+            return noised(schedule, sources.trajectory[:, 0][source_of_edit], k, start)
         return sources.trajectory[:, k][source_of_edit]
 
     if rule.blend is None:

@@ -344,7 +344,11 @@ def test_ready_made_jobs_lie_in_the_package() -> None:
     data = project["tool"]["setuptools"]["package-data"]
     assert ROOT / "jobs" == BUILTIN_FOLDER
     assert "*.yaml" in data["jobs"]
-    assert {"still_life/checkpoint/**", "still_life/scorer/**"} <= set(data["fpe_core"])
+    assert {
+        "still_life/checkpoint/**",
+        "still_life/instruct/**",
+        "still_life/scorer/**",
+    } <= set(data["fpe_core"])
 
 
 def test_every_direct_dependency_is_pinned() -> None:

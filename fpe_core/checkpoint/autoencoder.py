@@ -46,13 +46,14 @@ class Autoencoder:
     """A checkpoint's autoencoder.
 
     Attributes:
+        scaling_factor: what latents are multiplied by, behind the encoder.
         encoder: (images, 3, H, W) in -1..1 to posterior means (images, C, h, w), unscaled.
         decoder: (images, C, h, w), unscaled, to (images, 3, H, W) in about -1..1.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._scale = float(checkpoint.vae.config.scaling_factor)
+        self.scaling_factor = float(checkpoint.vae.config.scaling_factor)
         self.encoder = _Network(partial(_means, checkpoint.vae))
         self.decoder = _Network(partial(_images, checkpoint.vae))
 
@@ -69,7 +70,7 @@ class Autoencoder:
             pixels = np.stack([np.asarray(image) for image in images[first:last]])
             scaled = torch.from_numpy(pixels).to(checkpoint.device).permute(0, 3, 1, 2)
             mean: Tensor = self.encoder(scaled.to(checkpoint.dtype) / 127.5 - 1)
-            return mean.to(latent_dtype(checkpoint)) * self._scale
+            return mean.to(latent_dtype(checkpoint)) * self.scaling_factor
 
         return limit.map(len(images), encode)
 
@@ -84,7 +85,7 @@ class Autoencoder:
         finite = [False] * len(latents)
 
         def decode(first: int, last: int) -> Tensor:
-            scaled = (latents[first:last] / self._scale).to(self._checkpoint.dtype)
+            scaled = (latents[first:last] / self.scaling_factor).to(self._checkpoint.dtype)
             pixels: Tensor = self.decoder(scaled)
             # By index, not appended: a chunk that runs out of memory below is decoded again.
             finite[first:last] = pixels.isfinite().flatten(1).all(dim=1).tolist()

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fpe_core.checkpoint.files import COMPONENTS, CheckpointFiles, config_folder, weights_files
+from fpe_core.checkpoint.files import (
+    COMPONENTS,
+    CheckpointFiles,
+    component_folder,
+    config_folder,
+    sees_source,
+    weights_files,
+)
 from fpe_core.checkpoint.layout import (
     Shapes,
     autoencoder_weights,
@@ -30,6 +37,7 @@ from fpe_core.checkpoint.original_layout import (
     unet_in_file,
 )
 from fpe_core.checkpoint.weights import Header, compared, headers_of, refuse, usual_kind
+from fpe_core.editors.method import EditMethod, require_method
 from fpe_core.errors import CheckpointError
 from fpe_core.noise_levels import check_schedule, timesteps_of
 from fpe_core.unet.family import config_differences
@@ -124,6 +132,13 @@ def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -
         timesteps_of(_json(folder, "scheduler/scheduler_config.json"), steps)
 
 
+def check_method(files: CheckpointFiles, config: str | Path | None, method: EditMethod) -> None:
+    """Raises ParameterError if the method is for UNets of another kind than the checkpoint's."""
+    folder = config_folder(config) if files.is_single_file else files.path
+    if folder is not None:
+        require_method(method, sees_source(folder))
+
+
 def unread_weights(folder: Path, name: str) -> tuple[str, ...]:
     """Patterns of the weights that a component of a diffusers folder may hold in addition."""
     if name != "text_encoder":
@@ -148,7 +163,7 @@ def _checked_configs(source: str, folder: Path) -> Configs:
         )
     with _naming(source):
         check_schedule(configs.scheduler)
-        _check_tokenizer(folder / "tokenizer", configs)
+        _check_tokenizer(component_folder(folder, "tokenizer"), configs)
     return configs
 
 
@@ -177,8 +192,10 @@ def _read_configs(folder: Path) -> Configs:
 
 
 def _json(folder: Path, name: str) -> Mapping[str, Any]:
+    component, _, rest = name.rpartition("/")
+    path = component_folder(folder, component) / rest if component else folder / name
     try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
@@ -224,7 +241,7 @@ def _config_problems(configs: Configs) -> list[str]:
         if getattr(configs, name).get("quantization_config") is not None
     ]
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    if channels != latent:
+    if channels not in (latent, 2 * latent):
         problems.append(
             f"its UNet takes {channels} channels, but the autoencoder has {latent} "
             "(an inpainting or depth model?)"

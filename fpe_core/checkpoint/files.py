@@ -8,16 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
 from fpe_core.errors import CheckpointError, ParameterError
 from fpe_core.parameters import EditParameters
 
 BUILTIN_STILL_LIFE = "builtin:still-life"
 CHECKPOINT_DIR: Path = Path(__file__).parent.parent / "still_life" / "checkpoint"
 """The built-in model, a diffusers folder; also for `StableDiffusionPipeline.from_pretrained`."""
+BUILTIN_INSTRUCT = "builtin:still-life-instruct"
+INSTRUCT_DIR: Path = CHECKPOINT_DIR.parent / "instruct"
+"""The built-in model with instructions: its UNet. The other components are the first model's."""
+_BUILTIN = {BUILTIN_STILL_LIFE: CHECKPOINT_DIR, BUILTIN_INSTRUCT: INSTRUCT_DIR}
 DEFAULTS_FILE = "fpe_defaults.json"
 # Source of configs and tokenizer for single files, which contain neither.
 SINGLE_FILE_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -136,14 +141,21 @@ def locate(source: str | Path, allow_pickle: bool, revision: str | None) -> Chec
         return CheckpointFiles(folder)
     raise CheckpointError(
         f"no checkpoint at {source!s}. Accepted: a diffusers folder, a .safetensors file, a hub id "
-        f"(owner/name), {BUILTIN_STILL_LIFE}"
+        f"(owner/name), {', '.join(_BUILTIN)}"
     )
 
 
 def _builtin_folder(source: str) -> Path:
-    if source != BUILTIN_STILL_LIFE:
-        raise CheckpointError(f"no built-in checkpoint {source!r}; there is {BUILTIN_STILL_LIFE}")
-    return CHECKPOINT_DIR
+    if source not in _BUILTIN:
+        raise CheckpointError(f"no built-in checkpoint {source!r}; there is {', '.join(_BUILTIN)}")
+    return _BUILTIN[source]
+
+
+def component_folder(folder: Path, component: str) -> Path:
+    """Where a component of a diffusers folder is: in it, or, of the built-in model with
+    instructions, in the first built-in model's."""
+    own = folder / component
+    return CHECKPOINT_DIR / component if folder == INSTRUCT_DIR and not own.is_dir() else own
 
 
 def _download(hub_id: str, allow_pickle: bool, revision: str | None) -> Path:
@@ -171,7 +183,7 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
             f"{folder} is not a diffusers checkpoint: it has no model_index.json. Expected the "
             f"folders {', '.join(COMPONENTS)} next to it."
         )
-    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
+    missing = [name for name in COMPONENTS if not component_folder(folder, name).is_dir()]
     if missing:
         raise CheckpointError(
             f"{folder} is not a Stable Diffusion 1.x checkpoint: missing {', '.join(missing)}"
@@ -188,14 +200,14 @@ def weights_files(folder: Path, component: str, allow_pickle: bool) -> tuple[Pat
     for suffix in suffixes:
         for variant in ("", ".fp16"):
             name = pickled if suffix == ".bin" else stem
-            found = sorted((folder / component).glob(f"{name}{variant}*{suffix}"))
+            found = sorted(component_folder(folder, component).glob(f"{name}{variant}*{suffix}"))
             found = [
                 f for f in found if re.fullmatch(_shard_pattern(name, variant, suffix), f.name)
             ]
             if found:
                 return tuple(found)
     raise CheckpointError(
-        f"{folder / component} holds no {stem}.safetensors"
+        f"{component_folder(folder, component)} holds no {stem}.safetensors"
         + (
             ""
             if allow_pickle
@@ -221,7 +233,7 @@ def fingerprint_of(
             digest.update(str(config or SINGLE_FILE_CONFIG).encode())
         return digest.hexdigest()
     for component in COMPONENTS:
-        _hash_configs(digest, component, files.path / component)
+        _hash_configs(digest, component, component_folder(files.path, component))
         if component in _WEIGHTS:
             for path in weights_files(files.path, component, allow_pickle):
                 hash_file(digest, f"{component}/{path.name}", path)
@@ -254,13 +266,28 @@ def default_parameters_of(
     recommended = folder / DEFAULTS_FILE
     if recommended.is_file():
         return _read_recommendation(recommended)
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    sample_size = unet.get("sample_size")
+    parameters = EditParameters()
+    if sees_source(folder):
+        parameters = parameters.edited_by(InstructPix2Pix())
+    sample_size = _config(folder, "unet").get("sample_size")
     if not isinstance(sample_size, int):
-        return EditParameters()
-    size_px = sample_size * 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
-    return EditParameters(width_px=size_px, height_px=size_px)
+        return parameters
+    blocks = _config(folder, "vae").get("block_out_channels", [0] * 4)
+    size_px = sample_size * 2 ** (len(blocks) - 1)
+    return replace(parameters, width_px=size_px, height_px=size_px)
+
+
+def sees_source(folder: Path) -> bool:
+    """Whether the UNet of a diffusers folder takes the source's latent beside the noisy one."""
+    latent = _config(folder, "vae").get("latent_channels", 4)
+    return bool(_config(folder, "unet").get("in_channels", 4) == 2 * latent)
+
+
+def _config(folder: Path, component: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(
+        (component_folder(folder, component) / "config.json").read_text()
+    )
+    return content
 
 
 def _read_recommendation(path: Path) -> EditParameters:

@@ -3,6 +3,7 @@
 `load_checkpoint` accepts four kinds of source:
 
     builtin:still-life      the small model in this package
+    builtin:still-life-instruct  the one that reads instructions, for `instruct_pix2pix`
     a folder                in diffusers' layout (model_index.json)
     a .safetensors file     the original single-file layout; tokenizer and configs from `config`
     owner/name              a repository on the Hugging Face hub, or its local cache
@@ -24,6 +25,7 @@ from fpe_core.checkpoint.check import check_files, unread_weights
 from fpe_core.checkpoint.files import (
     COMPONENTS,
     SINGLE_FILE_CONFIG,
+    component_folder,
     config_folder,
     default_parameters_of,
     fingerprint_of,
@@ -70,7 +72,13 @@ class Checkpoint:
 
     @property
     def latent_channels(self) -> int:
-        return int(self.unet.config.in_channels)
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def sees_source(self) -> bool:
+        """Whether its UNet takes the source's latent beside the noisy one, as InstructPix2Pix's
+        does."""
+        return int(self.unet.config.in_channels) == 2 * self.latent_channels
 
     @property
     def vae_factor(self) -> int:
@@ -150,13 +158,13 @@ def _load_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> dict[s
             options["variant"] = "fp16"
         components[name] = load_network(
             model_class,
-            folder / name,
-            f"checkpoint {folder / name}",
+            component_folder(folder, name),
+            f"checkpoint {component_folder(folder, name)}",
             dtype,
             unread_weights(folder, name),
             **options,
         )
-    components["tokenizer"] = clip_tokenizer(folder / "tokenizer")
+    components["tokenizer"] = clip_tokenizer(component_folder(folder, "tokenizer"))
     components["scheduler"] = _scheduler(folder)
     return components
 
@@ -165,11 +173,12 @@ def _scheduler(folder: Path) -> Any:
     from diffusers import DDIMScheduler
 
     kind: Any = DDIMScheduler
+    place = component_folder(folder, "scheduler")
     try:
-        return kind.from_pretrained(folder / "scheduler")
+        return kind.from_pretrained(place)
     except Exception as error:  # broken JSON, a config that the class refuses
         raise CheckpointError(
-            f"checkpoint {folder / 'scheduler'} cannot be loaded: {type(error).__name__}: {error}"
+            f"checkpoint {place} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
 
 

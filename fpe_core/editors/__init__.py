@@ -8,6 +8,7 @@ pnp         self-attention maps and one residual (Plug-and-Play)
 masactrl    keys and values of the source
 diffedit    a mask of what the prompts see differently
 blended     noise inside a given mask, the source outside
+instruct_pix2pix  a UNet that sees the source and reads an instruction
 
 A method is a frozen dataclass of its parameters with a `rule`, see `fpe_core.editors.method`. A new
 one is a new file here: it is found by its name (`method_named`), and its rows are counted by its

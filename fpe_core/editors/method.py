@@ -71,6 +71,8 @@ class EditMethod:
         published: `EditParameters` that the method was published with.
         needs: what an edit must have, of `NEEDS`; more by parameters: `missing`.
         takes: what it uses besides if an edit has it, of `NEEDS`.
+        prompts: what an edit's prompt says: the "target", what the edited picture shows, or the
+            "instruction", what is to be changed.
         rows_formula: UNet rows of a source with N edits that are guided at all of the T steps, as a
             Python expression; other names are explained in the method's docstring. It agrees with
             `fpe_core.row_formulas`, which counts them from the rule for all parameters.
@@ -81,6 +83,7 @@ class EditMethod:
     published: ClassVar[Mapping[str, Any]] = MappingProxyType({"steps": 50, "guidance_scale": 7.5})
     needs: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()
+    prompts: ClassVar[str] = "target"
     rows_formula: ClassVar[str]
 
     @property
@@ -194,6 +197,25 @@ def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raises ParameterError, which names the value, unless it is one of the allowed ones."""
     if value not in allowed:
         raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def require_method(method: EditMethod, sees_source: bool) -> None:
+    """Raises ParameterError if a method is for UNets of another kind.
+
+    `sees_source`: whether the UNet takes the source's latent in channels of its own.
+    """
+    wants = method.rule.image_guidance is not None
+    if wants == sees_source:
+        return
+    if wants:
+        raise ParameterError(
+            f"{method.name} needs a UNet of eight input channels, which sees the source; this "
+            "checkpoint's has four"
+        )
+    raise ParameterError(
+        f"this checkpoint's UNet has eight input channels: it reads instructions, and "
+        f"{method.name} cannot edit with it; the editor for it is instruct_pix2pix"
+    )
 
 
 def share(value: float, least: float = 0.0) -> float:

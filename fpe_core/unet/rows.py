@@ -50,6 +50,8 @@ class UNetRows:
         device: where the chunks' indices are kept.
         unconditional_of: (conditional rows,), int64, the unconditional row that guides each of
             them; None if each has its own, in order.
+        image_scale: of the guidance by the image that a UNet sees, see `guided_by_image`; None
+            without it.
     """
 
     items: tuple[int, ...]
@@ -58,6 +60,7 @@ class UNetRows:
     guidance_scale: float | None
     device: torch.device
     unconditional_of: Tensor | None = None
+    image_scale: float | None = None
     _chunks: dict[tuple[int, int], Chunk] = field(init=False, default_factory=dict, repr=False)
     _orders: dict[tuple[int, ...], Tensor] = field(init=False, default_factory=dict, repr=False)
 
@@ -81,6 +84,28 @@ class UNetRows:
         `unguided`."""
         count = len(prompts)
         return cls(tuple(range(count)) * 2, (*negatives, *prompts), count, scale, device)
+
+    @classmethod
+    def guided_by_image(
+        cls,
+        prompts: Sequence[int],
+        negatives: Sequence[int],
+        scale: float,
+        image_scale: float,
+        device: torch.device,
+    ) -> UNetRows:
+        """Three rows for each latent that is there with an image and, `count` further, without one:
+        negative prompt without and with the image, and the prompt with it."""
+        count = len(prompts)
+        with_image = tuple(range(count))
+        return cls(
+            (*(count + n for n in with_image), *with_image, *with_image),
+            (*negatives, *negatives, *prompts),
+            2 * count,
+            scale,
+            device,
+            image_scale=image_scale,
+        )
 
     def chunk(self, first: int, last: int) -> Chunk:
         """Rows `first` to `last` in an order that keeps the rows of a latent together.
@@ -137,10 +162,18 @@ class UNetRows:
         """The rows' outputs, (rows, C, h, w), combined into one for every conditional row.
 
         Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w);
-        without guidance the outputs are returned unchanged.
+        without guidance the outputs are returned unchanged. With guidance by an image it is
+        InstructPix2Pix's (Brooks et al. 2023, arXiv 2211.09800, eq. 3).
         """
         if self.guidance_scale is None:
             return outputs
+        if self.image_scale is not None:
+            neither, image, both = outputs.chunk(3)
+            return (
+                neither
+                + self.guidance_scale * (both - image)
+                + self.image_scale * (image - neither)
+            )
         unconditional = outputs[: self.first_conditional]
         conditional = outputs[self.first_conditional :]
         if self.unconditional_of is not None:

@@ -380,4 +380,5 @@ class Job(Section):
 def _edited_by(defaults: EditParameters, method: EditMethod) -> EditParameters:
     """The checkpoint's recommendation with another method; that for Free-Prompt-Editing has its
     parameters."""
-    return defaults if method.name == FPE else defaults.edited_by(method)
+    is_own = method.name == FPE and defaults.editor is None
+    return defaults if is_own else defaults.edited_by(method)

@@ -60,6 +60,12 @@ KNOWN_COLUMNS = (
     "replaced_fraction",
     "steps",
 )
+INSTRUCTION = "instruction"
+"""What edits are to change, for editors that read instructions: in the place of `target_prompt`."""
+PROMPT_COLUMNS: Mapping[str, str] = {"target": "target_prompt", "instruction": INSTRUCTION}
+"""Which column has the prompts of an editor, by `EditMethod.prompts`."""
+OTHER_PROMPT = "other_prompt"
+"""Among a batch's known values: those of the column for editors of the other kind."""
 EDIT_TYPE = "edit_type"
 """The kind of change that a row's edits ask for: a text that is carried, or a list with one per
 prompt."""
@@ -100,7 +106,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 _EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "image": (is_image_type, "text (a URI), or bytes, or struct<bytes: binary, path: string>"),
-    "target_prompt": (lambda kind: _is_text(kind) or _is_list_of_text(kind), "text or lists of it"),
+    "target_prompt": (lambda kind: are_prompts(kind), "text or lists of it"),
     TARGET_LABELS: (is_target_labels, EXPECTED_LABELS),
     "id": (lambda kind: _is_text(kind) or _is_number(kind), "text or whole numbers"),
     "source_prompt": (_is_text, "text"),
@@ -112,8 +118,13 @@ _EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "steps": (_is_number, "whole numbers"),
 }
 """The type of every known column: a predicate on plain types, and its description for messages."""
-_MAY_BE_LISTS = ("target_prompt", EDIT_TYPE)
-_MAY_BE_CLASSES = ("target_prompt", "source_prompt", "split", EDIT_TYPE)
+_MAY_BE_LISTS = ("target_prompt", INSTRUCTION, EDIT_TYPE)
+_MAY_BE_CLASSES = ("target_prompt", INSTRUCTION, "source_prompt", "split", EDIT_TYPE)
+
+
+def are_prompts(kind: pa.DataType) -> bool:
+    """Whether a column of a plain type can hold prompts: a text, or a list of them, in each row."""
+    return _is_text(kind) or _is_list_of_text(kind)
 
 
 def known_type(name: str, schema: pa.Schema) -> pa.DataType:

@@ -20,8 +20,12 @@ from pipeline.manifest.carried import carried_column, carried_schema
 from pipeline.manifest.columns import (
     _EXPECTED,
     EDIT_TYPE,
+    INSTRUCTION,
     KNOWN_COLUMNS,
+    OTHER_PROMPT,
+    PROMPT_COLUMNS,
     _is_list_of_text,
+    are_prompts,
     known_type,
     known_values,
 )
@@ -79,7 +83,9 @@ class Manifest:
     """The files of a manifest, their schemas checked. Holds no rows.
 
     `read_too` are further columns that are read like the known ones and not carried. `labels` are
-    the fields of `target_labels`; none if the job's own templates make the prompts.
+    the fields of `target_labels`; none if the job's own templates make the prompts. `prompts`: what
+    those of the rows are, as `EditMethod.prompts` has it; "" if they are not read. Batches have
+    them as `target_prompt`, whatever column they are in.
     """
 
     files: tuple[ManifestFile, ...]
@@ -87,6 +93,7 @@ class Manifest:
     options: Mapping[str, Any]
     read_too: tuple[str, ...] = ()
     labels: tuple[pa.Field, ...] = ()
+    prompts: str = "target"
 
     @classmethod
     def open(
@@ -97,11 +104,13 @@ class Manifest:
         carry: Sequence[str] = (),
         read_too: Sequence[str] = (),
         needs_target_prompt: bool = True,
+        prompts: str = "target",
     ) -> Self:
         """Finds the files and checks their columns and types.
 
         `carry`: known columns that are carried as well. `read_too`: other columns that are read and
-        not carried. Raises ManifestError, with the problems of each file, and StorageError.
+        not carried. `prompts`: what those of the job's editor are. Raises ManifestError, with the
+        problems of each file, and StorageError.
         """
         options = dict(options or {})
         files = _open_files(urls, options)
@@ -110,7 +119,7 @@ class Manifest:
         problems = [
             f"{file.label}: {problem}"
             for file in files
-            for problem in _schema_problems(file.schema, needs_target_prompt)
+            for problem in _schema_problems(file.schema, prompts if needs_target_prompt else "")
         ]
         if problems:
             raise ManifestError(
@@ -123,8 +132,10 @@ class Manifest:
             labels = label_fields([file.schema for file in files])
             read_too = (*read_too, *_lists_of_types(files))
         schemas = {file.label: file.schema for file in files}
-        carried = carried_schema(schemas, carry, (*KNOWN_COLUMNS, *read_too))
-        return cls(tuple(files), carried, options, tuple(read_too), labels)
+        prompts = prompts if needs_target_prompt else ""
+        own = [PROMPT_COLUMNS[prompts]] if prompts else []
+        carried = carried_schema(schemas, carry, (*KNOWN_COLUMNS, *own, *read_too))
+        return cls(tuple(files), carried, options, tuple(read_too), labels, prompts)
 
     @property
     def rows(self) -> int:
@@ -185,6 +196,7 @@ class Manifest:
 
     def _batch(self, file: ManifestFile, first_row: int, table: pa.Table) -> ManifestBatch:
         known: dict[str, list[Any]] = {}
+        prompts: dict[str, list[Any]] = {}
         columns = []
         name = ""
         try:
@@ -194,6 +206,11 @@ class Manifest:
                     known[name] = known_values(name, table[name], file.schema)
                 else:
                     known[name] = [None] * len(table)
+            for kind, name in PROMPT_COLUMNS.items() if self.prompts else ():
+                place = "target_prompt" if kind == self.prompts else OTHER_PROMPT
+                prompts[place] = [None] * len(table)
+                if name in table.column_names and are_prompts(known_type(name, file.schema)):
+                    prompts[place] = known_values(name, table[name], file.schema)
             for field in self.carried_schema:
                 name = field.name
                 if name in table.column_names:
@@ -211,7 +228,7 @@ class Manifest:
                 f"{last_row}: {error}"
             ) from error
         carried = pa.table(columns, schema=self.carried_schema)
-        return ManifestBatch(file, first_row, known, carried, len(table))
+        return ManifestBatch(file, first_row, {**known, **prompts}, carried, len(table))
 
 
 def _lists_of_types(files: Sequence[ManifestFile]) -> tuple[str, ...]:
@@ -275,22 +292,34 @@ def _manifest_file(
     )
 
 
-def _schema_problems(schema: pa.Schema, needs_target_prompt: bool) -> Iterator[str]:
-    """What is wrong with the columns of one file."""
+def _schema_problems(schema: pa.Schema, prompts: str) -> Iterator[str]:
+    """What is wrong with the columns of one file. `prompts`: as of `Manifest`."""
     names = schema.names
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"column {name} appears {names.count(name)} times"
     if "image" not in names and not {"source_prompt", "seed"} <= set(names):
         near = _near("image", names)
         yield f"needs a column image{near}, or source_prompt and seed for synthetic sources"
-    if "target_prompt" not in names and needs_target_prompt:
-        near = _near("target_prompt", names)
-        yield f"needs a column target_prompt{near}, or a prompts section in the job"
+    if prompts and PROMPT_COLUMNS[prompts] not in names:
+        yield _no_prompts(prompts, names)
     for name, (fits, expected) in _EXPECTED.items():
-        if name == TARGET_LABELS and not needs_target_prompt:
+        if name == TARGET_LABELS and not prompts:
             continue  # not used, since the job makes the prompts
         if names.count(name) == 1 and not fits(known_type(name, schema)):
             yield f"column {name} must be {expected}, it is {schema.field(name).type}"
+    if prompts == "instruction" and names.count(INSTRUCTION) == 1:
+        kind = schema.field(INSTRUCTION).type
+        if not are_prompts(known_type(INSTRUCTION, schema)):
+            yield f"column {INSTRUCTION} must be text or lists of it, it is {kind}"
+
+
+def _no_prompts(prompts: str, names: Sequence[str]) -> str:
+    """A file has no column with prompts of this kind."""
+    column = PROMPT_COLUMNS[prompts]
+    reads = ", which its editor reads" if prompts == "instruction" else ""
+    there = [name for kind, name in PROMPT_COLUMNS.items() if kind != prompts and name in names]
+    near = f" (there is {there[0]}, for other editors)" if there else _near(column, names)
+    return f"needs a column {column}{near}{reads}, or a prompts section in the job"
 
 
 def _near(name: str, names: Sequence[str]) -> str:

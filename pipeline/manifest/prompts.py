@@ -7,6 +7,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from fpe_core import EditMethod
 from pipeline.manifest.words import are_equal_numbers
 
 SOURCE_PREFIX = "source_"
@@ -57,6 +58,14 @@ class Template:
             names = ", ".join(f"{{{name}}}" for name in missing)
             raise TemplateError(f"the template needs {names}, which is empty here")
         return "".join(literal + (values[name] if name else "") for literal, name in self.parts)
+
+
+def lacks_prompt(method: EditMethod, prompt: str) -> str:
+    """Why an edit with such a prompt is not applicable, "" if it is: its row has only a prompt for
+    editors that read prompts of the other kind."""
+    if prompt:
+        return ""
+    return "no instruction" if method.prompts == "instruction" else "no target prompt"
 
 
 @dataclass(frozen=True)

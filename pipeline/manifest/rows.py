@@ -15,7 +15,13 @@ from fpe_core import EditParameters, ParameterError
 from pipeline.errors import JobError, ManifestError
 from pipeline.manifest.annotations import BoxColumn, MaskColumn, MaskSource
 from pipeline.manifest.arrow_types import is_json, plain_type
-from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS, ImageCell
+from pipeline.manifest.columns import (
+    EDIT_TYPE,
+    KNOWN_COLUMNS,
+    OTHER_PROMPT,
+    PROMPT_COLUMNS,
+    ImageCell,
+)
 from pipeline.manifest.edit_inputs import (
     BLEND_WORDS,
     STRENGTH,
@@ -44,7 +50,8 @@ class WantedEdit:
     """One edit of a row: its prompt, and the values of the labels, in the order of the labels.
 
     `edit_type` is set if the manifest has a list with one type per edit, else "". `blend_words` are
-    set if the job's editor uses them.
+    set if the job's editor uses them. `target_prompt` is the instruction for an editor that reads
+    instructions; "" if the row has only prompts for editors of the other kind.
     """
 
     target_prompt: str
@@ -146,6 +153,7 @@ class RowReader:
         self._repeated_ids = repeated_ids
         self._parameters_of: dict[tuple[Any, ...], EditParameters] = {}
         self._labels = tuple(item.name for item in manifest.labels)
+        self._prompt_column = PROMPT_COLUMNS.get(manifest.prompts, "target_prompt")
         self._label_words: Mapping[str, Words] = {}
         self._fractions: frozenset[str] = frozenset()
         if prompts is None:
@@ -333,7 +341,11 @@ class RowReader:
     def _edits_of_columns(
         self, known: Mapping[str, Any], text: Mapping[str, str]
     ) -> tuple[WantedEdit, ...]:
-        prompts = _prompts_of_column(known["target_prompt"])
+        given = known["target_prompt"]
+        if not _texts_in(given) and _texts_in(known.get(OTHER_PROMPT)):
+            # Meant for editors of the other kind: an edit that is not applicable.
+            return (WantedEdit("", (None,) * len(self._labels)),)
+        prompts = _prompts_of_column(given, self._prompt_column)
         types = _types_of_column(known.get(EDIT_TYPE), len(prompts))
         try:
             labels = labels_of_row(
@@ -432,14 +444,20 @@ def _uri_key(uri: str, key_base: str) -> str:
     return posixpath.normpath(posixpath.join(key_base, uri))
 
 
-def _prompts_of_column(value: Any) -> list[str]:
+def _texts_in(value: Any) -> list[str]:
+    """The texts of a cell with one or several, without empty ones."""
+    texts = [value] if isinstance(value, str) else list(value or ())
+    return [text for text in texts if text is not None and text.strip()]
+
+
+def _prompts_of_column(value: Any, column: str) -> list[str]:
     prompts = [value] if isinstance(value, str) else list(value or ())
     if not prompts:
-        raise _BadRowError("target_prompt is empty")
+        raise _BadRowError(f"{column} is empty")
     for number, prompt in enumerate(prompts):
         if prompt is None or not prompt.strip():
             where = f" (number {number} of its list)" if len(prompts) > 1 else ""
-            raise _BadRowError(f"target_prompt is empty{where}")
+            raise _BadRowError(f"{column} is empty{where}")
     _refuse_repeated(prompts)
     return prompts
 

@@ -36,6 +36,7 @@ from pipeline.ledger.ledger import Ledger
 from pipeline.ledger.outcome import short_message
 from pipeline.manifest.annotations import AnnotationSettings
 from pipeline.manifest.embedded import Embedded
+from pipeline.manifest.prompts import lacks_prompt
 from pipeline.manifest.rows import SourceRow
 from pipeline.plan.group_shape import GroupShape, MethodShape, stand_in
 from pipeline.plan.ids import canonical_json
@@ -325,11 +326,13 @@ class _Counts:
 def applicable(group: PlannedGroup) -> tuple[PlannedGroup, list[str]]:
     """The group without the edits that its editor cannot make, and why it cannot."""
     source = group.source
-    if source.parameters.can_make_any:
+    if source.parameters.can_make_any and all(edit.target_prompt for _, edit in group.edits):
         return group, []
     edits, reasons = [], []
     for identity, edit in group.edits:
-        reason = source.parameters.not_applicable(
+        reason = lacks_prompt(
+            source.parameters.method, edit.target_prompt
+        ) or source.parameters.not_applicable(
             source.source_prompt,
             edit.target_prompt,
             stand_in(edit.blend_words, has_mask=source.edit_mask is not None),

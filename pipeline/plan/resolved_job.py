@@ -18,7 +18,7 @@ from fpe_core import (
     LayersByRange,
     ParameterError,
 )
-from fpe_core.checkpoint.check import check_files, check_steps
+from fpe_core.checkpoint.check import check_files, check_method, check_steps
 from fpe_core.checkpoint.files import (
     CheckpointFiles,
     default_parameters_of,
@@ -294,6 +294,7 @@ def resolve_job(job: Job) -> ResolvedJob:
         carry=(*carry, *(name for name in of_editor if name in (BLEND_WORDS, STRENGTH))),
         read_too=tuple(dict.fromkeys((*(() if masks is None else (masks.column,)), *of_editor))),
         needs_target_prompt=prompts is None,
+        prompts="target" if method is None else method.prompts,
     )
     _refuse_lists_of_types(job, manifest)
     annotations = _annotations(job.annotations, manifest, prompts)
@@ -303,6 +304,7 @@ def resolve_job(job: Job) -> ResolvedJob:
         parameters = job.resolve_parameters(defaults)
         if files is not None:
             check_steps(files, job.model.config, parameters.steps)
+            check_method(files, job.model.config, parameters.method)
     except ParameterError as error:
         raise JobError(f"edit: {error}") from error
     layers = parameters.layers

@@ -22,6 +22,7 @@ from fpe_core.image.boxes import FittedBox
 from fpe_core.image.masks import object_of
 from pipeline.ledger.outcome import EditKey
 from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, BlendWords
+from pipeline.manifest.prompts import lacks_prompt
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Group:
         """Why the editor cannot make an edit, "" if it can."""
         if self._useless_mask:
             return self._useless_mask
+        if lacks := lacks_prompt(self.parameters.method, edit.key.target_prompt):
+            return lacks
         inputs = self.inputs_of(edit)
         if self.failure and self.has_edit_mask:  # which was not read
             inputs = replace(inputs, mask=np.ones((1, 1), np.bool_))

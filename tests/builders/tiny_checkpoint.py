@@ -13,7 +13,13 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIZE_PX = 64
@@ -25,16 +31,17 @@ _WORDS = ("photo", "red", "green", "blue", "cat", "dog", "car", "snow", "the", "
 
 
 def build_tiny_checkpoint(
-    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32
+    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, sees_source: bool = False
 ) -> Path:
     """Write a tiny random Stable Diffusion into `folder` and return it.
 
-    The same seed gives the same weights.
+    The same seed gives the same weights. `sees_source`: an InstructPix2Pix, whose UNet has eight
+    input channels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = _tokenizer()
-        unet = _unet()
+        unet = _unet(8 if sees_source else 4)
         vae = _vae()
         text_encoder = _text_encoder(len(tokenizer), tokenizer)
     if dtype != torch.float32:
@@ -49,7 +56,8 @@ def build_tiny_checkpoint(
         steps_offset=1,
         prediction_type="epsilon",
     )
-    pipeline = StableDiffusionPipeline(
+    kind = StableDiffusionInstructPix2PixPipeline if sees_source else StableDiffusionPipeline
+    pipeline = kind(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -63,10 +71,10 @@ def build_tiny_checkpoint(
     return folder
 
 
-def _unet() -> UNet2DConditionModel:
+def _unet(in_channels: int) -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=SIZE_PX // 8,
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=4,
         block_out_channels=(8, 16, 16, 16),
         layers_per_block=2,

@@ -60,7 +60,8 @@ class Arm:
         for need in sorted(self.needs):
             if getattr(given, need) is None:
                 return f"no {need.replace('_', ' ')}"
-        return self.parameters.method.not_applicable(source_prompt, edit.target_prompt, given)
+        method = self.parameters.method
+        return method.not_applicable(source_prompt, edit.prompt_for(method), given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _edit(
     began = time.perf_counter()
     result = editor.edit(
         inverted.inversion,
-        [[edit.target_prompt for edit in of_scene] for of_scene in asked],
+        [[edit.prompt_for(parameters.method) for edit in of_scene] for of_scene in asked],
         parameters,
         [[arm.inputs(edit, parameters.width_px) for edit in of_scene] for of_scene in asked],
     )

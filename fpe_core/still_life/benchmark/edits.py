@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 import numpy as np
 
+from fpe_core.editors.method import EditMethod
+from fpe_core.still_life.instructions import instruction
 from fpe_core.still_life.scene import FACTORS, Scene, caption, counterfactual, sample_scene
 
 FIRST_SEED: Mapping[str, int] = MappingProxyType({"test": 2_000, "validation": 3_000})
@@ -43,6 +45,15 @@ class BenchmarkEdit:
     @property
     def target_prompt(self) -> str:
         return caption(self.answer)
+
+    @property
+    def instruction(self) -> str:
+        """The canonical sentence that asks for it."""
+        return instruction(self.source, self.factor, self.target_value)
+
+    def prompt_for(self, method: EditMethod) -> str:
+        """What a method is told: the target's caption, or the instruction."""
+        return self.instruction if method.prompts == "instruction" else self.target_prompt
 
 
 def seeds_of(split: str, scenes: int) -> range:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -43,16 +43,19 @@ class NoisePredictor(torch.nn.Module):
         return predicted
 
 
-class Average:
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+class Average(Generic[M]):
     """An exponential moving average of a module's weights, over few updates at first."""
 
-    def __init__(self, module: NoisePredictor, longest_decay: float = 0.998) -> None:
-        self.module: NoisePredictor = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: M, longest_decay: float = 0.998) -> None:
+        self.module: M = copy.deepcopy(module).eval().requires_grad_(False)
         self.longest_decay = longest_decay
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, module: NoisePredictor) -> None:
+    def update(self, module: M) -> None:
         decay = min(self.longest_decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1.0 - decay)
         self.updates += 1
@@ -109,7 +112,7 @@ def train_denoiser(
         rng = np.random.default_rng((seed, step, workers.rank()))
         torch.manual_seed(int(rng.integers(2**31)))
         clean, tokens = _batch(latents, token_ids, rng)
-        timesteps = _spread_timesteps(len(clean), rng).to(device)
+        timesteps = spread_timesteps(len(clean), rng).to(device)
         loss = _loss(half.fresh(), clean.to(device), tokens.to(device), timesteps, noise_schedule)
         loss.backward()
         half.hand_over_gradients()
@@ -154,9 +157,31 @@ def _batch(
     return latents[chosen], token_ids[captioned, torch.from_numpy(phrasing)]
 
 
-def _spread_timesteps(size: int, rng: np.random.Generator) -> torch.Tensor:
+def spread_timesteps(size: int, rng: np.random.Generator) -> torch.Tensor:
     """One uniform draw from each of `size` equal parts of 0..999, for a less noisy loss."""
     return torch.from_numpy(((np.arange(size) + rng.random(size)) * (1000 / size)).astype(np.int64))
+
+
+def min_snr_loss(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    clean: torch.Tensor,
+    timesteps: torch.Tensor,
+    noise_schedule: torch.Tensor,
+) -> torch.Tensor:
+    """Squared error of the noise with min-SNR weights (Hang et al. 2023, equation 5).
+
+    Args:
+        predict: noisy latents, like `clean`, to the predicted noise, of any precision.
+        clean: latents at unit scale: (B, 4, H, W) float32.
+        timesteps: the noise level of each: (B,) int64.
+        noise_schedule: cumulative alphas, (1000,) float32.
+    """
+    kept = noise_schedule[timesteps].view(-1, 1, 1, 1)
+    noise = torch.randn_like(clean)
+    predicted = predict(kept.sqrt() * clean + (1.0 - kept).sqrt() * noise)
+    error = ((predicted.float() - noise) ** 2).mean(dim=(1, 2, 3))
+    snr = (kept / (1.0 - kept)).flatten()
+    return torch.mean(error * torch.clamp(snr, max=_MIN_SNR_GAMMA) / snr)
 
 
 def _loss(
@@ -166,11 +191,8 @@ def _loss(
     timesteps: torch.Tensor,
     noise_schedule: torch.Tensor,
 ) -> torch.Tensor:
-    """Squared error of the noise with min-SNR weights (Hang et al. 2023, equation 5)."""
-    kept = noise_schedule[timesteps].view(-1, 1, 1, 1)
-    noise = torch.randn_like(clean)
-    noisy = kept.sqrt() * clean + (1.0 - kept).sqrt() * noise
-    predicted = denoiser(noisy.to(torch.bfloat16), timesteps, tokens)
-    error = ((predicted.float() - noise) ** 2).mean(dim=(1, 2, 3))
-    snr = (kept / (1.0 - kept)).flatten()
-    return torch.mean(error * torch.clamp(snr, max=_MIN_SNR_GAMMA) / snr)
+    def predict(noisy: torch.Tensor) -> torch.Tensor:
+        predicted: torch.Tensor = denoiser(noisy.to(torch.bfloat16), timesteps, tokens)
+        return predicted
+
+    return min_snr_loss(predict, clean, timesteps, noise_schedule)

@@ -25,6 +25,9 @@ Scenes = Annotated[
 TuningScenes = Annotated[
     int, typer.Option(min=1, max=1000, help="Validation scenes to choose settings by.")
 ]
+InstructCheckpoint = Annotated[
+    str, typer.Option(help="The model of methods that read instructions.", metavar="SOURCE")
+]
 Speed = Annotated[
     bool,
     typer.Option(
@@ -46,6 +49,7 @@ SpeedRounds = Annotated[int, typer.Option(min=1, help="With --speed: how often e
 def editors(
     *,
     checkpoint: Checkpoint = "builtin:still-life",
+    instruct_checkpoint: InstructCheckpoint = "builtin:still-life-instruct",
     scenes: Scenes = 40,
     tuning_scenes: TuningScenes = 4,
     speed: Speed = False,
@@ -76,8 +80,9 @@ def editors(
     from jobs.bench.editors.parts import Parts
 
     editor = load_editor(checkpoint, device, max_rows, dtype="float32")
-    parts = Parts(out / "parts", editor)
-    tunings = tune(parts, editor.checkpoint.default_parameters, tuning_scenes)
+    instructed = load_editor(instruct_checkpoint, device, max_rows, dtype="float32")
+    parts = Parts(out / "parts", editor, instructed)
+    tunings = tune(parts, tuning_scenes)
     _report(tunings, compare(parts, tunings, scenes), out)
 
 

@@ -34,14 +34,16 @@ class Tuning:
         return self.candidates[self.scores.index(max(self.scores))]
 
 
-def tune(parts: Parts, recommended: EditParameters, scenes: int) -> list[Tuning]:
+def tune(parts: Parts, scenes: int) -> list[Tuning]:
     """Edits the first validation scenes with every candidate of every method.
 
     Args:
-        recommended: the checkpoint's own parameters.
         scenes: how many scenes, 1..1000; five edits of each.
     """
-    candidates = {each: tuple(each.candidates(recommended)) for each in METHODS}
+    candidates = {
+        each: tuple(each.candidates(parts.editor_of(each).checkpoint.default_parameters))
+        for each in METHODS
+    }
     settings = [Setting(each, own) for each, tried in candidates.items() for own in tried]
     rows = parts.rows(settings, seeds_of("validation", scenes), "validation scenes")
     of_setting = _by_setting(rows, settings)

@@ -11,6 +11,8 @@ all of them:
   recommendation, the same for every method: published scales are for Stable Diffusion, and a
   published negative prompt is for photographs.
 - Every method is given the caption of the source as its source prompt.
+- Methods that read instructions edit with a model of their own, which knows the same scenes, and
+  are given the instruction in place of the target's caption.
 
 The third column has the tuned parameters, with masks that bind: those of what an edit changes, as
 the renderer knows them. An edit of style changes everything, and is not applicable there.
@@ -32,6 +34,7 @@ from fpe_core.editors.blended import BlendedLatent
 from fpe_core.editors.ddim import DdimEditing
 from fpe_core.editors.diffedit import DiffEdit
 from fpe_core.editors.fpe import FreePromptEditing
+from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
 from fpe_core.editors.masactrl import MasaCtrl
 from fpe_core.editors.method import EditInputs, EditMethod
 from fpe_core.editors.p2p import PromptToPrompt
@@ -66,6 +69,11 @@ class Compared:
     changed: tuple[EditMethod, ...] = ()
     given: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
+
+    @property
+    def reads_instructions(self) -> bool:
+        """Whether it edits with the model that reads instructions."""
+        return self.published.prompts == "instruction"
 
     def inputs(self, edit: BenchmarkEdit, size_px: int) -> EditInputs:
         """What an edit is given."""
@@ -149,6 +157,12 @@ METHODS = (
         _SEED,
     ),
     Compared("blended", BlendedLatent(), (), _SEED | _MASK),
+    Compared(
+        "instruct_pix2pix",
+        InstructPix2Pix(1.5),
+        (InstructPix2Pix(1.0), InstructPix2Pix(2.0)),
+        _SEED,
+    ),
 )
 """In the order of tables: `p2p` refines, with `words` it also blends words; `masactrl+` appends the
 source's keys and values to the edit's own."""

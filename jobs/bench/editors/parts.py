@@ -71,14 +71,20 @@ class Setting:
 class Parts:
     """Edits of scenes by settings: made once, and read from files after that."""
 
-    def __init__(self, folder: pathlib.Path, editor: Editor) -> None:
+    def __init__(self, folder: pathlib.Path, editor: Editor, instructed: Editor) -> None:
         """
         Args:
             folder: where the files are; it is made when the first one is written.
             editor: of the checkpoint that edits.
+            instructed: of the checkpoint for methods that read instructions.
         """
         self._folder = folder
         self._editor = editor
+        self._instructed = instructed
+
+    def editor_of(self, compared: Compared) -> Editor:
+        """The one that a method edits with."""
+        return self._instructed if compared.reads_instructions else self._editor
 
     def rows(self, settings: Sequence[Setting], seeds: Sequence[int], what: str) -> list[Row]:
         """The rows of all settings and scenes; what is not there yet is edited and written.
@@ -105,7 +111,12 @@ class Parts:
             dataclasses.replace(each.compared.arm(each.parameters), name=str(number))
             for number, each in enumerate(missing)
         ]
-        judged = run_benchmark(self._editor, chunk, arms)
+        judged = itertools.chain.from_iterable(
+            run_benchmark(editor, chunk, [arms[number] for number in numbers])
+            for editor, numbers in itertools.groupby(
+                range(len(missing)), key=lambda number: self.editor_of(missing[number].compared)
+            )
+        )
         for number, outputs in _by_setting(judged, len(missing)):
             edits = [edit for seed in chunk for edit in edits_of_scene(seed)]
             rows = [_row(missing[number], edit, outputs.get(edit)) for edit in edits]
@@ -125,7 +136,11 @@ class Parts:
 
     def _path(self, setting: Setting, chunk: Sequence[int]) -> pathlib.Path:
         identity = json.dumps(
-            [_FORMAT, _identity(self._editor.checkpoint), setting.parameters.to_dict()],
+            [
+                _FORMAT,
+                _identity(self.editor_of(setting.compared).checkpoint),
+                setting.parameters.to_dict(),
+            ],
             sort_keys=True,
         )
         digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
@@ -170,7 +185,7 @@ def _row(setting: Setting, edit: BenchmarkEdit, made: JudgedOutput | None) -> Ro
         "source_value": edit.source_value,
         "target_value": edit.target_value,
         "source_prompt": edit.source_prompt,
-        "target_prompt": edit.target_prompt,
+        "target_prompt": edit.prompt_for(setting.parameters.method),
         "not_applicable": "",
     }
     if made is None:

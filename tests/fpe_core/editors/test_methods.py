@@ -41,6 +41,7 @@ EVERY = (
     "ddim",
     "diffedit",
     "fpe",
+    "instruct_pix2pix",
     "masactrl",
     "p2p",
     "pnp",

@@ -30,6 +30,8 @@ from tests.builders.tiny_checkpoint import SIZE_PX
 from tests.pipeline.edit.conftest import PROMPTS
 
 MakeJob = Callable[..., Job]
+READS_INSTRUCTIONS = "instruct_pix2pix"
+"""The one with a checkpoint of its own: tests/pipeline/run/test_editor_run.py."""
 
 
 def run(job: Job) -> tuple[Plan, LedgerCounts]:
@@ -45,7 +47,11 @@ def metadata(job: Job) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "editor", [*sorted({*method_names()} - {"p2p"}), {"name": "p2p", "cross_fraction": 0.75}]
+    "editor",
+    [
+        *sorted({*method_names()} - {"p2p", READS_INSTRUCTIONS}),
+        {"name": "p2p", "cross_fraction": 0.75},
+    ],
 )
 def test_a_method_is_planned_made_verified_and_made_again(
     make_job: MakeJob, columns: dict[str, Any], editor: Any
