@@ -114,6 +114,21 @@ def test_what_a_row_lacks_is_said_before_anything_starts_and_stops_no_run(
     }
 
 
+def test_null_text_inversion_is_planned_recorded_and_made_again(
+    make_job: MakeJob, columns: dict[str, Any]
+) -> None:
+    """A row without a prompt is not applicable; the plan has the most rows that it may take."""
+    job = make_job(columns | {"source_prompt": ["a red cup", None]}, "fpe", inversion="null_text")
+    plan, counts = run(job)
+    assert plan.first_not_applicable == "row 1: no source prompt, which inversion null_text needs"
+    assert (counts.accepted, counts.not_applicable) == (2, 2)
+    assert plan.unet_rows - 4 * 12 < counts.unet_rows <= plan.unet_rows
+    (table,) = Ledger.open(Folder.open(job.output)).outcomes()
+    messages = [row["message"] for row in table.to_pylist() if row["outcome"] == "accepted"]
+    assert all(text.startswith("null-text inversion: ") for text in messages)
+    assert recompute_sample(job, 2).ok, "as after a kill: the same again"
+
+
 def test_a_mask_that_leaves_nothing_to_edit_is_not_applicable(
     make_job: MakeJob, columns: dict[str, Any], png: Callable[..., bytes]
 ) -> None:
