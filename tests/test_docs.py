@@ -20,7 +20,7 @@ from jobs.cli import app
 from jobs.terminal import exits
 from pipeline.job.job import Job
 from pipeline.ledger.outcome import FailureCode
-from pipeline.manifest.columns import EDIT_TYPE, KNOWN_COLUMNS
+from pipeline.manifest.columns import EDIT_TYPE, INSTRUCTION, KNOWN_COLUMNS
 from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, STRENGTH
 from pipeline.run.metrics import FAMILIES
 
@@ -268,7 +268,10 @@ def test_columns_of_a_manifest_have_their_lines() -> None:
     text = text_of(DOCS / "manifest.md")
     cells = re.findall(r"^\| (`[^|]+) \|", text, re.M)
     shown = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-    assert shown == {*KNOWN_COLUMNS, EDIT_TYPE, EDIT_MASK, BLEND_WORDS, STRENGTH}
+    assert shown == {
+        *KNOWN_COLUMNS,
+        *(INSTRUCTION, EDIT_TYPE, EDIT_MASK, BLEND_WORDS, STRENGTH),
+    }
 
 
 def test_scores_of_a_judge_have_their_lines() -> None:
