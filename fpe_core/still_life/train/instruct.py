@@ -44,7 +44,7 @@ from fpe_core.still_life.train.instruct_data import PHRASINGS, Pairs, training_p
 from fpe_core.still_life.train.progress import Budget, Run, log_into, write_json
 
 _PEAK_LR = 9e-4
-_PAIRS_PER_STEP = 16  # in each process
+_PAIRS_PER_STEP = 32  # in each process
 _CANONICAL_RATE = 0.4
 _DROPPED = 0.05  # each of: the image, the instruction, both
 _RECORD_EVERY_STEPS = 50
@@ -96,7 +96,7 @@ def train_unet(
     compiled: bool = True,
 ) -> Iterator[tuple[Run, UNet2DConditionModel]]:
     """Trains in place and yields (run, averaged weights) after every step and at the end."""
-    unet.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    unet.to(device, memory_format=torch.channels_last).train()
     average = Average(unet)
     half = half_copy(unet, compiled=compiled)
     optimizer = torch.optim.AdamW(
