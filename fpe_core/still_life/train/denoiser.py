@@ -167,21 +167,29 @@ def min_snr_loss(
     clean: torch.Tensor,
     timesteps: torch.Tensor,
     noise_schedule: torch.Tensor,
+    *,
+    most_for_clean: float = 0.0,
 ) -> torch.Tensor:
     """Squared error of the noise with min-SNR weights (Hang et al. 2023, equation 5).
+
+    What is to be sampled can be known however noisy the latent is, from a source picture for one;
+    then the error of the clean latent counts as well, whose weight as an error of the noise is
+    1 / SNR, at most `most_for_clean`.
 
     Args:
         predict: noisy latents, like `clean`, to the predicted noise, of any precision.
         clean: latents at unit scale: (B, 4, H, W) float32.
         timesteps: the noise level of each: (B,) int64.
         noise_schedule: cumulative alphas, (1000,) float32.
+        most_for_clean: 0 for the error of the noise alone.
     """
     kept = noise_schedule[timesteps].view(-1, 1, 1, 1)
     noise = torch.randn_like(clean)
     predicted = predict(kept.sqrt() * clean + (1.0 - kept).sqrt() * noise)
     error = ((predicted.float() - noise) ** 2).mean(dim=(1, 2, 3))
     snr = (kept / (1.0 - kept)).flatten()
-    return torch.mean(error * torch.clamp(snr, max=_MIN_SNR_GAMMA) / snr)
+    weight = torch.clamp(snr, max=_MIN_SNR_GAMMA) / snr + torch.clamp(1 / snr, max=most_for_clean)
+    return torch.mean(error * weight)
 
 
 def _loss(

@@ -44,9 +44,10 @@ from fpe_core.still_life.train.instruct_data import PHRASINGS, Pairs, training_p
 from fpe_core.still_life.train.progress import Budget, Run, log_into, write_json
 
 _PEAK_LR = 9e-4
-_PAIRS_PER_STEP = 16  # in each process
+_PAIRS_PER_STEP = 32  # in each process
 _CANONICAL_RATE = 0.4
 _DROPPED = 0.05  # each of: the image, the instruction, both
+_MOST_FOR_CLEAN = 20.0
 _RECORD_EVERY_STEPS = 50
 _EXPORT_EVERY_S = 600.0
 _SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
@@ -158,7 +159,7 @@ def _loss(
         predicted: torch.Tensor = unet(seen, timesteps, hidden.to(torch.bfloat16)).sample
         return predicted
 
-    return min_snr_loss(predict, clean, timesteps, kept)
+    return min_snr_loss(predict, clean, timesteps, kept, most_for_clean=_MOST_FOR_CLEAN)
 
 
 def train(

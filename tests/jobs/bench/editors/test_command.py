@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 from fpe_core import Editor, Inside, load_checkpoint
 from fpe_core.still_life import FACTORS
 from fpe_core.still_life.benchmark.benchmark import Arm, run_benchmark
+from fpe_core.still_life.benchmark.edits import edits_of_scene
 from jobs.bench.editors.compare import BOUND, COLUMNS, TUNED
 from jobs.bench.editors.methods import METHODS
 from jobs.bench.editors.parts import ROW_SCHEMA, png_of
 from jobs.bench.editors.picture import MOST_BYTES, save_small
 from jobs.cli import app
 from jobs.terminal.exits import OK
+from tests.builders.tiny_checkpoint import build_tiny_checkpoint, write_defaults
 
 FEW = tuple(each for each in METHODS if each.name in ("ddim", "p2p, words"))
 """A method without parameters, and one that cannot make all edits."""
@@ -138,14 +140,49 @@ def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: own for name, own in row.items() if name != "seconds"} for row in rows]
 
 
-def test_every_candidate_of_every_method_can_be_made(tiny_checkpoint: pathlib.Path) -> None:
-    editor = Editor(load_checkpoint(tiny_checkpoint, device="cpu"))
+@pytest.mark.parametrize("reads_instructions", [False, True])
+def test_every_candidate_of_every_method_can_be_made(
+    tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path, reads_instructions: bool
+) -> None:
+    checkpoint = tiny_checkpoint
+    if reads_instructions:
+        checkpoint = build_tiny_checkpoint(tmp_path / "instruct", sees_source=True)
+        write_defaults(checkpoint, steps=2, size_px=64, editor={"name": "instruct_pix2pix"})
+    editor = Editor(load_checkpoint(checkpoint, device="cpu"))
     recommended = editor.checkpoint.default_parameters
     arms: list[Arm] = [
-        each.arm(parameters) for each in METHODS for parameters in each.candidates(recommended)
+        each.arm(parameters)
+        for each in METHODS
+        if each.reads_instructions == reads_instructions
+        for parameters in each.candidates(recommended)
     ]
+    assert len(arms) == 5 * (1 if reads_instructions else len(METHODS) - 1)
     judged = list(run_benchmark(editor, [2000], arms, factors=["background"]))
     assert [each.arm for each in judged] == [arm.name for arm in arms]
+
+
+def test_instructions_go_to_the_model_that_reads_them(
+    tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own recommendation, beside a method of the other kind."""
+    instructed = build_tiny_checkpoint(tmp_path / "instruct", sees_source=True)
+    write_defaults(instructed, steps=2, size_px=64, editor={"name": "instruct_pix2pix"})
+    chosen = tuple(each for each in METHODS if each.name in ("ddim", "instruct_pix2pix"))
+    monkeypatch.setattr("jobs.bench.editors.compare.METHODS", chosen)
+    code, printed, said = fpe(
+        *("bench", "editors", "--scenes", "1", "--tuning-scenes", "1", "--device", "cpu"),
+        *("--checkpoint", str(tiny_checkpoint), "--instruct-checkpoint", str(instructed)),
+        *("--out", str(tmp_path / "out")),
+    )
+    assert code == OK, said
+    assert "image_guidance_scale 1.5" in printed
+    rows = pq.read_table(tmp_path / "out" / "edits.parquet").to_pylist()
+    for row in rows:
+        (edit,) = edits_of_scene(row["seed"], [row["factor"]])
+        told = edit.instruction if row["method"] == "instruct_pix2pix" else edit.target_prompt
+        assert (row["target_prompt"], row["not_applicable"]) == (told, "")
+    own = {row["unet_rows"] for row in rows if row["method"] == "instruct_pix2pix"}
+    assert own <= {3 * 2, 2 * 2}
 
 
 def test_a_large_picture_is_saved_small(tmp_path: pathlib.Path) -> None:
