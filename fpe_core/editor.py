@@ -133,7 +133,7 @@ class Editor:
         parameters = parameters or self.checkpoint.default_parameters
         prompts = tuple(source_prompts) if source_prompts is not None else ("",) * len(images)
         _require_one_each("source prompts", prompts, "images", images)
-        self._require_method(parameters)
+        require_method(parameters.method, self.checkpoint.sees_source)
         schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
@@ -254,7 +254,7 @@ class Editor:
         """
         parameters = parameters or sources.parameters
         _require_agreement(sources.parameters, parameters)
-        self._require_method(parameters)
+        require_method(parameters.method, self.checkpoint.sees_source)
         _require_one_each("lists of target prompts", target_prompts, "sources", sources)
         if any(isinstance(prompts, str) for prompts in target_prompts):
             raise ParameterError("target_prompts must hold a list of prompts per source, got text")
@@ -389,10 +389,6 @@ class Editor:
             words=words,
             seen=seen,
         )
-
-    def _require_method(self, parameters: EditParameters) -> None:
-        """Raises ParameterError if the method is for UNets of another kind."""
-        require_method(parameters.method, self.checkpoint.sees_source)
 
     def _zeros(self, parameters: EditParameters) -> Tensor:
         """An empty batch of latents, (0, C, h, w), on the model's device."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fpe_core.editors.method import EditMethod
@@ -42,6 +42,11 @@ class InstructPix2Pix(EditMethod):
 
     def __post_init__(self) -> None:
         require_number("image_guidance_scale", self.image_guidance_scale, minimum=0.0)
+
+    def keeping(self, more: float) -> InstructPix2Pix:
+        """More guidance by the source."""
+        scale = round(self.image_guidance_scale * (1.0 + more), 6)
+        return replace(self, image_guidance_scale=max(0.0, scale))
 
     @property
     def rule(self) -> EditRule:

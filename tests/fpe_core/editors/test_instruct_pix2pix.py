@@ -253,6 +253,12 @@ def test_another_inversion_is_refused(inversion: str) -> None:
         EditParameters(inversion=inversion).edited_by(InstructPix2Pix())
 
 
+def test_it_keeps_more_of_the_source_by_more_guidance() -> None:
+    assert InstructPix2Pix(1.5).keeping(0.2) == InstructPix2Pix(1.8)
+    assert InstructPix2Pix(1.5).keeping(-0.2) == InstructPix2Pix(1.2)
+    assert InstructPix2Pix(1.5).keeping(-1.0) == InstructPix2Pix(0.0)
+
+
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), "1.5"])
 def test_a_scale_out_of_range_is_refused(scale: float) -> None:
     with pytest.raises(ParameterError, match="image_guidance_scale"):
