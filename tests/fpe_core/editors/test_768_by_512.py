@@ -10,7 +10,7 @@ from fpe_core import Checkpoint
 from tests.fpe_core.editors.cases import Case, check_exact
 from tests.fpe_core.editors.test_inside import EDITORS, bound
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.endurance, pytest.mark.soak]
 SIZE = (768, 512)
 
 
