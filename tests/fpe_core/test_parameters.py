@@ -117,7 +117,7 @@ def test_replaced_steps_do_not_suffer_from_rounding(fraction):
         ({"layers": {"first": 4}}, "layers must be"),
         ({"layers": {"first": 5, "last": 4}}, r"layers.last must be >= layers.first \(5\), got 4"),
         ({"layers": {"level": 3}}, "layers.level must be a power of two"),
-        ({"inversion": "null_text"}, "inversion must be one of direct, negative_prompt, null_text"),
+        ({"inversion": "edict"}, "inversion must be one of direct, negative_prompt, null_text"),
         (
             {"inversion": "negative_prompt", "negative_prompt": "ugly"},
             "negative_prompt must be empty",
