@@ -23,7 +23,6 @@ from fpe_core.device import usable_cores
 from fpe_core.judging.reconstruction import ReconstructionLimits
 from pipeline.edit.attempt import Result, UnmadeEdit, write_failed
 from pipeline.edit.block import BlockEditor
-from pipeline.edit.image_editor import ImageEditor
 from pipeline.edit.kept_inversions import KeptInversions
 from pipeline.edit.metadata_rows import FileNames, MetadataRows
 from pipeline.edit.model_sharing import ModelThread, ThisThread, use_one_openmp_thread
@@ -87,10 +86,10 @@ class EditActor:
         self._folder = Folder.open(settings.output, settings.storage_options)
         self._models = ThisThread() if thread is None else thread
         self._editor, self._judge = self._models.run(self._load)
-        self._inverting: ImageEditor = self._editor
+        self._kept: KeptInversions | None = None
         if settings.inversions is not None and isinstance(self._editor, ClockedEditor):
-            kept = Folder.open(settings.inversions, settings.storage_options)
-            self._inverting = KeptInversions(self._editor, kept)
+            folder = Folder.open(settings.inversions, settings.storage_options)
+            self._kept = KeptInversions(self._editor, folder)
         limits = ReconstructionLimits() if settings.judge is None else settings.judge.reconstruction
         self._gate = ReconstructionGate(self._editor, limits)
         encoders = min(settings.encoders, usable_cores())
@@ -214,7 +213,7 @@ class EditActor:
 
     def _block_editor(self, results: ResultWriter) -> BlockEditor:
         return BlockEditor(
-            self._inverting,
+            self._kept or self._editor,
             results,
             self._gate,
             judge=self._judge,
