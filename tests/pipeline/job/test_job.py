@@ -59,6 +59,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "layers": None,
             "replaced_fraction": None,
             "size_px": None,
+            "inside": None,
         },
         "prompts": None,
         "images": {
@@ -86,6 +87,7 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "edits_per_block": None,
             "max_rows": None,
             "free_cpus": 1,
+            "inversions": None,
         },
         "failures": {
             "max_in_a_row": 100,
@@ -328,7 +330,7 @@ def test_the_resolved_job_needs_no_recommendation() -> None:
         original = job(edit=edit)
         parameters = original.resolve_parameters(DEFAULTS)
         resolved = original.with_parameters(parameters)
-        assert None not in resolved.edit.model_dump().values()
+        assert None not in resolved.edit.model_dump(exclude={"inside"}).values()
         assert resolved.resolve_parameters(EditParameters()) == parameters
         assert Job.model_validate(resolved.model_dump(mode="json")) == resolved
 
