@@ -210,7 +210,7 @@ def require_method(method: EditMethod, sees_source: bool) -> None:
     if wants:
         raise ParameterError(
             f"{method.name} needs a UNet of eight input channels, which sees the source; this "
-            "checkpoint's has four"
+            "checkpoint's has four: name one such as builtin:still-life-instruct"
         )
     raise ParameterError(
         f"this checkpoint's UNet has eight input channels: it reads instructions, and "
