@@ -9,7 +9,8 @@ from typing import Any
 from fpe_core.errors import ParameterError
 from fpe_core.layer_rules import require_integer
 
-_MOST_PX = 1024
+MOST_PX = 1024
+"""The most of `feather_px` and of `padding_px`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Inside:
 
     def __post_init__(self) -> None:
         for name in ("feather_px", "padding_px"):
-            require_integer(name, getattr(self, name), minimum=0, maximum=_MOST_PX)
+            require_integer(name, getattr(self, name), minimum=0, maximum=MOST_PX)
         if not isinstance(self.invert, bool):
             raise ParameterError(f"invert must be true or false, got {self.invert!r}")
 

@@ -18,14 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpe_core.row_formulas import null_text_name
+from fpe_core.row_formulas import NULL_TEXT_ITERATIONS, null_text_name
 from fpe_core.schedule import DDIMSchedule
 from fpe_core.unet.denoiser import Denoiser
 from fpe_core.unet.prompts import EncodedPrompts
 from fpe_core.unet.row_limit import RowLimit
 
-ITERATIONS = 10
-"""The most steps of the optimiser for one step of sampling."""
 _LEARNING_RATE = 1e-2
 _STOP_AT, _STOP_RISE = 1e-5, 1e-3
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's
@@ -178,7 +176,7 @@ class _Optimiser:
         mean, square = torch.zeros_like(null), torch.zeros_like(null)
         left = torch.arange(len(null), device=null.device)
         self.converged[:, step] = False
-        for number in range(1, ITERATIONS + 1):
+        for number in range(1, NULL_TEXT_ITERATIONS + 1):
             loss, slope = self._loss_of(null[left], left, k, z, conditional)
             mean[left] = _BETAS[0] * mean[left] + (1 - _BETAS[0]) * slope
             square[left] = _BETAS[1] * square[left] + (1 - _BETAS[1]) * slope**2

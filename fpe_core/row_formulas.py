@@ -25,9 +25,11 @@ from fpe_core.injection import (
 )
 from fpe_core.parameters import EditParameters
 
-MOST_ROWS_PER_STEP = 12
-"""Of a guided step of null-text inversion: the conditional row, one for each of at most ten
-iterations, and the one to go on with (`fpe_core.null_text`)."""
+NULL_TEXT_ITERATIONS = 10
+"""The most steps of the optimiser for one guided step of null-text inversion."""
+MOST_ROWS_PER_STEP = NULL_TEXT_ITERATIONS + 2
+"""Of such a step: the conditional row, one for each iteration, and the one to go on with
+(`fpe_core.null_text`)."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from fpe_core import EditParameters, Inside
+from fpe_core.inside import MOST_PX
 from fpe_core.speed import Speed, at_speed
 from pipeline.job.section import Layers, Section, layers_of, tuple_from_list
 from pipeline.manifest.edit_inputs import EDIT_MASK, BindingColumn
@@ -15,9 +16,6 @@ Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(tuple_from_list)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Interval: TypeAlias = Annotated[tuple[Share, Share], BeforeValidator(tuple_from_list)]
-
-
-_MOST_RIM_PX = 1024
 
 
 class InsideSection(Section):
@@ -41,13 +39,13 @@ class InsideSection(Section):
     feather_px: int = Field(
         default=0,
         ge=0,
-        le=_MOST_RIM_PX,
+        le=MOST_PX,
         description="width of the rim, inside of the mask, in which the edit fades into the source",
     )
     padding_px: int = Field(
         default=0,
         ge=0,
-        le=_MOST_RIM_PX,
+        le=MOST_PX,
         description="how far masks and boxes are grown first, in pixels of the edited image",
     )
     invert: bool = Field(
