@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,6 +90,13 @@ def invert(
         z = schedule.invert_step(z, denoiser.evaluate(rows, z, t), k)
         trajectory.append(z)
     return torch.stack(trajectory, dim=1)
+
+
+def seed_of(image: Image.Image) -> int:
+    """The seed of the noise that an inversion draws for a source, 0 .. 2^63 - 1: of its pixels, so
+    that the same image has the same noise in every batch and every run."""
+    content = f"{image.mode} {image.size}".encode() + image.tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,12 @@ _UNTIL_CHOSEN = EditParameters(
 def widened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The UNet with twice the input channels; what it computes without them stays the same.
 
-    The weights that see the new channels are zero, as in InstructPix2Pix.
+    The weights that see the new channels are zero, as in InstructPix2Pix. A UNet that has them
+    already is given back as it is.
     """
     channels = int(unet.config.in_channels)
+    if channels == 2 * int(unet.config.out_channels):
+        return unet
     wide = UNet2DConditionModel.from_config({**unet.config, "in_channels": 2 * channels})
     weights = unet.state_dict()
     first = weights["conv_in.weight"]
@@ -132,7 +135,7 @@ def _batch(
     """Sources (B, 4, 16, 16), targets and hidden states (B, 32, 128), some sources and some hidden
     states dropped."""
     size = _PAIRS_PER_STEP
-    chosen = torch.from_numpy(rng.integers(len(pairs), size=size))
+    chosen = torch.from_numpy(rng.choice(len(pairs), size=size, p=pairs.chance))
     phrasing = np.where(rng.random(size) < _CANONICAL_RATE, 0, rng.integers(PHRASINGS, size=size))
     sentence = pairs.sentence[chosen, torch.from_numpy(phrasing)]
     drawn = torch.from_numpy(rng.random(size))
@@ -167,6 +170,7 @@ def train(
     budget: Budget,
     *,
     start_from: Path = CHECKPOINT_DIR,
+    first_unet: Path | None = None,
     groups: int = 4_000,
     seed: int = 0,
     compiled: bool = True,
@@ -175,6 +179,8 @@ def train(
 
     Args:
         start_from: the model whose UNet it starts with, and whose other parts it keeps.
+        first_unet: folder of another UNet to start with: of four input channels, or of eight from
+            an earlier training. Only read where `out` has no snapshot.
         groups: how many training scenes, each with one edit of every factor.
         compiled: False saves the minutes that compiling takes, for a training of a few steps.
     """
@@ -191,7 +197,9 @@ def train(
         out,
     )
     unet = widened(
-        UNet2DConditionModel.from_pretrained(start_from / "unet", torch_dtype=torch.float32)
+        UNet2DConditionModel.from_pretrained(
+            first_unet or start_from / "unet", torch_dtype=torch.float32
+        )
     )
     figures: dict[str, Any] = {
         "seed": seed,
@@ -256,6 +264,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything")
     parser.add_argument("--minutes", type=float, default=75.0, help="of training, in total")
     parser.add_argument("--groups", type=int, default=4_000, help="training scenes")
+    parser.add_argument("--first-unet", type=Path, help="folder; default: the built-in model's")
     parser.add_argument("--processes", type=int, help="default: one per core, one with a GPU")
     parser.add_argument(
         "--no-compile", action="store_true", help="start at once; steps may take longer"
@@ -266,15 +275,18 @@ def main() -> None:
         _train_with_log,
         chosen.out,
         budget,
+        chosen.first_unet,
         chosen.groups,
         not chosen.no_compile,
         processes=chosen.processes,
     )
 
 
-def _train_with_log(out: Path, budget: Budget, groups: int, compiled: bool) -> None:
+def _train_with_log(
+    out: Path, budget: Budget, first_unet: Path | None, groups: int, compiled: bool
+) -> None:
     log_into(out)
-    train(out, budget, groups=groups, compiled=compiled)
+    train(out, budget, first_unet=first_unet, groups=groups, compiled=compiled)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from fpe_core.still_life.train.architecture import IMAGE_SIZE_PX, TOKENS
 from fpe_core.still_life.train.data import FIRST_TRAINING_SEED
 
 PHRASINGS = 4
+FACTOR_SHARES = {"shape": 3.0, "style": 1.5}
+"""How often a factor's pairs are drawn, where it is not once: a new outline is learned last."""
 GROUP = 1 + len(FACTORS)
 _GROUPS_PER_BATCH = 4
 
@@ -36,6 +38,7 @@ class Pairs:
         latents: the pictures' latent modes, not scaled: (pictures, 4, 16, 16) float32.
         source, target: each pair's pictures: (N,) int64.
         sentence: each pair's instructions, one a phrasing, as rows of `hidden`: (N, 4) int64.
+        chance: how likely each pair is to be drawn, with a sum of 1: (N,) float64.
         hidden: the text encoder's output for every sentence; row 0 is the empty one:
             (sentences, 32, 128) float32.
     """
@@ -44,6 +47,7 @@ class Pairs:
     source: torch.Tensor
     target: torch.Tensor
     sentence: torch.Tensor
+    chance: NDArray[np.float64]
     hidden: torch.Tensor
 
     def __len__(self) -> int:
@@ -60,7 +64,7 @@ def training_pairs(
     """The pairs of the first `groups` training seeds; latents are encoded now or read from disk."""
     edits = [edits_of_scene(FIRST_TRAINING_SEED + number) for number in range(groups)]
     latents = _latents(autoencoder, edits, folder)
-    source, target, texts = [], [], []
+    source, target, texts, shares = [], [], [], []
     for number, group in enumerate(edits):
         first = number * GROUP
         for place, edit in enumerate(group, start=1):
@@ -71,6 +75,7 @@ def training_pairs(
                 source.append(there)
                 target.append(back)
                 texts.append([_sentence(each, k) for k in range(PHRASINGS)])
+                shares.append(FACTOR_SHARES.get(each.factor, 1.0))
     rows = {
         text: row
         for row, text in enumerate(
@@ -82,6 +87,7 @@ def training_pairs(
         torch.tensor(source),
         torch.tensor(target),
         torch.tensor([[rows[text] for text in of_pair] for of_pair in texts]),
+        np.asarray(shares) / np.sum(shares),
         encoded_texts(text_encoder, tokenizer, list(rows)),
     )
 
