@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from fpe_core.inversion import Edit, EditResult, Inversion, SyntheticSources
     from fpe_core.layer_rules import LayersByLevel, LayersByPart, LayersByRange, LayersByTokens
     from fpe_core.parameters import EditParameters
+    from fpe_core.proximal import Proximal
     from fpe_core.row_formulas import RowCounts, row_counts
     from fpe_core.scores.clip import (
         ClipScorer,
@@ -232,6 +233,7 @@ _NAMES_OF_MODULE = {
         "LayersByTokens",
     ),
     "fpe_core.parameters": ("EditParameters",),
+    "fpe_core.proximal": ("Proximal",),
     "fpe_core.row_formulas": (
         "RowCounts",
         "row_counts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -69,11 +69,19 @@ class StepRows:
         """What was seen of the edits' words in this step's maps, see `Inject.columns`."""
         return [] if self.inject is None else self.inject.columns
 
-    def guide(self, output: Tensor, of_sources: Tensor) -> Tensor:
-        """The outputs of `edit`, with those of the sources where they lend, guided."""
+    def guide(
+        self,
+        output: Tensor,
+        of_sources: Tensor,
+        shrink: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The outputs of `edit`, with those of the sources where they lend, guided.
+
+        `shrink`: see `UNetRows.guide`.
+        """
         if self.lent is not None:
             output = torch.cat([of_sources[self.lent], output])
-        return self.guiding.guide(output)
+        return self.guiding.guide(output, shrink)
 
 
 class RuleSites:

@@ -42,13 +42,22 @@ from torch import Tensor
 from fpe_core.bound_edits import bound_images, bound_inputs
 from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_shape
 from fpe_core.checkpoint.load import Checkpoint
+from fpe_core.edit_friendly import invert_edit_friendly
 from fpe_core.edit_rows import AskedEdit, RuleSites
 from fpe_core.edit_words import mix_words
 from fpe_core.editors.method import NOTHING, EditInputs, require_method
 from fpe_core.errors import NotApplicableError, ParameterError
 from fpe_core.image.fit import Fit, fit_image
 from fpe_core.injection import EMPTY, EditRule
-from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources, invert
+from fpe_core.inversion import (
+    Edit,
+    EditResult,
+    Inversion,
+    Sources,
+    SyntheticSources,
+    invert,
+    seed_of,
+)
 from fpe_core.null_text import NullText, optimise_null_text
 from fpe_core.parameters import EditParameters
 from fpe_core.sampling import Sampled, sample_edits
@@ -115,7 +124,7 @@ class Editor:
         fit: str = "crop",
         fits: Sequence[Fit] | None = None,
     ) -> Inversion:
-        """Walks images up to noise by unguided DDIM inversion, as far as the editor needs.
+        """Walks images up to noise by the parameters' inversion, as far as the editor needs.
 
         Args:
             images: of any mode, size and orientation; fitted to the parameters' size (`fit_image`).
@@ -144,12 +153,25 @@ class Editor:
         z = self._zeros(parameters)
         if fitted:
             z = self.autoencoder.encode([f.image for f in fitted], vae_limit)
-        text = self._encode_prompts(prompts)
-        rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
+        is_edit_friendly = parameters.inversion == "edit_friendly"
+        beside = (parameters.negative_prompt,) if is_edit_friendly else ()
+        text = self._encode_prompts((*prompts, *beside))
+        own = [text.index[prompt] for prompt in prompts]
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        levels = parameters.inverted_steps
-        trajectory = invert(denoiser, schedule, rows, z, levels)
-        null_text = None
+        null_text = noise_maps = None
+        if is_edit_friendly:
+            trajectory, noise_maps = invert_edit_friendly(
+                denoiser,
+                schedule,
+                z,
+                seeds=[seed_of(f.image) for f in fitted],
+                prompts=[(each, text.index[parameters.negative_prompt]) for each in own],
+                guidance_scale=parameters.source_guidance_scale,
+                levels=parameters.inverted_steps,
+            )
+        else:
+            rows = UNetRows.unguided(own, self.checkpoint.device)
+            trajectory = invert(denoiser, schedule, rows, z, parameters.inverted_steps)
         if parameters.inversion == "null_text" and fitted:
             null_text = self._null_text(trajectory, prompts, parameters)
         return Inversion(
@@ -158,10 +180,11 @@ class Editor:
             fits=tuple(f.fit for f in fitted),
             source_prompts=prompts,
             parameters=parameters,
-            diverged=tuple(not finite for finite in _finite(trajectory, null_text)),
+            diverged=tuple(not finite for finite in _finite(trajectory, null_text, noise_maps)),
             truncated_prompts=tuple(text.truncated.get(prompt, "") for prompt in prompts),
             unet_rows=unet_limit.evaluated - rows_before,
             null_text=null_text,
+            noise_maps=noise_maps,
         )
 
     def _null_text(
@@ -417,13 +440,14 @@ class Editor:
         return self._limits[key]
 
 
-def _finite(values: Tensor, null_text: NullText | None = None) -> list[bool]:
-    """Per item of the first axis, whether everything in it is finite, and in its embeddings."""
-    if null_text is not None:
-        own = null_text.embeddings.flatten(1).isfinite().all(dim=1).tolist()
-        return [both[0] and both[1] for both in zip(_finite(values), own, strict=True)]
-    finite: list[bool] = values.flatten(1).isfinite().all(dim=1).tolist() if len(values) else []
-    return finite
+def _finite(
+    trajectory: Tensor, null_text: NullText | None, noise_maps: Tensor | None
+) -> list[bool]:
+    """Per source, whether everything of it is finite."""
+    own = (null_text and null_text.embeddings, noise_maps)
+    all_of_it = [each for each in (trajectory, *own) if each is not None]
+    finite = [each.flatten(1).isfinite().all(dim=1).tolist() for each in all_of_it]
+    return [all(each) for each in zip(*finite, strict=True)] if len(trajectory) else []
 
 
 def _null_text_of(sources: Sources, parameters: EditParameters) -> NullText | None:
@@ -465,7 +489,10 @@ def _require_one_each(what: str, given: Sized, of_what: str, wanted: Sized) -> N
 
 
 def _require_agreement(inverted: EditParameters, asked: EditParameters) -> None:
-    for name in ("steps", "width_px", "height_px"):
+    names = ("steps", "width_px", "height_px")
+    if "edit_friendly" in (inverted.inversion, asked.inversion):
+        names = (*names, "inversion", "source_guidance_scale")
+    for name in names:
         if getattr(inverted, name) != getattr(asked, name):
             raise ParameterError(
                 f"{name} must be the sources' own ({getattr(inverted, name)}), got "

@@ -33,6 +33,7 @@ class Inversion:
         truncated_prompts: per image, the part of its prompt that did not fit the text encoder.
         unet_rows: UNet rows it took, K per image; more with null-text inversion.
         null_text: the embeddings of the edits' unconditional rows, if they were optimised.
+        noise_maps: of an edit-friendly inversion, (S, K, C, h, w), see `fpe_core.edit_friendly`.
     """
 
     trajectory: Tensor
@@ -44,6 +45,7 @@ class Inversion:
     truncated_prompts: tuple[str, ...]
     unet_rows: int
     null_text: NullText | None = None
+    noise_maps: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,6 +67,7 @@ class Inversion:
             truncated_prompts=tuple(self.truncated_prompts[i] for i in indices),
             unet_rows=self.unet_rows * len(indices) // max(1, len(self)),
             null_text=None if self.null_text is None else self.null_text.select(indices),
+            noise_maps=None if self.noise_maps is None else self.noise_maps[list(indices)],
         )
 
 

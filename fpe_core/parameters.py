@@ -14,9 +14,10 @@ from fpe_core.editors.method import (
     EditMethod,
     method_from_dict,
     require_choice,
+    share,
 )
 from fpe_core.errors import ParameterError
-from fpe_core.injection import DifferenceMask, EditRule, floor_of
+from fpe_core.injection import DifferenceMask, EditRule, Start, floor_of
 from fpe_core.inside import Inside
 from fpe_core.layer_rules import (
     LayerRule,
@@ -25,6 +26,7 @@ from fpe_core.layer_rules import (
     require_integer,
     require_number,
 )
+from fpe_core.proximal import Proximal
 
 _MOST_STEPS = 999  # the first of 1,000 training timesteps is never sampled (steps_offset 1)
 EVERY_STEP = (0.0, 1.0)
@@ -32,8 +34,10 @@ EVERY_STEP = (0.0, 1.0)
 
 
 _FPE: dict[str, Any] = vars(FreePromptEditing())
-INVERSIONS = ("direct", "negative_prompt", "null_text")
+INVERSIONS = ("direct", "negative_prompt", "null_text", "edit_friendly")
 """What `EditParameters.inversion` may be."""
+SKIPPED_FRACTION, SOURCE_GUIDANCE_SCALE = 0.36, 3.5
+"""The published ones of edit-friendly inversion (arXiv 2304.06140, sec. 4)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,13 @@ class EditParameters:
         inversion: "direct", or "negative_prompt": the prompt of an edit's unconditional rows is its
             source's (Miyake et al. 2023, arXiv 2305.16807); or "null_text": their embeddings are
             optimised for each source and step (`fpe_core.null_text`). The source then needs a
-            prompt, and there is no other negative one.
+            prompt, and there is no other negative one. "edit_friendly": the source's latents have
+            independent noise, and the edits its noise maps (`fpe_core.edit_friendly`).
+        skipped_fraction: of an edit-friendly inversion, share of the steps, from the noisy end,
+            that are left out, 0..1; more keeps more of the source.
+        source_guidance_scale: of an edit-friendly inversion, the scale of its guidance by the
+            source's prompt, >= 0; 1: none.
+        proximal: only large differences of the predictions guide (`fpe_core.proximal`); None: all.
         inside: an edit changes nothing outside of its mask, which every edit then needs; None: it
             may change everything that its method changes.
     """
@@ -78,6 +88,9 @@ class EditParameters:
     editor: EditMethod | None = None
     inversion: str = "direct"
     inside: Inside | None = None
+    skipped_fraction: float = SKIPPED_FRACTION
+    source_guidance_scale: float = SOURCE_GUIDANCE_SCALE
+    proximal: Proximal | None = None
 
     def __post_init__(self) -> None:
         require_integer("steps", self.steps, minimum=1, maximum=_MOST_STEPS)
@@ -101,7 +114,7 @@ class EditParameters:
             if size_px % 8:
                 raise ParameterError(f"{name} must be a multiple of 8, got {size_px}")
         require_choice("inversion", self.inversion, INVERSIONS)
-        if self.inversion != "direct" and self.negative_prompt:
+        if self.inversion in ("negative_prompt", "null_text") and self.negative_prompt:
             theirs = "the source's prompt"
             if self.inversion == "null_text":
                 theirs = "embeddings that are optimised"
@@ -111,7 +124,10 @@ class EditParameters:
             )
         if self.inside is not None and not isinstance(self.inside, Inside):
             raise ParameterError(f"inside must be an Inside, or None, got {self.inside!r}")
+        if self.proximal is not None and not isinstance(self.proximal, Proximal):
+            raise ParameterError(f"proximal must be a Proximal, or None, got {self.proximal!r}")
         self._check_editor()
+        self._check_edit_friendly()
 
     def _check_editor(self) -> None:
         if self.editor is None:
@@ -127,15 +143,41 @@ class EditParameters:
                 f"{', '.join(foreign)}: parameters of fpe, not of {self.editor.name}; "
                 "EditParameters.edited_by leaves them out"
             )
-        if self.editor.rule.image_guidance is not None and self.inversion != "direct":
-            raise ParameterError(
-                f"{self.editor.name} inverts nothing; inversion must be direct, got "
-                f"{self.inversion!r}"
-            )
+        if self.editor.rule.image_guidance is not None:
+            if self.inversion != "direct":
+                raise ParameterError(
+                    f"{self.editor.name} inverts nothing; inversion must be direct, got "
+                    f"{self.inversion!r}"
+                )
+            if self.proximal is not None:
+                raise ParameterError(
+                    f"{self.editor.name} is guided by an image too; proximal guidance is not for it"
+                )
         if self.editor.rule.start.sampled_steps(self.steps) < 1:
             raise ParameterError(
                 f"{self.editor.name} samples none of {self.steps} steps: "
                 f"{self.editor.rule.start.strength:g} of them is less than one"
+            )
+
+    def _check_edit_friendly(self) -> None:
+        require_number("skipped_fraction", self.skipped_fraction, minimum=0.0, maximum=1.0)
+        require_number("source_guidance_scale", self.source_guidance_scale, minimum=0.0)
+        if self.inversion != "edit_friendly":
+            published = SKIPPED_FRACTION, SOURCE_GUIDANCE_SCALE
+            if (self.skipped_fraction, self.source_guidance_scale) != published:
+                raise ParameterError(
+                    "skipped_fraction and source_guidance_scale are parameters of inversion "
+                    f"edit_friendly; it is {self.inversion}"
+                )
+            return
+        if self.method.rule.start != Start():
+            raise ParameterError(
+                f"{self.method.name} does not start at the inversion of all steps; inversion "
+                "edit_friendly is for editors that do"
+            )
+        if self.rule.start.sampled_steps(self.steps) < 1:
+            raise ParameterError(
+                f"skipped_fraction {self.skipped_fraction:g} leaves none of {self.steps} steps"
             )
 
     @property
@@ -152,7 +194,10 @@ class EditParameters:
 
     def rule_for(self, inputs: EditInputs) -> EditRule:
         """What the sampling loop does with edits that have these inputs."""
-        return replace(self.method.rule_for(inputs), inside=self.inside is not None)
+        rule = replace(self.method.rule_for(inputs), inside=self.inside is not None)
+        if self.inversion == "edit_friendly":
+            return replace(rule, start=Start("inverted", 1.0 - self.skipped_fraction))
+        return rule
 
     @property
     def inverted_steps(self) -> int:
@@ -171,8 +216,12 @@ class EditParameters:
         """The same with a method that keeps so much more of the source (`EditMethod.keeping`).
 
         Unchanged for Free-Prompt-Editing, whose parameters are these themselves, and if that method
-        would sample none of so few steps.
+        would sample none of so few steps. Of an edit-friendly inversion more steps are left out;
+        fewer cannot be, because the source is not inverted so far.
         """
+        if self.inversion == "edit_friendly" and more > 0:
+            most = 1.0 - 1.0 / self.steps
+            return replace(self, skipped_fraction=min(most, share(self.skipped_fraction + more)))
         method = self.method.keeping(more)
         is_possible = method.rule.start.sampled_steps(self.steps) > 0
         return self.edited_by(method) if is_possible else self
@@ -200,7 +249,7 @@ class EditParameters:
             return f"{method.name} with {how} edits images, not a synthetic one"
         if self.inside is not None and inputs.mask is None:
             return "no mask, inside of which it is edited"
-        if self.inversion != "direct" and not source_prompt.strip():
+        if self.inversion in ("negative_prompt", "null_text") and not source_prompt.strip():
             return f"no source prompt, which inversion {self.inversion} needs"
         blend = method.rule_for(inputs).blend
         if blend is not None and isinstance(blend.mask, DifferenceMask):
@@ -250,8 +299,13 @@ class EditParameters:
             values["replace_cross_attention"] = True
         if self.inversion != "direct":
             values["inversion"] = self.inversion
+        if self.inversion == "edit_friendly":
+            values["skipped_fraction"] = float(self.skipped_fraction)
+            values["source_guidance_scale"] = float(self.source_guidance_scale)
         if self.inside is not None:
             values["inside"] = self.inside.to_dict()
+        if self.proximal is not None:
+            values["proximal"] = self.proximal.to_dict()
         return values
 
     @classmethod
@@ -264,6 +318,8 @@ class EditParameters:
             known["editor"] = method_from_dict(known["editor"])
         if known.get("inside") is not None:
             known["inside"] = Inside.from_dict(known["inside"])
+        if known.get("proximal") is not None:
+            known["proximal"] = Proximal.from_dict(known["proximal"])
         if isinstance(known.get("guidance_interval"), list):
             known["guidance_interval"] = tuple(known["guidance_interval"])
         allowed = [field.name for field in fields(cls)]
@@ -277,8 +333,8 @@ class EditParameters:
 def _require_interval(name: str, value: object) -> None:
     if not isinstance(value, tuple) or len(value) != 2:
         raise ParameterError(f"{name} must be two numbers, its start and its end, got {value!r}")
-    for place, share in zip(("start", "end"), value, strict=True):
-        require_number(f"{name}'s {place}", share, minimum=0.0, maximum=1.0)
+    for place, each in zip(("start", "end"), value, strict=True):
+        require_number(f"{name}'s {place}", each, minimum=0.0, maximum=1.0)
     if value[0] >= value[1]:
         raise ParameterError(
             f"{name} must start before it ends, got {list(value)}; for no guidance at all set "

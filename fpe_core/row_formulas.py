@@ -58,7 +58,9 @@ def row_counts(
     """The rows of a real source with one edit for each of `inputs`, all in one call."""
     by_rule = Counter(parameters.rule_for(each) for each in inputs)
     inversion = parameters.inverted_steps
-    if parameters.inversion == "null_text":
+    if parameters.inversion == "edit_friendly":  # nothing is left over after the last step
+        inversion = (inversion - 1) * edit_friendly_rows(parameters, source_prompt)
+    elif parameters.inversion == "null_text":
         inversion += MOST_ROWS_PER_STEP * len(parameters.guided_steps)
         inversion += parameters.steps - len(parameters.guided_steps)
     counts = [_counts(rule, n, parameters, source_prompt) for rule, n in by_rule.items()]
@@ -92,6 +94,12 @@ def source_prompts_of(
 def null_text_name(source: int) -> str:
     """What stands for the optimised embeddings of a source among prompts."""
     return f"\0null-text of source {source}"
+
+
+def edit_friendly_rows(parameters: EditParameters, source_prompt: str) -> int:
+    """Rows of a source at each level of an edit-friendly inversion."""
+    same = source_prompt == parameters.negative_prompt
+    return 1 if same or parameters.source_guidance_scale == 1.0 else 2
 
 
 def unconditional_prompt(parameters: EditParameters, source_prompt: str, source: int = 0) -> str:

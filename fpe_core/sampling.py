@@ -27,6 +27,7 @@ from fpe_core.editors.method import EditInputs
 from fpe_core.errors import ParameterError
 from fpe_core.injection import DifferenceMask, EditRule, WordMask, floor_of
 from fpe_core.inversion import Inversion, Sources, SyntheticSources
+from fpe_core.near_source import NearSource
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
 from fpe_core.unet.denoiser import Denoiser
@@ -97,6 +98,8 @@ def sample_edits(
         start=z,
     )
     z = blending.bound(levels, z)
+    near = None if parameters.proximal is None else NearSource(parameters.proximal)
+    maps = sources.noise_maps if isinstance(sources, Inversion) else None
     beside = _Beside(None if seen is None else seen[rows.source_of_edit])
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
         t, now = schedule.timesteps[k], rows.at(step)
@@ -112,7 +115,13 @@ def sample_edits(
             z_source = sources.trajectory[:, k + 1]
             of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
         output = denoiser.evaluate(now.edit, beside(z), t, now.inject)
-        z = schedule.sample_step(z, now.guide(output, of_sources), k)
+        guided = now.guide(output, of_sources, near and near.shrink)
+        if maps is None:
+            z = schedule.sample_step(z, guided, k)
+        else:
+            z = schedule.ancestral_mean(z, guided, k) + maps[:, k][rows.source_of_edit]
+        if near is not None:
+            z = near.pull(z, t, _of_sources(sources, z_source, k)[rows.source_of_edit])
         z = blending.after(step, k, z, z_source, now.columns)
     return Sampled(z, z_source, blending.masks)
 
@@ -150,6 +159,11 @@ def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameter
             f"{' and masks that bind' if rule.inside else ''} edits images; it cannot edit a "
             "source that is synthesised beside its edits"
         )
+
+
+def _of_sources(sources: Sources, sampled: Tensor, k: int) -> Tensor:
+    """z_k of the sources, (S, C, h, w); `sampled`: of those that are sampled beside their edits."""
+    return sources.trajectory[:, k] if isinstance(sources, Inversion) else sampled
 
 
 def _start(

@@ -44,16 +44,26 @@ class DDIMSchedule:
         """z_(k+1) and the UNet's output at (z_(k+1), t_k) to z_k."""
         return self._move(z_next, model_output, self.alphas_bar[k + 1], self.alphas_bar[k])
 
+    def ancestral_mean(self, z_next: Tensor, model_output: Tensor, k: int) -> Tensor:
+        """The mean of z_k given z_(k+1) and the UNet's output at (z_(k+1), t_k), with as much noise
+        still to come as in DDPM (eq. 12 and 16 with eta 1)."""
+        level_from, level_to = self.alphas_bar[k + 1], self.alphas_bar[k]
+        clean, epsilon = self._taken_apart(z_next, model_output, level_from)
+        variance = (1 - level_to) / (1 - level_from) * (1 - level_from / level_to)
+        mean: Tensor = level_to**0.5 * clean + (1 - level_to - variance) ** 0.5 * epsilon
+        return mean
+
     def _move(self, z: Tensor, model_output: Tensor, level_from: float, level_to: float) -> Tensor:
-        signal, noise = level_from**0.5, (1 - level_from) ** 0.5
-        if self.prediction_type == "v_prediction":  # Salimans & Ho 2022, arXiv 2202.00512, app. D
-            clean = signal * z - noise * model_output
-            epsilon = signal * model_output + noise * z
-        else:
-            epsilon = model_output
-            clean = (z - noise * epsilon) / signal
+        clean, epsilon = self._taken_apart(z, model_output, level_from)
         moved: Tensor = level_to**0.5 * clean + (1 - level_to) ** 0.5 * epsilon
         return moved
+
+    def _taken_apart(self, z: Tensor, model_output: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """(clean latent, noise) that the UNet sees in a latent."""
+        signal, noise = level**0.5, (1 - level) ** 0.5
+        if self.prediction_type == "v_prediction":  # Salimans & Ho 2022, arXiv 2202.00512, app. D
+            return signal * z - noise * model_output, signal * model_output + noise * z
+        return (z - noise * model_output) / signal, model_output
 
 
 def ddim_schedule(scheduler_config: Mapping[str, Any], steps: int) -> DDIMSchedule:

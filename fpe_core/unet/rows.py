@@ -6,7 +6,7 @@ Others are only made after running out of memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -158,12 +158,14 @@ class UNetRows:
             self._orders[evaluated] = self._index([place[row] for row in range(len(self))])
         return self._orders[evaluated]
 
-    def guide(self, outputs: Tensor) -> Tensor:
+    def guide(self, outputs: Tensor, shrink: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The rows' outputs, (rows, C, h, w), combined into one for every conditional row.
 
         Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, as scale 1 + w);
         without guidance the outputs are returned unchanged. With guidance by an image it is
         InstructPix2Pix's (Brooks et al. 2023, arXiv 2211.09800, eq. 3).
+
+        `shrink`: what is done to the differences of the predictions first; None: nothing.
         """
         if self.guidance_scale is None:
             return outputs
@@ -178,7 +180,10 @@ class UNetRows:
         conditional = outputs[self.first_conditional :]
         if self.unconditional_of is not None:
             unconditional = unconditional[self.unconditional_of]
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        difference = conditional - unconditional
+        if shrink is not None:
+            difference = shrink(difference)
+        return unconditional + self.guidance_scale * difference
 
     def _index(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

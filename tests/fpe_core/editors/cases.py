@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,7 @@ class Case:
     Attributes:
         inputs: per source and edit; None: none.
         expected: the same edit by the naive reference.
+        others: further parameters, such as of an inversion.
     """
 
     method: EditMethod
@@ -77,6 +79,7 @@ class Case:
     negative: str = ""
     inversion: str = "direct"
     inside: Inside | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def parameters(self) -> EditParameters:
@@ -87,6 +90,7 @@ class Case:
             height_px=self.size[1],
             inversion=self.inversion,
             inside=self.inside,
+            **self.others,
         ).edited_by(self.method)
 
     @property

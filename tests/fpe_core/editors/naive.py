@@ -42,6 +42,8 @@ class Naive:
         rows: UNet rows evaluated so far.
         mask: that of the last edit, (h, w), if it has one.
         bound: a mask that binds, (h, w), and the trajectory of its source.
+        maps: noise maps of an edit-friendly inversion, of the steps that are sampled.
+        near: of proximal guidance, (norm, quantile, pull) and the trajectory of the source.
     """
 
     checkpoint: Checkpoint
@@ -51,6 +53,8 @@ class Naive:
     wrong: str = ""
     mask: Tensor | None = field(default=None, init=False)
     bound: tuple[Tensor, list[Tensor]] | None = field(default=None, init=False)
+    maps: list[Tensor] | None = field(default=None, init=False)
+    near: tuple[tuple[str, float, float], list[Tensor]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
@@ -130,7 +134,7 @@ class Naive:
     def ddim(
         self, trajectory: list[Tensor], target: str, negative: str | list[str] | None = None
     ) -> Tensor:
-        return self.sample(trajectory[self.steps], self.steps, target, negative=negative)
+        return self.sample(trajectory[-1], len(trajectory) - 1, target, negative=negative)
 
     def fpe(
         self,
@@ -371,7 +375,75 @@ class Naive:
             _TEXTS[id(self.checkpoint), names[-1]] = null
         return names
 
+    @torch.no_grad()
+    def edit_friendly(
+        self, z_0: Tensor, source: str, *, seed: int, guidance: float, levels: int
+    ) -> list[Tensor]:
+        """z_0 .. z_K with independent noise; keeps the noise maps: arXiv 2304.06140, algorithm 1.
+
+        In its terms x_(t-1) = mu + sigma z, and what is kept is sigma z.
+        """
+        draws = self.noise(seed + (self.wrong == "other_noise"), z_0, levels)
+        if self.wrong == "one_noise":
+            draws = [draws[0]] * levels
+        latents = [z_0, *(self.noised(z_0, k, draw) for k, draw in enumerate(draws, start=1))]
+        self.maps = []
+        for k in range(levels):
+            free, given = self.unet([latents[k + 1]] * 2, k, [self.negative, source]).split(1)
+            epsilon = free + guidance * (given - free)
+            sigma = self.sigma(k)
+            z = (latents[k] - self.mean(latents[k + 1], epsilon, k)) / sigma
+            self.maps.append(sigma * z)
+        if self.wrong != "noise_at_the_end":
+            self.maps[0] = torch.zeros_like(z_0)
+        return latents
+
+    def sigma(self, k: int) -> float:
+        """Standard deviation of the DDPM step to level k."""
+        a, b = self.a(k + 1), self.a(k)
+        return float(((1 - b) / (1 - a) * (1 - a / b)) ** 0.5)
+
+    def mean(self, z: Tensor, epsilon: Tensor, k: int) -> Tensor:
+        """Of the DDPM step to level k."""
+        a, b = self.a(k + 1), self.a(k)
+        clean = (z - (1 - a) ** 0.5 * epsilon) / a**0.5
+        made: Tensor = b**0.5 * clean + (1 - b - self.sigma(k) ** 2) ** 0.5 * epsilon
+        return made
+
+    def shrunk(self, difference: Tensor) -> Tensor:
+        """The difference of two predictions by the proximal operator of a norm."""
+        assert self.near is not None
+        norm, quantile, _ = self.near[0]
+        threshold = float(np.quantile(difference.abs().double().numpy(), quantile))
+        if norm == "l1":
+            shrunk: Tensor = functional.softshrink(difference, threshold)
+            return shrunk
+        return torch.where(difference.abs() > threshold, difference, 0.0)
+
+    def pulled(self, z: Tensor, shrunk: Tensor, k: int) -> Tensor:
+        """z_k moved to the source's where nothing was kept within one position."""
+        assert self.near is not None
+        (_, _, pull), trajectory = self.near
+        if self.t(k) >= 400 and self.wrong != "pulled_from_the_start":
+            return z
+        kept = (shrunk != 0).any(1, keepdim=True).double()
+        if self.wrong != "not_grown":
+            kept = functional.max_pool2d(kept, 3, 1, 1)
+        return torch.where(kept > 0, z, (1 - pull) * z + pull * trajectory[k])
+
     # --- sampling --------------------------------------------------------------------------------
+
+    def step(self, z: Tensor, unconditional: Tensor, conditional: Tensor, k: int) -> Tensor:
+        """z_(k+1) and two predictions to z_k."""
+        difference = conditional - unconditional
+        if self.near is not None:
+            difference = self.shrunk(difference)
+        epsilon = unconditional + self.guidance * difference
+        if self.maps is not None:
+            z = self.mean(z, epsilon, k) + self.maps[k]
+        else:
+            z = self.move(z, epsilon, k + 1, k)
+        return z if self.near is None else self.pulled(z, difference, k)
 
     def sample(
         self,
@@ -386,7 +458,7 @@ class Naive:
         z = self.kept(z, levels)
         for k in reversed(range(levels)):
             outputs = self.unet([z, z], k, [negatives[self.steps - 1 - k], target])
-            z = self.move(z, self.guided(outputs[:1], outputs[1:]), k + 1, k)
+            z = self.step(z, outputs[:1], outputs[1:], k)
             z = self.kept(z if blend is None else blend(self.steps - 1 - k, k, z), k)
         return z
 
@@ -404,8 +476,10 @@ class Naive:
         `row`: a step to the prompts of the source's rows, and what attentions do.
         """
         negatives = self.negatives(negative)
-        z = trajectory[self.steps]
-        for step, k in enumerate(reversed(range(self.steps))):
+        levels = len(trajectory) - 1
+        z = trajectory[levels]
+        for k in reversed(range(levels)):
+            step = self.steps - 1 - k
             prompts, attend = row(step)
             pinned = trajectory[k if self.wrong == "one_step_off" else k + 1]
             handle = None if hook is None else hook(step)
@@ -414,7 +488,7 @@ class Naive:
             )
             if handle is not None:
                 handle.remove()
-            z = self.move(z, self.guided(outputs[-2:-1], outputs[-1:]), k + 1, k)
+            z = self.step(z, outputs[-2:-1], outputs[-1:], k)
             z = self.kept(z if blend is None else blend(step, k, z), k)
         return z
 
