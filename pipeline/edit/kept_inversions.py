@@ -4,7 +4,8 @@ What a trajectory depends on is in the name of its file: the pixels and the prom
 the checkpoint, the steps, the data type and the kind of device. So jobs with different editors,
 guidance, target prompts and masks share it, and a source that changed gets another one. A file has
 z_0 .. z_K as safetensors, as exact as they were: 3.3 MB at 512 px and 50 steps. An editor that
-needs fewer levels also takes a file that has all of them.
+needs fewer levels also takes a file that has all of them. Null-text and edit-friendly inversions
+are not kept.
 
 The folder only saves time: what cannot be read is inverted, and what cannot be written is not kept.
 Nothing in it is ever removed.
@@ -63,7 +64,7 @@ class KeptInversions:
         parameters = parameters or self._editor.checkpoint.default_parameters
         levels = parameters.inverted_steps
         prompts = list(source_prompts or [""] * len(images))
-        if not levels or parameters.inversion == "null_text":  # which guidance decides too
+        if not levels or parameters.inversion not in ("direct", "negative_prompt"):
             return self._editor.invert(images, prompts, parameters, fits=fits)
         names = [
             self._name_of(image, prompt, parameters.steps)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeAlias, TypeVar
+from typing import Annotated, Literal, Self, TypeAlias, TypeVar, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fpe_core import EditParameters, Inside
+from fpe_core import EditParameters, Inside, Proximal
 from fpe_core.inside import MOST_PX
+from fpe_core.parameters import SKIPPED_FRACTION, SOURCE_GUIDANCE_SCALE
 from fpe_core.speed import Speed, at_speed
 from pipeline.job.section import Layers, Section, layers_of, tuple_from_list
 from pipeline.manifest.edit_inputs import EDIT_MASK, BindingColumn
@@ -15,6 +16,7 @@ from pipeline.manifest.edit_inputs import EDIT_MASK, BindingColumn
 Pixels: TypeAlias = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Size: TypeAlias = Annotated[tuple[Pixels, Pixels], BeforeValidator(tuple_from_list)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+InversionName: TypeAlias = Literal["direct", "negative_prompt", "null_text", "edit_friendly"]
 Interval: TypeAlias = Annotated[tuple[Share, Share], BeforeValidator(tuple_from_list)]
 
 
@@ -71,6 +73,25 @@ class InsideSection(Section):
         return Inside(self.feather_px, self.padding_px, self.invert)
 
 
+class ProximalSection(Section):
+    """Proximal guidance: only the large differences of the predictions guide an edit."""
+
+    norm: Literal["l0", "l1"] = Field(
+        default="l0",
+        description="l0: what is above the threshold stays as it is; l1: less the threshold",
+    )
+    quantile: Share = Field(
+        default=0.7, description="of an edit's absolute differences: the threshold"
+    )
+    pull: Share = Field(
+        default=0.0,
+        description="how far latents are moved to the source's, late and where nothing guides",
+    )
+
+    def resolve(self) -> Proximal:
+        return Proximal(self.norm, self.quantile, self.pull)
+
+
 class EditSection(Section):
     """How an edit is made. Null means: as the checkpoint recommends, at this speed."""
 
@@ -95,11 +116,28 @@ class EditSection(Section):
         default=None,
         description="prompt of the unconditional branch; a manifest column overrides it",
     )
-    inversion: Literal["direct", "negative_prompt", "null_text"] = Field(
+    inversion: InversionName = Field(
         default="direct",
         description="negative_prompt: the prompt of the unconditional branch is the source's; "
-        "null_text: its embeddings are optimised for each source, slowly; such jobs have no "
-        "negative_prompt of their own",
+        "null_text: its embeddings are optimised for each source, slowly; jobs with one of these "
+        "have no negative_prompt of their own; edit_friendly: independent noise at every step, "
+        "and its noise maps",
+    )
+    skipped_fraction: Share | None = Field(
+        default=None,
+        description="of an edit_friendly inversion, share of the steps, from the first, that are "
+        "left out; null: 0.36, as published",
+    )
+    source_guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="of an edit_friendly inversion, its own scale of guidance; null: 3.5, as "
+        "published; 1: no guidance, and half the rows",
+    )
+    proximal: ProximalSection | None = Field(
+        default=None,
+        description="only large differences guide an edit; null: all of them",
     )
     layers: Layers | None = Field(
         default=None,
@@ -140,13 +178,17 @@ class EditSection(Section):
 
         `inside`: as it was, since parameters do not say where masks are.
         """
+        is_edit_friendly, near = parameters.inversion == "edit_friendly", parameters.proximal
         return cls(
             speed=speed,
             steps=parameters.steps,
             guidance_scale=parameters.guidance_scale,
             guidance_interval=parameters.guidance_interval,
             negative_prompt=parameters.negative_prompt,
-            inversion=_inversion(parameters),
+            inversion=cast("InversionName", parameters.inversion),
+            skipped_fraction=parameters.skipped_fraction if is_edit_friendly else None,
+            source_guidance_scale=parameters.source_guidance_scale if is_edit_friendly else None,
+            proximal=ProximalSection(**near.to_dict()) if near else None,
             layers=None if parameters.editor else layers_of(parameters.layers),
             replaced_fraction=None if parameters.editor else parameters.replaced_fraction,
             size_px=(parameters.width_px, parameters.height_px),
@@ -178,13 +220,10 @@ class EditSection(Section):
             width_px=width_px,
             height_px=height_px,
             inside=None if self.inside is None else self.inside.resolve(),
+            skipped_fraction=_either(self.skipped_fraction, SKIPPED_FRACTION),
+            source_guidance_scale=_either(self.source_guidance_scale, SOURCE_GUIDANCE_SCALE),
+            proximal=None if self.proximal is None else self.proximal.resolve(),
         )
-
-
-def _inversion(parameters: EditParameters) -> Literal["direct", "negative_prompt", "null_text"]:
-    if parameters.inversion == "negative_prompt":
-        return "negative_prompt"
-    return "null_text" if parameters.inversion == "null_text" else "direct"
 
 
 _Value = TypeVar("_Value")

@@ -129,6 +129,30 @@ def test_null_text_inversion_is_planned_recorded_and_made_again(
     assert recompute_sample(job, 2).ok, "as after a kill: the same again"
 
 
+@pytest.mark.parametrize("editor", ["fpe", "ddim"])
+def test_an_edit_friendly_inversion_is_planned_recorded_and_made_again(
+    make_job: MakeJob, columns: dict[str, Any], editor: str
+) -> None:
+    """Its noise is of the source's pixels, so that a part made again is the same. A row without a
+    prompt costs less."""
+    job = make_job(
+        columns | {"source_prompt": ["a red cup", None]},
+        editor,
+        inversion="edit_friendly",
+        skipped_fraction=0.5,
+        proximal={"norm": "l1", "quantile": 0.5},
+    )
+    plan, counts = run(job)
+    assert (counts.accepted, plan.unet_rows) == (4, counts.unet_rows)
+    for row in metadata(job):
+        (file,) = Path(job.output).glob(f"part-*/{row['edited_file_name']}")
+        written = read_provenance(file.read_bytes())["parameters"]
+        assert written["inversion"] == "edit_friendly"
+        assert (written["skipped_fraction"], written["source_guidance_scale"]) == (0.5, 3.5)
+        assert written["proximal"] == {"norm": "l1", "quantile": 0.5, "pull": 0.0}
+    assert recompute_sample(job, 4).ok
+
+
 def test_a_mask_that_leaves_nothing_to_edit_is_not_applicable(
     make_job: MakeJob, columns: dict[str, Any], png: Callable[..., bytes]
 ) -> None:

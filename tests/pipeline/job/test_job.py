@@ -56,6 +56,9 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "guidance_interval": None,
             "negative_prompt": None,
             "inversion": "direct",
+            "skipped_fraction": None,
+            "source_guidance_scale": None,
+            "proximal": None,
             "layers": None,
             "replaced_fraction": None,
             "size_px": None,
@@ -326,11 +329,14 @@ def test_the_resolved_job_needs_no_recommendation() -> None:
         {},
         {"layers": {"max_tokens": 64}, "size_px": 64},
         {"speed": "fast", "guidance_interval": [0.1, 0.5]},
+        {"inversion": "edit_friendly", "skipped_fraction": 0.2},
+        {"inversion": "negative_prompt", "proximal": {"norm": "l1"}},
     ):
         original = job(edit=edit)
         parameters = original.resolve_parameters(DEFAULTS)
         resolved = original.with_parameters(parameters)
-        assert None not in resolved.edit.model_dump(exclude={"inside"}).values()
+        optional = {"inside", "proximal", "skipped_fraction", "source_guidance_scale"}
+        assert None not in resolved.edit.model_dump(exclude=optional).values()
         assert resolved.resolve_parameters(EditParameters()) == parameters
         assert Job.model_validate(resolved.model_dump(mode="json")) == resolved
 
