@@ -135,6 +135,7 @@ __all__ = [
     "PlugAndPlay",
     "PromptError",
     "PromptToPrompt",
+    "Proximal",
     "ResidualInjection",
     "RowCounts",
     "RowsOutOfMemoryError",

@@ -444,8 +444,8 @@ def _finite(
     trajectory: Tensor, null_text: NullText | None, noise_maps: Tensor | None
 ) -> list[bool]:
     """Per source, whether everything of it is finite."""
-    own = (null_text and null_text.embeddings, noise_maps)
-    all_of_it = [each for each in (trajectory, *own) if each is not None]
+    embeddings = None if null_text is None else null_text.embeddings
+    all_of_it = [each for each in (trajectory, embeddings, noise_maps) if each is not None]
     finite = [each.flatten(1).isfinite().all(dim=1).tolist() for each in all_of_it]
     return [all(each) for each in zip(*finite, strict=True)] if len(trajectory) else []
 
@@ -489,9 +489,9 @@ def _require_one_each(what: str, given: Sized, of_what: str, wanted: Sized) -> N
 
 
 def _require_agreement(inverted: EditParameters, asked: EditParameters) -> None:
-    names = ("steps", "width_px", "height_px")
+    names = ["steps", "width_px", "height_px"]
     if "edit_friendly" in (inverted.inversion, asked.inversion):
-        names = (*names, "inversion", "source_guidance_scale")
+        names += ["inversion", "source_guidance_scale"]
     for name in names:
         if getattr(inverted, name) != getattr(asked, name):
             raise ParameterError(

@@ -22,6 +22,9 @@ SOURCE_ROWS = (CONDITIONAL, UNCONDITIONAL, EMPTY)
 """Rows of a source: with its own prompt, with the prompt of the edits' unconditional rows, and
 without a prompt. Rows with equal prompts are one row."""
 
+SAMPLERS = ("ddim", "euler_ancestral")
+"""How a latent is moved from one level to the next one."""
+
 _KINDS = ("self", "cross")
 _TAKES = ("q", "k", "v", "qk", "kv", "qv", "qkv")
 
@@ -193,6 +196,7 @@ class EditRule:
             source, z_0 with the edit's start noise.
         image_guidance: scale of the guidance by the source that the UNet sees, in channels of its
             own (InstructPix2Pix, arXiv 2211.09800, eq. 3); None: it sees no source.
+        sampler: of `SAMPLERS`: "euler_ancestral" draws noise of the edit's seed at every step.
     """
 
     injections: tuple[Injection, ...] = ()
@@ -201,12 +205,20 @@ class EditRule:
     blend: Blend | None = None
     inside: bool = False
     image_guidance: float | None = None
+    sampler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ParameterError(
+                f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
+            )
 
     @property
     def is_noisy(self) -> bool:
         """Whether an edit needs noise, and so a seed, unless it has a mask for the difference."""
         return (
             self.start.latent != "inverted"
+            or self.sampler == "euler_ancestral"
             or (self.blend is not None and self.blend.outside == "noised")
             or (self.blend is not None and isinstance(self.blend.mask, DifferenceMask))
         )

@@ -7,7 +7,7 @@ first steps. Everything else is guided DDIM sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +99,8 @@ def sample_edits(
     )
     z = blending.bound(levels, z)
     near = None if parameters.proximal is None else NearSource(parameters.proximal)
-    maps = sources.noise_maps if isinstance(sources, Inversion) else None
+    shrink = None if near is None else near.shrink
+    move = _mover(rule, schedule, sources, rows.source_of_edit, noise)
     beside = _Beside(None if seen is None else seen[rows.source_of_edit])
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
         t, now = schedule.timesteps[k], rows.at(step)
@@ -115,11 +116,7 @@ def sample_edits(
             z_source = sources.trajectory[:, k + 1]
             of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
         output = denoiser.evaluate(now.edit, beside(z), t, now.inject)
-        guided = now.guide(output, of_sources, near and near.shrink)
-        if maps is None:
-            z = schedule.sample_step(z, guided, k)
-        else:
-            z = schedule.ancestral_mean(z, guided, k) + maps[:, k][rows.source_of_edit]
+        z = move(z, now.guide(output, of_sources, shrink), k)
         if near is not None:
             z = near.pull(z, t, _of_sources(sources, z_source, k)[rows.source_of_edit])
         z = blending.after(step, k, z, z_source, now.columns)
@@ -159,6 +156,29 @@ def _require_sources(rule: EditRule, sources: Sources, parameters: EditParameter
             f"{' and masks that bind' if rule.inside else ''} edits images; it cannot edit a "
             "source that is synthesised beside its edits"
         )
+
+
+def _mover(
+    rule: EditRule,
+    schedule: DDIMSchedule,
+    sources: Sources,
+    source_of_edit: Tensor,
+    noise: EditNoise | None,
+) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """(z_(k+1) of the edits, what is predicted there, k) to z_k."""
+    maps = sources.noise_maps if isinstance(sources, Inversion) else None
+
+    def by_maps(z: Tensor, predicted: Tensor, k: int) -> Tensor:
+        assert maps is not None
+        return schedule.ancestral_mean(z, predicted, k) + maps[:, k][source_of_edit]
+
+    def with_noise(z: Tensor, predicted: Tensor, k: int) -> Tensor:
+        assert noise is not None
+        return schedule.euler_ancestral_step(z, predicted, k, noise.draw())
+
+    if maps is not None:
+        return by_maps
+    return with_noise if rule.sampler == "euler_ancestral" else schedule.sample_step
 
 
 def _of_sources(sources: Sources, sampled: Tensor, k: int) -> Tensor:

@@ -53,6 +53,23 @@ class DDIMSchedule:
         mean: Tensor = level_to**0.5 * clean + (1 - level_to - variance) ** 0.5 * epsilon
         return mean
 
+    def euler_ancestral_step(
+        self, z_next: Tensor, model_output: Tensor, k: int, noise: Tensor
+    ) -> Tensor:
+        """z_(k+1) to z_k by Euler's ancestral step, as InstructPix2Pix samples; at k 0 no noise is
+        left.
+
+        It is a step of x = z / sqrt(a) from sigma = sqrt((1 - a) / a) down to a part of the next
+        sigma; the other part is new noise (k-diffusion's `sample_euler_ancestral`).
+        """
+        from_level, to_level = self.alphas_bar[k + 1], self.alphas_bar[k] if k else 1.0
+        clean, epsilon = self._taken_apart(z_next, model_output, from_level)
+        before, after = ((1 - a) / a for a in (from_level, to_level))  # sigma squared
+        drawn = after * (before - after) / before
+        moved = clean + (after - drawn) ** 0.5 * epsilon + drawn**0.5 * noise
+        scaled: Tensor = to_level**0.5 * moved
+        return scaled
+
     def _move(self, z: Tensor, model_output: Tensor, level_from: float, level_to: float) -> Tensor:
         clean, epsilon = self._taken_apart(z, model_output, level_from)
         moved: Tensor = level_to**0.5 * clean + (1 - level_to) ** 0.5 * epsilon

@@ -126,6 +126,7 @@ PUBLIC_SURFACE = [
     "PlugAndPlay",
     "PromptError",
     "PromptToPrompt",
+    "Proximal",
     "ResidualInjection",
     "RowCounts",
     "RowsOutOfMemoryError",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fpe_core.editors.method import EditMethod
-from fpe_core.injection import EditRule, Start
+from fpe_core.editors.method import EditMethod, require_choice
+from fpe_core.injection import SAMPLERS, EditRule, Start
 from fpe_core.layer_rules import require_number
 
 
@@ -22,11 +22,12 @@ class InstructPix2Pix(EditMethod):
     outside the guidance interval.
 
     The edit's prompt is the instruction ("make it red"). No inversion and no row of the source. The
-    noise is the seed's, so that an edit does not depend on its batch. The sampler is DDIM, without
-    noise between the steps; published is Euler's ancestral one with 100 steps.
+    noise is the seed's, so that an edit does not depend on its batch.
 
     Attributes:
         image_guidance_scale: s_I, at least 0: more keeps more of the source.
+        sampler: "ddim", without noise between the steps, or the published "euler_ancestral", for
+            which 100 steps are published.
     """
 
     name: ClassVar[str] = "instruct_pix2pix"
@@ -39,8 +40,10 @@ class InstructPix2Pix(EditMethod):
     rows_formula: ClassVar[str] = "3*T*N"
 
     image_guidance_scale: float = 1.5
+    sampler: str = "ddim"
 
     def __post_init__(self) -> None:
+        require_choice("sampler", self.sampler, SAMPLERS)
         require_number("image_guidance_scale", self.image_guidance_scale, minimum=0.0)
 
     def keeping(self, more: float) -> InstructPix2Pix:
@@ -50,4 +53,15 @@ class InstructPix2Pix(EditMethod):
 
     @property
     def rule(self) -> EditRule:
-        return EditRule(start=Start("noise"), image_guidance=float(self.image_guidance_scale))
+        return EditRule(
+            start=Start("noise"),
+            image_guidance=float(self.image_guidance_scale),
+            sampler=self.sampler,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the sampler if it is DDIM, as before there was another one."""
+        values = super().to_dict()
+        if self.sampler == "ddim":
+            del values["sampler"]
+        return values

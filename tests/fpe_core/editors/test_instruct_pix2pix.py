@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+)
 from torch import Tensor
 
 from fpe_core import (
@@ -64,12 +69,16 @@ def tiny_float64(folder: Path) -> Checkpoint:
     return load_checkpoint(folder, device="cpu", dtype=torch.float64)
 
 
-def naive_edit(naive: Naive, z_0: Tensor, target: str, seed: int, image_guidance: float) -> Tensor:
+def naive_edit(
+    naive: Naive, z_0: Tensor, target: str, seed: int, image_guidance: float, sampler: str
+) -> Tensor:
     """Three rows a step, all in full, the source's latent beside two of them."""
     image = z_0 / naive.checkpoint.vae.config.scaling_factor
     if naive.wrong == "scaled":
         image = z_0
-    (z,) = naive.noise(seed + (naive.wrong == "seed"), z_0, 1)
+    z, *draws = naive.noise(seed + (naive.wrong == "seed"), z_0, 1 + naive.steps)
+    if naive.wrong == "one_noise":
+        draws = [z] * naive.steps
     z = naive.kept(z, naive.steps)
     negative = "" if naive.wrong == "no_negative" else naive.negative
     for k in reversed(range(naive.steps)):
@@ -81,17 +90,34 @@ def naive_edit(naive: Naive, z_0: Tensor, target: str, seed: int, image_guidance
         text, seen = naive.guidance, image_guidance
         if naive.wrong == "swapped":
             text, seen = seen, text
-        z = naive.kept(naive.move(z, u + text * (c - i) + seen * (i - u), k + 1, k), k)
+        epsilon = u + text * (c - i) + seen * (i - u)
+        if sampler == "ddim":
+            z = naive.move(z, epsilon, k + 1, k)
+        else:
+            z = ancestral(naive, z, epsilon, k, draws[naive.steps - 1 - k])
+        z = naive.kept(z, k)
     return z
 
 
-def case(size: tuple[int, int] = SQUARE, negative: str = "", **changes: float) -> Case:
+def ancestral(naive: Naive, z: Tensor, epsilon: Tensor, k: int, noise: Tensor) -> Tensor:
+    """Euler's ancestral step, of x = z / sqrt(a) at sigma = sqrt((1 - a) / a)."""
+    a, b = naive.a(k + 1), naive.a(k) if k else 1.0
+    sigma, to = ((1 - a) / a) ** 0.5, ((1 - b) / b) ** 0.5
+    up = (to**2 * (sigma**2 - to**2) / sigma**2) ** 0.5
+    down = (to**2 - up**2) ** 0.5
+    x = z / a**0.5 + epsilon * (down - sigma) + noise * up
+    made: Tensor = x * b**0.5
+    return made
+
+
+def case(size: tuple[int, int] = SQUARE, negative: str = "", **changes: Any) -> Case:
     method = InstructPix2Pix(**changes)
 
     def expected(naive: Naive, z_0: Tensor, s: int, n: int) -> Tensor:
         seed = SEEDS[s][n].seed
         assert seed is not None
-        return naive_edit(naive, z_0, TARGETS[s][n], seed, method.image_guidance_scale)
+        scale = method.image_guidance_scale
+        return naive_edit(naive, z_0, TARGETS[s][n], seed, scale, method.sampler)
 
     return Case(method, expected, SEEDS, size=size, negative=negative)
 
@@ -108,13 +134,30 @@ def test_edits_of_another_shape_equal_the_reference(tiny_float64: Checkpoint) ->
     check_exact(tiny_float64, case(WIDE, "snow"), max_rows=4, sources=[1, 2])
 
 
+def test_edits_of_the_published_sampler_equal_the_reference(checkpoint: Checkpoint) -> None:
+    check_exact(checkpoint, case(negative="snow", sampler="euler_ancestral"))
+
+
+@pytest.mark.parametrize("wrong", ["one_noise", "seed"])
+def test_a_wrong_sampler_is_a_hundred_tolerances_off(tiny: Checkpoint, wrong: str) -> None:
+    check_wrong(tiny, case(sampler="euler_ancestral"), wrong, (1, 1))
+
+
 @pytest.mark.parametrize("wrong", ["scaled", "seed", "always_seen", "swapped", "no_negative"])
 def test_a_wrong_procedure_is_a_hundred_tolerances_off(tiny: Checkpoint, wrong: str) -> None:
     check_wrong(tiny, case(negative="snow"), wrong, (1, 1))
 
 
-def test_an_edit_is_the_same_in_any_batch(checkpoint: Checkpoint) -> None:
-    check_batches(checkpoint, case())
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+def test_an_edit_is_the_same_in_any_batch(checkpoint: Checkpoint, sampler: str) -> None:
+    check_batches(checkpoint, case(sampler=sampler))
+
+
+def test_the_sampler_is_in_the_record_only_if_it_is_not_ddim() -> None:
+    assert "sampler" not in InstructPix2Pix().to_dict()
+    assert InstructPix2Pix(sampler="euler_ancestral").to_dict()["sampler"] == "euler_ancestral"
+    with pytest.raises(ParameterError, match="sampler must be one of ddim, euler_ancestral"):
+        InstructPix2Pix(sampler="euler")
 
 
 @pytest.mark.parametrize("edits", [1, 3])
@@ -168,14 +211,19 @@ def test_a_scale_of_one_saves_rows_and_changes_nothing_else(
 
 
 @pytest.mark.parametrize(("size", "steps"), [(SQUARE, 5), (WIDE, 4)])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 def test_it_is_diffusers_pipeline(
-    folder: Path, tiny: Checkpoint, size: tuple[int, int], steps: int
+    folder: Path, tiny: Checkpoint, sampler: str, size: tuple[int, int], steps: int
 ) -> None:
-    """StableDiffusionInstructPix2PixPipeline with its DDIM, from the same noise."""
+    """StableDiffusionInstructPix2PixPipeline with either scheduler, from the same generator."""
+    scheduler = DDIMScheduler if sampler == "ddim" else EulerAncestralDiscreteScheduler
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, safety_checker=None)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = scheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="leading", steps_offset=1
+    )
     pipeline.set_progress_bar_config(disable=True)
-    parameters = replace(case(size, "snow").parameters, steps=steps)
+    parameters = replace(case(size, "snow", sampler=sampler).parameters, steps=steps)
     editor = Editor(tiny)
     pictures = photos(2, size)
     inversion = editor.invert(pictures, None, parameters)
@@ -183,9 +231,6 @@ def test_it_is_diffusers_pipeline(
         inversion, [["a red dog"], ["the cat"]], inputs=[[EditInputs(seed=7)], [EditInputs(seed=8)]]
     )
     for place, (prompt, seed) in enumerate([("a red dog", 7), ("the cat", 8)]):
-        noise = torch.randn(
-            (1, 4, size[1] // 8, size[0] // 8), generator=torch.Generator().manual_seed(seed)
-        )
         theirs = pipeline(
             prompt,
             image=pictures[place],
@@ -193,11 +238,11 @@ def test_it_is_diffusers_pipeline(
             num_inference_steps=steps,
             guidance_scale=7.5,
             image_guidance_scale=1.5,
-            latents=noise,
+            generator=torch.Generator().manual_seed(seed),
             output_type="latent",
         ).images[0]
         ours = made.edits[place][0].latent
-        assert float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-5
+        assert float((ours - theirs).norm() / theirs.norm()) <= 1e-5
     assert (made.edits[0][0].latent - made.edits[1][0].latent).norm() > 1e-2
 
 
@@ -297,7 +342,7 @@ def test_a_mask_that_binds_costs_no_row_and_needs_no_inversion(tiny: Checkpoint)
         levels = [naive.noised(z_0, k, noise) for k in range(naive.steps + 1)]
         naive.mask = of_latent(drawn)
         naive.bound = naive.mask, levels
-        return naive_edit(naive, z_0, TARGETS[s][n], seed, 1.5)
+        return naive_edit(naive, z_0, TARGETS[s][n], seed, 1.5, "ddim")
 
     inputs = [[replace(each, mask=drawn) for each in of_source] for of_source in SEEDS]
     bound = Case(InstructPix2Pix(), expected, inputs, inside=inside)

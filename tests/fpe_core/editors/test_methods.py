@@ -76,7 +76,12 @@ def test_it_says_where_it_is_from_and_what_each_parameter_is(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_every_parameter_is_in_the_id(name: str) -> None:
     """Two methods that differ in one parameter have different records."""
-    other = {"steps": (0.1, 0.9), "keys": "appended", "controller": "replace"}
+    other = {
+        "steps": (0.1, 0.9),
+        "keys": "appended",
+        "controller": "replace",
+        "sampler": "euler_ancestral",
+    }
     for each in dataclasses.fields(method_named(name)):
         value = getattr(method_named(name)(), each.name)
         if hasattr(value, "to_dict"):

@@ -209,4 +209,4 @@ def test_what_is_missing_is_said(tiny: Checkpoint) -> None:
 def test_what_is_not_finite_has_diverged(tiny: Checkpoint) -> None:
     inversion = invert(Editor(tiny), [0, 1])
     inversion.null_text.embeddings[1, 3, 0, 0] = np.inf
-    assert _finite(inversion.trajectory, inversion.null_text) == [True, False]
+    assert _finite(inversion.trajectory, inversion.null_text, None) == [True, False]

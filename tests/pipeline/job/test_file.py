@@ -72,8 +72,9 @@ def test_an_override_may_hold_equals_signs(tmp_path: pathlib.Path) -> None:
         (
             "edit:\n  steps: 20\n  stepz: 3",
             "job.yaml:5: edit.stepz: unknown key; did you mean 'steps'? Allowed here: speed, "
-            "steps, guidance_scale, guidance_interval, negative_prompt, inversion, skipped_fraction, "
-            "source_guidance_scale, proximal, layers, replaced_fraction, size_px, inside",
+            "steps, guidance_scale, guidance_interval, negative_prompt, inversion, "
+            "skipped_fraction, source_guidance_scale, proximal, layers, replaced_fraction, "
+            "size_px, inside",
         ),
         (
             "xyzzy: 1",
