@@ -132,6 +132,11 @@ class EditParameters:
                 f"{self.editor.name} inverts nothing; inversion must be direct, got "
                 f"{self.inversion!r}"
             )
+        if self.editor.rule.regions is not None and self.inversion != "direct":
+            raise ParameterError(
+                f"{self.editor.name} inverts with its edits' masks and region prompts; inversion "
+                f"must be direct, got {self.inversion!r}"
+            )
         if self.editor.rule.start.sampled_steps(self.steps) < 1:
             raise ParameterError(
                 f"{self.editor.name} samples none of {self.steps} steps: "

@@ -21,6 +21,7 @@ from fpe_core.blending import (
     given_masks,
     noised,
 )
+from fpe_core.edit_regions import EditRegions
 from fpe_core.edit_rows import AskedEdit, EditRows, RuleSites
 from fpe_core.edit_words import EditWords
 from fpe_core.editors.method import EditInputs
@@ -58,6 +59,7 @@ def sample_edits(
     parameters: EditParameters,
     words: EditWords | None = None,
     seen: Tensor | None = None,
+    regions: EditRegions | None = None,
 ) -> Sampled:
     """Samples the edits of S sources together.
 
@@ -71,6 +73,7 @@ def sample_edits(
         parameters: of all edits.
         words: of the edits, if the rule mixes words.
         seen: what the UNet sees of each source besides, if the rule guides by it, (S, C', h, w).
+        regions: of the edits, if masks split their attention.
 
     Raises:
         ParameterError: the sources or the inputs do not have what the rule needs.
@@ -78,6 +81,8 @@ def sample_edits(
     """
     rule, steps = sites.rule, schedule.steps
     _require_sources(rule, sources, parameters)
+    if regions is not None and isinstance(sources, Inversion):
+        sources, asked = regions.inverted(denoiser, schedule, sources), regions.asked
     rows = EditRows(sources, asked, parameters, sites, text=denoiser.text, words=words)
     levels = rule.start.sampled_steps(steps)
     in_turn = [rows.at(step) for step in range(steps - levels, steps)]
@@ -97,6 +102,7 @@ def sample_edits(
         start=z,
     )
     z = blending.bound(levels, z)
+    split = None if regions is None else regions.of_edits
     beside = _Beside(None if seen is None else seen[rows.source_of_edit])
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
         t, now = schedule.timesteps[k], rows.at(step)
@@ -111,7 +117,7 @@ def sample_edits(
             # trajectory. Inversion evaluated z_k at t_k, so its maps are not the ones needed here.
             z_source = sources.trajectory[:, k + 1]
             of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
-        output = denoiser.evaluate(now.edit, beside(z), t, now.inject)
+        output = denoiser.evaluate(now.edit, beside(z), t, split or now.inject)
         z = schedule.sample_step(z, now.guide(output, of_sources), k)
         z = blending.after(step, k, z, z_source, now.columns)
     return Sampled(z, z_source, blending.masks)
