@@ -7,7 +7,7 @@ all edits of a source that agree on these. From there on every inversion is a so
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from fpe_core.blending import given_masks
+from fpe_core.checkpoint.autoencoder import latent_shape
+from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.edit_rows import AskedEdit
 from fpe_core.editors.method import EditInputs
 from fpe_core.editors.region_prompts import (
@@ -25,10 +27,11 @@ from fpe_core.editors.region_prompts import (
     inversion_key,
     shared_tokens,
 )
-from fpe_core.injection import AttentionRegions
+from fpe_core.editors.words import Tokens
 from fpe_core.inversion import Inversion, Sources, invert
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
+from fpe_core.unet.attention import level_grids
 from fpe_core.unet.denoiser import Denoiser
 from fpe_core.unet.prompts import EncodedPrompts, token_ids
 from fpe_core.unet.regions import RegionSplit, masks_by_positions
@@ -105,63 +108,56 @@ def cut_off(tokenizer: Any, prompts: RegionPrompts) -> str:
 
 
 def split_regions(
-    rule: AttentionRegions,
+    checkpoint: Checkpoint,
     sources: Inversion,
     asked: Sequence[AskedEdit],
     inputs: Sequence[EditInputs],
     *,
-    prompts: Sequence[RegionPrompts],
+    parameters: EditParameters,
     text: EncodedPrompts,
-    tokenizer: Any,
-    grids: Sequence[tuple[int, int]],
 ) -> EditRegions:
     """Which inversions the edits need, and what splits the attention of both.
 
     Args:
-        prompts: of each edit.
-        text: all prompts of the call, those of the regions and the empty one included.
-        grids: (height, width) of the latent at the UNet's levels.
+        parameters: with a rule that has regions.
+        text: all prompts of the call, `texts_of` the edits included.
 
     Raises:
         ParameterError: a mask that is not bool, or not of the edit's size.
     """
+    rule = parameters.rule.regions
+    assert rule is not None
     given_masks(inputs, sources.start)  # refuses masks before the first row is evaluated
+    prompts = region_prompts_of(parameters, sources, asked, inputs)
     masks = [np.asarray(each.mask) for each in inputs]
-    first: dict[Hashable, int] = {}  # of each inversion, the first edit that needs it
-    keys = []
-    for place, (edit, each, mask) in enumerate(zip(asked, prompts, masks, strict=True)):
-        keys.append((edit.source, inversion_key(each, mask)))
-        first.setdefault(keys[-1], place)
-    number = {key: inversion for inversion, key in enumerate(first)}
-    joined = [(each.source_inside, each.source_outside) for each in prompts]
-    aimed = [(each.target_inside, each.target_outside) for each in prompts]
-    text = _with_joined(text, [*joined, *aimed])
-    window = text.embeddings.shape[1]
-    plain = _token_weights(window, rule.cross_scale, [], [])
-    tokens = partial(token_ids, tokenizer)
-    shared = [
-        _token_weights(
-            window,
-            rule.cross_scale,
-            shared_tokens(tokens, window, each.source_inside, each.target_inside),
-            shared_tokens(tokens, window, each.source_outside, each.target_outside),
-        )
-        for each in prompts
+    keys = [
+        (edit.source, inversion_key(each, mask))
+        for edit, each, mask in zip(asked, prompts, masks, strict=True)
     ]
+    number = {key: inversion for inversion, key in enumerate(dict.fromkeys(keys))}
+    first = [keys.index(key) for key in number]  # of each inversion, the first edit that needs it
+    source_pairs = [(each.source_inside, each.source_outside) for each in prompts]
+    target_pairs = [(each.target_inside, each.target_outside) for each in prompts]
+    text = _with_joined(text, [*source_pairs, *target_pairs])
+    tokens, window = partial(token_ids, checkpoint.tokenizer), text.embeddings.shape[1]
+    weights = [_edit_weights(tokens, window, rule.cross_scale, each) for each in prompts]
 
-    def split(places: Sequence[int], weights: Sequence[TokenWeights]) -> RegionSplit:
-        of_tokens = np.stack(weights) if weights else np.zeros((0, *plain.shape))
-        on_device = torch.from_numpy(of_tokens).to(text.embeddings)
+    _, height, width = latent_shape(checkpoint, parameters)
+    grids = level_grids(checkpoint.unet, height, width)
+
+    def split(places: Sequence[int], of_tokens: Sequence[TokenWeights]) -> RegionSplit:
+        stacked = np.stack(of_tokens) if of_tokens else np.zeros((0, 2, window))
+        on_device = torch.from_numpy(stacked).to(text.embeddings)
         by_positions = masks_by_positions([masks[p] for p in places], grids, on_device.device)
         return RegionSplit(by_positions, on_device[:, 0], on_device[:, 1])
 
     return EditRegions(
         text,
-        tuple(AskedEdit(number[key], _name(*pair)) for key, pair in zip(keys, aimed, strict=True)),
-        tuple(asked[place].source for place in first.values()),
-        tuple(_name(*joined[place]) for place in first.values()),
-        split([*first.values()], [plain] * len(first)),
-        split(range(len(asked)), shared),
+        tuple(AskedEdit(number[k], _name(*p)) for k, p in zip(keys, target_pairs, strict=True)),
+        tuple(asked[place].source for place in first),
+        tuple(_name(*source_pairs[place]) for place in first),
+        split(first, [_token_weights(window, rule.cross_scale)] * len(first)),
+        split(range(len(asked)), weights),
     )
 
 
@@ -185,12 +181,20 @@ def _with_joined(text: EncodedPrompts, pairs: Sequence[tuple[str, str]]) -> Enco
     return replace(text, embeddings=torch.cat([embeddings, made]), index=text.index | names)
 
 
-def _token_weights(
-    window: int, scale: float, shared_inside: list[int], shared_outside: list[int]
+def _edit_weights(
+    tokens: Tokens, window: int, scale: float, prompts: RegionPrompts
 ) -> TokenWeights:
+    """Those of an edit, in which tokens that its source's prompts have too keep their weight."""
+    weights, half = _token_weights(window, scale), half_window(window)
+    inside = shared_tokens(tokens, window, prompts.source_inside, prompts.target_inside)
+    outside = shared_tokens(tokens, window, prompts.source_outside, prompts.target_outside)
+    weights[0, inside] = 1.0
+    weights[1, [half + place for place in outside]] = 1.0
+    return weights
+
+
+def _token_weights(window: int, scale: float) -> TokenWeights:
     """(2, window): of each token the weight for positions inside and outside."""
     half, weights = half_window(window), np.zeros((2, window))
     weights[0, 1 : 1 + half] = weights[1, 1 + half : 1 + 2 * half] = scale
-    weights[0, shared_inside] = 1.0
-    weights[1, [half + place for place in shared_outside]] = 1.0
     return weights

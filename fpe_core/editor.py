@@ -54,7 +54,7 @@ from fpe_core.null_text import NullText, optimise_null_text
 from fpe_core.parameters import EditParameters
 from fpe_core.sampling import Sampled, sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
-from fpe_core.unet.attention import level_grids, self_attention_layers
+from fpe_core.unet.attention import self_attention_layers
 from fpe_core.unet.call import UNetCall
 from fpe_core.unet.denoiser import Denoiser
 from fpe_core.unet.prompts import EncodedPrompts, encode_prompts, token_ids
@@ -377,14 +377,7 @@ class Editor:
         regions = None
         if rule.regions is not None and isinstance(sources, Inversion):
             regions = split_regions(
-                rule.regions,
-                sources,
-                asked,
-                inputs,
-                prompts=region_prompts_of(parameters, sources, asked, inputs),
-                text=text,
-                tokenizer=self.checkpoint.tokenizer,
-                grids=level_grids(self.checkpoint.unet, height, width),
+                self.checkpoint, sources, asked, inputs, parameters=parameters, text=text
             )
             text = regions.text
         limit, _ = self._row_limits(parameters)

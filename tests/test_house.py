@@ -76,7 +76,7 @@ WINGS_OF_THE_ALGORITHM = {
     "sampling": {"unet", "editors"},
     "inversion": {"unet", "image"},
     "editor": {"unet", "checkpoint", "image", "editors"},
-    "edit_regions": {"unet", "editors"},
+    "edit_regions": {"unet", "checkpoint", "editors"},
     "edit_rows": {"unet"},
     "edit_words": {"unet", "editors"},
     "blending": {"unet", "editors"},
