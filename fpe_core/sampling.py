@@ -83,7 +83,10 @@ def sample_edits(
     _require_sources(rule, sources, parameters)
     if regions is not None and isinstance(sources, Inversion):
         sources, asked = regions.inverted(denoiser, schedule, sources), regions.asked
-    rows = EditRows(sources, asked, parameters, sites, text=denoiser.text, words=words)
+    split = None if regions is None else regions.of_edits
+    rows = EditRows(
+        sources, asked, parameters, sites, text=denoiser.text, words=words, regions=split
+    )
     levels = rule.start.sampled_steps(steps)
     in_turn = [rows.at(step) for step in range(steps - levels, steps)]
     denoiser.prepare(each for now in in_turn for each in (now.source, now.edit))
@@ -102,7 +105,6 @@ def sample_edits(
         start=z,
     )
     z = blending.bound(levels, z)
-    split = None if regions is None else regions.of_edits
     beside = _Beside(None if seen is None else seen[rows.source_of_edit])
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
         t, now = schedule.timesteps[k], rows.at(step)
@@ -117,7 +119,7 @@ def sample_edits(
             # trajectory. Inversion evaluated z_k at t_k, so its maps are not the ones needed here.
             z_source = sources.trajectory[:, k + 1]
             of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
-        output = denoiser.evaluate(now.edit, beside(z), t, split or now.inject)
+        output = denoiser.evaluate(now.edit, beside(z), t, now.inject)
         z = schedule.sample_step(z, now.guide(output, of_sources), k)
         z = blending.after(step, k, z, z_source, now.columns)
     return Sampled(z, z_source, blending.masks)
