@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     )
     from fpe_core.editors.p2p import PromptToPrompt
     from fpe_core.editors.pnp import PlugAndPlay
+    from fpe_core.editors.region_prompts import RegionPrompts
     from fpe_core.editors.sdedit import SdEdit
+    from fpe_core.editors.shape_guided import ShapeGuided
     from fpe_core.errors import (
         CheckpointError,
         FPEError,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from fpe_core.image.decode import decode_image
     from fpe_core.image.fit import Fit, FittedImage, fit_image
     from fpe_core.injection import (
+        AttentionRegions,
         Blend,
         DifferenceMask,
         EditRule,
@@ -98,6 +101,7 @@ ALGORITHM_VERSION = "2"
 __all__ = [
     "ALGORITHM_VERSION",
     "SCORES",
+    "AttentionRegions",
     "Blend",
     "BlendedLatent",
     "Checkpoint",
@@ -136,10 +140,12 @@ __all__ = [
     "PromptError",
     "PromptToPrompt",
     "Proximal",
+    "RegionPrompts",
     "ResidualInjection",
     "RowCounts",
     "RowsOutOfMemoryError",
     "SdEdit",
+    "ShapeGuided",
     "Start",
     "StructureModel",
     "SyntheticSources",
@@ -194,7 +200,9 @@ _NAMES_OF_MODULE = {
     ),
     "fpe_core.editors.p2p": ("PromptToPrompt",),
     "fpe_core.editors.pnp": ("PlugAndPlay",),
+    "fpe_core.editors.region_prompts": ("RegionPrompts",),
     "fpe_core.editors.sdedit": ("SdEdit",),
+    "fpe_core.editors.shape_guided": ("ShapeGuided",),
     "fpe_core.errors": (
         "CheckpointError",
         "FPEError",
@@ -212,6 +220,7 @@ _NAMES_OF_MODULE = {
         "fit_image",
     ),
     "fpe_core.injection": (
+        "AttentionRegions",
         "EditRule",
         "Injection",
         "ResidualInjection",

@@ -34,6 +34,7 @@ from fpe_core.unet.exchange import (
 )
 from fpe_core.unet.parts import UNetParts
 from fpe_core.unet.prompts import EncodedPrompts
+from fpe_core.unet.regions import RegionSplit
 from fpe_core.unet.rows import UNetRows
 
 
@@ -51,7 +52,8 @@ class StepRows:
     Attributes:
         source: rows of the sources; empty if they give nothing.
         edit: rows of the edits that are evaluated.
-        record, inject: what the first hand over to the second; None: nothing.
+        record, inject: what the first hand over to the second, or what splits the attention of the
+            second; None: nothing.
         guiding: the rows that guidance combines: `edit`, behind the unconditional rows that the
             sources lend.
         lent: (rows,), int64, which of the sources' rows these are; None: they lend none.
@@ -60,14 +62,14 @@ class StepRows:
     source: UNetRows
     edit: UNetRows
     record: Record | None
-    inject: Inject | None
+    inject: Inject | RegionSplit | None
     guiding: UNetRows
     lent: Tensor | None
 
     @property
     def columns(self) -> list[tuple[Tensor, Tensor]]:
         """What was seen of the edits' words in this step's maps, see `Inject.columns`."""
-        return [] if self.inject is None else self.inject.columns
+        return self.inject.columns if isinstance(self.inject, Inject) else []
 
     def guide(
         self,
@@ -157,6 +159,7 @@ class EditRows:
         *,
         text: EncodedPrompts,
         words: EditWords | None = None,
+        regions: RegionSplit | None = None,
     ) -> None:
         """
         Args:
@@ -165,10 +168,11 @@ class EditRows:
             sites: of the edits' rule.
             text: all prompts, the negative one included.
             words: of the edits, if the rule mixes words.
+            regions: of the edits, if their masks split attention; nothing is handed over then.
         """
         self._device = text.embeddings.device
         self._parameters, self._sites, self._text = parameters, sites, text
-        self._words = words
+        self._words, self._regions = words, regions
         self._is_real = isinstance(sources, Inversion)
         self._source_of_edit = [edit.source for edit in asked]
         self.source_of_edit = self._index(self._source_of_edit)
@@ -242,7 +246,7 @@ class EditRows:
             only = self._is_real and lent is None
             record = Record(self._recorded, sites, tuple(residuals), only)
             inject = self._inject(record, taken, residuals, givers)
-        return StepRows(source, edit, record, inject, guiding, lent)
+        return StepRows(source, edit, record, inject or self._regions, guiding, lent)
 
     def _inject(
         self,

@@ -43,6 +43,7 @@ from fpe_core.bound_edits import bound_images, bound_inputs
 from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_shape
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.edit_friendly import invert_edit_friendly
+from fpe_core.edit_regions import cut_off, region_prompts_of, split_regions, texts_of
 from fpe_core.edit_rows import AskedEdit, RuleSites
 from fpe_core.edit_words import mix_words
 from fpe_core.editors.method import NOTHING, EditInputs, require_method
@@ -287,6 +288,8 @@ class Editor:
             given = bound_inputs(given, asked, sources, parameters.inside)
         targets = [edit.target_prompt for edit in asked]
         of_rows = ("",) if EMPTY in parameters.method.rule.source_rows else ()
+        regions = region_prompts_of(parameters, sources, asked, given)
+        of_rows = (*of_rows, *texts_of(regions))
         text = self._encode_prompts(
             (parameters.negative_prompt, *sources.source_prompts, *targets, *of_rows)
         )
@@ -300,11 +303,11 @@ class Editor:
             source_images = sources.images
         if parameters.inside is not None:
             images = bound_images(images, given, asked, source_images, parameters.inside)
-        made = zip(targets, images, latents.cpu().unbind(), finite, strict=True)
-        edits = iter(
-            Edit(*each, text.truncated.get(each[0], ""), mask)
-            for each, mask in zip(made, masks, strict=True)
-        )
+        cut = [text.truncated.get(target, "") for target in targets]
+        if regions:
+            cut = [cut_off(self.checkpoint.tokenizer, each) for each in regions]
+        made = zip(targets, images, latents.cpu().unbind(), finite, cut, masks, strict=True)
+        edits = iter(Edit(*each) for each in made)
         return EditResult(
             edits=tuple(tuple(next(edits) for _ in prompts) for prompts in target_prompts),
             source_images=source_images,
@@ -394,6 +397,12 @@ class Editor:
             ]
             targets = [edit.target_prompt for edit in asked]
             text, words = mix_words(text, mixes, targets, sites.words)
+        regions = None
+        if rule.regions is not None and isinstance(sources, Inversion):
+            regions = split_regions(
+                self.checkpoint, sources, asked, inputs, parameters=parameters, text=text
+            )
+            text = regions.text
         limit, _ = self._row_limits(parameters)
         denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
         if null_text is not None:
@@ -411,6 +420,7 @@ class Editor:
             parameters=parameters,
             words=words,
             seen=seen,
+            regions=regions,
         )
 
     def _zeros(self, parameters: EditParameters) -> Tensor:

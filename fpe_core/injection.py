@@ -185,6 +185,24 @@ class Blend:
 
 
 @dataclass(frozen=True)
+class AttentionRegions:
+    """Attention that the edit's mask splits, of all layers at all steps and of all rows, and in the
+    inversion that the edit starts from, which is its own.
+
+    A position inside the mask attends to positions inside and to the tokens of the prompt of the
+    inside, one outside likewise. Weights are taken off after the softmax, and the others keep
+    theirs. The mask at an attention of h x w positions is the nearest pixel's: position (i, j) is
+    inside if pixel (floor((i + 0.5) H / h), floor((j + 0.5) W / w)) is.
+
+    Attributes:
+        cross_scale: factor for the weights of tokens; in the edit it is 1 for those that the
+            inversion's prompt of the region has too.
+    """
+
+    cross_scale: float = 2.5
+
+
+@dataclass(frozen=True)
 class EditRule:
     """How edits of a method are made; guidance and the number of steps are the call's.
 
@@ -197,6 +215,8 @@ class EditRule:
         image_guidance: scale of the guidance by the source that the UNet sees, in channels of its
             own (InstructPix2Pix, arXiv 2211.09800, eq. 3); None: it sees no source.
         sampler: of `SAMPLERS`: "euler_ancestral" draws noise of the edit's seed at every step.
+        regions: the mask splits attention, in the edit and in an inversion of its own, and nothing
+            is taken of the source; None: it does not.
     """
 
     injections: tuple[Injection, ...] = ()
@@ -206,11 +226,22 @@ class EditRule:
     inside: bool = False
     image_guidance: float | None = None
     sampler: str = "ddim"
+    regions: AttentionRegions | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ParameterError(
                 f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
+            )
+        if self.regions is not None and (
+            self.exchanges
+            or self.start != Start()
+            or self.image_guidance is not None
+            or self.blend != Blend("given")
+        ):
+            raise ParameterError(
+                "attention that a mask splits starts at the inverted latent, is blended by that "
+                "mask, and takes nothing of the source"
             )
 
     @property
@@ -242,10 +273,13 @@ class EditRule:
             and self.start == Start()
             and (self.blend is None or isinstance(self.blend.mask, WordMask))
             and not self.inside
+            and self.regions is None
         )
 
     def inverted_steps(self, steps: int) -> int:
         """The highest level K of the source's trajectory z_0 .. z_K that is needed."""
+        if self.regions is not None:
+            return 0  # the edit makes its own
         if self.start.latent == "inverted":
             return self.start.sampled_steps(steps)
         if self.exchanges:

@@ -15,6 +15,7 @@ from fpe_core.null_text import NullText
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
 from fpe_core.unet.denoiser import Denoiser
+from fpe_core.unet.regions import RegionSplit
 from fpe_core.unet.rows import UNetRows
 
 
@@ -72,7 +73,13 @@ class Inversion:
 
 
 def invert(
-    denoiser: Denoiser, schedule: DDIMSchedule, rows: UNetRows, z: Tensor, steps: int
+    denoiser: Denoiser,
+    schedule: DDIMSchedule,
+    rows: UNetRows,
+    z: Tensor,
+    steps: int,
+    *,
+    regions: RegionSplit | None = None,
 ) -> Tensor:
     """Walks latents up to noise by unguided DDIM inversion.
 
@@ -80,6 +87,7 @@ def invert(
         rows: one unguided row for each latent.
         z: z_0, (S, C, h, w).
         steps: how many of the schedule's, K.
+        regions: masks of the latents that split attention; None: nothing does.
 
     Returns:
         z_0 .. z_K, (S, K + 1, C, h, w).
@@ -90,7 +98,7 @@ def invert(
     denoiser.prepare([rows])
     trajectory = [z]
     for k, t in enumerate(schedule.timesteps[:steps]):
-        z = schedule.invert_step(z, denoiser.evaluate(rows, z, t), k)
+        z = schedule.invert_step(z, denoiser.evaluate(rows, z, t, regions), k)
         trajectory.append(z)
     return torch.stack(trajectory, dim=1)
 

@@ -143,16 +143,14 @@ class EditParameters:
                 f"{', '.join(foreign)}: parameters of fpe, not of {self.editor.name}; "
                 "EditParameters.edited_by leaves them out"
             )
-        if self.editor.rule.image_guidance is not None:
-            if self.inversion != "direct":
-                raise ParameterError(
-                    f"{self.editor.name} inverts nothing; inversion must be direct, got "
-                    f"{self.inversion!r}"
-                )
-            if self.proximal is not None:
-                raise ParameterError(
-                    f"{self.editor.name} is guided by an image too; proximal guidance is not for it"
-                )
+        if (why := _own_start(self.editor.rule)) and self.inversion != "direct":
+            raise ParameterError(
+                f"{self.editor.name} {why}; inversion must be direct, got {self.inversion!r}"
+            )
+        if self.editor.rule.image_guidance is not None and self.proximal is not None:
+            raise ParameterError(
+                f"{self.editor.name} is guided by an image too; proximal guidance is not for it"
+            )
         if self.editor.rule.start.sampled_steps(self.steps) < 1:
             raise ParameterError(
                 f"{self.editor.name} samples none of {self.steps} steps: "
@@ -328,6 +326,15 @@ class EditParameters:
                 f"unknown edit parameter {', '.join(unknown)}; allowed: {', '.join(allowed)}"
             )
         return cls(**known)
+
+
+def _own_start(rule: EditRule) -> str:
+    """Why edits of a rule have no choice of the inversion, "" if they do."""
+    if rule.image_guidance is not None:
+        return "inverts nothing"
+    if rule.regions is not None:
+        return "inverts with its edits' masks and region prompts"
+    return ""
 
 
 def _require_interval(name: str, value: object) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fpe_core.editors.method import EditInputs
+from fpe_core.editors.region_prompts import inversion_key
 from fpe_core.injection import (
     CONDITIONAL,
     EMPTY,
@@ -39,7 +40,7 @@ class RowCounts:
     Attributes:
         inversion: of the source's inversion, whatever the number of edits; with null-text
             inversion the most that it may take, backward passes not counted.
-        source: of the source beside its edits.
+        source: of the source beside its edits, and of inversions that depend on them.
         edits: of its edits, those of their masks included.
     """
 
@@ -64,9 +65,20 @@ def row_counts(
         inversion += MOST_ROWS_PER_STEP * len(parameters.guided_steps)
         inversion += parameters.steps - len(parameters.guided_steps)
     counts = [_counts(rule, n, parameters, source_prompt) for rule, n in by_rule.items()]
+    own = parameters.steps * _own_inversions(parameters, inputs, source_prompt)
     return RowCounts(
-        inversion, sum(source for source, _ in counts), sum(edits for _, edits in counts)
+        inversion, own + sum(source for source, _ in counts), sum(edits for _, edits in counts)
     )
+
+
+def _own_inversions(
+    parameters: EditParameters, inputs: Sequence[EditInputs], source_prompt: str
+) -> int:
+    """How many inversions these edits need that depend on their masks and region prompts."""
+    if parameters.rule.regions is None:
+        return 0
+    of = parameters.method.region_prompts
+    return len({inversion_key(of(source_prompt, "", each), each.mask) for each in inputs})
 
 
 def source_rows_at(rule: EditRule, step: int, steps: int) -> frozenset[str]:
@@ -127,8 +139,11 @@ def rows_when_guided(rule: EditRule) -> int:
 
 
 def shares_first_step(rule: EditRule) -> bool:
-    """Whether all edits of a source start with one latent, and so with one unconditional row."""
-    return rule.start.latent == "inverted"
+    """Whether all edits of a source start with one latent, and so with one unconditional row.
+
+    Not if a mask splits their attention: what is split differs from edit to edit.
+    """
+    return rule.start.latent == "inverted" and rule.regions is None
 
 
 def lends_first_row(rule: EditRule, parameters: EditParameters) -> bool:

@@ -21,6 +21,7 @@ from fpe_core.blending import (
     given_masks,
     noised,
 )
+from fpe_core.edit_regions import EditRegions
 from fpe_core.edit_rows import AskedEdit, EditRows, RuleSites
 from fpe_core.edit_words import EditWords
 from fpe_core.editors.method import EditInputs
@@ -59,6 +60,7 @@ def sample_edits(
     parameters: EditParameters,
     words: EditWords | None = None,
     seen: Tensor | None = None,
+    regions: EditRegions | None = None,
 ) -> Sampled:
     """Samples the edits of S sources together.
 
@@ -72,6 +74,7 @@ def sample_edits(
         parameters: of all edits.
         words: of the edits, if the rule mixes words.
         seen: what the UNet sees of each source besides, if the rule guides by it, (S, C', h, w).
+        regions: of the edits, if masks split their attention.
 
     Raises:
         ParameterError: the sources or the inputs do not have what the rule needs.
@@ -79,7 +82,12 @@ def sample_edits(
     """
     rule, steps = sites.rule, schedule.steps
     _require_sources(rule, sources, parameters)
-    rows = EditRows(sources, asked, parameters, sites, text=denoiser.text, words=words)
+    if regions is not None and isinstance(sources, Inversion):
+        sources, asked = regions.inverted(denoiser, schedule, sources), regions.asked
+    split = None if regions is None else regions.of_edits
+    rows = EditRows(
+        sources, asked, parameters, sites, text=denoiser.text, words=words, regions=split
+    )
     levels = rule.start.sampled_steps(steps)
     in_turn = [rows.at(step) for step in range(steps - levels, steps)]
     denoiser.prepare(each for now in in_turn for each in (now.source, now.edit))

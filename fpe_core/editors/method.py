@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fpe_core import editors
+from fpe_core.editors.region_prompts import RegionPrompts
 from fpe_core.errors import ParameterError
 from fpe_core.injection import EditRule, require_steps
 from fpe_core.layer_rules import layer_rule_from_dict
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from fpe_core.editors.words import TokenMix, Tokens
 
-NEEDS = ("source_prompt", "mask", "blend_words", "seed")
+NEEDS = ("source_prompt", "mask", "blend_words", "region_prompts", "seed")
 """What a method may need besides an image and a target prompt, as `EditMethod.needs` names it."""
 
 
@@ -36,12 +37,14 @@ class EditInputs:
             each may be several words that follow each other.
         word_scales: words of the target prompt and a factor for their attention, such as
             (("red", 2.0),).
+        region_prompts: what is inside the mask and outside of it, in the source and in the edit.
     """
 
     seed: int | None = None
     mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     blend_words: tuple[str, str] | None = None
     word_scales: tuple[tuple[str, float], ...] = ()
+    region_prompts: RegionPrompts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for ids: equal inputs give equal dictionaries; a mask is its digest."""
@@ -55,6 +58,8 @@ class EditInputs:
             values["blend_words"] = list(self.blend_words)
         if self.word_scales:
             values["word_scales"] = [[word, float(scale)] for word, scale in self.word_scales]
+        if self.region_prompts is not None:
+            values["region_prompts"] = self.region_prompts._asdict()
         return values
 
 
@@ -111,6 +116,7 @@ class EditMethod:
             "source_prompt": bool(source_prompt.strip()),
             "mask": inputs.mask is not None,
             "blend_words": inputs.blend_words is not None,
+            "region_prompts": inputs.region_prompts is not None,
             "seed": inputs.seed is not None,
         }
         return tuple(need for need in NEEDS if need in self.needs and not has[need])
@@ -138,6 +144,13 @@ class EditMethod:
             tokens: the token ids of a text, the first and the last special one included.
             window: how many tokens the text encoder sees.
         """
+        raise NotImplementedError
+
+    def region_prompts(
+        self, source_prompt: str, target_prompt: str, inputs: EditInputs
+    ) -> RegionPrompts:
+        """All four prompts of an edit, for `EditRule.regions`; those not given by the method's
+        rule."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:

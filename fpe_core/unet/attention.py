@@ -58,13 +58,23 @@ def self_attention_layers(
     """
     names = [name for name in unet.attn_processors if name.endswith("attn1.processor")]
     names.sort(key=_order_of_execution)
-    level_tokens = _tokens_per_level(len(unet.down_blocks), latent_height, latent_width)
+    grids = level_grids(unet, latent_height, latent_width)
+    level_tokens = [height * width for height, width in grids]
     found = []
     for position, name in enumerate(names, start=1):
         level = _level(name, len(level_tokens))
         size = level_tokens[level]
         found.append(SelfAttentionLayer(position, name, size, 2**level, _part(name)))
     return tuple(found)
+
+
+def level_grids(unet: Any, latent_height: int, latent_width: int) -> list[tuple[int, int]]:
+    """(height, width) of the latent grid at each of the UNet's levels, the largest first."""
+    grids, (height, width) = [], (latent_height, latent_width)
+    for _ in range(len(unet.down_blocks)):
+        grids.append((height, width))
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return grids
 
 
 def select_layers(
@@ -105,14 +115,6 @@ def _order_of_execution(name: str) -> tuple[int, int, int, int]:
 
 def _part(name: str) -> str:
     return {"down": "down", "mid": "middle", "up": "up"}[name.partition("_")[0]]
-
-
-def _tokens_per_level(levels: int, height: int, width: int) -> list[int]:
-    tokens = []
-    for _ in range(levels):
-        tokens.append(height * width)
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return tokens
 
 
 def _level(name: str, levels: int) -> int:

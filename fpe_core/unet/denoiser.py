@@ -14,6 +14,7 @@ from torch import Tensor
 from fpe_core.unet.call import UNetCall
 from fpe_core.unet.exchange import Exchange, Inject, Record
 from fpe_core.unet.prompts import EncodedPrompts, TextKeys
+from fpe_core.unet.regions import RegionSplit
 from fpe_core.unet.row_limit import RowLimit
 from fpe_core.unet.rows import Chunk, UNetRows
 
@@ -62,7 +63,7 @@ class Denoiser:
         rows: UNetRows,
         z: Tensor,
         timestep: int,
-        exchange: Record | Inject | None = None,
+        exchange: Record | Inject | RegionSplit | None = None,
     ) -> Tensor:
         """The UNet's output for every row, (rows, C, h, w); empty if they only record.
 
@@ -70,7 +71,7 @@ class Denoiser:
             rows: may be empty.
             z: the latents, (latents, C, h, w).
             timestep: 0..999.
-            exchange: what the rows record, or are given; None: nothing.
+            exchange: what the rows record, or are given, or what splits them; None: nothing.
 
         Raises:
             RowsOutOfMemoryError: a single row does not fit.
@@ -91,7 +92,11 @@ class Denoiser:
         return rows.in_order(outputs, evaluated) if evaluated else outputs
 
     def _run(
-        self, chunk: Chunk, z: Tensor, timestep: int, exchange: Record | Inject | None
+        self,
+        chunk: Chunk,
+        z: Tensor,
+        timestep: int,
+        exchange: Record | Inject | RegionSplit | None,
     ) -> Tensor | None:
         """The output of the chunk's rows; None if they only record."""
         if timestep not in self._of_timestep:

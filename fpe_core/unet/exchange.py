@@ -86,6 +86,24 @@ class WordColumns(NamedTuple):
     given: tuple[Projections, ...]
 
 
+class Regions(NamedTuple):
+    """Attention of a pass that masks split into inside and outside.
+
+    Weights are taken off after the softmax, column by column, so they fold into V: a position
+    inside gets the attention over V times the weights of the inside, one outside over V times those
+    of the outside, and no map has to be materialised (`fpe_core.injection.AttentionRegions`).
+
+    Attributes:
+        inside: number of positions of an attention to its masks, (latents, positions), bool.
+        inside_tokens, outside_tokens: (rows, text tokens): the weight of each token for positions
+            inside and outside.
+    """
+
+    inside: Mapping[int, Tensor]
+    inside_tokens: Tensor
+    outside_tokens: Tensor
+
+
 class Exchange(NamedTuple):
     """What a pass records of its rows or is given, by default nothing.
 
@@ -100,6 +118,7 @@ class Exchange(NamedTuple):
             given map wants it; None if no site mixes words.
         kept: likewise for the rows' own map, whose part is added; None if it has none.
         words: the columns of cross-attention maps that are wanted; None: none are.
+        regions: masks that split all attentions of the rows; None: nothing does.
     """
 
     sites: tuple[Site, ...] = ()
@@ -110,6 +129,7 @@ class Exchange(NamedTuple):
     mixed: PromptRows | None = None
     kept: PromptRows | None = None
     words: WordColumns | None = None
+    regions: Regions | None = None
 
     @property
     def is_of_maps(self) -> bool:
@@ -120,6 +140,7 @@ class Exchange(NamedTuple):
         return (
             not self.resnets
             and self.words is None
+            and self.regions is None
             and all(site == Site(site.attention, "qk", site.first_row) for site in self.sites)
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fpe_core.unet.attend import attended, map_columns, projected
-from fpe_core.unet.exchange import Exchange, Handed, Projections, Site, WordColumns
+from fpe_core.unet.exchange import Exchange, Handed, Projections, Regions, Site, WordColumns
 from fpe_core.unet.prompts import PromptRows
 
 
@@ -99,7 +99,9 @@ class PassRows:
     def _attend(self, attn: Any, hidden: Tensor, own: _Own) -> Tensor | None:
         exchange, count = self._exchange, hidden.shape[0]
         place = self._sites.get(self._next)
-        if place is None:
+        if exchange.regions is not None:
+            joined = self._split(attn, own, exchange.regions, count)
+        elif place is None:
             joined = attended(attn, own.query(count), own.key(count), own.value(count))
         elif exchange.given:
             site, given = exchange.sites[place], exchange.given[place]
@@ -166,6 +168,19 @@ class PassRows:
             attn, own.query(count)[first:], own.key(count)[first:], self._values(attn, kept)
         )
         return torch.cat([joined[:first], joined[first:] + more])
+
+    def _split(self, attn: Any, own: _Own, regions: Regions, count: int) -> Tensor:
+        """What the rows attend to inside and outside of their masks, each position by its side."""
+        query, key, value = own.query(count), own.key(count), own.value(count)
+        inside = regions.inside[query.shape[1]]
+        if self._latent_of_row is not None and not self.are_shared:
+            inside = inside[self._latent_of_row]
+        is_text = self._next % 2 == 1
+        weights = (regions.inside_tokens, regions.outside_tokens) if is_text else (inside, ~inside)
+        seen_inside, seen_outside = (
+            attended(attn, query, key, value * each[:, :, None].to(value)) for each in weights
+        )
+        return torch.where(inside[:, :, None], seen_inside, seen_outside)
 
     def _values(self, attn: Any, prompts: PromptRows) -> Tensor:
         """The values of prompts in the next attention."""

@@ -14,6 +14,7 @@ from pipeline.manifest.arrow_types import converted, is_bytes, is_json, is_list,
 from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.labels import EXPECTED as EXPECTED_LABELS
 from pipeline.manifest.labels import TARGET_LABELS, is_target_labels
+from pipeline.manifest.region_columns import REGION_COLUMNS
 from pipeline.manifest.words import json_value, json_words, words_of
 
 
@@ -118,7 +119,7 @@ _EXPECTED: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "steps": (_is_number, "whole numbers"),
 }
 """The type of every known column: a predicate on plain types, and its description for messages."""
-_MAY_BE_LISTS = ("target_prompt", INSTRUCTION, EDIT_TYPE)
+_MAY_BE_LISTS = ("target_prompt", INSTRUCTION, EDIT_TYPE, *REGION_COLUMNS)
 _MAY_BE_CLASSES = ("target_prompt", INSTRUCTION, "source_prompt", "split", EDIT_TYPE)
 
 

@@ -4,6 +4,8 @@
     blend_words   words of the source prompt and of the target prompt that say what is edited: a
                   list of the two, a struct with source and target, or a list of these, one for
                   each target prompt
+    source_inside, source_outside, target_inside, target_outside
+                  see `pipeline.manifest.region_columns`
     strength      how much is changed, 0 to 1, in the place of the editor's own
 
 With masks that bind (a job's `edit.inside`) the mask has another column if the job says so, or is
@@ -26,14 +28,21 @@ from fpe_core.image.boxes import Box
 from pipeline.errors import JobError
 from pipeline.manifest.annotations import BoxColumn, MaskColumn, MaskSource
 from pipeline.manifest.arrow_types import is_json, is_list, is_text, plain_type
-from pipeline.manifest.columns import KNOWN_COLUMNS, is_image_type
+from pipeline.manifest.columns import KNOWN_COLUMNS, are_prompts, is_image_type
 from pipeline.manifest.files import Manifest
+from pipeline.manifest.region_columns import REGION_COLUMNS, region_prompts_of
 from pipeline.manifest.words import is_fraction
 
 EDIT_MASK, BLEND_WORDS, STRENGTH = "edit_mask", "blend_words", "strength"
 EDIT_BOXES = "edit_boxes"
 """The work list's column with boxes from which a mask is drawn."""
-_COLUMN_OF = {"mask": EDIT_MASK, "blend_words": BLEND_WORDS}
+_COLUMNS_OF = {
+    "mask": (EDIT_MASK,),
+    "blend_words": (BLEND_WORDS,),
+    "region_prompts": REGION_COLUMNS,
+}
+CARRIED_INPUTS = (BLEND_WORDS, *REGION_COLUMNS, STRENGTH)
+"""Of the columns that are read for an editor, those that are carried to its edits too."""
 BlendWords: TypeAlias = tuple[str, str]
 """Words of the source prompt, and those of the target prompt."""
 _PAIR = ("source", "target")
@@ -49,7 +58,7 @@ def input_columns(
     used = frozenset[str]() if method is None else method.needs | method.takes
     if binding is not None:
         used -= {"mask"}
-    names = [column for need, column in _COLUMN_OF.items() if need in used]
+    names = [name for need, columns in _COLUMNS_OF.items() if need in used for name in columns]
     if binding is not None and binding.mask:
         names.append(binding.mask)
     return (*names, *([STRENGTH] if hasattr(method, STRENGTH) else []))
@@ -96,12 +105,27 @@ class InputColumns:
     mask: MaskColumn | None = None
     has_blend_words: bool = False
     has_strength: bool = False
+    has_region_prompts: bool = False
     boxes: BoxColumn | None = None
 
     @property
     def has_masks(self) -> bool:
         """Whether the edits of a row may have a mask, drawn or from boxes."""
         return self.mask is not None or self.boxes is not None
+
+    def of_edits(self, known: Mapping[str, Any], prompts: int) -> list[dict[str, Any]]:
+        """What each edit of a row has in these columns, as attributes of a `WantedEdit`.
+
+        Raises ValueError, with the column's name.
+        """
+        found: list[dict[str, Any]] = [{} for _ in range(prompts)]
+        if self.has_blend_words:
+            for each, words in zip(found, blend_words_of(known[BLEND_WORDS], prompts), strict=True):
+                each["blend_words"] = words
+        if self.has_region_prompts:
+            for each, four in zip(found, region_prompts_of(known, prompts), strict=True):
+                each["region_prompts"] = four
+        return found
 
     @classmethod
     def find(
@@ -138,6 +162,7 @@ class InputColumns:
                 "a list of two texts, struct<source: string, target: string>, or lists of these",
             ),
             STRENGTH: (_is_number, "numbers"),
+            **dict.fromkeys(REGION_COLUMNS, (_are_prompts, "text or lists of it")),
         }
         there = []
         for name in input_columns(method, BindingColumn(mask=bound) if bound else None):
@@ -156,6 +181,7 @@ class InputColumns:
             MaskColumn(mask_column, is_list=False) if mask_column in there else None,
             BLEND_WORDS in there,
             STRENGTH in there,
+            any(name in there for name in REGION_COLUMNS),
         )
 
 
@@ -208,6 +234,10 @@ def _is_pair_type(kind: pa.DataType) -> bool:
         types = {field.name: field.type for field in kind}
         return types.keys() == set(_PAIR) and all(map(_is_text, types.values()))
     return is_list(kind) and _is_text(kind.value_type)
+
+
+def _are_prompts(kind: pa.DataType) -> bool:
+    return are_prompts(plain_type(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fpe_core import EditParameters, ParameterError
+from fpe_core import EditParameters, ParameterError, RegionPrompts
 from pipeline.errors import JobError, ManifestError
 from pipeline.manifest.annotations import BoxColumn, MaskColumn, MaskSource
 from pipeline.manifest.arrow_types import is_json, plain_type
@@ -23,12 +23,10 @@ from pipeline.manifest.columns import (
     ImageCell,
 )
 from pipeline.manifest.edit_inputs import (
-    BLEND_WORDS,
     STRENGTH,
     BlendWords,
     EditMask,
     InputColumns,
-    blend_words_of,
 )
 from pipeline.manifest.features import class_names, features_of
 from pipeline.manifest.files import MAX_PROBLEMS, Manifest, ManifestBatch, ManifestFile
@@ -49,15 +47,16 @@ _MAX_CACHED_PARAMETERS = 4096
 class WantedEdit:
     """One edit of a row: its prompt, and the values of the labels, in the order of the labels.
 
-    `edit_type` is set if the manifest has a list with one type per edit, else "". `blend_words` are
-    set if the job's editor uses them. `target_prompt` is the instruction for an editor that reads
-    instructions; "" if the row has only prompts for editors of the other kind.
+    `edit_type` is set if the manifest has a list with one type per edit, else "". `blend_words` and
+    `region_prompts` are set if the job's editor uses them. `target_prompt` is the instruction for
+    an editor that reads instructions; "" if the row has only prompts for editors of the other kind.
     """
 
     target_prompt: str
     labels: tuple[str | None, ...] = ()
     edit_type: str = ""
     blend_words: BlendWords | None = None
+    region_prompts: RegionPrompts | None = None
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,8 @@ class RowReader:
             found.append(f"seed must be 0 to 2^63-1, got {seed}")
         parameters = self._row_parameters(known)
         source_prompt, edits = self._row_prompts(known, text)
-        if self._inputs.has_blend_words:
-            edits = _with_blend_words(edits, known[BLEND_WORDS])
+        if self._inputs.has_blend_words or self._inputs.has_region_prompts:
+            edits = _with_inputs(edits, self._inputs, known)
         image = ImageCell.of(known["image"])
         if image.is_empty and (not source_prompt.strip() or seed is None):
             raise _BadRowError("has neither an image nor both source_prompt and seed")
@@ -364,15 +363,14 @@ def _with_strength(parameters: EditParameters, strength: float | None) -> EditPa
     return parameters.edited_by(replace(parameters.method, **changed))
 
 
-def _with_blend_words(edits: Sequence[WantedEdit], value: Any) -> tuple[WantedEdit, ...]:
+def _with_inputs(
+    edits: Sequence[WantedEdit], inputs: InputColumns, known: Mapping[str, Any]
+) -> tuple[WantedEdit, ...]:
     try:
-        words = blend_words_of(value, len(edits))
+        of_edits = inputs.of_edits(known, len(edits))
     except ValueError as error:
         raise _BadRowError(str(error)) from error
-    return tuple(
-        edit if pair is None else replace(edit, blend_words=pair)
-        for edit, pair in zip(edits, words, strict=True)
-    )
+    return tuple(replace(edit, **own) for edit, own in zip(edits, of_edits, strict=True))
 
 
 def row_id_digest(row_id: str) -> bytes:

@@ -14,10 +14,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import cycle, islice
 
 import numpy as np
 
-from fpe_core import EditInputs, EditParameters
+from fpe_core import EditInputs, EditParameters, RegionPrompts
+from fpe_core.editors.region_prompts import inversion_key
 from fpe_core.row_formulas import RowCounts, row_counts
 from pipeline.editor_calls import call_by_call, calls_of_source, edits_per_call
 
@@ -140,9 +142,31 @@ class GroupShape:
 _STAND_IN_MASK = np.ones((1, 1), np.bool_)
 
 
-def stand_in(blend_words: tuple[str, str] | None, *, has_mask: bool) -> EditInputs:
+def stand_in(
+    blend_words: tuple[str, str] | None,
+    region_prompts: RegionPrompts | None = None,
+    *,
+    has_mask: bool,
+) -> EditInputs:
     """Inputs that a method counts and checks like those of an edit, before its mask is read."""
-    return EditInputs(seed=0, mask=_STAND_IN_MASK if has_mask else None, blend_words=blend_words)
+    return EditInputs(
+        seed=0,
+        mask=_STAND_IN_MASK if has_mask else None,
+        blend_words=blend_words,
+        region_prompts=region_prompts,
+    )
+
+
+def _own_inversions(
+    parameters: EditParameters, inputs: Sequence[EditInputs], source_prompt: str
+) -> tuple[int, ...]:
+    """Of each edit, the number of its inversion if that depends on its inputs; else empty."""
+    if parameters.rule.regions is None:
+        return ()
+    prompts = [parameters.method.region_prompts(source_prompt, "", each) for each in inputs]
+    keys = [inversion_key(each, own.mask) for each, own in zip(prompts, inputs, strict=True)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return tuple(numbers[key] for key in keys)
 
 
 @dataclass(frozen=True)
@@ -153,12 +177,15 @@ class MethodShape(GroupShape):
         parameters: of all its edits.
         with_words: how many of the edits have blend words.
         has_mask, has_prompt: whether they have a mask, and their source a prompt.
+        inversions: of each edit, the number of its inversion, for methods that invert a source
+            again for edits with other masks or prompts; empty for all others.
     """
 
     parameters: EditParameters = field(default_factory=EditParameters)
     with_words: int = 0
     has_mask: bool = False
     has_prompt: bool = False
+    inversions: tuple[int, ...] = ()
 
     @classmethod
     def of_edits(
@@ -176,6 +203,7 @@ class MethodShape(GroupShape):
             with_words=sum(each.blend_words is not None for each in inputs),
             has_mask=any(each.mask is not None for each in inputs),
             has_prompt=bool(source_prompt),
+            inversions=_own_inversions(parameters, inputs, source_prompt),
         )
 
     @property
@@ -196,9 +224,16 @@ class MethodShape(GroupShape):
     def _counts(self) -> RowCounts:
         """Of all calls together; edits with blend words come first."""
         words = [("x", "x")] * self.with_words
+        of_source = self.inversions or (None,) * self.edits
         inputs = [
-            stand_in(pair, has_mask=self.has_mask)
-            for pair in (*words, *[None] * (self.edits - self.with_words))
+            stand_in(
+                pair,
+                None if number is None else RegionPrompts(source_inside=str(number)),
+                has_mask=self.has_mask,
+            )
+            for pair, number in zip(
+                (*words, *[None] * (self.edits - self.with_words)), of_source, strict=True
+            )
         ]
         per_call = edits_per_call(self.width_px, self.height_px)
         counts = [
@@ -222,7 +257,9 @@ class MethodShape(GroupShape):
         return self._with(replace(self.parameters, guidance_interval=(0.0, share)))
 
     def with_edits(self, edits: int) -> MethodShape:
-        return replace(self, edits=edits, with_words=self.with_words * edits // self.edits)
+        numbers = islice(cycle(self.inversions), edits)  # nothing of nothing
+        with_words = self.with_words * edits // self.edits
+        return replace(self, edits=edits, with_words=with_words, inversions=tuple(numbers))
 
     def with_replacement(self, steps: int, replaced_fraction: float) -> MethodShape:  # noqa: ARG002
         """The same shape with other steps; the method's own shares of them stay."""

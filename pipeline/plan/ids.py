@@ -4,7 +4,8 @@
     base         hash of: source key, source prompt, parameters, seed, checkpoint, algorithm, fit,
                  and the edit's mask if the editor uses one
     group_id     hash of: base
-    edit_id      hash of: base, target prompt, and blend words if the editor uses them
+    edit_id      hash of: base, target prompt, and blend words and region prompts if the editor uses
+                 them
     source_id    hash of: source key; for a synthetic source the base, which decides what it shows
 
 Rows that are equal in all of that are distinguished by their occurrence: n is hashed for the n-th.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from fpe_core import ALGORITHM_VERSION, EditParameters
+from fpe_core import ALGORITHM_VERSION, EditParameters, RegionPrompts
 from pipeline.ledger.id_set import ID_BYTES
 from pipeline.redact import without_query
 
@@ -112,7 +113,11 @@ def edit_id(
     target_prompt: str,
     occurrence: int = 0,
     blend_words: tuple[str, str] | None = None,
+    region_prompts: RegionPrompts | None = None,
 ) -> bytes:
+    if region_prompts is not None:
+        written = canonical_json([target_prompt, blend_words, region_prompts])
+        return _derived_id(b"regions", base, occurrence, written)
     if blend_words is None:
         return _derived_id(b"edit", base, occurrence, target_prompt)
     return _derived_id(b"blend", base, occurrence, canonical_json([target_prompt, *blend_words]))

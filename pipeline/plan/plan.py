@@ -335,7 +335,11 @@ def applicable(group: PlannedGroup) -> tuple[PlannedGroup, list[str]]:
         ) or source.parameters.not_applicable(
             source.source_prompt,
             edit.target_prompt,
-            stand_in(edit.blend_words, has_mask=source.edit_mask is not None),
+            stand_in(
+                edit.blend_words,
+                edit.region_prompts,
+                has_mask=source.edit_mask is not None,
+            ),
             synthetic=source.is_synthetic,
         )
         if reason:
@@ -353,7 +357,10 @@ def shape_of(group: PlannedGroup) -> GroupShape:
     has_mask = source.edit_mask is not None
     return MethodShape.of_edits(
         source.parameters,
-        [stand_in(edit.blend_words, has_mask=has_mask) for _, edit in group.edits],
+        [
+            stand_in(edit.blend_words, edit.region_prompts, has_mask=has_mask)
+            for _, edit in group.edits
+        ],
         source_prompt=source.source_prompt,
         synthetic=source.is_synthetic,
     )

@@ -32,7 +32,7 @@ from pipeline.job.job import Job
 from pipeline.manifest.annotations import AnnotationSettings, BoxColumn, MaskColumn
 from pipeline.manifest.arrow_types import is_json
 from pipeline.manifest.columns import EDIT_TYPE
-from pipeline.manifest.edit_inputs import BLEND_WORDS, STRENGTH, InputColumns, input_columns
+from pipeline.manifest.edit_inputs import CARRIED_INPUTS, InputColumns, input_columns
 from pipeline.manifest.embedded import Embedded, embedded_in
 from pipeline.manifest.features import class_names, features_of, metadata_of
 from pipeline.manifest.files import Manifest, ManifestBatch
@@ -262,9 +262,10 @@ class ResolvedJob:
         is_counted = repeated is None or base in repeated
         edits = []
         for edit in row.edits:
-            identity = edit_id(base, edit.target_prompt, 0, edit.blend_words)
+            own = (edit.blend_words, edit.region_prompts)
+            identity = edit_id(base, edit.target_prompt, 0, *own)
             if is_counted and (repetition := edit_counter.next(identity)):
-                identity = edit_id(base, edit.target_prompt, repetition, edit.blend_words)
+                identity = edit_id(base, edit.target_prompt, repetition, *own)
             edits.append((identity, edit))
         return PlannedGroup(
             source=row,
@@ -291,7 +292,7 @@ def resolve_job(job: Job) -> ResolvedJob:
     manifest = Manifest.open(
         job.manifest,
         job.storage_options,
-        carry=(*carry, *(name for name in of_editor if name in (BLEND_WORDS, STRENGTH))),
+        carry=(*carry, *(name for name in of_editor if name in CARRIED_INPUTS)),
         read_too=tuple(dict.fromkeys((*(() if masks is None else (masks.column,)), *of_editor))),
         needs_target_prompt=prompts is None,
         prompts="target" if method is None else method.prompts,

@@ -165,6 +165,9 @@ def _of_edits(rows: Sequence[SourceRow]) -> pa.RecordBatch:
     if any(edit.blend_words for edit in edits):
         words = [edit.blend_words for edit in edits]
         columns["blend_words"] = pa.array(words, pa.list_(pa.string()))
+    if any(edit.region_prompts for edit in edits):
+        prompts = [edit.region_prompts for edit in edits]
+        columns["region_prompts"] = pa.array(prompts, pa.list_(pa.string()))
     return pa.RecordBatch.from_pydict(columns)
 
 

@@ -31,6 +31,7 @@ from pipeline.manifest.annotations import MASK_SOURCE_TYPE, MaskSource
 from pipeline.manifest.arrow_types import holds_bytes
 from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_BOXES, EDIT_MASK, InputColumns
 from pipeline.manifest.embedded import have_bytes
+from pipeline.manifest.region_columns import REGION_PROMPTS
 from pipeline.manifest.rows import Problems, SourceRow
 from pipeline.plan.ids import file_stem, parameters_json
 from pipeline.plan.resolved_job import PlannedGroup, Repeats, ResolvedJob
@@ -57,6 +58,8 @@ def work_schema(
     """
     inputs = inputs or InputColumns()
     words = [pa.field(BLEND_WORDS, pa.list_(pa.string()))] if inputs.has_blend_words else []
+    if inputs.has_region_prompts:
+        words.append(pa.field(REGION_PROMPTS, pa.list_(pa.string())))
     edit = pa.struct(
         [
             pa.field("edit_id", ID_TYPE, nullable=False),
@@ -284,6 +287,7 @@ def _edits_column(groups: list[PlannedGroup], kind: pa.DataType) -> pa.Array:
         "labels": [edit.labels for _, edit in edits],
         "edit_type": [edit.edit_type for _, edit in edits],
         BLEND_WORDS: [edit.blend_words for _, edit in edits],
+        REGION_PROMPTS: [edit.region_prompts for _, edit in edits],
     }
     items = list(kind.value_type)
     struct = pa.StructArray.from_arrays(

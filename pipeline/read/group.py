@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fpe_core import EditInputs, EditParameters, Fit
+from fpe_core import EditInputs, EditParameters, Fit, RegionPrompts
 from fpe_core.editors.method import NOTHING
 from fpe_core.image.bound import binds_nothing, edited_area
 from fpe_core.image.boxes import FittedBox
@@ -23,6 +23,7 @@ from fpe_core.image.masks import object_of
 from pipeline.ledger.outcome import EditKey
 from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, BlendWords
 from pipeline.manifest.prompts import lacks_prompt
+from pipeline.manifest.region_columns import REGION_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PlannedEdit:
     key: EditKey
     labels: tuple[str | None, ...]
     blend_words: BlendWords | None = None
+    region_prompts: RegionPrompts | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Group:
             seed=int.from_bytes(edit.key.edit_id[:8]) >> 1,
             mask=self._edited_pixels,
             blend_words=edit.blend_words,
+            region_prompts=edit.region_prompts,
         )
 
     def not_applicable(self, edit: PlannedEdit) -> str:
@@ -174,5 +177,10 @@ def _planned_edit(row: dict[str, Any], edit: dict[str, Any]) -> PlannedEdit:
         target_prompt=edit["target_prompt"],
         edit_type=edit["edit_type"],
     )
-    words = edit.get(BLEND_WORDS)
-    return PlannedEdit(key, tuple(edit["labels"] or ()), tuple(words) if words else None)
+    words, regions = edit.get(BLEND_WORDS), edit.get(REGION_PROMPTS)
+    return PlannedEdit(
+        key,
+        tuple(edit["labels"] or ()),
+        tuple(words) if words else None,
+        RegionPrompts(*regions) if regions else None,
+    )

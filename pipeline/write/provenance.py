@@ -79,11 +79,11 @@ def edit_packet(
         "edit_id": key.edit_id.hex(),
         "target_prompt": key.target_prompt,
     }
-    words = next(
-        (each.blend_words for each in group.edits if each.key.edit_id == key.edit_id), None
-    )
-    if words is not None:
-        generation["blend_words"] = list(words)
+    edit = next((each for each in group.edits if each.key.edit_id == key.edit_id), None)
+    if edit is not None and edit.blend_words is not None:
+        generation["blend_words"] = list(edit.blend_words)
+    if edit is not None and edit.region_prompts is not None:
+        generation["region_prompts"] = edit.region_prompts._asdict()
     if group.message:
         generation["source_colours"] = group.message
     is_synthetic = group.image is None

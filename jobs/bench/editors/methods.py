@@ -40,6 +40,7 @@ from fpe_core.editors.method import EditInputs, EditMethod
 from fpe_core.editors.p2p import PromptToPrompt
 from fpe_core.editors.pnp import PlugAndPlay
 from fpe_core.editors.sdedit import SdEdit
+from fpe_core.editors.shape_guided import ShapeGuided
 from fpe_core.layer_rules import LayersByPart
 from fpe_core.still_life.benchmark.benchmark import Arm
 from fpe_core.still_life.benchmark.edit_inputs import true_inputs
@@ -157,6 +158,13 @@ METHODS = (
         _SEED,
     ),
     Compared("blended", BlendedLatent(), (), _SEED | _MASK),
+    Compared(
+        "shape_guided",
+        ShapeGuided(2.5),
+        (ShapeGuided(1.0), ShapeGuided(4.0)),
+        _MASK | _WORDS,
+        _MASK | _WORDS,
+    ),
     Compared(
         "instruct_pix2pix",
         InstructPix2Pix(1.5),

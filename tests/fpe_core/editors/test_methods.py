@@ -46,6 +46,7 @@ EVERY = (
     "p2p",
     "pnp",
     "sdedit",
+    "shape_guided",
 )
 
 

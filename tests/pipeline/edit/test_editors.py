@@ -32,6 +32,7 @@ from tests.pipeline.edit.conftest import PROMPTS
 MakeJob = Callable[..., Job]
 READS_INSTRUCTIONS = "instruct_pix2pix"
 """The one with a checkpoint of its own: tests/pipeline/run/test_editor_run.py."""
+NEED_MASKS = ("blended", "shape_guided")
 
 
 def run(job: Job) -> tuple[Plan, LedgerCounts]:
@@ -60,7 +61,7 @@ def test_a_method_is_planned_made_verified_and_made_again(
     job = make_job(columns, editor)
     plan, counts = run(job)
     name = editor if isinstance(editor, str) else editor["name"]
-    lacking = 2 if name == "blended" else 0  # the second row has no mask
+    lacking = 2 if name in NEED_MASKS else 0  # the second row has no mask
     assert (plan.edits_total, plan.edits_not_applicable) == (4, lacking)
     assert (counts.accepted, counts.failed, counts.not_applicable) == (4 - lacking, 0, lacking)
     assert counts.unet_rows == plan.unet_rows
@@ -89,7 +90,7 @@ def check_names(job: Job, name: str) -> None:
         assert written["algorithm"].startswith(f"{name}: ")
         assert written["parameters"]["editor"] == parameters
         words = ["red cup", row["target_prompt"].removeprefix("a ")]
-        has_words = name == "p2p" and row["blend_words"] is not None
+        has_words = name in ("p2p", "shape_guided") and row["blend_words"] is not None
         assert written.get("blend_words") == (words if has_words else None)
 
 
