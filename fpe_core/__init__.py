@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         method_names,
     )
     from fpe_core.editors.p2p import PromptToPrompt
+    from fpe_core.editors.pix2pix_zero import Pix2PixZero
     from fpe_core.editors.pnp import PlugAndPlay
     from fpe_core.editors.sdedit import SdEdit
     from fpe_core.errors import (
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from fpe_core.image.fit import Fit, FittedImage, fit_image
     from fpe_core.injection import (
         Blend,
+        CrossGuidance,
         DifferenceMask,
         EditRule,
         Injection,
@@ -102,6 +104,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ClipScorer",
+    "CrossGuidance",
     "DdimEditing",
     "DiffEdit",
     "DifferenceMask",
@@ -131,6 +134,7 @@ __all__ = [
     "MasaCtrl",
     "NotApplicableError",
     "ParameterError",
+    "Pix2PixZero",
     "PlugAndPlay",
     "PromptError",
     "PromptToPrompt",
@@ -191,6 +195,7 @@ _NAMES_OF_MODULE = {
         "method_names",
     ),
     "fpe_core.editors.p2p": ("PromptToPrompt",),
+    "fpe_core.editors.pix2pix_zero": ("Pix2PixZero",),
     "fpe_core.editors.pnp": ("PlugAndPlay",),
     "fpe_core.editors.sdedit": ("SdEdit",),
     "fpe_core.errors": (
@@ -215,6 +220,7 @@ _NAMES_OF_MODULE = {
         "ResidualInjection",
         "Start",
         "Blend",
+        "CrossGuidance",
         "DifferenceMask",
         "WordMask",
     ),

@@ -42,15 +42,17 @@ from torch import Tensor
 from fpe_core.bound_edits import bound_images, bound_inputs
 from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_shape
 from fpe_core.checkpoint.load import Checkpoint
+from fpe_core.cross_guidance import sample_cross_guided
 from fpe_core.edit_rows import AskedEdit, RuleSites
 from fpe_core.edit_words import mix_words
 from fpe_core.editors.method import NOTHING, EditInputs, require_method
 from fpe_core.errors import NotApplicableError, ParameterError
 from fpe_core.image.fit import Fit, fit_image
-from fpe_core.injection import EMPTY, EditRule
+from fpe_core.injection import EditRule
 from fpe_core.inversion import Edit, EditResult, Inversion, Sources, SyntheticSources, invert
 from fpe_core.null_text import NullText, optimise_null_text
 from fpe_core.parameters import EditParameters
+from fpe_core.regularised import NoiseRegularisation
 from fpe_core.sampling import Sampled, sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
 from fpe_core.unet.attention import self_attention_layers
@@ -148,7 +150,10 @@ class Editor:
         rows = UNetRows.unguided([text.index[p] for p in prompts], self.checkpoint.device)
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
         levels = parameters.inverted_steps
-        trajectory = invert(denoiser, schedule, rows, z, levels)
+        move = None
+        if fitted and parameters.rule.cross_guidance is not None:
+            move = NoiseRegularisation(schedule, [f.image for f in fitted], z).invert_step
+        trajectory = invert(denoiser, schedule, rows, z, levels, invert_step=move)
         null_text = None
         if parameters.inversion == "null_text" and fitted:
             null_text = self._null_text(trajectory, prompts, parameters)
@@ -263,9 +268,9 @@ class Editor:
         if parameters.inside is not None:
             given = bound_inputs(given, asked, sources, parameters.inside)
         targets = [edit.target_prompt for edit in asked]
-        of_rows = ("",) if EMPTY in parameters.method.rule.source_rows else ()
+        own = parameters.method.rule.own_prompts
         text = self._encode_prompts(
-            (parameters.negative_prompt, *sources.source_prompts, *targets, *of_rows)
+            (parameters.negative_prompt, *sources.source_prompts, *targets, *own)
         )
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
@@ -350,6 +355,20 @@ class Editor:
         text: EncodedPrompts,
     ) -> Sampled:
         """Samples edits of one rule."""
+        schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
+        limit, _ = self._row_limits(parameters)
+        if rule.cross_guidance is not None:
+            return sample_cross_guided(
+                self._exact_unet,
+                schedule,
+                rule,
+                sources,
+                asked,
+                inputs=inputs,
+                parameters=parameters,
+                text=text,
+                limit=limit,
+            )
         null_text = _null_text_of(sources, parameters)
         if null_text is not None:
             text = null_text.prompts_with(text)
@@ -371,7 +390,6 @@ class Editor:
             ]
             targets = [edit.target_prompt for edit in asked]
             text, words = mix_words(text, mixes, targets, sites.words)
-        limit, _ = self._row_limits(parameters)
         denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
         if null_text is not None:
             null_text.change_by_step(denoiser)
@@ -380,7 +398,7 @@ class Editor:
             seen = sources.trajectory[:, 0] / self.autoencoder.scaling_factor
         return sample_edits(
             denoiser,
-            ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
+            schedule,
             sites,
             sources,
             asked,
@@ -471,3 +489,8 @@ def _require_agreement(inverted: EditParameters, asked: EditParameters) -> None:
                 f"{name} must be the sources' own ({getattr(inverted, name)}), got "
                 f"{getattr(asked, name)}: an edit has to agree with the inversion"
             )
+    if (inverted.rule.cross_guidance is None) != (asked.rule.cross_guidance is None):
+        raise ParameterError(
+            f"{asked.method.name} cannot edit sources of {inverted.method.name}, since one of the "
+            "two regularises the inversion: invert with the parameters of the edits"
+        )

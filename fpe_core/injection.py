@@ -182,6 +182,35 @@ class Blend:
 
 
 @dataclass(frozen=True)
+class CrossGuidance:
+    """Gradients keep an edit's cross-attention maps near its source's (pix2pix-zero, arXiv
+    2302.03027, sec. 3.3), and the noise of the inversion is regularised (sec. 3.1).
+
+    Attributes:
+        size: of the move, a factor of the gradient.
+        source_sentences, target_sentences: the direction of the edit, mean embedding of the second
+            minus that of the first; without them from the caption to the target prompt.
+    """
+
+    size: float
+    source_sentences: tuple[str, ...] = ()
+    target_sentences: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_number("cross_guidance", self.size, minimum=0.0)
+        for name in ("source_sentences", "target_sentences"):
+            texts = getattr(self, name)
+            is_list = isinstance(texts, tuple)
+            if not is_list or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ParameterError(f"{name} must be a list of texts, got {texts!r}")
+        if bool(self.source_sentences) != bool(self.target_sentences):
+            raise ParameterError(
+                "source_sentences and target_sentences make a direction together: give both or "
+                "neither"
+            )
+
+
+@dataclass(frozen=True)
 class EditRule:
     """How edits of a method are made; guidance and the number of steps are the call's.
 
@@ -193,6 +222,8 @@ class EditRule:
             source, z_0 with the edit's start noise.
         image_guidance: scale of the guidance by the source that the UNet sees, in channels of its
             own (InstructPix2Pix, arXiv 2211.09800, eq. 3); None: it sees no source.
+        cross_guidance: None: no gradients. Else nothing but `start`, which is the inverted latent,
+            and `inside` has a meaning.
     """
 
     injections: tuple[Injection, ...] = ()
@@ -201,6 +232,7 @@ class EditRule:
     blend: Blend | None = None
     inside: bool = False
     image_guidance: float | None = None
+    cross_guidance: CrossGuidance | None = None
 
     @property
     def is_noisy(self) -> bool:
@@ -230,7 +262,17 @@ class EditRule:
             and self.start == Start()
             and (self.blend is None or isinstance(self.blend.mask, WordMask))
             and not self.inside
+            and self.cross_guidance is None
         )
+
+    @property
+    def own_prompts(self) -> tuple[str, ...]:
+        """Prompts that it needs besides those of sources and edits."""
+        empty = ("",) if EMPTY in self.source_rows else ()
+        if self.cross_guidance is None:
+            return empty
+        given = self.cross_guidance
+        return *empty, *given.source_sentences, *given.target_sentences
 
     def inverted_steps(self, steps: int) -> int:
         """The highest level K of the source's trajectory z_0 .. z_K that is needed."""

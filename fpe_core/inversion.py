@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +69,13 @@ class Inversion:
 
 
 def invert(
-    denoiser: Denoiser, schedule: DDIMSchedule, rows: UNetRows, z: Tensor, steps: int
+    denoiser: Denoiser,
+    schedule: DDIMSchedule,
+    rows: UNetRows,
+    z: Tensor,
+    steps: int,
+    *,
+    invert_step: Callable[[Tensor, Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Walks latents up to noise by unguided DDIM inversion.
 
@@ -77,6 +83,7 @@ def invert(
         rows: one unguided row for each latent.
         z: z_0, (S, C, h, w).
         steps: how many of the schedule's, K.
+        invert_step: in the place of the schedule's own.
 
     Returns:
         z_0 .. z_K, (S, K + 1, C, h, w).
@@ -85,9 +92,9 @@ def invert(
         RowsOutOfMemoryError: a single row does not fit.
     """
     denoiser.prepare([rows])
-    trajectory = [z]
+    trajectory, move = [z], invert_step or schedule.invert_step
     for k, t in enumerate(schedule.timesteps[:steps]):
-        z = schedule.invert_step(z, denoiser.evaluate(rows, z, t), k)
+        z = move(z, denoiser.evaluate(rows, z, t), k)
         trajectory.append(z)
     return torch.stack(trajectory, dim=1)
 

@@ -132,10 +132,26 @@ class EditParameters:
                 f"{self.editor.name} inverts nothing; inversion must be direct, got "
                 f"{self.inversion!r}"
             )
+        self._check_caption()
         if self.editor.rule.start.sampled_steps(self.steps) < 1:
             raise ParameterError(
                 f"{self.editor.name} samples none of {self.steps} steps: "
                 f"{self.editor.rule.start.strength:g} of them is less than one"
+            )
+
+    def _check_caption(self) -> None:
+        """Of a method with cross guidance, whose unconditional rows have the source's prompt."""
+        if self.method.rule.cross_guidance is None:
+            return
+        if self.inversion != "direct":
+            raise ParameterError(
+                f"{self.method.name} has an inversion of its own; inversion must be direct, got "
+                f"{self.inversion!r}"
+            )
+        if self.negative_prompt:
+            raise ParameterError(
+                f"the unconditional rows of {self.method.name} have the source's prompt; "
+                f"negative_prompt must be empty, got {self.negative_prompt!r}"
             )
 
     @property

@@ -41,11 +41,14 @@ class RowCounts:
             inversion the most that it may take, backward passes not counted.
         source: of the source beside its edits.
         edits: of its edits, those of their masks included.
+        backward: how many of all these rows a backward pass follows; with null-text inversion the
+            most.
     """
 
     inversion: int
     source: int
     edits: int
+    backward: int = 0
 
     @property
     def total(self) -> int:
@@ -57,14 +60,25 @@ def row_counts(
 ) -> RowCounts:
     """The rows of a real source with one edit for each of `inputs`, all in one call."""
     by_rule = Counter(parameters.rule_for(each) for each in inputs)
-    inversion = parameters.inverted_steps
+    inversion, backward = parameters.inverted_steps, 0
+    if parameters.rule.cross_guidance is not None:
+        backward = moved_rows(parameters) * len(inputs)
     if parameters.inversion == "null_text":
+        backward += NULL_TEXT_ITERATIONS * len(parameters.guided_steps)
         inversion += MOST_ROWS_PER_STEP * len(parameters.guided_steps)
         inversion += parameters.steps - len(parameters.guided_steps)
     counts = [_counts(rule, n, parameters, source_prompt) for rule, n in by_rule.items()]
     return RowCounts(
-        inversion, sum(source for source, _ in counts), sum(edits for _, edits in counts)
+        inversion,
+        sum(source for source, _ in counts),
+        sum(edits for _, edits in counts),
+        backward,
     )
+
+
+def moved_rows(parameters: EditParameters) -> int:
+    """Rows of an edit that are moved by their gradient: two a guided step, one at others."""
+    return parameters.steps + len(parameters.guided_steps)
 
 
 def source_rows_at(rule: EditRule, step: int, steps: int) -> frozenset[str]:
@@ -102,7 +116,8 @@ def unconditional_prompt(parameters: EditParameters, source_prompt: str, source:
     """
     if parameters.inversion == "null_text":
         return null_text_name(source)
-    npi = parameters.inversion == "negative_prompt"
+    is_caption = parameters.rule.cross_guidance is not None
+    npi = is_caption or parameters.inversion == "negative_prompt"
     return source_prompt if npi else parameters.negative_prompt
 
 
@@ -141,6 +156,8 @@ def _counts(
     rule: EditRule, edits: int, parameters: EditParameters, source_prompt: str
 ) -> tuple[int, int]:
     """(rows of the source, rows of its edits) of the edits with one rule."""
+    if rule.cross_guidance is not None:  # a row is evaluated where it was, and where it is moved to
+        return parameters.steps, 2 * moved_rows(parameters) * edits
     steps, guided = parameters.steps, guided_steps(rule, parameters)
     sampled = range(steps - rule.start.sampled_steps(steps), steps)
     negative = unconditional_prompt(parameters, source_prompt)

@@ -44,6 +44,14 @@ class DDIMSchedule:
         """z_(k+1) and the UNet's output at (z_(k+1), t_k) to z_k."""
         return self._move(z_next, model_output, self.alphas_bar[k + 1], self.alphas_bar[k])
 
+    def noise_of(self, z_k: Tensor, model_output: Tensor, k: int) -> Tensor:
+        """The epsilon that the UNet's output stands for, at the level of z_k."""
+        if self.prediction_type != "v_prediction":
+            return model_output
+        level = self.alphas_bar[k]
+        noise: Tensor = level**0.5 * model_output + (1 - level) ** 0.5 * z_k
+        return noise
+
     def _move(self, z: Tensor, model_output: Tensor, level_from: float, level_to: float) -> Tensor:
         signal, noise = level_from**0.5, (1 - level_from) ** 0.5
         if self.prediction_type == "v_prediction":  # Salimans & Ho 2022, arXiv 2202.00512, app. D

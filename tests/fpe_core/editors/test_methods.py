@@ -44,6 +44,7 @@ EVERY = (
     "instruct_pix2pix",
     "masactrl",
     "p2p",
+    "pix2pix_zero",
     "pnp",
     "sdedit",
 )
@@ -76,9 +77,17 @@ def test_it_says_where_it_is_from_and_what_each_parameter_is(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_every_parameter_is_in_the_id(name: str) -> None:
     """Two methods that differ in one parameter have different records."""
-    other = {"steps": (0.1, 0.9), "keys": "appended", "controller": "replace"}
-    for each in dataclasses.fields(method_named(name)):
-        value = getattr(method_named(name)(), each.name)
+    other = {
+        "steps": (0.1, 0.9),
+        "keys": "appended",
+        "controller": "replace",
+        "source_sentences": ("a cat", "my cat"),
+        "target_sentences": ("a dog", "my dog"),
+    }
+    both = {"source_sentences": ("a cat",), "target_sentences": ("a dog",)}
+    base = method_named(name)(**both if name == "pix2pix_zero" else {})
+    for each in dataclasses.fields(base):
+        value = getattr(base, each.name)
         if hasattr(value, "to_dict"):
             changed: object = LayersByPart("down")
         elif isinstance(value, bool):
@@ -87,8 +96,8 @@ def test_every_parameter_is_in_the_id(name: str) -> None:
             changed = value * 2 if isinstance(value, int) or value > 1 else value / 2
         else:
             changed = other[each.name]
-        method = method_named(name)(**{each.name: changed})
-        assert method.to_dict() != method_named(name)().to_dict(), each.name
+        method = dataclasses.replace(base, **{each.name: changed})
+        assert method.to_dict() != base.to_dict(), each.name
 
 
 def test_fpe_is_in_the_record_as_it_always_was() -> None:
