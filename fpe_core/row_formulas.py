@@ -41,8 +41,8 @@ class RowCounts:
             inversion the most that it may take, backward passes not counted.
         source: of the source beside its edits.
         edits: of its edits, those of their masks included.
-        backward: how many of all these rows a backward pass follows; with null-text inversion the
-            most.
+        backward: how many of the edits' rows a backward pass follows; those of null-text inversion
+            are not counted.
     """
 
     inversion: int
@@ -64,7 +64,6 @@ def row_counts(
     if parameters.rule.cross_guidance is not None:
         backward = moved_rows(parameters) * len(inputs)
     if parameters.inversion == "null_text":
-        backward += NULL_TEXT_ITERATIONS * len(parameters.guided_steps)
         inversion += MOST_ROWS_PER_STEP * len(parameters.guided_steps)
         inversion += parameters.steps - len(parameters.guided_steps)
     counts = [_counts(rule, n, parameters, source_prompt) for rule, n in by_rule.items()]

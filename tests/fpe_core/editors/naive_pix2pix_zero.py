@@ -62,10 +62,10 @@ def correlation(x: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
     loss = torch.zeros((), dtype=x.dtype)
     for channel in range(x.shape[1]):
         plane = x[:, channel : channel + 1]
-        for level in shifts:
+        for number, level in enumerate(shifts):
+            plane = functional.avg_pool2d(plane, 2) if number else plane
             loss = loss + (plane * torch.roll(plane, level[channel], dims=2)).mean() ** 2
             loss = loss + (plane * torch.roll(plane, level[channel], dims=3)).mean() ** 2
-            plane = functional.avg_pool2d(plane, 2)
     return loss
 
 
