@@ -72,7 +72,7 @@ def sample_cross_guided(
         )
     # Tensors of inference mode cannot be part of a graph; their copies outside of it can.
     with torch.inference_mode(mode=False), torch.no_grad():
-        trajectory = sources.trajectory.clone()
+        trajectory = sources.trajectory
         source_of_edit = [edit.source for edit in asked]
         inside = given_masks(inputs, trajectory[:, 0]) if rule.inside else None
         blending = Blending(
@@ -95,7 +95,7 @@ def sample_cross_guided(
             parameters=parameters,
             limit=limit,
         )
-        z = sampler.run(trajectory[:, -1].to(unet.dtype), blending)
+        z = sampler.run(trajectory[:, -1].clone().to(unet.dtype), blending)
         return Sampled(z.to(trajectory.dtype), sources.start, blending.masks)
 
 

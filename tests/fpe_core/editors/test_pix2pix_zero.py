@@ -22,12 +22,19 @@ from fpe_core import (
     NotApplicableError,
     ParameterError,
     Pix2PixZero,
+    load_checkpoint,
     row_counts,
 )
 from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
 from fpe_core.errors import RowsOutOfMemoryError
-from fpe_core.regularised import correlation_gradient, divergence_gradient
+from fpe_core.regularised import (
+    NoiseRegularisation,
+    correlation_gradient,
+    divergence_gradient,
+)
 from fpe_core.schedule import DDIMSchedule
+from fpe_core.still_life.render import render
+from fpe_core.still_life.scene import caption, sample_scene
 from tests.fpe_core.editors import naive_pix2pix_zero as naive_zero
 from tests.fpe_core.editors.cases import (
     SOURCES,
@@ -156,6 +163,13 @@ def test_of_v_prediction_the_noise_is_regularised() -> None:
     plain = replace(schedule, prediction_type="epsilon")
     assert plain.noise_of(z, noise, 1) is noise
     torch.testing.assert_close(plain.invert_step(z, noise, 1), schedule.invert_step(z, velocity, 1))
+    images = photos(1, SQUARE)
+    one, other = (
+        NoiseRegularisation(each, images, z).invert_step(z, output, 1)
+        for each, output in ((plain, noise), (schedule, velocity))
+    )
+    torch.testing.assert_close(one, other)
+    assert distance(one, plain.invert_step(z, noise, 1)) > 1e-3
 
 
 def test_an_edit_is_the_same_in_any_batch(checkpoint: Checkpoint) -> None:
@@ -166,6 +180,27 @@ def test_two_runs_are_equal_bit_for_bit(tiny: Checkpoint) -> None:
     """So a run that was killed within an edit makes it again as if nothing had happened."""
     for one, other in zip(latents(Editor(tiny)), latents(Editor(tiny)), strict=True):
         assert torch.equal(one, other)
+
+
+def test_larger_moves_keep_more_of_the_source() -> None:
+    """With the built-in model, of a green cross that becomes red; its noise is nearer to white."""
+    editor = Editor(load_checkpoint("builtin:still-life", device="cpu"))
+    scene = sample_scene(3000)
+    target = caption(scene).replace("green", "red")
+    assert target != caption(scene)
+    apart = []
+    for size in (0.0, 1.0):
+        parameters = replace(
+            editor.checkpoint.default_parameters.edited_by(Pix2PixZero(size)), steps=8
+        )
+        inversion = editor.invert([render(scene, 128)], [caption(scene)], parameters)
+        made = editor.edit(inversion, [[target]]).edits[0][0].latent
+        apart.append(float((made - inversion.trajectory[0, 0]).norm()))
+    assert apart[1] < 0.9 * apart[0]
+    plain = editor.invert(
+        [render(scene, 128)], [caption(scene)], parameters.edited_by(DdimEditing())
+    )
+    assert abs(float(inversion.start.std()) - 1) < abs(float(plain.start.std()) - 1)
 
 
 @pytest.mark.parametrize("edits", [1, 3])
