@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         method_names,
     )
     from fpe_core.editors.p2p import PromptToPrompt
+    from fpe_core.editors.pix2pix_zero import Pix2PixZero
     from fpe_core.editors.pnp import PlugAndPlay
     from fpe_core.editors.region_prompts import RegionPrompts
     from fpe_core.editors.sdedit import SdEdit
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from fpe_core.injection import (
         AttentionRegions,
         Blend,
+        CrossGuidance,
         DifferenceMask,
         EditRule,
         Injection,
@@ -107,6 +109,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ClipScorer",
+    "CrossGuidance",
     "DdimEditing",
     "DiffEdit",
     "DifferenceMask",
@@ -136,6 +139,7 @@ __all__ = [
     "MasaCtrl",
     "NotApplicableError",
     "ParameterError",
+    "Pix2PixZero",
     "PlugAndPlay",
     "PromptError",
     "PromptToPrompt",
@@ -199,6 +203,7 @@ _NAMES_OF_MODULE = {
         "method_names",
     ),
     "fpe_core.editors.p2p": ("PromptToPrompt",),
+    "fpe_core.editors.pix2pix_zero": ("Pix2PixZero",),
     "fpe_core.editors.pnp": ("PlugAndPlay",),
     "fpe_core.editors.region_prompts": ("RegionPrompts",),
     "fpe_core.editors.sdedit": ("SdEdit",),
@@ -226,6 +231,7 @@ _NAMES_OF_MODULE = {
         "ResidualInjection",
         "Start",
         "Blend",
+        "CrossGuidance",
         "DifferenceMask",
         "WordMask",
     ),

@@ -30,7 +30,7 @@ of the target, and the prompts' keys and values are computed before the first st
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -42,23 +42,23 @@ from torch import Tensor
 from fpe_core.bound_edits import bound_images, bound_inputs
 from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_shape
 from fpe_core.checkpoint.load import Checkpoint
-from fpe_core.edit_friendly import invert_edit_friendly
+from fpe_core.cross_guidance import sample_cross_guided
+from fpe_core.edit_call import inputs_of, require_agreement, require_one_each
 from fpe_core.edit_regions import cut_off, region_prompts_of, split_regions, texts_of
 from fpe_core.edit_rows import AskedEdit, RuleSites
 from fpe_core.edit_words import mix_words
-from fpe_core.editors.method import NOTHING, EditInputs, require_method
+from fpe_core.editors.method import EditInputs, require_method
 from fpe_core.errors import NotApplicableError, ParameterError
 from fpe_core.image.fit import Fit, fit_image
-from fpe_core.injection import EMPTY, EditRule
+from fpe_core.injection import EditRule
 from fpe_core.inversion import (
     Edit,
     EditResult,
     Inversion,
     Sources,
     SyntheticSources,
-    invert,
-    seed_of,
 )
+from fpe_core.inversion_kinds import inversion_prompts, invert_by
 from fpe_core.null_text import NullText, optimise_null_text
 from fpe_core.parameters import EditParameters
 from fpe_core.sampling import Sampled, sample_edits
@@ -68,7 +68,6 @@ from fpe_core.unet.call import UNetCall
 from fpe_core.unet.denoiser import Denoiser
 from fpe_core.unet.prompts import EncodedPrompts, encode_prompts, token_ids
 from fpe_core.unet.row_limit import RowLimit, rows_that_fit
-from fpe_core.unet.rows import UNetRows
 
 
 class Editor:
@@ -142,37 +141,24 @@ class Editor:
         """
         parameters = parameters or self.checkpoint.default_parameters
         prompts = tuple(source_prompts) if source_prompts is not None else ("",) * len(images)
-        _require_one_each("source prompts", prompts, "images", images)
+        require_one_each("source prompts", prompts, "images", images)
         require_method(parameters.method, self.checkpoint.sees_source)
         schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
         fitted = [fit_image(i, parameters.width_px, parameters.height_px, fit) for i in images]
         if fits is not None:
-            _require_one_each("fits", fits, "images", images)
+            require_one_each("fits", fits, "images", images)
             fitted = [replace(each, fit=own) for each, own in zip(fitted, fits, strict=True)]
         z = self._zeros(parameters)
         if fitted:
             z = self.autoencoder.encode([f.image for f in fitted], vae_limit)
-        is_edit_friendly = parameters.inversion == "edit_friendly"
-        beside = (parameters.negative_prompt,) if is_edit_friendly else ()
-        text = self._encode_prompts((*prompts, *beside))
-        own = [text.index[prompt] for prompt in prompts]
+        text = self._encode_prompts((*prompts, *inversion_prompts(parameters)))
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
-        null_text = noise_maps = None
-        if is_edit_friendly:
-            trajectory, noise_maps = invert_edit_friendly(
-                denoiser,
-                schedule,
-                z,
-                seeds=[seed_of(f.image) for f in fitted],
-                prompts=[(each, text.index[parameters.negative_prompt]) for each in own],
-                guidance_scale=parameters.source_guidance_scale,
-                levels=parameters.inverted_steps,
-            )
-        else:
-            rows = UNetRows.unguided(own, self.checkpoint.device)
-            trajectory = invert(denoiser, schedule, rows, z, parameters.inverted_steps)
+        trajectory, noise_maps = invert_by(
+            parameters, denoiser, schedule, z, images=[f.image for f in fitted], prompts=prompts
+        )
+        null_text = None
         if parameters.inversion == "null_text" and fitted:
             null_text = self._null_text(trajectory, prompts, parameters)
         return Inversion(
@@ -227,7 +213,7 @@ class Editor:
     ) -> SyntheticSources:
         """Sources that `edit` samples, each from a prompt and a seed; evaluates no UNet row."""
         parameters = parameters or self.checkpoint.default_parameters
-        _require_one_each("seeds", seeds, "source prompts", source_prompts)
+        require_one_each("seeds", seeds, "source prompts", source_prompts)
         noise = self._zeros(parameters)
         if seeds:
             shape = latent_shape(self.checkpoint, parameters)
@@ -277,21 +263,20 @@ class Editor:
             ParameterError, PromptError, RowsOutOfMemoryError.
         """
         parameters = parameters or sources.parameters
-        _require_agreement(sources.parameters, parameters)
+        require_agreement(sources.parameters, parameters)
         require_method(parameters.method, self.checkpoint.sees_source)
-        _require_one_each("lists of target prompts", target_prompts, "sources", sources)
+        require_one_each("lists of target prompts", target_prompts, "sources", sources)
         if any(isinstance(prompts, str) for prompts in target_prompts):
             raise ParameterError("target_prompts must hold a list of prompts per source, got text")
         asked = [AskedEdit(s, p) for s, prompts in enumerate(target_prompts) for p in prompts]
-        given = _inputs_of(inputs, target_prompts)
+        given = inputs_of(inputs, target_prompts)
         if parameters.inside is not None:
             given = bound_inputs(given, asked, sources, parameters.inside)
         targets = [edit.target_prompt for edit in asked]
-        of_rows = ("",) if EMPTY in parameters.method.rule.source_rows else ()
         regions = region_prompts_of(parameters, sources, asked, given)
-        of_rows = (*of_rows, *texts_of(regions))
+        own = (*parameters.method.rule.own_prompts, *texts_of(regions))
         text = self._encode_prompts(
-            (parameters.negative_prompt, *sources.source_prompts, *targets, *of_rows)
+            (parameters.negative_prompt, *sources.source_prompts, *targets, *own)
         )
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
@@ -376,6 +361,20 @@ class Editor:
         text: EncodedPrompts,
     ) -> Sampled:
         """Samples edits of one rule."""
+        schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
+        limit, _ = self._row_limits(parameters)
+        if rule.cross_guidance is not None:
+            return sample_cross_guided(
+                self._exact_unet,
+                schedule,
+                rule,
+                sources,
+                asked,
+                inputs=inputs,
+                parameters=parameters,
+                text=text,
+                limit=limit,
+            )
         null_text = _null_text_of(sources, parameters)
         if null_text is not None:
             text = null_text.prompts_with(text)
@@ -403,7 +402,6 @@ class Editor:
                 self.checkpoint, sources, asked, inputs, parameters=parameters, text=text
             )
             text = regions.text
-        limit, _ = self._row_limits(parameters)
         denoiser = Denoiser(self.unet, text, limit, self._latent_dtype)
         if null_text is not None:
             null_text.change_by_step(denoiser)
@@ -412,7 +410,7 @@ class Editor:
             seen = sources.trajectory[:, 0] / self.autoencoder.scaling_factor
         return sample_edits(
             denoiser,
-            ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
+            schedule,
             sites,
             sources,
             asked,
@@ -477,34 +475,3 @@ def _masks_of(sampled: Sampled) -> list[Tensor | None]:
     if sampled.masks is None:
         return [None] * len(sampled.latents)
     return list(sampled.masks[:, 0].cpu().unbind())
-
-
-def _inputs_of(
-    inputs: Sequence[Sequence[EditInputs]] | None, target_prompts: Sequence[Sequence[str]]
-) -> list[EditInputs]:
-    """One for each edit, source by source."""
-    if inputs is None:
-        return [NOTHING for prompts in target_prompts for _ in prompts]
-    _require_one_each("lists of inputs", inputs, "sources", target_prompts)
-    for each, prompts in zip(inputs, target_prompts, strict=True):
-        _require_one_each("inputs of a source", each, "its target prompts", prompts)
-    return [each for of_source in inputs for each in of_source]
-
-
-def _require_one_each(what: str, given: Sized, of_what: str, wanted: Sized) -> None:
-    if len(given) != len(wanted):
-        raise ParameterError(
-            f"there must be as many {what} as {of_what}, got {len(given)} and {len(wanted)}"
-        )
-
-
-def _require_agreement(inverted: EditParameters, asked: EditParameters) -> None:
-    names = ["steps", "width_px", "height_px"]
-    if "edit_friendly" in (inverted.inversion, asked.inversion):
-        names += ["inversion", "source_guidance_scale"]
-    for name in names:
-        if getattr(inverted, name) != getattr(asked, name):
-            raise ParameterError(
-                f"{name} must be the sources' own ({getattr(inverted, name)}), got "
-                f"{getattr(asked, name)}: an edit has to agree with the inversion"
-            )

@@ -203,6 +203,35 @@ class AttentionRegions:
 
 
 @dataclass(frozen=True)
+class CrossGuidance:
+    """Gradients keep an edit's cross-attention maps near its source's (pix2pix-zero, arXiv
+    2302.03027, sec. 3.3), and the noise of the inversion is regularised (sec. 3.1).
+
+    Attributes:
+        size: of the move, a factor of the gradient.
+        source_sentences, target_sentences: the direction of the edit, mean embedding of the second
+            minus that of the first; without them from the caption to the target prompt.
+    """
+
+    size: float
+    source_sentences: tuple[str, ...] = ()
+    target_sentences: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_number("cross_guidance", self.size, minimum=0.0)
+        for name in ("source_sentences", "target_sentences"):
+            texts = getattr(self, name)
+            is_list = isinstance(texts, tuple)
+            if not is_list or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ParameterError(f"{name} must be a list of texts, got {texts!r}")
+        if bool(self.source_sentences) != bool(self.target_sentences):
+            raise ParameterError(
+                "source_sentences and target_sentences make a direction together: give both or "
+                "neither"
+            )
+
+
+@dataclass(frozen=True)
 class EditRule:
     """How edits of a method are made; guidance and the number of steps are the call's.
 
@@ -217,6 +246,8 @@ class EditRule:
         sampler: of `SAMPLERS`: "euler_ancestral" draws noise of the edit's seed at every step.
         regions: the mask splits attention, in the edit and in an inversion of its own, and nothing
             is taken of the source; None: it does not.
+        cross_guidance: None: no gradients. Else nothing but `start`, which is the inverted latent,
+            and `inside` has a meaning.
     """
 
     injections: tuple[Injection, ...] = ()
@@ -227,6 +258,7 @@ class EditRule:
     image_guidance: float | None = None
     sampler: str = "ddim"
     regions: AttentionRegions | None = None
+    cross_guidance: CrossGuidance | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -274,7 +306,17 @@ class EditRule:
             and (self.blend is None or isinstance(self.blend.mask, WordMask))
             and not self.inside
             and self.regions is None
+            and self.cross_guidance is None
         )
+
+    @property
+    def own_prompts(self) -> tuple[str, ...]:
+        """Prompts that it needs besides those of sources and edits."""
+        empty = ("",) if EMPTY in self.source_rows else ()
+        if self.cross_guidance is None:
+            return empty
+        given = self.cross_guidance
+        return *empty, *given.source_sentences, *given.target_sentences
 
     def inverted_steps(self, steps: int) -> int:
         """The highest level K of the source's trajectory z_0 .. z_K that is needed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,7 @@ def invert(
     steps: int,
     *,
     regions: RegionSplit | None = None,
+    invert_step: Callable[[Tensor, Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Walks latents up to noise by unguided DDIM inversion.
 
@@ -88,6 +89,7 @@ def invert(
         z: z_0, (S, C, h, w).
         steps: how many of the schedule's, K.
         regions: masks of the latents that split attention; None: nothing does.
+        invert_step: in the place of the schedule's own.
 
     Returns:
         z_0 .. z_K, (S, K + 1, C, h, w).
@@ -96,9 +98,9 @@ def invert(
         RowsOutOfMemoryError: a single row does not fit.
     """
     denoiser.prepare([rows])
-    trajectory = [z]
+    trajectory, move = [z], invert_step or schedule.invert_step
     for k, t in enumerate(schedule.timesteps[:steps]):
-        z = schedule.invert_step(z, denoiser.evaluate(rows, z, t, regions), k)
+        z = move(z, denoiser.evaluate(rows, z, t, regions), k)
         trajectory.append(z)
     return torch.stack(trajectory, dim=1)
 

@@ -151,6 +151,7 @@ class EditParameters:
             raise ParameterError(
                 f"{self.editor.name} is guided by an image too; proximal guidance is not for it"
             )
+        self._check_cross_guidance()
         if self.editor.rule.start.sampled_steps(self.steps) < 1:
             raise ParameterError(
                 f"{self.editor.name} samples none of {self.steps} steps: "
@@ -176,6 +177,18 @@ class EditParameters:
         if self.rule.start.sampled_steps(self.steps) < 1:
             raise ParameterError(
                 f"skipped_fraction {self.skipped_fraction:g} leaves none of {self.steps} steps"
+            )
+
+    def _check_cross_guidance(self) -> None:
+        """Of a method whose unconditional rows have the source's prompt, and a loop of its own."""
+        if self.method.rule.cross_guidance is None:
+            return
+        if self.proximal is not None:
+            raise ParameterError(f"proximal guidance is not for {self.method.name}")
+        if self.negative_prompt:
+            raise ParameterError(
+                f"the unconditional rows of {self.method.name} have the source's prompt; "
+                f"negative_prompt must be empty, got {self.negative_prompt!r}"
             )
 
     @property
@@ -334,6 +347,8 @@ def _own_start(rule: EditRule) -> str:
         return "inverts nothing"
     if rule.regions is not None:
         return "inverts with its edits' masks and region prompts"
+    if rule.cross_guidance is not None:
+        return "has an inversion of its own"
     return ""
 
 

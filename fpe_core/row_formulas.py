@@ -42,11 +42,14 @@ class RowCounts:
             inversion the most that it may take, backward passes not counted.
         source: of the source beside its edits, and of inversions that depend on them.
         edits: of its edits, those of their masks included.
+        backward: how many of the edits' rows a backward pass follows; those of null-text inversion
+            are not counted.
     """
 
     inversion: int
     source: int
     edits: int
+    backward: int = 0
 
     @property
     def total(self) -> int:
@@ -58,7 +61,9 @@ def row_counts(
 ) -> RowCounts:
     """The rows of a real source with one edit for each of `inputs`, all in one call."""
     by_rule = Counter(parameters.rule_for(each) for each in inputs)
-    inversion = parameters.inverted_steps
+    inversion, backward = parameters.inverted_steps, 0
+    if parameters.rule.cross_guidance is not None:
+        backward = moved_rows(parameters) * len(inputs)
     if parameters.inversion == "edit_friendly":  # nothing is left over after the last step
         inversion = (inversion - 1) * edit_friendly_rows(parameters, source_prompt)
     elif parameters.inversion == "null_text":
@@ -67,8 +72,16 @@ def row_counts(
     counts = [_counts(rule, n, parameters, source_prompt) for rule, n in by_rule.items()]
     own = parameters.steps * _own_inversions(parameters, inputs, source_prompt)
     return RowCounts(
-        inversion, own + sum(source for source, _ in counts), sum(edits for _, edits in counts)
+        inversion,
+        own + sum(source for source, _ in counts),
+        sum(edits for _, edits in counts),
+        backward,
     )
+
+
+def moved_rows(parameters: EditParameters) -> int:
+    """Rows of an edit that are moved by their gradient: two a guided step, one at others."""
+    return parameters.steps + len(parameters.guided_steps)
 
 
 def _own_inversions(
@@ -122,7 +135,8 @@ def unconditional_prompt(parameters: EditParameters, source_prompt: str, source:
     """
     if parameters.inversion == "null_text":
         return null_text_name(source)
-    npi = parameters.inversion == "negative_prompt"
+    is_caption = parameters.rule.cross_guidance is not None
+    npi = is_caption or parameters.inversion == "negative_prompt"
     return source_prompt if npi else parameters.negative_prompt
 
 
@@ -164,6 +178,8 @@ def _counts(
     rule: EditRule, edits: int, parameters: EditParameters, source_prompt: str
 ) -> tuple[int, int]:
     """(rows of the source, rows of its edits) of the edits with one rule."""
+    if rule.cross_guidance is not None:  # a row is evaluated where it was, and where it is moved to
+        return parameters.steps, 2 * moved_rows(parameters) * edits
     steps, guided = parameters.steps, guided_steps(rule, parameters)
     sampled = range(steps - rule.start.sampled_steps(steps), steps)
     negative = unconditional_prompt(parameters, source_prompt)

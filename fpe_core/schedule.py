@@ -70,6 +70,14 @@ class DDIMSchedule:
         scaled: Tensor = to_level**0.5 * moved
         return scaled
 
+    def noise_of(self, z_k: Tensor, model_output: Tensor, k: int) -> Tensor:
+        """The epsilon that the UNet's output stands for, at the level of z_k."""
+        if self.prediction_type != "v_prediction":
+            return model_output
+        level = self.alphas_bar[k]
+        noise: Tensor = level**0.5 * model_output + (1 - level) ** 0.5 * z_k
+        return noise
+
     def _move(self, z: Tensor, model_output: Tensor, level_from: float, level_to: float) -> Tensor:
         clean, epsilon = self._taken_apart(z, model_output, level_from)
         moved: Tensor = level_to**0.5 * clean + (1 - level_to) ** 0.5 * epsilon

@@ -8,6 +8,7 @@ pnp         self-attention maps and one residual (Plug-and-Play)
 masactrl    keys and values of the source
 diffedit    a mask of what the prompts see differently
 blended     noise inside a given mask, the source outside
+pix2pix_zero  a direction of the text; gradients hold the source's cross-attention maps
 shape_guided  attention that a mask splits, in the inversion and in the edit
 instruct_pix2pix  a UNet that sees the source and reads an instruction
 

@@ -161,7 +161,7 @@ class EditMethod:
             if hasattr(value, "to_dict"):
                 value = value.to_dict()
             elif isinstance(value, tuple):
-                value = [float(share) for share in value]
+                value = [each if isinstance(each, str) else float(each) for each in value]
             elif each.type == "float":
                 value = float(value)
             values[each.name] = value
@@ -255,7 +255,8 @@ def _methods() -> dict[str, type[EditMethod]]:
 
 
 def _plain(value: Any) -> Any:
-    """A parameter from JSON: rules of layers are dictionaries, shares of steps are lists."""
+    """A parameter from JSON: rules of layers are dictionaries; shares of steps and texts are
+    lists."""
     if isinstance(value, Mapping):
         return layer_rule_from_dict(value)
     return tuple(value) if isinstance(value, list) else value

@@ -121,6 +121,8 @@ def plan_table(plan: Plan, output: str) -> Table:
     if plan.approximation:
         _row(table, "approximation", plan.approximation, "yellow")
     _row(table, "UNet rows to do", _count(plan.unet_rows))
+    if passes := plan.backward_passes:
+        _row(table, "  slow: with a backward pass", _count(passes), "yellow")
     _row(table, "images to write", f"about {size_text(plan.output_bytes)}")
     return table
 

@@ -1,8 +1,9 @@
 """Inversions that are kept in a folder, for other jobs on the same sources.
 
 What a trajectory depends on is in the name of its file: the pixels and the prompt of the source,
-the checkpoint, the steps, the data type and the kind of device. So jobs with different editors,
-guidance, target prompts and masks share it, and a source that changed gets another one. A file has
+the checkpoint, the steps, the data type and the kind of device, and whether it is regularised, as
+pix2pix_zero's is. So jobs with different editors, guidance, target prompts and masks share it, and
+a source that changed gets another one. A file has
 z_0 .. z_K as safetensors, as exact as they were: 3.3 MB at 512 px and 50 steps. An editor that
 needs fewer levels also takes a file that has all of them. Null-text and edit-friendly inversions
 are not kept.
@@ -66,8 +67,9 @@ class KeptInversions:
         prompts = list(source_prompts or [""] * len(images))
         if not levels or parameters.inversion not in ("direct", "negative_prompt"):
             return self._editor.invert(images, prompts, parameters, fits=fits)
+        kind = [] if parameters.rule.cross_guidance is None else ["regularised"]
         names = [
-            self._name_of(image, prompt, parameters.steps)
+            self._name_of(image, prompt, parameters.steps, *kind)
             for image, prompt in zip(images, prompts, strict=True)
         ]
         kept = list(self._pool.map(lambda name: self._read(name, levels, parameters.steps), names))
@@ -110,9 +112,11 @@ class KeptInversions:
             truncated_prompts=tuple(truncated),
         )
 
-    def _name_of(self, image: Image.Image, prompt: str, steps: int) -> str:
+    def _name_of(self, image: Image.Image, prompt: str, steps: int, *kind: str) -> str:
+        """`kind`: what it is besides a plain inversion."""
         pixels = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
-        content = json.dumps([*self._identity, steps, image.size, image.mode, pixels, prompt])
+        own = [steps, image.size, image.mode, pixels, prompt, *kind]
+        content = json.dumps([*self._identity, *own])
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def _read(self, name: str, levels: int, steps: int) -> tuple[Tensor, str] | None:

@@ -113,6 +113,11 @@ class GroupShape:
         return self.source_rows + self.edit_rows
 
     @property
+    def backward_passes(self) -> int:
+        """How many of the edits' rows a backward pass follows, which makes them slow."""
+        return 0
+
+    @property
     def is_guided(self) -> bool:
         return self.guided_steps > 0
 
@@ -220,6 +225,10 @@ class MethodShape(GroupShape):
     def edit_rows(self) -> int:
         return self._counts.edits
 
+    @property
+    def backward_passes(self) -> int:
+        return self._counts.backward
+
     @cached_property
     def _counts(self) -> RowCounts:
         """Of all calls together; edits with blend words come first."""
@@ -248,6 +257,7 @@ class MethodShape(GroupShape):
             counts[0].inversion,
             sum(each.source for each in counts),
             sum(each.edits for each in counts),
+            sum(each.backward for each in counts),
         )
 
     def unguided(self) -> MethodShape:

@@ -132,6 +132,11 @@ class Plan:
     def edits_pending(self) -> int:
         return self.edits_total - self.edits_done - self.edits_skipped_by_quota
 
+    @property
+    def backward_passes(self) -> int:
+        """How many of the pending edits' UNet rows a backward pass follows."""
+        return sum(shape.backward_passes * count for shape, count in self.shapes.items())
+
 
 @contextmanager
 def relaxed_gc() -> Iterator[None]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from fpe_core import Editor, EditParameters, load_checkpoint
+from fpe_core import Editor, EditParameters, Pix2PixZero, load_checkpoint
 from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
 from pipeline.edit.kept_inversions import KeptInversions
 from pipeline.edit.phase_clock import ClockedEditor
@@ -93,9 +93,11 @@ def test_a_file_is_named_by_all_that_a_trajectory_depends_on(
             (image, "a vase", PARAMETERS),
             (image, "a cup", EditParameters(steps=5, width_px=64, height_px=64)),
             (image, "a cup", EditParameters(steps=4, width_px=64, height_px=64, guidance_scale=2)),
+            (image, "a cup", PARAMETERS.edited_by(Pix2PixZero())),
+            (image, "a cup", PARAMETERS.edited_by(Pix2PixZero(0.2))),
         )
     ]
-    assert rows == [4, 4, 5, 0]
+    assert rows == [4, 4, 5, 0, 4, 0], "a regularised one is another, whatever its edits"
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "other"])
