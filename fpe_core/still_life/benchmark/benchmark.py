@@ -21,6 +21,7 @@ from fpe_core.editor import Editor
 from fpe_core.editors.method import NOTHING, EditInputs
 from fpe_core.inversion import Inversion
 from fpe_core.parameters import EditParameters
+from fpe_core.row_formulas import row_counts
 from fpe_core.still_life.benchmark.edits import BenchmarkEdit, edits_of_scene
 from fpe_core.still_life.benchmark.judgement import Judgement, as_unit, judge, psnr_db
 from fpe_core.still_life.render import render
@@ -125,12 +126,12 @@ def run_benchmark(
     factors = tuple(factors)
     for chunk in _chunks(seeds):
         edits = [edits_of_scene(seed, factors) for seed in chunk]
-        inverted: dict[tuple[int, int, int], _Inverted] = {}
+        inverted: dict[tuple[object, ...], _Inverted] = {}
         for arm in arms:
             key = _inversion_key(arm)
             if key not in inverted:
                 alike = [each.parameters for each in arms if _inversion_key(each) == key]
-                deepest = max(alike, key=_inverted_steps)
+                deepest = max(alike, key=lambda each: each.inverted_steps)
                 began = time.perf_counter()
                 inversion = _invert(editor, chunk, deepest, with_source_prompt)
                 inverted[key] = _Inverted(inversion, time.perf_counter() - began)
@@ -144,12 +145,19 @@ class _Inverted:
     inversion: Inversion
     seconds: float
 
-    def cost(self, scenes: int, steps: int) -> tuple[int, float]:
-        """(UNet rows, seconds) of inverting so many of the scenes, so many steps deep."""
-        of_scene = self.seconds / len(self.inversion)
+    def cost(self, scenes: int, parameters: EditParameters) -> tuple[float, float]:
+        """(UNet rows, seconds) of inverting so many scenes, as deep as the parameters need."""
+        each = 1 / len(self.inversion)
         deepest = self.inversion.trajectory.shape[1] - 1
-        share = steps / deepest if deepest else 1.0
-        return scenes * steps, scenes * of_scene * share
+        share = parameters.inverted_steps / deepest if deepest else 1.0
+        rows = self.inversion.unet_rows * each  # null-text inversion takes what it takes
+        if parameters.inversion != "null_text":
+            counted = (
+                row_counts(parameters, [], source_prompt=prompt).inversion
+                for prompt in self.inversion.source_prompts
+            )
+            rows = sum(counted) * each
+        return scenes * rows, scenes * self.seconds * each * share
 
 
 def _edit(
@@ -172,7 +180,7 @@ def _edit(
         [[arm.inputs(edit, parameters.width_px) for edit in of_scene] for of_scene in asked],
     )
     seconds = time.perf_counter() - began
-    rows, inverting = inverted.cost(sum(map(bool, asked)), _inverted_steps(parameters))
+    rows, inverting = inverted.cost(sum(map(bool, asked)), parameters)
     for of_scene, outputs in zip(asked, result.edits, strict=True):
         for edit, output in zip(of_scene, outputs, strict=True):
             yield JudgedOutput(
@@ -185,13 +193,15 @@ def _edit(
             )
 
 
-def _inversion_key(arm: Arm) -> tuple[int, int, int]:
+def _inversion_key(arm: Arm) -> tuple[object, ...]:
     """Arms with the same key share an inversion."""
-    return arm.parameters.steps, arm.parameters.width_px, arm.parameters.height_px
-
-
-def _inverted_steps(parameters: EditParameters) -> int:
-    return parameters.inverted_steps
+    own = arm.parameters
+    kind: tuple[object, ...] = (own.rule.cross_guidance is not None,)
+    if own.inversion == "null_text":
+        kind = own.inversion, own.guidance_scale, own.guidance_interval
+    elif own.inversion == "edit_friendly":
+        kind = own.inversion, own.source_guidance_scale, own.negative_prompt
+    return own.steps, own.width_px, own.height_px, *kind
 
 
 def measure_floors(

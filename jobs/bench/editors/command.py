@@ -28,6 +28,10 @@ TuningScenes = Annotated[
 InstructCheckpoint = Annotated[
     str, typer.Option(help="The model of methods that read instructions.", metavar="SOURCE")
 ]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="A method to compare, by its name in the tables; may be repeated."),
+]
 Speed = Annotated[
     bool,
     typer.Option(
@@ -52,6 +56,7 @@ def editors(
     instruct_checkpoint: InstructCheckpoint = "builtin:still-life-instruct",
     scenes: Scenes = 40,
     tuning_scenes: TuningScenes = 4,
+    only: Only = None,
     speed: Speed = False,
     speed_model: SpeedModel = "cpu-512",
     speed_size: SpeedSize = None,
@@ -77,12 +82,14 @@ def editors(
         _report_speed(times, out)
         return
     from jobs.bench.editors.compare import compare, tune
+    from jobs.bench.editors.methods import methods_named
     from jobs.bench.editors.parts import Parts
 
+    methods = methods_named(only or [])
     editor = load_editor(checkpoint, device, max_rows, dtype="float32")
     instructed = load_editor(instruct_checkpoint, device, max_rows, dtype="float32")
     parts = Parts(out / "parts", editor, instructed)
-    tunings = tune(parts, tuning_scenes)
+    tunings = tune(parts, methods, tuning_scenes)
     _report(tunings, compare(parts, tunings, scenes), out)
 
 

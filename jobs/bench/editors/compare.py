@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fpe_core import EditParameters, Inside
 from fpe_core.still_life.benchmark.edits import seeds_of
 from jobs.bench.editors.figures import score_of
-from jobs.bench.editors.methods import METHODS, Compared
+from jobs.bench.editors.methods import Compared
 from jobs.bench.editors.parts import Parts, Row, Setting
 
 PUBLISHED, TUNED, BOUND = "published", "tuned", "tuned, inside masks"
@@ -34,15 +34,16 @@ class Tuning:
         return self.candidates[self.scores.index(max(self.scores))]
 
 
-def tune(parts: Parts, scenes: int) -> list[Tuning]:
+def tune(parts: Parts, methods: Sequence[Compared], scenes: int) -> list[Tuning]:
     """Edits the first validation scenes with every candidate of every method.
 
     Args:
+        methods: of `jobs.bench.editors.methods.METHODS`.
         scenes: how many scenes, 1..1000; five edits of each.
     """
     candidates = {
         each: tuple(each.candidates(parts.editor_of(each).checkpoint.default_parameters))
-        for each in METHODS
+        for each in methods
     }
     settings = [Setting(each, own) for each, tried in candidates.items() for own in tried]
     rows = parts.rows(settings, seeds_of("validation", scenes), "validation scenes")

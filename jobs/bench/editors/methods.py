@@ -27,9 +27,11 @@ method, and all candidates are in this file.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fpe_core import EditParameters, LayersByLevel, LayersByRange
+from fpe_core import EditParameters, LayersByLevel, LayersByRange, Proximal
 from fpe_core.editors.blended import BlendedLatent
 from fpe_core.editors.ddim import DdimEditing
 from fpe_core.editors.diffedit import DiffEdit
@@ -38,9 +40,11 @@ from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
 from fpe_core.editors.masactrl import MasaCtrl
 from fpe_core.editors.method import EditInputs, EditMethod
 from fpe_core.editors.p2p import PromptToPrompt
+from fpe_core.editors.pix2pix_zero import Pix2PixZero
 from fpe_core.editors.pnp import PlugAndPlay
 from fpe_core.editors.sdedit import SdEdit
 from fpe_core.editors.shape_guided import ShapeGuided
+from fpe_core.errors import ParameterError
 from fpe_core.layer_rules import LayersByPart
 from fpe_core.still_life.benchmark.benchmark import Arm
 from fpe_core.still_life.benchmark.edit_inputs import true_inputs
@@ -61,6 +65,8 @@ class Compared:
         name: as in tables.
         published: the method with its published parameters.
         changed: two other settings of its parameters to try; none if it has no parameters.
+        others: `EditParameters` of every setting, such as an inversion of another kind.
+        changed_others: instead of `changed`, two other settings of these to try.
         given: attributes of `EditInputs` that its edits are given, as the renderer knows them.
         needs: those without which an edit is not applicable, although the method can do without.
     """
@@ -68,6 +74,8 @@ class Compared:
     name: str
     published: EditMethod
     changed: tuple[EditMethod, ...] = ()
+    others: tuple[tuple[str, Any], ...] = ()
+    changed_others: tuple[tuple[str, Any], ...] = ()
     given: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
 
@@ -87,12 +95,14 @@ class Compared:
         `recommended`: the checkpoint's own parameters, of which steps, guidance scale, negative
         prompt and size are taken.
         """
-        first = recommended.edited_by(self.published)
-        factors = GUIDANCE_FACTORS if self.changed else _MORE_FACTORS
+        first = dataclasses.replace(recommended, **dict(self.others)).edited_by(self.published)
+        has_own = self.changed or self.changed_others
+        factors = GUIDANCE_FACTORS if has_own else _MORE_FACTORS
         scales = [factor * recommended.guidance_scale for factor in factors]
         return [
             first,
-            *(recommended.edited_by(method) for method in self.changed),
+            *(first.edited_by(method) for method in self.changed),
+            *(dataclasses.replace(first, **{name: value}) for name, value in self.changed_others),
             *(dataclasses.replace(first, guidance_scale=scale) for scale in scales),
         ]
 
@@ -106,6 +116,7 @@ class Compared:
 
 
 _SEED, _MASK, _WORDS = (frozenset({name}) for name in ("seed", "mask", "blend_words"))
+_NO_NEGATIVE = (("negative_prompt", ""),)  # where unconditional rows have one of their own
 
 METHODS = (
     Compared(
@@ -117,7 +128,7 @@ METHODS = (
         ),
     ),
     Compared("ddim", DdimEditing()),
-    Compared("sdedit", SdEdit(0.8), (SdEdit(0.6), SdEdit(0.4)), _SEED),
+    Compared("sdedit", SdEdit(0.8), (SdEdit(0.6), SdEdit(0.4)), given=_SEED),
     Compared(
         "p2p",
         PromptToPrompt(),
@@ -130,8 +141,8 @@ METHODS = (
             PromptToPrompt(blend_word_scale=2.0, blend_level=2),
             PromptToPrompt(blend_word_scale=2.0, layers=LayersByLevel(1)),
         ),
-        _WORDS,
-        _WORDS,
+        given=_WORDS,
+        needs=_WORDS,
     ),
     Compared(
         "pnp",
@@ -155,24 +166,64 @@ METHODS = (
         "diffedit",
         DiffEdit(),
         (DiffEdit(encode_ratio=0.6), DiffEdit(mask_threshold=0.25)),
-        _SEED,
+        given=_SEED,
     ),
-    Compared("blended", BlendedLatent(), (), _SEED | _MASK),
+    Compared("blended", BlendedLatent(), given=_SEED | _MASK),
+    Compared(
+        "pix2pix_zero",
+        Pix2PixZero(),
+        (Pix2PixZero(0.03), Pix2PixZero(0.3)),
+        others=_NO_NEGATIVE,
+    ),
     Compared(
         "shape_guided",
         ShapeGuided(2.5),
         (ShapeGuided(1.0), ShapeGuided(4.0)),
-        _MASK | _WORDS,
-        _MASK | _WORDS,
+        given=_MASK | _WORDS,
+        needs=_MASK | _WORDS,
     ),
     Compared(
         "instruct_pix2pix",
         InstructPix2Pix(1.5),
         (InstructPix2Pix(1.0), InstructPix2Pix(2.0)),
-        _SEED,
+        given=_SEED,
+    ),
+    Compared(
+        "ddim, edit-friendly",
+        DdimEditing(),
+        others=(("inversion", "edit_friendly"),),
+        changed_others=(("skipped_fraction", 0.2), ("skipped_fraction", 0.5)),
+    ),
+    Compared(
+        "p2p, proximal",
+        PromptToPrompt(),
+        others=(*_NO_NEGATIVE, ("inversion", "negative_prompt"), ("proximal", Proximal())),
+        changed_others=(("proximal", Proximal("l1")), ("proximal", Proximal(quantile=0.4))),
+    ),
+    Compared(
+        "fpe, null-text",
+        FreePromptEditing(LayersByLevel(2), 0.8),
+        (
+            FreePromptEditing(LayersByRange(4, 14), 0.8),
+            FreePromptEditing(LayersByLevel(1), 0.8),
+        ),
+        others=(*_NO_NEGATIVE, ("inversion", "null_text")),
     ),
 )
 """In the order of tables: `p2p` refines, with `words` it also blends words; `masactrl+` appends the
-source's keys and values to the edit's own."""
+source's keys and values to the edit's own; the last three are methods with another inversion."""
 
 METHOD_NAMES = tuple(each.name for each in METHODS)
+
+
+def methods_named(names: Sequence[str]) -> tuple[Compared, ...]:
+    """Some of `METHODS`, in their order; all of them without names.
+
+    Raises ParameterError for a name that none of them has.
+    """
+    if unknown := sorted(set(names) - set(METHOD_NAMES)):
+        raise ParameterError(
+            f"nothing to compare is called {', '.join(map(repr, unknown))}; there are "
+            f"{', '.join(map(repr, METHOD_NAMES))}"
+        )
+    return tuple(each for each in METHODS if not names or each.name in names)

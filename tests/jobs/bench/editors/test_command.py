@@ -16,14 +16,14 @@ from fpe_core.still_life import FACTORS
 from fpe_core.still_life.benchmark.benchmark import Arm, run_benchmark
 from fpe_core.still_life.benchmark.edits import edits_of_scene
 from jobs.bench.editors.compare import BOUND, COLUMNS, TUNED
-from jobs.bench.editors.methods import METHODS
+from jobs.bench.editors.methods import METHODS, methods_named
 from jobs.bench.editors.parts import ROW_SCHEMA, png_of
 from jobs.bench.editors.picture import MOST_BYTES, save_small
 from jobs.cli import app
 from jobs.terminal.exits import OK
 from tests.builders.tiny_checkpoint import build_tiny_checkpoint, write_defaults
 
-FEW = tuple(each for each in METHODS if each.name in ("ddim", "p2p, words"))
+FEW = methods_named(["p2p, words", "ddim"])
 """A method without parameters, and one that cannot make all edits."""
 
 
@@ -38,10 +38,8 @@ class Command:
     def __init__(self, checkpoint: pathlib.Path, out: pathlib.Path) -> None:
         self.out = out
         where = ("--checkpoint", str(checkpoint), "--device", "cpu", "--out", str(out))
-        few = ("--scenes", "1", "--tuning-scenes", "1")
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("jobs.bench.editors.compare.METHODS", FEW)
-            self.code, self.printed, self.said = fpe("bench", "editors", *few, *where)
+        few = ("--scenes", "1", "--tuning-scenes", "1", "--only", "p2p, words", "--only", "ddim")
+        self.code, self.printed, self.said = fpe("bench", "editors", *few, *where)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -162,17 +160,15 @@ def test_every_candidate_of_every_method_can_be_made(
 
 
 def test_instructions_go_to_the_model_that_reads_them(
-    tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """With its own recommendation, beside a method of the other kind."""
     instructed = build_tiny_checkpoint(tmp_path / "instruct", sees_source=True)
     write_defaults(instructed, steps=2, size_px=64, editor={"name": "instruct_pix2pix"})
-    chosen = tuple(each for each in METHODS if each.name in ("ddim", "instruct_pix2pix"))
-    monkeypatch.setattr("jobs.bench.editors.compare.METHODS", chosen)
     code, printed, said = fpe(
         *("bench", "editors", "--scenes", "1", "--tuning-scenes", "1", "--device", "cpu"),
         *("--checkpoint", str(tiny_checkpoint), "--instruct-checkpoint", str(instructed)),
-        *("--out", str(tmp_path / "out")),
+        *("--out", str(tmp_path / "out"), "--only", "ddim", "--only", "instruct_pix2pix"),
     )
     assert code == OK, said
     assert "image_guidance_scale 1.5" in printed
@@ -196,3 +192,9 @@ def test_a_large_picture_is_saved_small(tmp_path: pathlib.Path) -> None:
     save_small(flat, tmp_path / "b.png")
     with Image.open(tmp_path / "b.png") as read:
         assert read.convert("RGB").getpixel((5, 5)) == (200, 30, 30)
+
+
+def test_a_method_that_is_none_is_refused_by_name(tmp_path: pathlib.Path) -> None:
+    code, _, said = fpe("bench", "editors", "--only", "p2q", "--out", str(tmp_path))
+    assert code != OK
+    assert "nothing to compare is called 'p2q'; there are 'fpe', 'ddim'" in " ".join(said.split())
