@@ -22,6 +22,7 @@ from pipeline.job.job import Job
 from pipeline.ledger.outcome import FailureCode
 from pipeline.manifest.columns import EDIT_TYPE, INSTRUCTION, KNOWN_COLUMNS
 from pipeline.manifest.edit_inputs import BLEND_WORDS, EDIT_MASK, STRENGTH
+from pipeline.manifest.region_columns import REGION_COLUMNS
 from pipeline.run.metrics import FAMILIES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -270,7 +271,7 @@ def test_columns_of_a_manifest_have_their_lines() -> None:
     shown = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     assert shown == {
         *KNOWN_COLUMNS,
-        *(INSTRUCTION, EDIT_TYPE, EDIT_MASK, BLEND_WORDS, STRENGTH),
+        *(INSTRUCTION, EDIT_TYPE, EDIT_MASK, BLEND_WORDS, STRENGTH, *REGION_COLUMNS),
     }
 
 

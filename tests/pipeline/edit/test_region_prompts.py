@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.cost.measure
+from pipeline.cost.price import price
+from pipeline.cost.probe import ProbeStore
 from pipeline.errors import JobError, ManifestError
 from pipeline.job.job import Job
 from pipeline.ledger.ledger import Ledger
@@ -57,6 +60,22 @@ def test_rows_are_those_of_the_plan(
     assert counts.unet_rows == plan.unet_rows == STEPS * inversions + 2 * STEPS * 4
     (shape,) = {shape.retry_rows for shape in plan.shapes} if len(plan.shapes) == 1 else (None,)
     assert shape is None or shape == plan.unet_rows // 2, "a retry inverts again"
+
+
+def test_it_has_a_price_with_all_of_its_rows(
+    make_job: MakeJob, columns: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps and guidance change it as they change the rows."""
+    monkeypatch.setattr(pipeline.cost.measure, "_MOST_ROUNDS", 1)  # times do not matter here
+    job = make_job(columns | {"source_inside": [["a cup", "cup"]] * 2}, EDITOR)
+    ledger = Ledger.open(Folder.open(job.output))
+    plan = make_plan(job, ledger, write=False)
+    found = price(job, plan, ledger, ProbeStore(tmp_path / "probes.json"), seconds=1e9)
+    assert found.estimate.unet_rows == plan.unet_rows == 4 * STEPS + 4 * 2 * STEPS
+    assert found.estimate.device_s > 0
+    effects = {effect.key: effect.estimate.unet_rows for effect in found.key_effects}
+    assert effects["edit.guidance_scale"] == 4 * STEPS + 4 * STEPS
+    assert effects["edit.steps"] < plan.unet_rows
 
 
 def test_they_are_recorded_and_made_again(make_job: MakeJob, columns: dict[str, Any]) -> None:
