@@ -1,4 +1,4 @@
-"""Jobs of pix2pix_zero: planned as slow, edited by sentences, and made again after a kill."""
+"""Jobs with gradients: pix2pix_zero planned as slow, by sentences; and made again after a kill."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.builders.finished_run import make_edits
 gradients, taken = torch.autograd.grad, iter(range(1000))
 
 def grad(*args, **named):
-    if next(taken) == 6:  # of four a source: in the middle of the second one
+    if next(taken) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     return gradients(*args, **named)
 
@@ -82,14 +82,27 @@ def test_a_job_with_sentences_is_planned_and_made(
     assert "slow" not in str(list(plan_table(make_plan(make_job(columns, "ddim")), "run").columns))
 
 
-def test_a_run_that_is_killed_within_an_edit_goes_on_with_the_same_result(
-    make_job: MakeJob, columns: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("editor", "inversion", "gradients"),
+    [("pix2pix_zero", "direct", 6), ("fpe", "null_text", 45)],
+    ids=["of four a source", "of forty at most"],
+)
+def test_a_run_that_is_killed_in_the_middle_of_gradients_goes_on_with_the_same_result(
+    make_job: MakeJob,
+    columns: dict[str, Any],
+    tmp_path: Path,
+    editor: str,
+    inversion: str,
+    gradients: int,
 ) -> None:
-    job = make_job(columns, "pix2pix_zero")
+    """Killed within the second source, in an edit or in the optimisation of its inversion."""
+    job = make_job(columns, editor, inversion=inversion)
     whole = job.model_copy(update={"output": str(tmp_path / "whole")})
     make_edits(whole, groups_per_block=1)
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, job.model_dump_json()], cwd=ROOT, check=False
+        [sys.executable, "-c", KILLED, job.model_dump_json(), str(gradients)],
+        cwd=ROOT,
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL
     assert Ledger.open(Folder.open(job.output)).counts().accepted == 2
