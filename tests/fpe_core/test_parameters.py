@@ -122,7 +122,7 @@ def test_replaced_steps_do_not_suffer_from_rounding(fraction):
             {"inversion": "negative_prompt", "negative_prompt": "ugly"},
             "negative_prompt must be empty",
         ),
-        ({"editor": {"name": "p3p"}}, "unknown editor 'p3p'; allowed: .*masactrl, p2p, pnp"),
+        ({"editor": {"name": "p3p"}}, "unknown editor 'p3p'; allowed: .*p2p, pix2pix_zero, pnp"),
         (
             {"editor": {"name": "sdedit", "strenth": 0.5}},
             "parameter of sdedit: strenth; allowed: s",
