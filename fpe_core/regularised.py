@@ -6,8 +6,8 @@ a pyramid of averages; the other is the Kullback-Leibler divergence of all of it
 standard normal distribution. Both gradients are written out, so nothing here needs autograd.
 
 How far a channel is shifted is drawn from a generator of the source's own pixels, so that an
-inversion is the same in every batch and every run. A shift is at least 1; the authors' code also
-draws 0, by which the noise is compared with itself.
+inversion is the same in every batch and every run. A shift is at least 1: by 0 the noise would be
+compared with itself.
 """
 
 from __future__ import annotations
