@@ -106,8 +106,7 @@ def sample_edits(
         start=z,
     )
     z = blending.bound(levels, z)
-    near = None if parameters.proximal is None else NearSource(parameters.proximal)
-    shrink = None if near is None else near.shrink
+    near = NearSource(parameters.proximal, _at_levels(sources, rows.source_of_edit))
     move = _mover(rule, schedule, sources, rows.source_of_edit, noise)
     beside = _Beside(None if seen is None else seen[rows.source_of_edit])
     for step, k in enumerate(reversed(range(levels)), start=steps - levels):
@@ -124,9 +123,8 @@ def sample_edits(
             z_source = sources.trajectory[:, k + 1]
             of_sources = denoiser.evaluate(now.source, z_source, t, now.record)
         output = denoiser.evaluate(now.edit, beside(z), t, now.inject)
-        z = move(z, now.guide(output, of_sources, shrink), k)
-        if near is not None:
-            z = near.pull(z, t, _of_sources(sources, z_source, k)[rows.source_of_edit])
+        z = move(z, now.guide(output, of_sources, near.shrink), k)
+        z = near.pull(z, k, t, z_source)
         z = blending.after(step, k, z, z_source, now.columns)
     return Sampled(z, z_source, blending.masks)
 
@@ -189,9 +187,14 @@ def _mover(
     return with_noise if rule.sampler == "euler_ancestral" else schedule.sample_step
 
 
-def _of_sources(sources: Sources, sampled: Tensor, k: int) -> Tensor:
-    """z_k of the sources, (S, C, h, w); `sampled`: of those that are sampled beside their edits."""
-    return sources.trajectory[:, k] if isinstance(sources, Inversion) else sampled
+def _at_levels(sources: Sources, source_of_edit: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """(level k, z_k of sources that are sampled) to those of the edits', (edits, C, h, w)."""
+
+    def at(k: int, sampled: Tensor) -> Tensor:
+        of_sources = sources.trajectory[:, k] if isinstance(sources, Inversion) else sampled
+        return of_sources[source_of_edit]
+
+    return at
 
 
 def _start(

@@ -96,8 +96,10 @@ def test_what_is_kept_of_a_difference() -> None:
     """By its own quantile, edit by edit: the operators of the two norms."""
     difference = torch.stack([torch.arange(-8.0, 8.0), torch.arange(-80.0, 80.0, 10.0)])
     difference = difference.reshape(2, 1, 4, 4)
-    hard = NearSource(Proximal("l0", 0.5)).shrink(difference)
-    soft = NearSource(Proximal("l1", 0.5)).shrink(difference)
+    keep_hard, keep_soft = (NearSource(Proximal(norm, 0.5)).shrink for norm in ("l0", "l1"))
+    assert keep_hard is not None
+    assert keep_soft is not None
+    hard, soft = keep_hard(difference), keep_soft(difference)
     limit = float(difference[0].abs().quantile(0.5))
     assert hard[0].flatten().tolist() == [-8, -7, -6, -5, *[0] * 8, *[4 * (limit < 4)], 5, 6, 7]
     assert torch.equal(soft[0], torch.nn.functional.softshrink(difference[0], limit))
@@ -109,13 +111,16 @@ def test_the_pull_goes_to_the_source() -> None:
     """All the way where nothing was kept nearby, and only at late steps after a guided one."""
     difference, z, source = torch.zeros(1, 2, 5, 5), torch.ones(1, 2, 5, 5), torch.zeros(1, 2, 5, 5)
     difference[0, 1, 0, 0] = 3.0
-    near = NearSource(Proximal("l0", 0.5, pull=1.0))
-    near.shrink(difference)
-    assert torch.equal(near.pull(z, PULLED_BELOW, source), z)
-    near.shrink(difference)
-    pulled = near.pull(z, PULLED_BELOW - 1, source)
-    assert pulled[0].sum(dim=0).tolist()[:3] == [[2, 2, 0, 0, 0], [2, 2, 0, 0, 0], [0] * 5]
-    assert torch.equal(near.pull(z, 1, source), z)  # no guided step came before
+    near = NearSource(Proximal("l0", 0.5, pull=1.0), lambda k, _sampled: source + k)
+    shrink = near.shrink
+    assert shrink is not None
+    shrink(difference)
+    assert torch.equal(near.pull(z, 5, PULLED_BELOW, z), z)
+    shrink(difference)
+    pulled = near.pull(z, 3, PULLED_BELOW - 1, z)
+    assert pulled[0].sum(dim=0).tolist()[:3] == [[2, 2, 6, 6, 6], [2, 2, 6, 6, 6], [6] * 5]
+    assert torch.equal(near.pull(z, 0, 1, z), z)  # no guided step came before
+    assert NearSource(None).shrink is None
 
 
 def test_it_changes_the_edits_of_every_editor_that_is_guided(tiny: Checkpoint) -> None:
