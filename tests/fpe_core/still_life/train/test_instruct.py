@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fpe_core import InstructPix2Pix, checkpoint_defaults, load_checkpoint
-from fpe_core.checkpoint.files import CHECKPOINT_DIR
+from fpe_core.checkpoint.files import CHECKPOINT_DIR, INSTRUCT_DIR
 from fpe_core.still_life import render, sample_scene
 from fpe_core.still_life.benchmark.edits import edits_of_scene
 from fpe_core.still_life.instructions import instruction
 from fpe_core.still_life.render import as_pixels
+from fpe_core.still_life.scene import FACTORS
 from fpe_core.still_life.train.choose_instruct import ScaleGrid, choose_scales
 from fpe_core.still_life.train.data import FIRST_TRAINING_SEED
 from fpe_core.still_life.train.instruct import train, widened
@@ -85,6 +87,35 @@ def test_the_wider_unet_starts_as_the_first_one() -> None:
     assert torch.allclose(made, expected, atol=1e-5)
     made.square().mean().backward()
     assert wide.conv_in.weight.grad[:, 4:].abs().max() > 0
+
+
+def test_shapes_are_drawn_most_often(pairs: Pairs) -> None:
+    """A step's pairs follow these chances; all pairs of a factor have the same."""
+    factors = list(FACTORS)
+    of_pair = [factors[pair // 2 % len(factors)] for pair in range(len(pairs))]
+    each = {
+        factor: {pairs.chance[n] for n, f in enumerate(of_pair) if f == factor}
+        for factor in factors
+    }
+    assert all(len(chances) == 1 for chances in each.values())
+    assert pairs.chance.sum() == pytest.approx(1.0)
+    most = max(factors, key=lambda factor: max(each[factor]))
+    assert most == "shape"
+    assert max(each["shape"]) == pytest.approx(3 * max(each["colour"]))
+
+
+def test_it_starts_with_the_weights_of_an_earlier_training(tmp_path: Path) -> None:
+    """Whose UNet has the further channels already; nothing of it is widened again."""
+    first = UNet2DConditionModel.from_pretrained(INSTRUCT_DIR / "unet", torch_dtype=torch.float32)
+    assert widened(first) is first
+    unet = INSTRUCT_DIR / "unet"
+    train(tmp_path, Budget(steps=1), first_unet=unet, groups=2, compiled=False)
+    own, theirs = (
+        load_file(next(folder.glob("*.safetensors")))
+        for folder in (tmp_path / "checkpoint" / "unet", unet)
+    )
+    apart = max(float((own[name] - theirs[name]).abs().max()) for name in theirs)
+    assert apart < 1e-3, "the average moves by a share of one step"
 
 
 def test_the_training_goes_on_and_its_export_loads(tmp_path: Path) -> None:
