@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -30,20 +31,35 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = ("photo", "red", "green", "blue", "cat", "dog", "car", "snow", "the", "of", "in")
 
 
+STABLE_DIFFUSION_2 = {
+    "use_linear_projection": True,
+    "attention_head_dim": (1, 2, 4, 4),  # that is how many heads a level has
+    "cross_attention_dim": 24,
+}
+"""What the UNet of Stable Diffusion 2 has other than that of 1.x, in miniature; its text encoder is
+OpenCLIP's, with another activation, and its 768 px models predict v."""
+
+
 def build_tiny_checkpoint(
-    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, sees_source: bool = False
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    sees_source: bool = False,
+    is_second: bool = False,
 ) -> Path:
     """Write a tiny random Stable Diffusion into `folder` and return it.
 
     The same seed gives the same weights. `sees_source`: an InstructPix2Pix, whose UNet has eight
-    input channels.
+    input channels. `is_second`: Stable Diffusion 2, which predicts v.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = _tokenizer()
-        unet = _unet(8 if sees_source else 4)
+        others = STABLE_DIFFUSION_2 if is_second else {}
+        unet = _unet(8 if sees_source else 4, **others)
         vae = _vae()
-        text_encoder = _text_encoder(len(tokenizer), tokenizer)
+        text_encoder = _text_encoder(tokenizer, is_second)
     if dtype != torch.float32:
         unet, vae, text_encoder = unet.to(dtype), vae.to(dtype), text_encoder.to(dtype)
     scheduler = DDIMScheduler(
@@ -54,7 +70,7 @@ def build_tiny_checkpoint(
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="epsilon",
+        prediction_type="v_prediction" if is_second else "epsilon",
     )
     kind = StableDiffusionInstructPix2PixPipeline if sees_source else StableDiffusionPipeline
     pipeline = kind(
@@ -71,7 +87,7 @@ def build_tiny_checkpoint(
     return folder
 
 
-def _unet(in_channels: int) -> UNet2DConditionModel:
+def _unet(in_channels: int, **others: Any) -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=SIZE_PX // 8,
         in_channels=in_channels,
@@ -80,9 +96,8 @@ def _unet(in_channels: int) -> UNet2DConditionModel:
         layers_per_block=2,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=16,
-        attention_head_dim=2,
         norm_num_groups=4,
+        **{"cross_attention_dim": 16, "attention_head_dim": 2, **others},
     )
     # Freshly initialised queries and keys give nearly uniform attention maps, and then replacing a
     # map changes nothing.
@@ -112,11 +127,13 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _text_encoder(vocabulary: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def _text_encoder(tokenizer: CLIPTokenizer, is_second: bool) -> CLIPTextModel:
+    width = STABLE_DIFFUSION_2["cross_attention_dim"] if is_second else 16
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=16,
+            vocab_size=len(tokenizer),
+            hidden_act="gelu" if is_second else "quick_gelu",
+            hidden_size=width,
             intermediate_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,

@@ -105,15 +105,24 @@ class Naive:
         trajectory = _TRAJECTORIES.setdefault(key, [z_0])
         wanted = self.steps if levels is None else levels
         for k in range(len(trajectory) - 1, wanted):
-            output = self.unet([trajectory[-1]], k, [prompt])
+            output = self.unet([trajectory[-1]], k, [prompt], level=k)
             trajectory.append(self.move(trajectory[-1], output, k, k + 1))
         return trajectory[: wanted + 1]
 
     @torch.no_grad()
     def unet(
-        self, latents: Sequence[Tensor], k: int, prompts: Sequence[str], attend: Maps | None = None
+        self,
+        latents: Sequence[Tensor],
+        k: int,
+        prompts: Sequence[str],
+        attend: Maps | None = None,
+        *,
+        level: int | None = None,
     ) -> Tensor:
-        """epsilon of rows, each a latent with a prompt, at timestep t_k."""
+        """epsilon of rows, each a latent with a prompt, at timestep t_k.
+
+        What a model predicts as v is epsilon at the latents' level: k + 1, in an inversion k.
+        """
         unet, context = self.checkpoint.unet, torch.cat([self.text(each) for each in prompts])
         own = dict(unet.attn_processors)
         unet.set_attn_processor(_Explicit(attend or plain))
@@ -123,6 +132,9 @@ class Naive:
             ).sample
         finally:
             unet.set_attn_processor(own)
+        if self.checkpoint.scheduler_config["prediction_type"] == "v_prediction":
+            a = self.a(k + 1 if level is None else level)
+            made = a**0.5 * made + (1 - a) ** 0.5 * torch.cat(list(latents))[:, : made.shape[1]]
         return made
 
     def guided(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
