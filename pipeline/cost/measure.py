@@ -347,7 +347,7 @@ class _TimedModel:
 
 def _fewest_steps(parameters: EditParameters) -> int:
     """The smallest number of steps of which the method samples one."""
-    rule = parameters.method.rule
+    rule = parameters.rule
     shares = [rule.start.strength]
     if rule.blend is not None and isinstance(rule.blend.mask, DifferenceMask):
         shares.append(rule.blend.mask.strength)

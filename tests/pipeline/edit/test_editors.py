@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import pipeline.cost.measure
 from fpe_core import method_names
+from pipeline.cost.price import price
+from pipeline.cost.probe import ProbeStore
 from pipeline.errors import JobError, ManifestError
 from pipeline.job.editor import method_of
 from pipeline.job.job import Job
@@ -152,6 +155,27 @@ def test_an_edit_friendly_inversion_is_planned_recorded_and_made_again(
         assert (written["skipped_fraction"], written["source_guidance_scale"]) == (0.5, 3.5)
         assert written["proximal"] == {"norm": "l1", "quantile": 0.5, "pull": 0.0}
     assert recompute_sample(job, 4).ok
+
+
+@pytest.mark.parametrize(("skipped", "rows"), [(0.36, 2 + 2), (0.75, 1 + 1)])
+def test_an_edit_friendly_inversion_has_a_price_although_it_leaves_out_steps(
+    make_job: MakeJob,
+    columns: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    skipped: float,
+    rows: int,
+) -> None:
+    """The calls that are timed have at least one step left; `rows` is of an edit, with guidance."""
+    monkeypatch.setattr(pipeline.cost.measure, "_MOST_ROUNDS", 1)  # times do not matter here
+    job = make_job(columns, "ddim", inversion="edit_friendly", skipped_fraction=skipped)
+    ledger = Ledger.open(Folder.open(job.output))
+    plan = make_plan(job, ledger, write=False)
+    levels = rows // 2
+    assert plan.unet_rows == 2 * (2 * (levels - 1) + rows * 2 - 1)
+    found = price(job, plan, ledger, ProbeStore(tmp_path / "probes.json"), seconds=1e9)
+    assert found.estimate.unet_rows == plan.unet_rows
+    assert found.estimate.device_s > 0
 
 
 def test_a_mask_that_leaves_nothing_to_edit_is_not_applicable(
