@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -238,6 +239,9 @@ def export_instruct(
     fresh = folder.with_name(f"{folder.name}.fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     copy.deepcopy(unet).cpu().eval().to(torch.float16).save_pretrained(fresh / "unet")
+    config = json.loads((fresh / "unet" / "config.json").read_text())
+    config.pop("_name_or_path", None)  # a folder of this machine
+    write_json(fresh / "unet" / "config.json", config)
     for part in _SHARED:
         shutil.copytree(shared_with / part, fresh / part)
     write_json(

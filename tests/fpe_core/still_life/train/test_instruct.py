@@ -131,6 +131,9 @@ def test_the_training_goes_on_and_its_export_loads(tmp_path: Path) -> None:
     assert (folder / "README.md").read_text() == "kept"
     checkpoint = load_checkpoint(folder, device="cpu", dtype="float32")
     assert checkpoint.sees_source
+    assert "_name_or_path" not in (folder / "unet" / "config.json").read_text(), (
+        "no machine's folder"
+    )
     assert isinstance(checkpoint.default_parameters.method, InstructPix2Pix)
     StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, safety_checker=None)
     for part in ("vae", "text_encoder"):
