@@ -27,6 +27,7 @@ from fpe_core.checkpoint.files import (
 from fpe_core.still_life.benchmark.benchmark import Arm, run_benchmark
 from fpe_core.still_life.benchmark.edit_inputs import true_inputs
 from fpe_core.still_life.benchmark.edits import FIRST_SEED, seeds_of
+from fpe_core.still_life.scene import FACTORS
 
 MEBIBYTE = 2**20
 
@@ -83,13 +84,19 @@ def test_its_defaults_are_the_best_that_validation_tried() -> None:
 
 
 def test_it_edits_as_its_record_says(editor: Editor) -> None:
-    """Colours of held-out scenes; the model card says what else it can do, and how well."""
+    """Colours and backgrounds of held-out scenes; the record has all types, of forty scenes."""
     arm = Arm("instruct", editor.checkpoint.default_parameters, true_inputs)
-    judged = list(run_benchmark(editor, seeds_of("test", 4), [arm], factors=["colour"]))
+    factors = ["colour", "background"]
+    judged = list(run_benchmark(editor, seeds_of("test", 4), [arm], factors=factors))
     assert all(each.judgement.success for each in judged)
-    assert sum(each.judgement.structure for each in judged) / len(judged) >= 0.6
+    assert sum(each.judgement.structure for each in judged) / len(judged) >= 0.85
     record = json.loads((INSTRUCT_DIR / "training.json").read_text())
     assert record["first_training_seed"] >= 1_000_000
+    held_out = record["held_out"]
+    assert (held_out["first_seed"], held_out["scenes"]) == (2000, 40)
+    of_types = [held_out[factor] for factor in FACTORS]
+    assert min(held_out[factor]["success"] for factor in factors) >= 0.9
+    assert sum(each["structure"] for each in of_types) / len(of_types) >= 0.85
     assert "held-out" in (INSTRUCT_DIR / "README.md").read_text()
 
 
