@@ -130,11 +130,17 @@ def _by_method(rows: Rows, column: str) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
+_OF_INVERSION = ("inversion", "skipped_fraction", "source_guidance_scale", "proximal")
+"""Written only where they are used (`EditParameters.to_dict`)."""
+
+
 def _shown(parameters: EditParameters) -> dict[str, str]:
-    """The guidance scale and the method's parameters, as short texts by name."""
+    """The guidance scale, the inversion and the method's parameters, as short texts by name."""
     of_method = parameters.method.to_dict()
     del of_method["name"]
-    shown = {"guidance_scale": float(parameters.guidance_scale), **of_method}
+    written = parameters.to_dict()
+    of_inversion = {name: written[name] for name in _OF_INVERSION if name in written}
+    shown = {"guidance_scale": float(parameters.guidance_scale), **of_inversion, **of_method}
     return {name: _value(own) for name, own in shown.items()}
 
 

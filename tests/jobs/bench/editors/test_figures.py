@@ -9,8 +9,16 @@ import pytest
 from fpe_core import EditParameters
 from fpe_core.still_life.scene import FACTORS
 from jobs.bench.editors.figures import best_of_type, figures_of, score_of
-from jobs.bench.editors.methods import METHOD_NAMES, METHODS
-from jobs.bench.editors.tables import AS_GOOD, BEST, NOT_APPLICABLE, method_table, type_table
+from jobs.bench.editors.compare import Tuning
+from jobs.bench.editors.methods import METHOD_NAMES, METHODS, methods_named
+from jobs.bench.editors.tables import (
+    AS_GOOD,
+    BEST,
+    NOT_APPLICABLE,
+    method_table,
+    tuning_table,
+    type_table,
+)
 from jobs.terminal.console import console
 
 
@@ -100,3 +108,18 @@ def test_every_method_has_the_same_budget_and_the_same_steps() -> None:
         assert tried[0].guidance_scale == 4.0
         assert {parameters.steps for parameters in tried} == {10}
         assert {parameters.method.name for parameters in tried} == {each.published.name}
+
+
+def test_what_differs_between_settings_of_an_inversion_is_shown() -> None:
+    recommended = EditParameters(steps=10, guidance_scale=4.0, width_px=64, height_px=64)
+    (compared,) = methods_named(["ddim, edit-friendly"])
+    tried = tuple(compared.candidates(recommended))
+    table = tuning_table([Tuning(compared, tried, (0.1,) * len(tried))])
+    assert list(table.columns[1].cells) == [
+        "guidance_scale 4, inversion edit_friendly, skipped_fraction 0.36, "
+        "source_guidance_scale 3.5",
+        "skipped_fraction 0.2",
+        "skipped_fraction 0.5",
+        "guidance_scale 3",
+        "guidance_scale 6",
+    ]
