@@ -8,8 +8,8 @@ import pytest
 
 from fpe_core import EditParameters
 from fpe_core.still_life.scene import FACTORS
-from jobs.bench.editors.figures import best_of_type, figures_of, score_of
 from jobs.bench.editors.compare import Tuning
+from jobs.bench.editors.figures import best_of_type, figures_of, score_of
 from jobs.bench.editors.methods import METHOD_NAMES, METHODS, methods_named
 from jobs.bench.editors.tables import (
     AS_GOOD,
