@@ -46,7 +46,7 @@ from fpe_core.cross_guidance import sample_cross_guided
 from fpe_core.edit_call import inputs_of, require_agreement, require_one_each
 from fpe_core.edit_regions import cut_off, region_prompts_of, split_regions, texts_of
 from fpe_core.edit_rows import AskedEdit, RuleSites
-from fpe_core.edit_words import mix_words
+from fpe_core.edit_words import EditWords, mix_words
 from fpe_core.editors.method import EditInputs, require_method
 from fpe_core.errors import NotApplicableError, ParameterError
 from fpe_core.image.fit import Fit, fit_image
@@ -381,21 +381,7 @@ class Editor:
         _, height, width = latent_shape(self.checkpoint, parameters)
         layers = self_attention_layers(self.checkpoint.unet, height, width)
         sites = RuleSites(rule, layers, self.unet.parts)
-        words = None
-        if asked and any(each.mixes_words for each in rule.injections):
-            tokenizer = self.checkpoint.tokenizer
-            mixes = [
-                parameters.method.token_mix(
-                    partial(token_ids, tokenizer),
-                    int(tokenizer.model_max_length),
-                    sources.source_prompts[edit.source],
-                    edit.target_prompt,
-                    each,
-                )
-                for edit, each in zip(asked, inputs, strict=True)
-            ]
-            targets = [edit.target_prompt for edit in asked]
-            text, words = mix_words(text, mixes, targets, sites.words)
+        text, words = self._words(sites, sources, asked, inputs, parameters=parameters, text=text)
         regions = None
         if rule.regions is not None and isinstance(sources, Inversion):
             regions = split_regions(
@@ -420,6 +406,32 @@ class Editor:
             seen=seen,
             regions=regions,
         )
+
+    def _words(
+        self,
+        sites: RuleSites,
+        sources: Sources,
+        asked: Sequence[AskedEdit],
+        inputs: Sequence[EditInputs],
+        *,
+        parameters: EditParameters,
+        text: EncodedPrompts,
+    ) -> tuple[EncodedPrompts, EditWords | None]:
+        """The prompts with the edits' mixed ones, and where these are; None if none are mixed."""
+        if not asked or not any(each.mixes_words for each in sites.rule.injections):
+            return text, None
+        tokenizer = self.checkpoint.tokenizer
+        mixes = [
+            parameters.method.token_mix(
+                partial(token_ids, tokenizer),
+                int(tokenizer.model_max_length),
+                sources.source_prompts[edit.source],
+                edit.target_prompt,
+                each,
+            )
+            for edit, each in zip(asked, inputs, strict=True)
+        ]
+        return mix_words(text, mixes, [edit.target_prompt for edit in asked], sites.words)
 
     def _zeros(self, parameters: EditParameters) -> Tensor:
         """An empty batch of latents, (0, C, h, w), on the model's device."""
