@@ -37,7 +37,7 @@ _EDITED = """\
 Edited images
 
 {{count}}, edited with text by {method}
-with the checkpoint `{checkpoint}`.{approximation}
+with the checkpoint `{checkpoint}`.{others}
 """
 _NOT_EDITED = """\
 Copies of sources: not edited
@@ -68,9 +68,7 @@ def dataset_card(
         _EDITED.format(
             method=method_text(plan.parameters),
             checkpoint=checkpoint,
-            approximation=f" By an approximation ({plan.approximation})."
-            if plan.approximation
-            else "",
+            others=_others(plan),
         ),
     )
     if not plan.makes_edits:
@@ -90,6 +88,20 @@ that made this folder, `stats.json` its numbers. Edits that failed ({totals.fail
 rejected ({totals.rejected}) are in `.ledger/` with their reasons.
 """
     return text.encode()
+
+
+def _others(plan: Plan) -> str:
+    """What else decides the edits, where it is not as usual."""
+    parameters, said = plan.parameters, []
+    if parameters.inversion != "direct":
+        said.append(f"The inversion is `{parameters.inversion}`.")
+    if parameters.proximal is not None:
+        said.append("Guidance is proximal.")
+    if parameters.inside is not None:
+        said.append("Masks bind the edits: outside of them nothing is edited.")
+    if plan.approximation:
+        said.append(f"By an approximation ({plan.approximation}).")
+    return "".join(f" {sentence}" for sentence in said)
 
 
 def _configs(totals: LedgerCounts, keeps_rejected: bool) -> str:

@@ -24,6 +24,8 @@ from pipeline.ledger.ledger import Ledger, LedgerCounts
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.resolved_job import Repeats, resolve_job
 from pipeline.report.facts import read_report
+from pipeline.run.dataset_card import dataset_card
+from pipeline.run.folder import metadata_layout
 from pipeline.storage.folder import Folder
 from pipeline.verify.recompute import ComparisonVerdict, recompute_sample
 from pipeline.verify.verify import verify_run
@@ -176,6 +178,29 @@ def test_an_edit_friendly_inversion_has_a_price_although_it_leaves_out_steps(
     found = price(job, plan, ledger, ProbeStore(tmp_path / "probes.json"), seconds=1e9)
     assert found.estimate.unet_rows == plan.unet_rows
     assert found.estimate.device_s > 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({}, []),
+        ({"inversion": "edit_friendly"}, ["The inversion is `edit_friendly`."]),
+        (
+            {"inversion": "negative_prompt", "proximal": {}},
+            ["The inversion is `negative_prompt`.", "Guidance is proximal."],
+        ),
+        ({"inside": {"feather_px": 2}}, ["Masks bind the edits"]),
+    ],
+)
+def test_the_dataset_card_says_what_else_decides_the_edits(
+    make_job: MakeJob, columns: dict[str, Any], edit: dict[str, Any], said: list[str]
+) -> None:
+    job = make_job(columns, "ddim", **edit)
+    plan = make_plan(job, write=False)
+    card = dataset_card(plan, metadata_layout(job, plan), LedgerCounts(), "tiny").decode()
+    sentences = ["The inversion is", "Guidance is proximal", "Masks bind the edits"]
+    assert [each for each in said if each not in card] == []
+    assert sum(each in card for each in sentences) == len(said)
 
 
 def test_a_mask_that_leaves_nothing_to_edit_is_not_applicable(
