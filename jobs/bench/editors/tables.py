@@ -135,13 +135,14 @@ _OF_INVERSION = ("inversion", "skipped_fraction", "source_guidance_scale", "prox
 
 
 def _shown(parameters: EditParameters) -> dict[str, str]:
-    """The guidance scale, the inversion and the method's parameters, as short texts by name."""
+    """The guidance scale, the inversion and the method's parameters, as short texts by name; empty
+    lists are left out."""
     of_method = parameters.method.to_dict()
     del of_method["name"]
     written = parameters.to_dict()
     of_inversion = {name: written[name] for name in _OF_INVERSION if name in written}
     shown = {"guidance_scale": float(parameters.guidance_scale), **of_inversion, **of_method}
-    return {name: _value(own) for name, own in shown.items()}
+    return {name: _value(own) for name, own in shown.items() if own != []}
 
 
 def _value(value: Any) -> str:
