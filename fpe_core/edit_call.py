@@ -12,7 +12,7 @@ from fpe_core.parameters import EditParameters
 def inputs_of(
     inputs: Sequence[Sequence[EditInputs]] | None, target_prompts: Sequence[Sequence[str]]
 ) -> list[EditInputs]:
-    """One for each edit, source by source."""
+    """One for each edit, source by source. Raises ParameterError for another number."""
     if inputs is None:
         return [NOTHING for prompts in target_prompts for _ in prompts]
     require_one_each("lists of inputs", inputs, "sources", target_prompts)
@@ -22,6 +22,7 @@ def inputs_of(
 
 
 def require_one_each(what: str, given: Sized, of_what: str, wanted: Sized) -> None:
+    """Raises ParameterError unless there are as many of the one as of the other."""
     if len(given) != len(wanted):
         raise ParameterError(
             f"there must be as many {what} as {of_what}, got {len(given)} and {len(wanted)}"
@@ -29,6 +30,7 @@ def require_one_each(what: str, given: Sized, of_what: str, wanted: Sized) -> No
 
 
 def require_agreement(inverted: EditParameters, asked: EditParameters) -> None:
+    """Raises ParameterError if edits with these parameters cannot use such an inversion."""
     names = ["steps", "width_px", "height_px"]
     if "edit_friendly" in (inverted.inversion, asked.inversion):
         names += ["inversion", "source_guidance_scale"]

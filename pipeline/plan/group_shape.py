@@ -272,8 +272,13 @@ class MethodShape(GroupShape):
         return replace(self, edits=edits, with_words=with_words, inversions=tuple(numbers))
 
     def with_replacement(self, steps: int, replaced_fraction: float) -> MethodShape:  # noqa: ARG002
-        """The same shape with other steps; the method's own shares of them stay."""
-        return self._with(replace(self.parameters, steps=steps))
+        """The same shape with other steps; the method's own shares of them stay.
+
+        With fewer than its method can do with, it has the fewest that it can.
+        """
+        start = self.parameters.rule.start
+        enough = next(n for n in range(steps, max(steps, self.steps) + 1) if start.sampled_steps(n))
+        return self._with(replace(self.parameters, steps=enough))
 
     def _with(self, parameters: EditParameters) -> MethodShape:
         return replace(

@@ -203,6 +203,27 @@ def test_the_dataset_card_says_what_else_decides_the_edits(
     assert sum(each in card for each in sentences) == len(said)
 
 
+@pytest.mark.parametrize(
+    ("editor", "edit"), [("ddim", {"inversion": "edit_friendly"}), ("sdedit", {})]
+)
+def test_a_job_of_two_steps_has_a_price_although_its_half_samples_none(
+    make_job: MakeJob,
+    columns: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    editor: str,
+    edit: dict[str, Any],
+) -> None:
+    """Of one step 0.64 and 0.8 are none: what half of the steps would save is not asked for."""
+    monkeypatch.setattr(pipeline.cost.measure, "_MOST_ROUNDS", 1)  # times do not matter here
+    job = make_job(columns, editor, **{"steps": 2, **edit})
+    ledger = Ledger.open(Folder.open(job.output))
+    plan = make_plan(job, ledger, write=False)
+    found = price(job, plan, ledger, ProbeStore(tmp_path / "probes.json"), seconds=1e9)
+    effects = {effect.key: effect.estimate.unet_rows for effect in found.key_effects}
+    assert effects["edit.steps"] == found.estimate.unet_rows == plan.unet_rows
+
+
 def test_a_mask_that_leaves_nothing_to_edit_is_not_applicable(
     make_job: MakeJob, columns: dict[str, Any], png: Callable[..., bytes]
 ) -> None:
