@@ -1,4 +1,4 @@
-"""Loads checkpoints of the Stable Diffusion 1.x family, and refuses others.
+"""Loads checkpoints of the Stable Diffusion 1.x, 2.x and XL families, and refuses others.
 
 `load_checkpoint` accepts four kinds of source:
 
@@ -14,6 +14,7 @@ refused unless `allow_pickle` is set.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ from fpe_core.checkpoint.files import (
     COMPONENTS,
     SINGLE_FILE_CONFIG,
     component_folder,
+    components_of,
     config_folder,
     default_parameters_of,
     fingerprint_of,
+    index_of,
     locate,
     weights_files,
 )
@@ -38,12 +41,18 @@ from fpe_core.checkpoint.pretrained import (
     load_network,
     refuse_empty,
 )
+from fpe_core.checkpoint.xl import empty_prompt_is_zero, has_second_parts
 from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
 from fpe_core.unet.check import check_against_diffusers
+from fpe_core.unet.family import is_told_sizes
 from fpe_core.unet.norms import make_norms_exact
 from fpe_core.unet.parts import differences
+from fpe_core.unet.text_encoders import TextEncoders
+
+NETWORKS = frozenset({"unet", "vae", "text_encoder", "text_encoder_2"})
+"""The components that have weights."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Checkpoint:
         scheduler_config: the noise schedule it was trained with.
         device, dtype: where and in which precision the networks run. Latents stay in float32.
         default_parameters: what the checkpoint recommends, else the paper's.
+        text_encoder_2, tokenizer_2: of Stable Diffusion XL; None for other families.
+        empty_prompt_is_zero: whether an empty prompt is an embedding of zeros, as XL was trained.
     """
 
     name: str
@@ -69,6 +80,21 @@ class Checkpoint:
     device: torch.device
     dtype: torch.dtype
     default_parameters: EditParameters
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
+    empty_prompt_is_zero: bool = False
+
+    @property
+    def text_encoders(self) -> TextEncoders:
+        """Its one or two text encoders, with what else decides a prompt's embedding."""
+        both = (self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)
+        tokenizers, encoders = zip(*(each for each in both if each[1] is not None), strict=True)
+        return TextEncoders(tokenizers, encoders, self.empty_prompt_is_zero)
+
+    @property
+    def is_told_sizes(self) -> bool:
+        """Whether it is Stable Diffusion XL, which is told the sizes of pictures."""
+        return is_told_sizes(self.unet.config)
 
     @property
     def latent_channels(self) -> int:
@@ -95,7 +121,7 @@ def load_checkpoint(
     revision: str | None = None,
     config: str | Path | None = None,
 ) -> Checkpoint:
-    """Loads a Stable Diffusion 1.x-family checkpoint.
+    """Loads a checkpoint of the Stable Diffusion 1.x, 2.x or XL family.
 
     Args:
         source: see the module.
@@ -121,11 +147,15 @@ def load_checkpoint(
         components = _load_folder(files.path, torch_dtype, allow_pickle)
     if found := differences(components["unet"]):
         raise CheckpointError(
-            f"{source} is not of the Stable Diffusion 1.x family: of its UNet: {'; '.join(found)}"
+            f"{source} is not of the Stable Diffusion 1.x, 2.x or XL family: of its UNet: "
+            f"{'; '.join(found)}"
         )
     positions = components["text_encoder"].config.max_position_embeddings
     components["tokenizer"] = limit_window(components["tokenizer"], positions)
-    for name in ("unet", "vae", "text_encoder"):
+    if second := components.get("tokenizer_2"):
+        second_positions = components["text_encoder_2"].config.max_position_embeddings
+        components["tokenizer_2"] = limit_window(second, second_positions)
+    for name in NETWORKS & components.keys():
         components[name].requires_grad_(False).eval().to(torch_device)
     for name in ("unet", "vae"):  # the layout in which convolutions are fast, on CPU and GPU alike
         components[name].to(memory_format=torch.channels_last)
@@ -142,31 +172,56 @@ def load_checkpoint(
         device=torch_device,
         dtype=torch_dtype,
         default_parameters=default_parameters_of(files, config),
+        text_encoder_2=components.get("text_encoder_2"),
+        tokenizer_2=components.get("tokenizer_2"),
+        empty_prompt_is_zero=bool(components.get("empty_prompt_is_zero")),
     )
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> dict[str, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    classes = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+    }
     components: dict[str, Any] = {}
-    for name, model_class in classes.items():
+    names = components_of(folder)
+    for name in filter(classes.__contains__, names):
         weights = weights_files(folder, name, allow_pickle)[0].name
         options: dict[str, Any] = {"use_safetensors": weights.endswith(".safetensors")}
         if ".fp16" in weights:
             options["variant"] = "fp16"
         components[name] = load_network(
-            model_class,
+            classes[name],
             component_folder(folder, name),
             f"checkpoint {component_folder(folder, name)}",
-            dtype,
+            torch.float32 if name == "vae" and overflows(folder, dtype) else dtype,
             unread_weights(folder, name),
             **options,
         )
-    components["tokenizer"] = clip_tokenizer(component_folder(folder, "tokenizer"))
+    for name in {"tokenizer", "tokenizer_2"} & {*names}:
+        components[name] = clip_tokenizer(component_folder(folder, name))
+    components["empty_prompt_is_zero"] = empty_prompt_is_zero(
+        index_of(folder), components["unet"].config
+    )
     components["scheduler"] = _scheduler(folder)
     return components
+
+
+def overflows(folder: Path, dtype: torch.dtype) -> bool:
+    """Whether the autoencoder of a diffusers folder overflows in this type.
+
+    That of Stable Diffusion XL does in half precision, unless its config says that it was mended
+    (`force_upcast` false).
+    """
+    if dtype != torch.float16 or not has_second_parts(index_of(folder)):
+        return False
+    config = json.loads((component_folder(folder, "vae") / "config.json").read_text("utf-8"))
+    return bool(config.get("force_upcast", True))
 
 
 def _scheduler(folder: Path) -> Any:

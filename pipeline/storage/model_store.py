@@ -36,7 +36,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.folder import Folder, absolute_url, is_local_path
 
 _CONFIGS = (".json", ".txt", ".model")
-_WITH_WEIGHTS = ("unet", "vae", "text_encoder")
+_WITH_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _PIECE_BYTES = 1 << 24
 _RECORD = "fetched.json"
 _log = logging.getLogger(__name__)

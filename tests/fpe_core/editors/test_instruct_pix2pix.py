@@ -31,7 +31,7 @@ from fpe_core import (
     load_checkpoint,
     row_counts,
 )
-from fpe_core.checkpoint.check import check_files, check_method
+from fpe_core.checkpoint.check import check_files, check_parameters
 from fpe_core.checkpoint.files import locate
 from tests.builders.single_file import write_single_file
 from tests.builders.tiny_checkpoint import build_tiny_checkpoint
@@ -280,9 +280,9 @@ def test_methods_and_unets_of_other_kinds_refuse_each_other(
         (tiny_folder, InstructPix2Pix(), DdimEditing()),
     ):
         files = locate(path, allow_pickle=False, revision=None)
-        check_method(files, None, right)
+        check_parameters(files, None, EditParameters().edited_by(right))
         with pytest.raises(ParameterError, match="eight input channels"):
-            check_method(files, None, wrong)
+            check_parameters(files, None, EditParameters().edited_by(wrong))
 
 
 def test_it_is_what_such_a_checkpoint_recommends(folder: Path, tiny: Checkpoint) -> None:

@@ -26,7 +26,7 @@ def rows_encoded(checkpoint: Any, prompts: list[str]) -> tuple[Tensor, list[int]
         lambda _module, args: sizes.append(len(args[0]))
     )
     try:
-        encoded = encode_prompts(checkpoint.tokenizer, checkpoint.text_encoder, prompts)
+        encoded = encode_prompts(checkpoint.text_encoders, [(each, None) for each in prompts])
     finally:
         hook.remove()
     assert list(encoded.index) == list(dict.fromkeys(prompts))
