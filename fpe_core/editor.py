@@ -450,7 +450,12 @@ class Editor:
 
     def _require_family(self, parameters: EditParameters) -> None:
         own = self.checkpoint
-        require_family(parameters, sees_source=own.sees_source, is_told_sizes=own.is_told_sizes)
+        require_family(
+            parameters,
+            sees_source=own.sees_source,
+            is_told_sizes=own.is_told_sizes,
+            long_prompts=own.text_settings.long_prompts,
+        )
 
     def _zeros(self, parameters: EditParameters) -> Tensor:
         """An empty batch of latents, (0, C, h, w), on the model's device."""

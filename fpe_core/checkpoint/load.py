@@ -45,6 +45,7 @@ from fpe_core.checkpoint.xl import empty_prompt_is_zero, has_second_parts
 from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
+from fpe_core.text_settings import AS_IT_IS, TextSettings
 from fpe_core.unet.check import check_against_diffusers
 from fpe_core.unet.family import is_told_sizes
 from fpe_core.unet.norms import make_norms_exact
@@ -68,6 +69,7 @@ class Checkpoint:
         default_parameters: what the checkpoint recommends, else the paper's.
         text_encoder_2, tokenizer_2: of Stable Diffusion XL; None for other families.
         empty_prompt_is_zero: whether an empty prompt is an embedding of zeros, as XL was trained.
+        text_settings: how its text encoders are used.
     """
 
     name: str
@@ -83,13 +85,14 @@ class Checkpoint:
     text_encoder_2: Any = None
     tokenizer_2: Any = None
     empty_prompt_is_zero: bool = False
+    text_settings: TextSettings = AS_IT_IS
 
     @property
     def text_encoders(self) -> TextEncoders:
         """Its one or two text encoders, with what else decides a prompt's embedding."""
         both = (self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)
         tokenizers, encoders = zip(*(each for each in both if each[1] is not None), strict=True)
-        return TextEncoders(tokenizers, encoders, self.empty_prompt_is_zero)
+        return TextEncoders(tokenizers, encoders, self.empty_prompt_is_zero, self.text_settings)
 
     @property
     def is_told_sizes(self) -> bool:
@@ -120,6 +123,8 @@ def load_checkpoint(
     allow_pickle: bool = False,
     revision: str | None = None,
     config: str | Path | None = None,
+    clip_skip: int = 0,
+    long_prompts: str = "truncate",
 ) -> Checkpoint:
     """Loads a checkpoint of the Stable Diffusion 1.x, 2.x or XL family.
 
@@ -132,10 +137,13 @@ def load_checkpoint(
             trust.
         revision: branch, tag or commit on the hub.
         config: for a single file, the folder or hub id with the configs and the tokenizer.
+        clip_skip, long_prompts: see `TextSettings`.
 
     Raises:
+        ParameterError: `clip_skip` or `long_prompts` is out of range.
         CheckpointError: `source` is not such a checkpoint, or cannot be read.
     """
+    text_settings = TextSettings(clip_skip, long_prompts)
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
     warn_of_slow_bfloat16(torch_dtype, torch_device)
@@ -155,6 +163,8 @@ def load_checkpoint(
     if second := components.get("tokenizer_2"):
         second_positions = components["text_encoder_2"].config.max_position_embeddings
         components["tokenizer_2"] = limit_window(second, second_positions)
+    texts = (components[name].config for name in NETWORKS & components.keys() if "text" in name)
+    text_settings.require_layers(config.num_hidden_layers for config in texts)
     for name in NETWORKS & components.keys():
         components[name].requires_grad_(False).eval().to(torch_device)
     for name in ("unet", "vae"):  # the layout in which convolutions are fast, on CPU and GPU alike
@@ -163,7 +173,7 @@ def load_checkpoint(
     check_against_diffusers(components["unet"])
     return Checkpoint(
         name=str(source),
-        fingerprint=fingerprint_of(files, allow_pickle, config),
+        fingerprint=text_settings.of_fingerprint(fingerprint_of(files, allow_pickle, config)),
         unet=components["unet"],
         vae=components["vae"],
         text_encoder=components["text_encoder"],
@@ -175,6 +185,7 @@ def load_checkpoint(
         text_encoder_2=components.get("text_encoder_2"),
         tokenizer_2=components.get("tokenizer_2"),
         empty_prompt_is_zero=bool(components.get("empty_prompt_is_zero")),
+        text_settings=text_settings,
     )
 
 

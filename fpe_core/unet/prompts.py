@@ -78,9 +78,10 @@ class EncodedPrompts:
 def encode_prompts(
     encoders: TextEncoders, prompts: Sequence[tuple[str, SizeIds | None]]
 ) -> EncodedPrompts:
-    """Encodes each distinct prompt once, padded to the encoder's window (77 tokens).
+    """Encodes each distinct prompt once, padded to the encoder's window (77 tokens), or to a
+    multiple of it.
 
-    A prompt past the window is cut there; the rest is logged and returned in `truncated`.
+    A prompt past the last window is cut there; the rest is logged and returned in `truncated`.
 
     Args:
         prompts: with the size of the picture each is for. Models that are told no sizes take a
@@ -97,7 +98,7 @@ def encode_prompts(
             _log.warning(
                 "prompt %r exceeds %d tokens; not seen by the model: %r",
                 text,
-                encoders.window,
+                encoders.most_tokens,
                 rest,
             )
     embeddings, pooled = encoders.encode(texts)

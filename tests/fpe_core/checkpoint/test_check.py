@@ -177,9 +177,9 @@ FAMILIES: dict[str, tuple[Spoil, str]] = {
     ),
     "Stable Diffusion XL": (
         with_values("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
-        "Stable Diffusion XL",
+        "a second text encoder, and a UNet without added embeddings",
     ),
-    "SDXL's UNet": (with_values("unet/config.json", addition_embed_type="text_time"), "SDXL"),
+    "SDXL's UNet": (with_values("unet/config.json", addition_embed_type="text_time"), "no second text"),
     "inpainting": (with_values("unet/config.json", in_channels=9), "an inpainting or depth model"),
     "a UNet that predicts variances": (
         with_values("unet/config.json", out_channels=8),
@@ -547,4 +547,4 @@ def test_an_embedding_of_several_vectors_means_all_of_them(tiny_folder: Path, fo
     assert torch.equal(found.embeddings[0], found.embeddings[1]), "written out"
     for prompt in (prompts[0], prompts[2], prompts[3]):
         expected = pipe.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)[0][0]
-        assert torch.equal(found.embeddings[found.index[prompt]], expected)
+        assert torch.equal(found.embeddings[found.of(prompt)], expected)

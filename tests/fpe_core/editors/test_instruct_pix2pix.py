@@ -324,7 +324,10 @@ def test_a_single_file_loads_with_the_configs_of_its_folder(
         inversion = editor.invert(photos(1, SQUARE), None, parameters)
         edited = editor.edit(inversion, [["a dog"]], inputs=[[EditInputs(seed=1)]])
         made.append(edited.edits[0][0].latent)
-    assert torch.equal(*made)
+    for name, weight in tiny.unet.state_dict().items():
+        assert torch.equal(weight, loaded.unet.state_dict()[name])
+    # Not bit for bit: kernels may differ by where in memory the weights are.
+    assert float((made[0] - made[1]).norm() / made[0].norm()) <= 1e-5
     files = locate(path, allow_pickle=False, revision=None)
     with pytest.raises(CheckpointError, match=r"input_blocks\.0\.0\.weight"):
         check_files(path, files, allow_pickle=False, config=tiny_folder)
