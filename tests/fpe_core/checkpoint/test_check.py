@@ -179,7 +179,10 @@ FAMILIES: dict[str, tuple[Spoil, str]] = {
         with_values("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
         "a second text encoder, and a UNet without added embeddings",
     ),
-    "SDXL's UNet": (with_values("unet/config.json", addition_embed_type="text_time"), "no second text"),
+    "SDXL's UNet": (
+        with_values("unet/config.json", addition_embed_type="text_time"),
+        "no second text",
+    ),
     "inpainting": (with_values("unet/config.json", in_channels=9), "an inpainting or depth model"),
     "a UNet that predicts variances": (
         with_values("unet/config.json", out_channels=8),
