@@ -14,14 +14,18 @@ refused unless `allow_pickle` is set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fpe_core.checkpoint.add_on_check import check_add_ons
+from fpe_core.checkpoint.add_on_files import add_to_fingerprint, located, vae_weights
+from fpe_core.checkpoint.add_ons import AddOns, Embedding, Lora
 from fpe_core.checkpoint.check import check_files, unread_weights
+from fpe_core.checkpoint.embeddings import add_embeddings
 from fpe_core.checkpoint.files import (
     COMPONENTS,
     SINGLE_FILE_CONFIG,
@@ -32,12 +36,14 @@ from fpe_core.checkpoint.files import (
     locate,
     weights_files,
 )
+from fpe_core.checkpoint.lora import merge_loras
 from fpe_core.checkpoint.pretrained import (
     clip_tokenizer,
     limit_window,
     load_network,
     refuse_empty,
 )
+from fpe_core.checkpoint.vae import load_vae
 from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
@@ -94,6 +100,9 @@ def load_checkpoint(
     allow_pickle: bool = False,
     revision: str | None = None,
     config: str | Path | None = None,
+    loras: Sequence[Lora | str | Path] = (),
+    embeddings: Sequence[Embedding | str | Path] = (),
+    vae: str | Path | None = None,
 ) -> Checkpoint:
     """Loads a Stable Diffusion 1.x-family checkpoint.
 
@@ -106,23 +115,33 @@ def load_checkpoint(
             trust.
         revision: branch, tag or commit on the hub.
         config: for a single file, the folder or hub id with the configs and the tokenizer.
+        loras: what is added to the weights, in float32 or wider. The sum does not depend on the
+            order in which they are named.
+        embeddings: tokens that prompts may use besides.
+        vae: an autoencoder to use instead of the checkpoint's own: a folder, a hub id, or a
+            .safetensors file, which has the config of the checkpoint's own.
 
     Raises:
-        CheckpointError: `source` is not such a checkpoint, or cannot be read.
+        CheckpointError: `source` is not such a checkpoint, or cannot be read; or a file of the
+            others does not fit it.
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
     warn_of_slow_bfloat16(torch_dtype, torch_device)
     files = locate(source, allow_pickle, revision)
     check_files(source, files, allow_pickle, config)
+    add_ons = located(AddOns.of(loras, embeddings, vae), allow_pickle)
+    check_add_ons(source, files, add_ons, allow_pickle, config)
+    loaded_as = torch.promote_types(torch_dtype, torch.float32) if add_ons.loras else torch_dtype
     if files.is_single_file:
-        components = _load_single_file(files.path, torch_dtype, config)
+        components = _load_single_file(files.path, loaded_as, config)
     else:
-        components = _load_folder(files.path, torch_dtype, allow_pickle)
+        components = _load_folder(files.path, loaded_as, allow_pickle)
     if found := differences(components["unet"]):
         raise CheckpointError(
             f"{source} is not of the Stable Diffusion 1.x family: of its UNet: {'; '.join(found)}"
         )
+    _add(components, add_ons, source, allow_pickle, torch_dtype)
     positions = components["text_encoder"].config.max_position_embeddings
     components["tokenizer"] = limit_window(components["tokenizer"], positions)
     for name in ("unet", "vae", "text_encoder"):
@@ -133,7 +152,9 @@ def load_checkpoint(
     check_against_diffusers(components["unet"])
     return Checkpoint(
         name=str(source),
-        fingerprint=fingerprint_of(files, allow_pickle, config),
+        fingerprint=add_to_fingerprint(
+            fingerprint_of(files, allow_pickle, config), add_ons, allow_pickle
+        ),
         unet=components["unet"],
         vae=components["vae"],
         text_encoder=components["text_encoder"],
@@ -143,6 +164,25 @@ def load_checkpoint(
         dtype=torch_dtype,
         default_parameters=default_parameters_of(files, config),
     )
+
+
+def _add(
+    components: dict[str, Any],
+    add_ons: AddOns,
+    source: str | Path,
+    allow_pickle: bool,
+    dtype: torch.dtype,
+) -> None:
+    """Puts the add-ons into the loaded networks, and makes these of the type they run in."""
+    merge_loras(components, add_ons.loras, source)
+    add_embeddings(components, add_ons.embeddings)
+    if add_ons.vae is not None:
+        path = Path(add_ons.vae)
+        weights = vae_weights(path, allow_pickle)
+        components["vae"] = load_vae(path, weights, components["vae"], components["unet"], dtype)
+    for each in components.values() if add_ons.loras else ():
+        if isinstance(each, torch.nn.Module):
+            torch.nn.Module.to(each, dtype)  # diffusers' own warns of nothing
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> dict[str, Any]:
