@@ -90,13 +90,13 @@ class AddOns:
         return bool(self.loras or self.embeddings or self.vae is not None)
 
     def described(self) -> str:
-        """For people: "LoRA ink.safetensors (weight 0.8), autoencoder /models/vae"; "" if none."""
-        said = [f"LoRA {each.file} ({_weights(each)})" for each in self.loras]
+        """In Markdown: "LoRA `ink.safetensors` (weight 0.8), autoencoder `vae`"; "" if none."""
+        said = [f"LoRA `{each.file}` ({_weights(each)})" for each in self.loras]
         said += [
-            f"embedding {each.file}" + ("" if each.token is None else f" as {each.token}")
+            f"embedding `{each.file}`" + ("" if each.token is None else f" as `{each.token}`")
             for each in self.embeddings
         ]
-        said += [] if self.vae is None else [f"autoencoder {self.vae}"]
+        said += [] if self.vae is None else [f"autoencoder `{self.vae}`"]
         return ", ".join(said)
 
 

@@ -124,9 +124,13 @@ def tokens_of(token: str, count: int) -> list[str]:
 
 
 def refuse_known(path: Path | str, tokens: Sequence[str], known: Collection[str]) -> None:
-    """Raises CheckpointError if a token of an embedding, or the next one, is a token already."""
+    """Raises CheckpointError if a token of an embedding, or the next one, is a token already.
+
+    `known`: the tokenizer's; CLIP's has the word cat as cat</w>, and an embedding of that name
+    would take its place in every prompt.
+    """
     for token in (*tokens, f"{tokens[0]}_1"):
-        if token in known:
+        if token in known or f"{token.lower()}</w>" in known:
             raise CheckpointError(
                 f"embedding {path}: the tokenizer has a token {token} already; give it another "
                 "name (token)"

@@ -83,10 +83,10 @@ def what_else(held: Mapping[str, Header]) -> str:
     return f"none of its {len(held)} tensors is a LoRA's ({some}). {kind}"
 
 
-def seems_to_be_for(held: Mapping[str, Header], width: int | None) -> str:
+def seems_to_be_for(held: Mapping[str, Header], width: int | None, has_second: bool) -> str:
     """What model a LoRA seems to be for, as a sentence; "" if it seems to be for this one.
 
-    `width`: that of the checkpoint's cross-attention.
+    `width`: that of the checkpoint's cross-attention; `has_second`: it has a second text encoder.
     """
     for pattern, family in _OTHER_FAMILY:
         if any(re.search(pattern, name) for name in held):
@@ -96,8 +96,9 @@ def seems_to_be_for(held: Mapping[str, Header], width: int | None) -> str:
         for name, header in held.items()
         if _CROSS.search(name) and len(header.shape) > 1
     }
-    if any("lora_te2_" in name or name.startswith("text_encoder_2.") for name in held):
-        widths.add(2048) if not widths else None
+    of_second = ("lora_te2_", "text_encoder_2.")
+    if not has_second and any(name.startswith(of_second) for name in held):
+        return "It seems to be for Stable Diffusion XL: it changes a second text encoder"
     others = widths - {width}
     if len(others) != 1:
         return ""

@@ -129,8 +129,7 @@ def fitted_layers(
         *_told(reshaped, "of its layers have other shapes than the checkpoint's"),
     ]
     if problems or not layers:
-        width = _width(networks)
-        hint = seems_to_be_for(held, width)
+        hint = seems_to_be_for(held, _width(networks), "text_encoder_2" in networks)
         raise CheckpointError(
             f"LoRA {path} does not fit the checkpoint {source}: "
             f"{'; '.join(problems or ['it is empty'])}{hint and '. ' + hint}"

@@ -47,6 +47,9 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "allow_pickle": False,
             "revision": None,
             "config": None,
+            "loras": [],
+            "embeddings": [],
+            "vae": None,
             "cache": None,
         },
         "edit": {
