@@ -72,11 +72,11 @@ def what_else(held: Mapping[str, Header]) -> str:
     if any(_SAYS_LORA.search(name) for name in held):
         return ""
     if any(name.startswith(("model.diffusion_model.", "cond_stage_model.")) for name in held):
-        kind = "It looks like a whole model; give it as the checkpoint"
+        kind = "It looks like a whole model; name it as the checkpoint"
     elif any(name.endswith(("conv_in.weight", "conv_out.weight")) for name in held):
         kind = "It looks like a network of a model, not like changes of one"
     elif set(held) <= {"clip_l", "clip_g", "emb_params"} or len(held) == 1:
-        kind = "It looks like an embedding of textual inversion; give it under embeddings"
+        kind = "It looks like an embedding of textual inversion; name it in embeddings"
     else:
         kind = usual_kind(held) or "It looks like something else"
     some = ", ".join(list(held)[:3])

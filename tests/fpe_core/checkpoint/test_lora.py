@@ -354,10 +354,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]]
     ),
     "a whole model": (
         lambda _: {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2, 2)},
-        "none of its 1 tensors is a LoRA's.*a whole model; give it as the checkpoint",
+        "none of its 1 tensors is a LoRA's.*a whole model; name it as the checkpoint",
     ),
     "a UNet": (lambda _: {"conv_in.weight": torch.ones(2, 2)}, "a network of a model"),
-    "an embedding": (lambda _: {"<cat>": torch.ones(2, 2)}, "give it under embeddings"),
+    "an embedding": (lambda _: {"<cat>": torch.ones(2, 2)}, "name it in embeddings"),
     "LoHa": (with_names(lambda n: n.replace("lora_up", "hada_w1_a")), "LyCORIS LoHa"),
     "LoKr": (with_names(lambda n: n.replace("lora_up.weight", "lokr_w1")), "LyCORIS LoKr"),
     "Tucker": (with_names(lambda n: n.replace("lora_up", "lora_mid")), "Tucker decomposition"),
