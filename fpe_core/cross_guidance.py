@@ -117,7 +117,7 @@ def _prompts(
     dtype: torch.dtype,
 ) -> _Prompts:
     def of(prompts: Sequence[str]) -> Tensor:
-        return text.embeddings[[text.index[each] for each in prompts]].clone().to(dtype)
+        return text.embeddings[[text.of(each) for each in prompts]].clone().to(dtype)
 
     captions = [sources.source_prompts[edit.source] for edit in asked]
     if guidance.source_sentences:

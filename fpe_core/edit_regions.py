@@ -33,9 +33,10 @@ from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
 from fpe_core.unet.attention import level_grids
 from fpe_core.unet.denoiser import Denoiser
-from fpe_core.unet.prompts import EncodedPrompts, token_ids
+from fpe_core.unet.prompts import EncodedPrompts
 from fpe_core.unet.regions import RegionSplit, masks_by_positions
 from fpe_core.unet.rows import UNetRows
+from fpe_core.unet.text_encoders import token_ids
 
 TokenWeights = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -47,7 +48,7 @@ class EditRegions:
     Attributes:
         text: the call's prompts, with those of the regions joined behind all others.
         asked: the edits, with the number of their inversion as their source, and the name of their
-            joined prompts in `text.index` as their prompt.
+            joined prompts in `text` as their prompt.
         sources: of each inversion, its source.
         prompts: of each inversion, the name of its joined prompts.
         of_inversions, of_edits: what splits their attention.
@@ -68,7 +69,7 @@ class EditRegions:
         """
         chosen = sources.select(self.sources)
         z_0 = chosen.trajectory[:, 0]
-        prompts = [self.text.index[each] for each in self.prompts]
+        prompts = [self.text.of(each) for each in self.prompts]
         rows = UNetRows.unguided(prompts, z_0.device)
         trajectory = invert(
             denoiser, schedule, rows, z_0, schedule.steps, regions=self.of_inversions
@@ -173,12 +174,11 @@ def _with_joined(text: EncodedPrompts, pairs: Sequence[tuple[str, str]]) -> Enco
     if not pairs:
         return text
     embeddings, half = text.embeddings, half_window(text.embeddings.shape[1])
-    made = embeddings[[text.index[""]] * len(pairs)]
+    made = embeddings[[text.of("")] * len(pairs)]
     for side in (0, 1):
-        own = embeddings[[text.index[pair[side]] for pair in pairs]]
+        own = embeddings[[text.of(pair[side]) for pair in pairs]]
         made[:, 1 + side * half : 1 + (1 + side) * half] = own[:, 1 : 1 + half]
-    names = {_name(*pair): len(embeddings) + place for place, pair in enumerate(pairs)}
-    return replace(text, embeddings=torch.cat([embeddings, made]), index=text.index | names)
+    return text.and_named(made, [_name(*pair) for pair in pairs])
 
 
 def _edit_weights(

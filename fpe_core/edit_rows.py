@@ -177,12 +177,12 @@ class EditRows:
         self._source_of_edit = [edit.source for edit in asked]
         self.source_of_edit = self._index(self._source_of_edit)
         self._recorded = Recorded()
-        self._source_prompts = sources.source_prompts
+        self._source_prompts, self._sizes = sources.source_prompts, sources.sizes
         self._negatives = [
             unconditional_prompt(parameters, prompt, number)
             for number, prompt in enumerate(sources.source_prompts)
         ]
-        self._targets = [text.index[edit.target_prompt] for edit in asked]
+        self._targets = [text.of(edit.target_prompt, self._sizes[edit.source]) for edit in asked]
         self._made: dict[object, StepRows] = {}
         self._steps: dict[int, StepRows] = {}
         self._rows: dict[bool, UNetRows] = {}
@@ -305,21 +305,26 @@ class EditRows:
                 if prompt not in row_of:
                     row_of[prompt] = len(items)
                     items.append(s)
-                    prompts.append(self._text.index[prompt])
+                    prompts.append(self._text.of(prompt, self._sizes[s]))
                 givers[kind].append(row_of[prompt])
         return UNetRows(tuple(items), tuple(prompts), 0, None, self._device), givers
 
     def _synthetic_rows(self, guided: bool) -> UNetRows:
-        own = [self._text.index[prompt] for prompt in self._source_prompts]
+        own = self._of_sources(self._source_prompts)
         if not guided:
             return UNetRows.unguided(own, self._device)
-        negatives = [self._text.index[prompt] for prompt in self._negatives]
+        negatives = self._of_sources(self._negatives)
         scale = self._parameters.guidance_scale
         return UNetRows.guided(own, negatives, scale, self._device)
 
+    def _of_sources(self, prompts: Sequence[str]) -> list[int]:
+        """The embeddings of a prompt of each source."""
+        return [self._text.of(*each) for each in zip(prompts, self._sizes, strict=True)]
+
     def _edit_rows(self, guided: bool) -> UNetRows:
         if guided not in self._rows:
-            negatives = [self._text.index[self._negatives[s]] for s in self._source_of_edit]
+            of_sources = self._of_sources(self._negatives)
+            negatives = [of_sources[s] for s in self._source_of_edit]
             scale, rule = self._parameters.guidance_scale, self._sites.rule
             if not guided:
                 rows = UNetRows.unguided(self._targets, self._device)

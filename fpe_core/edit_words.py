@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class EditWords:
 def mix_words(
     text: EncodedPrompts,
     mixes: Sequence[TokenMix],
-    targets: Sequence[str],
+    targets: Sequence[int],
     attentions: tuple[int, ...],
 ) -> tuple[EncodedPrompts, EditWords]:
     """The prompts with the edits' mixed ones behind them, and where those are.
@@ -42,7 +42,7 @@ def mix_words(
     Args:
         text: all prompts.
         mixes: of each edit.
-        targets: of each edit, its prompt.
+        targets: of each edit, the row of its prompt.
         attentions: where the columns of words are wanted; empty if the edits have no words.
     """
     embeddings = text.embeddings
@@ -51,17 +51,17 @@ def mix_words(
     def on_device(weights: Sequence[Weights]) -> Tensor:
         return torch.as_tensor(np.stack(weights), dtype=exact, device=embeddings.device)
 
-    own = embeddings[[text.index[target] for target in targets]].to(exact)
+    own = embeddings[list(targets)].to(exact)
     given_columns = on_device([mix.given for mix in mixes])
     own_columns = on_device([mix.own for mix in mixes])
     count = len(embeddings)
-    added = [(given_columns @ own).to(embeddings.dtype)]
+    added = [given_columns @ own]
     keeps = any(mix.own.any() for mix in mixes)
     if keeps:
-        added.append((own_columns[:, :, None] * own).to(embeddings.dtype))
+        added.append(own_columns[:, :, None] * own)
     places = torch.arange(count, count + len(mixes), device=embeddings.device)
     mixtures = WordMixtures(places, places + len(mixes) if keeps else None)
-    text = replace(text, embeddings=torch.cat([embeddings, *added]))
+    text = text.and_like(torch.cat(added), list(targets) * len(added))
     words = [(mix.source_words, mix.target_words) for mix in mixes]
     sources = [source for source, _ in words if source is not None]
     of_targets = [target for _, target in words if target is not None]

@@ -30,6 +30,7 @@ of the target, and the prompts' keys and values are computed before the first st
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -47,8 +48,9 @@ from fpe_core.edit_call import inputs_of, require_agreement, require_one_each
 from fpe_core.edit_regions import cut_off, region_prompts_of, split_regions, texts_of
 from fpe_core.edit_rows import AskedEdit, RuleSites
 from fpe_core.edit_words import EditWords, mix_words
-from fpe_core.editors.method import EditInputs, require_method
+from fpe_core.editors.method import EditInputs
 from fpe_core.errors import NotApplicableError, ParameterError
+from fpe_core.family_limits import require_family
 from fpe_core.image.fit import Fit, fit_image
 from fpe_core.injection import EditRule
 from fpe_core.inversion import (
@@ -63,11 +65,13 @@ from fpe_core.null_text import NullText, optimise_null_text
 from fpe_core.parameters import EditParameters
 from fpe_core.sampling import Sampled, sample_edits
 from fpe_core.schedule import ddim_schedule, seeded_noise
+from fpe_core.size_ids import SizeIds, size_ids_of
 from fpe_core.unet.attention import self_attention_layers
 from fpe_core.unet.call import UNetCall
 from fpe_core.unet.denoiser import Denoiser
-from fpe_core.unet.prompts import EncodedPrompts, encode_prompts, token_ids
+from fpe_core.unet.prompts import EncodedPrompts, encode_prompts
 from fpe_core.unet.row_limit import RowLimit, rows_that_fit
+from fpe_core.unet.text_encoders import token_ids
 
 
 class Editor:
@@ -97,7 +101,7 @@ class Editor:
 
         Raises:
             ParameterError: `max_rows` below 1.
-            CheckpointError: a UNet that is not of Stable Diffusion 1.x's kind.
+            CheckpointError: a UNet that is not of Stable Diffusion's kind.
         """
         if max_rows is not None and max_rows < 1:
             raise ParameterError(f"max_rows must be >= 1, got {max_rows}")
@@ -142,7 +146,7 @@ class Editor:
         parameters = parameters or self.checkpoint.default_parameters
         prompts = tuple(source_prompts) if source_prompts is not None else ("",) * len(images)
         require_one_each("source prompts", prompts, "images", images)
-        require_method(parameters.method, self.checkpoint.sees_source)
+        self._require_family(parameters)
         schedule = ddim_schedule(self.checkpoint.scheduler_config, parameters.steps)
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
@@ -153,10 +157,22 @@ class Editor:
         z = self._zeros(parameters)
         if fitted:
             z = self.autoencoder.encode([f.image for f in fitted], vae_limit)
-        text = self._encode_prompts((*prompts, *inversion_prompts(parameters)))
+        sizes = [
+            size_ids_of(each.fit, parameters.width_px, parameters.height_px) for each in fitted
+        ]
+        own = zip(prompts, sizes, strict=True)
+        text = self._encode_prompts(
+            [*own, *itertools.product(inversion_prompts(parameters), sizes)]
+        )
         denoiser = Denoiser(self.unet, text, unet_limit, self._latent_dtype)
         trajectory, noise_maps = invert_by(
-            parameters, denoiser, schedule, z, images=[f.image for f in fitted], prompts=prompts
+            parameters,
+            denoiser,
+            schedule,
+            z,
+            images=[f.image for f in fitted],
+            prompts=prompts,
+            sizes=sizes,
         )
         null_text = None
         if parameters.inversion == "null_text" and fitted:
@@ -178,7 +194,7 @@ class Editor:
         self, trajectory: Tensor, prompts: Sequence[str], parameters: EditParameters
     ) -> NullText:
         """The embeddings of the unconditional rows. Raises RowsOutOfMemoryError."""
-        text = self._encode_prompts(["", *prompts])
+        text = self._encode_prompts([(prompt, None) for prompt in ("", *prompts)])
         limit, _ = self._row_limits(parameters)
         # A row with its backward pass takes several times the memory of one without.
         at_once = RowLimit(max(1, limit.rows // 8))
@@ -186,8 +202,8 @@ class Editor:
             self._exact_unet,
             ddim_schedule(self.checkpoint.scheduler_config, parameters.steps),
             trajectory,
-            prompts=text.embeddings[[text.index[prompt] for prompt in prompts]],
-            empty=text.embeddings[text.index[""]],
+            prompts=text.embeddings[[text.of(prompt) for prompt in prompts]],
+            empty=text.embeddings[text.of("")],
             guidance_scale=parameters.guidance_scale,
             guided_steps=parameters.guided_steps,
             sources_at_once=at_once,
@@ -264,7 +280,7 @@ class Editor:
         """
         parameters = parameters or sources.parameters
         require_agreement(sources.parameters, parameters)
-        require_method(parameters.method, self.checkpoint.sees_source)
+        self._require_family(parameters)
         require_one_each("lists of target prompts", target_prompts, "sources", sources)
         if any(isinstance(prompts, str) for prompts in target_prompts):
             raise ParameterError("target_prompts must hold a list of prompts per source, got text")
@@ -275,9 +291,7 @@ class Editor:
         targets = [edit.target_prompt for edit in asked]
         regions = region_prompts_of(parameters, sources, asked, given)
         own = (*parameters.method.rule.own_prompts, *texts_of(regions))
-        text = self._encode_prompts(
-            (parameters.negative_prompt, *sources.source_prompts, *targets, *own)
-        )
+        text = self._encode_prompts(_prompts_of(sources, asked, (parameters.negative_prompt, *own)))
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
         latents, source_latents, masks = self._sample(sources, asked, given, parameters, text)
@@ -431,15 +445,25 @@ class Editor:
             )
             for edit, each in zip(asked, inputs, strict=True)
         ]
-        return mix_words(text, mixes, [edit.target_prompt for edit in asked], sites.words)
+        targets = [text.of(edit.target_prompt, sources.sizes[edit.source]) for edit in asked]
+        return mix_words(text, mixes, targets, sites.words)
+
+    def _require_family(self, parameters: EditParameters) -> None:
+        own = self.checkpoint
+        require_family(
+            parameters,
+            sees_source=own.sees_source,
+            is_told_sizes=own.is_told_sizes,
+            long_prompts=own.text_settings.long_prompts,
+        )
 
     def _zeros(self, parameters: EditParameters) -> Tensor:
         """An empty batch of latents, (0, C, h, w), on the model's device."""
         shape = (0, *latent_shape(self.checkpoint, parameters))
         return torch.zeros(shape, dtype=self._latent_dtype, device=self.checkpoint.device)
 
-    def _encode_prompts(self, prompts: Sequence[str]) -> EncodedPrompts:
-        return encode_prompts(self.checkpoint.tokenizer, self.checkpoint.text_encoder, prompts)
+    def _encode_prompts(self, prompts: Sequence[tuple[str, SizeIds | None]]) -> EncodedPrompts:
+        return encode_prompts(self.checkpoint.text_encoders, prompts)
 
     def _row_limits(self, parameters: EditParameters) -> tuple[RowLimit, RowLimit]:
         """The limits of the UNet and of the autoencoder at this size, kept between calls."""
@@ -458,6 +482,18 @@ class Editor:
             ]
             self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
         return self._limits[key]
+
+
+def _prompts_of(
+    sources: Sources, asked: Sequence[AskedEdit], others: Sequence[str]
+) -> list[tuple[str, SizeIds | None]]:
+    """The prompts of sources and edits, and others for all sources, with the size each is for."""
+    sizes = sources.sizes
+    return [
+        *itertools.product(others, sizes or (None,)),
+        *zip(sources.source_prompts, sizes, strict=True),
+        *((edit.target_prompt, sizes[edit.source]) for edit in asked),
+    ]
 
 
 def _finite(

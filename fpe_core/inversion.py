@@ -14,6 +14,7 @@ from fpe_core.image.fit import Fit
 from fpe_core.null_text import NullText
 from fpe_core.parameters import EditParameters
 from fpe_core.schedule import DDIMSchedule
+from fpe_core.size_ids import SizeIds, size_ids_of, size_ids_of_synthetic
 from fpe_core.unet.denoiser import Denoiser
 from fpe_core.unet.regions import RegionSplit
 from fpe_core.unet.rows import UNetRows
@@ -55,6 +56,12 @@ class Inversion:
     def start(self) -> Tensor:
         """The noisiest latent of each image, (S, C, h, w); at T steps it is where edits start."""
         return self.trajectory[:, -1]
+
+    @property
+    def sizes(self) -> tuple[SizeIds, ...]:
+        """What a model is told of each image's size."""
+        width_px, height_px = self.parameters.width_px, self.parameters.height_px
+        return tuple(size_ids_of(fit, width_px, height_px) for fit in self.fits)
 
     def select(self, indices: Sequence[int]) -> Inversion:
         """The inversions of some of the images, in the given order, with their part of the rows."""
@@ -130,6 +137,12 @@ class SyntheticSources:
 
     def __len__(self) -> int:
         return len(self.source_prompts)
+
+    @property
+    def sizes(self) -> tuple[SizeIds, ...]:
+        """What a model is told of each source's size."""
+        own = size_ids_of_synthetic(self.parameters.width_px, self.parameters.height_px)
+        return (own,) * len(self)
 
     @property
     def start(self) -> Tensor:

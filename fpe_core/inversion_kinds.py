@@ -12,6 +12,7 @@ from fpe_core.inversion import invert, seed_of
 from fpe_core.parameters import EditParameters
 from fpe_core.regularised import NoiseRegularisation
 from fpe_core.schedule import DDIMSchedule
+from fpe_core.size_ids import SizeIds
 from fpe_core.unet.denoiser import Denoiser
 from fpe_core.unet.rows import UNetRows
 
@@ -29,13 +30,14 @@ def invert_by(
     *,
     images: Sequence[Image.Image],
     prompts: Sequence[str],
+    sizes: Sequence[SizeIds],
 ) -> tuple[Tensor, Tensor | None]:
     """The trajectories of S sources, as far as the editor needs, by the parameters' inversion.
 
     Args:
         z_0: (S, C, h, w).
         images: as the model sees them; their pixels seed what is drawn.
-        prompts: of the sources.
+        prompts, sizes: of the sources.
 
     Returns:
         z_0 .. z_K, (S, K + 1, C, h, w); and the noise maps, (S, K, C, h, w), of an edit-friendly
@@ -44,15 +46,16 @@ def invert_by(
     Raises:
         RowsOutOfMemoryError: a single row does not fit.
     """
-    own, levels = [denoiser.text.index[prompt] for prompt in prompts], parameters.inverted_steps
+    own = [denoiser.text.of(*each) for each in zip(prompts, sizes, strict=True)]
+    levels = parameters.inverted_steps
     if parameters.inversion == "edit_friendly":
-        negative = denoiser.text.index[parameters.negative_prompt]
+        negatives = [denoiser.text.of(parameters.negative_prompt, size) for size in sizes]
         return invert_edit_friendly(
             denoiser,
             schedule,
             z_0,
             seeds=[seed_of(image) for image in images],
-            prompts=[(each, negative) for each in own],
+            prompts=list(zip(own, negatives, strict=True)),
             guidance_scale=parameters.source_guidance_scale,
             levels=levels,
         )

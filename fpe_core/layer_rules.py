@@ -113,6 +113,15 @@ class LayersByPart:
         return {"part": self.part, "first": self.first, **last}
 
 
+def require_last(rule: LayersByRange, layers: int) -> None:
+    """Raises ParameterError if a range reaches past the last of so many layers."""
+    if rule.last > layers:
+        raise ParameterError(
+            f"layers.last must be at most {layers}, the number of self-attention layers of this "
+            f"checkpoint, got {rule.last}"
+        )
+
+
 LayerRule = LayersByTokens | LayersByRange | LayersByLevel | LayersByPart
 
 

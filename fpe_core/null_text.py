@@ -12,7 +12,7 @@ nothing of the network is changed, whatever is raised.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,17 +51,14 @@ class NullText:
 
     def prompts_with(self, text: EncodedPrompts) -> EncodedPrompts:
         """The prompts of a call with these embeddings behind them, one for each source."""
-        count = len(text.embeddings)
-        names = {null_text_name(s): count + s for s in range(len(self.embeddings))}
-        added = self.embeddings[:, 0].to(text.embeddings)
-        return replace(
-            text, embeddings=torch.cat([text.embeddings, added]), index=text.index | names
-        )
+        names = [null_text_name(source) for source in range(len(self.embeddings))]
+        return text.and_named(self.embeddings[:, 0], names)
 
     def change_by_step(self, denoiser: Denoiser) -> None:
         """Has the denoiser use the embeddings of each step."""
-        index = denoiser.text.index
-        places = [index[null_text_name(source)] for source in range(len(self.embeddings))]
+        places = [
+            denoiser.text.of(null_text_name(source)) for source in range(len(self.embeddings))
+        ]
         device = self.embeddings.device
         denoiser.change_prompts(torch.tensor(places, device=device), self.embeddings)
 

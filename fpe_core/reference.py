@@ -43,6 +43,9 @@ class Reference:
             in order of execution) and its number of tokens.
         prediction_type: what the UNet's output is, "epsilon" or "v_prediction".
         wrong: "", or one of `MISTAKES`, made on purpose.
+        second: tokenizer and text encoder that Stable Diffusion XL has besides. Its pictures are
+            taken to have the size of the edit, with nothing cut off.
+        empty_is_zero: an empty prompt is an embedding of zeros, in XL.
     """
 
     unet: Any
@@ -55,6 +58,8 @@ class Reference:
     negative_prompt: str = ""
     prediction_type: str = "epsilon"
     wrong: str = ""
+    second: tuple[Any, Any] | None = None
+    empty_is_zero: bool = False
 
     def __post_init__(self) -> None:
         if self.wrong and self.wrong not in MISTAKES:
@@ -63,7 +68,7 @@ class Reference:
     @torch.no_grad()
     def invert(self, z_0: Tensor, source_prompt: str) -> tuple[list[Tensor], list[list[Tensor]]]:
         """z_0 .. z_T, each (1, C, h, w); and every step's maps, kept for "inversion_maps" only."""
-        context = torch.cat([self._text(self.negative_prompt), self._text(source_prompt)])
+        context = self._context([self.negative_prompt, source_prompt])
         trajectory, maps_of_step = [z_0], []
         for k in range(self.steps):
             probe = _Maps(kept_row=1 if self.wrong == "inversion_maps" else None)
@@ -83,7 +88,7 @@ class Reference:
     ) -> Tensor:
         """The final latent (1, C, h, w) of one edit of what `invert` returned."""
         trajectory, inversion_maps = inversion
-        context = self._context(source_prompt, target_prompt)
+        context = self._context(self._prompts(source_prompt, target_prompt))
         z_source = z = trajectory[-1]
         for k in reversed(range(self.steps)):
             if self.wrong != "source_not_pinned":
@@ -100,7 +105,7 @@ class Reference:
         self, noise: Tensor, source_prompt: str, target_prompt: str
     ) -> tuple[Tensor, Tensor]:
         """Final latents of the source and of the edit."""
-        context = self._context(source_prompt, target_prompt)
+        context = self._context(self._prompts(source_prompt, target_prompt))
         z_source = z = noise
         for k in reversed(range(self.steps)):
             z_source, z = self._step(z_source, z, context, k, [])
@@ -110,7 +115,7 @@ class Reference:
         self,
         z_source: Tensor,
         z: Tensor,
-        context: Tensor,
+        context: _Context,
         k: int,
         inversion_maps: list[list[Tensor]],
     ) -> tuple[Tensor, Tensor]:
@@ -153,26 +158,63 @@ class Reference:
         moved: Tensor = a_to**0.5 * z_0 + (1 - a_to) ** 0.5 * epsilon
         return moved
 
-    def _context(self, source_prompt: str, target_prompt: str) -> Tensor:
-        empty = self._text(self.negative_prompt)
-        return torch.cat([empty, self._text(source_prompt), empty, self._text(target_prompt)])
+    def _prompts(self, source_prompt: str, target_prompt: str) -> list[str]:
+        return [self.negative_prompt, source_prompt, self.negative_prompt, target_prompt]
 
-    def _text(self, prompt: str) -> Tensor:
-        window = self.tokenizer.model_max_length
-        ids = self.tokenizer(
-            prompt, padding="max_length", max_length=window, truncation=True, return_tensors="pt"
-        ).input_ids
-        embedding: Tensor = self.text_encoder(ids.to(self.text_encoder.device))[0]
-        return embedding
+    def _context(self, prompts: list[str]) -> _Context:
+        rows = [self._text(prompt) for prompt in prompts]
+        return _Context(
+            torch.cat([embedding for embedding, _ in rows]),
+            None if self.second is None else torch.cat([pooled for _, pooled in rows]),
+        )
 
-    def _unet(self, latents: Tensor, k: int, context: Tensor, maps: _Maps) -> Tensor:
+    def _text(self, prompt: str) -> tuple[Tensor, Any]:
+        """The embedding, (1, tokens, width), and in XL the pooled one, (1, width)."""
+        first = _encoded(self.tokenizer, self.text_encoder, prompt)
+        if self.second is None:
+            return first[0], None
+        second = _encoded(*self.second, prompt)
+        kept = 0.0 if self.empty_is_zero and not prompt else 1.0
+        both = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        return kept * both, kept * second.text_embeds
+
+    def _unet(self, latents: Tensor, k: int, context: _Context, maps: _Maps) -> Tensor:
         own = dict(self.unet.attn_processors)
         self.unet.set_attn_processor(maps)
         try:
-            output: Tensor = self.unet(latents, self._t(k), encoder_hidden_states=context).sample
+            output: Tensor = self.unet(
+                latents,
+                self._t(k),
+                encoder_hidden_states=context.embeddings,
+                added_cond_kwargs=context.beside(latents),
+            ).sample
         finally:
             self.unet.set_attn_processor(own)
         return output
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The prompts of some rows: (rows, tokens, width), and in XL pooled, (rows, width)."""
+
+    embeddings: Tensor
+    pooled: Tensor | None
+
+    def beside(self, latents: Tensor) -> dict[str, Tensor] | None:
+        """What XL's UNet is given besides: the size before, nothing cut off, the size after."""
+        if self.pooled is None:
+            return None
+        edges = [8 * edge for edge in latents.shape[-2:]]
+        sizes = torch.tensor([[*edges, 0, 0, *edges]] * len(self.pooled), device=latents.device)
+        return {"text_embeds": self.pooled, "time_ids": sizes.float()}
+
+
+def _encoded(tokenizer: Any, text_encoder: Any, prompt: str) -> Any:
+    window = tokenizer.model_max_length
+    ids = tokenizer(
+        prompt, padding="max_length", max_length=window, truncation=True, return_tensors="pt"
+    ).input_ids
+    return text_encoder(ids.to(text_encoder.device), output_hidden_states=True)
 
 
 class _Maps:

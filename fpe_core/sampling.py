@@ -263,8 +263,10 @@ def _blending(
     if isinstance(found, DifferenceMask):
         assert isinstance(sources, Inversion)
         assert noise is not None
-        index = denoiser.text.index
-        prompts = [(index[sources.source_prompts[s]], index[target]) for s, target in asked]
+        of, sizes = denoiser.text.of, sources.sizes
+        prompts = [
+            (of(sources.source_prompts[s], sizes[s]), of(target, sizes[s])) for s, target in asked
+        ]
         z_0 = sources.trajectory[:, 0][source_of_edit]
         masks = difference_masks(denoiser, schedule, found, z_0, prompts=prompts, noise=noise)
     else:

@@ -22,8 +22,18 @@ from fpe_core.checkpoint.embedding_files import (
     vectors_for,
     vocabulary_of,
 )
-from fpe_core.checkpoint.files import CheckpointFiles, component_folder, config_folder
-from fpe_core.checkpoint.layout import text_config, text_encoder_weights, unet_weights
+from fpe_core.checkpoint.files import (
+    CheckpointFiles,
+    component_folder,
+    components_of,
+    config_folder,
+)
+from fpe_core.checkpoint.layout import (
+    projected_text_encoder_weights,
+    text_config,
+    text_encoder_weights,
+    unet_weights,
+)
 from fpe_core.checkpoint.lora_kinds import unsupported, what_else
 from fpe_core.checkpoint.lora_layers import Network, fitted_layers, refuse_unused_weight
 from fpe_core.checkpoint.vae_files import check_vae_config, check_vae_weights, vae_config
@@ -102,11 +112,9 @@ def _networks(folder: Path) -> dict[str, Network | None]:
     found: dict[str, Network | None] = {"unet": None if weights is None else Network(weights, unet)}
     for name in _text_encoders(folder):
         config = _json(folder, name)
-        shapes = text_encoder_weights(config)
-        if name != "text_encoder":  # it has a projection, to what the UNet is told besides
-            width = int(text_config(config).get("hidden_size", 512))
-            shapes["text_projection.weight"] = (int(config.get("projection_dim", 512)), width)
-        found[name] = Network(shapes, config)
+        is_second = name == "text_encoder_2"
+        weights_of = projected_text_encoder_weights if is_second else text_encoder_weights
+        found[name] = Network(weights_of(config), config)
     return found
 
 
@@ -121,7 +129,7 @@ def _sizes(folder: Path) -> dict[str, TextEncoderSize]:
 
 
 def _text_encoders(folder: Path) -> list[str]:
-    return [name for name in _TEXT_ENCODERS if component_folder(folder, name).is_dir()]
+    return [name for name in components_of(folder) if name in _TEXT_ENCODERS]
 
 
 def _vocabulary(folder: Path, tokenizer: str) -> set[str]:

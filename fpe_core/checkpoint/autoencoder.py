@@ -69,7 +69,7 @@ class Autoencoder:
         def encode(first: int, last: int) -> Tensor:
             pixels = np.stack([np.asarray(image) for image in images[first:last]])
             scaled = torch.from_numpy(pixels).to(checkpoint.device).permute(0, 3, 1, 2)
-            mean: Tensor = self.encoder(scaled.to(checkpoint.dtype) / 127.5 - 1)
+            mean: Tensor = self.encoder(scaled.to(checkpoint.vae.dtype) / 127.5 - 1)
             return mean.to(latent_dtype(checkpoint)) * self.scaling_factor
 
         return limit.map(len(images), encode)
@@ -85,7 +85,7 @@ class Autoencoder:
         finite = [False] * len(latents)
 
         def decode(first: int, last: int) -> Tensor:
-            scaled = (latents[first:last] / self.scaling_factor).to(self._checkpoint.dtype)
+            scaled = (latents[first:last] / self.scaling_factor).to(self._checkpoint.vae.dtype)
             pixels: Tensor = self.decoder(scaled)
             # By index, not appended: a chunk that runs out of memory below is decoded again.
             finite[first:last] = pixels.isfinite().flatten(1).all(dim=1).tolist()

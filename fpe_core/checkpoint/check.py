@@ -26,6 +26,7 @@ from fpe_core.checkpoint.files import (
 from fpe_core.checkpoint.layout import (
     Shapes,
     autoencoder_weights,
+    projected_text_encoder_weights,
     text_config,
     text_encoder_weights,
     unet_weights,
@@ -37,16 +38,22 @@ from fpe_core.checkpoint.original_layout import (
     unet_in_file,
 )
 from fpe_core.checkpoint.weights import Header, compared, headers_of, refuse, usual_kind
-from fpe_core.editors.method import EditMethod, require_method
+from fpe_core.checkpoint.xl import SECOND_PARTS, few_steps, has_second_parts, is_xl
+from fpe_core.checkpoint.xl import problems_of as xl_problems
 from fpe_core.errors import CheckpointError
+from fpe_core.family_limits import require_family
+from fpe_core.layer_rules import LayersByRange, require_last
 from fpe_core.noise_levels import check_schedule, timesteps_of
-from fpe_core.unet.family import config_differences
+from fpe_core.parameters import EditParameters
+from fpe_core.unet.family import config_differences, is_told_sizes
 
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 """What each component has to be; the first is what it is loaded as."""
 _UNREAD: Mapping[str, tuple[str, ...]] = {
@@ -54,7 +61,8 @@ _UNREAD: Mapping[str, tuple[str, ...]] = {
     "vae": (),
     "text_encoder": (
         r"embeddings\.position_ids$",
-        r"(^|\.)(text_projection(\.weight)?|logit_scale|visual_projection\.weight)$",
+        r"(^|\.)text_projection(\.weight)?$",
+        r"(^|\.)(logit_scale|visual_projection\.weight)$",
         r"^(vision_model|visual)\.",
     ),
 }
@@ -68,22 +76,25 @@ _UNREAD_IN_FILE: Mapping[str, tuple[str, ...]] = {
 }
 """The same, in single files: what an autoencoder was trained with, the rest of a CLIP."""
 _CLIP_KINDS = ("clip_text_model", "clip")
-_OTHER_PARTS = ("text_encoder_2", "transformer", "prior")
+_OTHER_PARTS = ("transformer", "prior", "text_encoder_3")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """How autoencoders of diffusers before 0.15 have their attention's weights, Stable Diffusion 1.5's
 own among them; diffusers renames them when it loads them."""
-_NETWORKS = ("unet", "vae", "text_encoder")
+_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _WHAT = {
     "unet": "UNet",
     "vae": "autoencoder",
     "text_encoder": "text encoder",
     "tokenizer": "tokenizer",
+    "text_encoder_2": "second text encoder",
+    "tokenizer_2": "second tokenizer",
 }
 
 
 @dataclass(frozen=True)
 class Configs:
-    """The configs of a diffusers folder, by component; `index`: its model_index.json."""
+    """The configs of a diffusers folder, by component; `index`: its model_index.json;
+    `text_encoder_2`: empty if it has none."""
 
     folder: Path
     index: Mapping[str, Any]
@@ -91,6 +102,7 @@ class Configs:
     vae: Mapping[str, Any]
     text_encoder: Mapping[str, Any]
     scheduler: Mapping[str, Any]
+    text_encoder_2: Mapping[str, Any]
 
 
 def check_files(
@@ -132,18 +144,29 @@ def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -
         timesteps_of(_json(folder, "scheduler/scheduler_config.json"), steps)
 
 
-def check_method(files: CheckpointFiles, config: str | Path | None, method: EditMethod) -> None:
-    """Raises ParameterError if the method is for UNets of another kind than the checkpoint's."""
+def check_parameters(
+    files: CheckpointFiles, config: str | Path | None, parameters: EditParameters
+) -> None:
+    """Raises ParameterError if the edits are for UNets of another kind than the checkpoint's, or
+    name layers that it does not have."""
     folder = config_folder(config) if files.is_single_file else files.path
     if folder is not None:
-        require_method(method, sees_source(folder))
+        unet = _json(folder, "unet/config.json")
+        told = is_told_sizes(unet)
+        require_family(parameters, sees_source=sees_source(folder), is_told_sizes=told)
+        layers, weights = parameters.layers, unet_weights(unet)
+        if weights is not None and isinstance(layers, LayersByRange):
+            require_last(layers, sum(name.endswith(".attn1.to_q.weight") for name in weights))
 
 
 def unread_weights(folder: Path, name: str) -> tuple[str, ...]:
     """Patterns of the weights that a component of a diffusers folder may hold in addition."""
-    if name != "text_encoder":
+    if not name.startswith("text_encoder"):
         return _UNREAD[name]
-    return (*_UNREAD[name], _later_layers(_json(folder, "text_encoder/config.json")))
+    unread = _UNREAD["text_encoder"]
+    if name == "text_encoder_2":
+        unread = tuple(each for each in unread if "text_projection" not in each)
+    return (*unread, _later_layers(_json(folder, f"{name}/config.json")))
 
 
 def _later_layers(config: Mapping[str, Any]) -> str:
@@ -159,11 +182,15 @@ def _checked_configs(source: str, folder: Path) -> Configs:
     problems = [*_class_problems(configs), *_config_problems(configs)]
     if problems:
         raise CheckpointError(
-            f"{source} is not of the Stable Diffusion 1.x family: {'; '.join(problems)}"
+            f"{source} is not of the Stable Diffusion 1.x, 2.x or XL family: {'; '.join(problems)}"
         )
     with _naming(source):
+        if is_xl(configs.index, configs.unet) and (few := few_steps(source, configs.scheduler)):
+            raise CheckpointError(few)
         check_schedule(configs.scheduler)
-        _check_tokenizer(component_folder(folder, "tokenizer"), configs)
+        _check_tokenizer(component_folder(folder, "tokenizer"), configs.text_encoder)
+        if configs.text_encoder_2:
+            _check_tokenizer(component_folder(folder, "tokenizer_2"), configs.text_encoder_2)
     return configs
 
 
@@ -181,13 +208,17 @@ def _read_configs(folder: Path) -> Configs:
             f"{folder} is not a diffusers checkpoint: it has no model_index.json. Expected the "
             f"folders {', '.join(COMPONENTS)} next to it."
         )
+    index = _json(folder, "model_index.json")
     return Configs(
         folder,
-        _json(folder, "model_index.json"),
+        index,
         unet=_json(folder, "unet/config.json"),
         vae=_json(folder, "vae/config.json"),
         text_encoder=_json(folder, "text_encoder/config.json"),
         scheduler=_json(folder, "scheduler/scheduler_config.json"),
+        text_encoder_2=(
+            _json(folder, "text_encoder_2/config.json") if has_second_parts(index) else {}
+        ),
     )
 
 
@@ -213,6 +244,8 @@ def _class_problems(configs: Configs) -> list[str]:
     their own configs."""
     problems = []
     for name, allowed in CLASSES.items():
+        if name in SECOND_PARTS and not configs.text_encoder_2:
+            continue
         entry = configs.index.get(name)
         stated = {entry[1]} if isinstance(entry, list) and len(entry) == 2 else set()
         if name in ("unet", "vae"):
@@ -225,7 +258,7 @@ def _class_problems(configs: Configs) -> list[str]:
     if kind is not None and kind not in _CLIP_KINDS and not problems:
         problems.append(f"its text encoder is not a CLIPTextModel: its model_type is {kind!r}")
     problems += [
-        f"it has a {name} (Stable Diffusion XL or later?)"
+        f"it has a {name} (Stable Diffusion 3 or later?)"
         for name in _OTHER_PARTS
         if isinstance(configs.index.get(name), list) and configs.index[name][-1] is not None
     ]
@@ -253,11 +286,18 @@ def _config_problems(configs: Configs) -> list[str]:
         problems.append(
             f"its autoencoder takes {colours[0]} and gives {colours[1]} channels, not 3"
         )
-    if unet.get("addition_embed_type") is not None:
-        problems.append("its UNet needs added embeddings (SDXL?)")
+    problems += [
+        f"its autoencoder shifts latents ({name})"
+        for name in ("latents_mean", "latents_std", "shift_factor")
+        if vae.get(name)
+    ]
+    if is_xl(configs.index, unet):
+        problems += xl_problems(configs.index, unet, (configs.text_encoder, configs.text_encoder_2))
     if unet.get("class_embed_type") is not None:
         problems.append("its UNet is class-conditional")
     wanted, width = unet.get("cross_attention_dim", 1280), text.get("hidden_size", 512)
+    if configs.text_encoder_2:
+        width += text_config(configs.text_encoder_2).get("hidden_size", 512)
     if any(each != width for each in (wanted if isinstance(wanted, list) else [wanted])):
         problems.append(f"its UNet attends over width {wanted}, its text encoder gives {width}")
     kinds = [*unet.get("down_block_types", ["CrossAttn"]), *unet.get("up_block_types", ())]
@@ -273,7 +313,7 @@ def _a(kind: str) -> str:
 # --- the tokenizer --------------------------------------------------------------------------------
 
 
-def _check_tokenizer(folder: Path, configs: Configs) -> None:
+def _check_tokenizer(folder: Path, text_encoder: Mapping[str, Any]) -> None:
     """Refuses a tokenizer that is missing, not CLIP's, or has tokens without an embedding."""
     names = {path.name for path in folder.glob("*")}
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
@@ -282,7 +322,7 @@ def _check_tokenizer(folder: Path, configs: Configs) -> None:
             "merges.txt"
         )
     highest = max((number for number in _token_ids(folder, names)), default=0)
-    embedded = int(text_config(configs.text_encoder).get("vocab_size", 49408))
+    embedded = int(text_config(text_encoder).get("vocab_size", 49408))
     if highest >= embedded:
         raise CheckpointError(
             f"its tokenizer has tokens up to number {highest}, its text encoder only {embedded} "
@@ -307,7 +347,11 @@ def _token_ids(folder: Path, names: set[str]) -> Iterator[int]:
 
 
 def _expected(configs: Configs) -> dict[str, Shapes | None]:
+    second = {}
+    if configs.text_encoder_2:
+        second["text_encoder_2"] = projected_text_encoder_weights(configs.text_encoder_2)
     return {
+        **second,
         "unet": unet_weights(configs.unet),
         "vae": autoencoder_weights(configs.vae),
         "text_encoder": text_encoder_weights(configs.text_encoder),
@@ -316,7 +360,7 @@ def _expected(configs: Configs) -> dict[str, Shapes | None]:
 
 def _modern(component: str, name: str) -> str:
     """The name that today's class has for a weight."""
-    if component == "text_encoder":
+    if component.startswith("text_encoder"):
         return name.removeprefix("text_model.")
     if component == "vae" and ".attentions." in name:
         for old, new in _OLD_ATTENTION.items():

@@ -1,7 +1,7 @@
 """Adds embeddings of textual inversion to tokenizers and text encoders.
 
 As diffusers' `load_textual_inversion` does: an embedding of several vectors becomes the tokens <x>,
-<x>_1, <x>_2, ..., and a prompt that says <x> means all of them (`fpe_core.unet.prompts`).
+<x>_1, <x>_2, ..., and a prompt that says <x> means all of them (`fpe_core.unet.text_encoders`).
 """
 
 from __future__ import annotations

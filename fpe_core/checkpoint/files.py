@@ -12,9 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fpe_core.checkpoint.xl import GUIDANCE_SCALE as XL_GUIDANCE_SCALE
+from fpe_core.checkpoint.xl import LEVEL as XL_LEVEL
+from fpe_core.checkpoint.xl import REFINER, SECOND_PARTS, empty_prompt_is_zero, has_second_parts
 from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
 from fpe_core.errors import CheckpointError, ParameterError
+from fpe_core.layer_rules import LayersByLevel
 from fpe_core.parameters import EditParameters
+from fpe_core.unet.family import is_told_sizes
 
 BUILTIN_STILL_LIFE = "builtin:still-life"
 CHECKPOINT_DIR: Path = Path(__file__).parent.parent / "still_life" / "checkpoint"
@@ -26,11 +31,13 @@ _BUILTIN = {BUILTIN_STILL_LIFE: CHECKPOINT_DIR, BUILTIN_INSTRUCT: INSTRUCT_DIR}
 DEFAULTS_FILE = "fpe_defaults.json"
 # Source of configs and tokenizer for single files, which contain neither.
 SINGLE_FILE_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+"""What every diffusers folder has; Stable Diffusion XL's has more (`components_of`)."""
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+    "text_encoder_2": "model",
 }
 _PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -166,20 +173,43 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
             f"{folder} is not a diffusers checkpoint: it has no model_index.json. Expected the "
             f"folders {', '.join(COMPONENTS)} next to it."
         )
-    missing = [name for name in COMPONENTS if not component_folder(folder, name).is_dir()]
+    components = components_of(folder)
+    missing = [name for name in components if not component_folder(folder, name).is_dir()]
+    if index_of(folder).get("requires_aesthetics_score"):
+        raise CheckpointError(f"{folder} cannot be edited with: {REFINER}")
     if missing:
         raise CheckpointError(
-            f"{folder} is not a Stable Diffusion 1.x checkpoint: missing {', '.join(missing)}"
+            f"{folder} is not a Stable Diffusion checkpoint: missing {', '.join(missing)}"
         )
-    for component in _WEIGHTS:
-        weights_files(folder, component, allow_pickle)
+    for component in components:
+        if component in _WEIGHTS:
+            weights_files(folder, component, allow_pickle)
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """The model_index.json of a diffusers folder. Raises CheckpointError if it cannot be read."""
+    try:
+        content = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be loaded: model_index.json: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    return content
+
+
+def components_of(folder: Path) -> tuple[str, ...]:
+    """The components of a diffusers folder: `COMPONENTS`, and of Stable Diffusion XL two more."""
+    return (*COMPONENTS, *(SECOND_PARTS if has_second_parts(index_of(folder)) else ()))
 
 
 def weights_files(folder: Path, component: str, allow_pickle: bool) -> tuple[Path, ...]:
     """The weight files to read: safetensors if there are any, the plain variant before fp16."""
     stem = _WEIGHTS[component]
     suffixes = (".safetensors", *((".bin",) if allow_pickle else ()))
-    pickled = "pytorch_model" if component == "text_encoder" else stem
+    pickled = "pytorch_model" if component.startswith("text_encoder") else stem
     for suffix in suffixes:
         for variant in ("", ".fp16"):
             name = pickled if suffix == ".bin" else stem
@@ -215,11 +245,14 @@ def fingerprint_of(
         else:
             digest.update(str(config or SINGLE_FILE_CONFIG).encode())
         return digest.hexdigest()
-    for component in COMPONENTS:
+    for component in components_of(files.path):
         _hash_configs(digest, component, component_folder(files.path, component))
         if component in _WEIGHTS:
             for path in weights_files(files.path, component, allow_pickle):
                 hash_file(digest, f"{component}/{path.name}", path)
+    if has_second_parts(index := index_of(files.path)):
+        unet = _config(files.path, "unet")
+        digest.update(f"empty prompt is zero: {empty_prompt_is_zero(index, unet)}".encode())
     return digest.hexdigest()
 
 
@@ -250,6 +283,9 @@ def default_parameters_of(
     if recommended.is_file():
         return _read_recommendation(recommended)
     parameters = EditParameters()
+    if is_told_sizes(_config(folder, "unet")):
+        layers, scale = LayersByLevel(XL_LEVEL), XL_GUIDANCE_SCALE
+        parameters = replace(parameters, layers=layers, guidance_scale=scale)
     if sees_source(folder):
         parameters = parameters.edited_by(InstructPix2Pix())
     sample_size = _config(folder, "unet").get("sample_size")

@@ -1,8 +1,9 @@
 """The weights that diffusers' and transformers' classes have, from a config alone.
 
 A config and the headers of safetensors files say whether a checkpoint is complete, without torch
-and without reading a weight. These are the networks of the Stable Diffusion 1.x and 2.x families;
-a config with an option that is not described here gives None, and the check is left to loading.
+and without reading a weight. These are the networks of the Stable Diffusion 1.x, 2.x and XL
+families; a config with an option that is not described here gives None, and the check is left to
+loading.
 Held against the libraries' own modules in tests/fpe_core/checkpoint/test_layout.py.
 """
 
@@ -48,6 +49,13 @@ def text_encoder_weights(config: Mapping[str, Any]) -> Shapes:
         **_clip_layers(options),
         **_norm("final_layer_norm", width),
     }
+
+
+def projected_text_encoder_weights(config: Mapping[str, Any]) -> Shapes:
+    """The weights of a CLIPTextModelWithProjection, named as those of `text_encoder_weights`."""
+    options = {**_TEXT_DEFAULTS, "projection_dim": 512, **text_config(config)}
+    shape = (int(options["projection_dim"]), int(options["hidden_size"]))
+    return {**text_encoder_weights(config), "text_projection.weight": shape}
 
 
 def clip_weights(config: Mapping[str, Any]) -> Shapes:
@@ -134,7 +142,7 @@ _UNET_DESCRIBED: Mapping[str, tuple[object, ...]] = {
     "cross_attention_norm": (None,),
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
-    "addition_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
     "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
     "only_cross_attention": (None, False),
@@ -223,6 +231,10 @@ class _UNet:
         found = _affine("conv_in", first, options["in_channels"], options["conv_in_kernel"])
         found |= _affine("time_embedding.linear_1", self._embedding, first)
         found |= _affine("time_embedding.linear_2", self._embedding, self._embedding)
+        if options.get("addition_embed_type") is not None:
+            taken = options["projection_class_embeddings_input_dim"]
+            found |= _affine("add_embedding.linear_1", self._embedding, taken)
+            found |= _affine("add_embedding.linear_2", self._embedding, self._embedding)
         for block, kind in enumerate(options["down_block_types"]):
             found |= self._down(block, str(kind))
         if options["mid_block_type"] is not None:

@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fpe_core.checkpoint.pretrained import load_network, refuse_empty
 from fpe_core.checkpoint.tensor_files import header_of, tensors_of
 from fpe_core.checkpoint.vae_files import (
@@ -21,8 +19,8 @@ from fpe_core.errors import CheckpointError
 _log = logging.getLogger(__name__)
 
 
-def load_vae(vae: Path, weights: Path, own: Any, unet: Any, dtype: torch.dtype) -> Any:
-    """The AutoencoderKL of a folder or a single file.
+def load_vae(vae: Path, weights: Path, own: Any, unet: Any) -> Any:
+    """The AutoencoderKL of a folder or a single file, in the type of the checkpoint's own.
 
     Args:
         vae, weights: the folder or the file, and the file with its weights.
@@ -34,6 +32,7 @@ def load_vae(vae: Path, weights: Path, own: Any, unet: Any, dtype: torch.dtype) 
     """
     from diffusers import AutoencoderKL
 
+    dtype = own.dtype
     config = vae_config(vae, dict(own.config))
     check_vae_config(vae, config, dict(own.config), dict(unet.config))
     if vae.is_dir():

@@ -16,6 +16,7 @@ from fpe_core.layer_rules import (
     LayersByLevel,
     LayersByPart,
     LayersByTokens,
+    require_last,
 )
 
 
@@ -96,11 +97,7 @@ def select_layers(
                 f"layers {rule}: this checkpoint has {len(layers)} in that part ({rule.part})"
             )
         return layers[rule.first - 1 : rule.last]
-    if rule.last > len(layers):
-        raise ParameterError(
-            f"layers.last must be at most {len(layers)}, the number of self-attention layers of "
-            f"this checkpoint, got {rule.last}"
-        )
+    require_last(rule, len(layers))
     return layers[rule.first - 1 : rule.last]
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fpe_core.unet.cuda_graphs import CudaGraphs
 from fpe_core.unet.exchange import Exchange, Handed, Projections
-from fpe_core.unet.forward import embed_timestep, forward
+from fpe_core.unet.forward import embed_added, embed_timestep, forward
 from fpe_core.unet.parts import UNetParts, parts_of
-from fpe_core.unet.prompts import PromptRows
+from fpe_core.unet.prompts import EncodedPrompts, PromptRows
 from fpe_core.unet.rows import Chunk
 
 
@@ -38,6 +38,7 @@ class _Arguments(NamedTuple):
         return (
             self.latent_of_row is None,
             len(self.prompts.keys),
+            self.prompts.added is None,
             exchange.sites,
             exchange.only,
             len(exchange.given),
@@ -47,8 +48,9 @@ class _Arguments(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         latent_of_row = () if self.latent_of_row is None else (self.latent_of_row,)
         keys = (each for pair in self.prompts.keys for each in pair)
-        given = _flat(self.exchange.given)
-        return self.latents, self.embedding, *latent_of_row, self.prompts.embeddings, *keys, *given
+        added = () if self.prompts.added is None else (self.prompts.added,)
+        text = (self.prompts.embeddings, *keys, *added)
+        return self.latents, self.embedding, *latent_of_row, *text, *_flat(self.exchange.given)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> _Arguments:
         """The arguments of another pass of this kind, from its `tensors`."""
@@ -57,9 +59,10 @@ class _Arguments(NamedTuple):
         latent_of_row = None if self.latent_of_row is None else next(rest)
         embeddings = next(rest)
         keys = tuple((next(rest), next(rest)) for _ in self.prompts.keys)
+        prompts = PromptRows(embeddings, keys, None if self.prompts.added is None else next(rest))
         given = tuple(Projections(next(rest), next(rest)) for _ in self.exchange.given)
         exchange = self.exchange._replace(given=given)
-        return _Arguments(latents, embedding, PromptRows(embeddings, keys), latent_of_row, exchange)
+        return _Arguments(latents, embedding, prompts, latent_of_row, exchange)
 
 
 def _flat(maps: Sequence[Projections]) -> tuple[Tensor, ...]:
@@ -78,7 +81,7 @@ class UNetCall(nn.Module):
     """
 
     def __init__(self, unet: Any) -> None:
-        """Raises CheckpointError for a UNet that is not of Stable Diffusion 1.x's kind."""
+        """Raises CheckpointError for a UNet that is not of Stable Diffusion's kind."""
         super().__init__()
         self.parts = parts_of(unet)
         self.graphs = CudaGraphs()
@@ -123,3 +126,10 @@ class UNetCall(nn.Module):
     def embed(self, timestep: int) -> Tensor:
         """(1, width); see `fpe_core.unet.forward.embed_timestep`."""
         return embed_timestep(self.parts.unet, timestep)
+
+    def embed_beside(self, text: EncodedPrompts) -> Tensor | None:
+        """What prompts add to every timestep's embedding, (prompts, width); see
+        `fpe_core.unet.forward.embed_added`. None: nothing."""
+        if text.pooled is None or text.sizes is None:
+            return None
+        return embed_added(self.parts.unet, text.pooled, text.sizes)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fpe_core.errors import CheckpointError
-from fpe_core.unet.forward import embed_timestep, forward
+from fpe_core.unet.family import is_told_sizes
+from fpe_core.unet.forward import embed_added, embed_timestep, forward
 from fpe_core.unet.parts import parts_of
 from fpe_core.unet.prompts import PromptRows
 
@@ -26,6 +27,7 @@ formula is far above.
 _TENSOR_FLOAT = 2e-2
 """For float32 on a GPU, where torch rounds the inputs of convolutions to 10 bits (TF32)."""
 _TIMESTEP, _TOKENS = 501, 5
+_SIZES = ((768, 1024, 0, 96, 512, 512), (512, 512, 0, 0, 512, 512))
 
 
 @torch.inference_mode()
@@ -41,10 +43,19 @@ def check_against_diffusers(unet: Any) -> None:
     edge = parts.multiple
     latents = _random(unet, 1, unet.config.in_channels, edge, edge)
     text = _random(unet, 2, _TOKENS, unet.config.cross_attention_dim)
-    theirs = unet(latents.expand(2, -1, -1, -1), _TIMESTEP, encoder_hidden_states=text).sample
+    beside, added = {}, None
+    if is_told_sizes(unet.config):
+        waves = 6 * unet.config.addition_time_embed_dim
+        pooled = _random(unet, 2, unet.config.projection_class_embeddings_input_dim - waves)
+        sizes = torch.tensor(_SIZES, dtype=torch.float32, device=unet.device)
+        beside = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+        added = embed_added(unet, pooled, sizes)
+    theirs = unet(
+        latents.expand(2, -1, -1, -1), _TIMESTEP, encoder_hidden_states=text, **beside
+    ).sample
     latent_of_row = torch.zeros(2, dtype=torch.int64, device=unet.device)
     embedding = embed_timestep(unet, _TIMESTEP)
-    ours, _ = forward(parts, latents, embedding, PromptRows(text, ()), latent_of_row)
+    ours, _ = forward(parts, latents, embedding, PromptRows(text, (), added), latent_of_row)
     assert ours is not None
     if not theirs.isfinite().all():
         return

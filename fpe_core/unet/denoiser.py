@@ -34,7 +34,9 @@ class Denoiser:
         self._unet = unet
         self._limit = limit
         self._latent_dtype = latent_dtype
-        self._text_keys = TextKeys(unet.parts.cross_attentions, text.embeddings)
+        self._text_keys = TextKeys(
+            unet.parts.cross_attentions, text.embeddings, added=unet.embed_beside(text)
+        )
         self._of_timestep: dict[int, Tensor] = {}
         self._by_step: tuple[Tensor, Tensor] | None = None
 

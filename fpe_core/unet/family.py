@@ -10,7 +10,6 @@ MIDDLE_BLOCK = "UNetMidBlock2DCrossAttn"
 _UNSUPPORTED = (
     "class_embed_type",
     "num_class_embeds",
-    "addition_embed_type",
     "encoder_hid_dim",
     "encoder_hid_dim_type",
     "time_cond_proj_dim",
@@ -20,9 +19,17 @@ _UNSUPPORTED = (
 )
 
 
+def is_told_sizes(config: Mapping[str, Any]) -> bool:
+    """Whether a UNet of this config is told the size of the picture and the prompt's pooled
+    embedding beside the timestep, as Stable Diffusion XL's is."""
+    return config.get("addition_embed_type") == "text_time"
+
+
 def config_differences(config: Mapping[str, Any]) -> list[str]:
-    """Why a UNet2DConditionModel of this config is not of Stable Diffusion 1.x's kind, as text."""
+    """Why a UNet2DConditionModel of this config is not of Stable Diffusion's kind, as text."""
     found = [f"it has {name}" for name in _UNSUPPORTED if config.get(name)]
+    if config.get("addition_embed_type") not in (None, "text_time"):
+        found.append(f"it has addition_embed_type {config['addition_embed_type']}")
     kinds = [*(config.get("down_block_types") or ()), *(config.get("up_block_types") or ())]
     found += [f"it has a {kind}" for kind in dict.fromkeys(kinds) if kind not in BLOCKS]
     middle = config.get("mid_block_type", MIDDLE_BLOCK)

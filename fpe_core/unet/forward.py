@@ -3,7 +3,9 @@
 The conditional and the unconditional row of an edit have one latent and one timestep. Until the
 first cross-attention, the first layer that sees a prompt, they are the same row: one convolution,
 one residual block and one self-attention, at the largest of all sizes. The time embedding is the
-same for all rows of a step. Everything else is diffusers' forward pass, module by module.
+same for all rows of a step. (In Stable Diffusion XL it has a part of the prompt and of the
+picture's size, so that there only the first convolution is shared.) Everything else is diffusers'
+forward pass, module by module.
 
 `forward` is a function of its arguments alone: it reads no state that changes between calls, so
 that it can be captured as a whole (`fpe_core.unet.cuda_graphs`).
@@ -40,7 +42,8 @@ def forward(
     Args:
         latents: (latents, C, h, w), each distinct one once.
         embedding: (1, width), the timestep's, the same for all; see `embed_timestep`.
-        prompts: of the rows.
+        prompts: of the rows. If something is added to the timestep's embedding (`embed_added`),
+            rows of one latent differ from the first residual block on.
         latent_of_row: (rows,), int64; None for one row per latent, in order.
         exchange: what to record or to inject.
 
@@ -51,6 +54,10 @@ def forward(
     is_odd = any(edge % parts.multiple for edge in latents.shape[-2:])
     fuses = runs_on(latents.device, latents.dtype)
     hidden = unet.conv_in(latents)
+    if prompts.added is not None:
+        embedding = embedding + prompts.added
+        hidden = rows.expanded(hidden)
+        rows.are_shared = False
     kept: list[Tensor] = []
     places = {number: place for place, (number, _) in enumerate(exchange.resnets)}
     for number, (kind, module) in enumerate(parts.steps):
@@ -132,6 +139,21 @@ def embed_timestep(unet: Any, timestep: int) -> Tensor:
     # Filled on the device: made from a number, it would be copied there, and the host would wait.
     time = torch.full((1,), timestep, dtype=torch.int64, device=unet.device)
     embedding: Tensor = unet.time_embedding(unet.time_proj(time).to(unet.dtype))
+    return embedding
+
+
+def embed_added(unet: Any, pooled: Tensor, sizes: Tensor) -> Tensor:
+    """What Stable Diffusion XL adds to the embedding of every timestep, of n prompts.
+
+    Args:
+        pooled: their pooled embeddings, (n, width).
+        sizes: the `SizeIds` of the pictures they are for, (n, 6).
+
+    Returns:
+        (n, width of the timestep's embedding), UNet's dtype.
+    """
+    waves = unet.add_time_proj(sizes.flatten()).reshape(len(sizes), -1)
+    embedding: Tensor = unet.add_embedding(torch.cat([pooled, waves], dim=-1).to(unet.dtype))
     return embedding
 
 

@@ -81,7 +81,7 @@ def group_norm(
     Args:
         hidden: (rows, channels, h, w) or (rows, channels, tokens), where `runs_on` is True.
         norm: with weight and bias.
-        added: (channels,).
+        added: (1, channels), the same for all rows, or (rows, channels).
 
     Returns:
         of the same shape and type, channels_last.
@@ -96,10 +96,10 @@ def residual_block(resnet: Any, hidden: Tensor, embedding: Tensor) -> Tensor:
 
     Args:
         hidden: (rows, channels, h, w), where `runs_on` is True.
-        embedding: (1, width), the timestep's, the same for all rows.
+        embedding: (1, width), the same for all rows, or (rows, width).
     """
     first, second, shortcut = resnet.conv1, resnet.conv2, resnet.conv_shortcut
-    of_step = resnet.time_emb_proj(functional.silu(embedding))[0] + first.bias
+    of_step = resnet.time_emb_proj(functional.silu(embedding)) + first.bias
     inner = _convolved(first, group_norm(hidden, resnet.norm1, silu=True))
     inner = group_norm(inner, resnet.norm2, added=of_step, silu=True)
     inner = _convolved(second, inner)
@@ -208,6 +208,7 @@ def _norm_in_registers(
         channels,
         channels // groups,
         eps,
+        _stride(added),
         HAS_ADDED=added is not None,
         SILU=silu,
         TOKENS=tile[0],
@@ -249,6 +250,7 @@ def _norm_in_blocks(
         channels // groups,
         blocks,
         eps,
+        _stride(added),
         HAS_ADDED=added is not None,
         TOKENS=_TILE_TOKENS,
         BLOCKS=_TILE_BLOCKS,
@@ -256,6 +258,11 @@ def _norm_in_blocks(
     )
     kernels.scale_and_shift[grid](hidden, scales, shifts, out, tokens, channels, SILU=silu, **tile)
     return out
+
+
+def _stride(added: Tensor | None) -> int:
+    """How far the next row's values are, 0 if all rows have the same."""
+    return 0 if added is None or len(added) == 1 else added.shape[1]
 
 
 def _convolved(convolution: nn.Conv2d, hidden: Tensor) -> Tensor:

@@ -61,13 +61,13 @@ class UNetParts(NamedTuple):
 
 
 def parts_of(unet: Any) -> UNetParts:
-    """A UNet2DConditionModel of the Stable Diffusion 1.x and 2.x families, in parts.
+    """A UNet2DConditionModel of the Stable Diffusion 1.x, 2.x and XL families, in parts.
 
     Raises:
         CheckpointError: it is of another kind.
     """
     if found := differences(unet):
-        raise CheckpointError(f"the UNet is not of Stable Diffusion 1.x's kind: {'; '.join(found)}")
+        raise CheckpointError(f"the UNet is not of Stable Diffusion's kind: {'; '.join(found)}")
     steps: list[tuple[int, Any]] = [(KEEP, None)]
     for block in unet.down_blocks:
         for layer in _layers(block):

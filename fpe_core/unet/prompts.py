@@ -14,20 +14,18 @@ per distinct prompt: 3.8 MB for Stable Diffusion 1.5 in half precision. If a cal
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fpe_core.errors import PromptError
+from fpe_core.size_ids import SizeIds
+from fpe_core.unet.text_encoders import TextEncoders
 
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 256 * 2**20
-_MOST_PROMPTS = 128
-"""How many prompts go through the text encoder at once; its memory grows with them."""
 
 
 @dataclass(frozen=True)
@@ -35,95 +33,90 @@ class EncodedPrompts:
     """Distinct prompts, encoded once each.
 
     Attributes:
-        embeddings: (distinct prompts, tokens, width), dtype and device of the text encoder.
-        index: prompt to its row in `embeddings`.
+        embeddings: (prompts, tokens, width), dtype and device of the text encoder.
+        places: a prompt with the size it is for to its row in `embeddings`; see `of`.
         truncated: prompt to the part of it that exceeded the encoder's window; absent if all
-        fitted.
+            fitted.
+        pooled: (prompts, width), of Stable Diffusion XL; None for other models, which are told no
+            sizes either.
+        sizes: (prompts, 6), float32, the `SizeIds` of each; None as `pooled`.
     """
 
     embeddings: Tensor
-    index: dict[str, int]
-    truncated: dict[str, str]
+    places: Mapping[tuple[str, SizeIds | None], int]
+    truncated: Mapping[str, str]
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+
+    def of(self, prompt: str, size: SizeIds | None = None) -> int:
+        """The row of a prompt for a picture of that size, which only XL looks at."""
+        return self.places[prompt, None if self.pooled is None else size]
+
+    def and_named(self, embeddings: Tensor, names: Sequence[str]) -> EncodedPrompts:
+        """With further embeddings, (names, tokens, width), behind all others, for a model that is
+        told no sizes."""
+        assert self.pooled is None
+        count = len(self.embeddings)
+        named: dict[tuple[str, SizeIds | None], int] = {
+            (name, None): count + place for place, name in enumerate(names)
+        }
+        both = torch.cat([self.embeddings, embeddings.to(self.embeddings)])
+        return replace(self, embeddings=both, places={**self.places, **named})
+
+    def and_like(self, embeddings: Tensor, like: Sequence[int]) -> EncodedPrompts:
+        """With further embeddings, (n, tokens, width), behind all others; what comes beside them is
+        that of the n prompts `like`."""
+        rows = list(like)
+        return replace(
+            self,
+            embeddings=torch.cat([self.embeddings, embeddings.to(self.embeddings)]),
+            pooled=None if self.pooled is None else torch.cat([self.pooled, self.pooled[rows]]),
+            sizes=None if self.sizes is None else torch.cat([self.sizes, self.sizes[rows]]),
+        )
 
 
-def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> EncodedPrompts:
-    """Encodes each distinct prompt once, padded to the encoder's window (77 tokens for SD 1.x).
+def encode_prompts(
+    encoders: TextEncoders, prompts: Sequence[tuple[str, SizeIds | None]]
+) -> EncodedPrompts:
+    """Encodes each distinct prompt once, padded to the encoder's window (77 tokens), or to a
+    multiple of it.
 
-    Any number of prompts takes the same memory, but for the embeddings themselves.
+    A prompt past the last window is cut there; the rest is logged and returned in `truncated`.
 
-    A prompt past the window is cut there; the rest is logged and returned in `truncated`.
+    Args:
+        prompts: with the size of the picture each is for. Models that are told no sizes take a
+            prompt as one, whatever the sizes; XL leaves out what is for no picture.
 
     Raises:
         PromptError: a prompt that is not text.
     """
-    distinct = list(dict.fromkeys(prompts))
-    token_ids, truncated = [], {}
-    for prompt in distinct:
-        ids, rest = _tokenize(tokenizer, prompt)
-        token_ids.append(ids)
-        if rest:
-            truncated[prompt] = rest
+    truncated = {}
+    texts = list(dict.fromkeys(text for text, _ in prompts))
+    for text in texts:
+        if rest := encoders.tokenize(text).rest:
+            truncated[text] = rest
             _log.warning(
                 "prompt %r exceeds %d tokens; not seen by the model: %r",
-                prompt,
-                tokenizer.model_max_length,
+                text,
+                encoders.most_tokens,
                 rest,
             )
-    device = next(text_encoder.parameters()).device
-    if not distinct:
-        width = (0, int(tokenizer.model_max_length), int(text_encoder.config.hidden_size))
-        return EncodedPrompts(torch.zeros(width, device=device), {}, {})
-    with torch.inference_mode():
-        chunks = [
-            text_encoder(torch.tensor(token_ids[first : first + _MOST_PROMPTS], device=device))[0]
-            for first in range(0, len(token_ids), _MOST_PROMPTS)
-        ]
-        embeddings = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-    return EncodedPrompts(embeddings, {p: i for i, p in enumerate(distinct)}, truncated)
-
-
-def _tokenize(tokenizer: Any, prompt: object) -> tuple[list[int], str]:
-    """Token ids of exactly the window's length, and the text that did not fit ("" if all did)."""
-    if not isinstance(prompt, str):
-        raise PromptError(f"a prompt must be text, got {prompt!r}")
-    window = int(tokenizer.model_max_length)
-    everything = token_ids(tokenizer, prompt)
-    ids = tokenizer(
-        _spelled_out(tokenizer, prompt), padding="max_length", max_length=window, truncation=True
-    ).input_ids
-    rest = everything[window - 1 : -1]  # the window's last place is the end token's
-    return list(ids), tokenizer.decode(rest).strip() if rest else ""
-
-
-def token_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """All token ids of a prompt, however many, with the first and the last special one.
-
-    Raises:
-        PromptError: it cannot be tokenized.
-    """
-    try:
-        spelled = _spelled_out(tokenizer, prompt)
-        return list(tokenizer(spelled, truncation=False, verbose=False).input_ids)
-    except (UnicodeError, TypeError, ValueError) as error:
-        raise PromptError(f"prompt {prompt!r} cannot be tokenized: {error}") from error
-
-
-def _spelled_out(tokenizer: Any, prompt: str) -> str:
-    """The prompt with every vector of its embeddings of textual inversion.
-
-    An embedding <x> of several vectors is saved as the tokens <x>, <x>_1, <x>_2, ..., and a prompt
-    that says <x> means all of them (diffusers' TextualInversionLoaderMixin). A prompt that writes
-    them out itself stays as it is.
-    """
-    added = tokenizer.get_added_vocab()
-    for token in added:
-        if token not in prompt or f"{token}_1" not in added:
-            continue
-        count = next(n for n in range(1, len(added) + 1) if f"{token}_{n}" not in added)
-        first = rf"{re.escape(token)}(?!_\d)(?!\s*{re.escape(token)}_1)"
-        every = " ".join([token, *(f"{token}_{n}" for n in range(1, count))])
-        prompt = every.join(re.split(first, prompt))
-    return prompt
+    embeddings, pooled = encoders.encode(texts)
+    if pooled is None:
+        return EncodedPrompts(
+            embeddings, {(text, None): row for row, text in enumerate(texts)}, truncated
+        )
+    distinct = list(dict.fromkeys(each for each in prompts if each[1] is not None))
+    row_of = {text: row for row, text in enumerate(texts)}
+    rows = torch.tensor([row_of[text] for text, _ in distinct], device=embeddings.device)
+    sizes = [size for _, size in distinct]
+    return EncodedPrompts(
+        embeddings[rows],
+        {each: row for row, each in enumerate(distinct)},
+        truncated,
+        pooled[rows],
+        torch.tensor(sizes, dtype=torch.float32, device=embeddings.device).reshape(-1, 6),
+    )
 
 
 class PromptRows(NamedTuple):
@@ -133,25 +126,35 @@ class PromptRows(NamedTuple):
         embeddings: (rows, tokens, width).
         keys: (keys, values) of every cross-attention in order of execution, each (rows, tokens,
             width of the layer); empty if each step computes them.
+        added: (rows, width), what is added to the timestep's embedding, see `embed_added`; None:
+            nothing.
     """
 
     embeddings: Tensor
     keys: tuple[tuple[Tensor, Tensor], ...]
+    added: Tensor | None = None
 
 
 class TextKeys:
     """The prompts of one call, with their keys and values if these are small enough to keep."""
 
     def __init__(
-        self, layers: Sequence[Any], embeddings: Tensor, *, most_bytes: int = _MOST_BYTES
+        self,
+        layers: Sequence[Any],
+        embeddings: Tensor,
+        *,
+        added: Tensor | None = None,
+        most_bytes: int = _MOST_BYTES,
     ) -> None:
         """
         Args:
             layers: the cross-attention layers in order of execution.
             embeddings: (distinct prompts, tokens, width).
+            added: (distinct prompts, width), see `PromptRows`.
             most_bytes: upper limit of the memory for keys and values.
         """
         self._embeddings = embeddings
+        self._added = added
         self._layers = tuple(layers)
         width = sum(attn.to_k.out_features + attn.to_v.out_features for attn in layers)
         needed = embeddings.shape[0] * embeddings.shape[1] * width * embeddings.element_size()
@@ -178,4 +181,5 @@ class TextKeys:
         return PromptRows(
             self._embeddings[prompts],
             tuple((key[prompts], value[prompts]) for key, value in self._keys),
+            None if self._added is None else self._added[prompts],
         )

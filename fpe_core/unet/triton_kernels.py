@@ -20,6 +20,7 @@ def normalise_group(
     channels,
     group_channels,
     eps,
+    added_stride,
     HAS_ADDED: tl.constexpr,
     SILU: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -34,7 +35,8 @@ def normalise_group(
     place = tl.program_id(0).to(tl.int64) * tokens * channels + token * channels + channel
     value = tl.load(values + place, mask=is_there, other=0.0).to(tl.float32)
     if HAS_ADDED:
-        value += tl.load(added + channel, mask=is_channel, other=0.0).to(tl.float32)
+        own = added + tl.program_id(0) * added_stride + channel
+        value += tl.load(own, mask=is_channel, other=0.0).to(tl.float32)
         value = tl.where(is_there, value, 0.0)
     count = tokens * group_channels
     centred = value - tl.sum(tl.sum(value, axis=1), axis=0) / count
@@ -89,6 +91,7 @@ def scales_of_group(
     group_channels,
     blocks,
     eps,
+    added_stride,
     HAS_ADDED: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -105,7 +108,8 @@ def scales_of_group(
     is_channel = within < group_channels
     more = tl.zeros((CHANNELS,), tl.float32)
     if HAS_ADDED:
-        more = tl.load(added + channel, mask=is_channel, other=0.0).to(tl.float32)
+        own = added + row * added_stride + channel
+        more = tl.load(own, mask=is_channel, other=0.0).to(tl.float32)
     count = tl.cast(tokens, tl.float32) * group_channels
     total = tl.zeros((CHANNELS,), tl.float32)
     for start in range(0, blocks, BLOCKS):

@@ -28,6 +28,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fpe_core import ALGORITHM_VERSION, EditParameters, Fit, Inversion
+from fpe_core.size_ids import size_ids_of
 from pipeline.edit.phase_clock import ClockedEditor
 from pipeline.errors import StorageError
 from pipeline.storage.folder import Folder
@@ -68,9 +69,14 @@ class KeptInversions:
         if not levels or parameters.inversion not in ("direct", "negative_prompt"):
             return self._editor.invert(images, prompts, parameters, fits=fits)
         kind = [] if parameters.rule.cross_guidance is None else ["regularised"]
+        whole = [Fit("crop", *image.size, 1.0, 1.0, 0.0, 0.0) for image in images]
+        sizes: list[tuple[int, ...]] = [()] * len(images)
+        if self._editor.checkpoint.is_told_sizes:
+            edges = parameters.width_px, parameters.height_px
+            sizes = [size_ids_of(fit, *edges) for fit in fits or whole]
         names = [
-            self._name_of(image, prompt, parameters.steps, *kind)
-            for image, prompt in zip(images, prompts, strict=True)
+            self._name_of(image, prompt, parameters.steps, *kind, *size)
+            for image, prompt, size in zip(images, prompts, sizes, strict=True)
         ]
         kept = list(self._pool.map(lambda name: self._read(name, levels, parameters.steps), names))
         missing = [place for place, each in enumerate(kept) if each is None]
@@ -84,7 +90,7 @@ class KeptInversions:
             self._keep(made, names, levels)
             return made
         self._keep(made, [names[place] for place in missing], levels)
-        return self._together(made, kept, images, prompts, fits)
+        return self._together(made, kept, images, prompts, fits or whole)
 
     def _together(
         self,
@@ -92,7 +98,7 @@ class KeptInversions:
         kept: Sequence[tuple[Tensor, str] | None],
         images: Sequence[Image.Image],
         prompts: Sequence[str],
-        fits: Sequence[Fit] | None,
+        fits: Sequence[Fit],
     ) -> Inversion:
         """One inversion of what was made and what was kept, in the order of the images."""
         own = iter(zip(made.trajectory, made.diverged, made.truncated_prompts, strict=True))
@@ -106,14 +112,14 @@ class KeptInversions:
             made,
             trajectory=torch.stack(trajectories),
             images=tuple(images),
-            fits=tuple(fits or [Fit("crop", *one.size, 1.0, 1.0, 0.0, 0.0) for one in images]),
+            fits=tuple(fits),
             source_prompts=tuple(prompts),
             diverged=tuple(diverged),
             truncated_prompts=tuple(truncated),
         )
 
-    def _name_of(self, image: Image.Image, prompt: str, steps: int, *kind: str) -> str:
-        """`kind`: what it is besides a plain inversion."""
+    def _name_of(self, image: Image.Image, prompt: str, steps: int, *kind: object) -> str:
+        """`kind`: what it is besides a plain inversion, and what the model is told of its size."""
         pixels = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
         own = [steps, image.size, image.mode, pixels, prompt, *kind]
         content = json.dumps([*self._identity, *own])

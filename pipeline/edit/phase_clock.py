@@ -171,7 +171,7 @@ class _NetworkClock:
         self._device = editor.checkpoint.device
         self._spans: list[tuple[str, Any, Any]] = []
         for network, phase in (
-            (editor.checkpoint.text_encoder, "encode"),
+            *((encoder, "encode") for encoder in editor.checkpoint.text_encoders.encoders),
             (editor.autoencoder.encoder, "encode"),
             (editor.autoencoder.decoder, "decode"),
         ):

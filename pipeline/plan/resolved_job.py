@@ -15,10 +15,9 @@ import pyarrow as pa
 from fpe_core import (
     CheckpointError,
     EditParameters,
-    LayersByRange,
     ParameterError,
 )
-from fpe_core.checkpoint.check import check_files, check_method, check_steps
+from fpe_core.checkpoint.check import check_files, check_parameters, check_steps
 from fpe_core.checkpoint.files import (
     CheckpointFiles,
     default_parameters_of,
@@ -62,8 +61,6 @@ from pipeline.plan.ids import (
 from pipeline.storage.folder import Folder, absolute_url
 
 _log = logging.getLogger(__name__)
-SELF_ATTENTION_LAYERS = 16
-"""The number of self-attention layers of every Stable Diffusion 1.x model."""
 SCHEMA_FILE = ".metadata-schema"
 """The schema of the run folder's metadata files: a later job with other columns is refused."""
 _ID = "0123456789abcdef"
@@ -306,15 +303,9 @@ def resolve_job(job: Job) -> ResolvedJob:
         parameters = job.resolve_parameters(defaults)
         if files is not None:
             check_steps(files, job.model.config, parameters.steps)
-            check_method(files, job.model.config, parameters.method)
+            check_parameters(files, job.model.config, parameters)
     except ParameterError as error:
         raise JobError(f"edit: {error}") from error
-    layers = parameters.layers
-    if isinstance(layers, LayersByRange) and layers.last > SELF_ATTENTION_LAYERS:
-        raise JobError(
-            f"edit.layers.last: must be at most {SELF_ATTENTION_LAYERS}, the number of "
-            f"self-attention layers of Stable Diffusion 1.x, got {layers.last}"
-        )
     _refuse_output_in_manifest(job, manifest)
     manifest = _as_begun(job, manifest, prompts)
     context = EditContext(fingerprint=fingerprint, fit=job.images.fit)

@@ -37,7 +37,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.folder import Folder, absolute_url, is_local_path
 
 _CONFIGS = (".json", ".txt", ".model")
-_WITH_WEIGHTS = ("unet", "vae", "text_encoder")
+_WITH_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _OF_VAE = r"config\.json|diffusion_pytorch_model(\.fp16)?\.safetensors"
 _OF_VAE_OR_PICKLE = rf"{_OF_VAE}|diffusion_pytorch_model\.bin"
 _PIECE_BYTES = 1 << 24

@@ -17,11 +17,19 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 SIZE_PX = 64
 SELF_ATTENTION_TOKENS = (64, 64, 16, 16, 4, 4, 1, 4, 4, 4, 16, 16, 16, 64, 64, 64)
@@ -38,6 +46,22 @@ STABLE_DIFFUSION_2 = {
 }
 """What the UNet of Stable Diffusion 2 has other than that of 1.x, in miniature; its text encoder is
 OpenCLIP's, with another activation, and its 768 px models predict v."""
+
+
+STABLE_DIFFUSION_XL = {
+    "use_linear_projection": True,
+    "block_out_channels": (8, 16, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (1, 2, 4),
+    "cross_attention_dim": 40,  # 16 of the first text encoder and 24 of the second
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 12 + 6 * 8,
+}
+"""What the UNet of Stable Diffusion XL has other than that of 1.x, in miniature: seventy
+self-attention layers at two levels of its three, and none at the latent grid itself."""
 
 
 def build_tiny_checkpoint(
@@ -87,17 +111,60 @@ def build_tiny_checkpoint(
     return folder
 
 
+def build_tiny_xl(
+    folder: Path, *, seed: int = 0, sees_source: bool = False, zeroes_empty: bool = True
+) -> Path:
+    """Write a tiny random Stable Diffusion XL into `folder` and return it.
+
+    Seventy self-attention layers as the base model's: 1-4 (level 2), 5-64 (level 4), 65-70.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizers = _tokenizer(), _tokenizer(pad="!")
+        unet = _unet(8 if sees_source else 4, **STABLE_DIFFUSION_XL)
+        vae = _vae()
+        configs = [_text_config(tokenizers[0], 16), _text_config(tokenizers[1], 24, 12, "gelu")]
+        encoders = CLIPTextModel(configs[0]), CLIPTextModelWithProjection(configs[1])
+    options: dict[str, Any] = {"force_zeros_for_empty_prompt": zeroes_empty}
+    kind: Any = StableDiffusionXLPipeline
+    if sees_source:
+        kind = StableDiffusionXLInstructPix2PixPipeline
+    pipeline = kind(
+        vae=vae,
+        text_encoder=encoders[0],
+        text_encoder_2=encoders[1],
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing="leading",
+        ),
+        add_watermarker=False,
+        **options,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
 def _unet(in_channels: int, **others: Any) -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=SIZE_PX // 8,
         in_channels=in_channels,
         out_channels=4,
-        block_out_channels=(8, 16, 16, 16),
         layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         norm_num_groups=4,
-        **{"cross_attention_dim": 16, "attention_head_dim": 2, **others},
+        **{
+            "block_out_channels": (8, 16, 16, 16),
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            "cross_attention_dim": 16,
+            "attention_head_dim": 2,
+            **others,
+        },
     )
     # Freshly initialised queries and keys give nearly uniform attention maps, and then replacing a
     # map changes nothing.
@@ -129,24 +196,29 @@ def _vae() -> AutoencoderKL:
 
 def _text_encoder(tokenizer: CLIPTokenizer, is_second: bool) -> CLIPTextModel:
     width = STABLE_DIFFUSION_2["cross_attention_dim"] if is_second else 16
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_act="gelu" if is_second else "quick_gelu",
-            hidden_size=width,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=77,
-            projection_dim=16,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    activation = "gelu" if is_second else "quick_gelu"
+    return CLIPTextModel(_text_config(tokenizer, width, 16, activation))
+
+
+def _text_config(
+    tokenizer: CLIPTokenizer, width: int, projection: int = 16, activation: str = "quick_gelu"
+) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_act=activation,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        projection_dim=projection,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
+def _tokenizer(pad: str | None = None) -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer over single characters and a few whole words."""
     characters = [chr(code) for code in range(33, 127)] + [chr(code) for code in range(161, 383)]
     tokens = characters + [character + "</w>" for character in characters]
@@ -161,7 +233,8 @@ def _tokenizer() -> CLIPTokenizer:
             if left not in tokens:
                 tokens.append(left)
     vocabulary = {token: number for number, token in enumerate([*tokens, _START, _END])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    others = {} if pad is None else {"pad_token": pad}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **others)
 
 
 def write_defaults(folder: Path, **recommended: object) -> None:

@@ -26,7 +26,7 @@ from fpe_core.editors.pnp import PlugAndPlay
 from fpe_core.injection import floor_of, steps_between
 from fpe_core.layer_rules import LayerRule, LayersByPart
 from fpe_core.unet.attention import select_layers, self_attention_layers
-from fpe_core.unet.prompts import token_ids
+from fpe_core.unet.text_encoders import token_ids
 from jobs.bench.speed.plain_loop import PlainLoop, attention_output, heads_of, processors
 
 

@@ -129,6 +129,12 @@ class AuthorsArm(_Baseline):
             negative_prompt=parameters.negative_prompt,
             prediction_type=str(self.checkpoint.scheduler_config.get("prediction_type", "epsilon")),
             wrong=self.wrong,
+            second=(
+                None
+                if self.checkpoint.text_encoder_2 is None
+                else (self.checkpoint.tokenizer_2, self.checkpoint.text_encoder_2)
+            ),
+            empty_is_zero=self.checkpoint.empty_prompt_is_zero,
         )
 
 

@@ -33,7 +33,8 @@ class RowFlops:
         row: the whole row without `time` and `text`.
         time: layers that depend only on the timestep.
         text: keys and values of the cross-attention, which depend only on the prompt.
-        prefix: layers before the first cross-attention, which do not depend on the prompt.
+        prefix: layers before the first cross-attention, which do not depend on the prompt; of
+            Stable Diffusion XL those before the first residual block, which sees the pooled prompt.
         source: layers up to the queries and keys of the last replaced layer.
         replaced: queries and keys of the replaced layers, which an edit does not compute.
     """
@@ -56,7 +57,7 @@ def count_row(checkpoint: Checkpoint, workload: BenchWorkload) -> RowFlops:
     replaced = {layer.processor_name.removesuffix("processor") for layer in layers}
     body = [(name, flops) for name, flops in units if not (_is_time(name) or _is_text(name))]
     names = [name for name, _ in units]
-    first_text = next(n for n, name in enumerate(names) if _is_text(name))
+    first_text = next(n for n, name in enumerate(names) if _sees_text(name, checkpoint))
     asked = {f"{layer}{part}" for layer in replaced for part in ("to_q", "to_k")}
     last = max((n for n, name in enumerate(names) if name in asked), default=-1)
     return RowFlops(
@@ -136,7 +137,13 @@ def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, i
         unet = type(checkpoint.unet).from_config(checkpoint.unet.config)
         latent = torch.zeros(1, checkpoint.latent_channels, height, width)
         window = int(checkpoint.tokenizer.model_max_length)
-        text = torch.zeros(1, window, int(checkpoint.unet.config.cross_attention_dim))
+        config = checkpoint.unet.config
+        text = torch.zeros(1, window, int(config.cross_attention_dim))
+        beside = None
+        if checkpoint.is_told_sizes:
+            waves = 6 * config.addition_time_embed_dim
+            pooled = config.projection_class_embeddings_input_dim - waves
+            beside = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)}
     counter = flop_counter()
     units: list[tuple[str, int]] = []
     inside: list[list[int]] = []  # per entered module: the count before it, FLOPs of its parts
@@ -158,7 +165,7 @@ def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, i
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave(name))
     with torch.inference_mode(), counter:
-        unet(latent, 1, encoder_hidden_states=text)
+        unet(latent, 1, encoder_hidden_states=text, added_cond_kwargs=beside)
     return [(name, flops) for name, flops in units if flops]
 
 
@@ -169,9 +176,16 @@ def _attention_flops(
     return int(sdpa_flop_count(query, key, value))
 
 
+def _sees_text(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether a layer is the first of a pass, or a later one, that depends on the prompt."""
+    if checkpoint.is_told_sizes:
+        return name.startswith("down_blocks")
+    return _is_text(name)
+
+
 def _is_time(name: str) -> bool:
     return name.startswith("time_embedding") or name.endswith("time_emb_proj")
 
 
 def _is_text(name: str) -> bool:
-    return name.endswith(("attn2.to_k", "attn2.to_v"))
+    return name.endswith(("attn2.to_k", "attn2.to_v")) or name.startswith("add_embedding")

@@ -8,21 +8,37 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
-from fpe_core import Checkpoint, EditParameters, LayersByRange, load_checkpoint
+from fpe_core import (
+    Checkpoint,
+    EditParameters,
+    LayersByLevel,
+    LayersByRange,
+    load_checkpoint,
+)
 from fpe_core.checkpoint.files import BUILTIN_STILL_LIFE, locate
+from fpe_core.checkpoint.xl import LEVEL
 from fpe_core.device import choose_device
+from fpe_core.layer_rules import LayerRule
 from fpe_core.unet.norms import make_norms_exact
 
 LAYERS = LayersByRange(3, 13)
-"""The layers that the authors' rule selects at 512 px; used for every size and model here."""
+"""The layers that the authors' rule selects at 512 px; used for every size of Stable Diffusion 1.x
+and 2.x."""
+_XL_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,8 @@ class Shape:
         unet, vae, text: arguments of the networks that differ between models.
         prediction_type: the meaning of the UNet's output: "epsilon" or "v_prediction".
         seed: seed of the random weights.
+        second_text: arguments of the second text encoder, which Stable Diffusion XL has.
+        layers: the layers that take the source's map.
     """
 
     size_px: int
@@ -42,6 +60,25 @@ class Shape:
     text: dict[str, Any]
     prediction_type: str = "epsilon"
     seed: int = 0
+    second_text: dict[str, Any] | None = None
+    layers: LayerRule = LAYERS
+
+
+def _xl_unet(
+    channels: tuple[int, ...], *, heads: tuple[int, ...], time_width: int, pooled: int
+) -> dict[str, Any]:
+    """Arguments of Stable Diffusion XL's UNet. `pooled`: width of the pooled embedding."""
+    return {
+        "block_out_channels": channels,
+        "down_block_types": _XL_BLOCKS,
+        "up_block_types": tuple(each.replace("Down", "Up") for each in reversed(_XL_BLOCKS)),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": heads,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": time_width,
+        "projection_class_embeddings_input_dim": pooled + 6 * time_width,
+    }
 
 
 _SD_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
@@ -80,6 +117,26 @@ SHAPES = MappingProxyType(
             },
             prediction_type="v_prediction",
         ),
+        "sdxl": Shape(
+            size_px=1024,
+            unet=_xl_unet((320, 640, 1280), heads=(5, 10, 20), time_width=256, pooled=1280),
+            vae=_SD_VAE,
+            text={
+                "hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "heads": 12,
+            },
+            second_text={
+                "hidden_size": 1280,
+                "intermediate_size": 5120,
+                "num_hidden_layers": 32,
+                "heads": 20,
+                "hidden_act": "gelu",
+                "projection_dim": 1280,
+            },
+            layers=LayersByLevel(LEVEL),
+        ),
         "cpu-512": Shape(  # eight million parameters, for machines without an accelerator
             size_px=512,
             unet={
@@ -110,6 +167,28 @@ SHAPES = MappingProxyType(
             },
             text={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "heads": 2},
         ),
+        "micro-xl": Shape(  # the same of Stable Diffusion XL
+            size_px=64,
+            unet={
+                **_xl_unet((8, 16, 16), heads=(1, 2, 4), time_width=8, pooled=12),
+                "norm_num_groups": 4,
+            },
+            vae={
+                "block_out_channels": (4, 8, 8, 8),
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+                "mid_block_add_attention": False,
+            },
+            text={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "heads": 2},
+            second_text={
+                "hidden_size": 24,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "heads": 2,
+                "projection_dim": 12,
+            },
+            layers=LayersByLevel(LEVEL),
+        ),
     }
 )
 """The models with random weights, by the name that --model has."""
@@ -133,7 +212,8 @@ def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
         return checkpoint
     networks = {
         name: copy.deepcopy(getattr(checkpoint, name)).to(dtype)
-        for name in ("unet", "vae", "text_encoder")
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2")
+        if getattr(checkpoint, name) is not None
     }
     return dataclasses.replace(checkpoint, dtype=dtype, **networks)
 
@@ -144,8 +224,9 @@ def build_random(name: str, shape: Shape, device: torch.device) -> Checkpoint:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(shape.seed)
-        unet, vae, text_encoder = _unet(shape), _vae(shape), _text_encoder(shape)
-    for network in (unet, vae, text_encoder):
+        unet, vae, text_encoder = _unet(shape), _vae(shape), _text_encoder(shape.text)
+        second = None if shape.second_text is None else _text_encoder(shape.second_text)
+    for network in filter(None, (unet, vae, text_encoder, second)):
         network.requires_grad_(False).eval()
     _sharpen_maps(unet)
     for network in (unet, vae):
@@ -168,8 +249,11 @@ def build_random(name: str, shape: Shape, device: torch.device) -> Checkpoint:
         device=device,
         dtype=torch.float32,
         default_parameters=EditParameters(
-            layers=LAYERS, width_px=shape.size_px, height_px=shape.size_px
+            layers=shape.layers, width_px=shape.size_px, height_px=shape.size_px
         ),
+        text_encoder_2=second,
+        tokenizer_2=None if second is None else _tokenizer(),
+        empty_prompt_is_zero=second is not None,
     )
 
 
@@ -179,10 +263,13 @@ def _unet(shape: Shape) -> Any:
         in_channels=4,
         out_channels=4,
         layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=shape.text["hidden_size"],
-        **shape.unet,
+        cross_attention_dim=shape.text["hidden_size"]
+        + (shape.second_text or {}).get("hidden_size", 0),
+        **{
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            **shape.unet,
+        },
     )
 
 
@@ -196,10 +283,11 @@ def _vae(shape: Shape) -> Any:
     )
 
 
-def _text_encoder(shape: Shape) -> Any:
-    settings = dict(shape.text)
+def _text_encoder(arguments: Mapping[str, Any]) -> Any:
+    settings = dict(arguments)
     heads = settings.pop("heads")
-    return CLIPTextModel(
+    kind = CLIPTextModelWithProjection if "projection_dim" in settings else CLIPTextModel
+    return kind(
         CLIPTextConfig(
             vocab_size=49408, max_position_embeddings=77, num_attention_heads=heads, **settings
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler
@@ -22,6 +22,21 @@ from fpe_core.unet.attention import select_layers, self_attention_layers
 
 _SOURCE, _TARGET = 2, 3
 """UNet rows of an editing step: source and target, each unconditional and conditional."""
+
+
+class _Context(NamedTuple):
+    """Embeddings of prompts, (rows, tokens, width); of Stable Diffusion XL also pooled ones."""
+
+    embeddings: Tensor
+    pooled: Tensor | None
+
+    def beside(self, latents: Tensor) -> dict[str, Tensor] | None:
+        """diffusers' added_cond_kwargs for pictures that were neither scaled nor cut."""
+        if self.pooled is None:
+            return None
+        edges = [8 * edge for edge in latents.shape[-2:]]
+        sizes = torch.tensor([[*edges, 0, 0, *edges]] * len(latents), device=latents.device)
+        return {"text_embeds": self.pooled, "time_ids": sizes.float()}
 
 
 class PlainLoop:
@@ -59,7 +74,7 @@ class PlainLoop:
             z = self._step(z_source, z, timestep, context)
         return z
 
-    def _step(self, z_source: Tensor, z: Tensor, timestep: int, context: Tensor) -> Tensor:
+    def _step(self, z_source: Tensor, z: Tensor, timestep: int, context: _Context) -> Tensor:
         output = self._unet(torch.cat([z_source, z] * 2), timestep, context)
         unconditional, conditional = output.chunk(2)
         guided = unconditional + self._parameters.guidance_scale * (conditional - unconditional)
@@ -81,14 +96,29 @@ class PlainLoop:
         moved: Tensor = a_to**0.5 * clean + (1 - a_to) ** 0.5 * epsilon
         return moved
 
-    def _unet(self, latents: Tensor, timestep: int, context: Tensor) -> Tensor:
+    def _unet(self, latents: Tensor, timestep: int, context: _Context) -> Tensor:
         output: Tensor = self._checkpoint.unet(
-            latents.to(self._checkpoint.dtype), timestep, encoder_hidden_states=context
+            latents.to(self._checkpoint.dtype),
+            timestep,
+            encoder_hidden_states=context.embeddings,
+            added_cond_kwargs=context.beside(latents),
         ).sample
         return output.to(latent_dtype(self._checkpoint))
 
-    def _encode(self, prompts: list[str]) -> Tensor:
-        tokenizer = self._checkpoint.tokenizer
+    def _encode(self, prompts: list[str]) -> _Context:
+        own = self._checkpoint
+        first = self._output(own.tokenizer, own.text_encoder, prompts)
+        if own.text_encoder_2 is None:
+            return _Context(first[0], None)
+        second = self._output(own.tokenizer_2, own.text_encoder_2, prompts)
+        embeddings = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        pooled = second.text_embeds
+        if own.empty_prompt_is_zero:
+            kept = torch.tensor([[float(prompt != "")] for prompt in prompts]).to(pooled)
+            embeddings, pooled = embeddings * kept[:, :, None], pooled * kept
+        return _Context(embeddings, pooled)
+
+    def _output(self, tokenizer: Any, text_encoder: Any, prompts: list[str]) -> Any:
         ids = tokenizer(
             prompts,
             padding="max_length",
@@ -96,8 +126,7 @@ class PlainLoop:
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        embeddings: Tensor = self._checkpoint.text_encoder(ids.to(self._checkpoint.device))[0]
-        return embeddings
+        return text_encoder(ids.to(self._checkpoint.device), output_hidden_states=True)
 
     def _source_maps(self, z: Tensor) -> AbstractContextManager[None]:
         unet = self._checkpoint.unet

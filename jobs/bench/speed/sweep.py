@@ -190,9 +190,10 @@ def _workload(
 
 def _parameters(checkpoint: Checkpoint, settings: Settings) -> EditParameters:
     own = checkpoint.default_parameters
+    layers = own.layers if checkpoint.is_told_sizes else LAYERS
     return EditParameters(
         steps=settings.steps,
-        layers=AUTHORS_LAYERS if settings.authors else LAYERS,
+        layers=AUTHORS_LAYERS if settings.authors else layers,
         width_px=settings.size_px or own.width_px,
         height_px=settings.size_px or own.height_px,
     )

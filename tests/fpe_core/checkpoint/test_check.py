@@ -177,9 +177,12 @@ FAMILIES: dict[str, tuple[Spoil, str]] = {
     ),
     "Stable Diffusion XL": (
         with_values("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
-        "Stable Diffusion XL",
+        "a second text encoder, and a UNet without added embeddings",
     ),
-    "SDXL's UNet": (with_values("unet/config.json", addition_embed_type="text_time"), "SDXL"),
+    "SDXL's UNet": (
+        with_values("unet/config.json", addition_embed_type="text_time"),
+        "no second text",
+    ),
     "inpainting": (with_values("unet/config.json", in_channels=9), "an inpainting or depth model"),
     "a UNet that predicts variances": (
         with_values("unet/config.json", out_channels=8),
@@ -304,7 +307,7 @@ def test_weights_in_pickles_are_checked_when_they_are_loaded(folder: Path) -> No
 
 def embedding(folder: Path, **options: Any) -> torch.Tensor:
     checkpoint = load_checkpoint(folder, device="cpu", **options)
-    return encode_prompts(checkpoint.tokenizer, checkpoint.text_encoder, ["a red cat"]).embeddings
+    return encode_prompts(checkpoint.text_encoders, [("a red cat", None)]).embeddings
 
 
 def with_old_attention(folder: Path) -> None:
@@ -390,7 +393,7 @@ def test_the_window_is_the_smaller_of_tokenizer_and_text_encoder(
     expected = min(stated or 77, 77)
     checkpoint = load_checkpoint(folder, device="cpu")
     assert checkpoint.tokenizer.model_max_length == expected
-    encoded = encode_prompts(checkpoint.tokenizer, checkpoint.text_encoder, ["cat " * 100])
+    encoded = encode_prompts(checkpoint.text_encoders, [("cat " * 100, None)])
     assert encoded.embeddings.shape == (1, expected, 16)
     assert encoded.truncated
 
@@ -543,8 +546,8 @@ def test_an_embedding_of_several_vectors_means_all_of_them(tiny_folder: Path, fo
         "<cat-toy>, <cat-toy>",
         "a cat",
     ]
-    found = encode_prompts(checkpoint.tokenizer, checkpoint.text_encoder, prompts)
+    found = encode_prompts(checkpoint.text_encoders, [(each, None) for each in prompts])
     assert torch.equal(found.embeddings[0], found.embeddings[1]), "written out"
     for prompt in (prompts[0], prompts[2], prompts[3]):
         expected = pipe.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)[0][0]
-        assert torch.equal(found.embeddings[found.index[prompt]], expected)
+        assert torch.equal(found.embeddings[found.of(prompt)], expected)

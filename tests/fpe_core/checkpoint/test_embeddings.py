@@ -27,7 +27,7 @@ from fpe_core.checkpoint.add_ons import AddOns
 from fpe_core.checkpoint.embeddings import add_embeddings
 from fpe_core.checkpoint.files import locate
 from fpe_core.checkpoint.pretrained import clip_tokenizer
-from fpe_core.unet.prompts import encode_prompts
+from fpe_core.unet.text_encoders import TextEncoders
 
 CLOSE = 1e-5
 WIDTH = 16
@@ -49,8 +49,7 @@ def loaded(folder: Path, *embeddings: Embedding | Path, **options: Any) -> Check
 
 
 def encoded(checkpoint: Checkpoint, prompt: str) -> Tensor:
-    tokenizer, text_encoder = checkpoint.tokenizer, checkpoint.text_encoder
-    return encode_prompts(tokenizer, text_encoder, [prompt]).embeddings
+    return checkpoint.text_encoders.encode([prompt])[0]
 
 
 def of_diffusers(folder: Path, prompt: str, files: Mapping[Path, str | None]) -> Tensor:
@@ -138,9 +137,10 @@ def test_both_text_encoders_get_their_vectors(tiny_folder: Path, tmp_path: Path)
         pipe.load_textual_inversion(
             {"<ink>": tensors[name]}, tokenizer=tokenizer, text_encoder=text_encoder
         )
-        mine = encode_prompts(ours[f"tokenizer{end}"], ours[f"text_encoder{end}"], ["a <ink> cat"])
-        expected = encode_prompts(tokenizer, text_encoder, ["a <ink> cat"])
-        assert float((mine.embeddings - expected.embeddings).abs().max()) <= CLOSE
+        own = TextEncoders((ours[f"tokenizer{end}"],), (ours[f"text_encoder{end}"],))
+        mine, _ = own.encode(["a <ink> cat"])
+        expected, _ = TextEncoders((tokenizer,), (text_encoder,)).encode(["a <ink> cat"])
+        assert float((mine - expected).abs().max()) <= CLOSE
     with pytest.raises(CheckpointError, match="for a model with one text encoder"):
         add_embeddings(networks(), [Embedding(written(file, {"<x>": vectors(1)}), "<x>")])
 

@@ -22,11 +22,27 @@ Maps = Callable[[bool, int, Tensor, Tensor, Tensor], Tensor]
 """(is it self-attention, layer from 1, query, key, value) to what each query attends to; all are
 (rows, heads, tokens, d)."""
 
-MIDDLE = range(3, 14)
-"""Layers of 32 x 32 tokens and fewer at 512 px."""
-UP_BUT_ONE, UP_BUT_THREE = range(9, 17), range(11, 17)
-QUARTER = (5, 6, 8, 9, 10)
-"""Layers beside which cross-attention has 16 x 16 tokens at 512 px."""
+
+@dataclass(frozen=True)
+class Places:
+    """Where the editors exchange something in a family's UNet.
+
+    Attributes:
+        middle: layers of 32 x 32 tokens and fewer at the family's size.
+        of_pnp, of_masactrl: layers going up.
+        residual: (block, number) of a residual block going up.
+        quarter: layers whose grid is a quarter of the latent's in each direction.
+    """
+
+    middle: Collection[int]
+    of_pnp: Collection[int]
+    of_masactrl: Collection[int]
+    residual: tuple[int, int]
+    quarter: Collection[int]
+
+
+FIRST = Places(range(3, 14), range(9, 17), range(11, 17), (1, 1), (5, 6, 8, 9, 10))
+XL = Places(range(5, 65), range(45, 71), range(45, 71), (0, 1), range(5, 65))
 WINDOW = 77
 
 _TEXTS: dict[Any, Tensor] = {}
@@ -43,6 +59,7 @@ class Naive:
         mask: that of the last edit, (h, w), if it has one.
         bound: a mask that binds, (h, w), and the trajectory of its source.
         maps: noise maps of an edit-friendly inversion, of the steps that are sampled.
+        sizes: of a picture that was cut, what Stable Diffusion XL is told of it.
         near: of proximal guidance, (norm, quantile, pull) and the trajectory of the source.
     """
 
@@ -54,11 +71,13 @@ class Naive:
     mask: Tensor | None = field(default=None, init=False)
     bound: tuple[Tensor, list[Tensor]] | None = field(default=None, init=False)
     maps: list[Tensor] | None = field(default=None, init=False)
+    sizes: tuple[int, ...] = field(default=(), init=False)
     near: tuple[tuple[str, float, float], list[Tensor]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
         self._levels = np.cumprod(1 - betas)
+        self.places = FIRST if self.checkpoint.text_encoder_2 is None else XL
 
     def a(self, k: int) -> float:
         """Cumulative alpha of level k: 0 is clean, k + 1 belongs to timestep t_k."""
@@ -73,14 +92,34 @@ class Naive:
             _TEXTS[key] = self._encoded(prompt)
         return _TEXTS[key]
 
-    @torch.no_grad()
     def _encoded(self, prompt: str) -> Tensor:
         tokenizer, encoder = self.checkpoint.tokenizer, self.checkpoint.text_encoder
-        ids = tokenizer(
-            prompt, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt"
-        ).input_ids
-        embedding: Tensor = encoder(ids)[0]
-        return embedding
+        if self.checkpoint.text_encoder_2 is None:
+            embedding: Tensor = _output(tokenizer, encoder, prompt)[0]
+            return embedding
+        second = self.checkpoint.tokenizer_2, self.checkpoint.text_encoder_2
+        both = _output(tokenizer, encoder, prompt), _output(*second, prompt)
+        embedding = torch.cat([each.hidden_states[-2] for each in both], dim=-1)
+        return embedding * 0 if self._is_zero(prompt) else embedding
+
+    def pooled(self, prompt: str) -> Tensor:
+        """What Stable Diffusion XL sees of a prompt as a whole, (1, width)."""
+        output = _output(self.checkpoint.tokenizer_2, self.checkpoint.text_encoder_2, prompt)
+        pooled: Tensor = output.text_embeds
+        return pooled * 0 if self._is_zero(prompt) else pooled
+
+    def _is_zero(self, prompt: str) -> bool:
+        return prompt == "" and self.checkpoint.empty_prompt_is_zero
+
+    def beside(self, latents: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, Any]:
+        """What its UNet is given besides: the prompts, and sizes of pictures that were not cut."""
+        if self.checkpoint.text_encoder_2 is None:
+            return {}
+        edges = 8 * latents[0].shape[2], 8 * latents[0].shape[3]
+        own = self.sizes or (*edges, 0, 0, *edges)
+        sizes = torch.tensor([own] * len(prompts), dtype=torch.float32)
+        pooled = torch.cat([self.pooled(each) for each in prompts])
+        return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
     def move(self, z: Tensor, epsilon: Tensor, level_from: int, level_to: int) -> Tensor:
         a, b = self.a(level_from), self.a(level_to)
@@ -101,7 +140,7 @@ class Naive:
     @torch.no_grad()
     def invert(self, z_0: Tensor, prompt: str, levels: int | None = None) -> list[Tensor]:
         """z_0 .. z_K, each (1, C, h, w)."""
-        key = id(self.checkpoint), self.steps, prompt, z_0.numpy().tobytes()
+        key = id(self.checkpoint), self.steps, prompt, self.sizes, z_0.numpy().tobytes()
         trajectory = _TRAJECTORIES.setdefault(key, [z_0])
         wanted = self.steps if levels is None else levels
         for k in range(len(trajectory) - 1, wanted):
@@ -128,7 +167,10 @@ class Naive:
         unet.set_attn_processor(_Explicit(attend or plain))
         try:
             made: Tensor = unet(
-                torch.cat(list(latents)), self.t(k), encoder_hidden_states=context
+                torch.cat(list(latents)),
+                self.t(k),
+                encoder_hidden_states=context,
+                **self.beside(latents, prompts),
             ).sample
         finally:
             unet.set_attn_processor(own)
@@ -154,7 +196,7 @@ class Naive:
         source: str,
         target: str,
         replaced: int,
-        layers: Collection[int] = MIDDLE,
+        layers: Collection[int] = (),
         negative: str | list[str] | None = None,
     ) -> Tensor:
         """The source's self-attention maps onto the conditional row."""
@@ -162,7 +204,7 @@ class Naive:
         def row(step: int) -> tuple[list[str], Maps]:
             def attend(is_self: bool, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Any:
                 maps = map_of(query, key)
-                if is_self and layer in layers and step < replaced:
+                if is_self and layer in (layers or self.places.middle) and step < replaced:
                     maps[-1] = maps[0]
                 return maps @ value
 
@@ -203,7 +245,7 @@ class Naive:
         def row(step: int) -> tuple[list[str], Maps]:
             def attend(is_self: bool, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Any:
                 maps = map_of(query, key)
-                layers = range(1, 17) if self.wrong == "all_layers" else MIDDLE
+                layers = range(1, 17) if self.wrong == "all_layers" else self.places.middle
                 if is_self and layer in layers and step < within and self.wrong != "no_self":
                     maps[-1] = maps[0]
                 if not is_self and step < cross and self.wrong != "no_cross":
@@ -213,7 +255,7 @@ class Naive:
                     maps[-1] = mixed
                     if self.wrong == "unconditional":
                         maps[-2] = maps[0]
-                if not is_self and words is not None and layer in QUARTER:
+                if not is_self and words is not None and layer in self.places.quarter:
                     seen[0] += maps[0][:, :, list(words[0])].sum(-1).mean(0)
                     seen[1] += maps[-1][:, :, list(words[1])].sum(-1).mean(0)
                 return maps @ value
@@ -242,7 +284,8 @@ class Naive:
         def row(step: int) -> tuple[list[str], Maps]:
             def attend(is_self: bool, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Any:
                 maps = map_of(query, key)
-                layers = UP_BUT_THREE if self.wrong == "layers" else UP_BUT_ONE
+                places = self.places
+                layers = places.of_masactrl if self.wrong == "layers" else places.of_pnp
                 if is_self and layer in layers and step < attention:
                     maps[-1] = maps[0]
                     if self.wrong != "conditional_only":
@@ -257,7 +300,8 @@ class Naive:
                     return output
                 return torch.cat([output[:1]] * 3)
 
-            resnet = self.checkpoint.unet.up_blocks[1].resnets[1]
+            block, number = self.places.residual
+            resnet = self.checkpoint.unet.up_blocks[block].resnets[number]
             return resnet.conv2.register_forward_hook(hook)
 
         return self.with_source(trajectory, target, row, hook=exchange)
@@ -270,13 +314,14 @@ class Naive:
         *,
         start: int,
         union: bool = False,
-        layers: Collection[int] = UP_BUT_THREE,
+        layers: Collection[int] = (),
     ) -> Tensor:
         """Keys and values of the source: conditional from conditional, unconditional likewise."""
 
         def row(step: int) -> tuple[list[str], Maps]:
             def attend(is_self: bool, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Any:
-                if not is_self or layer not in layers or step < start:
+                there = layers or self.places.of_masactrl
+                if not is_self or layer not in there or step < start:
                     return plain(is_self, layer, query, key, value)
                 givers = [0, 1, 0, 1] if self.wrong != "conditional_gives_all" else [0, 1, 1, 1]
                 their_key, their_value = key[givers], value[givers]
@@ -505,6 +550,14 @@ class Naive:
         return z
 
 
+@torch.no_grad()
+def _output(tokenizer: Any, encoder: Any, prompt: str) -> Any:
+    ids = tokenizer(
+        prompt, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt"
+    ).input_ids
+    return encoder(ids, output_hidden_states=True)
+
+
 def map_of(query: Tensor, key: Tensor) -> Tensor:
     return torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
 
@@ -546,7 +599,8 @@ def counted_rows(checkpoint: Checkpoint) -> Any:
     Behind, as rows whose map is their source's need not compute queries.
     """
     calls: list[int] = []
-    attention = checkpoint.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_out[0]
+    block = next(each for each in checkpoint.unet.down_blocks if hasattr(each, "attentions"))
+    attention = block.attentions[0].transformer_blocks[0].attn2.to_out[0]
     handle = attention.register_forward_pre_hook(lambda _module, args: calls.append(len(args[0])))
     try:
         yield calls

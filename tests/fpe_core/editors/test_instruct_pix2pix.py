@@ -31,7 +31,7 @@ from fpe_core import (
     load_checkpoint,
     row_counts,
 )
-from fpe_core.checkpoint.check import check_files, check_method
+from fpe_core.checkpoint.check import check_files, check_parameters
 from fpe_core.checkpoint.files import locate
 from tests.builders.single_file import write_single_file
 from tests.builders.tiny_checkpoint import build_tiny_checkpoint
@@ -280,9 +280,9 @@ def test_methods_and_unets_of_other_kinds_refuse_each_other(
         (tiny_folder, InstructPix2Pix(), DdimEditing()),
     ):
         files = locate(path, allow_pickle=False, revision=None)
-        check_method(files, None, right)
+        check_parameters(files, None, EditParameters().edited_by(right))
         with pytest.raises(ParameterError, match="eight input channels"):
-            check_method(files, None, wrong)
+            check_parameters(files, None, EditParameters().edited_by(wrong))
 
 
 def test_it_is_what_such_a_checkpoint_recommends(folder: Path, tiny: Checkpoint) -> None:
@@ -324,7 +324,10 @@ def test_a_single_file_loads_with_the_configs_of_its_folder(
         inversion = editor.invert(photos(1, SQUARE), None, parameters)
         edited = editor.edit(inversion, [["a dog"]], inputs=[[EditInputs(seed=1)]])
         made.append(edited.edits[0][0].latent)
-    assert torch.equal(*made)
+    for name, weight in tiny.unet.state_dict().items():
+        assert torch.equal(weight, loaded.unet.state_dict()[name])
+    # Not bit for bit: kernels may differ by where in memory the weights are.
+    assert float((made[0] - made[1]).norm() / made[0].norm()) <= 1e-5
     files = locate(path, allow_pickle=False, revision=None)
     with pytest.raises(CheckpointError, match=r"input_blocks\.0\.0\.weight"):
         check_files(path, files, allow_pickle=False, config=tiny_folder)

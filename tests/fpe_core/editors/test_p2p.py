@@ -18,7 +18,7 @@ from fpe_core import (
 )
 from fpe_core.editors.words import refined, replaced, word_tokens
 from fpe_core.errors import PromptError
-from fpe_core.unet.prompts import token_ids
+from fpe_core.unet.text_encoders import token_ids
 from tests.fpe_core.editors.cases import (
     SQUARE,
     STEPS,

@@ -19,22 +19,22 @@ from tests.fpe_core.editors.cases import (
 )
 
 
-def pnp(size=SQUARE) -> Case:
+def pnp(size=SQUARE, **changes) -> Case:
     def expected(naive, z_0, s, n):
         trajectory = naive.invert(z_0, SOURCES[s])
         return naive.pnp(trajectory, TARGETS[s][n], attention=3, residual=4)
 
-    return Case(PlugAndPlay(), expected, size=size, negative="green snow")
+    return Case(PlugAndPlay(**changes), expected, size=size, negative="green snow")
 
 
-def masactrl(size=SQUARE, sources=tuple(SOURCES), keys="replaced") -> Case:
+def masactrl(size=SQUARE, sources=tuple(SOURCES), keys="replaced", **changes) -> Case:
     def expected(naive, z_0, s, n):
         trajectory = naive.invert(z_0, sources[s])
         return naive.masactrl(
             trajectory, sources[s], TARGETS[s][n], start=1, union=keys == "appended"
         )
 
-    method = MasaCtrl(keys=keys, steps=(0.2, 1.0))
+    method = MasaCtrl(keys=keys, steps=(0.2, 1.0), **changes)
     return Case(method, expected, size=size, sources=sources)
 
 

@@ -48,7 +48,7 @@ def fpe(size=SQUARE, inversion="direct", **changes) -> Case:
             negative = ""
         return naive.fpe(trajectory, SOURCES[s], TARGETS[s][n], 4, negative=negative)
 
-    method = FreePromptEditing(layers=LayersByLevel(2), **changes)
+    method = FreePromptEditing(**{"layers": LayersByLevel(2), **changes})
     return Case(method, expected, size=size, inversion=inversion)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fpe_core import load_checkpoint
-from fpe_core.unet import prompts as prompts_module
+from fpe_core.unet import text_encoders as prompts_module
 from fpe_core.unet.prompts import encode_prompts
 
 
@@ -26,10 +26,10 @@ def rows_encoded(checkpoint: Any, prompts: list[str]) -> tuple[Tensor, list[int]
         lambda _module, args: sizes.append(len(args[0]))
     )
     try:
-        encoded = encode_prompts(checkpoint.tokenizer, checkpoint.text_encoder, prompts)
+        encoded = encode_prompts(checkpoint.text_encoders, [(each, None) for each in prompts])
     finally:
         hook.remove()
-    assert list(encoded.index) == list(dict.fromkeys(prompts))
+    assert [text for text, _ in encoded.places] == list(dict.fromkeys(prompts))
     return encoded.embeddings, sizes
 
 
