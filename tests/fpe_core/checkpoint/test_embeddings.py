@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from fpe_core import (
     Checkpoint,
@@ -27,7 +27,6 @@ from fpe_core.checkpoint.add_ons import AddOns
 from fpe_core.checkpoint.embeddings import add_embeddings
 from fpe_core.checkpoint.files import locate
 from fpe_core.checkpoint.pretrained import clip_tokenizer
-from fpe_core.unet.text_encoders import TextEncoders
 
 CLOSE = 1e-5
 WIDTH = 16
@@ -112,37 +111,6 @@ def test_capitals_in_a_token_are_what_diffusers_makes_of_them(
     ):
         theirs = of_diffusers(tiny_folder, spelled, {one: "OilPaint", two: "InkWash"})
         assert float((encoded(ours, prompt) - theirs).abs().max()) <= CLOSE
-
-
-def test_both_text_encoders_get_their_vectors(tiny_folder: Path, tmp_path: Path) -> None:
-    """Stable Diffusion XL's: clip_l and clip_g, as diffusers adds them one by one."""
-
-    def networks() -> dict[str, Any]:
-        torch.manual_seed(2)
-        tokenizers = [clip_tokenizer(tiny_folder / "tokenizer") for _ in range(2)]
-        small = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-        made: dict[str, Any] = dict(zip(("tokenizer", "tokenizer_2"), tokenizers, strict=True))
-        for name, width in (("text_encoder", WIDTH), ("text_encoder_2", 8)):
-            config = CLIPTextConfig(hidden_size=width, vocab_size=len(tokenizers[0]), **small)
-            made[name] = CLIPTextModel(config).eval()
-        return made
-
-    tensors = {"clip_l": vectors(2), "clip_g": vectors(2, seed=3, width=8)}
-    file = written(tmp_path / "xl.safetensors", tensors)
-    ours, theirs = networks(), networks()
-    add_embeddings(ours, [Embedding(file, "<ink>")])
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
-    for end, name in (("", "clip_l"), ("_2", "clip_g")):
-        tokenizer, text_encoder = theirs[f"tokenizer{end}"], theirs[f"text_encoder{end}"]
-        pipe.load_textual_inversion(
-            {"<ink>": tensors[name]}, tokenizer=tokenizer, text_encoder=text_encoder
-        )
-        own = TextEncoders((ours[f"tokenizer{end}"],), (ours[f"text_encoder{end}"],))
-        mine, _ = own.encode(["a <ink> cat"])
-        expected, _ = TextEncoders((tokenizer,), (text_encoder,)).encode(["a <ink> cat"])
-        assert float((mine - expected).abs().max()) <= CLOSE
-    with pytest.raises(CheckpointError, match="for a model with one text encoder"):
-        add_embeddings(networks(), [Embedding(written(file, {"<x>": vectors(1)}), "<x>")])
 
 
 REFUSED: dict[str, tuple[dict[str, Tensor], str | None, str]] = {
