@@ -26,7 +26,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fpe_core.checkpoint.files import checkpoint_defaults, checkpoint_fingerprint
+    from fpe_core.checkpoint.add_on_files import checkpoint_fingerprint
+    from fpe_core.checkpoint.add_ons import Embedding, Lora
+    from fpe_core.checkpoint.files import checkpoint_defaults
     from fpe_core.checkpoint.load import Checkpoint, load_checkpoint
     from fpe_core.editor import Editor
     from fpe_core.editors.blended import BlendedLatent
@@ -121,6 +123,7 @@ __all__ = [
     "EditRule",
     "EditScores",
     "Editor",
+    "Embedding",
     "FPEError",
     "Fit",
     "FittedImage",
@@ -135,6 +138,7 @@ __all__ = [
     "LayersByPart",
     "LayersByRange",
     "LayersByTokens",
+    "Lora",
     "LpipsModel",
     "MasaCtrl",
     "NotApplicableError",
@@ -180,10 +184,12 @@ __all__ = [
 ]
 
 _NAMES_OF_MODULE = {
-    "fpe_core.checkpoint.files": (
-        "checkpoint_defaults",
-        "checkpoint_fingerprint",
+    "fpe_core.checkpoint.add_on_files": ("checkpoint_fingerprint",),
+    "fpe_core.checkpoint.add_ons": (
+        "Embedding",
+        "Lora",
     ),
+    "fpe_core.checkpoint.files": ("checkpoint_defaults",),
     "fpe_core.checkpoint.load": (
         "Checkpoint",
         "load_checkpoint",

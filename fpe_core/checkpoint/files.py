@@ -54,23 +54,6 @@ class CheckpointFiles:
         return self.path.is_file()
 
 
-def checkpoint_fingerprint(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    allow_pickle: bool = False,
-    config: str | Path | None = None,
-) -> str:
-    """Hash of a checkpoint's content, 32 hex digits: equal files anywhere give equal fingerprints.
-
-    Reads the files once; loads no model.
-
-    Raises:
-        CheckpointError: as `load_checkpoint`.
-    """
-    return fingerprint_of(locate(source, allow_pickle, revision), allow_pickle, config)
-
-
 def checkpoint_defaults(
     source: str | Path,
     *,

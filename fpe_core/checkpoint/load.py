@@ -15,14 +15,18 @@ refused unless `allow_pickle` is set.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fpe_core.checkpoint.add_on_check import check_add_ons
+from fpe_core.checkpoint.add_on_files import add_to_fingerprint, located, vae_weights
+from fpe_core.checkpoint.add_ons import AddOns, Embedding, Lora
 from fpe_core.checkpoint.check import check_files, unread_weights
+from fpe_core.checkpoint.embeddings import add_embeddings
 from fpe_core.checkpoint.files import (
     COMPONENTS,
     SINGLE_FILE_CONFIG,
@@ -35,12 +39,14 @@ from fpe_core.checkpoint.files import (
     locate,
     weights_files,
 )
+from fpe_core.checkpoint.lora import merge_loras
 from fpe_core.checkpoint.pretrained import (
     clip_tokenizer,
     limit_window,
     load_network,
     refuse_empty,
 )
+from fpe_core.checkpoint.vae import load_vae
 from fpe_core.checkpoint.xl import empty_prompt_is_zero, has_second_parts
 from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
@@ -125,6 +131,9 @@ def load_checkpoint(
     config: str | Path | None = None,
     clip_skip: int = 0,
     long_prompts: str = "truncate",
+    loras: Sequence[Lora | str | Path] = (),
+    embeddings: Sequence[Embedding | str | Path] = (),
+    vae: str | Path | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint of the Stable Diffusion 1.x, 2.x or XL family.
 
@@ -138,10 +147,16 @@ def load_checkpoint(
         revision: branch, tag or commit on the hub.
         config: for a single file, the folder or hub id with the configs and the tokenizer.
         clip_skip, long_prompts: see `TextSettings`.
+        loras: what is added to the weights, in float32 or wider. The sum does not depend on the
+            order in which they are named.
+        embeddings: tokens that prompts may use besides.
+        vae: an autoencoder to use instead of the checkpoint's own: a folder, a hub id, or a
+            .safetensors file, which has the config of the checkpoint's own.
 
     Raises:
         ParameterError: `clip_skip` or `long_prompts` is out of range.
-        CheckpointError: `source` is not such a checkpoint, or cannot be read.
+        CheckpointError: `source` is not such a checkpoint, or cannot be read; or a file of the
+            others does not fit it.
     """
     text_settings = TextSettings(clip_skip, long_prompts)
     torch_device = choose_device(device)
@@ -149,15 +164,19 @@ def load_checkpoint(
     warn_of_slow_bfloat16(torch_dtype, torch_device)
     files = locate(source, allow_pickle, revision)
     check_files(source, files, allow_pickle, config)
+    add_ons = located(AddOns.of(loras, embeddings, vae), allow_pickle)
+    check_add_ons(source, files, add_ons, allow_pickle, config)
+    loaded_as = torch.promote_types(torch_dtype, torch.float32) if add_ons else torch_dtype
     if files.is_single_file:
-        components = _load_single_file(files.path, torch_dtype, config)
+        components = _load_single_file(files.path, loaded_as, config)
     else:
-        components = _load_folder(files.path, torch_dtype, allow_pickle)
+        components = _load_folder(files.path, loaded_as, allow_pickle)
     if found := differences(components["unet"]):
         raise CheckpointError(
             f"{source} is not of the Stable Diffusion 1.x, 2.x or XL family: of its UNet: "
             f"{'; '.join(found)}"
         )
+    _add(components, add_ons, source, allow_pickle, torch_dtype)
     positions = components["text_encoder"].config.max_position_embeddings
     components["tokenizer"] = limit_window(components["tokenizer"], positions)
     if second := components.get("tokenizer_2"):
@@ -173,7 +192,9 @@ def load_checkpoint(
     check_against_diffusers(components["unet"])
     return Checkpoint(
         name=str(source),
-        fingerprint=text_settings.of_fingerprint(fingerprint_of(files, allow_pickle, config)),
+        fingerprint=text_settings.of_fingerprint(
+            add_to_fingerprint(fingerprint_of(files, allow_pickle, config), add_ons, allow_pickle)
+        ),
         unet=components["unet"],
         vae=components["vae"],
         text_encoder=components["text_encoder"],
@@ -187,6 +208,27 @@ def load_checkpoint(
         empty_prompt_is_zero=bool(components.get("empty_prompt_is_zero")),
         text_settings=text_settings,
     )
+
+
+def _add(
+    components: dict[str, Any],
+    add_ons: AddOns,
+    source: str | Path,
+    allow_pickle: bool,
+    dtype: torch.dtype,
+) -> None:
+    """Puts the add-ons into the loaded networks, and makes these of the type they run in."""
+    merge_loras(components, add_ons.loras, source)
+    add_embeddings(components, add_ons.embeddings)
+    is_xl = components.get("text_encoder_2") is not None
+    if add_ons.vae is not None:
+        path = Path(add_ons.vae)
+        weights = vae_weights(path, allow_pickle)
+        components["vae"] = load_vae(path, weights, components["vae"], components["unet"])
+    for name in NETWORKS & components.keys() if add_ons else ():
+        is_wide = name == "vae" and is_xl and _overflows(components["vae"].config, dtype)
+        # not with diffusers' own method, which logs a warning about nothing
+        torch.nn.Module.to(components[name], torch.float32 if is_wide else dtype)
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> dict[str, Any]:
@@ -229,10 +271,14 @@ def overflows(folder: Path, dtype: torch.dtype) -> bool:
     That of Stable Diffusion XL does in half precision, unless its config says that it was mended
     (`force_upcast` false).
     """
-    if dtype != torch.float16 or not has_second_parts(index_of(folder)):
+    if not has_second_parts(index_of(folder)):
         return False
     config = json.loads((component_folder(folder, "vae") / "config.json").read_text("utf-8"))
-    return bool(config.get("force_upcast", True))
+    return _overflows(config, dtype)
+
+
+def _overflows(config_of_vae: Mapping[str, Any], dtype: torch.dtype) -> bool:
+    return dtype == torch.float16 and bool(config_of_vae.get("force_upcast", True))
 
 
 def _scheduler(folder: Path) -> Any:

@@ -106,7 +106,8 @@ _USUAL: Sequence[tuple[str, str]] = (
     ),
     (
         r"lora_unet_|lora_te|lora_down|lora_up|_lora\.|lora_[AB]\.|hada_w|lokr_|\.diff(_b)?$",
-        "a LoRA, which only holds changes of a model; fuse it into its model and save that",
+        "a LoRA, which only holds changes of a model; name its model as the checkpoint, and the "
+        "LoRA in loras",
     ),
     (r"to_k_ip|image_proj|ip_adapter", "an IP-Adapter, or a network saved with one attached"),
     (r"^control_model\.|controlnet_", "a ControlNet"),
@@ -123,7 +124,10 @@ _USUAL: Sequence[tuple[str, str]] = (
         r"joint_blocks|double_blocks|single_transformer_blocks|x_embedder|txt_in|text_encoders\.",
         "a transformer of another family (Stable Diffusion 3, Flux)",
     ),
-    (r"string_to_param|emb_params|^<.*>$", "an embedding of textual inversion, not a model"),
+    (
+        r"string_to_param|emb_params|^<.*>$",
+        "an embedding of textual inversion, not a model; name it in embeddings",
+    ),
     (r"roberta\.|bert\.", "a model with a text encoder of another kind"),
     (r"^cond_stage_model\.model\.", "Stable Diffusion 2, which needs the configs of that model"),
 )

@@ -232,7 +232,12 @@ def _local_places(job: Job) -> Mapping[str, str]:
     urls["output"] = job.output
     places = {key: absolute_url(url) for key, url in urls.items()}
     places = {key: place for key, place in places.items() if is_local_path(place)}
-    models = {"model.checkpoint": job.model.checkpoint, "model.config": job.model.config}
+    models: dict[str, str | None] = {
+        f"model.{name}": getattr(job.model, name) for name in ("checkpoint", "config", "vae")
+    }
+    for name in ("loras", "embeddings"):
+        for number, each in enumerate(getattr(job.model, name)):
+            models[f"model.{name}.{number}.file"] = each.file
     if job.judge is not None:
         for name in ("clip", "structure", "lpips"):
             models[f"judge.{name}"] = getattr(job.judge, name)
@@ -247,7 +252,8 @@ def _set(data: dict[str, Any], key: str, value: str) -> None:
     *sections, last = key.split(".")
     holder: Any = data
     for section in sections:
-        holder = holder.setdefault(section, {})
+        is_list = isinstance(holder, list)
+        holder = holder[int(section)] if is_list else holder.setdefault(section, {})
     holder[int(last) if isinstance(holder, list) else last] = value
 
 

@@ -151,6 +151,7 @@ def _judge_text(judge: JudgeSection) -> str:
 
 def _load(job: Job) -> Checkpoint:
     model = job.model
+    add_ons = job.model_store.add_ons(model.add_ons, allow_pickle=model.allow_pickle)
     return load_checkpoint(
         job.model_store.checkpoint(model.checkpoint, allow_pickle=model.allow_pickle),
         device=model.device,
@@ -158,6 +159,9 @@ def _load(job: Job) -> Checkpoint:
         allow_pickle=model.allow_pickle,
         revision=model.revision,
         config=job.model_store.config(model.config),
+        loras=add_ons.loras,
+        embeddings=add_ons.embeddings,
+        vae=add_ons.vae,
     )
 
 

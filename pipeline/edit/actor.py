@@ -264,6 +264,7 @@ class EditActor:
 
 def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> ClockedEditor:
     """Raises CheckpointError, and StorageError if the checkpoint cannot be fetched."""
+    add_ons = settings.store.add_ons(settings.add_ons, allow_pickle=settings.allow_pickle)
     checkpoint = load_checkpoint(
         settings.store.checkpoint(settings.checkpoint, allow_pickle=settings.allow_pickle),
         device=settings.device,
@@ -271,6 +272,9 @@ def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> Cl
         allow_pickle=settings.allow_pickle,
         revision=settings.revision,
         config=settings.store.config(settings.config),
+        loras=add_ons.loras,
+        embeddings=add_ons.embeddings,
+        vae=add_ons.vae,
     )
     if checkpoint.fingerprint != settings.checkpoint_fingerprint:
         raise CheckpointError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from fpe_core.checkpoint.add_ons import AddOns
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.lease import Lease
 from pipeline.manifest.annotations import AnnotationSettings
@@ -24,6 +25,7 @@ class EditSettings:
     """The settings of an editing worker. Small and picklable.
 
     Attributes:
+        add_ons: LoRAs, embeddings and an autoencoder, as the job names them.
         encoders: processes that encode images; 0: threads of this one do.
         makes_edits: False for `editor: none`.
         store: where models are found that lie in an object store.
@@ -39,6 +41,7 @@ class EditSettings:
     allow_pickle: bool = False
     revision: str | None = None
     config: str | None = None
+    add_ons: AddOns = field(default_factory=AddOns)
     max_rows: int | None = None
     memory_share: float = 1.0
     threads: int | None = None

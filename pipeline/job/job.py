@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fpe_core import EditMethod, EditParameters
+from fpe_core.checkpoint.add_ons import AddOns
+from pipeline.job.add_ons import Embeddings, Loras
 from pipeline.job.annotations import AnnotationsSection
 from pipeline.job.credentials import (
     checked_model,
@@ -30,6 +32,7 @@ from pipeline.job.editor import (
     method_of,
     name_of,
 )
+from pipeline.job.ending import FailuresSection, LeaseSection, StopSection
 from pipeline.job.judge import JudgeSection
 from pipeline.job.prompts import PromptsSection
 from pipeline.job.quotas import QuotaSection
@@ -102,13 +105,29 @@ class ModelSection(Section):
         description="diffusers folder or hub id that describes a single-file checkpoint; null: "
         "Stable Diffusion 1.5's on the hub",
     )
+    loras: Loras = Field(
+        default=(),
+        description="LoRAs that are added to the weights when the model is loaded: files, or "
+        "{file: ..., weight: 0.8}",
+    )
+    embeddings: Embeddings = Field(
+        default=(),
+        description="embeddings of textual inversion that prompts may use: files, or "
+        "{file: ..., token: <style>}",
+    )
+    vae: str | None = Field(
+        default=None,
+        min_length=1,
+        description="autoencoder to use instead of the checkpoint's: an AutoencoderKL's folder, a "
+        ".safetensors file (paths, or URLs of an object store) or a hub id; null: its own",
+    )
     cache: str | None = Field(
         default=None,
         description="absolute folder on every node for copies of models that lie in an object "
         "store; null: ~/.cache/fpe/models",
     )
 
-    @field_validator("checkpoint", "config")
+    @field_validator("checkpoint", "config", "vae")
     @classmethod
     def _check_source(cls, source: str | None) -> str | None:
         return None if source is None else checked_model(source)
@@ -119,6 +138,15 @@ class ModelSection(Section):
         if cache is not None and not cache.startswith("/"):
             raise ValueError("is not an absolute path, and has to mean the same on every node")
         return cache
+
+    @property
+    def add_ons(self) -> AddOns:
+        """What the checkpoint is loaded with, with files as the job names them."""
+        return AddOns(
+            tuple(each.to_lora() for each in self.loras),
+            tuple(each.to_embedding() for each in self.embeddings),
+            self.vae,
+        )
 
 
 class ImagesSection(Section):
@@ -155,69 +183,6 @@ class ImagesSection(Section):
             check_rule(rule)
             refuse_credentials_in_url(rule)
         return rules
-
-
-class FailuresSection(Section):
-    """When a source counts as failed, and when a run stops itself."""
-
-    max_in_a_row: int = Field(
-        default=100,
-        ge=1,
-        description="a run stops after this many sources in a row of which every edit failed",
-    )
-    max_share: float = Field(
-        default=0.5, ge=0, le=1, description="share of such sources at which a run stops"
-    )
-    min_sources_for_share: int = Field(
-        default=50, ge=1, description="number of sources before the share is checked"
-    )
-    max_stall_s: float = Field(
-        default=1800.0,
-        gt=0,
-        description="seconds without any progress after which a worker is killed; a source that "
-        "causes this twice fails as worker_died",
-    )
-    max_group_s: float = Field(
-        default=7200.0,
-        gt=0,
-        description="seconds that one source with all its edits may take, and a block of n "
-        "sources n times as long; then the worker is killed likewise",
-    )
-
-
-class StopSection(Section):
-    """What a run does after ctrl-C or SIGTERM."""
-
-    grace_s: float = Field(
-        default=10.0,
-        ge=0,
-        le=86_400,
-        description="seconds to finish the sources in progress; finished edits are committed at "
-        "once, and unfinished ones are made again by the next run",
-    )
-
-
-class LeaseSection(Section):
-    """How only one run at a time may write to the run folder. See pipeline/ledger/lease.py."""
-
-    expiry_s: float = Field(
-        default=60.0,
-        gt=0,
-        le=86_400,
-        description="seconds without a heartbeat after which another run may take the folder over",
-    )
-    heartbeat_s: float = Field(
-        default=10.0, gt=0, description="seconds between heartbeats; at most a third of expiry_s"
-    )
-
-    @model_validator(mode="after")
-    def _check_times(self) -> Self:
-        if self.heartbeat_s > self.expiry_s / 3:
-            raise ValueError(
-                f"heartbeat_s ({self.heartbeat_s:g}) must be at most a third of expiry_s "
-                f"({self.expiry_s:g}), so that a late heartbeat or two cost nothing"
-            )
-        return self
 
 
 class Job(Section):

@@ -45,6 +45,7 @@ from pipeline.manifest.rows import (
     WantedEdit,
     template_columns,
 )
+from pipeline.plan.add_ons import with_add_ons
 from pipeline.plan.ids import (
     EditContext,
     Occurrences,
@@ -336,6 +337,7 @@ def _checkpoint_of(job: Job) -> tuple[str, EditParameters, CheckpointFiles | Non
         files = locate(checkpoint, model.allow_pickle, model.revision)
         check_files(model.checkpoint, files, model.allow_pickle, config)
         fingerprint = fingerprint_of(files, model.allow_pickle, config)
+        fingerprint = with_add_ons(fingerprint, job, files, config)
         defaults = default_parameters_of(files, config)
     except CheckpointError as error:
         copied = "" if model.checkpoint in str(error) else f" ({model.checkpoint})"

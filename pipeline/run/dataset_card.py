@@ -54,12 +54,13 @@ def dataset_card(
     totals: LedgerCounts,
     checkpoint: str,
     *,
+    add_ons: str = "",
     keeps_rejected: bool = False,
 ) -> bytes:
     """The card as UTF-8 Markdown; its YAML header makes `load_dataset` read the parts only.
 
-    `keeps_rejected`: rejected edits may have files, which then form a second configuration,
-    `rejected`.
+    `add_ons`: what the checkpoint was loaded with, in words. `keeps_rejected`: rejected edits may
+    have files, which then form a second configuration, `rejected`.
     """
     size = f"{plan.parameters.width_px} x {plan.parameters.height_px}"
     configs = _configs(totals, keeps_rejected)
@@ -68,7 +69,7 @@ def dataset_card(
         _EDITED.format(
             method=method_text(plan.parameters),
             checkpoint=checkpoint,
-            others=_others(plan),
+            others=_others(plan, add_ons),
         ),
     )
     if not plan.makes_edits:
@@ -90,9 +91,9 @@ rejected ({totals.rejected}) are in `.ledger/` with their reasons.
     return text.encode()
 
 
-def _others(plan: Plan) -> str:
+def _others(plan: Plan, add_ons: str) -> str:
     """What else decides the edits, where it is not as usual."""
-    parameters, said = plan.parameters, []
+    parameters, said = plan.parameters, [f"Loaded with {add_ons}."] if add_ons else []
     if parameters.inversion != "direct":
         said.append(f"The inversion is `{parameters.inversion}`.")
     if parameters.proximal is not None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from fpe_core.judging.rules import Rules
 from pipeline.cluster.pool import Pool
 from pipeline.errors import TooManyFailuresError
-from pipeline.job.job import FailuresSection
+from pipeline.job.ending import FailuresSection
 from pipeline.ledger.ledger import LedgerCounts
 from pipeline.ledger.outcome import Outcome
 from pipeline.plan.plan import Plan

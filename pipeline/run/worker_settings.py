@@ -45,6 +45,7 @@ def edit_settings(
         allow_pickle=model.allow_pickle,
         revision=model.revision,
         config=model.config,
+        add_ons=model.add_ons,
         max_rows=job.resources.max_rows,
         memory_share=pool.memory_share,
         threads=pool.threads_per_actor,

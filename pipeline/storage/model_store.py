@@ -24,19 +24,22 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from fpe_core import CheckpointError
+from fpe_core.checkpoint.add_ons import AddOns
 from fpe_core.checkpoint.files import weights_files
 from pipeline.errors import StorageError
 from pipeline.storage.folder import Folder, absolute_url, is_local_path
 
 _CONFIGS = (".json", ".txt", ".model")
 _WITH_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_OF_VAE = r"config\.json|diffusion_pytorch_model(\.fp16)?\.safetensors"
+_OF_VAE_OR_PICKLE = rf"{_OF_VAE}|diffusion_pytorch_model\.bin"
 _PIECE_BYTES = 1 << 24
 _RECORD = "fetched.json"
 _log = logging.getLogger(__name__)
@@ -79,6 +82,22 @@ class ModelStore:
     def config(self, source: str | None) -> str | None:
         """A diffusers folder of which only configs and tokenizer are needed. Raises as above."""
         return None if source is None else self._local(source, _configs)
+
+    def add_ons(self, add_ons: AddOns, *, allow_pickle: bool = False) -> AddOns:
+        """A checkpoint's LoRAs, embeddings and autoencoder. Raises as above."""
+
+        def of_vae(names: list[str]) -> list[str]:
+            kept = _OF_VAE_OR_PICKLE if allow_pickle else _OF_VAE
+            return [name for name in names if re.fullmatch(kept, name)]
+
+        def file(source: str | Path) -> str:
+            return self._local(str(source), lambda _: [])
+
+        return AddOns(
+            tuple(replace(each, file=file(each.file)) for each in add_ons.loras),
+            tuple(replace(each, file=file(each.file)) for each in add_ons.embeddings),
+            None if add_ons.vae is None else self._local(str(add_ons.vae), of_vae),
+        )
 
     def scorer(self, source: str | None) -> str | None:
         """A folder of a judge's model, or its file of weights. Raises as above."""

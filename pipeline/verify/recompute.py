@@ -215,7 +215,8 @@ def _refuse_another_checkpoint(folder: Folder, resolved: ResolvedJob, parts: Ite
             f"{resolved.job.model.checkpoint} is another checkpoint now "
             f"({resolved.context.fingerprint}) than the one that the edits in {folder.url} were "
             f"made with ({', '.join(sorted(found))}): they cannot be made again with it; name "
-            "the one they were made with (model.checkpoint, model.revision)"
+            "the one they were made with (model.checkpoint, model.revision), and its LoRAs, "
+            "embeddings and autoencoder"
         )
 
 
@@ -290,6 +291,7 @@ class _Recomputer:
                 allow_pickle=model.allow_pickle,
                 revision=model.revision,
                 config=model.config,
+                add_ons=model.add_ons,
                 store=resolved.job.model_store,
                 max_rows=resolved.job.resources.max_rows,
                 image_format=ImageFormat("png"),

@@ -19,7 +19,7 @@ from kubernetes_validate import validate
 from jobs.cli import app
 from jobs.commands.job_server import STOP_MARGIN_S
 from jobs.terminal import exits
-from pipeline.job.job import StopSection
+from pipeline.job.ending import StopSection
 from tests.jobs.cluster.kuberay_schema import KUBERNETES, problems, refused_by_operator
 
 ROOT = pathlib.Path(__file__).parent.parent.parent.parent

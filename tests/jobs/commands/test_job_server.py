@@ -68,7 +68,13 @@ def test_places_of_this_machine_are_refused_by_name_elsewhere(tmp_path: Path) ->
     job = job_of(
         manifest=["s3://photos/a.parquet", "b.parquet"],
         output="out/run",
-        model={"checkpoint": "/models/sd15", "config": "owner/name"},
+        model={
+            "checkpoint": "/models/sd15",
+            "config": "owner/name",
+            "loras": ["owner/name", {"file": "/loras/ink.safetensors", "weight": 0.5}],
+            "embeddings": ["s3://photos/x.safetensors", str(tmp_path / "dino")],
+            "vae": "./vae",
+        },
         judge={"structure": str(tmp_path / "dino")},
     )
     with pytest.raises(JobError) as refused:
@@ -78,15 +84,26 @@ def test_places_of_this_machine_are_refused_by_name_elsewhere(tmp_path: Path) ->
         "manifest.1": str(Path.cwd() / "b.parquet"),
         "output": str(Path.cwd() / "out/run"),
         "model.checkpoint": "/models/sd15",
+        "model.vae": str(Path.cwd() / "vae"),
+        "model.loras.1.file": "/loras/ink.safetensors",
+        "model.embeddings.1.file": str(tmp_path / "dino"),
         "judge.structure": str(tmp_path / "dino"),
     }
 
 
 def test_places_on_a_disk_of_all_nodes_travel_absolute() -> None:
-    job = job_of(manifest=["s3://photos/a.parquet", "b.parquet"], output="out/run")
+    job = job_of(
+        manifest=["s3://photos/a.parquet", "b.parquet"],
+        output="out/run",
+        model={"loras": ["owner/name", {"file": "./ink.safetensors", "weight": 0.5}]},
+    )
     placed = Job.model_validate(yaml.safe_load(place_job(job, ELSEWHERE, True)))
     assert placed.manifest == ["s3://photos/a.parquet", str(Path.cwd() / "b.parquet")]
     assert placed.output == str(Path.cwd() / "out/run")
+    assert [(each.file, each.weight) for each in placed.model.loras] == [
+        ("owner/name", 1.0),
+        (str(Path.cwd() / "ink.safetensors"), 0.5),
+    ]
 
 
 def test_neither_variables_nor_credentials_travel(monkeypatch: pytest.MonkeyPatch) -> None:

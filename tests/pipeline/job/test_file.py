@@ -123,6 +123,15 @@ def test_an_override_may_hold_equals_signs(tmp_path: pathlib.Path) -> None:
             "YAML reads yes, no, on and off as switches: put quotes around the word",
         ),
         (
+            "model:\n  loras: [{file: ink, wieght: 0.5}]",
+            "job.yaml:4: model.loras[0].wieght: unknown key; did you mean 'weight'? Allowed here: "
+            "file, weight, text_encoder_weight",
+        ),
+        (
+            "model: {loras: ink}",
+            "job.yaml:3: model.loras: must be a list (got the text 'ink')",
+        ),
+        (
             "model: fast",
             "job.yaml:3: model: must be a mapping (got the text 'fast')",
         ),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from fpe_core import EditParameters, LayersByRange, LayersByTokens
+from fpe_core import EditParameters, Embedding, LayersByRange, LayersByTokens, Lora
+from fpe_core.checkpoint.add_ons import AddOns
 from fpe_core.judging.reconstruction import ReconstructionLimits
 from fpe_core.judging.rules import Rules
 from fpe_core.speed import SPEED_PRESETS
@@ -47,6 +48,9 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "allow_pickle": False,
             "revision": None,
             "config": None,
+            "loras": [],
+            "embeddings": [],
+            "vae": None,
             "cache": None,
         },
         "edit": {
@@ -110,11 +114,28 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
 def test_a_job_survives_being_written_down() -> None:
     full = job(
         manifest=["a", "b"],
+        model={"loras": ["a", {"file": "b", "weight": 2}], "embeddings": ["c"], "vae": "d"},
         edit={"layers": {"first": 4, "last": 14}, "size_px": [256, 512]},
         prompts={"target": "{x}", "labels": {"x": ["1", "2"]}},
     )
     assert Job.model_validate(full.model_dump(mode="json")) == full
     assert Job.model_validate_json(full.model_dump_json()) == full
+
+
+def test_a_lora_or_embedding_may_be_its_file_alone() -> None:
+    model = job(
+        model={
+            "loras": ["ink.safetensors", {"file": "oil.safetensors", "weight": -0.5}],
+            "embeddings": ["cat.safetensors", {"file": "dog.safetensors", "token": "<dog>"}],
+            "vae": "vae",
+        }
+    ).model
+    assert model.add_ons == AddOns(
+        (Lora("ink.safetensors"), Lora("oil.safetensors", -0.5)),
+        (Embedding("cat.safetensors"), Embedding("dog.safetensors", "<dog>")),
+        "vae",
+    )
+    assert not job().model.add_ons
 
 
 @pytest.mark.parametrize("model", sorted(set(sections_of(Job)), key=lambda m: m.__name__))
@@ -145,6 +166,21 @@ def test_every_field_is_described_and_every_section_closed(model: type[BaseModel
         ({"images": {"format": "gif"}}, ("images", "format"), "'png', 'jpeg' or 'webp'"),
         ({"images": {"max_pixels": 0}}, ("images", "max_pixels"), "greater than"),
         ({"model": {"allow_pickle": "yes"}}, ("model", "allow_pickle"), "boolean"),
+        ({"model": {"loras": "a"}}, ("model", "loras"), "valid tuple"),
+        ({"model": {"loras": [{}]}}, ("model", "loras", 0, "file"), "required"),
+        ({"model": {"loras": [""]}}, ("model", "loras", 0, "file"), "at least 1"),
+        ({"model": {"loras": [3]}}, ("model", "loras", 0), "valid dictionary or instance"),
+        ({"model": {"loras": [{"file": "a", "weight": "1"}]}}, ("model", "loras", 0), "valid num"),
+        (
+            {"model": {"loras": [{"file": "a", "weight": float("nan")}]}},
+            ("model", "loras", 0, "weight"),
+            "finite",
+        ),
+        ({"model": {"loras": ["https://x/a?sig=1"]}}, ("model", "loras", 0, "file"), "a query"),
+        ({"model": {"embeddings": [{"file": "a", "token": "a b"}]}}, ("model",), "not one word"),
+        ({"model": {"embeddings": ["s3://me:secret@x/a"]}}, ("model", "embeddings"), "password"),
+        ({"model": {"vae": ""}}, ("model", "vae"), "at least 1"),
+        ({"model": {"vae": "https://x/a?sig=1"}}, ("model", "vae"), "a query"),
         ({"model": {"dtype": "int8"}}, ("model", "dtype"), "'float32'"),
         ({"failures": {"max_share": 2.0}}, ("failures", "max_share"), "less than"),
         ({"manifest": []}, ("manifest",), "names no file"),

@@ -15,7 +15,8 @@ from fpe_core import checkpoint_fingerprint
 from fpe_core.judging.reconstruction import ReconstructionLimits
 from pipeline.edit.actor import EditActor
 from pipeline.edit.settings import EditSettings
-from pipeline.job.job import FailuresSection, Job
+from pipeline.job.ending import FailuresSection
+from pipeline.job.job import Job
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.ledger import Ledger
 from pipeline.read.decode import DecodeSettings, decode

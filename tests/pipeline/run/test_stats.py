@@ -14,7 +14,7 @@ from fpe_core.scores.edit_scores import EditScores
 from pipeline.cluster.actor_kinds import ActorKind
 from pipeline.cluster.pool import Pool
 from pipeline.errors import TooManyFailuresError
-from pipeline.job.job import FailuresSection
+from pipeline.job.ending import FailuresSection
 from pipeline.ledger.ledger import LedgerCounts
 from pipeline.ledger.outcome import EditOutcome, outcomes_table
 from pipeline.plan.plan import Plan

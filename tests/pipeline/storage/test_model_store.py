@@ -8,14 +8,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
-from fpe_core import CheckpointError, checkpoint_defaults, checkpoint_fingerprint
+from fpe_core import CheckpointError, Lora, checkpoint_defaults, checkpoint_fingerprint
+from fpe_core.checkpoint.add_on_files import add_to_fingerprint, located
+from fpe_core.checkpoint.add_ons import AddOns
 from fpe_core.scores.files import SCORER_DIR, scorer_fingerprint
 from pipeline.errors import JobError, StorageError
 from pipeline.job.job import Job
@@ -297,3 +302,42 @@ def test_the_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/me")
     assert str(default_cache()) == "/home/me/.cache/fpe/models"
+
+
+@pytest.mark.parametrize("store", ["s3", "memory"], indirect=True)
+def test_loras_embeddings_and_autoencoders_are_those_that_they_are_on_a_disk(
+    store: Store, models: ModelStore, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Under the names of their files, which may be those of tokens."""
+    save_file({"emb_params": torch.ones((1, 16))}, tmp_path / "charcoal.safetensors")
+    ink = AddOns.of(
+        [Lora(tmp_path / "charcoal.safetensors", 0.5)],
+        [tmp_path / "charcoal.safetensors"],
+        tiny_checkpoint / "vae",
+    )
+    store.put("add/charcoal.safetensors", (tmp_path / "charcoal.safetensors").read_bytes())
+    store.put("vae/README.md", b"not loaded")
+    file = store.url("add/charcoal.safetensors")
+    vae = put_folder(store, "vae", tiny_checkpoint / "vae")
+    here = models.add_ons(AddOns.of([Lora(file, 0.5)], [file], vae))
+    fingerprints = {
+        add_to_fingerprint("of the checkpoint", located(each, False), False) for each in (here, ink)
+    }
+    assert len(fingerprints) == 1
+    assert located(here, False).embeddings[0].token == "charcoal"
+    assert sorted(path.name for path in Path(str(here.vae)).iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    assert models.add_ons(ink) == AddOns.of(
+        [Lora(str(ink.loras[0].file), 0.5)], [str(ink.embeddings[0].file)], str(ink.vae)
+    )
+    for missing in (AddOns.of(["none"]), AddOns.of(embeddings=["none"]), AddOns.of(vae="none")):
+        url = store.url("add/none.safetensors")
+        named = AddOns(
+            tuple(replace(each, file=url) for each in missing.loras),
+            tuple(replace(each, file=url) for each in missing.embeddings),
+            None if missing.vae is None else url,
+        )
+        with pytest.raises(CheckpointError, match="nothing at"):
+            models.add_ons(named)
