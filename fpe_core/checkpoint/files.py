@@ -231,13 +231,29 @@ def fingerprint_of(
                 _hash_configs(digest, component, Path(config) / component)
         else:
             digest.update(str(config or SINGLE_FILE_CONFIG).encode())
+        _hash_spacing(digest, None if config is None else config_folder(config))
         return digest.hexdigest()
     for component in COMPONENTS:
         _hash_configs(digest, component, component_folder(files.path, component))
         if component in _WEIGHTS:
             for path in weights_files(files.path, component, allow_pickle):
                 hash_file(digest, f"{component}/{path.name}", path)
+    _hash_spacing(digest, files.path)
     return digest.hexdigest()
+
+
+def _hash_spacing(digest: Any, folder: Path | None) -> None:
+    """Before 0.7.0, trailing spacing was run as leading: edits of checkpoints that ask for it have
+    other ids since, and all others those they had."""
+    if folder is None:
+        return
+    try:
+        path = component_folder(folder, "scheduler") / "scheduler_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # that is refused when the checkpoint is checked
+    if isinstance(config, dict) and config.get("timestep_spacing") == "trailing":
+        digest.update(b"spacing:trailing\n")
 
 
 def _hash_configs(digest: Any, component: str, folder: Path) -> None:
