@@ -1,8 +1,9 @@
 """DDIM in both directions over one grid of timesteps (Song et al. 2021, arXiv 2010.02502, eq. 12).
 
 Step k = 0 .. T-1 belongs to timestep t_k = k * (N // T) + 1 (leading spacing, offset 1), or, for
-checkpoints with trailing spacing, to N - (T - 1 - k) * N / T - 1, rounded. A trajectory has T + 1 latents: z_0 is clean, z_(k+1) is the latent at noise level t_k. Inversion
-walks k upwards, sampling downwards; both move between the same two noise levels at the same k.
+checkpoints with trailing spacing, to N - (T - 1 - k) * N / T - 1, rounded. A trajectory has T + 1
+latents: z_0 is clean, z_(k+1) is the latent at noise level t_k. Inversion walks k upwards, sampling
+downwards; both move between the same two noise levels at the same k.
 """
 
 from __future__ import annotations

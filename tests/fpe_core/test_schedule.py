@@ -79,7 +79,7 @@ def test_pure_noise_cannot_be_sampled_by_what_predicts_epsilon():
     config = {**SD, "rescale_betas_zero_snr": True}
     assert ddim_schedule(config, 50).timesteps[-1] == 981
     for steps in (500, 999):
-        with pytest.raises(ParameterError, match="pure noise"):
+        with pytest.raises(ParameterError, match=r"pure noise"):
             ddim_schedule(config, steps)
 
 
@@ -216,7 +216,7 @@ def test_trailing_timesteps_are_diffusers_for_every_number_of_steps() -> None:
         assert all(before < after for before, after in itertools.pairwise(ours))
     assert 61 in longer
     for steps in (667, 999):
-        with pytest.raises(ParameterError, match="at most 666 .*trailing spacing"):
+        with pytest.raises(ParameterError, match=r"at most 666 .*trailing spacing"):
             timesteps_of(config, steps)
 
 
@@ -235,7 +235,7 @@ def test_a_spacing_that_does_not_exist_is_refused() -> None:
 
 def test_pure_noise_and_epsilon_are_refused_with_the_reason() -> None:
     config = config_of("epsilon", "trailing", True)
-    with pytest.raises(CheckpointError, match="pure noise .*predicts epsilon.*prediction_type"):
+    with pytest.raises(CheckpointError, match=r"pure noise .*predicts epsilon.*prediction_type"):
         check_schedule(config)
     check_schedule({**config, "prediction_type": "v_prediction"})
     check_schedule({**config, "timestep_spacing": "leading"})

@@ -193,7 +193,7 @@ def _fingerprint_of_0_6(folder: Path) -> str:
 def test_epsilon_is_refused_when_the_checkpoint_is_checked(tmp_path: Path) -> None:
     made = configured(build(tmp_path / "made"), prediction_type="epsilon")
     files = locate(made, allow_pickle=False, revision=None)
-    with pytest.raises(CheckpointError, match="pure noise .*predicts epsilon"):
+    with pytest.raises(CheckpointError, match=r"pure noise .*predicts epsilon"):
         check_files(made, files, False, None)
-    with pytest.raises(CheckpointError, match="pure noise .*predicts epsilon"):
+    with pytest.raises(CheckpointError, match=r"pure noise .*predicts epsilon"):
         load_checkpoint(made, device="cpu")
