@@ -9,7 +9,7 @@ are checked when they are loaded (`fpe_core.checkpoint.pretrained`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from fpe_core.checkpoint.files import (
     COMPONENTS,
     CheckpointFiles,
     component_folder,
-    config_folder,
     sees_source,
     weights_files,
 )
@@ -30,13 +29,10 @@ from fpe_core.checkpoint.layout import (
     text_encoder_weights,
     unet_weights,
 )
-from fpe_core.checkpoint.original_layout import (
-    PREFIXES,
-    autoencoder_in_file,
-    text_encoder_in_file,
-    unet_in_file,
-)
-from fpe_core.checkpoint.weights import Header, compared, headers_of, refuse, usual_kind
+from fpe_core.checkpoint.shards import check_shards
+from fpe_core.checkpoint.single_file import configs_of, is_still_on_hub
+from fpe_core.checkpoint.single_file_check import NetworkInFile, check_single_file
+from fpe_core.checkpoint.weights import compared, headers_of, refuse
 from fpe_core.editors.method import EditMethod, require_method
 from fpe_core.errors import CheckpointError
 from fpe_core.noise_levels import check_schedule, timesteps_of
@@ -60,13 +56,6 @@ _UNREAD: Mapping[str, tuple[str, ...]] = {
 }
 """Names of weights that are none of the network's, but are saved next to them by usual tools: what
 a whole CLIP has beyond its text encoder."""
-_UNREAD_IN_FILE: Mapping[str, tuple[str, ...]] = {
-    "vae": (r"^first_stage_model\.(loss|model_ema)\.",),
-    "text_encoder": (
-        r"^cond_stage_model\.(model|transformer)\.(attn_mask|visual|text_projection|logit_scale)",
-    ),
-}
-"""The same, in single files: what an autoencoder was trained with, the rest of a CLIP."""
 _CLIP_KINDS = ("clip_text_model", "clip")
 _OTHER_PARTS = ("text_encoder_2", "transformer", "prior")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -94,26 +83,32 @@ class Configs:
 
 
 def check_files(
-    source: str | Path, files: CheckpointFiles, allow_pickle: bool, config: str | Path | None
+    source: str | Path,
+    files: CheckpointFiles,
+    allow_pickle: bool,
+    config: str | Path | None,
+    given: Collection[str] = (),
 ) -> None:
     """Refuses a checkpoint that cannot be loaded whole, or is of another family.
 
     Args:
         source: its name, for messages.
         files, allow_pickle, config: as `load_checkpoint` takes and finds them.
+        given: networks that are taken from elsewhere, "vae" for one: a single file may lack them.
 
     Raises:
         CheckpointError: with what is wrong, and what such a file usually is.
     """
     if files.is_single_file:
-        folder = config_folder(config)
-        configs = None if folder is None else _checked_configs(str(config or folder), folder)
+        folder = configs_of(files, config)
+        configs = None if folder is None else _checked_configs(str(config or files.path), folder)
         if files.path.suffix == ".safetensors":
-            _check_single_file(files.path, configs)
+            check_single_file(files.path, configs and _networks_in_file(configs), config, given)
         return
     configs = _checked_configs(str(source), files.path)
     for name, expected in _expected(configs).items():
         paths = weights_files(files.path, name, allow_pickle)
+        check_shards(component_folder(files.path, name), paths)
         if expected is not None and all(path.suffix == ".safetensors" for path in paths):
             held = {_modern(name, key): each for key, each in headers_of(paths).items()}
             found = compared(held, expected, unread_weights(files.path, name))
@@ -127,14 +122,14 @@ def check_files(
 
 def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -> None:
     """Raises ParameterError if the checkpoint's schedule cannot be sampled in so many steps."""
-    folder = config_folder(config) if files.is_single_file else files.path
+    folder = configs_of(files, config)
     if folder is not None:
         timesteps_of(_json(folder, "scheduler/scheduler_config.json"), steps)
 
 
 def check_method(files: CheckpointFiles, config: str | Path | None, method: EditMethod) -> None:
     """Raises ParameterError if the method is for UNets of another kind than the checkpoint's."""
-    folder = config_folder(config) if files.is_single_file else files.path
+    folder = configs_of(files, config)
     if folder is not None:
         require_method(method, sees_source(folder))
 
@@ -276,6 +271,8 @@ def _a(kind: str) -> str:
 def _check_tokenizer(folder: Path, configs: Configs) -> None:
     """Refuses a tokenizer that is missing, not CLIP's, or has tokens without an embedding."""
     names = {path.name for path in folder.glob("*")}
+    if is_still_on_hub(configs.folder):
+        return
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
         raise CheckpointError(
             f"{folder} has no tokenizer of CLIP: neither tokenizer.json nor vocab.json and "
@@ -324,64 +321,13 @@ def _modern(component: str, name: str) -> str:
     return name
 
 
-def _check_single_file(path: Path, configs: Configs | None) -> None:
-    held = headers_of([path])
-    for name, prefixes in PREFIXES.items():
-        if not any(weight.startswith(prefixes) for weight in held):
-            hint = usual_kind(held) or _incomplete(held)
-            raise CheckpointError(
-                f"checkpoint file {path} holds no {_WHAT[name]}: none of its {len(held)} weights "
-                f"has a name like {' or '.join(f'{each}*' for each in prefixes)}. {hint}"
-            )
-    if configs is None:
-        return
-    for name, expected in _expected_in_file(configs, held).items():
-        if expected is None:
-            continue
-        found = compared(
-            {key: _flat(key, each) for key, each in held.items() if key.startswith(PREFIXES[name])},
-            expected,
-            (*unread_weights(configs.folder, name), *_UNREAD_IN_FILE.get(name, ())),
-        )
-        refuse(
-            f"checkpoint file {path}: its {_WHAT[name]}, with the config of {configs.folder},",
-            CLASSES[name][0],
-            found,
-            "The config is of another model; set model.config to that of this file's model",
-        )
-
-
-def _expected_in_file(configs: Configs, held: Mapping[str, Header]) -> dict[str, Shapes | None]:
-    """The weights of each network under their names in a file; None: not described here."""
-    weights = _expected(configs)
-    unet, vae, text = weights["unet"], weights["vae"], weights["text_encoder"]
+def _networks_in_file(configs: Configs) -> dict[str, NetworkInFile]:
     return {
-        "unet": None if unet is None else unet_in_file(unet, configs.unet),
-        "vae": None if vae is None else autoencoder_in_file(vae, configs.vae),
-        "text_encoder": None if text is None else text_encoder_in_file(text, held),
+        name: NetworkInFile(
+            CLASSES[name][0],
+            weights,
+            getattr(configs, name),
+            unread_weights(configs.folder, name),
+        )
+        for name, weights in _expected(configs).items()
     }
-
-
-def _flat(name: str, header: Header) -> Header:
-    """The autoencoder's attention was saved as 1 x 1 convolutions, and is loaded as matrices."""
-    is_square = ".attn_1." in name and header.shape[2:] == (1, 1)
-    return header._replace(shape=header.shape[:2]) if is_square else header
-
-
-def _incomplete(held: Mapping[str, Header]) -> str:
-    """What a file without one of the networks usually is."""
-    if any(name.startswith(("down_blocks.", "conv_in.", "mid_block.")) for name in held):
-        return (
-            "It looks like a UNet alone, which belongs into the folder unet of a diffusers folder"
-        )
-    if any(name.startswith(("encoder.", "decoder.")) for name in held):
-        return "It looks like an autoencoder alone"
-    found = [
-        name for name, prefixes in PREFIXES.items() if any(k.startswith(prefixes) for k in held)
-    ]
-    if found:
-        return (
-            f"It holds {' and '.join(_WHAT[name] for name in found)} only: it was saved without "
-            "the rest, which its user is meant to add; save the model whole"
-        )
-    return "It looks like a model of another kind"

@@ -97,7 +97,13 @@ def config_folder(config: str | Path | None) -> Path | None:
     try:
         folder = snapshot_download(
             name,
-            allow_patterns=["model_index.json", DEFAULTS_FILE, *patterns],
+            allow_patterns=[
+                "model_index.json",
+                DEFAULTS_FILE,
+                "vocab.json",
+                "merges.txt",
+                *patterns,
+            ],
             local_files_only=config is None,
         )
     except Exception as error:  # the hub's client raises from several libraries
@@ -200,7 +206,7 @@ def weights_files(folder: Path, component: str, allow_pickle: bool) -> tuple[Pat
     for suffix in suffixes:
         for variant in ("", ".fp16"):
             name = pickled if suffix == ".bin" else stem
-            found = sorted(component_folder(folder, component).glob(f"{name}{variant}*{suffix}"))
+            found = sorted(component_folder(folder, component).glob(f"{name}*{suffix}"))
             found = [
                 f for f in found if re.fullmatch(_shard_pattern(name, variant, suffix), f.name)
             ]
@@ -217,7 +223,9 @@ def weights_files(folder: Path, component: str, allow_pickle: bool) -> tuple[Pat
 
 
 def _shard_pattern(name: str, variant: str, suffix: str) -> str:
-    return rf"{name}{re.escape(variant)}(-\d+-of-\d+)?{re.escape(suffix)}"
+    """diffusers before 0.28 has the variant after the number of a shard."""
+    half, part, end = re.escape(variant), r"(-\d+-of-\d+)", re.escape(suffix)
+    return rf"{name}({half}{part}?|{part}{half}){end}"
 
 
 def fingerprint_of(
@@ -231,7 +239,7 @@ def fingerprint_of(
                 _hash_configs(digest, component, Path(config) / component)
         else:
             digest.update(str(config or SINGLE_FILE_CONFIG).encode())
-        _hash_spacing(digest, None if config is None else config_folder(config))
+        _hash_facts(digest, files, config)
         return digest.hexdigest()
     for component in COMPONENTS:
         _hash_configs(digest, component, component_folder(files.path, component))
@@ -240,6 +248,19 @@ def fingerprint_of(
                 hash_file(digest, f"{component}/{path.name}", path)
     _hash_spacing(digest, files.path)
     return digest.hexdigest()
+
+
+def _hash_facts(digest: Any, files: CheckpointFiles, config: str | Path | None) -> None:
+    """What else decides the edits of a single file: facts about its family, a bare tokenizer."""
+    from fpe_core.checkpoint.single_file import TOKENIZER_FILES, configs_of, facts_used
+
+    if facts := facts_used(files, config):
+        digest.update(facts.encode())
+        for name in TOKENIZER_FILES if config is not None and Path(config).is_dir() else ():
+            if (Path(config or "") / name).is_file():
+                hash_file(digest, f"tokenizer/{name}", Path(config or "") / name)
+    elif config is not None:
+        _hash_spacing(digest, configs_of(files, config))
 
 
 def _hash_spacing(digest: Any, folder: Path | None) -> None:
@@ -275,7 +296,10 @@ def default_parameters_of(
 ) -> EditParameters:
     folder = files.path
     if files.is_single_file:
-        configs = None if config is None else config_folder(config)
+        from fpe_core.checkpoint.single_file import configs_of, facts_used
+
+        known = config is not None or facts_used(files, config)
+        configs = configs_of(files, config) if known else None
         if configs is None:
             return EditParameters()
         folder = configs

@@ -5,7 +5,8 @@
     builtin:still-life      the small model in this package
     builtin:still-life-instruct  the one that reads instructions, for `instruct_pix2pix`
     a folder                in diffusers' layout (model_index.json)
-    a .safetensors file     the original single-file layout; tokenizer and configs from `config`
+    a .safetensors file     the original single-file layout; the tokenizer, and configs that are not
+                            its family's usual ones, from `config`
     owner/name              a repository on the Hugging Face hub, or its local cache
 
 Weights are read from safetensors only. Pickled ones (.bin, .ckpt) can run code when loaded and are
@@ -23,10 +24,7 @@ import torch
 
 from fpe_core.checkpoint.check import check_files, unread_weights
 from fpe_core.checkpoint.files import (
-    COMPONENTS,
-    SINGLE_FILE_CONFIG,
     component_folder,
-    config_folder,
     default_parameters_of,
     fingerprint_of,
     locate,
@@ -36,8 +34,8 @@ from fpe_core.checkpoint.pretrained import (
     clip_tokenizer,
     limit_window,
     load_network,
-    refuse_empty,
 )
+from fpe_core.checkpoint.single_file_load import load_single_file
 from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
@@ -105,7 +103,8 @@ def load_checkpoint(
         allow_pickle: also read .bin and .ckpt weights. They can run any code: only for files you
             trust.
         revision: branch, tag or commit on the hub.
-        config: for a single file, the folder or hub id with the configs and the tokenizer.
+        config: for a single file, the folder or hub id with the tokenizer, and with configs where
+            they are others than its family's (`fpe_core.checkpoint.single_file`).
 
     Raises:
         CheckpointError: `source` is not such a checkpoint, or cannot be read.
@@ -116,7 +115,7 @@ def load_checkpoint(
     files = locate(source, allow_pickle, revision)
     check_files(source, files, allow_pickle, config)
     if files.is_single_file:
-        components = _load_single_file(files.path, torch_dtype, config)
+        components = load_single_file(files, torch_dtype, config)
     else:
         components = _load_folder(files.path, torch_dtype, allow_pickle)
     if found := differences(components["unet"]):
@@ -180,36 +179,3 @@ def _scheduler(folder: Path) -> Any:
         raise CheckpointError(
             f"checkpoint {place} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-
-
-def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline
-
-    folder = config_folder(config)
-    try:
-        pipe = StableDiffusionPipeline.from_single_file(
-            str(path),
-            config=str(folder or SINGLE_FILE_CONFIG),
-            torch_dtype=dtype,
-            local_files_only=folder is not None,
-            safety_checker=None,
-            requires_safety_checker=False,
-            **({} if folder is None else {"tokenizer": clip_tokenizer(folder / "tokenizer")}),
-        )
-    except CheckpointError:
-        raise
-    except Exception as error:  # what is not in the file, or not on the hub, raises many types
-        advice = (
-            ""
-            if config is not None
-            else ". A single file contains neither configs nor a "
-            "tokenizer; without network access set model.config to a diffusers folder that has them"
-        )
-        raise CheckpointError(
-            f"single-file checkpoint {path} cannot be loaded with the configs of "
-            f"{config or SINGLE_FILE_CONFIG}: {type(error).__name__}: {error}{advice}"
-        ) from error
-    components = {name: getattr(pipe, name) for name in COMPONENTS}
-    for name in ("unet", "vae", "text_encoder"):
-        refuse_empty(f"single-file checkpoint {path}: its {name}", components[name])
-    return components
