@@ -103,7 +103,8 @@ def check_files(
         folder = configs_of(files, config)
         configs = None if folder is None else _checked_configs(str(config or files.path), folder)
         if files.path.suffix == ".safetensors":
-            check_single_file(files.path, configs and _networks_in_file(configs), config, given)
+            networks = None if configs is None else _networks_in_file(configs)
+            check_single_file(files.path, networks, config, given)
         return
     configs = _checked_configs(str(source), files.path)
     for name, expected in _expected(configs).items():

@@ -93,17 +93,12 @@ def config_folder(config: str | Path | None) -> Path | None:
     from huggingface_hub import snapshot_download
 
     name = str(config or SINGLE_FILE_CONFIG)
-    patterns = [f"{component}/*{end}" for component in COMPONENTS for end in (".json", ".txt")]
+    patterns = ["model_index.json", DEFAULTS_FILE, "vocab.json", "merges.txt"]
+    patterns += [f"{component}/*{end}" for component in COMPONENTS for end in (".json", ".txt")]
     try:
         folder = snapshot_download(
             name,
-            allow_patterns=[
-                "model_index.json",
-                DEFAULTS_FILE,
-                "vocab.json",
-                "merges.txt",
-                *patterns,
-            ],
+            allow_patterns=patterns,
             local_files_only=config is None,
         )
     except Exception as error:  # the hub's client raises from several libraries

@@ -6,8 +6,8 @@ is the folder that a checkpoint's configs and tokenizer are in. Of a single file
 
 1. `config`, if it names a whole diffusers folder, or such a repository on the hub;
 2. Stable Diffusion 1.5's repository, if the hub's client has it and the file is of that family;
-3. else a temporary folder: the facts about the family (`fpe_core.checkpoint.family_facts`), and over
-   them what `config` has. A tokenizer is no fact: it is taken from `config`, else from Stable
+3. else a temporary folder: the facts about the family (`fpe_core.checkpoint.family_facts`), and
+   over them what `config` has. A tokenizer is no fact: it is taken from `config`, else from Stable
    Diffusion 1.5's repository. All families here have CLIP's.
 
 Needs no torch.

@@ -111,8 +111,8 @@ def _remedy(name: str, config: str | Path | None) -> str:
         return "The config is of another model; set model.config to that of this file's model"
     if name == "vae":
         return (
-            "The autoencoder may be another family's, put into this file by mistake; take it out of "
-            "the file's own model"
+            "The autoencoder may be another family's; save the file with the one that its model "
+            "was trained with"
         )
     return (
         "The file is not whole, or is a variant of its family; then set model.config to the "
