@@ -68,7 +68,7 @@ def check_single_file(
             raise CheckpointError(
                 f"checkpoint file {path} holds no {WHAT[name]}: none of its {len(held)} weights "
                 f"has a name like {' or '.join(f'{each}*' for each in prefixes)}. "
-                f"{usual_kind(held) or _incomplete(held)}"
+                f"{_only_average(held) or usual_kind(held) or _incomplete(held)}"
             )
     for name, network in (networks or {}).items():
         expected = _in_file(name, network, held)
@@ -120,6 +120,16 @@ def _remedy(name: str, config: str | Path | None) -> str:
     )
 
 
+def _only_average(held: Collection[str]) -> str:
+    has_unet = any(name.startswith(PREFIXES["unet"]) for name in held)
+    if has_unet or not any(name.startswith(EMA_PREFIX) for name in held):
+        return ""
+    return (
+        "It holds the average of the UNet's weights (EMA) only; give the file that has the weights "
+        "under their own names, as files that are made for use have them"
+    )
+
+
 def _incomplete(held: Mapping[str, Header]) -> str:
     """What a file without one of the networks usually is."""
     if any(name.startswith(("down_blocks.", "conv_in.", "mid_block.")) for name in held):
@@ -128,13 +138,6 @@ def _incomplete(held: Mapping[str, Header]) -> str:
         )
     if any(name.startswith(("encoder.", "decoder.")) for name in held):
         return "It looks like an autoencoder alone"
-    if any(name.startswith(EMA_PREFIX) for name in held) and not any(
-        name.startswith(PREFIXES["unet"]) for name in held
-    ):
-        return (
-            "It holds the average of the UNet's weights (EMA) only; give the file that has the "
-            "weights under their own names, as files that are made for use have them"
-        )
     found = [
         name for name, prefixes in PREFIXES.items() if any(k.startswith(prefixes) for k in held)
     ]
