@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fpe_core.checkpoint.config_folder import COMPONENTS
 from fpe_core.checkpoint.files import (
-    COMPONENTS,
     CheckpointFiles,
     component_folder,
     sees_source,
@@ -100,7 +100,7 @@ def check_files(
         CheckpointError: with what is wrong, and what such a file usually is.
     """
     if files.is_single_file:
-        folder = configs_of(files, config)
+        folder = configs_of(files.path, config)
         configs = None if folder is None else _checked_configs(str(config or files.path), folder)
         if files.path.suffix == ".safetensors":
             networks = None if configs is None else _networks_in_file(configs)
@@ -123,14 +123,14 @@ def check_files(
 
 def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -> None:
     """Raises ParameterError if the checkpoint's schedule cannot be sampled in so many steps."""
-    folder = configs_of(files, config)
+    folder = configs_of(files.path, config)
     if folder is not None:
-        timesteps_of(_json(folder, "scheduler/scheduler_config.json"), steps)
+        timesteps_of(read_config(folder, "scheduler/scheduler_config.json"), steps)
 
 
 def check_method(files: CheckpointFiles, config: str | Path | None, method: EditMethod) -> None:
     """Raises ParameterError if the method is for UNets of another kind than the checkpoint's."""
-    folder = configs_of(files, config)
+    folder = configs_of(files.path, config)
     if folder is not None:
         require_method(method, sees_source(folder))
 
@@ -139,7 +139,7 @@ def unread_weights(folder: Path, name: str) -> tuple[str, ...]:
     """Patterns of the weights that a component of a diffusers folder may hold in addition."""
     if name != "text_encoder":
         return _UNREAD[name]
-    return (*_UNREAD[name], _later_layers(_json(folder, "text_encoder/config.json")))
+    return (*_UNREAD[name], _later_layers(read_config(folder, "text_encoder/config.json")))
 
 
 def _later_layers(config: Mapping[str, Any]) -> str:
@@ -179,15 +179,20 @@ def _read_configs(folder: Path) -> Configs:
         )
     return Configs(
         folder,
-        _json(folder, "model_index.json"),
-        unet=_json(folder, "unet/config.json"),
-        vae=_json(folder, "vae/config.json"),
-        text_encoder=_json(folder, "text_encoder/config.json"),
-        scheduler=_json(folder, "scheduler/scheduler_config.json"),
+        read_config(folder, "model_index.json"),
+        unet=read_config(folder, "unet/config.json"),
+        vae=read_config(folder, "vae/config.json"),
+        text_encoder=read_config(folder, "text_encoder/config.json"),
+        scheduler=read_config(folder, "scheduler/scheduler_config.json"),
     )
 
 
-def _json(folder: Path, name: str) -> Mapping[str, Any]:
+def read_config(folder: Path, name: str) -> Mapping[str, Any]:
+    """The content of "unet/config.json" or another JSON file of a diffusers folder.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     component, _, rest = name.rpartition("/")
     path = component_folder(folder, component) / rest if component else folder / name
     try:
@@ -291,14 +296,14 @@ def _check_tokenizer(folder: Path, configs: Configs) -> None:
 
 def _token_ids(folder: Path, names: set[str]) -> Iterator[int]:
     if "tokenizer.json" in names:
-        content = _json(folder, "tokenizer.json")
+        content = read_config(folder, "tokenizer.json")
         vocabulary = content.get("model", {}).get("vocab", {})
         yield from vocabulary.values() if isinstance(vocabulary, dict) else ()
         yield from (int(token["id"]) for token in content.get("added_tokens", ()))
     else:
-        yield from _json(folder, "vocab.json").values()
+        yield from read_config(folder, "vocab.json").values()
     if "added_tokens.json" in names:
-        yield from _json(folder, "added_tokens.json").values()
+        yield from read_config(folder, "added_tokens.json").values()
 
 
 # --- the weights ----------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fpe_core.checkpoint.config_folder import COMPONENTS, DEFAULTS_FILE, SINGLE_FILE_CONFIG
+from fpe_core.checkpoint.single_file import TOKENIZER_FILES, configs_of, facts_used
 from fpe_core.editors.instruct_pix2pix import InstructPix2Pix
 from fpe_core.errors import CheckpointError, ParameterError
 from fpe_core.parameters import EditParameters
@@ -23,10 +25,6 @@ BUILTIN_INSTRUCT = "builtin:still-life-instruct"
 INSTRUCT_DIR: Path = CHECKPOINT_DIR.parent / "instruct"
 """The built-in model with instructions: its UNet. The other components are the first model's."""
 _BUILTIN = {BUILTIN_STILL_LIFE: CHECKPOINT_DIR, BUILTIN_INSTRUCT: INSTRUCT_DIR}
-DEFAULTS_FILE = "fpe_defaults.json"
-# Source of configs and tokenizer for single files, which contain neither.
-SINGLE_FILE_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -78,38 +76,6 @@ def checkpoint_defaults(
         CheckpointError: as `load_checkpoint`.
     """
     return default_parameters_of(locate(source, allow_pickle, revision), config)
-
-
-def config_folder(config: str | Path | None) -> Path | None:
-    """The folder with the configs and the tokenizer of a single file.
-
-    None: Stable Diffusion 1.5's, from the hub; None is returned unless they are on this machine.
-
-    Raises:
-        CheckpointError: neither a folder nor a repository that is available.
-    """
-    if config is not None and Path(config).is_dir():
-        return Path(config)
-    from huggingface_hub import snapshot_download
-
-    name = str(config or SINGLE_FILE_CONFIG)
-    patterns = ["model_index.json", DEFAULTS_FILE, "vocab.json", "merges.txt"]
-    patterns += [f"{component}/*{end}" for component in COMPONENTS for end in (".json", ".txt")]
-    try:
-        folder = snapshot_download(
-            name,
-            allow_patterns=patterns,
-            local_files_only=config is None,
-        )
-    except Exception as error:  # the hub's client raises from several libraries
-        if config is None:
-            return None
-        raise CheckpointError(
-            f"model.config: {name!r} is not a folder, and could not be downloaded from the Hugging "
-            f"Face hub: {type(error).__name__}: {error}"
-        ) from error
-    is_whole = all((Path(folder) / component).is_dir() for component in COMPONENTS)
-    return Path(folder) if is_whole or config is not None else None
 
 
 def locate(source: str | Path, allow_pickle: bool, revision: str | None) -> CheckpointFiles:
@@ -247,15 +213,13 @@ def fingerprint_of(
 
 def _hash_facts(digest: Any, files: CheckpointFiles, config: str | Path | None) -> None:
     """What else decides the edits of a single file: facts about its family, a bare tokenizer."""
-    from fpe_core.checkpoint.single_file import TOKENIZER_FILES, configs_of, facts_used
-
-    if facts := facts_used(files, config):
+    if facts := facts_used(files.path, config):
         digest.update(facts.encode())
         for name in TOKENIZER_FILES if config is not None and Path(config).is_dir() else ():
             if (Path(config or "") / name).is_file():
                 hash_file(digest, f"tokenizer/{name}", Path(config or "") / name)
     elif config is not None:
-        _hash_spacing(digest, configs_of(files, config))
+        _hash_spacing(digest, configs_of(files.path, config))
 
 
 def _hash_spacing(digest: Any, folder: Path | None) -> None:
@@ -291,10 +255,8 @@ def default_parameters_of(
 ) -> EditParameters:
     folder = files.path
     if files.is_single_file:
-        from fpe_core.checkpoint.single_file import configs_of, facts_used
-
-        known = config is not None or facts_used(files, config)
-        configs = configs_of(files, config) if known else None
+        known = config is not None or facts_used(files.path, config)
+        configs = configs_of(files.path, config) if known else None
         if configs is None:
             return EditParameters()
         folder = configs

@@ -21,7 +21,7 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
 EMA_PREFIX = "model_ema."
 """What the names of the average of the UNet's weights begin with, which training keeps beside."""
 _OPENCLIP = "cond_stage_model.model."
-_XL_PREFIXES = ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model.")
+XL_PREFIXES = ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model.")
 """Those of the two text encoders of Stable Diffusion XL."""
 
 _RESNET_PARTS = {
@@ -144,8 +144,8 @@ def text_encoders_of_xl_in_file(first: Shapes, second: Shapes) -> tuple[Shapes, 
     `text_model.`; OpenCLIP has the projection the other way round.
     """
     return (
-        {_XL_PREFIXES[0] + name: shape for name, shape in first.items()},
-        _as_openclip(second, _XL_PREFIXES[1]),
+        {XL_PREFIXES[0] + name: shape for name, shape in first.items()},
+        _as_openclip(second, XL_PREFIXES[1]),
     )
 
 

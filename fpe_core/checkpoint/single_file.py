@@ -1,6 +1,6 @@
 """The family of a single file, by its header, and the configs that the file does not contain.
 
-    configs_of(files, config)
+    configs_of(path, config)
 
 is the folder that a checkpoint's configs and tokenizer are in. Of a single file that is
 
@@ -26,6 +26,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from fpe_core.checkpoint.config_folder import DEFAULTS_FILE, SINGLE_FILE_CONFIG, config_folder
 from fpe_core.checkpoint.family_facts import (
     INSTRUCT_PIX2PIX,
     STABLE_DIFFUSION_1,
@@ -34,12 +35,6 @@ from fpe_core.checkpoint.family_facts import (
     STABLE_DIFFUSION_XL,
     ZERO_TERMINAL_SNR,
     Family,
-)
-from fpe_core.checkpoint.files import (
-    DEFAULTS_FILE,
-    SINGLE_FILE_CONFIG,
-    CheckpointFiles,
-    config_folder,
 )
 from fpe_core.checkpoint.weights import Header, headers_of
 from fpe_core.errors import CheckpointError
@@ -182,24 +177,23 @@ def _metadata(path: Path) -> Mapping[str, str]:
 # --- the configs ----------------------------------------------------------------------------------
 
 
-def configs_of(
-    files: CheckpointFiles, config: str | Path | None, *, downloads: bool = False
-) -> Path | None:
+def configs_of(path: Path, config: str | Path | None, *, downloads: bool = False) -> Path | None:
     """The folder with a checkpoint's configs and its tokenizer; see the module.
 
     None: that of a pickled file, or of a file of no known family, that is not on this machine.
 
     Args:
+        path: of the checkpoint on this machine, a diffusers folder or a single file.
         config: as `load_checkpoint` takes it.
         downloads: also from the hub; else the temporary folder may have no tokenizer.
 
     Raises:
         CheckpointError: `config` is not available, or the file cannot be edited with.
     """
-    if not files.is_single_file:
-        return files.path
+    if not path.is_file():
+        return path
     given = config_folder(config)
-    family = _family_without_configs(files, config, given)
+    family = _family_without_configs(path, config, given)
     if family is None:
         return given
     if config is None and given is not None and family is STABLE_DIFFUSION_1:
@@ -209,13 +203,13 @@ def configs_of(
     return _written(family, own, tokenizer)
 
 
-def facts_used(files: CheckpointFiles, config: str | Path | None) -> str:
+def facts_used(path: Path, config: str | Path | None) -> str:
     """What stands in a fingerprint for the facts about a family; "" if none are used, and for
     Stable Diffusion 1 without `config`, whose repository has the same."""
-    if not files.is_single_file or files.path.suffix != ".safetensors":
+    if not path.is_file() or path.suffix != ".safetensors":
         return ""
     given = None if config is None else config_folder(config)
-    family = _family_without_configs(files, config, given)
+    family = _family_without_configs(path, config, given)
     if family is None or (config is None and family is STABLE_DIFFUSION_1):
         return ""
     return f"facts: {family.name} {json.dumps(family.scheduler, sort_keys=True)}\n"
@@ -227,18 +221,18 @@ def is_still_on_hub(folder: Path) -> bool:
 
 
 def _family_without_configs(
-    files: CheckpointFiles, config: str | Path | None, given: Path | None
+    path: Path, config: str | Path | None, given: Path | None
 ) -> Family | None:
     """The family whose facts a single file needs; None if `config` has all, and for files that are
     checked otherwise."""
-    if files.path.suffix != ".safetensors":
+    if path.suffix != ".safetensors":
         return None
     if config is not None and given is not None and is_whole(given):
         return None
     scheduler = None
     if config is not None and given is not None:
         scheduler = _json(given / "scheduler" / "scheduler_config.json")
-    return family_of_file(files.path, scheduler)
+    return family_of_file(path, scheduler)
 
 
 def is_whole(folder: Path) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fpe_core.checkpoint.files import COMPONENTS, SINGLE_FILE_CONFIG, CheckpointFiles
+from fpe_core.checkpoint.config_folder import COMPONENTS, SINGLE_FILE_CONFIG
+from fpe_core.checkpoint.files import CheckpointFiles
 from fpe_core.checkpoint.original_layout import PREFIXES, has_bare_text_encoder
 from fpe_core.checkpoint.pretrained import clip_tokenizer, load_tensors, refuse_empty
 from fpe_core.checkpoint.single_file import configs_of
@@ -34,7 +35,7 @@ def load_single_file(
     from diffusers import StableDiffusionPipeline
 
     path = files.path
-    folder = configs_of(files, config, downloads=True)
+    folder = configs_of(path, config, downloads=True)
     try:
         pipe = StableDiffusionPipeline.from_single_file(
             str(path),

@@ -21,6 +21,7 @@ from fpe_core import (
     load_checkpoint,
 )
 from fpe_core.checkpoint.check import check_files, check_method, check_steps
+from fpe_core.checkpoint.config_folder import SINGLE_FILE_CONFIG
 from fpe_core.checkpoint.family_facts import (
     INSTRUCT_PIX2PIX,
     STABLE_DIFFUSION_1,
@@ -28,7 +29,7 @@ from fpe_core.checkpoint.family_facts import (
     STABLE_DIFFUSION_2_BASE,
     STABLE_DIFFUSION_XL,
 )
-from fpe_core.checkpoint.files import SINGLE_FILE_CONFIG, CheckpointFiles, locate
+from fpe_core.checkpoint.files import CheckpointFiles, locate
 from fpe_core.checkpoint.pretrained import clip_tokenizer
 from fpe_core.checkpoint.single_file import configs_of, family_of_file
 from fpe_core.checkpoint.single_file_load import load_single_file
@@ -116,7 +117,7 @@ def test_a_file_alone_is_recognised_and_checked(tmp_path: Path, name: str) -> No
     assert found == family
     check(path)
     files = CheckpointFiles(path)
-    folder = configs_of(files, None)
+    folder = configs_of(path, None)
     assert folder is not None
     assert json.loads((folder / "unet/config.json").read_text()) == json.loads(
         json.dumps(family.unet)
@@ -289,12 +290,12 @@ def test_a_tokenizer_in_the_hub_s_cache_is_enough(
 ) -> None:
     path = write_header_only(tmp_path / "model.safetensors", shapes_of(STABLE_DIFFUSION_1))
     files = CheckpointFiles(path)
-    assert not (configs_of(files, None) / "tokenizer").exists()  # type: ignore[operator]
+    assert not (configs_of(path, None) / "tokenizer").exists()  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=r"no tokenizer, .* set model\.config to a folder"):
         load_single_file(files, torch.float32, None)
     in_cache(without_network, tiny_folder, "tokenizer")
     check(path)
-    folder = configs_of(files, None)
+    folder = configs_of(path, None)
     assert folder is not None
     assert (folder / "tokenizer/tokenizer.json").read_bytes() == (
         tiny_folder / "tokenizer/tokenizer.json"
@@ -313,7 +314,7 @@ def test_stable_diffusion_2_fills_prompts_up_with_exclamation_marks(
     told = {"modelspec.prediction_type": "epsilon"}
     shapes = shapes_of(STABLE_DIFFUSION_2_BASE)
     path = write_header_only(tmp_path / "model.safetensors", shapes, **told)
-    folder = configs_of(CheckpointFiles(path), tiny_folder / "tokenizer")
+    folder = configs_of(path, tiny_folder / "tokenizer")
     assert folder is not None
     content = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())
     assert content["pad_token"] == "!"
