@@ -1,8 +1,8 @@
 """Facts about the families of Stable Diffusion that a single file does not contain.
 
 The configs of their published models, as far as they are not the defaults of diffusers' and
-transformers' classes. With them the configs of a single file are found without a network. Needs no
-torch.
+transformers' classes, and what diffusers reads of them when it converts such a file. With them the
+configs of a single file are found without a network. Needs no torch.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ STABLE_DIFFUSION_1 = Family(
     unet={
         "_class_name": "UNet2DConditionModel",
         "sample_size": 64,
+        "layers_per_block": 2,
         "cross_attention_dim": 768,
         "attention_head_dim": 8,
     },
@@ -138,6 +139,7 @@ STABLE_DIFFUSION_2_BASE = replace(
     unet={
         "_class_name": "UNet2DConditionModel",
         "sample_size": 64,
+        "layers_per_block": 2,
         "cross_attention_dim": 1024,
         "attention_head_dim": (5, 10, 20, 20),
         "use_linear_projection": True,
@@ -162,6 +164,7 @@ STABLE_DIFFUSION_XL = Family(
     unet={
         "_class_name": "UNet2DConditionModel",
         "sample_size": 128,
+        "layers_per_block": 2,
         "block_out_channels": (320, 640, 1280),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

@@ -292,16 +292,26 @@ def _written(family: Family, given: Path | None, tokenizer: Path | None) -> Path
 
 
 def _folder_of(configs: str, tokenizer: Path | None) -> Path:
-    made = Path(_made(configs, tokenizer).name)
+    state = () if tokenizer is None else tuple(map(_state_of, sorted(tokenizer.glob("*.*"))))
+    made = Path(_made(configs, tokenizer, state).name)
     if not made.is_dir():  # a process that was forked from this one has ended, and removed it
         _made.cache_clear()
-        made = Path(_made(configs, tokenizer).name)
+        made = Path(_made(configs, tokenizer, state).name)
     return made
 
 
+def _state_of(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does."""
+    found = path.stat()
+    return path.name, found.st_size, found.st_mtime_ns
+
+
 @lru_cache(maxsize=64)
-def _made(configs: str, tokenizer: Path | None) -> tempfile.TemporaryDirectory[str]:
-    """It is removed when the process ends."""
+def _made(
+    configs: str, tokenizer: Path | None, state: tuple[tuple[str, int, int], ...]
+) -> tempfile.TemporaryDirectory[str]:
+    """It is removed when the process ends. `state`: of the tokenizer's files."""
+    del state
     made = tempfile.TemporaryDirectory(prefix=_TEMPORARY)
     root = Path(made.name)
     for name, content in json.loads(configs).items():

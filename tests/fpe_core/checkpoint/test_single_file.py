@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 
 from fpe_core import (
@@ -104,6 +108,18 @@ def test_the_facts_are_the_published_models(name: str) -> None:
     assert count(unet_on_meta(family)) == unet
     assert count(autoencoder_on_meta(family)) == vae
     assert [count(each) for each in text_encoders_on_meta(family)] == texts
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_diffusers_converts_a_file_by_the_facts(name: str) -> None:
+    """Its conversion reads the config itself, without the defaults of the class."""
+    family = FAMILIES[name]
+    with torch.device("meta"):
+        held = {key: torch.empty(shape) for key, shape in shapes_of(family).items()}
+    unet = convert_ldm_unet_checkpoint(dict(held), dict(family.unet))
+    assert unet.keys() == unet_on_meta(family).state_dict().keys()
+    vae = convert_ldm_vae_checkpoint(dict(held), dict(family.vae))
+    assert vae.keys() == autoencoder_on_meta(family).state_dict().keys()
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "stable-diffusion-xl"])
@@ -305,6 +321,23 @@ def test_a_tokenizer_in_the_hub_s_cache_is_enough(
 def test_a_folder_without_a_tokenizer_is_named(single: Path, networks: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no tokenizer of CLIP.*vocab\.json"):
         check(single, networks)
+
+
+def test_the_folder_is_made_anew_when_it_has_to_be(
+    single: Path, networks: Path, tiny_folder: Path
+) -> None:
+    """When the tokenizer has changed, or another process has removed it."""
+    shutil.copytree(tiny_folder / "tokenizer", networks / "tokenizer")
+    first = configs_of(single, networks)
+    assert first is not None
+    assert configs_of(single, networks) == first
+    file = networks / "tokenizer/tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": 9}))
+    assert load_checkpoint(single, device="cpu", config=networks).tokenizer.model_max_length == 9
+    shutil.rmtree(first)
+    made = configs_of(single, networks)
+    assert made is not None
+    assert (made / "tokenizer/tokenizer.json").is_file()
 
 
 def test_stable_diffusion_2_fills_prompts_up_with_exclamation_marks(
