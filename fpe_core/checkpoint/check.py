@@ -61,6 +61,7 @@ _OTHER_PARTS = ("text_encoder_2", "transformer", "prior")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """How autoencoders of diffusers before 0.15 have their attention's weights, Stable Diffusion 1.5's
 own among them; diffusers renames them when it loads them."""
+_INPAINTING = "an inpainting or depth model"
 _NETWORKS = ("unet", "vae", "text_encoder")
 _WHAT = {
     "unet": "UNet",
@@ -245,7 +246,7 @@ def _config_problems(configs: Configs) -> list[str]:
     if channels not in (latent, 2 * latent):
         problems.append(
             f"its UNet takes {channels} channels, but the autoencoder has {latent} "
-            "(an inpainting or depth model?)"
+            f"({_INPAINTING if latent == 4 else 'an autoencoder of another family'}?)"
         )
     elif unet.get("out_channels", 4) != latent:
         problems.append(f"its UNet gives {unet['out_channels']} channels, not {latent}")
