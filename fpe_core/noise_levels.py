@@ -13,6 +13,7 @@ import numpy as np
 from fpe_core.errors import CheckpointError, ParameterError
 
 STEPS_OFFSET = 1
+SPACINGS = ("leading", "trailing", "linspace")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 _STATED_BY = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 
@@ -52,8 +53,14 @@ def check_schedule(config: Mapping[str, Any]) -> None:
             f"the config of {name} does not say with which betas the model was trained; it needs "
             "beta_start, beta_end and beta_schedule"
         )
-    prediction_type_of(config)
-    training_levels(config)
+    levels = training_levels(config)
+    is_noise_at_last = is_trailing(config) and levels[-1] == 0
+    if prediction_type_of(config) == "epsilon" and is_noise_at_last:
+        raise CheckpointError(
+            f"{name} begins at the last timestep (timestep_spacing trailing), which is pure noise "
+            "(rescale_betas_zero_snr): there a model that predicts epsilon, as this config says, "
+            "cannot be sampled. A model that was trained so predicts v: check prediction_type"
+        )
 
 
 def prediction_type_of(config: Mapping[str, Any]) -> str:
@@ -67,14 +74,35 @@ def prediction_type_of(config: Mapping[str, Any]) -> str:
     return prediction_type
 
 
+def is_trailing(config: Mapping[str, Any]) -> bool:
+    """Whether the steps end at the last training timestep, as models with zero terminal SNR need.
+
+    `leading` and `linspace` are both the paper's grid, leading with offset 1: they are defaults of
+    the sampler that a config was saved for, and say nothing of how the model was trained.
+
+    Raises:
+        CheckpointError: a spacing that diffusers does not have.
+    """
+    spacing = _stated(config, "timestep_spacing", "leading")
+    if spacing not in SPACINGS:
+        raise CheckpointError(
+            f"scheduler timestep_spacing {spacing!r} is not supported; allowed: "
+            f"{', '.join(SPACINGS)}"
+        )
+    return bool(spacing == "trailing")
+
+
 def timesteps_of(config: Mapping[str, Any], steps: int) -> tuple[int, ...]:
-    """The `steps` timesteps of DDIM with leading spacing and offset 1, ascending.
+    """The `steps` timesteps of DDIM, ascending: with leading spacing and offset 1, or, for a
+    checkpoint whose config says so, with trailing spacing.
 
     Raises:
         ParameterError: more steps than the schedule has, or a timestep that it cannot sample.
-        CheckpointError: as `training_levels`.
+        CheckpointError: as `training_levels` and `is_trailing`.
     """
     levels = training_levels(config)
+    if is_trailing(config):
+        return _trailing(len(levels), steps)
     stride = len(levels) // steps
     if stride < 1 or (steps - 1) * stride + STEPS_OFFSET >= len(levels):
         raise ParameterError(
@@ -87,6 +115,24 @@ def timesteps_of(config: Mapping[str, Any], steps: int) -> tuple[int, ...]:
             f"{steps} steps begin at timestep {timesteps[-1]}, which is pure noise for this "
             "checkpoint (rescale_betas_zero_snr), and a model that predicts epsilon cannot be "
             "sampled there; choose another number of steps"
+        )
+    return timesteps
+
+
+def _trailing(count: int, steps: int) -> tuple[int, ...]:
+    """Steps of equal length back from the last of `count` timesteps (Lin et al. 2023, arXiv
+    2305.08891, table 2), rounded as in diffusers.
+
+    Timestep 0, the level of z_0 itself, would be a step that does not move: it is refused.
+    """
+    # diffusers' np.arange, which for some numbers of steps has one element more: that is dropped
+    places = np.arange(count, 0, -count / steps)[:steps]
+    timesteps = tuple(int(place) - 1 for place in np.round(places)[::-1])
+    if timesteps[0] < 1:
+        most = max(each for each in range(1, steps) if round(count / each) > 1)
+        raise ParameterError(
+            f"steps must be at most {most} for this checkpoint (trained on {count} timesteps, "
+            f"sampled with trailing spacing), got {steps}"
         )
     return timesteps
 

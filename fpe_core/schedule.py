@@ -1,8 +1,9 @@
 """DDIM in both directions over one grid of timesteps (Song et al. 2021, arXiv 2010.02502, eq. 12).
 
-Step k = 0 .. T-1 belongs to timestep t_k = k * (N // T) + 1 (leading spacing, offset 1). A
-trajectory has T + 1 latents: z_0 is clean, z_(k+1) is the latent at noise level t_k. Inversion
-walks k upwards, sampling downwards; both move between the same two noise levels at the same k.
+Step k = 0 .. T-1 belongs to timestep t_k = k * (N // T) + 1 (leading spacing, offset 1), or, for
+checkpoints with trailing spacing, to N - (T - 1 - k) * N / T - 1, rounded. A trajectory has T + 1
+latents: z_0 is clean, z_(k+1) is the latent at noise level t_k. Inversion walks k upwards, sampling
+downwards; both move between the same two noise levels at the same k.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ class DDIMSchedule:
         """
         from_level, to_level = self.alphas_bar[k + 1], self.alphas_bar[k] if k else 1.0
         clean, epsilon = self._taken_apart(z_next, model_output, from_level)
-        before, after = ((1 - a) / a for a in (from_level, to_level))  # sigma squared
-        drawn = after * (before - after) / before
+        after = (1 - to_level) / to_level  # sigma squared
+        drawn = after  # from pure noise (zero terminal SNR), where sigma is infinite
+        if from_level > 0:
+            before = (1 - from_level) / from_level
+            drawn = after * (before - after) / before
         moved = clean + (after - drawn) ** 0.5 * epsilon + drawn**0.5 * noise
         scaled: Tensor = to_level**0.5 * moved
         return scaled
@@ -95,8 +99,9 @@ def ddim_schedule(scheduler_config: Mapping[str, Any], steps: int) -> DDIMSchedu
     """The grid of `steps` DDIM steps on the noise schedule a checkpoint was trained with.
 
     Only what describes the training is read from the config (betas, their rescaling to zero
-    terminal SNR, number of timesteps, prediction type); spacing, offset and final alpha are fixed
-    by the algorithm. Coefficients are float64.
+    terminal SNR, number of timesteps, prediction type), and trailing spacing; every other spacing
+    is leading with offset 1, and the final alpha is the first of training. Coefficients are
+    float64.
 
     Raises:
         ParameterError: more steps than training timesteps.

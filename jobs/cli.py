@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from jobs.bench import app as bench
-from jobs.commands import calibrate, demo, plan, results, run
+from jobs.commands import calibrate, checkpoint, demo, plan, results, run
 from jobs.terminal.logs import log_to_stderr
 
 app = typer.Typer(
@@ -40,6 +40,10 @@ app.add_typer(bench.app, name="bench")
 config_app = typer.Typer(help="Show job files and their defaults.", no_args_is_help=True)
 config_app.command("show")(plan.config_show)
 app.add_typer(config_app, name="config")
+
+checkpoint_app = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
+checkpoint_app.command("inspect")(checkpoint.inspect)
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from fpe_core.checkpoint.files import (
     CheckpointFiles,
     component_folder,
     components_of,
-    config_folder,
 )
 from fpe_core.checkpoint.layout import (
     projected_text_encoder_weights,
@@ -36,6 +35,7 @@ from fpe_core.checkpoint.layout import (
 )
 from fpe_core.checkpoint.lora_kinds import unsupported, what_else
 from fpe_core.checkpoint.lora_layers import Network, fitted_layers, refuse_unused_weight
+from fpe_core.checkpoint.single_file import configs_of
 from fpe_core.checkpoint.vae_files import check_vae_config, check_vae_weights, vae_config
 from fpe_core.checkpoint.weights import headers_of
 from fpe_core.errors import CheckpointError
@@ -62,7 +62,7 @@ def check_add_ons(
     """
     if not add_ons:
         return
-    folder = config_folder(config) if files.is_single_file else files.path
+    folder = configs_of(files.path, config)
     networks = {} if folder is None else _networks(folder)
     for lora in add_ons.loras:
         _check_lora(Path(lora.file), lora, networks, source)

@@ -9,17 +9,16 @@ are checked when they are loaded (`fpe_core.checkpoint.pretrained`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fpe_core.checkpoint.config_folder import COMPONENTS
 from fpe_core.checkpoint.files import (
-    COMPONENTS,
     CheckpointFiles,
     component_folder,
-    config_folder,
     sees_source,
     weights_files,
 )
@@ -31,13 +30,10 @@ from fpe_core.checkpoint.layout import (
     text_encoder_weights,
     unet_weights,
 )
-from fpe_core.checkpoint.original_layout import (
-    PREFIXES,
-    autoencoder_in_file,
-    text_encoder_in_file,
-    unet_in_file,
-)
-from fpe_core.checkpoint.weights import Header, compared, headers_of, refuse, usual_kind
+from fpe_core.checkpoint.shards import check_shards
+from fpe_core.checkpoint.single_file import configs_of, is_still_on_hub
+from fpe_core.checkpoint.single_file_check import NetworkInFile, check_single_file
+from fpe_core.checkpoint.weights import compared, headers_of, refuse
 from fpe_core.checkpoint.xl import SECOND_PARTS, few_steps, has_second_parts, is_xl
 from fpe_core.checkpoint.xl import problems_of as xl_problems
 from fpe_core.errors import CheckpointError
@@ -68,18 +64,12 @@ _UNREAD: Mapping[str, tuple[str, ...]] = {
 }
 """Names of weights that are none of the network's, but are saved next to them by usual tools: what
 a whole CLIP has beyond its text encoder."""
-_UNREAD_IN_FILE: Mapping[str, tuple[str, ...]] = {
-    "vae": (r"^first_stage_model\.(loss|model_ema)\.",),
-    "text_encoder": (
-        r"^cond_stage_model\.(model|transformer)\.(attn_mask|visual|text_projection|logit_scale)",
-    ),
-}
-"""The same, in single files: what an autoencoder was trained with, the rest of a CLIP."""
 _CLIP_KINDS = ("clip_text_model", "clip")
 _OTHER_PARTS = ("transformer", "prior", "text_encoder_3")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """How autoencoders of diffusers before 0.15 have their attention's weights, Stable Diffusion 1.5's
 own among them; diffusers renames them when it loads them."""
+_INPAINTING = "an inpainting or depth model"
 _NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _WHAT = {
     "unet": "UNet",
@@ -106,26 +96,33 @@ class Configs:
 
 
 def check_files(
-    source: str | Path, files: CheckpointFiles, allow_pickle: bool, config: str | Path | None
+    source: str | Path,
+    files: CheckpointFiles,
+    allow_pickle: bool,
+    config: str | Path | None,
+    given: Collection[str] = (),
 ) -> None:
     """Refuses a checkpoint that cannot be loaded whole, or is of another family.
 
     Args:
         source: its name, for messages.
         files, allow_pickle, config: as `load_checkpoint` takes and finds them.
+        given: networks that are taken from elsewhere, "vae" for one: a single file may lack them.
 
     Raises:
         CheckpointError: with what is wrong, and what such a file usually is.
     """
     if files.is_single_file:
-        folder = config_folder(config)
-        configs = None if folder is None else _checked_configs(str(config or folder), folder)
+        folder = configs_of(files.path, config)
+        configs = None if folder is None else _checked_configs(str(config or files.path), folder)
         if files.path.suffix == ".safetensors":
-            _check_single_file(files.path, configs)
+            networks = None if configs is None else _networks_in_file(configs)
+            check_single_file(files.path, networks, config, given)
         return
     configs = _checked_configs(str(source), files.path)
     for name, expected in _expected(configs).items():
         paths = weights_files(files.path, name, allow_pickle)
+        check_shards(component_folder(files.path, name), paths)
         if expected is not None and all(path.suffix == ".safetensors" for path in paths):
             held = {_modern(name, key): each for key, each in headers_of(paths).items()}
             found = compared(held, expected, unread_weights(files.path, name))
@@ -139,9 +136,9 @@ def check_files(
 
 def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -> None:
     """Raises ParameterError if the checkpoint's schedule cannot be sampled in so many steps."""
-    folder = config_folder(config) if files.is_single_file else files.path
+    folder = configs_of(files.path, config)
     if folder is not None:
-        timesteps_of(_json(folder, "scheduler/scheduler_config.json"), steps)
+        timesteps_of(read_config(folder, "scheduler/scheduler_config.json"), steps)
 
 
 def check_parameters(
@@ -149,9 +146,9 @@ def check_parameters(
 ) -> None:
     """Raises ParameterError if the edits are for UNets of another kind than the checkpoint's, or
     name layers that it does not have."""
-    folder = config_folder(config) if files.is_single_file else files.path
+    folder = configs_of(files.path, config)
     if folder is not None:
-        unet = _json(folder, "unet/config.json")
+        unet = read_config(folder, "unet/config.json")
         told = is_told_sizes(unet)
         require_family(parameters, sees_source=sees_source(folder), is_told_sizes=told)
         layers, weights = parameters.layers, unet_weights(unet)
@@ -166,7 +163,7 @@ def unread_weights(folder: Path, name: str) -> tuple[str, ...]:
     unread = _UNREAD["text_encoder"]
     if name == "text_encoder_2":
         unread = tuple(each for each in unread if "text_projection" not in each)
-    return (*unread, _later_layers(_json(folder, f"{name}/config.json")))
+    return (*unread, _later_layers(read_config(folder, f"{name}/config.json")))
 
 
 def _later_layers(config: Mapping[str, Any]) -> str:
@@ -188,6 +185,8 @@ def _checked_configs(source: str, folder: Path) -> Configs:
         if is_xl(configs.index, configs.unet) and (few := few_steps(source, configs.scheduler)):
             raise CheckpointError(few)
         check_schedule(configs.scheduler)
+        if is_still_on_hub(folder):
+            return configs
         _check_tokenizer(component_folder(folder, "tokenizer"), configs.text_encoder)
         if configs.text_encoder_2:
             _check_tokenizer(component_folder(folder, "tokenizer_2"), configs.text_encoder_2)
@@ -208,21 +207,26 @@ def _read_configs(folder: Path) -> Configs:
             f"{folder} is not a diffusers checkpoint: it has no model_index.json. Expected the "
             f"folders {', '.join(COMPONENTS)} next to it."
         )
-    index = _json(folder, "model_index.json")
+    index = read_config(folder, "model_index.json")
     return Configs(
         folder,
         index,
-        unet=_json(folder, "unet/config.json"),
-        vae=_json(folder, "vae/config.json"),
-        text_encoder=_json(folder, "text_encoder/config.json"),
-        scheduler=_json(folder, "scheduler/scheduler_config.json"),
+        unet=read_config(folder, "unet/config.json"),
+        vae=read_config(folder, "vae/config.json"),
+        text_encoder=read_config(folder, "text_encoder/config.json"),
+        scheduler=read_config(folder, "scheduler/scheduler_config.json"),
         text_encoder_2=(
-            _json(folder, "text_encoder_2/config.json") if has_second_parts(index) else {}
+            read_config(folder, "text_encoder_2/config.json") if has_second_parts(index) else {}
         ),
     )
 
 
-def _json(folder: Path, name: str) -> Mapping[str, Any]:
+def read_config(folder: Path, name: str) -> Mapping[str, Any]:
+    """The content of "unet/config.json" or another JSON file of a diffusers folder.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     component, _, rest = name.rpartition("/")
     path = component_folder(folder, component) / rest if component else folder / name
     try:
@@ -277,7 +281,7 @@ def _config_problems(configs: Configs) -> list[str]:
     if channels not in (latent, 2 * latent):
         problems.append(
             f"its UNet takes {channels} channels, but the autoencoder has {latent} "
-            "(an inpainting or depth model?)"
+            f"({_INPAINTING if latent == 4 else 'an autoencoder of another family'}?)"
         )
     elif unet.get("out_channels", 4) != latent:
         problems.append(f"its UNet gives {unet['out_channels']} channels, not {latent}")
@@ -333,14 +337,14 @@ def _check_tokenizer(folder: Path, text_encoder: Mapping[str, Any]) -> None:
 
 def _token_ids(folder: Path, names: set[str]) -> Iterator[int]:
     if "tokenizer.json" in names:
-        content = _json(folder, "tokenizer.json")
+        content = read_config(folder, "tokenizer.json")
         vocabulary = content.get("model", {}).get("vocab", {})
         yield from vocabulary.values() if isinstance(vocabulary, dict) else ()
         yield from (int(token["id"]) for token in content.get("added_tokens", ()))
     else:
-        yield from _json(folder, "vocab.json").values()
+        yield from read_config(folder, "vocab.json").values()
     if "added_tokens.json" in names:
-        yield from _json(folder, "added_tokens.json").values()
+        yield from read_config(folder, "added_tokens.json").values()
 
 
 # --- the weights ----------------------------------------------------------------------------------
@@ -368,64 +372,13 @@ def _modern(component: str, name: str) -> str:
     return name
 
 
-def _check_single_file(path: Path, configs: Configs | None) -> None:
-    held = headers_of([path])
-    for name, prefixes in PREFIXES.items():
-        if not any(weight.startswith(prefixes) for weight in held):
-            hint = usual_kind(held) or _incomplete(held)
-            raise CheckpointError(
-                f"checkpoint file {path} holds no {_WHAT[name]}: none of its {len(held)} weights "
-                f"has a name like {' or '.join(f'{each}*' for each in prefixes)}. {hint}"
-            )
-    if configs is None:
-        return
-    for name, expected in _expected_in_file(configs, held).items():
-        if expected is None:
-            continue
-        found = compared(
-            {key: _flat(key, each) for key, each in held.items() if key.startswith(PREFIXES[name])},
-            expected,
-            (*unread_weights(configs.folder, name), *_UNREAD_IN_FILE.get(name, ())),
-        )
-        refuse(
-            f"checkpoint file {path}: its {_WHAT[name]}, with the config of {configs.folder},",
-            CLASSES[name][0],
-            found,
-            "The config is of another model; set model.config to that of this file's model",
-        )
-
-
-def _expected_in_file(configs: Configs, held: Mapping[str, Header]) -> dict[str, Shapes | None]:
-    """The weights of each network under their names in a file; None: not described here."""
-    weights = _expected(configs)
-    unet, vae, text = weights["unet"], weights["vae"], weights["text_encoder"]
+def _networks_in_file(configs: Configs) -> dict[str, NetworkInFile]:
     return {
-        "unet": None if unet is None else unet_in_file(unet, configs.unet),
-        "vae": None if vae is None else autoencoder_in_file(vae, configs.vae),
-        "text_encoder": None if text is None else text_encoder_in_file(text, held),
+        name: NetworkInFile(
+            CLASSES[name][0],
+            weights,
+            getattr(configs, name),
+            unread_weights(configs.folder, name),
+        )
+        for name, weights in _expected(configs).items()
     }
-
-
-def _flat(name: str, header: Header) -> Header:
-    """The autoencoder's attention was saved as 1 x 1 convolutions, and is loaded as matrices."""
-    is_square = ".attn_1." in name and header.shape[2:] == (1, 1)
-    return header._replace(shape=header.shape[:2]) if is_square else header
-
-
-def _incomplete(held: Mapping[str, Header]) -> str:
-    """What a file without one of the networks usually is."""
-    if any(name.startswith(("down_blocks.", "conv_in.", "mid_block.")) for name in held):
-        return (
-            "It looks like a UNet alone, which belongs into the folder unet of a diffusers folder"
-        )
-    if any(name.startswith(("encoder.", "decoder.")) for name in held):
-        return "It looks like an autoencoder alone"
-    found = [
-        name for name, prefixes in PREFIXES.items() if any(k.startswith(prefixes) for k in held)
-    ]
-    if found:
-        return (
-            f"It holds {' and '.join(_WHAT[name] for name in found)} only: it was saved without "
-            "the rest, which its user is meant to add; save the model whole"
-        )
-    return "It looks like a model of another kind"

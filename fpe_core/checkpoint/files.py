@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fpe_core.checkpoint.config_folder import COMPONENTS, DEFAULTS_FILE, SINGLE_FILE_CONFIG
+from fpe_core.checkpoint.single_file import TOKENIZER_FILES, configs_of, facts_used
 from fpe_core.checkpoint.xl import GUIDANCE_SCALE as XL_GUIDANCE_SCALE
 from fpe_core.checkpoint.xl import LEVEL as XL_LEVEL
 from fpe_core.checkpoint.xl import REFINER, SECOND_PARTS, empty_prompt_is_zero, has_second_parts
@@ -28,11 +30,6 @@ BUILTIN_INSTRUCT = "builtin:still-life-instruct"
 INSTRUCT_DIR: Path = CHECKPOINT_DIR.parent / "instruct"
 """The built-in model with instructions: its UNet. The other components are the first model's."""
 _BUILTIN = {BUILTIN_STILL_LIFE: CHECKPOINT_DIR, BUILTIN_INSTRUCT: INSTRUCT_DIR}
-DEFAULTS_FILE = "fpe_defaults.json"
-# Source of configs and tokenizer for single files, which contain neither.
-SINGLE_FILE_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-"""What every diffusers folder has; Stable Diffusion XL's has more (`components_of`)."""
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -68,37 +65,6 @@ def checkpoint_defaults(
         CheckpointError: as `load_checkpoint`.
     """
     return default_parameters_of(locate(source, allow_pickle, revision), config)
-
-
-def config_folder(config: str | Path | None) -> Path | None:
-    """The folder with the configs and the tokenizer of a single file.
-
-    None: Stable Diffusion 1.5's, from the hub; None is returned unless they are on this machine.
-
-    Raises:
-        CheckpointError: neither a folder nor a repository that is available.
-    """
-    if config is not None and Path(config).is_dir():
-        return Path(config)
-    from huggingface_hub import snapshot_download
-
-    name = str(config or SINGLE_FILE_CONFIG)
-    patterns = [f"{component}/*{end}" for component in COMPONENTS for end in (".json", ".txt")]
-    try:
-        folder = snapshot_download(
-            name,
-            allow_patterns=["model_index.json", DEFAULTS_FILE, *patterns],
-            local_files_only=config is None,
-        )
-    except Exception as error:  # the hub's client raises from several libraries
-        if config is None:
-            return None
-        raise CheckpointError(
-            f"model.config: {name!r} is not a folder, and could not be downloaded from the Hugging "
-            f"Face hub: {type(error).__name__}: {error}"
-        ) from error
-    is_whole = all((Path(folder) / component).is_dir() for component in COMPONENTS)
-    return Path(folder) if is_whole or config is not None else None
 
 
 def locate(source: str | Path, allow_pickle: bool, revision: str | None) -> CheckpointFiles:
@@ -213,7 +179,7 @@ def weights_files(folder: Path, component: str, allow_pickle: bool) -> tuple[Pat
     for suffix in suffixes:
         for variant in ("", ".fp16"):
             name = pickled if suffix == ".bin" else stem
-            found = sorted(component_folder(folder, component).glob(f"{name}{variant}*{suffix}"))
+            found = sorted(component_folder(folder, component).glob(f"{name}*{suffix}"))
             found = [
                 f for f in found if re.fullmatch(_shard_pattern(name, variant, suffix), f.name)
             ]
@@ -230,7 +196,9 @@ def weights_files(folder: Path, component: str, allow_pickle: bool) -> tuple[Pat
 
 
 def _shard_pattern(name: str, variant: str, suffix: str) -> str:
-    return rf"{name}{re.escape(variant)}(-\d+-of-\d+)?{re.escape(suffix)}"
+    """diffusers before 0.28 has the variant after the number of a shard."""
+    half, part, end = re.escape(variant), r"(-\d+-of-\d+)", re.escape(suffix)
+    return rf"{name}({half}{part}?|{part}{half}){end}"
 
 
 def fingerprint_of(
@@ -240,20 +208,53 @@ def fingerprint_of(
     if files.is_single_file:
         hash_file(digest, "single", files.path)
         if config is not None and Path(config).is_dir():
-            for component in COMPONENTS:
+            for component in (*COMPONENTS, *SECOND_PARTS):
                 _hash_configs(digest, component, Path(config) / component)
+            _hash_empty_prompt(digest, Path(config))
         else:
             digest.update(str(config or SINGLE_FILE_CONFIG).encode())
+        _hash_facts(digest, files, config)
         return digest.hexdigest()
     for component in components_of(files.path):
         _hash_configs(digest, component, component_folder(files.path, component))
         if component in _WEIGHTS:
             for path in weights_files(files.path, component, allow_pickle):
                 hash_file(digest, f"{component}/{path.name}", path)
-    if has_second_parts(index := index_of(files.path)):
-        unet = _config(files.path, "unet")
-        digest.update(f"empty prompt is zero: {empty_prompt_is_zero(index, unet)}".encode())
+    _hash_empty_prompt(digest, files.path)
+    _hash_spacing(digest, files.path)
     return digest.hexdigest()
+
+
+def _hash_facts(digest: Any, files: CheckpointFiles, config: str | Path | None) -> None:
+    """What else decides the edits of a single file: facts about its family, a bare tokenizer."""
+    if facts := facts_used(files.path, config):
+        digest.update(facts.encode())
+        for name in TOKENIZER_FILES if config is not None and Path(config).is_dir() else ():
+            if (Path(config or "") / name).is_file():
+                hash_file(digest, f"tokenizer/{name}", Path(config or "") / name)
+    elif config is not None:
+        _hash_spacing(digest, configs_of(files.path, config))
+
+
+def _hash_spacing(digest: Any, folder: Path | None) -> None:
+    """Before 0.7.0, trailing spacing was run as leading: edits of checkpoints that ask for it have
+    other ids since, and all others those they had."""
+    if folder is None:
+        return
+    try:
+        path = component_folder(folder, "scheduler") / "scheduler_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # that is refused when the checkpoint is checked
+    if isinstance(config, dict) and config.get("timestep_spacing") == "trailing":
+        digest.update(b"spacing:trailing\n")
+
+
+def _hash_empty_prompt(digest: Any, folder: Path) -> None:
+    """Whether an empty prompt is zero is in the index, which is not hashed whole."""
+    if (folder / "model_index.json").is_file() and has_second_parts(index := index_of(folder)):
+        is_zero = empty_prompt_is_zero(index, _config(folder, "unet"))
+        digest.update(f"empty prompt is zero: {is_zero}".encode())
 
 
 def _hash_configs(digest: Any, component: str, folder: Path) -> None:
@@ -275,7 +276,8 @@ def default_parameters_of(
 ) -> EditParameters:
     folder = files.path
     if files.is_single_file:
-        configs = None if config is None else config_folder(config)
+        known = config is not None or facts_used(files.path, config)
+        configs = configs_of(files.path, config) if known else None
         if configs is None:
             return EditParameters()
         folder = configs

@@ -5,7 +5,8 @@
     builtin:still-life      the small model in this package
     builtin:still-life-instruct  the one that reads instructions, for `instruct_pix2pix`
     a folder                in diffusers' layout (model_index.json)
-    a .safetensors file     the original single-file layout; tokenizer and configs from `config`
+    a .safetensors file     the original single-file layout; the tokenizer, and configs that are not
+                            its family's usual ones, from `config`
     owner/name              a repository on the Hugging Face hub, or its local cache
 
 Weights are read from safetensors only. Pickled ones (.bin, .ckpt) can run code when loaded and are
@@ -14,7 +15,6 @@ refused unless `allow_pickle` is set.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,8 @@ from fpe_core.checkpoint.add_ons import AddOns, Embedding, Lora
 from fpe_core.checkpoint.check import check_files, unread_weights
 from fpe_core.checkpoint.embeddings import add_embeddings
 from fpe_core.checkpoint.files import (
-    COMPONENTS,
-    SINGLE_FILE_CONFIG,
     component_folder,
     components_of,
-    config_folder,
     default_parameters_of,
     fingerprint_of,
     index_of,
@@ -40,14 +37,15 @@ from fpe_core.checkpoint.files import (
     weights_files,
 )
 from fpe_core.checkpoint.lora import merge_loras
+from fpe_core.checkpoint.overflow import config_overflows, overflows
 from fpe_core.checkpoint.pretrained import (
     clip_tokenizer,
     limit_window,
     load_network,
-    refuse_empty,
 )
+from fpe_core.checkpoint.single_file_load import load_single_file
 from fpe_core.checkpoint.vae import load_vae
-from fpe_core.checkpoint.xl import empty_prompt_is_zero, has_second_parts
+from fpe_core.checkpoint.xl import empty_prompt_is_zero
 from fpe_core.device import choose_device, choose_dtype, warn_of_slow_bfloat16
 from fpe_core.errors import CheckpointError
 from fpe_core.parameters import EditParameters
@@ -145,7 +143,8 @@ def load_checkpoint(
         allow_pickle: also read .bin and .ckpt weights. They can run any code: only for files you
             trust.
         revision: branch, tag or commit on the hub.
-        config: for a single file, the folder or hub id with the configs and the tokenizer.
+        config: for a single file, the folder or hub id with the tokenizer, and with configs where
+            they are others than its family's (`fpe_core.checkpoint.single_file`).
         clip_skip, long_prompts: see `TextSettings`.
         loras: what is added to the weights, in float32 or wider. The sum does not depend on the
             order in which they are named.
@@ -163,12 +162,13 @@ def load_checkpoint(
     torch_dtype = choose_dtype(dtype, torch_device)
     warn_of_slow_bfloat16(torch_dtype, torch_device)
     files = locate(source, allow_pickle, revision)
-    check_files(source, files, allow_pickle, config)
+    given = () if vae is None else ("vae",)
+    check_files(source, files, allow_pickle, config, given)
     add_ons = located(AddOns.of(loras, embeddings, vae), allow_pickle)
     check_add_ons(source, files, add_ons, allow_pickle, config)
     loaded_as = torch.promote_types(torch_dtype, torch.float32) if add_ons else torch_dtype
     if files.is_single_file:
-        components = _load_single_file(files.path, loaded_as, config)
+        components = load_single_file(files, loaded_as, config, given)
     else:
         components = _load_folder(files.path, loaded_as, allow_pickle)
     if found := differences(components["unet"]):
@@ -226,7 +226,7 @@ def _add(
         weights = vae_weights(path, allow_pickle)
         components["vae"] = load_vae(path, weights, components["vae"], components["unet"])
     for name in NETWORKS & components.keys() if add_ons else ():
-        is_wide = name == "vae" and is_xl and _overflows(components["vae"].config, dtype)
+        is_wide = name == "vae" and is_xl and config_overflows(components["vae"].config, dtype)
         # not with diffusers' own method, which logs a warning about nothing
         torch.nn.Module.to(components[name], torch.float32 if is_wide else dtype)
 
@@ -265,22 +265,6 @@ def _load_folder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> dict[s
     return components
 
 
-def overflows(folder: Path, dtype: torch.dtype) -> bool:
-    """Whether the autoencoder of a diffusers folder overflows in this type.
-
-    That of Stable Diffusion XL does in half precision, unless its config says that it was mended
-    (`force_upcast` false).
-    """
-    if not has_second_parts(index_of(folder)):
-        return False
-    config = json.loads((component_folder(folder, "vae") / "config.json").read_text("utf-8"))
-    return _overflows(config, dtype)
-
-
-def _overflows(config_of_vae: Mapping[str, Any], dtype: torch.dtype) -> bool:
-    return dtype == torch.float16 and bool(config_of_vae.get("force_upcast", True))
-
-
 def _scheduler(folder: Path) -> Any:
     from diffusers import DDIMScheduler
 
@@ -292,36 +276,3 @@ def _scheduler(folder: Path) -> Any:
         raise CheckpointError(
             f"checkpoint {place} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-
-
-def _load_single_file(path: Path, dtype: torch.dtype, config: str | Path | None) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline
-
-    folder = config_folder(config)
-    try:
-        pipe = StableDiffusionPipeline.from_single_file(
-            str(path),
-            config=str(folder or SINGLE_FILE_CONFIG),
-            torch_dtype=dtype,
-            local_files_only=folder is not None,
-            safety_checker=None,
-            requires_safety_checker=False,
-            **({} if folder is None else {"tokenizer": clip_tokenizer(folder / "tokenizer")}),
-        )
-    except CheckpointError:
-        raise
-    except Exception as error:  # what is not in the file, or not on the hub, raises many types
-        advice = (
-            ""
-            if config is not None
-            else ". A single file contains neither configs nor a "
-            "tokenizer; without network access set model.config to a diffusers folder that has them"
-        )
-        raise CheckpointError(
-            f"single-file checkpoint {path} cannot be loaded with the configs of "
-            f"{config or SINGLE_FILE_CONFIG}: {type(error).__name__}: {error}{advice}"
-        ) from error
-    components = {name: getattr(pipe, name) for name in COMPONENTS}
-    for name in ("unet", "vae", "text_encoder"):
-        refuse_empty(f"single-file checkpoint {path}: its {name}", components[name])
-    return components

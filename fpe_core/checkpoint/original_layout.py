@@ -18,7 +18,25 @@ PREFIXES: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model."),
 }
 """What the names of each network begin with; the last one is OpenCLIP's, of Stable Diffusion 2."""
+EMA_PREFIX = "model_ema."
+"""What the names of the average of the UNet's weights begin with, which training keeps beside."""
 _OPENCLIP = "cond_stage_model.model."
+XL_PREFIXES = ("conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model.")
+"""Those of the two text encoders of Stable Diffusion XL."""
+
+
+def is_xl_file(names: Iterable[str]) -> bool:
+    """Whether a file with weights of these names is of Stable Diffusion XL."""
+    return any(name.startswith(XL_PREFIXES) for name in names)
+
+
+def prefixes_of(names: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """`PREFIXES`, as the family of a file with these names has them."""
+    if not is_xl_file(names):
+        return PREFIXES
+    first, second = XL_PREFIXES
+    return {**PREFIXES, "text_encoder": (first,), "text_encoder_2": (second,)}
+
 
 _RESNET_PARTS = {
     "norm1": "in_layers.0",
@@ -34,6 +52,8 @@ _UNET_ENDS = {
     "time_embedding.linear_2.": "time_embed.2.",
     "conv_norm_out.": "out.0.",
     "conv_out.": "out.2.",
+    "add_embedding.linear_1.": "label_emb.0.0.",
+    "add_embedding.linear_2.": "label_emb.0.2.",
 }
 _UNET_PLACE = re.compile(
     r"(?P<side>down|mid|up)_block(s\.(?P<block>\d+))?\.(?P<kind>\w+)\.(?P<number>\d+)\.(?P<rest>.+)"
@@ -114,16 +134,46 @@ def autoencoder_in_file(weights: Shapes, config: Mapping[str, Any]) -> Shapes:
 
 
 def text_encoder_in_file(weights: Shapes, names: Iterable[str]) -> Shapes:
-    """The weights of a text encoder under the names they have in a file with these `names`:
-    CLIP's own, or OpenCLIP's, which has queries, keys and values in one."""
-    if not any(name.startswith(_OPENCLIP) for name in names):
-        return {f"{PREFIXES['text_encoder'][0]}text_model.{name}": s for name, s in weights.items()}
+    """The weights of a text encoder under the names they have in a file with these `names`: CLIP's
+    own, with `text_model.` or, in some old files, without it; or OpenCLIP's."""
+    names = list(names)
+    if any(name.startswith(_OPENCLIP) for name in names):
+        return _as_openclip(weights, _OPENCLIP)
+    start = PREFIXES["text_encoder"][0]
+    if not has_bare_text_encoder(names):
+        start += "text_model."
+    return {start + name: shape for name, shape in weights.items()}
+
+
+def has_bare_text_encoder(names: Iterable[str]) -> bool:
+    """Whether CLIP's names in a file lack `text_model.`."""
+    bare = f"{PREFIXES['text_encoder'][0]}embeddings."
+    return any(name.startswith(bare) for name in names)
+
+
+def text_encoders_of_xl_in_file(first: Shapes, second: Shapes) -> tuple[Shapes, Shapes]:
+    """The weights of the two text encoders of Stable Diffusion XL under their names in a file.
+
+    `first`: of a CLIPTextModel, `second`: of a CLIPTextModelWithProjection, both without the prefix
+    `text_model.`; OpenCLIP has the projection the other way round.
+    """
+    return (
+        {XL_PREFIXES[0] + name: shape for name, shape in first.items()},
+        _as_openclip(second, XL_PREFIXES[1]),
+    )
+
+
+def _as_openclip(weights: Shapes, prefix: str) -> Shapes:
+    """OpenCLIP's names; it has queries, keys and values in one."""
     found = Shapes()
     for name, shape in weights.items():
+        if name == "text_projection.weight":
+            found[f"{prefix}text_projection"] = shape[::-1]
+            continue
         original = _substituted(name, _OPENCLIP_PARTS)
         if joined := _OPENCLIP_QUERY.match(original):
             original, shape = f"{joined[1]}.attn.in_proj_{joined[2]}", (3 * shape[0], *shape[1:])
-        found[_OPENCLIP + original] = shape
+        found[prefix + original] = shape
     return found
 
 

@@ -58,6 +58,39 @@ def load_network(
     return network
 
 
+def load_tensors(
+    model_class: Any, folder: Path, tensors: Mapping[str, Any], what: str, dtype: torch.dtype
+) -> Any:
+    """A text encoder of transformers with the config in a folder, and weights read elsewhere.
+
+    Args:
+        tensors: by name, without the prefix `text_model.` that some versions have.
+        what: as for `load_network`.
+
+    Raises:
+        CheckpointError: its weights are not those of the class.
+    """
+    config = model_class.config_class.from_pretrained(folder)
+    with torch.device("meta"):
+        has_prefix = all(name.startswith(_PREFIX) for name in model_class(config).state_dict())
+    prefix = _PREFIX if has_prefix else ""
+    try:
+        network, report = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict={prefix + name: each for name, each in tensors.items()},
+            output_loading_info=True,
+            dtype=dtype,
+        )
+    except Exception as error:  # other shapes, for one
+        raise CheckpointError(
+            f"{what} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    refuse(what, model_class.__name__, _differences(report, (r"\.position_ids$",)))
+    refuse_empty(what, network)
+    return network
+
+
 def refuse_empty(what: str, network: Any) -> None:
     """Raises CheckpointError if weights of a loaded network have no value."""
     empty = [name for name, each in network.named_parameters() if each.is_meta]

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from fpe_core.device import free_memory_bytes, is_out_of_memory
 from fpe_core.errors import RowsOutOfMemoryError
+from fpe_core.unet.row_memory import row_bytes
 
 _log = logging.getLogger(__name__)
 
 # Past this many rows a device is busy anyway, and smaller chunks keep latencies and peaks low.
 _MOST_ROWS = 128
-# Peak memory of one UNet row in multiples of its widest feature map (320 x 64 x 64 in SD 1.5). A
-# cautious estimate; if it is still too low, the limit is halved.
-_PEAK_FEATURE_MAPS = 48
 
 
 class RowLimit:
@@ -83,5 +81,5 @@ def rows_that_fit(
             the first process leaves the others their part; elsewhere of the free memory.
     """
     free_bytes = free_memory_bytes(device, memory_share)
-    row_bytes = widest_map_elements * element_bytes * _PEAK_FEATURE_MAPS
-    return max(2, min(_MOST_ROWS, int(free_bytes * 0.6 // row_bytes)))
+    of_a_row = row_bytes(widest_map_elements, element_bytes)
+    return max(2, min(_MOST_ROWS, int(free_bytes * 0.6 // of_a_row)))

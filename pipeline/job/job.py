@@ -102,8 +102,8 @@ class ModelSection(Section):
     )
     config: str | None = Field(
         default=None,
-        description="diffusers folder or hub id that describes a single-file checkpoint; null: "
-        "Stable Diffusion 1.5's on the hub",
+        description="folder or hub id with the tokenizer of a single-file checkpoint, and with its "
+        "configs where they are not its family's usual ones; null: Stable Diffusion 1.5's",
     )
     loras: Loras = Field(
         default=(),

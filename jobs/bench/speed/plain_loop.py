@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fpe_core import Checkpoint, EditParameters
 from fpe_core.checkpoint.autoencoder import latent_dtype
-from fpe_core.noise_levels import training_levels
+from fpe_core.noise_levels import is_trailing, training_levels
 from fpe_core.unet.attention import select_layers, self_attention_layers
 
 _SOURCE, _TARGET = 2, 3
@@ -169,7 +169,7 @@ def plain_scheduler(checkpoint: Checkpoint) -> Any:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        timestep_spacing="leading",
+        timestep_spacing="trailing" if is_trailing(checkpoint.scheduler_config) else "leading",
     )
     scheduler.alphas_cumprod = torch.from_numpy(training_levels(checkpoint.scheduler_config))
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]

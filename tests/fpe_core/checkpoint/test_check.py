@@ -199,6 +199,10 @@ FAMILIES: dict[str, tuple[Spoil, str]] = {
         with_values("text_encoder/config.json", quantization_config={"load_in_4bit": True}),
         "its text encoder is quantised",
     ),
+    "an autoencoder of another family": (
+        with_values("vae/config.json", latent_channels=16),
+        r"the autoencoder has 16 \(an autoencoder of another family\?\)",
+    ),
     "depth in the autoencoder": (
         with_values("vae/config.json", in_channels=6, out_channels=6),
         "its autoencoder takes 6 and gives 6 channels",

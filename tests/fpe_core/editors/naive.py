@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 from torch.nn import functional
 
@@ -76,6 +77,11 @@ class Naive:
 
     def __post_init__(self) -> None:
         betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
+        config = self.checkpoint.scheduler_config
+        self._is_trailing = config.get("timestep_spacing") == "trailing"
+        self._reaches_noise = bool(config.get("rescale_betas_zero_snr"))
+        if self._reaches_noise:
+            betas = rescale_zero_terminal_snr(torch.from_numpy(betas)).numpy()
         self._levels = np.cumprod(1 - betas)
         self.places = FIRST if self.checkpoint.text_encoder_2 is None else XL
 
@@ -84,6 +90,8 @@ class Naive:
         return float(self._levels[self.t(k - 1) if k else 0])
 
     def t(self, k: int) -> int:
+        if self._is_trailing:
+            return round(1000 - (self.steps - 1 - k) * 1000 / self.steps) - 1
         return k * (1000 // self.steps) + 1
 
     def text(self, prompt: str) -> Tensor:
@@ -122,10 +130,18 @@ class Naive:
         return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
     def move(self, z: Tensor, epsilon: Tensor, level_from: int, level_to: int) -> Tensor:
-        a, b = self.a(level_from), self.a(level_to)
-        clean = (z - (1 - a) ** 0.5 * epsilon) / a**0.5
+        b = self.a(level_to)
+        clean, epsilon = self.apart(z, epsilon, level_from)
         moved: Tensor = b**0.5 * clean + (1 - b) ** 0.5 * epsilon
         return moved
+
+    def apart(self, z: Tensor, output: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """(clean latent, epsilon) in a latent. Of epsilon alone there is no clean latent at pure
+        noise, so with such levels the outputs stay v."""
+        a = self.a(level)
+        if self._reaches_noise:
+            return a**0.5 * z - (1 - a) ** 0.5 * output, a**0.5 * output + (1 - a) ** 0.5 * z
+        return (z - (1 - a) ** 0.5 * output) / a**0.5, output
 
     def noised(self, z_0: Tensor, k: int, noise: Tensor) -> Tensor:
         return z_0 if k == 0 else self.a(k) ** 0.5 * z_0 + (1 - self.a(k)) ** 0.5 * noise
@@ -160,7 +176,8 @@ class Naive:
     ) -> Tensor:
         """epsilon of rows, each a latent with a prompt, at timestep t_k.
 
-        What a model predicts as v is epsilon at the latents' level: k + 1, in an inversion k.
+        What a model predicts as v is epsilon at the latents' level: k + 1, in an inversion k. With
+        levels that reach pure noise it stays v (see `apart`).
         """
         unet, context = self.checkpoint.unet, torch.cat([self.text(each) for each in prompts])
         own = dict(unet.attn_processors)
@@ -174,7 +191,8 @@ class Naive:
             ).sample
         finally:
             unet.set_attn_processor(own)
-        if self.checkpoint.scheduler_config["prediction_type"] == "v_prediction":
+        is_v = self.checkpoint.scheduler_config["prediction_type"] == "v_prediction"
+        if is_v and not self._reaches_noise:
             a = self.a(k + 1 if level is None else level)
             made = a**0.5 * made + (1 - a) ** 0.5 * torch.cat(list(latents))[:, : made.shape[1]]
         return made
@@ -462,8 +480,8 @@ class Naive:
 
     def mean(self, z: Tensor, epsilon: Tensor, k: int) -> Tensor:
         """Of the DDPM step to level k."""
-        a, b = self.a(k + 1), self.a(k)
-        clean = (z - (1 - a) ** 0.5 * epsilon) / a**0.5
+        b = self.a(k)
+        clean, epsilon = self.apart(z, epsilon, k + 1)
         made: Tensor = b**0.5 * clean + (1 - b - self.sigma(k) ** 2) ** 0.5 * epsilon
         return made
 
