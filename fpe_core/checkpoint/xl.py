@@ -62,6 +62,8 @@ def problems_of(
     if not has_second_parts(index):
         return ["it has no second text encoder (text_encoder_2, tokenizer_2)"]
     problems = []
+    if index.get("is_cosxl_edit"):
+        problems.append("it is CosXL-Edit, whose noise levels are those of another schedule (EDM)")
     if taken != pooled + _SIZES * waves:
         problems.append(
             f"its UNet takes {taken} numbers beside the timestep; a pooled prompt and six sizes "

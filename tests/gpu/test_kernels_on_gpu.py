@@ -77,9 +77,9 @@ def test_group_norm_is_torch_s(
     *of_hidden, groups = shape
     hidden = random(*of_hidden, dtype=dtype).contiguous(memory_format=torch.channels_last)
     norm = random_norm(groups, of_hidden[1], dtype)
-    added = random(of_hidden[1], dtype=dtype) if adds else None
+    added = random(of_hidden[0], of_hidden[1], dtype=dtype) if adds else None
     made = group_norm(hidden, norm, added=added, silu=silu)
-    exact = hidden.double() + (added.double()[:, None, None] if added is not None else 0.0)
+    exact = hidden.double() + (added.double()[:, :, None, None] if added is not None else 0.0)
     exact = functional.group_norm(exact, groups, norm.weight.double(), norm.bias.double(), norm.eps)
     exact = functional.silu(exact) if silu else exact
     assert made.dtype == dtype

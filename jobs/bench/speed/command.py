@@ -25,6 +25,7 @@ class PresetName(enum.StrEnum):
 
     CPU = "cpu"
     GPU = "gpu"
+    GPU_XL = "gpu-xl"
     MICRO = "micro"
 
 
@@ -36,8 +37,8 @@ Models = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="sd15, sd21, cpu-512, micro (random weights), still-life, or a checkpoint; "
-        "may be given repeatedly.",
+        help="sd15, sd21, sdxl, cpu-512, micro, micro-xl (random weights), still-life, or a "
+        "checkpoint; may be given repeatedly.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda.")]

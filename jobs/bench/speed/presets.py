@@ -9,6 +9,7 @@ from jobs.bench.speed.arms import OURS
 from jobs.bench.speed.results import Measured, Sweep
 
 PER_HOUR, UTILISATION = "edits per hour", "utilisation"
+ROWS_PER_S = "UNet rows per second"
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Target:
     """An aim for one model and one number of edits per source, for the fastest of our arms.
 
     Attributes:
-        unit: `PER_HOUR`, `UTILISATION` (the algorithmic one), or an arm whose speed is 1.
+        unit: `PER_HOUR`, `ROWS_PER_S`, `UTILISATION` (the algorithmic one), or an arm whose speed
+            is 1.
         least: the smallest value, in that unit, that reaches the aim.
     """
 
@@ -39,6 +41,8 @@ class Target:
         best = max(ours, key=lambda one: one.edits_per_s)
         if self.unit == PER_HOUR:
             return 3600 * best.edits_per_s
+        if self.unit == ROWS_PER_S:
+            return best.rows_per_s
         if self.unit == UTILISATION:
             return sweep.utilisation(best)[0]
         return best.edits_per_s / fastest[self.unit].edits_per_s if self.unit in fastest else None
@@ -47,6 +51,8 @@ class Target:
         """A value with the unit of this aim."""
         if self.unit == PER_HOUR:
             return f"{figure:,.0f} edits per hour"
+        if self.unit == ROWS_PER_S:
+            return f"{figure:,.3g} UNet rows per second"
         if self.unit == UTILISATION:
             return f"algorithmic utilisation {figure:.0%}"
         return f"{figure:,.3g} times {self.unit}"
@@ -110,6 +116,16 @@ PRESETS = MappingProxyType(
                 Target("sd15", 1, "B", 4.5),
                 Target("sd15", 4, "B", 6.5),
             ),
+        ),
+        "gpu-xl": BenchPreset(
+            models=("sdxl",),
+            device="cuda",
+            dtype="bfloat16",
+            steps=20,
+            cells=((1, 4), (8, 1)),
+            rounds=3,
+            gate_size_px=256,
+            targets=(Target("sdxl", 4, ROWS_PER_S, 60.0), Target("sdxl", 1, ROWS_PER_S, 60.0)),
         ),
         "micro": BenchPreset(
             models=("micro",),

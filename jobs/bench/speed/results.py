@@ -111,6 +111,7 @@ def _measured_as_json(sweep: Sweep, each: Measured, price_per_hour: float | None
         "edits_per_device_hour": 3600 * each.edits_per_s,
         "price_per_1000": price_per_hour and price_per_thousand(each, price_per_hour),
         "unet_rows_per_edit": each.rows_per_edit,
+        "unet_rows_per_s": each.rows_per_s,
         "phase_ms_per_edit": each.phase_ms,
         "utilisation_algorithmic": algorithmic,
         "utilisation_executed": executed,
@@ -188,6 +189,11 @@ class Measured:
     @property
     def rows_per_edit(self) -> float:
         return self.runs[0].unet_rows / self.edits
+
+    @property
+    def rows_per_s(self) -> float:
+        """UNet rows, of the whole run's time."""
+        return self.runs[0].unet_rows / self.wall_s
 
     @property
     def phase_ms(self) -> dict[str, float]:

@@ -13,12 +13,19 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+)
 
 from fpe_core.checkpoint.layout import (
     Shapes,
     autoencoder_weights,
     clip_weights,
+    projected_text_encoder_weights,
     text_encoder_weights,
     unet_weights,
 )
@@ -34,11 +41,24 @@ SD_2 = {
     "attention_head_dim": [5, 10, 20, 20],
     "use_linear_projection": True,
 }
+SD_XL = {
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20],
+    "transformer_layers_per_block": [1, 2, 10],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 BK_SDM = {"cross_attention_dim": 768, "layers_per_block": 1}
 UNETS: dict[str, dict[str, Any]] = {
     "diffusers' defaults": {},
     "Stable Diffusion 1": SD_1,
     "Stable Diffusion 2": SD_2,
+    "Stable Diffusion XL": SD_XL,
     "BK-SDM": BK_SDM,
     "no middle block": {"mid_block_type": None},
     "layers of each level": {"layers_per_block": [1, 2, 2, 1]},
@@ -133,6 +153,14 @@ def test_a_text_encoder(options: dict[str, Any]) -> None:
     expected = {name.removeprefix("text_model."): s for name, s in shapes_of(model).items()}
     assert text_encoder_weights(options) == expected
     assert text_encoder_weights({"text_config": options, "model_type": "clip"}) == expected
+
+
+def test_a_text_encoder_with_a_projection() -> None:
+    options = {**OPENCLIP, "projection_dim": 1280}
+    with torch.device("meta"):
+        model = CLIPTextModelWithProjection(CLIPTextConfig(**options))
+    expected = {name.removeprefix("text_model."): s for name, s in shapes_of(model).items()}
+    assert projected_text_encoder_weights(options) == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"vision_config": {"patch_size": 14, "image_size": 28}}])

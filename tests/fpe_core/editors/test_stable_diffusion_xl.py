@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +27,7 @@ from fpe_core import (
     Checkpoint,
     CheckpointError,
     DdimEditing,
+    EditInputs,
     Editor,
     EditParameters,
     LayersByLevel,
@@ -41,6 +47,7 @@ from fpe_core.unet.attention import self_attention_layers
 from tests.builders.tiny_checkpoint import build_tiny_xl
 from tests.fpe_core.editors import (
     test_edit_friendly,
+    test_instruct_pix2pix,
     test_masked_editors,
     test_p2p,
     test_pnp_and_masactrl,
@@ -57,6 +64,7 @@ from tests.fpe_core.editors.cases import (
     check_rows,
     check_wrong,
     distance,
+    photos,
 )
 from tests.fpe_core.editors.naive import Naive
 
@@ -246,6 +254,53 @@ def test_an_empty_prompt_is_zero_only_if_the_checkpoint_says_so(
     assert checkpoint_fingerprint(other) != checkpoint_fingerprint(folder)
 
 
+# --- instructions ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def instruct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_xl(tmp_path_factory.mktemp("instruct"), sees_source=True)
+
+
+def test_instructions_equal_the_reference(instruct: Path) -> None:
+    checkpoint = load_checkpoint(instruct, device="cpu", dtype=torch.float64)
+    check_exact(checkpoint, test_instruct_pix2pix.case())
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+def test_instructions_are_diffusers_pipeline(instruct: Path) -> None:
+    """StableDiffusionXLInstructPix2PixPipeline, from the same generator."""
+    pipeline = StableDiffusionXLInstructPix2PixPipeline.from_pretrained(
+        instruct, add_watermarker=False
+    )
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    checkpoint = load_checkpoint(instruct, device="cpu", dtype=torch.float32)
+    parameters = replace(test_instruct_pix2pix.case(SQUARE, "snow").parameters, steps=5)
+    editor, pictures = Editor(checkpoint), photos(2, SQUARE)
+    inversion = editor.invert(pictures, None, parameters)
+    prompts = ["a red dog", "the cat"]
+    made = editor.edit(
+        inversion,
+        [[prompt] for prompt in prompts],
+        inputs=[[EditInputs(seed=7)], [EditInputs(seed=8)]],
+    )
+    for place, prompt in enumerate(prompts):
+        theirs = pipeline(
+            prompt,
+            image=pictures[place],
+            negative_prompt="snow",
+            num_inference_steps=5,
+            guidance_scale=7.5,
+            image_guidance_scale=1.5,
+            generator=torch.Generator().manual_seed(7 + place),
+            output_type="latent",
+        ).images[0]
+        assert distance(made.edits[place][0].latent, theirs) <= 1e-5
+
+
 # --- the family -----------------------------------------------------------------------------------
 
 
@@ -353,6 +408,10 @@ def _one_encoder(folder: Path) -> None:
     _changed(folder, "model_index.json", text_encoder_2=[None, None], tokenizer_2=[None, None])
 
 
+def _cosxl(folder: Path) -> None:
+    _changed(folder, "model_index.json", is_cosxl_edit=True)
+
+
 @pytest.mark.parametrize(
     ("spoil", "name", "message"),
     [
@@ -362,8 +421,9 @@ def _one_encoder(folder: Path) -> None:
         (_without("text_projection.weight"), "base", r"second text encoder lacks 1 of"),
         (_projected_otherwise, "base", "takes 60 numbers beside the timestep"),
         (_one_encoder, "base", "it has no second text encoder"),
+        (_cosxl, "base", "CosXL-Edit, whose noise levels"),
     ],
-    ids=["refiner", "turbo", "lightning", "tensor missing", "projection", "one encoder"],
+    ids=["refiner", "turbo", "lightning", "tensor missing", "projection", "one encoder", "cosxl"],
 )
 def test_what_cannot_be_edited_with_is_refused(
     folder: Path, tmp_path: Path, spoil: Callable[[Path], None], name: str, message: str

@@ -55,16 +55,16 @@ def numbers() -> None:
         norm = nn.GroupNorm(groups, channels).requires_grad_(False)
         norm.weight.normal_()
         norm.bias.normal_()
-        added = torch.randn(channels)
-        made = fused.group_norm(hidden, norm, added=added, silu=True)
-        exact = functional.group_norm(
-            hidden.double() + added.double()[:, None, None],
-            groups,
-            norm.weight.double(),
-            norm.bias.double(),
-            norm.eps,
-        )
-        assert _distance(made, functional.silu(exact)) <= 2e-6
+        for added in (torch.randn(1, channels), torch.randn(rows, channels)):
+            made = fused.group_norm(hidden, norm, added=added, silu=True)
+            exact = functional.group_norm(
+                hidden.double() + added.double()[:, :, None, None],
+                groups,
+                norm.weight.double(),
+                norm.bias.double(),
+                norm.eps,
+            )
+            assert _distance(made, functional.silu(exact)) <= 2e-6
     hidden = torch.randn(3, 5, 34)
     value, gate = hidden.double().chunk(2, dim=-1)
     assert _distance(fused.gated_gelu(hidden), value * functional.gelu(gate)) <= 2e-6

@@ -13,7 +13,7 @@ from jobs.bench.machine import this_machine
 from jobs.bench.speed.device_time import KINDS, DeviceTime
 from jobs.bench.speed.gate import TOLERANCE, GateComparison
 from jobs.bench.speed.instruments import NETWORK_PHASES
-from jobs.bench.speed.presets import PER_HOUR, PRESETS, UTILISATION, Target
+from jobs.bench.speed.presets import PER_HOUR, PRESETS, ROWS_PER_S, UTILISATION, Target
 from jobs.bench.speed.results import REST, Failed, Measured, Run, Sweep
 from jobs.bench.speed.session import read_report, set_aside, write_report
 from jobs.bench.speed.sweep import Settings
@@ -55,7 +55,13 @@ def sweep_of(*measured: Measured, **others: Any) -> Sweep:
 
 def test_aims_are_held_against_the_fastest_of_our_arms() -> None:
     sweep = sweep_of(*cell_of({"A": 12.0, "B": 4.0, "C": 2.0, "D": 1.0}))
-    for unit, reached in (("A", 12.0), ("B", 4.0), (PER_HOUR, 7200.0), (UTILISATION, 0.4)):
+    for unit, reached in (
+        ("A", 12.0),
+        ("B", 4.0),
+        (PER_HOUR, 7200.0),
+        (UTILISATION, 0.4),
+        (ROWS_PER_S, 1.0),
+    ):
         assert Target("m", 1, unit, 6.0).reached(sweep) == pytest.approx(reached)
     for target in (Target("n", 1, "A", 6.0), Target("m", 4, "A", 6.0)):
         assert target.reached(sweep) is None
@@ -66,6 +72,7 @@ def test_aims_are_held_against_the_fastest_of_our_arms() -> None:
         "aim MISSED: m, one edit per source: algorithmic utilisation 50%; "
         "measured: algorithmic utilisation 40%",
     ]
+    assert Target("m", 1, ROWS_PER_S, 60.0).in_words(60.0) == "60 UNet rows per second"
     assert {target.model for target in PRESETS["cpu"].targets} == {"cpu-512"}
     assert [t.least for t in PRESETS["gpu"].targets if t.unit == UTILISATION] == [0.5, 0.5]
 
