@@ -19,6 +19,7 @@ from fpe_core.checkpoint.config_folder import COMPONENTS
 from fpe_core.checkpoint.files import (
     CheckpointFiles,
     component_folder,
+    components_of,
     sees_source,
     weights_files,
 )
@@ -41,6 +42,7 @@ from fpe_core.family_limits import require_family
 from fpe_core.layer_rules import LayersByRange, require_last
 from fpe_core.noise_levels import check_schedule, timesteps_of
 from fpe_core.parameters import EditParameters
+from fpe_core.text_settings import AS_IT_IS, TextSettings
 from fpe_core.unet.family import config_differences, is_told_sizes
 
 CLASSES: Mapping[str, tuple[str, ...]] = {
@@ -142,15 +144,26 @@ def check_steps(files: CheckpointFiles, config: str | Path | None, steps: int) -
 
 
 def check_parameters(
-    files: CheckpointFiles, config: str | Path | None, parameters: EditParameters
+    files: CheckpointFiles,
+    config: str | Path | None,
+    parameters: EditParameters,
+    text_settings: TextSettings = AS_IT_IS,
 ) -> None:
     """Raises ParameterError if the edits are for UNets of another kind than the checkpoint's, or
-    name layers that it does not have."""
+    name layers that it does not have; so of the text encoders' layers."""
     folder = configs_of(files.path, config)
     if folder is not None:
         unet = read_config(folder, "unet/config.json")
         told = is_told_sizes(unet)
-        require_family(parameters, sees_source=sees_source(folder), is_told_sizes=told)
+        require_family(
+            parameters,
+            sees_source=sees_source(folder),
+            is_told_sizes=told,
+            long_prompts=text_settings.long_prompts,
+        )
+        encoders = [name for name in components_of(folder) if name.startswith("text_encoder")]
+        configs = [text_config(read_config(folder, f"{name}/config.json")) for name in encoders]
+        text_settings.require_layers(int(each.get("num_hidden_layers", 12)) for each in configs)
         layers, weights = parameters.layers, unet_weights(unet)
         if weights is not None and isinstance(layers, LayersByRange):
             require_last(layers, sum(name.endswith(".attn1.to_q.weight") for name in weights))

@@ -162,6 +162,8 @@ def _load(job: Job) -> Checkpoint:
         loras=add_ons.loras,
         embeddings=add_ons.embeddings,
         vae=add_ons.vae,
+        clip_skip=model.clip_skip,
+        long_prompts=model.long_prompts,
     )
 
 

@@ -275,6 +275,8 @@ def _load_editor(settings: EditSettings, thread: ModelThread | ThisThread) -> Cl
         loras=add_ons.loras,
         embeddings=add_ons.embeddings,
         vae=add_ons.vae,
+        clip_skip=settings.text_settings.clip_skip,
+        long_prompts=settings.text_settings.long_prompts,
     )
     if checkpoint.fingerprint != settings.checkpoint_fingerprint:
         raise CheckpointError(

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from fpe_core.checkpoint.add_ons import AddOns
+from fpe_core.text_settings import AS_IT_IS, TextSettings
 from pipeline.judge.judge import JudgeSettings
 from pipeline.ledger.lease import Lease
 from pipeline.manifest.annotations import AnnotationSettings
@@ -26,6 +27,7 @@ class EditSettings:
 
     Attributes:
         add_ons: LoRAs, embeddings and an autoencoder, as the job names them.
+        text_settings: how the text encoders are used.
         encoders: processes that encode images; 0: threads of this one do.
         makes_edits: False for `editor: none`.
         store: where models are found that lie in an object store.
@@ -42,6 +44,7 @@ class EditSettings:
     revision: str | None = None
     config: str | None = None
     add_ons: AddOns = field(default_factory=AddOns)
+    text_settings: TextSettings = AS_IT_IS
     max_rows: int | None = None
     memory_share: float = 1.0
     threads: int | None = None

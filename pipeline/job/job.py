@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fpe_core import EditMethod, EditParameters
 from fpe_core.checkpoint.add_ons import AddOns
+from fpe_core.text_settings import TextSettings
 from pipeline.job.add_ons import Embeddings, Loras
 from pipeline.job.annotations import AnnotationsSection
 from pipeline.job.credentials import (
@@ -121,6 +122,17 @@ class ModelSection(Section):
         description="autoencoder to use instead of the checkpoint's: an AutoencoderKL's folder, a "
         ".safetensors file (paths, or URLs of an object store) or a hub id; null: its own",
     )
+    clip_skip: int = Field(
+        default=0,
+        ge=0,
+        description="how many more of the text encoder's last layers are left out, as in diffusers "
+        "(1 is what other programs call 2), for negative prompts too",
+    )
+    long_prompts: Literal["truncate", "windows"] = Field(
+        default="truncate",
+        description="truncate: a prompt is cut at the text encoder's window (77 tokens); windows: "
+        "it is encoded in up to four",
+    )
     cache: str | None = Field(
         default=None,
         description="absolute folder on every node for copies of models that lie in an object "
@@ -140,6 +152,11 @@ class ModelSection(Section):
         return cache
 
     @property
+    def text_settings(self) -> TextSettings:
+        """How its text encoders are used."""
+        return TextSettings(self.clip_skip, self.long_prompts)
+
+    @property
     def add_ons(self) -> AddOns:
         """What the checkpoint is loaded with, with files as the job names them."""
         return AddOns(
@@ -147,6 +164,16 @@ class ModelSection(Section):
             tuple(each.to_embedding() for each in self.embeddings),
             self.vae,
         )
+
+    def described(self) -> str:
+        """In Markdown, what the checkpoint is loaded with and how it is used, where it is not as
+        usual; "" if it is."""
+        said = [self.add_ons.described()]
+        if self.clip_skip:
+            said.append(f"`clip_skip: {self.clip_skip}`")
+        if self.long_prompts != "truncate":
+            said.append(f"`long_prompts: {self.long_prompts}`")
+        return ", ".join(filter(None, said))
 
 
 class ImagesSection(Section):

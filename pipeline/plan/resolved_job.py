@@ -303,7 +303,7 @@ def resolve_job(job: Job) -> ResolvedJob:
         parameters = job.resolve_parameters(defaults)
         if files is not None:
             check_steps(files, job.model.config, parameters.steps)
-            check_parameters(files, job.model.config, parameters)
+            check_parameters(files, job.model.config, parameters, job.model.text_settings)
     except ParameterError as error:
         raise JobError(f"edit: {error}") from error
     _refuse_output_in_manifest(job, manifest)
@@ -339,6 +339,7 @@ def _checkpoint_of(job: Job) -> tuple[str, EditParameters, CheckpointFiles | Non
         check_files(model.checkpoint, files, model.allow_pickle, config, given)
         fingerprint = fingerprint_of(files, model.allow_pickle, config)
         fingerprint = with_add_ons(fingerprint, job, files, config)
+        fingerprint = model.text_settings.of_fingerprint(fingerprint)
         defaults = default_parameters_of(files, config)
     except CheckpointError as error:
         copied = "" if model.checkpoint in str(error) else f" ({model.checkpoint})"

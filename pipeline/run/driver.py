@@ -439,6 +439,6 @@ class _Driver:
             self.layout,
             self.ledger.counts(),
             self.job.model.checkpoint,
-            add_ons=self.job.model.add_ons.described(),
+            add_ons=self.job.model.described(),
             keeps_rejected=judge is not None and judge.rejected == "keep",
         )

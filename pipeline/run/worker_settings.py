@@ -46,6 +46,7 @@ def edit_settings(
         revision=model.revision,
         config=model.config,
         add_ons=model.add_ons,
+        text_settings=model.text_settings,
         max_rows=job.resources.max_rows,
         memory_share=pool.memory_share,
         threads=pool.threads_per_actor,

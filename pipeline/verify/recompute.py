@@ -292,6 +292,7 @@ class _Recomputer:
                 revision=model.revision,
                 config=model.config,
                 add_ons=model.add_ons,
+                text_settings=model.text_settings,
                 store=resolved.job.model_store,
                 max_rows=resolved.job.resources.max_rows,
                 image_format=ImageFormat("png"),
