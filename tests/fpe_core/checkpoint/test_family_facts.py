@@ -17,9 +17,10 @@ from diffusers.loaders.single_file_utils import (
 
 from fpe_core import (
     CheckpointError,
+    EditParameters,
     checkpoint_defaults,
 )
-from fpe_core.checkpoint.check import check_files, check_method, check_steps
+from fpe_core.checkpoint.check import check_files, check_parameters, check_steps
 from fpe_core.checkpoint.family_facts import (
     INSTRUCT_PIX2PIX,
     STABLE_DIFFUSION_1,
@@ -98,7 +99,7 @@ def test_diffusers_converts_a_file_by_the_facts(name: str) -> None:
     assert vae.keys() == autoencoder_on_meta(family).state_dict().keys()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "stable-diffusion-xl"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_file_alone_is_recognised_and_checked(tmp_path: Path, name: str) -> None:
     """Of full size, by its header, without configs, tokenizer or network."""
     family = FAMILIES[name]
@@ -119,9 +120,9 @@ def test_a_file_alone_is_recognised_and_checked(tmp_path: Path, name: str) -> No
     assert (defaults.width_px, defaults.height_px) == (size, size)
     if name == "instruct-pix2pix":
         with pytest.raises(ParameterError, match="eight input channels"):
-            check_method(files, None, DdimEditing())
+            check_parameters(files, None, EditParameters().edited_by(DdimEditing()))
     else:
-        check_method(files, None, DdimEditing())
+        check_parameters(files, None, EditParameters().edited_by(DdimEditing()))
     with pytest.raises(ParameterError, match="at most 999"):
         check_steps(files, None, 1000)
     lost = next(each for each in shapes if "middle_block.1.proj_in" in each)
@@ -165,7 +166,6 @@ def test_stable_diffusion_2_does_not_say_what_it_predicts(
 
 
 XL_REFUSED: dict[str, tuple[Callable[[dict[str, tuple[int, ...]]], Any], dict[str, str], str]] = {
-    "base": (lambda shapes: shapes, {}, "Stable Diffusion XL, another family"),
     "refiner": (
         lambda shapes: {
             **{k: v for k, v in shapes.items() if ".embedders.0" not in k},

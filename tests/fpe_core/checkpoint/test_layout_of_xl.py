@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -13,16 +16,17 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from fpe_core import CheckpointError, checkpoint_fingerprint, load_checkpoint
 from fpe_core.checkpoint.family_facts import STABLE_DIFFUSION_XL
 from fpe_core.checkpoint.original_layout import (
     autoencoder_in_file,
     text_encoders_of_xl_in_file,
     unet_in_file,
 )
-from tests.builders.tiny_checkpoint import _tokenizer
+from tests.builders.tiny_checkpoint import _tokenizer, build_tiny_xl
 
 TEXT = {"vocab_size": 2000, "intermediate_size": 32, "num_attention_heads": 2}
 
@@ -111,3 +115,76 @@ def test_diffusers_reads_our_names(tmp_path: Path) -> None:
         assert expected.keys() == found.keys()
         for key, each in expected.items():
             assert torch.equal(found[key], each), key
+
+
+# --- a file of its own, loaded --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_xl(tmp_path_factory.mktemp("xl"))
+
+
+@pytest.fixture(scope="module")
+def single(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("single") / "model.safetensors"
+    save_file(in_file(StableDiffusionXLPipeline.from_pretrained(folder)), path)
+    return path
+
+
+def test_a_single_file_is_the_same_model(folder: Path, single: Path) -> None:
+    """Networks bit for bit, both tokenizers, and what an empty prompt is."""
+    ours = load_checkpoint(single, device="cpu", dtype=torch.float32, config=folder)
+    theirs = load_checkpoint(folder, device="cpu", dtype=torch.float32)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        expected, found = bare(getattr(theirs, name)), bare(getattr(ours, name))
+        assert expected.keys() == found.keys()
+        for key, each in expected.items():
+            assert torch.equal(found[key], each), (name, key)
+    for one, other in zip(
+        theirs.text_encoders.encode(["", "the red cat"]),
+        ours.text_encoders.encode(["", "the red cat"]),
+        strict=True,
+    ):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+    assert ours.default_parameters == theirs.default_parameters
+
+
+def test_the_autoencoder_of_a_single_file_stays_in_float32(folder: Path, single: Path) -> None:
+    """It is read in float32, not made wide again."""
+    half = load_checkpoint(single, device="cpu", dtype=torch.float16, config=folder)
+    exact = load_checkpoint(folder, device="cpu", dtype=torch.float32)
+    assert (half.unet.dtype, half.text_encoder_2.dtype) == (torch.float16, torch.float16)
+    for key, each in exact.vae.state_dict().items():
+        assert torch.equal(half.vae.state_dict()[key], each), key
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("conditioner.embedders.1.model.text_projection", "second text encoder, .* lacks 1 of"),
+        ("conditioner.embedders.1.model.ln_final.bias", "second text encoder, .* lacks 1 of"),
+        ("model.diffusion_model.label_emb.0.2.bias", "its UNet, .* lacks 1 of"),
+    ],
+)
+def test_a_weight_that_is_missing_is_refused(
+    folder: Path, single: Path, tmp_path: Path, lost: str, message: str
+) -> None:
+    held = load_file(single)
+    del held[lost]
+    path = tmp_path / "model.safetensors"
+    save_file(held, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(path, device="cpu", config=folder)
+
+
+def test_the_fingerprint_has_both_text_encoders_configs(
+    folder: Path, single: Path, tmp_path: Path
+) -> None:
+    before = checkpoint_fingerprint(single, config=folder)
+    other = shutil.copytree(folder, tmp_path / "other")
+    place = other / "text_encoder_2" / "config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "hidden_act": "relu"}))
+    assert checkpoint_fingerprint(single, config=other) != before
