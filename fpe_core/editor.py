@@ -44,7 +44,15 @@ from fpe_core.bound_edits import bound_images, bound_inputs
 from fpe_core.checkpoint.autoencoder import Autoencoder, latent_dtype, latent_shape
 from fpe_core.checkpoint.load import Checkpoint
 from fpe_core.cross_guidance import sample_cross_guided
-from fpe_core.edit_call import inputs_of, require_agreement, require_one_each
+from fpe_core.edit_call import (
+    finite_sources,
+    inputs_of,
+    masks_of,
+    null_text_of,
+    prompts_of,
+    require_agreement,
+    require_one_each,
+)
 from fpe_core.edit_regions import cut_off, region_prompts_of, split_regions, texts_of
 from fpe_core.edit_rows import AskedEdit, RuleSites
 from fpe_core.edit_words import EditWords, mix_words
@@ -183,7 +191,9 @@ class Editor:
             fits=tuple(f.fit for f in fitted),
             source_prompts=prompts,
             parameters=parameters,
-            diverged=tuple(not finite for finite in _finite(trajectory, null_text, noise_maps)),
+            diverged=tuple(
+                not finite for finite in finite_sources(trajectory, null_text, noise_maps)
+            ),
             truncated_prompts=tuple(text.truncated.get(prompt, "") for prompt in prompts),
             unet_rows=unet_limit.evaluated - rows_before,
             null_text=null_text,
@@ -291,7 +301,7 @@ class Editor:
         targets = [edit.target_prompt for edit in asked]
         regions = region_prompts_of(parameters, sources, asked, given)
         own = (*parameters.method.rule.own_prompts, *texts_of(regions))
-        text = self._encode_prompts(_prompts_of(sources, asked, (parameters.negative_prompt, *own)))
+        text = self._encode_prompts(prompts_of(sources, asked, (parameters.negative_prompt, *own)))
         unet_limit, vae_limit = self._row_limits(parameters)
         rows_before = unet_limit.evaluated
         latents, source_latents, masks = self._sample(sources, asked, given, parameters, text)
@@ -356,7 +366,7 @@ class Editor:
                 )
             )
         latents = torch.cat([each.latents for each in sampled])
-        masks = [mask for each in sampled for mask in _masks_of(each)]
+        masks = [mask for each in sampled for mask in masks_of(each)]
         if len(sampled) > 1:
             order = torch.tensor([place for places in by_rule.values() for place in places])
             back = order.argsort()
@@ -389,7 +399,7 @@ class Editor:
                 text=text,
                 limit=limit,
             )
-        null_text = _null_text_of(sources, parameters)
+        null_text = null_text_of(sources, parameters)
         if null_text is not None:
             text = null_text.prompts_with(text)
         _, height, width = latent_shape(self.checkpoint, parameters)
@@ -482,44 +492,3 @@ class Editor:
             ]
             self._limits[key] = (RowLimit(self._max_rows or fit[0]), RowLimit(min(fit[1], 16)))
         return self._limits[key]
-
-
-def _prompts_of(
-    sources: Sources, asked: Sequence[AskedEdit], others: Sequence[str]
-) -> list[tuple[str, SizeIds | None]]:
-    """The prompts of sources and edits, and others for all sources, with the size each is for."""
-    sizes = sources.sizes
-    return [
-        *itertools.product(others, sizes or (None,)),
-        *zip(sources.source_prompts, sizes, strict=True),
-        *((edit.target_prompt, sizes[edit.source]) for edit in asked),
-    ]
-
-
-def _finite(
-    trajectory: Tensor, null_text: NullText | None, noise_maps: Tensor | None
-) -> list[bool]:
-    """Per source, whether everything of it is finite."""
-    embeddings = None if null_text is None else null_text.embeddings
-    all_of_it = [each for each in (trajectory, embeddings, noise_maps) if each is not None]
-    finite = [each.flatten(1).isfinite().all(dim=1).tolist() for each in all_of_it]
-    return [all(each) for each in zip(*finite, strict=True)] if len(trajectory) else []
-
-
-def _null_text_of(sources: Sources, parameters: EditParameters) -> NullText | None:
-    """The embeddings of the unconditional rows, if the edits use such.
-
-    Raises ParameterError if the sources have none.
-    """
-    if parameters.inversion != "null_text" or not isinstance(sources, Inversion):
-        return None
-    if sources.null_text is None and len(sources):
-        raise ParameterError("the sources have no null-text: invert with inversion null_text")
-    return sources.null_text
-
-
-def _masks_of(sampled: Sampled) -> list[Tensor | None]:
-    """Per edit (h, w), bool, on the CPU; None without masks."""
-    if sampled.masks is None:
-        return [None] * len(sampled.latents)
-    return list(sampled.masks[:, 0].cpu().unbind())

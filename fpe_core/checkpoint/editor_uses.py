@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fpe_core.checkpoint.unet_layers import UNetLayer
-from fpe_core.editors.method import NOTHING, EditMethod, method_named, method_names, require_method
+from fpe_core.editors.method import NOTHING, EditMethod, method_named, method_names
 from fpe_core.errors import ParameterError
+from fpe_core.family_limits import require_family
 from fpe_core.injection import EditRule, Injection, ResidualInjection
 from fpe_core.layer_rules import LayerRule
 from fpe_core.parameters import EditParameters
@@ -53,7 +54,7 @@ class EditorUse:
 
 
 def editor_uses(
-    own: EditParameters, layers: Sequence[UNetLayer], sees_source: bool
+    own: EditParameters, layers: Sequence[UNetLayer], *, sees_source: bool, is_told_sizes: bool
 ) -> tuple[EditorUse, ...]:
     """Of every editor with its own parameters, and of `fpe` and the checkpoint's own editor with
     those that the checkpoint recommends.
@@ -61,14 +62,14 @@ def editor_uses(
     Args:
         own: what the checkpoint recommends.
         layers: of its UNet.
-        sees_source: whether its UNet takes the source's latent in channels of its own.
+        sees_source, is_told_sizes: of its UNet, see `require_family`.
     """
     found = []
     for name in method_names():
         method = method_named(name)()
         try:
-            require_method(method, sees_source)
             parameters = own if name == own.method.name else _edited_by(own, method)
+            require_family(parameters, sees_source=sees_source, is_told_sizes=is_told_sizes)
             found.append(_use(name, parameters, layers))
         except ParameterError as error:
             found.append(EditorUse(name, str(error), (), (), None))

@@ -34,6 +34,7 @@ from fpe_core.checkpoint.weights import Header, headers_of
 from fpe_core.errors import CheckpointError, ParameterError
 from fpe_core.noise_levels import is_trailing, prediction_type_of, training_levels
 from fpe_core.parameters import EditParameters
+from fpe_core.unet.family import is_told_sizes
 from fpe_core.unet.row_memory import row_bytes
 
 DTYPES: Mapping[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -168,7 +169,12 @@ def inspect_checkpoint(
         networks=networks,
         text_encoders=texts,
         layers=layers,
-        editors=editor_uses(parameters, layers, sees_source(folder)),
+        editors=editor_uses(
+            parameters,
+            layers,
+            sees_source=sees_source(folder),
+            is_told_sizes=is_told_sizes(unet),
+        ),
         memory=_memory(networks, unet, latent),
         embedding_widths={each.name: each.width for each in texts},
         lora_family=_lora_family(unet, widths),

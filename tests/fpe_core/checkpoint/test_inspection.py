@@ -161,6 +161,21 @@ def test_stable_diffusion_xl_s_layers_are_found_from_facts() -> None:
     assert {(e.heads, e.channels // e.heads) for e in layers} == {(10, 64), (20, 64)}
 
 
+def test_a_single_file_of_stable_diffusion_xl(tmp_path: Path) -> None:
+    """Of full size, from its header: two text encoders, layers 5-64, who cannot edit with it."""
+    path = write_header_only(tmp_path / "xl.safetensors", shapes_of(STABLE_DIFFUSION_XL))
+    found = inspect_checkpoint(path)
+    assert (found.family, found.lora_family) == ("Stable Diffusion XL",) * 2
+    assert found.size_px == (1024, 1024)
+    assert found.embedding_widths == {"text_encoder": 768, "text_encoder_2": 1280}
+    counts = [each.parameters for each in found.networks]
+    assert counts == [2_567_463_684, 83_653_863, 123_060_480, 694_659_840]
+    uses = {each.editor: each for each in found.editors}
+    assert uses["fpe"].replaces[0].layers == tuple(range(5, 65))
+    for name in ("shape_guided", "pix2pix_zero"):
+        assert "does not edit with Stable Diffusion XL" in uses[name].why_not
+
+
 def test_published_models_say_whose_loras_fit(tmp_path: Path) -> None:
     """Single files of full size, from their headers."""
     path = write_header_only(tmp_path / "one.safetensors", shapes_of(STABLE_DIFFUSION_1))
