@@ -285,17 +285,18 @@ def default_parameters_of(
     if recommended.is_file():
         return _read_recommendation(recommended)
     parameters = EditParameters()
+    sample_size = _config(folder, "unet").get("sample_size")
+    if isinstance(sample_size, int):
+        blocks = _config(folder, "vae").get("block_out_channels", [0] * 4)
+        size_px = sample_size * 2 ** (len(blocks) - 1)
+        parameters = replace(parameters, width_px=size_px, height_px=size_px)
     if is_told_sizes(_config(folder, "unet")):
         layers, scale = LayersByLevel(XL_LEVEL), XL_GUIDANCE_SCALE
         parameters = replace(parameters, layers=layers, guidance_scale=scale)
-    if sees_source(folder):
-        parameters = parameters.edited_by(InstructPix2Pix())
-    sample_size = _config(folder, "unet").get("sample_size")
-    if not isinstance(sample_size, int):
-        return parameters
-    blocks = _config(folder, "vae").get("block_out_channels", [0] * 4)
-    size_px = sample_size * 2 ** (len(blocks) - 1)
-    return replace(parameters, width_px=size_px, height_px=size_px)
+    elif parameters.width_px > EditParameters().width_px:
+        # The published rule counts positions at 512 px, and names fewer layers of larger models.
+        parameters = replace(parameters, layers=LayersByLevel(2))
+    return parameters.edited_by(InstructPix2Pix()) if sees_source(folder) else parameters
 
 
 def sees_source(folder: Path) -> bool:

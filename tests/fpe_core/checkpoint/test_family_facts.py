@@ -18,6 +18,8 @@ from diffusers.loaders.single_file_utils import (
 from fpe_core import (
     CheckpointError,
     EditParameters,
+    LayersByLevel,
+    LayersByTokens,
     checkpoint_defaults,
 )
 from fpe_core.checkpoint.check import check_files, check_parameters, check_steps
@@ -118,6 +120,9 @@ def test_a_file_alone_is_recognised_and_checked(tmp_path: Path, name: str) -> No
     size = int(family.unet["sample_size"]) * 8
     defaults = checkpoint_defaults(path)
     assert (defaults.width_px, defaults.height_px) == (size, size)
+    if not defaults.editor:
+        rule = {512: LayersByTokens(1024), 768: LayersByLevel(2), 1024: LayersByLevel(4)}
+        assert defaults.layers == rule[size]
     if name == "instruct-pix2pix":
         with pytest.raises(ParameterError, match="eight input channels"):
             check_parameters(files, None, EditParameters().edited_by(DdimEditing()))

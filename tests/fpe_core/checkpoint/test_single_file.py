@@ -84,7 +84,7 @@ def networks(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def embedding(source: Path, config: Path | None = None) -> torch.Tensor:
     loaded = load_checkpoint(source, device="cpu", config=config)
-    return encode_prompts(loaded.tokenizer, loaded.text_encoder, ["a red cat"]).embeddings
+    return encode_prompts(loaded.text_encoders, [("a red cat", None)]).embeddings
 
 
 @pytest.mark.parametrize("inside", ["tokenizer", "."])

@@ -33,10 +33,12 @@ from fpe_core import (
     LayersByLevel,
     LayersByRange,
     ParameterError,
+    checkpoint_defaults,
+    checkpoint_fingerprint,
     load_checkpoint,
 )
 from fpe_core.checkpoint.check import check_files, check_parameters
-from fpe_core.checkpoint.files import checkpoint_defaults, checkpoint_fingerprint, locate
+from fpe_core.checkpoint.files import locate
 from fpe_core.editors.pix2pix_zero import Pix2PixZero
 from fpe_core.editors.shape_guided import ShapeGuided
 from fpe_core.layer_rules import LayersByPart

@@ -51,6 +51,8 @@ def test_manifest_and_output_are_all_that_is_needed() -> None:
             "loras": [],
             "embeddings": [],
             "vae": None,
+            "clip_skip": 0,
+            "long_prompts": "truncate",
             "cache": None,
         },
         "edit": {
@@ -179,6 +181,8 @@ def test_every_field_is_described_and_every_section_closed(model: type[BaseModel
         ({"model": {"loras": ["https://x/a?sig=1"]}}, ("model", "loras", 0, "file"), "a query"),
         ({"model": {"embeddings": [{"file": "a", "token": "a b"}]}}, ("model",), "not one word"),
         ({"model": {"embeddings": ["s3://me:secret@x/a"]}}, ("model", "embeddings"), "password"),
+        ({"model": {"clip_skip": -1}}, ("model", "clip_skip"), "greater than or equal to 0"),
+        ({"model": {"long_prompts": "cut"}}, ("model", "long_prompts"), "'truncate' or 'windows'"),
         ({"model": {"vae": ""}}, ("model", "vae"), "at least 1"),
         ({"model": {"vae": "https://x/a?sig=1"}}, ("model", "vae"), "a query"),
         ({"model": {"dtype": "int8"}}, ("model", "dtype"), "'float32'"),

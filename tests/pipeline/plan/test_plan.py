@@ -564,7 +564,7 @@ def test_plan_json_says_what_was_planned(make_stored_job: MakeJob, store: Store)
 def test_more_layers_than_there_are_is_a_mistake_in_the_job(make_job: MakeJob) -> None:
     job = make_job({"image": ["a.png"], "target_prompt": ["x"]})
     edit = job.edit.model_copy(update={"layers": LayerRange(first=1, last=17)})
-    with pytest.raises(JobError, match=r"edit\.layers\.last: must be at most 16"):
+    with pytest.raises(JobError, match=r"edit: layers\.last must be at most 16"):
         make_plan(job.model_copy(update={"edit": edit}))
     assert not Path(job.output).exists()
 
