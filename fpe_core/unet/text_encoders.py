@@ -12,8 +12,8 @@ twice halves each weight and sums the same values up again.
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -145,16 +145,13 @@ def _of_prompts(
 def _tokenize(tokenizer: Any, prompt: object, most_windows: int) -> Tokenized:
     if not isinstance(prompt, str):
         raise PromptError(f"a prompt must be text, got {prompt!r}")
-    window = int(tokenizer.model_max_length)
-    everything = token_ids(tokenizer, prompt)
-    ids = tokenizer(
-        _spelled_out(tokenizer, prompt), padding="max_length", max_length=window, truncation=True
-    ).input_ids
-    windows, own, inner = [list(ids)], everything[1:-1], window - 2
-    for first in range(inner, min(len(own), most_windows * inner), inner):
+    inner = int(tokenizer.model_max_length) - 2
+    start, *own, end = token_ids(tokenizer, prompt)
+    windows = []
+    for first in range(0, min(max(len(own), 1), most_windows * inner), inner):
         part = own[first : first + inner]
         padding = [tokenizer.pad_token_id] * (inner - len(part))
-        windows.append([everything[0], *part, everything[-1], *padding])
+        windows.append([start, *part, end, *padding])
     rest = own[inner * most_windows :]
     return Tokenized(windows, tokenizer.decode(rest).strip() if rest else "")
 
@@ -166,25 +163,29 @@ def token_ids(tokenizer: Any, prompt: str) -> list[int]:
         PromptError: it cannot be tokenized.
     """
     try:
-        spelled = _spelled_out(tokenizer, prompt)
-        return list(tokenizer(spelled, truncation=False, verbose=False).input_ids)
+        found = tokenizer(prompt, truncation=False, verbose=False).input_ids
     except (UnicodeError, TypeError, ValueError) as error:
         raise PromptError(f"prompt {prompt!r} cannot be tokenized: {error}") from error
+    return _with_every_vector(tokenizer, found)
 
 
-def _spelled_out(tokenizer: Any, prompt: str) -> str:
-    """The prompt with every vector of its embeddings of textual inversion.
+def _with_every_vector(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """The token ids of a prompt with every vector of its embeddings of textual inversion.
 
     An embedding <x> of several vectors is saved as the tokens <x>, <x>_1, <x>_2, ..., and a prompt
     that says <x> means all of them (diffusers' TextualInversionLoaderMixin). A prompt that writes
-    them out itself stays as it is.
+    them out itself stays as it is. What is the token <x> in a text is for the tokenizer to say:
+    CLIP's takes <X> for it as well, and of two tokens that fit the longer one.
     """
     added = tokenizer.get_added_vocab()
-    for token in added:
-        if token not in prompt or f"{token}_1" not in added:
-            continue
-        count = next(n for n in range(1, len(added) + 1) if f"{token}_{n}" not in added)
-        first = rf"{re.escape(token)}(?!_\d)(?!\s*{re.escape(token)}_1)"
-        every = " ".join([token, *(f"{token}_{n}" for n in range(1, count))])
-        prompt = every.join(re.split(first, prompt))
-    return prompt
+    further: dict[int, list[int]] = {}
+    for token, number in added.items():
+        numbered = (f"{token}_{place}" for place in itertools.count(1))
+        names = itertools.takewhile(added.__contains__, numbered)
+        further[number] = [added[name] for name in names]
+    found: list[int] = []
+    for place, number in enumerate(ids):
+        others = further.get(number, [])
+        written_out = list(ids[place + 1 : place + 2]) == others[:1]
+        found += [number] if written_out else [number, *others]
+    return found
