@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from fpe_core import Checkpoint
 from fpe_core.checkpoint.autoencoder import latent_shape
 from fpe_core.unet.attention import select_layers, self_attention_layers
+from fpe_core.unet.family import is_told_sizes
 from jobs.bench.machine import wait_for
 from jobs.bench.speed.workload import BenchWorkload
 
@@ -140,7 +141,7 @@ def _units(checkpoint: Checkpoint, height: int, width: int) -> list[tuple[str, i
         config = checkpoint.unet.config
         text = torch.zeros(1, window, int(config.cross_attention_dim))
         beside = None
-        if checkpoint.is_told_sizes:
+        if is_told_sizes(config):
             waves = 6 * config.addition_time_embed_dim
             pooled = config.projection_class_embeddings_input_dim - waves
             beside = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)}
@@ -178,7 +179,7 @@ def _attention_flops(
 
 def _sees_text(name: str, checkpoint: Checkpoint) -> bool:
     """Whether a layer is the first of a pass, or a later one, that depends on the prompt."""
-    if checkpoint.is_told_sizes:
+    if is_told_sizes(checkpoint.unet.config):
         return name.startswith("down_blocks")
     return _is_text(name)
 
