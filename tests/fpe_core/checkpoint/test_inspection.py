@@ -203,8 +203,8 @@ def test_the_second_family_in_a_single_file(tmp_path: Path) -> None:
     assert found.layers[0].heads == 5
     assert found.layers[0].tokens == 96 * 96
     assert found.text_encoders[0].layers == 23
-    # a rule by tokens means other layers at another size: docs/checkpoints.md
-    assert layers_text(use(found, "fpe").replaces[0].layers, 16) == "5-10 (6 of 16)"
+    # by level, as a rule by tokens means other layers at another size: docs/checkpoints.md
+    assert layers_text(use(found, "fpe").replaces[0].layers, 16) == "3-13 (11 of 16)"
 
 
 def test_a_single_file_is_what_its_folder_is(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
-"""768 x 512 px, where the explicit maps of the naive reference take seconds each."""
+"""768 x 512 px, and XL at a size of its buckets, where explicit maps take seconds each."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from fpe_core import Checkpoint
+from fpe_core import Checkpoint, load_checkpoint
+from tests.builders.tiny_checkpoint import build_tiny_xl
 from tests.fpe_core.editors.cases import Case, check_exact
 from tests.fpe_core.editors.test_inside import EDITORS, bound
+from tests.fpe_core.editors.test_stable_diffusion_xl import fpe as fpe_of_xl
 
 pytestmark = [pytest.mark.endurance, pytest.mark.soak]
 SIZE = (768, 512)
@@ -28,3 +31,11 @@ def test_edits_equal_the_reference(tiny: Checkpoint, name: str) -> None:
 
 def test_an_edit_in_a_mask_that_binds_equals_the_reference(tiny: Checkpoint) -> None:
     check_exact(tiny, one_edit(bound(EDITORS["fpe"](SIZE))), max_rows=4, sources=[1])
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (1152, 896)])
+def test_edits_of_xl_at_its_own_sizes_equal_the_reference(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    xl = load_checkpoint(build_tiny_xl(tmp_path), device="cpu")
+    check_exact(xl, one_edit(fpe_of_xl(size)), max_rows=4, sources=[1])
