@@ -126,9 +126,17 @@ def distance(made: Tensor, expected: Tensor) -> float:
 
 
 def check_exact(
-    checkpoint: Checkpoint, case: Case, max_rows: int = 64, sources: Sequence[int] = (0, 1, 2)
+    checkpoint: Checkpoint,
+    case: Case,
+    max_rows: int = 64,
+    sources: Sequence[int] = (0, 1, 2),
+    tolerance: float | None = None,
 ) -> EditResult:
-    """All edits equal the reference's, with one and several edits of several sources in a call."""
+    """All edits equal the reference's, with one and several edits of several sources in a call.
+
+    `tolerance`: None: that of the dtype.
+    """
+    limit = TOLERANCE[checkpoint.dtype] if tolerance is None else tolerance
     result = case.make(checkpoint, [(s, range(len(case.targets[s]))) for s in sources], max_rows)
     start = case.invert(Editor(checkpoint)).trajectory[:, 0]
     for place, s in enumerate(sources):
@@ -137,7 +145,7 @@ def check_exact(
             expected = case.expected(reference, start[s : s + 1], s, n)[0]
             made = result.edits[place][n]
             off = distance(made.latent, expected)
-            assert off <= TOLERANCE[checkpoint.dtype], (s, n, off)
+            assert off <= limit, (s, n, off)
             if reference.mask is not None:
                 assert made.mask is not None
                 assert torch.equal(made.mask, reference.mask)

@@ -66,7 +66,10 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_edits_equal_the_reference(checkpoint: Checkpoint, name: str) -> None:
-    check_exact(checkpoint, CASES[name]())
+    """In float32 a value beside the threshold may be on its other side: 4e-4 was seen on one
+    processor, and the mistakes below are off by 2e-2."""
+    tolerance = 2e-3 if checkpoint.dtype == torch.float32 else None
+    check_exact(checkpoint, CASES[name](), tolerance=tolerance)
 
 
 @pytest.mark.parametrize("name", ["l1", "pull"])
