@@ -49,7 +49,7 @@ def _section(model: type[BaseModel], values: Mapping[str, Any], depth: int) -> I
 
 def _holds_many(field: FieldInfo) -> bool:
     """Whether the field is a list of sections, or a mapping whose names the job file chooses."""
-    return get_origin(field.annotation) in (dict, list)
+    return get_origin(field.annotation) in (dict, list, tuple)
 
 
 def _default(field: FieldInfo) -> Any:
