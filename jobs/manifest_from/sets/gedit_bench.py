@@ -31,7 +31,7 @@ _WANTED = {
     "input_image_raw": "image",
 }
 _SUBSET = "Intersection_exist"
-"""Whether an entry is of the subset that all compared models answered."""
+"""Carried as it is, if the files have it."""
 
 
 def read(source: Path, options: Options) -> Entries:
