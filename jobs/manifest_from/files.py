@@ -124,9 +124,15 @@ class Pictures:
             return
         row.image = self.get(row, path)
 
-    def get(self, row: Row, path: str) -> Picture:
-        """The picture of a path, or where it ought to be: then the row has a problem."""
+    def get(self, row: Row, path: str) -> Picture | None:
+        """The picture of a path, or where it ought to be: then the row has a problem.
+
+        None for a path that leads out of its folder.
+        """
         parts = [part for part in PurePosixPath(path.strip()).parts if part not in ("/", ".")]
+        if ".." in parts:
+            row.problems.append(f"the path {path} leads out of its folder")
+            return None
         for first in range(len(parts)):
             for root in self._roots:
                 found = self._below(root, parts[first:])
@@ -140,12 +146,7 @@ class Pictures:
         return Picture(self._roots[0].joinpath(*parts))
 
     def _below(self, root: Path, parts: Sequence[str]) -> list[Path]:
-        """The file of a path; without regard to letter case, and then several, if it is not there.
-
-        Paths that lead out of the root lead nowhere.
-        """
-        if ".." in parts:
-            return []
+        """The file of a path; if it is not there, those that differ in letter case alone."""
         if (exact := root.joinpath(*parts)).is_file():
             return [exact]
         places = [root]

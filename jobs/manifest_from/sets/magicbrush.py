@@ -128,9 +128,9 @@ def _put_mask_file(row: Row, pictures: Pictures, name: str, mask: str | None) ->
     if mask is None:
         row.problems.append("the entry has no mask")
         return
-    file = pictures.get(row, f"{name}/{mask}").file
-    if file is not None and file.is_file():
-        _put_mask(row, file.read_bytes())
+    found = pictures.get(row, f"{name}/{mask}")
+    if found is not None and found.file is not None and found.file.is_file():
+        _put_mask(row, found.file.read_bytes())
 
 
 SOURCE = Source(
