@@ -70,12 +70,13 @@ def table_files(
             f"{source} is not {what}: it has no .parquet file, and no .arrow file as "
             "datasets' save_to_disk writes them"
         )
-    files = [TableFile(path, _split_of(path), _schema_of(path)) for path in paths]
+    files = [TableFile(path, _split_of(path, source), _schema_of(path)) for path in paths]
     if split is not None:
         names = sorted({file.split for file in files})
         files = [file for file in files if file.split == split]
         if not files:
-            raise ManifestError(f"{source} has no split {split!r}; there are {', '.join(names)}")
+            there = ", ".join(name or "files without one" for name in names)
+            raise ManifestError(f"{source} has no split {split!r}; there are {there}")
     for file in files:
         if missing := [name for name in wanted if not _fits(file.schema, name, wanted[name])]:
             found = ", ".join(f"{each.name} ({each.type})" for each in file.schema)
@@ -95,10 +96,11 @@ def _tables_in(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _split_of(path: Path) -> str:
-    """From `train-00000-of-00031-453c.parquet`, or from the folder that save_to_disk made."""
+def _split_of(path: Path, source: Path) -> str:
+    """From `train-00000-of-00031-453c.parquet`, or from the folder that save_to_disk made, which is
+    none if a dataset of one split was saved."""
     if path.suffix == ".arrow" and path.name.startswith("data-"):
-        return path.parent.name
+        return "" if path.parent == source else path.parent.name
     found = _SHARD.match(path.name)
     return found["split"] if found else ""
 

@@ -55,8 +55,8 @@ class Written:
 
 
 def unplanned_path(manifest: Path) -> Path:
-    """Where the rows go that no job could plan."""
-    return manifest.with_name(f"{manifest.stem}.problems.parquet")
+    """Where the rows go that no job could plan: a name that is left out where a folder is read."""
+    return manifest.with_name(f"_{manifest.stem}.problems.parquet")
 
 
 def refuse_existing(manifest: Path) -> None:

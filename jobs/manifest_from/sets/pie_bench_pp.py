@@ -39,7 +39,7 @@ _WANTED = {
     "mask": "text",
 }
 _CARRIED = ("edit_action", "aspect_mapping", "blended_words")
-_TYPE_FOLDER = re.compile(r"(\d)_\w+")
+_TYPE_FOLDER = re.compile("|".join(f"{n}_{name}_[0-9]+" for n, name in EDIT_TYPES.items()))
 """Such as 1_change_object_80, in the file's path."""
 
 
@@ -53,7 +53,7 @@ def read(source: Path, options: Options) -> Entries:
 def _rows(files: list[TableFile], frame: bool) -> Iterator[Row]:
     for file in files:
         found = [_TYPE_FOLDER.fullmatch(part) for part in file.path.parts]
-        number = next((each[1] for each in reversed(found) if each), None)
+        number = next((each[0][0] for each in reversed(found) if each), None)
         for entry in file.rows(list(_WANTED)):
             row = _row(entry, frame)
             row.values["editing_type_id"] = number

@@ -17,6 +17,8 @@ from jobs.manifest_from import registry, writer
 from jobs.manifest_from.source import TARGET_PROMPT, Entries, Options, Picture, Row
 from jobs.manifest_from.writer import write_manifest
 from pipeline.errors import JobError, ManifestError
+from pipeline.job.job import Job
+from pipeline.plan.plan import make_plan
 from tests.jobs.manifest_from.conftest import Make
 from tests.jobs.test_cli import fpe
 
@@ -55,11 +57,11 @@ def test_what_is_printed(cars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "Licence of easynlp: lists Apache-2.0;" in printed
     assert "2 rows have a problem" in printed
     assert "there is no picture nowhere.jpg in cars" in printed
-    assert "1 of them are in easynlp.problems.parquet instead" in " ".join(printed.split())
+    assert "1 of them are in _easynlp.problems.parquet instead" in " ".join(printed.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "_easynlp.problems.parquet",
         "cars",
         "easynlp.parquet",
-        "easynlp.problems.parquet",
     ]
 
 
@@ -71,6 +73,27 @@ def test_paths_are_relative_below_the_manifest_and_absolute_elsewhere(
     code, _, errors = fpe("manifest", "from", "easynlp", str(cars), "--output", str(target))
     assert (code, errors) == (0, "")
     assert pq.read_table(target)["image"][0].as_py() == str(cars / "a b%.jpg")
+
+
+def test_a_folder_of_manifests_is_one_manifest(
+    cars: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """The rows that no job takes lie beside them, and are left out."""
+    for name in ("one", "two"):
+        target = tmp_path / f"manifests/{name}.parquet"
+        code, _, errors = fpe("manifest", "from", "easynlp", str(cars), "--output", str(target))
+        assert (code, errors) == (0, "")
+        ids = [f"{name}-{number}" for number in range(2)]
+        table = pq.read_table(target)
+        pq.write_table(table.set_column(0, "id", [ids]), target)
+    assert len(list((tmp_path / "manifests").iterdir())) == 4
+    job = {
+        "manifest": str(tmp_path / "manifests"),
+        "output": str(tmp_path / "run"),
+        "model": {"checkpoint": str(tiny_checkpoint)},
+    }
+    plan = make_plan(Job.model_validate(job), write=False)
+    assert plan.edits_total == 4
 
 
 def test_embedded_pictures_are_their_files(make: Make, cars: Path) -> None:
@@ -86,7 +109,7 @@ def test_embedded_pictures_are_their_files(make: Make, cars: Path) -> None:
 
 
 def test_nothing_is_overwritten(cars: Path, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    for name in ("out.parquet", "out.problems.parquet"):
+    for name in ("out.parquet", "_out.problems.parquet"):
         (tmp_path / name).write_bytes(b"mine")
         message = refusal("easynlp", cars, "--output", str(tmp_path / "out.parquet"))
         assert "already exists; name another file with --output" in message

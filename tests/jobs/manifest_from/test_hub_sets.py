@@ -78,7 +78,15 @@ def test_pie_bench_plus_plus(make: Make, tmp_path: Path, jpeg: Callable[..., byt
         [plus_plus(image, id="style", blended_words="[]")],
         ("image",),
     )
+    write(
+        folder / "2_other/V1-00000-of-00001.parquet",
+        [plus_plus(image, id="elsewhere")],
+        ("image",),
+    )
     made = make("pie-bench-pp", folder)
+    elsewhere = made.row("elsewhere")
+    assert elsewhere["edit_type"] is None
+    assert elsewhere["problem"].startswith("the type is not known: ")
     row = made.row("111000000000")
     assert row["image"]["bytes"] == image
     assert (row["source_prompt"], row["target_prompt"]) == ("a red cup", "a blue cup")
@@ -235,7 +243,10 @@ def test_emu_edit(
 
 
 def test_gedit_bench_as_datasets_saved_it(
-    make: Make, tmp_path: Path, picture: Callable[..., Image.Image]
+    make: Make,
+    tmp_path: Path,
+    picture: Callable[..., Image.Image],
+    refusal: Callable[..., str],
 ) -> None:
     rows = {
         "task_type": ["background_change", "text_change"],
@@ -261,6 +272,12 @@ def test_gedit_bench_as_datasets_saved_it(
     assert (row["instruction"], row["edit_type"]) == ("把文字改成", "text_change")
     assert (row["instruction_language"], row["Intersection_exist"]) == ("cn", False)
     assert made.printed["edit_types"] == {"background_change": 1, "text_change": 1}
+    Path(made.printed["manifest"]).unlink()
+    saved["train"].save_to_disk(tmp_path / "one")
+    assert len(make("gedit-bench", tmp_path / "one").rows) == 2
+    assert "has no split 'train'; there are files without one" in refusal(
+        "gedit-bench", tmp_path / "one", "--split", "train"
+    )
 
 
 def test_a_table_of_something_else_is_refused_with_both_lists_of_columns(
