@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from jobs.bench import app as bench
-from jobs.commands import calibrate, checkpoint, demo, plan, results, run
+from jobs.commands import calibrate, checkpoint, demo, manifest, plan, results, run
 from jobs.terminal.logs import log_to_stderr
 
 app = typer.Typer(
@@ -44,6 +44,10 @@ app.add_typer(config_app, name="config")
 checkpoint_app = typer.Typer(help="Look at checkpoints.", no_args_is_help=True)
 checkpoint_app.command("inspect")(checkpoint.inspect)
 app.add_typer(checkpoint_app, name="checkpoint")
+
+manifest_app = typer.Typer(help="Make manifests.", no_args_is_help=True)
+manifest_app.command("from")(manifest.manifest_from)
+app.add_typer(manifest_app, name="manifest")
 
 
 def main() -> None:

@@ -64,7 +64,8 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "terminal": set(),
         "report": {"terminal"},
         "bench": {"job_file", "terminal"},
-        "commands": {"bench", "report", "job_file", "terminal"},
+        "manifest_from": set(),
+        "commands": {"bench", "report", "job_file", "terminal", "manifest_from"},
     },
 }
 """The folders of each floor, and the folders beside it that each may import.

@@ -1,0 +1,1 @@
+"""One module per benchmark. `jobs.manifest_from.registry` finds the SOURCE of each."""
