@@ -23,7 +23,7 @@ from fpe_core import (
     row_counts,
 )
 from fpe_core.agreement import LATENT_TOLERANCE, latent_distance
-from fpe_core.editor import _finite
+from fpe_core.edit_call import finite_sources as _finite
 from fpe_core.still_life.render import render
 from fpe_core.still_life.scene import caption, sample_scene
 from tests.fpe_core.editors.cases import (
