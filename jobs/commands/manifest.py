@@ -25,7 +25,12 @@ Place = Annotated[
 ]
 Output = Annotated[
     pathlib.Path | None,
-    typer.Option(help="The manifest; default: SET.parquet in the current folder.", metavar="FILE"),
+    typer.Option(
+        "--output",
+        "-o",
+        help="The manifest; default: SET.parquet in the current folder.",
+        metavar="FILE",
+    ),
 ]
 Embed = Annotated[
     bool, typer.Option("--embed", help="Put the pictures into the manifest, not their paths.")
