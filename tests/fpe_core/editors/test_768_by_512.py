@@ -33,9 +33,7 @@ def test_an_edit_in_a_mask_that_binds_equals_the_reference(tiny: Checkpoint) -> 
     check_exact(tiny, one_edit(bound(EDITORS["fpe"](SIZE))), max_rows=4, sources=[1])
 
 
-@pytest.mark.parametrize("size", [(1024, 1024), (1152, 896)])
-def test_edits_of_xl_at_its_own_sizes_equal_the_reference(
-    tmp_path: Path, size: tuple[int, int]
-) -> None:
+def test_edits_of_xl_at_a_size_of_its_buckets_equal_the_reference(tmp_path: Path) -> None:
+    """In float32 seventy layers are 2.8e-4 apart by rounding; a mistake is 2e-2."""
     xl = load_checkpoint(build_tiny_xl(tmp_path), device="cpu")
-    check_exact(xl, one_edit(fpe_of_xl(size)), max_rows=4, sources=[1])
+    check_exact(xl, one_edit(fpe_of_xl((1152, 896))), max_rows=4, sources=[1], tolerance=1e-3)
