@@ -1,7 +1,7 @@
 """Everything `fpe_core` raises on purpose.
 
     FPEError
-    ├── CheckpointError        not a Stable Diffusion 1.x checkpoint or CLIP, or unreadable
+    ├── CheckpointError        not a Stable Diffusion checkpoint or CLIP, or unreadable
     ├── ParameterError         an edit parameter is out of range, or does not fit the inversion
     ├── PromptError            a prompt is not usable text                         prompt_invalid
     │   └── NotApplicableError the editor lacks something, or prompts do not fit   prompt_invalid

@@ -6,13 +6,12 @@ pickles only then. Needs no torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fpe_core.checkpoint.add_on_files import vae_weights
 from fpe_core.checkpoint.add_ons import AddOns, Embedding, Lora
+from fpe_core.checkpoint.check import read_config
 from fpe_core.checkpoint.embedding_files import (
     TextEncoderSize,
     check_vectors,
@@ -68,10 +67,10 @@ def check_add_ons(
         _check_lora(Path(lora.file), lora, networks, source)
     _check_embeddings(add_ons.embeddings, folder)
     if add_ons.vae is not None and folder is not None:
-        own = _json(folder, "vae")
+        own = read_config(folder, "vae/config.json")
         vae = Path(add_ons.vae)
         of_vae = vae_config(vae, own)
-        check_vae_config(vae, of_vae, own, _json(folder, "unet"))
+        check_vae_config(vae, of_vae, own, read_config(folder, "unet/config.json"))
         check_vae_weights(vae_weights(vae, allow_pickle), of_vae)
 
 
@@ -107,11 +106,11 @@ def _check_embeddings(embeddings: tuple[Embedding, ...], folder: Path | None) ->
 
 def _networks(folder: Path) -> dict[str, Network | None]:
     """The networks of a diffusers folder by name; None: its weights are not described here."""
-    unet = _json(folder, "unet")
+    unet = read_config(folder, "unet/config.json")
     weights = unet_weights(unet)
     found: dict[str, Network | None] = {"unet": None if weights is None else Network(weights, unet)}
     for name in _text_encoders(folder):
-        config = _json(folder, name)
+        config = read_config(folder, f"{name}/config.json")
         is_second = name == "text_encoder_2"
         weights_of = projected_text_encoder_weights if is_second else text_encoder_weights
         found[name] = Network(weights_of(config), config)
@@ -119,7 +118,10 @@ def _networks(folder: Path) -> dict[str, Network | None]:
 
 
 def _sizes(folder: Path) -> dict[str, TextEncoderSize]:
-    configs = {name: text_config(_json(folder, name)) for name in _text_encoders(folder)}
+    configs = {
+        name: text_config(read_config(folder, f"{name}/config.json"))
+        for name in _text_encoders(folder)
+    }
     return {
         name: TextEncoderSize(
             int(each.get("hidden_size", 512)), int(each.get("max_position_embeddings", 77))
@@ -139,18 +141,3 @@ def _vocabulary(folder: Path, tokenizer: str) -> set[str]:
         raise CheckpointError(
             f"checkpoint {folder} cannot be loaded: {tokenizer}: {type(error).__name__}: {error}"
         ) from error
-
-
-def _json(folder: Path, component: str) -> dict[str, Any]:
-    try:
-        content = json.loads(
-            (component_folder(folder, component) / "config.json").read_text(encoding="utf-8")
-        )
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {folder} cannot be loaded: {component}/config.json: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return content

@@ -14,10 +14,10 @@ from typing import Any
 
 from fpe_core.checkpoint.add_ons import AddOns, Embedding, Lora
 from fpe_core.checkpoint.embedding_files import token_in_file
-from fpe_core.checkpoint.files import fingerprint_of, locate
+from fpe_core.checkpoint.files import PICKLED_SUFFIXES, fingerprint_of, locate
 from fpe_core.errors import CheckpointError
+from fpe_core.text_settings import TextSettings
 
-PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 VAE_WEIGHTS = "diffusion_pytorch_model"
 _SUFFIXES = (".safetensors", *PICKLED_SUFFIXES)
 _OF_LORAS = "pytorch_lora_weights"
@@ -34,18 +34,25 @@ def checkpoint_fingerprint(
     loras: Sequence[Lora | str | Path] = (),
     embeddings: Sequence[Embedding | str | Path] = (),
     vae: str | Path | None = None,
+    clip_skip: int = 0,
+    long_prompts: str = "truncate",
 ) -> str:
     """Hash of a checkpoint's content, 32 hex digits: equal files anywhere give equal fingerprints.
 
     With LoRAs, embeddings or an autoencoder of one's own it is also a hash of their content, of the
-    weights of the LoRAs and the tokens of the embeddings. Reads the files once; loads no model.
+    weights of the LoRAs and the tokens of the embeddings; and so it is of settings of the text
+    encoders (`TextSettings`) that are not as usual. Reads the files once; loads no model.
 
     Raises:
+        ParameterError: `clip_skip` or `long_prompts` is out of range.
         CheckpointError: as `load_checkpoint`.
     """
     files = locate(source, allow_pickle, revision)
     add_ons = located(AddOns.of(loras, embeddings, vae), allow_pickle)
-    return add_to_fingerprint(fingerprint_of(files, allow_pickle, config), add_ons, allow_pickle)
+    fingerprint = fingerprint_of(files, allow_pickle, config)
+    return TextSettings(clip_skip, long_prompts).of_fingerprint(
+        add_to_fingerprint(fingerprint, add_ons, allow_pickle)
+    )
 
 
 def located(add_ons: AddOns, allow_pickle: bool) -> AddOns:

@@ -127,10 +127,11 @@ def refuse_known(path: Path | str, tokens: Sequence[str], known: Collection[str]
     """Raises CheckpointError if a token of an embedding, or the next one, is a token already.
 
     `known`: the tokenizer's; CLIP's has the word cat as cat</w>, and an embedding of that name
-    would take its place in every prompt.
+    would take its place in every prompt. It takes <INK> and <ink> for the same.
     """
+    lowered = {each.lower() for each in known}
     for token in (*tokens, f"{tokens[0]}_1"):
-        if token in known or f"{token.lower()}</w>" in known:
+        if not lowered.isdisjoint({token.lower(), f"{token.lower()}</w>"}):
             raise CheckpointError(
                 f"embedding {path}: the tokenizer has a token {token} already; give it another "
                 "name (token)"

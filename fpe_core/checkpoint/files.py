@@ -36,7 +36,7 @@ _WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
-_PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -80,13 +80,11 @@ def locate(source: str | Path, allow_pickle: bool, revision: str | None) -> Chec
         _check_folder(path, allow_pickle)
         return CheckpointFiles(path)
     if path.is_file():
-        if path.suffix != ".safetensors" and not (
-            allow_pickle and path.suffix in _PICKLED_SUFFIXES
-        ):
+        if path.suffix != ".safetensors" and not (allow_pickle and path.suffix in PICKLED_SUFFIXES):
             hint = (
                 " It is a pickle, which can run code when loaded; convert it to safetensors, "
                 "or set allow_pickle if you trust it."
-                if path.suffix in _PICKLED_SUFFIXES
+                if path.suffix in PICKLED_SUFFIXES
                 else ""
             )
             raise CheckpointError(f"checkpoint file {source} is not a .safetensors file.{hint}")

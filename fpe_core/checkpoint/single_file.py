@@ -16,7 +16,6 @@ Needs no torch.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
@@ -37,7 +36,7 @@ from fpe_core.checkpoint.family_facts import (
     Family,
 )
 from fpe_core.checkpoint.weights import Header, headers_of
-from fpe_core.checkpoint.xl import SECOND_PARTS, has_second_parts
+from fpe_core.checkpoint.xl import FEW_STEPS, SECOND_PARTS, has_second_parts
 from fpe_core.errors import CheckpointError
 
 TOKENIZER_FILES = (
@@ -53,7 +52,6 @@ _UNET = "model.diffusion_model."
 _FIRST_CONVOLUTION = f"{_UNET}input_blocks.0.0.weight"
 _OPENCLIP = "cond_stage_model.model."
 _XL_FIRST, _XL_SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
-_FEW_STEPS = re.compile(r"turbo|lightning|hyper[-_ ]?sd|(^|[^a-z])(lcm|dmd2?)([^a-z]|$)", re.I)
 _ANOTHER_TOKENIZER = (
     "set model.config to a folder with CLIP's vocab.json and merges.txt, or a diffusers folder of "
     "any Stable Diffusion"
@@ -137,7 +135,7 @@ def _xl(path: Path, held: Mapping[str, Header], told: Mapping[str, str], channel
         reason = (
             "a model of Stable Diffusion XL's shapes that was trained on other noise levels (EDM)"
         )
-    elif few := _FEW_STEPS.search(told.get("modelspec.title", "") + " " + path.stem):
+    elif few := FEW_STEPS.search(told.get("modelspec.title", "") + " " + path.stem):
         reason = (
             f"Stable Diffusion XL distilled to a few steps without guidance, by its name "
             f"({few[0]}), whose inversion does not lead back to a picture"

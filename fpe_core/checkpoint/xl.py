@@ -25,7 +25,10 @@ REFINER = (
     "model began: there is no inversion by it. Use the base model"
 )
 _SIZES, _SIZES_OF_REFINER = 6, 5
-_FEW_STEPS = re.compile(r"(?i)(?<![a-z])(turbo|lightning)(?![a-z])")
+FEW_STEPS = re.compile(
+    r"turbo|lightning|hyper[-_ ]?sd|(?<![a-z])(lcm|dmd2?)(?![a-z])", re.IGNORECASE
+)
+"""What names of models say that are sampled in a few steps."""
 
 
 def is_xl(index: Mapping[str, Any], unet: Mapping[str, Any]) -> bool:
@@ -79,8 +82,8 @@ def few_steps(source: str | Path, scheduler: Mapping[str, Any]) -> str:
     """
     name = Path(str(source)).name
     reason = ""
-    if found := _FEW_STEPS.search(name):
-        reason = f"its name says {found[1]!r}"
+    if found := FEW_STEPS.search(name):
+        reason = f"its name says {found[0]!r}"
     elif (
         scheduler.get("timestep_spacing") == "trailing"
         and scheduler.get("prediction_type", "epsilon") == "epsilon"

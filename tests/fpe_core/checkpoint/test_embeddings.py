@@ -218,3 +218,16 @@ def test_the_fingerprint_is_of_the_content_and_the_token(
     assert checkpoint_fingerprint(tiny_folder, embeddings=[moved]) == named
     assert checkpoint_fingerprint(tiny_folder, embeddings=[Embedding(moved, "<ink>")]) == named
     assert loaded(tiny_folder, file).fingerprint == named
+
+
+def test_two_names_that_differ_in_capitals_alone_are_refused(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """CLIP's tokenizer (transformers 5.23.0) takes them for one; failed before: both were added."""
+    file = written(tmp_path / "ink.safetensors", {"emb_params": vectors(1)})
+    with pytest.raises(CheckpointError, match="has a token <INK> already"):
+        load_checkpoint(
+            tiny_folder,
+            device="cpu",
+            embeddings=[Embedding(file, "<ink>"), Embedding(file, "<INK>")],
+        )

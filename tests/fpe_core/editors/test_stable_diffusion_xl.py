@@ -420,12 +420,22 @@ def _cosxl(folder: Path) -> None:
         (_refiner, "base", "it is a refiner"),
         (_turbo, "base", r"model of few steps .*trailing, epsilon"),
         (lambda _folder: None, "my-Lightning-4step", r"its name says 'Lightning'"),
+        (lambda _folder: None, "sdxl-lcm", r"its name says 'lcm'"),
         (_without("text_projection.weight"), "base", r"second text encoder lacks 1 of"),
         (_projected_otherwise, "base", "takes 60 numbers beside the timestep"),
         (_one_encoder, "base", "it has no second text encoder"),
         (_cosxl, "base", "CosXL-Edit, whose noise levels"),
     ],
-    ids=["refiner", "turbo", "lightning", "tensor missing", "projection", "one encoder", "cosxl"],
+    ids=[
+        "refiner",
+        "turbo",
+        "lightning",
+        "lcm",
+        "tensor missing",
+        "projection",
+        "one encoder",
+        "cosxl",
+    ],
 )
 def test_what_cannot_be_edited_with_is_refused(
     folder: Path, tmp_path: Path, spoil: Callable[[Path], None], name: str, message: str

@@ -19,6 +19,7 @@ from fpe_core import (
     EditParameters,
     ParameterError,
     PromptToPrompt,
+    checkpoint_fingerprint,
     load_checkpoint,
 )
 from fpe_core.editors.shape_guided import ShapeGuided
@@ -200,6 +201,7 @@ def _check_skipped(checkpoint: Checkpoint, folder: Path, expected: Tensor) -> No
     plain, _ = loaded(folder).text_encoders.encode([SHORT])
     assert float((ours - plain).norm() / plain.norm()) > 0.01
     assert checkpoint.fingerprint != loaded(folder).fingerprint
+    assert checkpoint_fingerprint(folder, clip_skip=1) == checkpoint.fingerprint
 
 
 def test_settings_out_of_range_are_refused(folders: dict[str, Path]) -> None:
