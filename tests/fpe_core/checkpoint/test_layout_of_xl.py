@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
+    StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -188,3 +189,17 @@ def test_the_fingerprint_has_both_text_encoders_configs(
     place = other / "text_encoder_2" / "config.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), "hidden_act": "relu"}))
     assert checkpoint_fingerprint(single, config=other) != before
+
+
+def test_a_single_file_that_reads_instructions_is_the_same_model(tmp_path: Path) -> None:
+    """InstructPix2Pix of XL, whose UNet has eight input channels."""
+    folder = build_tiny_xl(tmp_path / "folder", sees_source=True)
+    path = tmp_path / "model.safetensors"
+    save_file(in_file(StableDiffusionXLInstructPix2PixPipeline.from_pretrained(folder)), path)
+    ours = load_checkpoint(path, device="cpu", dtype=torch.float32, config=folder)
+    theirs = load_checkpoint(folder, device="cpu", dtype=torch.float32)
+    assert ours.sees_source
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        expected, found = bare(getattr(theirs, name)), bare(getattr(ours, name))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[key], each) for key, each in expected.items()), name
